@@ -1,0 +1,16 @@
+//! secretfs mounts a *vault* as a directory in which every file is a secret.
+//!
+//! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
+//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward:
+//!
+//! ```text
+//! cli -> daemon -> fs -> vault -> keyring -> kms
+//!                          |         `-----> crypto
+//!                          `-> store
+//! ```
+#![deny(unsafe_code)]
+#![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
+
+pub mod crypto;
+pub mod kms;
+pub mod store;
