@@ -1,6 +1,14 @@
 //! The cryptography of secretfs: what is derived from what, what is bound into every seal, and
 //! the types that hold secrets. Nothing here knows of files, databases or KMS.
 
+pub mod aead;
+pub mod memory;
+pub mod padding;
+pub mod schedule;
 pub mod secret;
+pub mod sum;
 
-pub use secret::SecretKey;
+pub use aead::{OpenError, OpenFailure, SealError};
+pub use memory::{MemoryError, SecretBytes};
+pub use secret::{RandomError, SecretKey};
+pub use sum::SetSum;

@@ -1,49 +1,81 @@
-//! Secrets as types: boxed so that moves leave no copies behind, wiped when dropped, shown by no
-//! `Debug`, compared in constant time only.
+//! Secrets as types: in memory of their own so that moves leave no copies behind, wiped when
+//! dropped, shown by no `Debug`, compared in constant time only.
 
 use std::fmt;
 
 use subtle::ConstantTimeEq;
-use zeroize::Zeroizing;
+
+use super::memory::SecretBytes;
 
 /// A 256-bit symmetric key.
-#[derive(Clone)]
-pub struct SecretKey(Box<Zeroizing<[u8; 32]>>);
+pub struct SecretKey(SecretBytes);
 
 impl SecretKey {
     /// Length in bytes.
     pub const LEN: usize = 32;
+
+    fn empty() -> Self {
+        // As with `Box`, there is no going on without memory for a key.
+        Self(SecretBytes::zeroed(Self::LEN).unwrap_or_else(|_| std::process::abort()))
+    }
 
     /// A fresh key from the operating system's generator.
     ///
     /// # Errors
     /// When the generator fails, which on Linux means that the system is not usable at all.
     pub fn generate() -> Result<Self, RandomError> {
-        let mut key = Self(Box::new(Zeroizing::new([0; 32])));
-        fill_random(&mut key.0[..])?;
+        let mut key = Self::empty();
+        fill_random(&mut key.0)?;
         Ok(key)
     }
 
     /// Takes a key out of `bytes`; `None` unless there are exactly 32 of them. The caller wipes
     /// `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
-        let mut key = Self(Box::new(Zeroizing::new([0; 32])));
         if bytes.len() != Self::LEN {
             return None;
         }
+        let mut key = Self::empty();
         key.0.copy_from_slice(bytes);
         Some(key)
     }
 
+    /// A key made by `fill`, which is given 32 zero bytes.
+    pub fn filled_by(fill: impl FnOnce(&mut [u8])) -> Self {
+        let mut key = Self::empty();
+        fill(&mut key.0);
+        key
+    }
+
+    /// The same key in the memory reserved for master keys.
+    #[must_use]
+    pub fn into_master_memory(self) -> Self {
+        match SecretBytes::for_master_key(Self::LEN) {
+            Ok(mut home) => {
+                home.copy_from_slice(&self.0);
+                Self(home)
+            }
+            // Still locked and undumpable.
+            Err(_) => self,
+        }
+    }
+
     /// The key's bytes, to be borrowed as briefly as possible.
     pub fn expose(&self) -> &[u8; 32] {
-        &self.0
+        // A key is 32 bytes long from birth to death.
+        self.0.first_chunk().unwrap_or_else(|| std::process::abort())
+    }
+}
+
+impl Clone for SecretKey {
+    fn clone(&self) -> Self {
+        Self::filled_by(|copy| copy.copy_from_slice(&self.0))
     }
 }
 
 impl PartialEq for SecretKey {
     fn eq(&self, other: &Self) -> bool {
-        self.0[..].ct_eq(&other.0[..]).into()
+        self.0.ct_eq(&other.0).into()
     }
 }
 
@@ -56,7 +88,7 @@ impl fmt::Debug for SecretKey {
 }
 
 /// The operating system's random number generator failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the system's random number generator failed: {0}")]
 pub struct RandomError(String);
 

@@ -1,0 +1,154 @@
+//! Seal and open: XChaCha20-Poly1305 with a random 192-bit nonce,
+//! `sealed = nonce ‖ ciphertext ‖ tag` (draft-irtf-cfrg-xchacha-03).
+
+use chacha20poly1305::aead::{AeadInOut, KeyInit};
+use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+
+use super::memory::{MemoryError, SecretBytes};
+use super::secret::{RandomError, SecretKey, fill_random};
+
+/// Bytes of nonce before the ciphertext.
+pub const NONCE: usize = 24;
+/// Bytes of tag after it.
+pub const TAG: usize = 16;
+/// How much longer a sealed text is than the plain one.
+pub const OVERHEAD: usize = NONCE + TAG;
+
+/// What was sealed is not what is being opened: other bytes, another key or another context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("authentication failed")]
+pub struct OpenError;
+
+/// Sealing failed, for reasons that have nothing to do with what is sealed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SealError {
+    /// No nonce could be drawn.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// The text is longer than the cipher takes (256 GiB).
+    #[error("the text is too long to be sealed")]
+    TooLong,
+}
+
+/// Seals `plain` under `key`, bound to `context`.
+///
+/// # Errors
+/// When no nonce can be drawn.
+pub fn seal(key: &SecretKey, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
+    let mut sealed = Vec::with_capacity(plain.len() + OVERHEAD);
+    sealed.resize(NONCE, 0);
+    fill_random(&mut sealed)?;
+    let nonce = XNonce::try_from(&sealed[..NONCE]).map_err(|_| SealError::TooLong)?;
+    sealed.extend_from_slice(plain);
+    let tag = cipher(key)
+        .encrypt_inout_detached(&nonce, context, (&mut sealed[NONCE..]).into())
+        .map_err(|_| SealError::TooLong)?;
+    sealed.extend_from_slice(&tag);
+    Ok(sealed)
+}
+
+/// The number of plain bytes in `sealed`.
+///
+/// # Errors
+/// When it is too short to be a sealed text at all.
+pub fn plain_len(sealed: &[u8]) -> Result<usize, OpenError> {
+    sealed.len().checked_sub(OVERHEAD).ok_or(OpenError)
+}
+
+/// Opens `sealed` into `plain`, which must be exactly [`plain_len`] bytes long. After an error
+/// `plain` holds ciphertext at most.
+///
+/// # Errors
+/// When the bytes, the key or the context are not those of the seal.
+pub fn open_into(
+    key: &SecretKey,
+    context: &[u8],
+    sealed: &[u8],
+    plain: &mut [u8],
+) -> Result<(), OpenError> {
+    if plain_len(sealed)? != plain.len() {
+        return Err(OpenError);
+    }
+    let (nonce, rest) = sealed.split_at(NONCE);
+    let (ciphertext, tag) = rest.split_at(plain.len());
+    let nonce = XNonce::try_from(nonce).map_err(|_| OpenError)?;
+    let tag = Tag::try_from(tag).map_err(|_| OpenError)?;
+    plain.copy_from_slice(ciphertext);
+    cipher(key)
+        .decrypt_inout_detached(&nonce, context, plain.into(), &tag)
+        .map_err(|_| OpenError)
+}
+
+/// Why [`open`] failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenFailure {
+    /// Not what was sealed.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// No memory for the plain text.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Opens `sealed` into memory for secrets.
+///
+/// # Errors
+/// When the bytes, the key or the context are not those of the seal, or memory ran out.
+pub fn open(key: &SecretKey, context: &[u8], sealed: &[u8]) -> Result<SecretBytes, OpenFailure> {
+    let mut plain = SecretBytes::zeroed(plain_len(sealed)?)?;
+    open_into(key, context, sealed, &mut plain)?;
+    Ok(plain)
+}
+
+fn cipher(key: &SecretKey) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new(key.expose().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens_and_every_changed_bit_is_found() {
+        let key = SecretKey::generate().unwrap();
+        let sealed = seal(&key, b"context", b"a secret").unwrap();
+        assert_eq!(&open(&key, b"context", &sealed).unwrap()[..], b"a secret");
+        for bit in 0..sealed.len() * 8 {
+            let mut forged = sealed.clone();
+            forged[bit / 8] ^= 1 << (bit % 8);
+            assert!(open(&key, b"context", &forged).is_err(), "bit {bit}");
+        }
+        for length in 0..sealed.len() {
+            assert!(open(&key, b"context", &sealed[..length]).is_err(), "cut to {length}");
+        }
+    }
+
+    #[test]
+    fn another_context_or_key_opens_nothing() {
+        let key = SecretKey::generate().unwrap();
+        let sealed = seal(&key, b"context", b"").unwrap();
+        assert!(open(&key, b"contexu", &sealed).is_err());
+        assert!(open(&SecretKey::generate().unwrap(), b"context", &sealed).is_err());
+    }
+
+    #[test]
+    fn the_construction_is_the_published_one() {
+        // draft-irtf-cfrg-xchacha-03, A.3.1, opened as nonce ‖ ciphertext ‖ tag.
+        let hex = |s: &str| -> Vec<u8> {
+            let s: String = s.split_whitespace().collect();
+            (0..s.len()).step_by(2).map(|i| u8::from_str_radix(&s[i..i + 2], 16).unwrap()).collect()
+        };
+        let key = hex("808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f");
+        let aad = hex("50515253c0c1c2c3c4c5c6c7");
+        let sealed = hex(
+            "404142434445464748494a4b4c4d4e4f5051525354555657
+             bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb
+             731c7f1b0b4aa6440bf3a82f4eda7e39ae64c6708c54c216cb96b72e1213b452
+             2f8c9ba40db5d945b11b69b982c1bb9e3f3fac2bc369488f76b2383565d3fff9
+             21f9664c97637da9768812f615c68b13b52e
+             c0875924c1c7987947deafd8780acf49",
+        );
+        let plain = open(&SecretKey::from_slice(&key).unwrap(), &aad, &sealed).unwrap();
+        assert!(plain.starts_with(b"Ladies and Gentlemen of the class of '99"));
+    }
+}

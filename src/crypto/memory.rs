@@ -1,0 +1,326 @@
+//! Memory for secrets: locked where the system allows it, left out of core files, wiped when let
+//! go. Never shrinks in place without wiping, never moves without wiping what it left.
+//!
+//! Small buffers come from slabs that are locked once; larger ones are mappings of their own.
+//! Master keys live in `memfd_secret` pages where the kernel has them: those are gone from the
+//! kernel's own direct map too.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use zeroize::Zeroize;
+
+/// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
+const MIN_PIECE: usize = 64;
+/// Largest piece handed out of a slab, in bytes.
+const MAX_PIECE: usize = 32 * 1024;
+/// Size of a slab, in bytes: small enough for the 8 MiB that an ordinary user may lock.
+const SLAB: usize = 64 * 1024;
+const CLASSES: usize = (MAX_PIECE / MIN_PIECE).ilog2() as usize + 1;
+
+/// Buffers that hold secrets could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for a secret of {wanted} bytes")]
+pub struct MemoryError {
+    /// Bytes asked for.
+    pub wanted: usize,
+}
+
+/// What became of the memory asked for so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryReport {
+    /// Bytes mapped for secrets that are locked.
+    pub locked: u64,
+    /// Bytes mapped for secrets that the system refused to lock.
+    pub unlocked: u64,
+    /// Whether master keys live in `memfd_secret` pages.
+    pub memfd_secret: bool,
+}
+
+static LOCKED: AtomicU64 = AtomicU64::new(0);
+static UNLOCKED: AtomicU64 = AtomicU64::new(0);
+static MEMFD_SECRET: AtomicBool = AtomicBool::new(false);
+static REQUIRE_LOCKED: AtomicBool = AtomicBool::new(false);
+static SLABS: Mutex<Slabs> = Mutex::new(Slabs { free: [const { Vec::new() }; CLASSES], keys: Vec::new() });
+
+/// From now on, memory that cannot be locked is not handed out (`-o require-mlock`).
+pub fn require_locked() {
+    REQUIRE_LOCKED.store(true, Ordering::Relaxed);
+}
+
+/// How the memory handed out so far is protected.
+pub fn report() -> MemoryReport {
+    MemoryReport {
+        locked: LOCKED.load(Ordering::Relaxed),
+        unlocked: UNLOCKED.load(Ordering::Relaxed),
+        memfd_secret: MEMFD_SECRET.load(Ordering::Relaxed),
+    }
+}
+
+struct Piece(NonNull<u8>);
+// SAFETY: a piece on a free list is owned by the list alone.
+unsafe impl Send for Piece {}
+
+struct Slabs {
+    free: [Vec<Piece>; CLASSES],
+    /// Free pieces of `memfd_secret` pages, `MIN_PIECE` bytes each.
+    keys: Vec<Piece>,
+}
+
+impl Slabs {
+    fn take(&mut self, class: usize) -> Option<NonNull<u8>> {
+        if self.free[class].is_empty() {
+            let (slab, _) = map_private(SLAB)?;
+            carve(slab, SLAB, MIN_PIECE << class, &mut self.free[class]);
+        }
+        self.free[class].pop().map(|piece| piece.0)
+    }
+
+    fn take_key(&mut self) -> Option<NonNull<u8>> {
+        if self.keys.is_empty() {
+            const PAGE: usize = 4096;
+            let page = map_memfd_secret(PAGE)?;
+            MEMFD_SECRET.store(true, Ordering::Relaxed);
+            carve(page, PAGE, MIN_PIECE, &mut self.keys);
+        }
+        self.keys.pop().map(|piece| piece.0)
+    }
+}
+
+fn carve(start: NonNull<u8>, length: usize, piece: usize, into: &mut Vec<Piece>) {
+    for offset in (0..length).step_by(piece) {
+        // SAFETY: `offset < length`, and the mapping is `length` bytes long.
+        into.push(Piece(unsafe { start.add(offset) }));
+    }
+}
+
+/// Maps zeroed, private, undumpable memory and locks it if that is allowed.
+fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours.
+    let address = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: the range is the mapping just made. On-fault, so that an unused slab costs nothing;
+    // older kernels without it get the plain lock.
+    let locked = unsafe {
+        libc::madvise(address, length, libc::MADV_DONTDUMP);
+        libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
+    };
+    if !locked && REQUIRE_LOCKED.load(Ordering::Relaxed) {
+        // SAFETY: the mapping just made, to which nothing points yet.
+        unsafe { libc::munmap(address, length) };
+        return None;
+    }
+    let counter = if locked { &LOCKED } else { &UNLOCKED };
+    counter.fetch_add(length as u64, Ordering::Relaxed);
+    NonNull::new(address.cast()).map(|start| (start, locked))
+}
+
+/// Maps memory that not even the kernel has in its direct map; `None` where there is no such thing.
+fn map_memfd_secret(length: usize) -> Option<NonNull<u8>> {
+    // SAFETY: the call takes flags only.
+    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
+    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
+    let size = libc::off_t::try_from(length).ok()?;
+    // SAFETY: `fd` is ours and is closed exactly once; the mapping outlives it by design.
+    let address = unsafe {
+        let address = if libc::ftruncate(fd, size) == 0 {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd,
+                0,
+            )
+        } else {
+            libc::MAP_FAILED
+        };
+        libc::close(fd);
+        address
+    };
+    if address == libc::MAP_FAILED {
+        return None;
+    }
+    LOCKED.fetch_add(length as u64, Ordering::Relaxed);
+    NonNull::new(address.cast())
+}
+
+#[derive(Clone, Copy)]
+enum Origin {
+    Slab(usize),
+    Key,
+    Mapping { locked: bool },
+}
+
+/// A buffer for secrets: zeroed when made, wiped when dropped, shown by no `Debug`.
+pub struct SecretBytes {
+    start: NonNull<u8>,
+    capacity: usize,
+    length: usize,
+    origin: Origin,
+}
+
+// SAFETY: the buffer is owned by the value alone, like that of a `Vec<u8>`.
+unsafe impl Send for SecretBytes {}
+// SAFETY: shared references only read.
+unsafe impl Sync for SecretBytes {}
+
+impl SecretBytes {
+    /// A buffer of `length` zero bytes.
+    ///
+    /// # Errors
+    /// When there is no memory, or none that can be locked and that was required.
+    pub fn zeroed(length: usize) -> Result<Self, MemoryError> {
+        let wanted = length.max(1);
+        let out_of_memory = MemoryError { wanted };
+        if wanted <= MAX_PIECE {
+            let piece = wanted.next_power_of_two().max(MIN_PIECE);
+            let class = (piece / MIN_PIECE).ilog2() as usize;
+            let start = SLABS.lock().unwrap_or_else(PoisonError::into_inner).take(class);
+            let start = start.ok_or(out_of_memory)?;
+            return Ok(Self { start, capacity: piece, length, origin: Origin::Slab(class) });
+        }
+        let capacity = wanted.checked_next_multiple_of(4096).ok_or(out_of_memory)?;
+        let (start, locked) = map_private(capacity).ok_or(out_of_memory)?;
+        Ok(Self { start, capacity, length, origin: Origin::Mapping { locked } })
+    }
+
+    /// A buffer for a master key: in a `memfd_secret` page if there is such a thing.
+    ///
+    /// # Errors
+    /// As [`zeroed`](Self::zeroed).
+    pub fn for_master_key(length: usize) -> Result<Self, MemoryError> {
+        if length <= MIN_PIECE {
+            let start = SLABS.lock().unwrap_or_else(PoisonError::into_inner).take_key();
+            if let Some(start) = start {
+                return Ok(Self { start, capacity: MIN_PIECE, length, origin: Origin::Key });
+            }
+        }
+        Self::zeroed(length)
+    }
+
+    /// A copy of `bytes`.
+    ///
+    /// # Errors
+    /// As [`zeroed`](Self::zeroed).
+    pub fn copy_of(bytes: &[u8]) -> Result<Self, MemoryError> {
+        let mut copy = Self::zeroed(bytes.len())?;
+        copy.copy_from_slice(bytes);
+        Ok(copy)
+    }
+
+    /// Makes the buffer `length` bytes long: what is cut off is wiped, what is added is zero.
+    ///
+    /// # Errors
+    /// As [`zeroed`](Self::zeroed); then nothing has changed.
+    pub fn resize(&mut self, length: usize) -> Result<(), MemoryError> {
+        if length < self.length {
+            self[length..].zeroize();
+            self.length = length;
+        } else if length <= self.capacity {
+            // What lies behind the end was never used or was wiped when it was cut off.
+            self.length = length;
+        } else {
+            // Growing by half keeps a long series of appends linear.
+            let roomy = length.max(self.capacity.saturating_add(self.capacity / 2));
+            let mut larger = Self::zeroed(roomy).or_else(|_| Self::zeroed(length))?;
+            larger.length = length;
+            larger[..self.length].copy_from_slice(self);
+            *self = larger;
+        }
+        Ok(())
+    }
+
+    /// Bytes that the buffer takes up.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+}
+
+impl Deref for SecretBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` points to `capacity >= length` initialised bytes that `self` owns.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for SecretBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for SecretBytes {
+    fn drop(&mut self) {
+        self.zeroize();
+        let slabs = || SLABS.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.origin {
+            Origin::Slab(class) => slabs().free[class].push(Piece(self.start)),
+            Origin::Key => slabs().keys.push(Piece(self.start)),
+            Origin::Mapping { locked } => {
+                // SAFETY: the mapping was made by `map_private` with this length, and this was
+                // its only owner.
+                unsafe { libc::munmap(self.start.as_ptr().cast(), self.capacity) };
+                let counter = if locked { &LOCKED } else { &UNLOCKED };
+                counter.fetch_sub(self.capacity as u64, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretBytes({} bytes)", self.length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_keeps_its_content_while_it_grows_and_wipes_what_is_cut_off() {
+        let mut buffer = SecretBytes::copy_of(b"secret").unwrap();
+        for length in [100, 5_000, 40_000, 300_000] {
+            buffer.resize(length).unwrap();
+            assert_eq!(&buffer[..6], b"secret");
+            assert!(buffer[6..].iter().all(|b| *b == 0));
+        }
+        buffer.resize(3).unwrap();
+        buffer.resize(6).unwrap();
+        assert_eq!(&buffer[..], b"sec\0\0\0");
+    }
+
+    #[test]
+    fn a_piece_that_is_handed_out_again_is_zero() {
+        for _ in 0..3 {
+            let mut buffer = SecretBytes::zeroed(1000).unwrap();
+            assert!(buffer.iter().all(|b| *b == 0));
+            buffer.fill(0xaa);
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_content() {
+        let buffer = SecretBytes::copy_of(b"hunter2").unwrap();
+        assert_eq!(format!("{buffer:?}"), "SecretBytes(7 bytes)");
+    }
+}

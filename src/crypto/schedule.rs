@@ -1,0 +1,378 @@
+//! The key schedule: everything that is derived and everything that is bound, on one page.
+//!
+//! Subkeys are HKDF-Expand-SHA256 (RFC 5869; no extraction, section 3.3: every input is a uniform
+//! 256-bit key) with an `info` for each purpose. No key serves two purposes: each purpose is a type
+//! of its own, so that the compiler refuses to mix them.
+//!
+//! Every AAD is `format u8 ‖ record kind u8 ‖ vault id 16 ‖ fields`, all fields of fixed length and
+//! little-endian, so no two records of any kind share one.
+
+use std::fmt;
+
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::SecretKey;
+
+/// The format that all AADs and derivations are bound to.
+pub const FORMAT: u8 = 1;
+
+/// A vault's random identity, 128 bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VaultId(pub [u8; 16]);
+
+impl fmt::Display for VaultId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for VaultId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VaultId({self})")
+    }
+}
+
+/// An HMAC-SHA256 value.
+pub type Tag = [u8; 32];
+
+// ---------------------------------------------------------------------------------------------
+// Derivation
+
+fn expand(key: &SecretKey, info: &[&[u8]]) -> SecretKey {
+    SecretKey::filled_by(|subkey| {
+        // Both can fail for lengths only, and both lengths are 32.
+        let derived = Hkdf::<Sha256>::from_prk(key.expose())
+            .map_err(|_| ())
+            .and_then(|hkdf| hkdf.expand_multi_info(info, subkey).map_err(|_| ()));
+        if derived.is_err() {
+            std::process::abort();
+        }
+    })
+}
+
+fn hmac(key: &SecretKey, parts: &[&[u8]]) -> Tag {
+    // HMAC takes keys of any length.
+    let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose());
+    let mut mac = mac.unwrap_or_else(|_| std::process::abort());
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+/// SHA-256 of the concatenation of `parts`.
+pub fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize().into()
+}
+
+/// Whether two MACs or check values are the same, in constant time.
+pub fn same(a: &Tag, b: &Tag) -> bool {
+    a.ct_eq(b).into()
+}
+
+macro_rules! subkeys {
+    ($($(#[$doc:meta])* $name:ident: $from:ident, $label:literal;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Debug)]
+        pub struct $name(SecretKey);
+
+        impl $name {
+            /// Derives it.
+            pub fn derive(from: &$from) -> Self {
+                Self(expand(&from.0, &[$label]))
+            }
+        }
+    )*};
+}
+
+/// A master key of one generation.
+#[derive(Clone, Debug)]
+pub struct MasterKey(pub SecretKey);
+/// The key under which a node's metadata stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetadataKey(pub SecretKey);
+/// The key under which one version of a node's content stands.
+#[derive(Clone, Debug)]
+pub struct ContentKey(pub SecretKey);
+
+subkeys! {
+    /// Wraps data keys.
+    WrapKey: MasterKey, b"secretfs/1 master wrap";
+    /// Authenticates the keyring record.
+    KeyringMacKey: MasterKey, b"secretfs/1 master keyring-mac";
+    /// Seals a node's attributes.
+    AttributesKey: MetadataKey, b"secretfs/1 metadata attributes";
+    /// Seals a directory's entries.
+    EntryKey: MetadataKey, b"secretfs/1 metadata entry";
+    /// Files a directory's names.
+    NameTagKey: MetadataKey, b"secretfs/1 metadata name-tag";
+    /// Sums up a directory's entries, and as the system node's the vault's records.
+    SetKey: MetadataKey, b"secretfs/1 metadata set";
+    /// Seals the state record; derived from the system node's key only.
+    StateKey: MetadataKey, b"secretfs/1 metadata state";
+    /// Seals a version's length and chunk count.
+    VersionKey: ContentKey, b"secretfs/1 content version";
+    /// Seals a version's chunks.
+    ChunkKey: ContentKey, b"secretfs/1 content chunk";
+}
+
+impl MasterKey {
+    /// Tells the right key from a wrong one, and commits every ciphertext below it to one key.
+    pub fn check_value(&self, header: &[u8], vault: VaultId, generation: u64) -> Tag {
+        let header = digest(&[header]);
+        let info: &[&[u8]] =
+            &[b"secretfs/1 master check", &header, &vault.0, &generation.to_le_bytes()];
+        *expand(&self.0, info).expose()
+    }
+}
+
+impl KeyringMacKey {
+    /// The MAC of a keyring record: header and body, each behind its digest.
+    pub fn mac(&self, header: &[u8], body: &[u8]) -> Tag {
+        hmac(&self.0, &[b"keyring", &digest(&[header]), &digest(&[body])])
+    }
+}
+
+impl NameTagKey {
+    /// Where a directory files `name`.
+    pub fn tag(&self, name: &[u8]) -> Tag {
+        hmac(&self.0, &[name])
+    }
+}
+
+impl SetKey {
+    /// What an entry adds to its directory's sum.
+    pub fn entry(&self, tag: &Tag, record: &[u8]) -> Tag {
+        hmac(&self.0, &[b"e", tag, &digest(&[record])])
+    }
+
+    /// What a node's record adds to the vault's sum.
+    pub fn node(&self, id: u64, generation: u64, record: &[u8]) -> Tag {
+        let hash = digest(&[&generation.to_le_bytes(), record]);
+        hmac(&self.0, &[b"n", &id.to_le_bytes(), &hash])
+    }
+
+    /// What a version's record adds to the vault's sum.
+    pub fn version(&self, node: u64, version: u64, generation: u64, record: &[u8]) -> Tag {
+        let hash = digest(&[&generation.to_le_bytes(), record]);
+        hmac(&self.0, &[b"v", &node.to_le_bytes(), &version.to_le_bytes(), &hash])
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Binding
+
+/// What a wrapped key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A node's metadata.
+    Metadata,
+    /// One version of a node's content.
+    Content {
+        /// Which.
+        version: u64,
+    },
+}
+
+/// What a seal is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Context<'a> {
+    /// A data key under a master key.
+    Key { node: u64, role: Role, generation: u64 },
+    /// A node's attributes.
+    Attributes { node: u64, kind: u8, revision: u64 },
+    /// A directory's entry.
+    Entry { directory: u64, tag: &'a Tag, epoch: u32 },
+    /// A version's length and chunk count.
+    Version { node: u64, version: u64 },
+    /// A piece of content. Neither key nor generation: re-wrapping leaves contents alone.
+    Chunk { node: u64, version: u64, index: u32, last: bool },
+    /// The vault's state.
+    State,
+}
+
+impl Context<'_> {
+    /// The AAD, of which the fields above are a picture.
+    pub fn bytes(&self, vault: VaultId) -> Vec<u8> {
+        let mut aad = Vec::with_capacity(80);
+        aad.push(FORMAT);
+        aad.push(match self {
+            Context::Key { .. } => 1,
+            Context::Attributes { .. } => 2,
+            Context::Entry { .. } => 3,
+            Context::Version { .. } => 4,
+            Context::Chunk { .. } => 5,
+            Context::State => 6,
+        });
+        aad.extend_from_slice(&vault.0);
+        match *self {
+            Context::Key { node, role, generation } => {
+                aad.extend_from_slice(&node.to_le_bytes());
+                let (role, version) = match role {
+                    Role::Metadata => (0, 0),
+                    Role::Content { version } => (1, version),
+                };
+                aad.push(role);
+                aad.extend_from_slice(&version.to_le_bytes());
+                aad.extend_from_slice(&generation.to_le_bytes());
+            }
+            Context::Attributes { node, kind, revision } => {
+                aad.extend_from_slice(&node.to_le_bytes());
+                aad.push(kind);
+                aad.extend_from_slice(&revision.to_le_bytes());
+            }
+            Context::Entry { directory, tag, epoch } => {
+                aad.extend_from_slice(&directory.to_le_bytes());
+                aad.extend_from_slice(tag);
+                aad.extend_from_slice(&epoch.to_le_bytes());
+            }
+            Context::Version { node, version } => {
+                aad.extend_from_slice(&node.to_le_bytes());
+                aad.extend_from_slice(&version.to_le_bytes());
+            }
+            Context::Chunk { node, version, index, last } => {
+                aad.extend_from_slice(&node.to_le_bytes());
+                aad.extend_from_slice(&version.to_le_bytes());
+                aad.extend_from_slice(&index.to_le_bytes());
+                aad.push(last.into());
+            }
+            Context::State => {}
+        }
+        aad
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Sealing under a purpose
+
+macro_rules! seals {
+    ($($name:ident)*) => {$(
+        impl $name {
+            /// Seals `plain`, bound to `context`.
+            ///
+            /// # Errors
+            /// When no nonce can be drawn.
+            pub fn seal(
+                &self,
+                vault: VaultId,
+                context: Context<'_>,
+                plain: &[u8],
+            ) -> Result<Vec<u8>, super::SealError> {
+                super::aead::seal(&self.0, &context.bytes(vault), plain)
+            }
+
+            /// Opens into memory for secrets.
+            ///
+            /// # Errors
+            /// When key, context or bytes are not those of the seal, or memory ran out.
+            pub fn open(
+                &self,
+                vault: VaultId,
+                context: Context<'_>,
+                sealed: &[u8],
+            ) -> Result<super::SecretBytes, super::OpenFailure> {
+                super::aead::open(&self.0, &context.bytes(vault), sealed)
+            }
+
+            /// Opens into `plain`, whose length must fit.
+            ///
+            /// # Errors
+            /// When key, context or bytes are not those of the seal.
+            pub fn open_into(
+                &self,
+                vault: VaultId,
+                context: Context<'_>,
+                sealed: &[u8],
+                plain: &mut [u8],
+            ) -> Result<(), super::OpenError> {
+                super::aead::open_into(&self.0, &context.bytes(vault), sealed, plain)
+            }
+        }
+    )*};
+}
+
+seals!(WrapKey AttributesKey EntryKey StateKey VersionKey ChunkKey);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VAULT: VaultId = VaultId(*b"0123456789abcdef");
+
+    fn master() -> MasterKey {
+        MasterKey(SecretKey::from_slice(&[7; 32]).unwrap())
+    }
+
+    #[test]
+    fn no_two_purposes_share_a_key() {
+        let metadata = MetadataKey(master().0);
+        let content = ContentKey(master().0);
+        let keys = [
+            WrapKey::derive(&master()).0,
+            KeyringMacKey::derive(&master()).0,
+            AttributesKey::derive(&metadata).0,
+            EntryKey::derive(&metadata).0,
+            NameTagKey::derive(&metadata).0,
+            SetKey::derive(&metadata).0,
+            StateKey::derive(&metadata).0,
+            VersionKey::derive(&content).0,
+            ChunkKey::derive(&content).0,
+            SecretKey::from_slice(&master().check_value(b"h", VAULT, 1)).unwrap(),
+        ];
+        for (i, a) in keys.iter().enumerate() {
+            assert!(keys[i + 1..].iter().all(|b| a != b), "key {i}");
+        }
+    }
+
+    #[test]
+    fn no_two_contexts_share_their_bytes() {
+        let tag = [1; 32];
+        let contexts = [
+            Context::Key { node: 1, role: Role::Metadata, generation: 1 },
+            Context::Key { node: 1, role: Role::Content { version: 0 }, generation: 1 },
+            Context::Key { node: 1, role: Role::Content { version: 1 }, generation: 1 },
+            Context::Key { node: 1, role: Role::Content { version: 1 }, generation: 2 },
+            Context::Attributes { node: 1, kind: 1, revision: 1 },
+            Context::Attributes { node: 1, kind: 2, revision: 1 },
+            Context::Attributes { node: 1, kind: 1, revision: 2 },
+            Context::Entry { directory: 1, tag: &tag, epoch: 1 },
+            Context::Entry { directory: 1, tag: &[2; 32], epoch: 1 },
+            Context::Entry { directory: 1, tag: &tag, epoch: 2 },
+            Context::Version { node: 1, version: 1 },
+            Context::Version { node: 1, version: 2 },
+            Context::Chunk { node: 1, version: 1, index: 0, last: false },
+            Context::Chunk { node: 1, version: 1, index: 0, last: true },
+            Context::Chunk { node: 1, version: 1, index: 1, last: true },
+            Context::State,
+        ];
+        for (i, a) in contexts.iter().enumerate() {
+            assert_ne!(a.bytes(VAULT), a.bytes(VaultId([0; 16])));
+            for b in &contexts[i + 1..] {
+                assert_ne!(a.bytes(VAULT), b.bytes(VAULT));
+            }
+        }
+    }
+
+    #[test]
+    fn derivations_and_bindings_are_pinned() {
+        // Computed with Python's hmac and hashlib from the definitions above.
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let metadata = MetadataKey(master().0);
+        assert_eq!(
+            hex(&NameTagKey::derive(&metadata).tag(b"password")),
+            "d875ecec3562ea65fe40bd3137cb528af3ef247cf2131c1e649aaa4f12126837"
+        );
+        assert_eq!(
+            hex(&master().check_value(b"header", VAULT, 3)),
+            "0bd496059809abcde9f17d74a24c681904b56b2d74ec33639007cd8af6f41988"
+        );
+        assert_eq!(
+            hex(&Context::Chunk { node: 2, version: 3, index: 4, last: true }.bytes(VAULT)),
+            "0105303132333435363738396162636465660200000000000000030000000000000004000000\
+             01"
+        );
+    }
+}
