@@ -11,6 +11,10 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 
+pub mod codec;
 pub mod crypto;
+pub mod fs;
+pub mod keyring;
 pub mod kms;
 pub mod store;
+pub mod vault;

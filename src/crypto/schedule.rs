@@ -90,7 +90,7 @@ macro_rules! subkeys {
 
 /// A master key of one generation.
 #[derive(Clone, Debug)]
-pub struct MasterKey(pub SecretKey);
+pub struct MasterKey(#[allow(missing_docs)] pub SecretKey);
 /// The key under which a node's metadata stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetadataKey(pub SecretKey);
@@ -179,6 +179,7 @@ pub enum Role {
 
 /// What a seal is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The fields are called what they are.
 pub enum Context<'a> {
     /// A data key under a master key.
     Key { node: u64, role: Role, generation: u64 },

@@ -1,0 +1,311 @@
+//! Attributes, extended attributes and the figures of the whole file system.
+
+use std::sync::Arc;
+
+use crate::store::Durability;
+use crate::vault::{AttributeChange, Body, Kind, Node, Timestamp};
+
+use super::control;
+use super::open::without_set_id;
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, told};
+
+/// Names of extended attributes that programs may set.
+const USER: &[u8] = b"user.";
+/// Names of those that are computed.
+const VIRTUAL: &[u8] = b"user.secretfs.";
+
+/// What `setattr` is asked to change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttributes {
+    /// Permission bits, set-id bits and sticky bit.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub accessed: Option<Timestamp>,
+    /// Last change of the content.
+    pub modified: Option<Timestamp>,
+}
+
+/// File system figures, in units of 512 bytes where they are sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figures {
+    /// Size of a block in bytes.
+    pub block: u32,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Free blocks.
+    pub free: u64,
+    /// Free blocks for users.
+    pub available: u64,
+    /// Nodes in all.
+    pub files: u64,
+    /// Nodes that can still be made.
+    pub files_free: u64,
+}
+
+impl FileSystem {
+    /// Attributes of a node, or of what a handle sees.
+    pub fn getattr(self: &Arc<Self>, ino: u64, fh: Option<FileHandle>, done: Done<Attr>) {
+        if control::is_control(ino) {
+            return done(Ok(self.control_attr(ino)));
+        }
+        let seen = fh.and_then(|fh| self.size_through(fh));
+        let Some(size) = seen else { return self.settled_attr(ino, done) };
+        done(self.node(ino).map(|node| Attr { size, ..self.attr_of(&node) }));
+    }
+
+    /// The length of what a handle has of its own: a draft, or a version that it has settled on.
+    fn size_through(&self, fh: FileHandle) -> Option<u64> {
+        let handle = self.table.get(fh).ok()?;
+        let mut state = handle.node.lock();
+        if let Some(draft) = state.draft_of(fh) {
+            return Some(draft.len());
+        }
+        state.handles.get(&fh)?.pin.as_ref().map(|pin| pin.length)
+    }
+
+    /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
+    pub fn setattr(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        fh: Option<FileHandle>,
+        set: SetAttributes,
+        done: Done<Attr>,
+    ) {
+        if control::is_control(ino) {
+            // `echo rotate > control` truncates first; there is nothing to truncate.
+            let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+            return done(match refused {
+                true => Err(Errno(libc::EPERM)),
+                false => Ok(self.control_attr(ino)),
+            });
+        }
+        if let Err(error) = self.writer() {
+            return done(Err(error));
+        }
+        let Some(size) = set.size else { return self.set_plain(caller, ino, set, done) };
+        let fs = Arc::clone(self);
+        let then: Done<()> = Box::new(move |resized| match resized {
+            Ok(()) => fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done),
+            Err(error) => done(Err(error)),
+        });
+        if caller.uid != 0 {
+            self.drop_set_id_bits(ino);
+        }
+        match fh {
+            Some(fh) => self.truncate_handle(fh, size, then),
+            None => self.truncate_path(ino, size, then),
+        }
+    }
+
+    fn truncate_handle(self: &Arc<Self>, fh: FileHandle, size: u64, done: Done<()>) {
+        let handle = match self.table.get(fh) {
+            Ok(handle) if handle.access.write => handle,
+            Ok(_) => return done(Err(Errno(libc::EINVAL))),
+            Err(error) => return done(Err(error)),
+        };
+        match self.with_draft(fh, &handle, |draft| draft.truncate(size)) {
+            Some(outcome) => done(outcome),
+            None => {
+                let fs = Arc::clone(self);
+                let again = move || fs.truncate_handle(fh, size, done);
+                self.when_settled(handle.node.id, again);
+            }
+        }
+    }
+
+    /// truncate(2): there is no handle whose closing would publish, so it happens at once.
+    fn truncate_path(self: &Arc<Self>, ino: u64, size: u64, done: Done<()>) {
+        let fs = Arc::clone(self);
+        self.when_settled(ino, move || {
+            // A handle keeps the node in the table while its draft is being published.
+            let access = super::Access { read: false, write: true, append: false };
+            let opened = fs.table.open(ino, access, None);
+            let (fh, handle) = match opened {
+                Ok(opened) => opened,
+                Err(error) => return done(Err(error)),
+            };
+            let edited = fs
+                .node(ino)
+                .and_then(|node| Ok(node.file().map(drop)?))
+                .and_then(|()| {
+                    let edited = fs.with_draft(fh, &handle, |draft| draft.truncate(size));
+                    edited.unwrap_or(Err(Errno(libc::EAGAIN)))
+                });
+            let close = Arc::clone(&fs);
+            let done: Done<()> = Box::new(move |outcome| {
+                close.release(fh);
+                done(outcome);
+            });
+            match edited {
+                Ok(()) => fs.publish_shared(&handle.node, done),
+                Err(error) => done(Err(error)),
+            }
+        });
+    }
+
+    /// Everything but the length.
+    fn set_plain(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        set: SetAttributes,
+        done: Done<Attr>,
+    ) {
+        let node = match self.node(ino) {
+            Ok(node) => node,
+            Err(error) => return done(Err(error)),
+        };
+        let change = AttributeChange {
+            mode: set.mode.or_else(|| mode_after_chown(&node, caller, &set)),
+            uid: set.uid,
+            gid: set.gid,
+            accessed: set.accessed,
+            modified: set.modified,
+        };
+        if change == AttributeChange::default() {
+            return self.settled_attr(ino, done);
+        }
+        if let (Some(modified), Some(open)) = (set.modified, self.table.node(ino)) {
+            // What was written before is published later, and must not move the time again.
+            let mut state = open.lock();
+            let own = state.handles.values_mut().filter_map(|h| h.own.as_mut());
+            own.for_each(|draft| draft.modified = Some(modified));
+            if let Some(shared) = &mut state.shared {
+                shared.modified = Some(modified);
+            }
+        }
+        let writer = match self.writer() {
+            Ok(writer) => writer,
+            Err(error) => return done(Err(error)),
+        };
+        let fs = Arc::clone(self);
+        writer.submit(
+            Durability::Soon,
+            move |tx| tx.set_attributes(ino, &change),
+            move |outcome| match told(outcome) {
+                Ok(()) => fs.settled_attr(ino, done),
+                Err(error) => done(Err(error)),
+            },
+        );
+    }
+
+    // --- extended attributes --------------------------------------------------------------------
+
+    /// The value of an extended attribute.
+    pub fn get_xattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        if control::is_control(ino) || !name.starts_with(USER) {
+            return Err(Errno(libc::ENODATA));
+        }
+        let node = self.node(ino)?;
+        if let Some(name) = name.strip_prefix(VIRTUAL) {
+            return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
+        }
+        let xattrs = &node.attributes.xattrs;
+        let place = xattrs.binary_search_by(|(n, _)| n[..].cmp(name));
+        place.map(|at| xattrs[at].1.clone()).map_err(|_| Errno(libc::ENODATA))
+    }
+
+    /// The names of all that programs have set, each ended by a NUL. The computed ones are not
+    /// among them, or copying a file would fail to set them.
+    pub fn list_xattrs(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+        if control::is_control(ino) {
+            return Ok(Vec::new());
+        }
+        let node = self.node(ino)?;
+        let names = node.attributes.xattrs.iter();
+        Ok(names.flat_map(|(name, _)| name.iter().copied().chain([0])).collect())
+    }
+
+    /// Sets an extended attribute.
+    pub fn set_xattr(
+        self: &Arc<Self>,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        done: Done<()>,
+    ) {
+        let (name, value) = (name.to_vec(), value.to_vec());
+        let must = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
+        self.change_xattr(ino, &name.clone(), done, move |tx| {
+            tx.set_xattr(ino, &name, &value, must)
+        });
+    }
+
+    /// Removes an extended attribute.
+    pub fn remove_xattr(self: &Arc<Self>, ino: u64, name: &[u8], done: Done<()>) {
+        let own = name.to_vec();
+        self.change_xattr(ino, name, done, move |tx| tx.remove_xattr(ino, &own));
+    }
+
+    fn change_xattr(
+        &self,
+        ino: u64,
+        name: &[u8],
+        done: Done<()>,
+        job: impl FnMut(&mut crate::vault::Tx<'_>) -> Result<(), crate::vault::VaultError>
+        + Send
+        + 'static,
+    ) {
+        let allowed = if control::is_control(ino) || name.starts_with(VIRTUAL) {
+            Err(Errno(libc::EPERM))
+        } else if !name.starts_with(USER) || name.len() == USER.len() {
+            Err(Errno(libc::EOPNOTSUPP))
+        } else if name.len() > 255 {
+            Err(Errno(libc::ERANGE))
+        } else {
+            self.writer()
+        };
+        match allowed {
+            Ok(writer) => {
+                writer.submit(Durability::Soon, job, move |outcome| done(told(outcome)));
+            }
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// Figures of the file system below the vault: that is where secrets take up room.
+    pub fn figures(&self) -> Result<Figures, Errno> {
+        let below = nix::sys::statvfs::statvfs(self.vault.path()).map_err(|e| Errno(e as i32))?;
+        let state = self.vault.state();
+        Ok(Figures {
+            block: u32::try_from(below.fragment_size()).unwrap_or(4096),
+            blocks: below.blocks(),
+            free: below.blocks_free(),
+            available: below.blocks_available(),
+            files: state.nodes.saturating_add(below.files_free()),
+            files_free: below.files_free(),
+        })
+    }
+}
+
+/// chown(2) takes away set-id bits, from everything but directories, whoever calls it.
+fn mode_after_chown(node: &Node, caller: Caller, set: &SetAttributes) -> Option<u32> {
+    if node.kind == Kind::Directory || (set.uid.is_none() && set.gid.is_none()) {
+        return None;
+    }
+    let mode = node.attributes.mode;
+    // Without execute permission the bit marks mandatory locking, which only the privileged keep.
+    let kept = without_set_id(mode) & if caller.uid == 0 { !0 } else { !0o2000 };
+    (kept != mode).then_some(kept)
+}
+
+fn virtual_xattr(node: &Node, name: &[u8]) -> Option<Vec<u8>> {
+    let text = match (name, &node.attributes.body) {
+        (b"version", Body::File(file)) => file.version.to_string(),
+        (b"generation", _) => node.generation.to_string(),
+        (b"modified", _) => {
+            let Timestamp { seconds, nanoseconds } = node.attributes.modified;
+            format!("{seconds}.{nanoseconds:09}")
+        }
+        (_, _) => return None,
+    };
+    Some(text.into_bytes())
+}

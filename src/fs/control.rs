@@ -1,0 +1,204 @@
+//! The control directory `.secretfs` at the root of a mount: reachable by name, not listed, so
+//! that `cp -a`, `tar` and `rm -rf *` never meet it.
+//!
+//! Its files are rendered when they are opened.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::crypto::memory;
+use crate::vault::{Kind, ROOT, Summary, Timestamp};
+
+use super::directories::DirectoryEntry;
+use super::io::ReadDone;
+use super::open::Opened;
+use super::{Attr, Errno, FileHandle, FileSystem, Integrity};
+
+/// The directory's name.
+pub(super) const CONTROL_NAME: &[u8] = b".secretfs";
+/// The directory's inode number; nodes have none as high.
+pub const CONTROL_DIRECTORY: u64 = 1 << 63;
+/// The status file's.
+const STATUS: u64 = CONTROL_DIRECTORY + 1;
+/// Handles of control files are numbered from here.
+const FIRST_HANDLE: FileHandle = 1 << 63;
+/// What is rendered is padded to a multiple of this, so that its length seldom changes.
+const ROUND: usize = 1024;
+
+/// Whether an inode number belongs to the control directory.
+pub(super) fn is_control(ino: u64) -> bool {
+    ino >= CONTROL_DIRECTORY
+}
+
+/// Whether a handle is that of a control file.
+pub(super) fn is_control_handle(fh: FileHandle) -> bool {
+    fh >= FIRST_HANDLE
+}
+
+/// How the process is protected.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Protection {
+    /// All memory is locked, not only that which is meant for secrets.
+    pub all_memory_locked: bool,
+    /// No core file is written.
+    pub no_core_files: bool,
+    /// Other processes of the same user cannot look inside.
+    pub not_dumpable: bool,
+    /// Nothing that is executed can gain privileges.
+    pub no_new_privileges: bool,
+    /// How much memory may be locked, in bytes; none: without limit.
+    pub lockable_bytes: Option<u64>,
+}
+
+/// Open control files.
+#[derive(Default)]
+pub(super) struct Control {
+    open: Mutex<HashMap<FileHandle, Arc<Vec<u8>>>>,
+    next: AtomicU64,
+}
+
+#[derive(Serialize)]
+struct Status {
+    #[serde(flatten)]
+    vault: Summary,
+    mountpoint: String,
+    /// `unlocked`: keys are in memory.
+    state: &'static str,
+    integrity: String,
+    open_files: usize,
+    published: u64,
+    failed_publications: u64,
+    memory: Memory,
+    protection: Protection,
+    pid: u32,
+    uptime_seconds: u64,
+    program: &'static str,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    drafts_and_snapshots: u64,
+    limit: u64,
+    locked: u64,
+    unlocked: u64,
+    master_keys: &'static str,
+}
+
+impl FileSystem {
+    fn render_status(&self) -> Vec<u8> {
+        let report = memory::report();
+        let status = Status {
+            vault: self.vault.summary(),
+            mountpoint: self.settings.mountpoint.clone(),
+            state: "unlocked",
+            integrity: match &*self.integrity.lock().unwrap_or_else(PoisonError::into_inner) {
+                Integrity::Counting => "counting".into(),
+                Integrity::Verified => "verified".into(),
+                Integrity::Failed(why) => format!("failed: {why}"),
+            },
+            open_files: self.open_files(),
+            published: self.counters.published.load(Ordering::Relaxed),
+            failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
+            memory: Memory {
+                drafts_and_snapshots: self.budget.used(),
+                limit: self.settings.max_memory,
+                locked: report.locked,
+                unlocked: report.unlocked,
+                master_keys: match (report.memfd_secret, report.unlocked) {
+                    (true, _) => "memfd_secret",
+                    (false, 0) => "locked pages",
+                    (false, _) => "pages that may be swapped out",
+                },
+            },
+            protection: self.settings.protection.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            program: concat!("secretfs ", env!("CARGO_PKG_VERSION")),
+        };
+        // Structs of strings and numbers always have a JSON form.
+        let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
+        let padded = (text.len() + 1).next_multiple_of(ROUND);
+        text.resize(padded - 1, b' ');
+        text.push(b'\n');
+        text
+    }
+
+    pub(super) fn control_attr(&self, ino: u64) -> Attr {
+        let now = Timestamp::now();
+        let is_directory = ino == CONTROL_DIRECTORY;
+        let owner = self.vault.node(ROOT).map(|root| (root.attributes.uid, root.attributes.gid));
+        let (uid, gid) = owner.unwrap_or((0, 0));
+        Attr {
+            ino,
+            kind: if is_directory { Kind::Directory } else { Kind::File },
+            mode: if is_directory { 0o555 } else { 0o444 },
+            links: if is_directory { 2 } else { 1 },
+            uid,
+            gid,
+            device: 0,
+            size: if is_directory { 0 } else { self.render_status().len() as u64 },
+            accessed: now,
+            modified: now,
+            changed: now,
+            ttl: Duration::ZERO,
+        }
+    }
+
+    pub(super) fn lookup_control(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
+        match (parent, name) {
+            (CONTROL_DIRECTORY, b"status") => Ok(self.control_attr(STATUS)),
+            (CONTROL_DIRECTORY, _) => Err(Errno(libc::ENOENT)),
+            (_, _) => Err(Errno(libc::ENOTDIR)),
+        }
+    }
+
+    pub(super) fn open_control(&self, ino: u64, flags: i32) -> Result<Opened, Errno> {
+        if ino != STATUS {
+            return Err(Errno(libc::EISDIR));
+        }
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            return Err(Errno(libc::EACCES));
+        }
+        let fh = FIRST_HANDLE + self.control.next.fetch_add(1, Ordering::Relaxed);
+        let text = Arc::new(self.render_status());
+        self.control.open.lock().unwrap_or_else(PoisonError::into_inner).insert(fh, text);
+        Ok(Opened { fh, flushes: false })
+    }
+
+    pub(super) fn read_control(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
+        let text = self.control.open.lock().unwrap_or_else(PoisonError::into_inner)
+            .get(&fh).cloned();
+        match text {
+            Some(text) => done(Ok(super::io::window(&text, offset, size))),
+            None => done(Err(Errno(libc::EBADF))),
+        }
+    }
+
+    pub(super) fn release_control(&self, fh: FileHandle) {
+        self.control.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh);
+    }
+
+    pub(super) fn read_control_directory(
+        &self,
+        position: u64,
+        mut take: impl FnMut(&DirectoryEntry) -> bool,
+    ) -> Result<(), Errno> {
+        let entries = [
+            (CONTROL_DIRECTORY, Kind::Directory, &b"."[..]),
+            (ROOT, Kind::Directory, b".."),
+            (STATUS, Kind::File, b"status"),
+        ];
+        for (at, (ino, kind, name)) in entries.into_iter().enumerate() {
+            let entry =
+                DirectoryEntry { ino, kind, name: name.to_vec(), position: at as u64 + 1 };
+            if at as u64 >= position && take(&entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! What programs are told: one exhaustive table from failures to errno.
+
+use crate::crypto::MemoryError;
+use crate::keyring::KeyringError;
+use crate::store::StoreErrorKind;
+use crate::vault::VaultError;
+
+/// An error number as in errno(3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl From<MemoryError> for Errno {
+    fn from(_: MemoryError) -> Self {
+        Errno(libc::ENOMEM)
+    }
+}
+
+impl From<&VaultError> for Errno {
+    fn from(error: &VaultError) -> Self {
+        Errno(match error {
+            VaultError::Store(error) => match error.kind {
+                StoreErrorKind::Full => libc::ENOSPC,
+                StoreErrorKind::ReadOnly => libc::EROFS,
+                StoreErrorKind::Busy => libc::EBUSY,
+                StoreErrorKind::NotAVault
+                | StoreErrorKind::Exists
+                | StoreErrorKind::Corrupt
+                | StoreErrorKind::Denied
+                | StoreErrorKind::Moved
+                | StoreErrorKind::UnsafeFilesystem
+                | StoreErrorKind::Io => libc::EIO,
+            },
+            VaultError::Keyring(error) => match error {
+                KeyringError::Kms(_) | KeyringError::NotPinned(_) => libc::ENOKEY,
+                KeyringError::Integrity(_)
+                | KeyringError::Newer { .. }
+                | KeyringError::UnknownGeneration(_)
+                | KeyringError::Random(_)
+                | KeyringError::Seal(_) => libc::EIO,
+            },
+            VaultError::Integrity(_)
+            | VaultError::Rollback(_)
+            | VaultError::Anchor(_)
+            | VaultError::Setting(_)
+            | VaultError::Random(_) => libc::EIO,
+            VaultError::Memory(_) => libc::ENOMEM,
+            VaultError::NotFound => libc::ENOENT,
+            VaultError::Exists => libc::EEXIST,
+            VaultError::NotADirectory => libc::ENOTDIR,
+            VaultError::IsADirectory => libc::EISDIR,
+            VaultError::NotEmpty => libc::ENOTEMPTY,
+            VaultError::NameTooLong => libc::ENAMETOOLONG,
+            VaultError::TooManyLinks => libc::EMLINK,
+            VaultError::Invalid => libc::EINVAL,
+            VaultError::NoAttribute => libc::ENODATA,
+            VaultError::AttributesFull => libc::ENOSPC,
+            VaultError::ReadOnly => libc::EROFS,
+            VaultError::NotPermitted => libc::EPERM,
+            VaultError::OutOfNodes => libc::ENOSPC,
+        })
+    }
+}
+
+impl From<VaultError> for Errno {
+    fn from(error: VaultError) -> Self {
+        let errno = Errno::from(&error);
+        // Failed authentication and failing media are never silent. The texts name records by
+        // number.
+        if errno.0 == libc::EIO {
+            tracing::error!("{error}");
+        }
+        errno
+    }
+}

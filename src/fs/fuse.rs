@@ -1,0 +1,625 @@
+//! The fuser adapter: converts, calls and replies, and decides nothing.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileAttr, FileType, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
+
+use super::io::Transfer;
+use super::{Attr, Caller, Errno, FileSystem, SetAttributes};
+
+/// Bytes of a write request: bounds what the request buffers ever hold of a secret.
+const MAX_WRITE: u32 = 128 * 1024;
+
+/// Serves a [`FileSystem`] through fuser.
+#[derive(Debug)]
+pub struct Adapter(Arc<FileSystem>);
+
+impl Adapter {
+    /// Serves `fs`.
+    pub fn new(fs: Arc<FileSystem>) -> Self {
+        Self(fs)
+    }
+}
+
+impl From<Errno> for fuser::Errno {
+    fn from(errno: Errno) -> Self {
+        fuser::Errno::from_i32(errno.0)
+    }
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+}
+
+fn kind(kind: Kind) -> FileType {
+    match kind {
+        Kind::File | Kind::System => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+    }
+}
+
+fn time(stamp: Timestamp) -> SystemTime {
+    let whole = Duration::from_secs(stamp.seconds.unsigned_abs());
+    let part = Duration::from_nanos(stamp.nanoseconds.into());
+    let base = match stamp.seconds >= 0 {
+        true => UNIX_EPOCH.checked_add(whole),
+        false => UNIX_EPOCH.checked_sub(whole),
+    };
+    base.and_then(|base| base.checked_add(part)).unwrap_or(UNIX_EPOCH)
+}
+
+fn stamp(time: TimeOrNow) -> Timestamp {
+    match time {
+        TimeOrNow::SpecificTime(time) => time.into(),
+        TimeOrNow::Now => Timestamp::now(),
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.size.div_ceil(512),
+        atime: time(attr.accessed),
+        mtime: time(attr.modified),
+        ctime: time(attr.changed),
+        crtime: UNIX_EPOCH,
+        kind: kind(attr.kind),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.links,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.device,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// Node ids are never reused, so there is one generation of each.
+const GENERATION: Generation = Generation(0);
+
+fn entry(reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+    Box::new(move |result| match result {
+        Ok(attr) => reply.entry(&attr.ttl, &file_attr(&attr), GENERATION),
+        Err(error) => reply.error(error.into()),
+    })
+}
+
+fn attributes(reply: ReplyAttr) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+    Box::new(move |result| match result {
+        Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
+        Err(error) => reply.error(error.into()),
+    })
+}
+
+fn empty(reply: ReplyEmpty) -> Box<dyn FnOnce(Result<(), Errno>) + Send> {
+    Box::new(move |result| match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error.into()),
+    })
+}
+
+/// How open files are to be treated: nothing through the page cache, and no FLUSH for readers.
+fn open_flags(flushes: bool) -> FopenFlags {
+    match flushes {
+        true => FopenFlags::FOPEN_DIRECT_IO,
+        false => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+    }
+}
+
+fn data(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match result {
+        Err(error) => reply.error(error.into()),
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(bytes) => reply.data(&bytes),
+    }
+}
+
+impl fuser::Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Without this one, O_TRUNC would arrive as a truncation by path, which publishes.
+        config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC).map_err(|_| {
+            std::io::Error::other("the kernel's FUSE cannot open and truncate at once")
+        })?;
+        for wanted in [
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            // Older kernels do without.
+            let _ = config.add_capabilities(wanted);
+        }
+        // Both only fail for values out of range, and then keep the nearest in range.
+        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_time_granularity(Duration::from_nanos(1));
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.0.lookup(parent.0, name.as_bytes(), entry(reply));
+    }
+
+    fn getattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: Option<fuser::FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        self.0.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<fuser::FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttributes {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            accessed: atime.map(stamp),
+            modified: mtime.map(stamp),
+        };
+        self.0.setattr(caller(request), ino.0, fh.map(|fh| fh.0), set, attributes(reply));
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.0.read_link(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let kind = match mode & libc::S_IFMT {
+            libc::S_IFREG | 0 => Kind::File,
+            libc::S_IFIFO => Kind::Fifo,
+            libc::S_IFSOCK => Kind::Socket,
+            libc::S_IFCHR => Kind::CharDevice,
+            libc::S_IFBLK => Kind::BlockDevice,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let new = NewNode { device: rdev, ..new_node(request, kind, mode & !umask) };
+        self.0.make(parent.0, name.as_bytes(), new, entry(reply));
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = new_node(request, Kind::Directory, mode & !umask);
+        self.0.make(parent.0, name.as_bytes(), new, entry(reply));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.unlink(parent.0, name.as_bytes(), empty(reply));
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.rmdir(parent.0, name.as_bytes(), empty(reply));
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let target = target.as_os_str().as_bytes().to_vec();
+        let new = NewNode { target, ..new_node(request, Kind::Symlink, 0o777) };
+        self.0.make(parent.0, name.as_bytes(), new, entry(reply));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        let (from, to) = ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
+        self.0.rename(from, to, mode, empty(reply));
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        parent: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.0.link(ino.0, parent.0, name.as_bytes(), entry(reply));
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.0.open(
+            caller(request),
+            ino.0,
+            flags.0,
+            Box::new(move |opened| match opened {
+                Ok(opened) => {
+                    reply.opened(fuser::FileHandle(opened.fh), open_flags(opened.flushes));
+                }
+                Err(error) => reply.error(error.into()),
+            }),
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.0.create(
+            caller(request),
+            parent.0,
+            name.as_bytes(),
+            mode & !umask,
+            flags,
+            Box::new(move |created| match created {
+                Ok((attr, opened)) => reply.created(
+                    &attr.ttl,
+                    &file_attr(&attr),
+                    GENERATION,
+                    fuser::FileHandle(opened.fh),
+                    open_flags(opened.flushes),
+                ),
+                Err(error) => reply.error(error.into()),
+            }),
+        );
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let transfer =
+            Transfer { lock_owner: lock_owner.map(|owner| owner.0), kill_set_id: false };
+        self.0.read(
+            fh.0,
+            offset,
+            size,
+            transfer,
+            Box::new(move |read| match read {
+                Ok(bytes) => reply.data(bytes),
+                Err(error) => reply.error(error.into()),
+            }),
+        );
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let transfer = Transfer {
+            lock_owner: lock_owner.map(|owner| owner.0).filter(|_| !cached),
+            kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        self.0.write(
+            fh.0,
+            offset,
+            data,
+            transfer,
+            Box::new(move |written| match written {
+                Ok(count) => reply.written(count),
+                Err(error) => reply.error(error.into()),
+            }),
+        );
+    }
+
+    fn flush(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        self.0.flush(fh.0, request.pid(), lock_owner.0, empty(reply));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.fsync(fh.0, empty(reply));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.open_directory(ino.0) {
+            Ok(fh) => reply.opened(fuser::FileHandle(fh), FopenFlags::empty()),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: fuser::FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
+            let name = OsStr::from_bytes(&entry.name);
+            reply.add(INodeNo(entry.ino), entry.position, kind(entry.kind), name)
+        });
+        match read {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: fuser::FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut failure = None;
+        let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
+            match self.0.entry_attr(entry) {
+                Ok(attr) => reply.add(
+                    INodeNo(entry.ino),
+                    entry.position,
+                    OsStr::from_bytes(&entry.name),
+                    &attr.ttl,
+                    &file_attr(&attr),
+                    GENERATION,
+                ),
+                // Removed since the entry was read.
+                Err(Errno(libc::ENOENT)) => false,
+                Err(error) => {
+                    failure = Some(error);
+                    true
+                }
+            }
+        });
+        match read.and(failure.map_or(Ok(()), Err)) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release_directory(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        _fh: fuser::FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.barrier(empty(reply));
+    }
+
+    fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match self.0.figures() {
+            Ok(f) => reply.statfs(
+                f.blocks,
+                f.free,
+                f.available,
+                f.files,
+                f.files_free,
+                f.block,
+                crate::vault::MAX_NAME as u32,
+                f.block,
+            ),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.0.set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        data(self.0.get_xattr(ino.0, name.as_bytes()), size, reply);
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        data(self.0.list_xattrs(ino.0), size, reply);
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.0.remove_xattr(ino.0, name.as_bytes(), empty(reply));
+    }
+
+    fn access(&self, _: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel decides (`default_permissions`) and does not ask.
+        reply.ok();
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.0.allocate(fh.0, offset, length, mode, empty(reply));
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: fuser::FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let sought = u64::try_from(offset)
+            .map_err(|_| Errno(libc::EINVAL))
+            .and_then(|offset| self.0.seek(fh.0, offset, whence));
+        match sought {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _ino_in: INodeNo,
+        fh_in: fuser::FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: fuser::FileHandle,
+        offset_out: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.0.copy_range(
+            (fh_in.0, offset_in),
+            (fh_out.0, offset_out),
+            length,
+            Box::new(move |copied| match copied {
+                Ok(count) => reply.written(count),
+                Err(error) => reply.error(error.into()),
+            }),
+        );
+    }
+}
+
+fn new_node(request: &Request, kind: Kind, mode: u32) -> NewNode {
+    NewNode {
+        kind,
+        mode: mode & 0o7777,
+        uid: request.uid(),
+        gid: request.gid(),
+        device: 0,
+        target: Vec::new(),
+    }
+}

@@ -1,0 +1,260 @@
+//! What is open: handles, the nodes they belong to, their drafts and the versions they pin.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+
+use crate::crypto::SecretBytes;
+use crate::store::NodeId;
+use crate::vault::{OpenFiles, Version};
+
+use super::Errno;
+use super::budget::Reservation;
+use super::draft::Draft;
+
+/// A file handle: what the kernel passes with every request for an open file.
+pub type FileHandle = u64;
+
+/// How a handle was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Reading is allowed.
+    pub read: bool,
+    /// Writing is allowed.
+    pub write: bool,
+    /// Every write goes to the end.
+    pub append: bool,
+}
+
+impl Access {
+    /// The access that open(2)'s flags ask for.
+    pub fn from_flags(flags: i32) -> Self {
+        let mode = flags & libc::O_ACCMODE;
+        Self {
+            read: mode == libc::O_RDONLY || mode == libc::O_RDWR,
+            write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
+            append: flags & libc::O_APPEND != 0,
+        }
+    }
+}
+
+/// A version's content in memory, or what is needed to read it piece by piece.
+#[derive(Debug)]
+pub(super) enum Loaded {
+    Whole { bytes: SecretBytes, _reservation: Reservation },
+    Pieces { version: Version, last: Mutex<Option<(u32, SecretBytes)>> },
+}
+
+/// The version that a reader has settled on.
+#[derive(Clone, Debug)]
+pub(super) struct Pin {
+    pub(super) version: u64,
+    pub(super) length: u64,
+    /// Dropped when memory runs short, and loaded again.
+    pub(super) loaded: Option<Arc<Loaded>>,
+}
+
+/// What a handle has of its own.
+#[derive(Debug, Default)]
+pub(super) struct HandleState {
+    pub(super) write: bool,
+    /// A replacement of its own.
+    pub(super) own: Option<Draft>,
+    pub(super) pin: Option<Pin>,
+    /// Number of the last change that came through it, in the draft it writes to.
+    pub(super) wrote: u64,
+    /// Lock owners that wrote, for when process ids are not to be seen.
+    pub(super) owners: HashSet<u64>,
+}
+
+/// What all handles of a node share.
+#[derive(Default)]
+pub(super) struct NodeState {
+    pub(super) handles: HashMap<FileHandle, HandleState>,
+    /// The draft of those that write in place.
+    pub(super) shared: Option<Draft>,
+    /// Publications under way.
+    pub(super) publishing: u32,
+    /// What waits for them.
+    pub(super) waiting: Vec<Box<dyn FnOnce() + Send>>,
+    /// Contents in memory, by version.
+    pub(super) loaded: HashMap<u64, Weak<Loaded>>,
+    /// Pages may be in the page cache.
+    pub(super) paged: bool,
+    /// Versions before the current one may be in the store.
+    kept: bool,
+}
+
+impl NodeState {
+    /// The draft that a handle writes to, if it has begun.
+    pub(super) fn draft_of(&mut self, handle: FileHandle) -> Option<&mut Draft> {
+        let state = self.handles.get_mut(&handle)?;
+        match (&mut state.own, state.write) {
+            (Some(own), _) => Some(own),
+            (None, true) => self.shared.as_mut(),
+            (None, false) => None,
+        }
+    }
+
+    /// Versions that some handle still reads, to be kept in the store; to be reaped later.
+    pub(super) fn keep_pinned(&mut self) -> Vec<u64> {
+        let pins = self.handles.values().filter_map(|h| h.pin.as_ref());
+        let versions: Vec<_> = pins.map(|pin| pin.version).collect();
+        self.kept |= !versions.is_empty();
+        versions
+    }
+
+    pub(super) fn has_writers(&self) -> bool {
+        self.handles.values().any(|h| h.write)
+    }
+}
+
+/// A node with open handles.
+pub(super) struct OpenNode {
+    pub(super) id: NodeId,
+    state: Mutex<NodeState>,
+}
+
+impl OpenNode {
+    pub(super) fn lock(&self) -> MutexGuard<'_, NodeState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing when somebody is at work on it.
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, NodeState>> {
+        self.state.try_lock().ok()
+    }
+}
+
+/// An open file.
+pub(super) struct Handle {
+    pub(super) node: Arc<OpenNode>,
+    pub(super) access: Access,
+    /// The process that opened it; `None` when it cannot be seen.
+    pub(super) opener: Option<u32>,
+}
+
+#[derive(Default)]
+struct Nodes {
+    open: HashMap<NodeId, Arc<OpenNode>>,
+    /// Being deleted by a transaction under way; cannot be opened any more.
+    dying: HashSet<NodeId>,
+}
+
+/// All that is open.
+#[derive(Default)]
+pub(super) struct Table {
+    nodes: Mutex<Nodes>,
+    handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
+    next: std::sync::atomic::AtomicU64,
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a handle. Its node cannot be deleted from now on until the handle is closed.
+    pub(super) fn open(
+        &self,
+        node: NodeId,
+        access: Access,
+        opener: Option<u32>,
+    ) -> Result<(FileHandle, Arc<Handle>), Errno> {
+        let fh = 1 + self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut nodes = self.lock();
+        if nodes.dying.contains(&node) {
+            return Err(Errno(libc::ENOENT));
+        }
+        let open = nodes.open.entry(node).or_insert_with(|| {
+            Arc::new(OpenNode { id: node, state: Mutex::default() })
+        });
+        let state = HandleState { write: access.write, ..HandleState::default() };
+        open.lock().handles.insert(fh, state);
+        let handle = Arc::new(Handle { node: Arc::clone(open), access, opener });
+        drop(nodes);
+        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
+        handles.insert(fh, Arc::clone(&handle));
+        Ok((fh, handle))
+    }
+
+    pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
+        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        handles.get(&fh).cloned().ok_or(Errno(libc::EBADF))
+    }
+
+    /// Takes a handle out; what it leaves behind is the caller's to publish.
+    pub(super) fn take(&self, fh: FileHandle) -> Option<(Arc<Handle>, HandleState)> {
+        let handle =
+            self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)?;
+        let state = handle.node.lock().handles.remove(&fh).unwrap_or_default();
+        Some((handle, state))
+    }
+
+    /// The node's shared state, if anything of it is open or being published.
+    pub(super) fn node(&self, id: NodeId) -> Option<Arc<OpenNode>> {
+        self.lock().open.get(&id).cloned()
+    }
+
+    /// Forgets a node that has neither handles nor publications any more; tells whether versions
+    /// were kept for its handles. `None` when it is still in use.
+    pub(super) fn forget_if_idle(&self, id: NodeId) -> Option<bool> {
+        let mut nodes = self.lock();
+        let kept = {
+            let state = nodes.open.get(&id)?.lock();
+            if !state.handles.is_empty() || state.publishing > 0 {
+                return None;
+            }
+            state.kept
+        };
+        nodes.open.remove(&id);
+        Some(kept)
+    }
+
+    pub(super) fn all_nodes(&self) -> Vec<Arc<OpenNode>> {
+        self.lock().open.values().cloned().collect()
+    }
+
+    /// Number of open handles.
+    pub(super) fn len(&self) -> usize {
+        self.handles.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// The transaction that was deleting nodes is over.
+    fn revive(&self, ids: &[NodeId]) {
+        let mut nodes = self.lock();
+        for id in ids {
+            nodes.dying.remove(id);
+        }
+    }
+}
+
+/// The table as a deleting job sees it: what is not open starts dying.
+pub(super) struct Reaper {
+    pub(super) table: Arc<Table>,
+    doomed: Mutex<Vec<NodeId>>,
+}
+
+impl Reaper {
+    pub(super) fn new(table: Arc<Table>) -> Self {
+        Self { table, doomed: Mutex::default() }
+    }
+}
+
+impl OpenFiles for Reaper {
+    fn is_open_or_dying(&self, node: NodeId) -> bool {
+        let mut nodes = self.table.lock();
+        if nodes.open.contains_key(&node) {
+            return true;
+        }
+        nodes.dying.insert(node);
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+        false
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        let doomed = self.doomed.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.table.revive(doomed);
+    }
+}

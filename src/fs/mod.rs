@@ -1,0 +1,288 @@
+//! The file system: what open, read, write, rename and the rest mean for secrets.
+//!
+//! It knows inodes, handles, bytes and errno, not fuser and no kernel: [`fuse`] is one adapter.
+//! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
+//! (for the disk, for a publication under way) never keeps the thread that reads requests.
+
+mod attributes;
+mod budget;
+mod control;
+mod directories;
+mod draft;
+mod errno;
+pub mod fuse;
+mod handles;
+mod io;
+mod names;
+mod open;
+mod process;
+mod publish;
+mod writer;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::time::Duration;
+
+use crate::store::NodeId;
+use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
+
+pub use attributes::{Figures, SetAttributes};
+pub use control::{CONTROL_DIRECTORY, Protection};
+pub use directories::DirectoryEntry;
+pub use errno::Errno;
+pub use handles::{Access, FileHandle};
+pub use io::{ReadDone, Transfer};
+pub use open::Opened;
+pub use publish::Ending;
+
+use budget::Budget;
+use directories::DirectoryHandles;
+use handles::Table;
+use writer::Writer;
+
+/// What an operation tells its caller, when it is done.
+pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
+
+/// How a mount behaves.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long the kernel may remember names and attributes.
+    pub ttl: Duration,
+    /// Largest secret in bytes.
+    pub max_secret_size: u64,
+    /// Most bytes of drafts and snapshots in memory.
+    pub max_memory: u64,
+    /// How the process is protected, for `status`.
+    pub protection: Protection,
+    /// Where it is mounted, for `status`.
+    pub mountpoint: String,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Thread id, 0 when it cannot be seen from here.
+    pub pid: u32,
+}
+
+/// What `stat` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, set-id bits and sticky bit.
+    pub mode: u32,
+    /// Links.
+    pub links: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number.
+    pub device: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last access.
+    pub accessed: Timestamp,
+    /// Last change of the content.
+    pub modified: Timestamp,
+    /// Last change of anything.
+    pub changed: Timestamp,
+    /// How long that may be remembered.
+    pub ttl: Duration,
+}
+
+/// Counters for `status` and metrics.
+#[derive(Debug, Default)]
+struct Counters {
+    published: AtomicU64,
+    failed_publications: AtomicU64,
+}
+
+/// A mounted vault.
+pub struct FileSystem {
+    vault: Arc<Vault>,
+    settings: Settings,
+    writer: Option<Writer>,
+    table: Arc<Table>,
+    directories: DirectoryHandles,
+    control: control::Control,
+    budget: Arc<Budget>,
+    counters: Counters,
+    /// Nodes whose pages the kernel should drop.
+    invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
+    ending: AtomicBool,
+    integrity: Mutex<Integrity>,
+    started: std::time::Instant,
+}
+
+/// What the recount after mounting came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Integrity {
+    Counting,
+    Verified,
+    Failed(String),
+}
+
+impl std::fmt::Debug for FileSystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FileSystem({:?})", self.vault)
+    }
+}
+
+impl FileSystem {
+    /// Serves `vault`. Starts the writer's thread, and one that recounts the vault.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(vault: Vault, settings: Settings) -> std::io::Result<Arc<Self>> {
+        let vault = Arc::new(vault);
+        let writer = match vault.is_read_only() {
+            true => None,
+            false => Some(Writer::start(Arc::clone(&vault))?),
+        };
+        let fs = Arc::new(Self {
+            writer,
+            table: Arc::default(),
+            directories: DirectoryHandles::default(),
+            control: control::Control::default(),
+            budget: Budget::new(settings.max_memory),
+            counters: Counters::default(),
+            invalidate: OnceLock::new(),
+            ending: AtomicBool::new(false),
+            integrity: Mutex::new(Integrity::Counting),
+            started: std::time::Instant::now(),
+            settings,
+            vault,
+        });
+        let counting = Arc::downgrade(&fs);
+        let vault = Arc::clone(&fs.vault);
+        std::thread::Builder::new().name("recount".into()).spawn(move || {
+            let verdict = match vault.recount() {
+                Ok(()) => Integrity::Verified,
+                Err(error) => {
+                    tracing::error!("{error}");
+                    Integrity::Failed(error.to_string())
+                }
+            };
+            drop(vault);
+            if let Some(fs) = counting.upgrade() {
+                *fs.integrity.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
+            }
+        })?;
+        Ok(fs)
+    }
+
+    /// Tells how to make the kernel drop a node's pages. `drop_pages` is called on a thread of its
+    /// own: from inside a request it could wait for that request.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn attach_notifier(
+        &self,
+        drop_pages: impl Fn(NodeId) + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::Builder::new().name("notifier".into()).spawn(move || {
+            receiver.into_iter().for_each(drop_pages);
+        })?;
+        // A second notifier would only do the same.
+        let _ = self.invalidate.set(Mutex::new(sender));
+        Ok(())
+    }
+
+    /// The kernel should drop the pages of a node, if it has any.
+    fn drop_pages(&self, node: NodeId) {
+        if self.ending.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(sender) = self.invalidate.get() {
+            // The receiver lives as long as the sender.
+            let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).send(node);
+        }
+    }
+
+    /// The mounted vault.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Number of files that programs have open.
+    pub fn open_files(&self) -> usize {
+        self.table.len()
+    }
+
+    fn writer(&self) -> Result<&Writer, Errno> {
+        self.writer.as_ref().ok_or(Errno(libc::EROFS))
+    }
+
+    /// Runs `then` now, or when the publications of `node` that are under way are over.
+    fn when_settled(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
+        if let Some(open) = self.table.node(node) {
+            let mut state = open.lock();
+            if state.publishing > 0 {
+                state.waiting.push(Box::new(then));
+                return;
+            }
+        }
+        then();
+    }
+
+    /// What `stat` shows of a node, drafts and all.
+    fn attr_of(&self, node: &Node) -> Attr {
+        let a = &node.attributes;
+        let mut attr = Attr {
+            ino: node.id,
+            kind: node.kind,
+            mode: a.mode,
+            links: node.visible_links(),
+            uid: a.uid,
+            gid: a.gid,
+            device: 0,
+            size: 0,
+            accessed: a.accessed,
+            modified: a.modified,
+            changed: a.changed,
+            ttl: self.settings.ttl,
+        };
+        match &a.body {
+            crate::vault::Body::File(file) => attr.size = file.size,
+            crate::vault::Body::Directory(directory) => attr.size = directory.entries,
+            crate::vault::Body::Symlink(target) => attr.size = target.len() as u64,
+            crate::vault::Body::Special(device) => attr.device = *device,
+        }
+        if node.kind == Kind::File
+            && let Some(open) = self.table.node(node.id)
+        {
+            let state = open.lock();
+            if state.has_writers() || state.shared.is_some() {
+                // It may change with the next request.
+                attr.ttl = Duration::ZERO;
+            }
+            if let Some(shared) = &state.shared {
+                attr.size = shared.len();
+                if shared.is_unpublished() {
+                    attr.modified = shared.modified.unwrap_or(shared.edited_at);
+                    attr.changed = attr.changed.max(shared.edited_at);
+                }
+            }
+        }
+        attr
+    }
+
+    /// A node, `ENOENT` when it is gone.
+    fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        Ok(self.vault.node(id)?)
+    }
+}
+
+/// Turns a vault's result into a program's.
+fn told<T>(result: Result<T, VaultError>) -> Result<T, Errno> {
+    Ok(result?)
+}

@@ -1,0 +1,176 @@
+//! Names: looking up, making, linking, renaming and removing.
+
+use std::sync::Arc;
+
+use crate::store::{Durability, NodeId};
+use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
+
+use super::control::{self, CONTROL_NAME};
+use super::{Attr, Done, Errno, FileSystem, told};
+
+impl FileSystem {
+    /// Finds a name.
+    pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
+        if parent == ROOT && name == CONTROL_NAME {
+            return done(Ok(self.control_attr(control::CONTROL_DIRECTORY)));
+        }
+        if control::is_control(parent) {
+            return done(self.lookup_control(parent, name));
+        }
+        match self.vault.lookup(parent, name) {
+            Ok(node) => self.settled_attr(node.id, done),
+            Err(error) => done(Err(error.into())),
+        }
+    }
+
+    /// The attributes of a node, once what was closed is published.
+    pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        let fs = Arc::clone(self);
+        self.when_settled(id, move || done(fs.node(id).map(|node| fs.attr_of(&node))));
+    }
+
+    /// Makes a node of any kind.
+    pub fn make(
+        self: &Arc<Self>,
+        parent: u64,
+        name: &[u8],
+        new: NewNode,
+        done: impl FnOnce(Result<Attr, Errno>) + Send + 'static,
+    ) {
+        let writer = match self.may_change(parent, name) {
+            Ok(()) => self.writer(),
+            Err(error) => Err(error),
+        };
+        let writer = match writer {
+            Ok(writer) => writer,
+            Err(error) => return done(Err(error)),
+        };
+        let name = name.to_vec();
+        let fs = Arc::clone(self);
+        writer.submit(
+            Durability::Soon,
+            move |tx| tx.create(parent, &name, &new),
+            move |made| {
+                let attr = told(made).and_then(|id| fs.node(id));
+                done(attr.map(|node| fs.attr_of(&node)));
+            },
+        );
+    }
+
+    /// Gives a node another name.
+    pub fn link(self: &Arc<Self>, ino: u64, parent: u64, name: &[u8], done: Done<Attr>) {
+        let allowed = match control::is_control(ino) {
+            true => Err(Errno(libc::EPERM)),
+            false => self.may_change(parent, name),
+        };
+        let writer = match allowed.and_then(|()| self.writer()) {
+            Ok(writer) => writer,
+            Err(error) => return done(Err(error)),
+        };
+        let name = name.to_vec();
+        let fs = Arc::clone(self);
+        writer.submit(
+            Durability::Soon,
+            move |tx| tx.link(ino, parent, &name),
+            move |outcome| {
+                let node = told(outcome).and_then(|()| fs.node(ino));
+                done(node.map(|node| fs.attr_of(&node)));
+            },
+        );
+    }
+
+    /// Takes away the name of something that is no directory.
+    pub fn unlink(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<()>) {
+        self.remove(parent, name, false, done);
+    }
+
+    /// Takes away an empty directory.
+    pub fn rmdir(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<()>) {
+        self.remove(parent, name, true, done);
+    }
+
+    fn remove(self: &Arc<Self>, parent: u64, name: &[u8], directory: bool, done: Done<()>) {
+        let writer = match self.may_change(parent, name).and_then(|()| self.writer()) {
+            Ok(writer) => writer,
+            Err(error) => return done(Err(error)),
+        };
+        let name = name.to_vec();
+        let reaper = self.reaper();
+        let fs = Arc::clone(self);
+        writer.submit(
+            Durability::Soon,
+            move |tx| match directory {
+                true => tx.rmdir(parent, &name, &reaper),
+                false => tx.unlink(parent, &name, &reaper),
+            },
+            move |removed| {
+                if let Ok(node) = &removed {
+                    fs.reap_if_closed(*node);
+                }
+                done(told(removed.map(drop)));
+            },
+        );
+    }
+
+    /// A node that was open when its last name went may have been closed before that was
+    /// committed.
+    fn reap_if_closed(&self, node: NodeId) {
+        let is_open = self.table.node(node).is_some();
+        if !is_open && self.vault.node(node).is_ok_and(|node| node.attributes.links == 0) {
+            self.reap(node);
+        }
+    }
+
+    /// Moves a name.
+    pub fn rename(
+        self: &Arc<Self>,
+        from: (u64, &[u8]),
+        to: (u64, &[u8]),
+        mode: RenameMode,
+        done: Done<()>,
+    ) {
+        let allowed =
+            self.may_change(from.0, from.1).and_then(|()| self.may_change(to.0, to.1));
+        let writer = match allowed.and_then(|()| self.writer()) {
+            Ok(writer) => writer,
+            Err(error) => return done(Err(error)),
+        };
+        let replaced = match mode {
+            RenameMode::Replace => self.vault.lookup(to.0, to.1).ok().map(|node| node.id),
+            RenameMode::NoReplace | RenameMode::Exchange => None,
+        };
+        let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
+        let reaper = self.reaper();
+        let fs = Arc::clone(self);
+        writer.submit(
+            Durability::Soon,
+            move |tx| tx.rename((from.0, &from.1), (to.0, &to.1), mode, &reaper),
+            move |outcome| {
+                if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
+                    fs.reap_if_closed(replaced);
+                }
+                done(told(outcome));
+            },
+        );
+    }
+
+    /// The target of a symbolic link.
+    pub fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+        let node = self.node(ino)?;
+        match (&node.attributes.body, node.kind) {
+            (crate::vault::Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
+            _ => Err(Errno(libc::EINVAL)),
+        }
+    }
+
+    /// Whether names may be made and removed there: not in the control directory, nor its own.
+    fn may_change(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
+        if self.vault.is_read_only() {
+            return Err(VaultError::ReadOnly.into());
+        }
+        if control::is_control(parent) || (parent == ROOT && name == CONTROL_NAME) {
+            return Err(Errno(libc::EPERM));
+        }
+        Ok(())
+    }
+}

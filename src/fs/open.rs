@@ -1,0 +1,188 @@
+//! Opening and creating files: which draft a handle writes to, which version it may read.
+
+use std::sync::Arc;
+
+use crate::crypto::SecretBytes;
+use crate::store::{Durability, NodeId};
+use crate::vault::{Kind, NewNode, Node, Publication};
+
+use super::control;
+use super::draft::Draft;
+use super::handles::{Access, Handle};
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
+
+/// An open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// What the kernel is to pass with every request.
+    pub fh: FileHandle,
+    /// Whether closing it can have an effect: if not, the kernel need not ask.
+    pub flushes: bool,
+}
+
+impl FileSystem {
+    /// Opens a file.
+    pub fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
+        if control::is_control(ino) {
+            return done(self.open_control(ino, flags));
+        }
+        let access = Access::from_flags(flags);
+        let changes = access.write || flags & libc::O_TRUNC != 0;
+        if changes && self.vault.is_read_only() {
+            return done(Err(Errno(libc::EROFS)));
+        }
+        let fs = Arc::clone(self);
+        self.when_settled(ino, move || {
+            // Only those who write are asked who they are.
+            let opener = access.write.then(|| process::thread_group(caller.pid)).flatten();
+            let truncate = flags & libc::O_TRUNC != 0;
+            done(fs.open_settled(ino, access, opener, truncate, caller));
+        });
+    }
+
+    fn open_settled(
+        self: &Arc<Self>,
+        ino: NodeId,
+        access: Access,
+        opener: Option<u32>,
+        truncate: bool,
+        caller: Caller,
+    ) -> Result<Opened, Errno> {
+        // Registered first: from here on the node is not deleted.
+        let (fh, handle) = self.table.open(ino, access, opener)?;
+        let begun = self.node(ino).and_then(|node| self.begin(fh, &handle, &node, truncate));
+        if let Err(error) = begun {
+            self.table.take(fh);
+            self.tidy(ino);
+            return Err(error);
+        }
+        if truncate && caller.uid != 0 {
+            self.drop_set_id_bits(ino);
+        }
+        Ok(Opened { fh, flushes: access.write })
+    }
+
+    fn begin(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        node: &Node,
+        truncate: bool,
+    ) -> Result<(), Errno> {
+        let file = node.file()?;
+        if node.attributes.links == 0 {
+            return Err(Errno(libc::ENOENT));
+        }
+        if self.vault.is_read_only() {
+            // Another process may delete the version at any time.
+            return self.load_at_open(fh, handle);
+        }
+        if !truncate {
+            return Ok(());
+        }
+        let mut state = handle.node.lock();
+        if file.version > 0 {
+            let empty = SecretBytes::zeroed(0)?;
+            let mut own = self.new_draft(empty, Publication::Replacement)?;
+            own.touch();
+            if let Some(handle) = state.handles.get_mut(&fh) {
+                handle.own = Some(own);
+            }
+        } else if let Some(shared) = state.shared.as_mut().filter(|shared| shared.len() > 0) {
+            shared.truncate(0)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn new_draft(
+        &self,
+        content: SecretBytes,
+        publication: Publication,
+    ) -> Result<Draft, Errno> {
+        let max = self.settings.max_secret_size;
+        self.make_room(content.len() as u64);
+        Draft::new(content, publication, &self.budget, max)
+    }
+
+    /// Makes a regular file and opens it.
+    pub fn create(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+        done: Done<(Attr, Opened)>,
+    ) {
+        let new = NewNode {
+            kind: Kind::File,
+            mode: mode & 0o7777,
+            uid: caller.uid,
+            gid: caller.gid,
+            device: 0,
+            target: Vec::new(),
+        };
+        let fs = Arc::clone(self);
+        let retry_name = name.to_vec();
+        self.make(parent, name, new, move |made| match made {
+            Ok(attr) => {
+                let opener = process::thread_group(caller.pid);
+                let access = Access::from_flags(flags);
+                let opened = fs.open_settled(attr.ino, access, opener, false, caller);
+                done(opened.map(|opened| (attr, opened)));
+            }
+            // Somebody was faster.
+            Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
+                fs.open_existing(caller, parent, &retry_name, flags, done);
+            }
+            Err(error) => done(Err(error)),
+        });
+    }
+
+    fn open_existing(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        flags: i32,
+        done: Done<(Attr, Opened)>,
+    ) {
+        let fs = Arc::clone(self);
+        let opened: Done<Attr> = Box::new(move |found| match found {
+            Ok(attr) => {
+                let then: Done<Opened> =
+                    Box::new(move |opened| done(opened.map(|opened| (attr, opened))));
+                fs.open(caller, attr.ino, flags, then);
+            }
+            Err(error) => done(Err(error)),
+        });
+        self.lookup(parent, name, opened);
+    }
+
+    /// What every write does to set-id bits when the writer is not privileged.
+    pub(super) fn drop_set_id_bits(self: &Arc<Self>, ino: NodeId) {
+        let Ok(node) = self.node(ino) else { return };
+        let mode = node.attributes.mode;
+        let dropped = without_set_id(mode);
+        if dropped == mode {
+            return;
+        }
+        let Ok(writer) = self.writer() else { return };
+        let change = crate::vault::AttributeChange { mode: Some(dropped), ..Default::default() };
+        writer.submit(
+            Durability::Soon,
+            move |tx| tx.set_attributes(ino, &change),
+            move |outcome| {
+                if let Err(error) = outcome {
+                    tracing::error!("set-id bits of node {ino} could not be cleared: {error}");
+                }
+            },
+        );
+    }
+}
+
+/// `mode` without set-user-id, and without set-group-id where it is not a mere locking flag.
+pub(super) fn without_set_id(mode: u32) -> u32 {
+    let group_executes = mode & 0o010 != 0;
+    mode & !0o4000 & if group_executes { !0o2000 } else { !0 }
+}

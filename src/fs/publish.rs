@@ -1,0 +1,391 @@
+//! When a draft becomes a version.
+//!
+//! A FLUSH publishes written data only if it comes from the process that opened the handle: a
+//! child that inherited the descriptor, or the duplicate that a shell closes before it writes,
+//! publishes nothing. `fsync` publishes whatever there is. The last RELEASE publishes what is
+//! still unpublished, and has nobody to tell when that fails.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::crypto::SecretBytes;
+use crate::store::{Durability, NodeId};
+use crate::vault::{Publication, Timestamp, VaultError};
+
+use super::draft::Draft;
+use super::handles::{Handle, HandleState, OpenNode, Reaper};
+use super::{Done, Errno, FileHandle, FileSystem, control, process};
+
+/// How a mount ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It was unmounted: the kernel has discarded closes that it had queued, so what is left is
+    /// published.
+    Orderly,
+    /// The connection was cut: only what was flushed counts.
+    Aborted,
+}
+
+/// How often a publication is tried again that nobody waits for, and how long after.
+const RETRIES: u32 = 3;
+const RETRY_AFTER: Duration = Duration::from_millis(300);
+
+/// A draft's content as of one change, on its way to the store.
+#[derive(Clone)]
+struct Proof {
+    bytes: Arc<SecretBytes>,
+    publication: Publication,
+    modified: Option<Timestamp>,
+    edits: u64,
+}
+
+impl Proof {
+    fn of(draft: &Draft) -> Self {
+        Self {
+            bytes: Arc::clone(draft.bytes()),
+            publication: draft.publication,
+            modified: Some(draft.modified.unwrap_or(draft.edited_at)),
+            edits: draft.edits(),
+        }
+    }
+}
+
+/// Whose draft it was, to be told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Own(FileHandle),
+    Shared,
+    /// The draft is gone with its handle.
+    Nobody,
+}
+
+impl FileSystem {
+    /// A descriptor was closed, one of perhaps several of this handle.
+    pub fn flush(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        pid: u32,
+        lock_owner: u64,
+        done: Done<()>,
+    ) {
+        if control::is_control_handle(fh) {
+            return done(Ok(()));
+        }
+        let handle = match self.table.get(fh) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
+        if !handle.access.write {
+            return done(Ok(()));
+        }
+        let mut state = handle.node.lock();
+        let Some(own) = state.handles.get(&fh) else { return done(Ok(())) };
+        let wrote = own.wrote;
+        let is_own = own.own.is_some();
+        let by_owner = own.owners.contains(&lock_owner);
+        let unpublished = state.draft_of(fh).is_some_and(|draft| !draft.has_published(wrote));
+        if wrote == 0 || !unpublished || !is_opener(&handle, pid, by_owner) {
+            return done(Ok(()));
+        }
+        let Some(proof) = state.draft_of(fh).map(|draft| Proof::of(draft)) else {
+            return done(Ok(()));
+        };
+        state.publishing += 1;
+        drop(state);
+        let source = if is_own { Source::Own(fh) } else { Source::Shared };
+        self.publish(&handle.node, proof, source, done);
+    }
+
+    /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
+    pub fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
+        if control::is_control_handle(fh) {
+            return done(Ok(()));
+        }
+        let handle = match self.table.get(fh) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
+        let mut state = handle.node.lock();
+        let is_own = state.handles.get(&fh).is_some_and(|h| h.own.is_some());
+        let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
+        match draft.map(|draft| Proof::of(draft)) {
+            Some(proof) => {
+                state.publishing += 1;
+                drop(state);
+                let source = if is_own { Source::Own(fh) } else { Source::Shared };
+                self.publish(&handle.node, proof, source, done);
+            }
+            None => {
+                drop(state);
+                self.barrier(done);
+            }
+        }
+    }
+
+    /// Makes durable what was acknowledged before.
+    pub fn barrier(&self, done: Done<()>) {
+        match &self.writer {
+            Some(writer) => writer.barrier(move |outcome| done(super::told(outcome))),
+            // A reader has nothing to make durable.
+            None => done(Ok(())),
+        }
+    }
+
+    /// Publishes the shared draft now, for truncate(2), which has no handle to close.
+    pub(super) fn publish_shared(self: &Arc<Self>, node: &Arc<OpenNode>, done: Done<()>) {
+        let mut state = node.lock();
+        let Some(proof) = state.shared.as_ref().map(Proof::of) else {
+            drop(state);
+            return done(Ok(()));
+        };
+        state.publishing += 1;
+        drop(state);
+        self.publish(node, proof, Source::Shared, done);
+    }
+
+    /// The caller has raised `publishing`.
+    fn publish(
+        self: &Arc<Self>,
+        node: &Arc<OpenNode>,
+        proof: Proof,
+        source: Source,
+        done: Done<()>,
+    ) {
+        let writer = match self.writer() {
+            Ok(writer) => writer,
+            Err(error) => {
+                self.settle(node);
+                return done(Err(error));
+            }
+        };
+        let keep = node.lock().keep_pinned();
+        let id = node.id;
+        let job = proof.clone();
+        let fs = Arc::clone(self);
+        let node = Arc::clone(node);
+        writer.submit(
+            Durability::Now,
+            move |tx| tx.publish(id, &job.bytes, job.publication, job.modified, &keep),
+            move |outcome| {
+                if outcome.is_ok() {
+                    fs.counters.published.fetch_add(1, Ordering::Relaxed);
+                    fs.note_published(&node, &proof, source);
+                }
+                fs.settle(&node);
+                done(super::told(outcome.map(drop)));
+            },
+        );
+    }
+
+    fn note_published(&self, node: &Arc<OpenNode>, proof: &Proof, source: Source) {
+        let mut state = node.lock();
+        match source {
+            Source::Own(fh) => {
+                if let Some(own) = state.handles.get_mut(&fh).and_then(|h| h.own.as_mut()) {
+                    own.note_published(proof.edits);
+                }
+            }
+            Source::Shared => {
+                if let Some(shared) = &mut state.shared {
+                    shared.note_published(proof.edits);
+                }
+            }
+            Source::Nobody => {}
+        }
+        let replaced = proof.publication == Publication::Replacement;
+        let idle = !state.has_writers();
+        // A replacement leaves an in-place draft with changes of its own alone: if that is
+        // published later, it wins whole. One without changes begins anew with the new content.
+        if (replaced || idle) && state.shared.as_ref().is_some_and(|s| !s.is_unpublished()) {
+            state.shared = None;
+        }
+        if state.paged {
+            drop(state);
+            self.drop_pages(node.id);
+        }
+    }
+
+    /// A publication is over: those who waited for it go on.
+    fn settle(&self, node: &Arc<OpenNode>) {
+        let waiting = {
+            let mut state = node.lock();
+            state.publishing = state.publishing.saturating_sub(1);
+            match state.publishing {
+                0 => std::mem::take(&mut state.waiting),
+                _ => Vec::new(),
+            }
+        };
+        for then in waiting {
+            then();
+        }
+        self.tidy(node.id);
+    }
+
+    /// The last descriptor of a handle was closed.
+    pub fn release(self: &Arc<Self>, fh: FileHandle) {
+        if control::is_control_handle(fh) {
+            return self.release_control(fh);
+        }
+        let Some((handle, own)) = self.table.take(fh) else { return };
+        let node = Arc::clone(&handle.node);
+        if let Some((proof, source)) = self.left_behind(&node, own) {
+            self.publish_unattended(&node, proof, source, RETRIES);
+        }
+        let paged = node.lock().paged;
+        if paged {
+            self.drop_pages(node.id);
+        }
+        self.tidy(node.id);
+    }
+
+    /// What a handle that is gone leaves to be published; raises `publishing` if there is anything.
+    fn left_behind(&self, node: &Arc<OpenNode>, own: HandleState) -> Option<(Proof, Source)> {
+        let mut state = node.lock();
+        let draft = match &own.own {
+            Some(draft) => Some((draft, Source::Nobody)),
+            None if own.write && !state.has_writers() => {
+                state.shared.as_ref().map(|shared| (shared, Source::Shared))
+            }
+            None => None,
+        };
+        let proof = draft
+            .filter(|(draft, _)| draft.is_unpublished())
+            .map(|(draft, source)| (Proof::of(draft), source));
+        if proof.is_some() {
+            state.publishing += 1;
+        } else if !state.has_writers() && state.publishing == 0 {
+            state.shared = None;
+        }
+        proof
+    }
+
+    /// Publishes what nobody waits for: a failure is tried again, then logged and counted.
+    fn publish_unattended(
+        self: &Arc<Self>,
+        node: &Arc<OpenNode>,
+        proof: Proof,
+        source: Source,
+        retries: u32,
+    ) {
+        let fs = Arc::clone(self);
+        let again = Arc::clone(node);
+        let kept = proof.clone();
+        let done: Done<()> = Box::new(move |outcome| match outcome {
+            // The file was removed meanwhile, and its content with it.
+            Ok(()) | Err(Errno(libc::ENOENT)) => {}
+            Err(Errno(errno)) if retries == 0 || fs.ending.load(Ordering::Relaxed) => {
+                fs.counters.failed_publications.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    "what was last written to node {} could not be stored (error {errno}); nobody \
+                     waited for it, so nobody was told",
+                    again.id
+                );
+                fs.drop_idle_draft(&again);
+            }
+            Err(_) => {
+                let retry = move || {
+                    std::thread::sleep(RETRY_AFTER);
+                    again.lock().publishing += 1;
+                    fs.publish_unattended(&again, kept, source, retries - 1);
+                };
+                if std::thread::Builder::new().name("retry".into()).spawn(retry).is_err() {
+                    tracing::error!("what was last written to a node is lost: no thread to retry");
+                }
+            }
+        });
+        self.publish(node, proof, source, done);
+    }
+
+    fn drop_idle_draft(&self, node: &Arc<OpenNode>) {
+        let mut state = node.lock();
+        if !state.has_writers() {
+            state.shared = None;
+        }
+    }
+
+    /// Forgets a node that nothing is open of, and reaps what was kept for its handles.
+    pub(super) fn tidy(&self, id: NodeId) {
+        let Some(kept) = self.table.forget_if_idle(id) else { return };
+        if kept || self.vault.node(id).is_ok_and(|node| node.attributes.links == 0) {
+            self.reap(id);
+        }
+    }
+
+    /// Deletes a node without a name, or versions before the current one, that no handle needs.
+    pub(super) fn reap(&self, id: NodeId) {
+        let Ok(writer) = self.writer() else { return };
+        let reaper = self.reaper();
+        writer.submit(
+            Durability::Soon,
+            move |tx| {
+                let open = reaper.table.node(id);
+                let keep = open.map(|node| node.lock().keep_pinned()).unwrap_or_default();
+                tx.reap(id, &keep, &reaper)
+            },
+            move |outcome| {
+                if let Err(error) = outcome {
+                    tracing::warn!("left-overs of node {id} stay until the next mount: {error}");
+                }
+            },
+        );
+    }
+
+    pub(super) fn reaper(&self) -> Reaper {
+        Reaper::new(Arc::clone(&self.table))
+    }
+
+    /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything
+    /// durable, and remembers how far the vault has come.
+    ///
+    /// # Errors
+    /// When something could not be published or made durable.
+    pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
+        let failed = self.counters.failed_publications.load(Ordering::Relaxed);
+        if ending == Ending::Orderly {
+            self.publish_all();
+        }
+        self.ending.store(true, Ordering::Relaxed);
+        let Some(writer) = &self.writer else { return Ok(()) };
+        writer.close();
+        self.vault.sync()?;
+        self.vault.refresh_anchor(self.vault.state().commit)?;
+        if self.counters.failed_publications.load(Ordering::Relaxed) > failed {
+            return Err(VaultError::Setting(
+                "some of what was last written could not be stored; see the log".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Publishes what was flushed or written and not published yet, handles still being open.
+    pub fn publish_all(self: &Arc<Self>) {
+        for node in self.table.all_nodes() {
+            let mut state = node.lock();
+            let mut proofs = Vec::new();
+            for (fh, handle) in &state.handles {
+                if let Some(own) = handle.own.as_ref().filter(|own| own.is_unpublished()) {
+                    proofs.push((*fh, Proof::of(own), Source::Own(*fh)));
+                }
+            }
+            // In the order in which they were opened, so that the last opened wins.
+            proofs.sort_by_key(|(fh, ..)| *fh);
+            if let Some(shared) = state.shared.as_ref().filter(|s| s.is_unpublished()) {
+                proofs.push((0, Proof::of(shared), Source::Shared));
+            }
+            state.publishing += proofs.len() as u32;
+            drop(state);
+            for (_, proof, source) in proofs {
+                self.publish_unattended(&node, proof, source, 0);
+            }
+        }
+    }
+}
+
+/// Whether a FLUSH from `pid` comes from the process that opened the handle.
+fn is_opener(handle: &Handle, pid: u32, by_owner: bool) -> bool {
+    match (handle.opener, process::thread_group(pid)) {
+        (Some(opener), Some(closer)) => opener == closer,
+        (_, _) => by_owner,
+    }
+}

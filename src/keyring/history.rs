@@ -1,0 +1,93 @@
+//! The key-management history: a chain of SHA-256 hashes whose end stands under the keyring MAC.
+
+use bincode::{Decode, Encode};
+use serde::Serialize;
+
+use crate::codec;
+use crate::crypto::schedule::digest;
+
+use super::{HistoryHead, KeyringError};
+
+/// Something that happened to the vault's keys.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+pub struct Event {
+    /// When, in seconds since 1970.
+    pub at: i64,
+    /// Recorded later than it happened, because keys were not at hand.
+    pub late: bool,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What can happen.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// The vault was made.
+    Created {
+        /// Under these KMS keys.
+        kms_keys: Vec<String>,
+    },
+    /// An older state of the vault than this host had seen was accepted.
+    RollbackAccepted {
+        /// Keyring sequence that had been seen.
+        seen_keyring: u64,
+        /// Keyring sequence accepted.
+        accepted_keyring: u64,
+        /// Commit sequence that had been seen.
+        seen_commit: u64,
+        /// Commit sequence accepted.
+        accepted_commit: u64,
+    },
+}
+
+impl HistoryHead {
+    /// Adds an event; returns its number, counted from 1, and its bytes.
+    pub fn append(&mut self, event: &Event) -> (u64, Vec<u8>) {
+        let bytes = codec::encode(event);
+        self.extend(&bytes);
+        (self.length, bytes)
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        self.length += 1;
+        self.hash = digest(&[b"secretfs event", &self.hash, &self.length.to_le_bytes(), bytes]);
+    }
+}
+
+/// A history that is being read and verified, from the first event on.
+#[derive(Debug, Default)]
+pub struct History {
+    head: HistoryHead,
+}
+
+impl History {
+    /// Takes the next stored event.
+    ///
+    /// # Errors
+    /// When it is not the next, or no event.
+    pub fn next(&mut self, sequence: u64, bytes: &[u8]) -> Result<Event, KeyringError> {
+        if sequence != self.head.length + 1 {
+            return Err(KeyringError::integrity(format!(
+                "event {} of the key-management history is missing",
+                self.head.length + 1
+            )));
+        }
+        self.head.extend(bytes);
+        codec::decode(bytes, "event").map_err(KeyringError::integrity)
+    }
+
+    /// Whether what was read is the whole history, unchanged.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn must_end_at(&self, head: &HistoryHead) -> Result<(), KeyringError> {
+        if &self.head == head {
+            return Ok(());
+        }
+        Err(KeyringError::integrity(
+            "the key-management history was changed, reordered or cut off",
+        ))
+    }
+}

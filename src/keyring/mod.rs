@@ -1,0 +1,375 @@
+//! Master keys: made, wrapped by KMS keys, verified, and used to wrap data keys.
+//!
+//! Never sends anything to a KMS key that the caller did not pin, and uses nothing of a stored
+//! keyring before its MAC under the active master key was verified.
+
+mod history;
+mod record;
+
+use std::collections::BTreeMap;
+
+use crate::codec;
+use crate::crypto::schedule::{
+    Context, KeyringMacKey, MasterKey, Role, VaultId, WrapKey, digest, same,
+};
+use crate::crypto::{OpenFailure, RandomError, SealError, SecretKey};
+use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
+
+pub use history::{Event, EventKind, History};
+pub use record::{
+    Body, Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header,
+    HistoryHead, Wrap,
+};
+
+/// Length of a wrapped data key in bytes: nonce, key, tag.
+pub const WRAPPED_LEN: usize = 24 + 32 + 16;
+
+/// Why a keyring cannot be made, unlocked or used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KeyringError {
+    /// The stored bytes are not what was stored.
+    #[error("{0}")]
+    Integrity(String),
+    /// The vault was written by a newer program.
+    #[error("the vault has format {format}, suite {suite}, which this secretfs cannot read; use a newer one")]
+    Newer {
+        /// Its format.
+        format: u16,
+        /// Its suite.
+        suite: u16,
+    },
+    /// No KMS key of the vault is pinned on this host.
+    #[error("{0}")]
+    NotPinned(String),
+    /// KMS said no, or nothing.
+    #[error(transparent)]
+    Kms(#[from] KmsError),
+    /// A record is wrapped under a generation that the keyring does not name.
+    #[error("master key generation {0} is not in the keyring")]
+    UnknownGeneration(u64),
+    /// No randomness.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// Sealing failed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+impl KeyringError {
+    pub(crate) fn integrity(why: impl std::fmt::Display) -> Self {
+        Self::Integrity(why.to_string())
+    }
+}
+
+/// A keyring as the store has it. Nothing of it is to be believed.
+#[derive(Debug)]
+pub struct UnverifiedKeyring {
+    header_bytes: Vec<u8>,
+    header: Header,
+    record: record::Record,
+    body: Body,
+    digest: [u8; 32],
+}
+
+impl UnverifiedKeyring {
+    /// Takes header and keyring record apart.
+    ///
+    /// # Errors
+    /// When they are damaged, or written for newer readers.
+    pub fn parse(header_bytes: &[u8], record_bytes: &[u8]) -> Result<Self, KeyringError> {
+        let header = Header::decode(header_bytes)?;
+        let (record, body) = match record::Record::decode(header_bytes, record_bytes) {
+            Ok(parts) => parts,
+            // A newer format may well keep its keyring in another shape.
+            Err(error) => return Err(header.must_be_readable().err().unwrap_or(error)),
+        };
+        header.must_be_readable()?;
+        Ok(Self {
+            header_bytes: header_bytes.to_vec(),
+            header,
+            record,
+            body,
+            digest: digest(&[record_bytes]),
+        })
+    }
+
+    /// Which vault it says it belongs to.
+    pub fn vault(&self) -> VaultId {
+        self.header.vault()
+    }
+
+    /// The sequence it claims.
+    pub fn sequence(&self) -> u64 {
+        self.body.sequence
+    }
+
+    /// SHA-256 of the whole record.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The KMS key URIs that it names for the active generation.
+    pub fn claimed_uris(&self) -> Vec<String> {
+        let wraps = self.body.active().map(|g| &g.wraps[..]).unwrap_or_default();
+        wraps.iter().map(|wrap| wrap.uri.clone()).collect()
+    }
+
+    /// Has KMS unwrap the active master key and verifies everything with it. Only keys in `pins`
+    /// are asked, in the keyring's order.
+    ///
+    /// # Errors
+    /// When no key is pinned, KMS refuses or does not answer, or the record is not authentic.
+    pub fn unlock(self, pins: &[KeyUri], kms: &dyn KeyService) -> Result<Keyring, KeyringError> {
+        let active = self.body.active().ok_or_else(|| KeyringError::integrity("no active key"))?;
+        let (master, wrap) = self.unwrap_generation(active, pins, kms)?;
+        let unlocked_by = wrap.uri.clone();
+        let mac_key = KeyringMacKey::derive(&master);
+        let mac = mac_key.mac(&self.header_bytes, &self.record.body);
+        let stored = self.record.macs.iter().find(|(generation, _)| *generation == active.number);
+        if !stored.is_some_and(|(_, stored)| same(stored, &mac)) {
+            return Err(KeyringError::integrity(
+                "the keyring record does not carry the MAC of the active master key",
+            ));
+        }
+        let mut keys = BTreeMap::from([(active.number, LiveKey::new(master))]);
+        for generation in self.body.generations.iter().filter(|g| g.number != active.number) {
+            let (master, _) = self.unwrap_generation(generation, pins, kms)?;
+            keys.insert(generation.number, LiveKey::new(master));
+        }
+        Ok(Keyring {
+            active: active.number,
+            header_bytes: self.header_bytes,
+            vault: self.header.vault(),
+            body: self.body,
+            keys,
+            unlocked_by,
+        })
+    }
+
+    fn unwrap_generation<'a>(
+        &'a self,
+        generation: &'a Generation,
+        pins: &[KeyUri],
+        kms: &dyn KeyService,
+    ) -> Result<(MasterKey, &'a Wrap), KeyringError> {
+        let context = EncryptionContext::master_key(&self.vault().to_string(), generation.number);
+        let mut refusal: Option<KmsError> = None;
+        for wrap in &generation.wraps {
+            let Some(uri) = pins.iter().find(|pin| pin.as_str() == wrap.uri) else { continue };
+            match kms.unwrap(uri, &wrap.blob, &context) {
+                Ok(key) => {
+                    let master = MasterKey(key.into_master_memory());
+                    let check =
+                        master.check_value(&self.header_bytes, self.vault(), generation.number);
+                    if !same(&check, &generation.check) {
+                        return Err(KeyringError::integrity(format!(
+                            "wrong key: what {uri} unwrapped for generation {} is not the master \
+                             key of this header and keyring",
+                            generation.number
+                        )));
+                    }
+                    return Ok((master, wrap));
+                }
+                Err(error) => refusal = Some(merge(refusal, error)),
+            }
+        }
+        Err(match refusal {
+            Some(error) => error.into(),
+            None => KeyringError::NotPinned(format!(
+                "the vault names KMS keys that are not pinned on this host ({}), so none was \
+                 asked; if you moved the vault to such a key elsewhere, pin it with \
+                 `-o kms-key=URI`",
+                self.claimed_uris().join(", ")
+            )),
+        })
+    }
+}
+
+/// Of two refusals, the one that a person can do something about comes first.
+fn merge(first: Option<KmsError>, second: KmsError) -> KmsError {
+    match first {
+        None => second,
+        Some(first) => {
+            let passing = |kind| matches!(kind, KmsErrorKind::Unreachable | KmsErrorKind::Throttled);
+            let kind = if passing(second.kind) { second.kind } else { first.kind };
+            KmsError { kind, message: format!("{}; and {}", first.message, second.message) }
+        }
+    }
+}
+
+struct LiveKey {
+    master: MasterKey,
+    wrap: WrapKey,
+}
+
+impl LiveKey {
+    fn new(master: MasterKey) -> Self {
+        Self { wrap: WrapKey::derive(&master), master }
+    }
+}
+
+/// A verified keyring with its master keys in memory.
+pub struct Keyring {
+    header_bytes: Vec<u8>,
+    vault: VaultId,
+    body: Body,
+    active: u64,
+    keys: BTreeMap<u64, LiveKey>,
+    unlocked_by: String,
+}
+
+impl std::fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Keyring(vault {}, generation {})", self.vault, self.active)
+    }
+}
+
+impl Keyring {
+    /// Makes the keyring of a new vault: a fresh master key, wrapped by each of `kms_keys`, each
+    /// wrap proved by unwrapping it again.
+    ///
+    /// # Errors
+    /// When a KMS key does not wrap, or does not unwrap what it wrapped.
+    pub fn create(
+        header: &Header,
+        kms_keys: &[KeyUri],
+        kms: &dyn KeyService,
+        now: i64,
+    ) -> Result<Self, KeyringError> {
+        let header_bytes = codec::encode(header);
+        let vault = header.vault();
+        let master = MasterKey(SecretKey::generate()?.into_master_memory());
+        let number = 1;
+        let wraps = kms_keys
+            .iter()
+            .map(|uri| wrap_and_prove(uri, &master, vault, number, kms, now))
+            .collect::<Result<Vec<_>, _>>()?;
+        let generation = Generation {
+            number,
+            state: GenerationState::Active,
+            check: master.check_value(&header_bytes, vault, number),
+            created: now,
+            wraps,
+        };
+        Ok(Self {
+            header_bytes,
+            vault,
+            body: Body {
+                sequence: 1,
+                generations: vec![generation],
+                change: None,
+                history: HistoryHead::default(),
+            },
+            active: number,
+            keys: BTreeMap::from([(number, LiveKey::new(master))]),
+            unlocked_by: kms_keys.first().map(ToString::to_string).unwrap_or_default(),
+        })
+    }
+
+    /// The header's bytes.
+    pub fn header_bytes(&self) -> &[u8] {
+        &self.header_bytes
+    }
+
+    /// The record as it is to be stored, with a MAC under every live master key.
+    pub fn encode(&self) -> Vec<u8> {
+        let body = codec::encode(&self.body);
+        let macs = self
+            .keys
+            .iter()
+            .map(|(generation, key)| {
+                let mac = KeyringMacKey::derive(&key.master).mac(&self.header_bytes, &body);
+                (*generation, mac)
+            })
+            .collect();
+        codec::encode(&record::Record::new(&self.header_bytes, body, macs))
+    }
+
+    /// The vault.
+    pub fn vault(&self) -> VaultId {
+        self.vault
+    }
+
+    /// What the record says.
+    pub fn body(&self) -> &Body {
+        &self.body
+    }
+
+    /// The generation that wraps new keys.
+    pub fn active(&self) -> u64 {
+        self.active
+    }
+
+    /// The KMS key that unwrapped the active master key.
+    pub fn unlocked_by(&self) -> &str {
+        &self.unlocked_by
+    }
+
+    /// Wraps a data key under the active master key; returns the generation and the wrapped key.
+    ///
+    /// # Errors
+    /// When no nonce can be drawn.
+    pub fn wrap(
+        &self,
+        node: u64,
+        role: Role,
+        key: &SecretKey,
+    ) -> Result<(u64, Vec<u8>), KeyringError> {
+        let generation = self.active;
+        let context = Context::Key { node, role, generation };
+        let wrapped = self.live(generation)?.wrap.seal(self.vault, context, key.expose())?;
+        Ok((generation, wrapped))
+    }
+
+    /// Unwraps a data key.
+    ///
+    /// # Errors
+    /// When the generation is unknown, or the wrapped key is not what was wrapped.
+    pub fn unwrap(
+        &self,
+        generation: u64,
+        node: u64,
+        role: Role,
+        wrapped: &[u8],
+    ) -> Result<SecretKey, KeyringError> {
+        let context = Context::Key { node, role, generation };
+        let key = match self.live(generation)?.wrap.open(self.vault, context, wrapped) {
+            Ok(key) => SecretKey::from_slice(&key),
+            Err(OpenFailure::Open(_) | OpenFailure::Memory(_)) => None,
+        };
+        key.ok_or_else(|| {
+            KeyringError::integrity(format!("the wrapped key of node {node} does not authenticate"))
+        })
+    }
+
+    /// Adds an event to the history and raises the sequence; returns the event's number and bytes,
+    /// to be stored in the same transaction as [`encode`](Self::encode).
+    pub fn record_event(&mut self, event: &Event) -> (u64, Vec<u8>) {
+        self.body.sequence += 1;
+        self.body.history.append(event)
+    }
+
+    fn live(&self, generation: u64) -> Result<&LiveKey, KeyringError> {
+        self.keys.get(&generation).ok_or(KeyringError::UnknownGeneration(generation))
+    }
+}
+
+fn wrap_and_prove(
+    uri: &KeyUri,
+    master: &MasterKey,
+    vault: VaultId,
+    generation: u64,
+    kms: &dyn KeyService,
+    now: i64,
+) -> Result<Wrap, KeyringError> {
+    let context = EncryptionContext::master_key(&vault.to_string(), generation);
+    let wrapped = kms.wrap(uri, &master.0, &context)?;
+    if kms.unwrap(uri, &wrapped.blob, &context)? != master.0 {
+        return Err(KmsError {
+            kind: KmsErrorKind::BadAnswer,
+            message: format!("{uri} unwrapped something else than it had wrapped; nothing was stored"),
+        }
+        .into());
+    }
+    Ok(Wrap { uri: uri.to_string(), key_id: wrapped.key_id, blob: wrapped.blob, created: now })
+}

@@ -1,0 +1,225 @@
+//! The header and the keyring record as they are stored, and the one way from what was read to
+//! what is trusted.
+//!
+//! [`UnverifiedKeyring`] is what the disk says. Nothing of it may be used but the wraps under keys
+//! that the caller pinned; only [`UnverifiedKeyring::unlock`](super::UnverifiedKeyring::unlock)
+//! turns it into a [`Keyring`](super::Keyring).
+
+use bincode::{Decode, Encode};
+
+use crate::codec;
+use crate::crypto::schedule::{VaultId, digest};
+
+use super::KeyringError;
+
+/// First bytes of every header.
+const MAGIC: [u8; 8] = *b"secretfs";
+/// The only suite: XChaCha20-Poly1305, HKDF-Expand-SHA256, HMAC-SHA256. There is no negotiation.
+const SUITE: u16 = 1;
+/// The format that this program reads and writes.
+pub const FORMAT: u16 = 1;
+
+/// What a vault says of itself in the clear: 30 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Header {
+    magic: [u8; 8],
+    /// Format of what is stored.
+    pub format: u16,
+    /// The oldest format whose readers can read it.
+    pub minimum_reader: u16,
+    suite: u16,
+    vault: [u8; 16],
+}
+
+impl Header {
+    /// The header of a new vault.
+    pub fn new(vault: VaultId) -> Self {
+        Self { magic: MAGIC, format: FORMAT, minimum_reader: FORMAT, suite: SUITE, vault: vault.0 }
+    }
+
+    /// The vault's identity.
+    pub fn vault(&self) -> VaultId {
+        VaultId(self.vault)
+    }
+
+    /// Decodes a header, of any version.
+    ///
+    /// # Errors
+    /// When the bytes are none.
+    pub fn decode(bytes: &[u8]) -> Result<Self, KeyringError> {
+        let header: Self = codec::decode(bytes, "header").map_err(KeyringError::integrity)?;
+        if header.magic != MAGIC {
+            return Err(KeyringError::integrity("the header does not begin as a header does"));
+        }
+        Ok(header)
+    }
+
+    /// Refuses a header that this program must not read on from.
+    ///
+    /// # Errors
+    /// When it was written for newer readers, or with another suite.
+    pub fn must_be_readable(&self) -> Result<(), KeyringError> {
+        if self.minimum_reader > FORMAT || self.suite != SUITE {
+            return Err(KeyringError::Newer { format: self.format, suite: self.suite });
+        }
+        Ok(())
+    }
+}
+
+/// A master key generation.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Generation {
+    /// Counts from 1, never reused.
+    pub number: u64,
+    /// What it may be used for.
+    pub state: GenerationState,
+    /// Tells the right master key from a wrong one.
+    pub check: [u8; 32],
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// The master key under each of the vault's KMS keys, in order of preference.
+    pub wraps: Vec<Wrap>,
+}
+
+/// What a generation may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum GenerationState {
+    /// Stored and proved, not used yet.
+    Pending,
+    /// Wraps and unwraps. There is exactly one.
+    Active,
+    /// Unwraps what has not been re-wrapped yet.
+    DecryptOnly,
+}
+
+/// A master key as one KMS key wrapped it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Wrap {
+    /// The KMS key's URI.
+    pub uri: String,
+    /// The key in the provider's own words.
+    pub key_id: String,
+    /// The provider's ciphertext.
+    pub blob: Vec<u8>,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+}
+
+/// A rotation under way.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Change {
+    /// Which of the three.
+    pub kind: ChangeKind,
+    /// How far it got.
+    pub phase: ChangePhase,
+    /// Generation that is left.
+    pub from: u64,
+    /// Generation that is entered.
+    pub to: u64,
+    /// When it began, in seconds since 1970.
+    pub started: i64,
+}
+
+/// The three rotations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ChangeKind {
+    /// New wraps of the same master key.
+    Rewrap,
+    /// A new master key.
+    Rotate,
+    /// New data keys and a new master key.
+    Reencrypt,
+}
+
+/// The durable states of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ChangePhase {
+    /// The new key is stored and proved.
+    Prepared,
+    /// The new key is in use.
+    Active,
+    /// What the old key wraps is being re-wrapped.
+    Migrating,
+    /// It is being shown that the old key wraps nothing.
+    Verifying,
+    /// The old wraps are gone from the record.
+    Retired,
+    /// They are being removed from the medium.
+    Scrubbing,
+}
+
+/// The end of the key-management history.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct HistoryHead {
+    /// Number of events.
+    pub length: u64,
+    /// Hash of the last one, which holds that of the one before, and so on.
+    pub hash: [u8; 32],
+}
+
+/// What the MACs cover, besides the header.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Body {
+    /// Raised by every change of this record.
+    pub sequence: u64,
+    /// The live generations, ascending.
+    pub generations: Vec<Generation>,
+    /// The rotation under way.
+    pub change: Option<Change>,
+    /// The end of the history.
+    pub history: HistoryHead,
+}
+
+impl Body {
+    /// The generation in use.
+    pub fn active(&self) -> Option<&Generation> {
+        self.generations.iter().find(|g| g.state == GenerationState::Active)
+    }
+
+    /// Whether the parts fit together: exactly one active generation, numbers ascending.
+    fn is_consistent(&self) -> bool {
+        let active = self.generations.iter().filter(|g| g.state == GenerationState::Active);
+        active.count() == 1
+            && self.generations.is_sorted_by(|a, b| a.number < b.number)
+            && self.generations.iter().all(|g| g.number > 0 && !g.wraps.is_empty())
+    }
+}
+
+/// A body, its MACs, and a checksum that tells damage apart from a wrong key. The checksum proves
+/// nothing against an attacker; the MACs do.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Record {
+    pub(super) body: Vec<u8>,
+    /// Generation and MAC under its key.
+    pub(super) macs: Vec<(u64, [u8; 32])>,
+    checksum: [u8; 32],
+}
+
+impl Record {
+    pub(super) fn new(header: &[u8], body: Vec<u8>, macs: Vec<(u64, [u8; 32])>) -> Self {
+        let checksum = checksum(header, &body, &macs);
+        Self { body, macs, checksum }
+    }
+
+    /// Decodes a record and compares its checksum, which binds the header too.
+    pub(super) fn decode(header: &[u8], bytes: &[u8]) -> Result<(Self, Body), KeyringError> {
+        let record: Self = codec::decode(bytes, "keyring record").map_err(KeyringError::integrity)?;
+        if record.checksum != checksum(header, &record.body, &record.macs) {
+            return Err(KeyringError::integrity("header or keyring record have been changed"));
+        }
+        let body: Body =
+            codec::decode(&record.body, "keyring body").map_err(KeyringError::integrity)?;
+        if !body.is_consistent() {
+            return Err(KeyringError::integrity("the keyring's generations do not fit together"));
+        }
+        Ok((record, body))
+    }
+}
+
+fn checksum(header: &[u8], body: &[u8], macs: &[(u64, [u8; 32])]) -> [u8; 32] {
+    let mut parts = vec![*b"secretfs keyring checksum       ", digest(&[header]), digest(&[body])];
+    for (generation, mac) in macs {
+        parts.push(digest(&[&generation.to_le_bytes(), mac]));
+    }
+    digest(&parts.iter().map(|part| &part[..]).collect::<Vec<_>>())
+}

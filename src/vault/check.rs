@@ -1,0 +1,423 @@
+//! Checks a whole vault: opens every record, recomputes every sum, and compares everything that is
+//! said twice. All in one snapshot, so that a vault can be checked while it is mounted and written.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::crypto::SetSum;
+use crate::crypto::schedule::VaultId;
+use crate::keyring::{History, Keyring};
+use crate::store::{self, NodeId, Read};
+
+use super::content::Version;
+use super::entry::DirectoryKeys;
+use super::node::{Body, Kind, Node, ROOT, SYSTEM};
+use super::state::State;
+use super::{OpenOptions, Vault, VaultError};
+
+const BATCH: usize = 256;
+/// More problems than these are counted, not listed.
+const MAX_LISTED: usize = 1000;
+
+/// What a check came to.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct CheckReport {
+    /// The vault's id.
+    pub vault: String,
+    /// Nodes opened, the vault's own among them.
+    pub nodes: u64,
+    /// Names opened.
+    pub entries: u64,
+    /// Versions opened.
+    pub versions: u64,
+    /// Chunks opened.
+    pub chunks: u64,
+    /// Key-management events verified.
+    pub events: u64,
+    /// Bytes of content opened, without padding.
+    pub bytes: u64,
+    /// Number of problems.
+    pub problem_count: u64,
+    /// The first thousand of them.
+    pub problems: Vec<Problem>,
+}
+
+/// Something that is not as it was stored. Named by numbers: names are secrets.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    /// The node concerned, if one is.
+    pub node: Option<NodeId>,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl CheckReport {
+    fn add(&mut self, node: Option<NodeId>, what: impl std::fmt::Display) {
+        self.problem_count += 1;
+        if self.problems.len() < MAX_LISTED {
+            self.problems.push(Problem { node, what: what.to_string() });
+        }
+    }
+}
+
+/// Opens the vault in `path` for reading and checks it.
+///
+/// # Errors
+/// When it cannot even be opened; what is wrong inside is in the report.
+pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultError> {
+    let options = OpenOptions { read_only: true, tolerant: true, ..options.clone() };
+    let vault = Vault::open(path, &options)?;
+    store::read(&vault.store, |records| {
+        let mut check = Check {
+            vault: &vault,
+            keyring: &vault.keyring(),
+            report: CheckReport::default(),
+            nodes: HashMap::new(),
+            recount: State::empty(ROOT),
+        };
+        check.report.vault = check.id().to_string();
+        check.run(records)?;
+        Ok(check.report)
+    })
+}
+
+/// What has to fit what is said elsewhere.
+#[derive(Default)]
+struct Seen {
+    kind: Option<Kind>,
+    links: u32,
+    /// Names found, and where a directory was found.
+    found: u32,
+    found_at: Option<(NodeId, store::NameTag)>,
+    said_at: Option<(NodeId, store::NameTag)>,
+    version: u64,
+    size: u64,
+    version_found: bool,
+    older_versions: bool,
+    chunks: u64,
+    is_orphan: bool,
+}
+
+struct Check<'a> {
+    vault: &'a Vault,
+    keyring: &'a Keyring,
+    report: CheckReport,
+    nodes: HashMap<NodeId, Seen>,
+    recount: State,
+}
+
+impl Check<'_> {
+    fn id(&self) -> VaultId {
+        self.keyring.vault()
+    }
+
+    fn run(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        self.history(records)?;
+        self.nodes(records)?;
+        self.entries(records)?;
+        self.versions(records)?;
+        self.orphans(records)?;
+        self.chunks(records)?;
+        self.compare();
+        self.state(records)
+    }
+
+    /// Keeps going after an integrity failure, and stops after any other.
+    fn note<T>(
+        &mut self,
+        node: NodeId,
+        result: Result<T, VaultError>,
+    ) -> Result<Option<T>, VaultError> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.failure() == super::Failure::Integrity => {
+                self.report.add(Some(node), error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn history(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let mut history = History::default();
+        loop {
+            let batch = records.events(self.report.events + 1, BATCH)?;
+            for (sequence, bytes) in &batch {
+                if let Err(error) = history.next(*sequence, bytes) {
+                    self.report.add(None, error);
+                    return Ok(());
+                }
+                self.report.events += 1;
+            }
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        if let Err(error) = history.must_end_at(&self.keyring.body().history) {
+            self.report.add(None, error);
+        }
+        Ok(())
+    }
+
+    fn nodes(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let mut after = None;
+        loop {
+            let batch = records.scan_nodes(after, BATCH)?;
+            for (id, record) in &batch {
+                self.recount.count(&self.vault.system.node(*id, record), true);
+                self.recount.next_node = self.recount.next_node.max(id + 1);
+                self.report.nodes += 1;
+                let node = Node::open(self.keyring, *id, record);
+                let seen = match self.note(*id, node)? {
+                    Some(node) => Seen::of(&node),
+                    None => Seen::default(),
+                };
+                self.nodes.insert(*id, seen);
+            }
+            after = batch.last().map(|(id, _)| *id);
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn entries(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let directories: Vec<NodeId> = {
+            let is_directory = |seen: &Seen| seen.kind == Some(Kind::Directory);
+            self.nodes.iter().filter(|(_, s)| is_directory(s)).map(|(id, _)| *id).collect()
+        };
+        let mut counted = 0;
+        for directory in directories {
+            counted += self.directory(records, directory)?;
+        }
+        // Entries of directories that do not exist are found by counting all.
+        let mut total = 0;
+        let mut after: Option<(NodeId, store::NameTag)> = None;
+        loop {
+            let batch = records.scan_entries(after.as_ref().map(|(d, t)| (*d, t)), BATCH)?;
+            total += batch.len() as u64;
+            after = batch.last().map(|row| (row.directory, row.tag));
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        if total != counted {
+            self.report.add(None, format_args!("{} names are in no directory", total - counted));
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, records: &mut dyn Read, id: NodeId) -> Result<u64, VaultError> {
+        let Some(record) = records.node(id)? else { return Ok(0) };
+        let Some(node) = self.note(id, Node::open(self.keyring, id, &record))? else {
+            return Ok(0);
+        };
+        let keys = DirectoryKeys::of(self.id(), &node)?;
+        let (mut sum, mut entries, mut subdirectories) = (SetSum::default(), 0, 0);
+        let mut after = None;
+        loop {
+            let batch = records.entries(id, after.as_ref(), BATCH)?;
+            for row in &batch {
+                entries += 1;
+                sum.add(&keys.element(&row.tag, &row.value));
+                let entry = keys.open(&row.tag, &row.value);
+                let Some(entry) = self.note(id, entry)? else { continue };
+                subdirectories += u32::from(entry.kind == Kind::Directory);
+                self.named(id, &entry);
+            }
+            after = batch.last().map(|row| row.tag);
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        self.report.entries += entries;
+        let said = node.directory()?;
+        if said.entries != entries || said.sum() != sum || said.subdirectories != subdirectories {
+            self.report.add(
+                Some(id),
+                format_args!(
+                    "directory {id} should have {} entries and has {entries}, or other ones: \
+                     names were removed, replayed or inserted",
+                    said.entries
+                ),
+            );
+        }
+        Ok(entries)
+    }
+
+    fn named(&mut self, directory: NodeId, entry: &super::Entry) {
+        let problem = match self.nodes.get_mut(&entry.node) {
+            None => Some("names a node that is missing"),
+            Some(seen) => {
+                seen.found += 1;
+                seen.found_at = Some((directory, entry.tag));
+                (seen.kind.is_some_and(|kind| kind != entry.kind))
+                    .then_some("names a node of another kind")
+            }
+        };
+        if let Some(problem) = problem {
+            self.report.add(
+                Some(entry.node),
+                format_args!("an entry of directory {directory} {problem}"),
+            );
+        }
+    }
+
+    fn versions(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let mut after = None;
+        loop {
+            let batch = records.scan_versions(after, BATCH)?;
+            for ((id, number), record) in &batch {
+                self.recount.count(&self.vault.system.version(*id, *number, record), true);
+                self.report.versions += 1;
+                let version = Version::open(self.keyring, *id, *number, record);
+                let Some(version) = self.note(*id, version)? else { continue };
+                self.version(records, *id, &version)?;
+            }
+            after = batch.last().map(|(key, _)| *key);
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn version(
+        &mut self,
+        records: &mut dyn Read,
+        id: NodeId,
+        version: &Version,
+    ) -> Result<(), VaultError> {
+        for index in 0..version.chunks() {
+            let chunk = version.chunk(records, index);
+            if self.note(id, chunk)?.is_some() {
+                self.report.chunks += 1;
+            }
+        }
+        self.report.bytes += version.length();
+        let problem = match self.nodes.get_mut(&id) {
+            None => Some("belongs to no node"),
+            Some(seen) => {
+                seen.chunks += u64::from(version.chunks());
+                if seen.kind.is_some_and(|kind| kind != Kind::File) {
+                    Some("belongs to a node that is no file")
+                } else if version.number() < seen.version {
+                    seen.older_versions = true;
+                    None
+                } else if version.number() > seen.version {
+                    Some("is newer than its node says")
+                } else {
+                    seen.version_found = true;
+                    (version.length() != seen.size).then_some("has another length than its node says")
+                }
+            }
+        };
+        if let Some(problem) = problem {
+            self.report.add(Some(id), format_args!("version {} {problem}", version.number()));
+        }
+        Ok(())
+    }
+
+    fn orphans(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let mut after = None;
+        loop {
+            let batch = records.orphans(after, BATCH)?;
+            for id in &batch {
+                match self.nodes.get_mut(id) {
+                    Some(seen) => seen.is_orphan = true,
+                    None => self.report.add(Some(*id), "is to be reaped but does not exist"),
+                }
+            }
+            after = batch.last().copied();
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn chunks(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let mut found: HashMap<NodeId, u64> = HashMap::new();
+        let mut cursor = None;
+        loop {
+            let (batch, next) = records.scan_chunk_keys(cursor, BATCH)?;
+            for (node, _, _) in batch {
+                *found.entry(node).or_default() += 1;
+            }
+            if next.is_none() {
+                break;
+            }
+            cursor = next;
+        }
+        for (node, count) in found {
+            let expected = self.nodes.get(&node).map_or(0, |seen| seen.chunks);
+            if count > expected {
+                self.report.add(
+                    Some(node),
+                    format_args!("{} chunks belong to no version", count - expected),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self) {
+        let mut nodes: Vec<_> = std::mem::take(&mut self.nodes).into_iter().collect();
+        nodes.sort_unstable_by_key(|(id, _)| *id);
+        for (id, seen) in nodes.into_iter().filter(|(id, _)| *id > SYSTEM) {
+            let mut problem = |what: std::fmt::Arguments<'_>| {
+                self.report.add(Some(id), format_args!("node {id} {what}"));
+            };
+            let Some(kind) = seen.kind else { continue };
+            let links = if id == ROOT { seen.links - seen.links.min(1) } else { seen.links };
+            if links != seen.found {
+                problem(format_args!("should have {links} names and has {}", seen.found));
+            }
+            if kind == Kind::Directory && id != ROOT && links > 0 && seen.said_at != seen.found_at {
+                problem(format_args!("is a directory in another place than it says"));
+            }
+            if seen.version > 0 && !seen.version_found {
+                problem(format_args!("has lost version {}, its content", seen.version));
+            }
+            if (seen.older_versions || (seen.links == 0 && id != ROOT)) && !seen.is_orphan {
+                problem(format_args!("has left-overs that nobody is going to reap"));
+            }
+        }
+    }
+
+    fn state(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
+        let sealed = records.state()?;
+        let state = match sealed {
+            Some(sealed) => self.vault.system.open(self.id(), &sealed),
+            None => Err(VaultError::tampered("the state record", "is missing")),
+        };
+        let Some(state) = self.note(SYSTEM, state)? else { return Ok(()) };
+        if !state.agrees_with(&self.recount) {
+            self.report.add(
+                None,
+                format_args!(
+                    "nodes or versions were replayed, inserted or deleted: the state record counts \
+                     {} nodes and {} versions, found are {} and {}, and their sums differ",
+                    state.nodes, state.versions, self.recount.nodes, self.recount.versions
+                ),
+            );
+        }
+        if state.next_node < self.recount.next_node {
+            self.report.add(None, "the next node number was given out already");
+        }
+        Ok(())
+    }
+}
+
+impl Seen {
+    fn of(node: &Node) -> Self {
+        let mut seen =
+            Self { kind: Some(node.kind), links: node.attributes.links, ..Self::default() };
+        match &node.attributes.body {
+            Body::File(file) => (seen.version, seen.size) = (file.version, file.size),
+            Body::Directory(directory) => seen.said_at = Some((directory.parent, directory.tag)),
+            Body::Symlink(_) | Body::Special(_) => {}
+        }
+        seen
+    }
+}

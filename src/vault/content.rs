@@ -1,0 +1,200 @@
+//! A version of a secret's content: sealed in chunks of 64 KiB under a key of its own.
+//!
+//! The exact length and the number of chunks stand in the version's own sealed part, so there are
+//! no holes and nothing can be cut off or added.
+
+use bincode::{Decode, Encode};
+
+use crate::codec;
+use crate::crypto::padding::padded_content;
+use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, VersionKey};
+use crate::crypto::{OpenFailure, SecretBytes, SecretKey};
+use crate::keyring::{Keyring, WRAPPED_LEN};
+use crate::store::{KeyedRecord, NodeId, Read};
+
+use super::VaultError;
+
+/// Plain bytes in a chunk; the last one may have fewer.
+pub const CHUNK: usize = 64 * 1024;
+
+#[derive(Encode, Decode)]
+struct Stored {
+    wrapped: [u8; WRAPPED_LEN],
+    sealed: Vec<u8>,
+}
+
+#[derive(Encode, Decode)]
+struct Extent {
+    length: u64,
+    chunks: u32,
+}
+
+impl Extent {
+    fn of(length: u64) -> Result<Self, VaultError> {
+        let chunks = padded_content(length).div_ceil(CHUNK as u64);
+        Ok(Self { length, chunks: u32::try_from(chunks).map_err(|_| VaultError::Invalid)? })
+    }
+}
+
+/// Seals `content` as `version` of `node`: the version's record and its chunks.
+pub(super) fn seal(
+    keyring: &Keyring,
+    node: NodeId,
+    version: u64,
+    content: &[u8],
+) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
+    let vault = keyring.vault();
+    let key = SecretKey::generate()?;
+    let (generation, wrapped) = keyring.wrap(node, Role::Content { version }, &key)?;
+    let key = ContentKey(key);
+    let extent = Extent::of(content.len() as u64)?;
+    let plain = codec::encode(&extent);
+    let sealed =
+        VersionKey::derive(&key).seal(vault, Context::Version { node, version }, &plain)?;
+    let wrapped = wrapped[..]
+        .try_into()
+        .map_err(|_| VaultError::Integrity("a wrapped key has a wrong length".into()))?;
+    let record = KeyedRecord { generation, value: codec::encode(&Stored { wrapped, sealed }) };
+
+    let key = ChunkKey::derive(&key);
+    let padded = padded_content(content.len() as u64) as usize;
+    let chunks = (0..extent.chunks)
+        .map(|index| {
+            let start = index as usize * CHUNK;
+            let end = (start + CHUNK).min(padded);
+            let last = index + 1 == extent.chunks;
+            let context = Context::Chunk { node, version, index, last };
+            if let Some(plain) = content.get(start..end) {
+                return Ok(key.seal(vault, context, plain)?);
+            }
+            let rest = content.get(start..).unwrap_or_default();
+            let mut plain = SecretBytes::zeroed(end - start)?;
+            plain[..rest.len()].copy_from_slice(rest);
+            Ok(key.seal(vault, context, &plain)?)
+        })
+        .collect::<Result<_, VaultError>>()?;
+    Ok((record, chunks))
+}
+
+/// A version that was opened: what is needed to read it piece by piece.
+#[derive(Clone, Debug)]
+pub struct Version {
+    node: NodeId,
+    number: u64,
+    length: u64,
+    chunks: u32,
+    key: ChunkKey,
+    vault: VaultId,
+}
+
+impl Version {
+    /// Opens a version's record; no content yet.
+    pub(super) fn open(
+        keyring: &Keyring,
+        node: NodeId,
+        number: u64,
+        record: &KeyedRecord,
+    ) -> Result<Self, VaultError> {
+        let bad = |why| VaultError::tampered(format_args!("version {number} of node {node}"), why);
+        let stored: Stored =
+            codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
+        let role = Role::Content { version: number };
+        let key = ContentKey(keyring.unwrap(record.generation, node, role, &stored.wrapped)?);
+        let context = Context::Version { node, version: number };
+        let plain = VersionKey::derive(&key)
+            .open(keyring.vault(), context, &stored.sealed)
+            .map_err(|error| match error {
+                OpenFailure::Open(_) => bad("does not authenticate"),
+                OpenFailure::Memory(error) => error.into(),
+            })?;
+        let extent: Extent =
+            codec::decode(&plain, "extent").map_err(|_| bad("has an unknown extent"))?;
+        // What follows computes with the length, so it must fit the number of chunks.
+        if Extent::of(extent.length)?.chunks != extent.chunks {
+            return Err(bad("has an impossible length"));
+        }
+        Ok(Self {
+            node,
+            number,
+            length: extent.length,
+            chunks: extent.chunks,
+            key: ChunkKey::derive(&key),
+            vault: keyring.vault(),
+        })
+    }
+
+    /// Which version it is.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Exact length of the content in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Number of chunks.
+    pub fn chunks(&self) -> u32 {
+        self.chunks
+    }
+
+    fn plain_len(&self, index: u32) -> usize {
+        let start = u64::from(index) * CHUNK as u64;
+        padded_content(self.length).saturating_sub(start).min(CHUNK as u64) as usize
+    }
+
+    /// Reads and opens one chunk into `plain`, which must have the chunk's padded length.
+    fn read_chunk(
+        &self,
+        records: &mut dyn Read,
+        index: u32,
+        plain: &mut [u8],
+    ) -> Result<(), VaultError> {
+        let sealed = records.chunk((self.node, self.number, index))?;
+        let sealed = sealed.ok_or_else(|| self.bad(index, "is missing"))?;
+        self.open_chunk(index, &sealed, plain)
+    }
+
+    fn open_chunk(&self, index: u32, sealed: &[u8], plain: &mut [u8]) -> Result<(), VaultError> {
+        let last = index + 1 == self.chunks;
+        let context = Context::Chunk { node: self.node, version: self.number, index, last };
+        self.key
+            .open_into(self.vault, context, sealed, plain)
+            .map_err(|_| self.bad(index, "does not authenticate"))
+    }
+
+    fn bad(&self, index: u32, why: &str) -> VaultError {
+        let (number, node) = (self.number, self.node);
+        VaultError::tampered(format_args!("chunk {index} of version {number} of node {node}"), why)
+    }
+
+    /// One chunk, padding and all.
+    pub(super) fn chunk(
+        &self,
+        records: &mut dyn Read,
+        index: u32,
+    ) -> Result<SecretBytes, VaultError> {
+        let mut plain = SecretBytes::zeroed(self.plain_len(index))?;
+        self.read_chunk(records, index, &mut plain)?;
+        Ok(plain)
+    }
+
+    /// The whole content. `first` is the first chunk if the caller has it already.
+    pub(super) fn whole(
+        &self,
+        records: &mut dyn Read,
+        first: Option<Vec<u8>>,
+    ) -> Result<SecretBytes, VaultError> {
+        let padded = usize::try_from(padded_content(self.length));
+        let mut content = SecretBytes::zeroed(padded.map_err(|_| VaultError::Invalid)?)?;
+        let mut first = first;
+        for (index, plain) in (0..self.chunks).zip(content.chunks_mut(CHUNK)) {
+            match first.take() {
+                Some(sealed) => self.open_chunk(index, &sealed, plain)?,
+                None => self.read_chunk(records, index, plain)?,
+            }
+        }
+        content.resize(usize::try_from(self.length).map_err(|_| VaultError::Invalid)?)?;
+        Ok(content)
+    }
+}

@@ -1,0 +1,166 @@
+//! What can go wrong with a vault, and which class of failure each is for a caller's exit code.
+
+use crate::crypto::{MemoryError, RandomError, SealError};
+use crate::keyring::KeyringError;
+use crate::kms::{KmsError, KmsErrorKind};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// An operation on a vault failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum VaultError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Keys could not be had or used.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// Stored bytes are not what was stored. Names records by number, never by name.
+    #[error("integrity failure: {0}")]
+    Integrity(String),
+    /// The state of the vault is older than one that this host has seen, or another vault's.
+    #[error("integrity failure: {0}")]
+    Rollback(String),
+    /// The anchor of this host cannot be read or written.
+    #[error("{0}")]
+    Anchor(String),
+    /// A setting makes no sense here.
+    #[error("{0}")]
+    Setting(String),
+    /// No memory that may hold secrets.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// No randomness.
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    /// There is no such name, or the node is gone.
+    #[error("no such entry")]
+    NotFound,
+    /// The name is taken.
+    #[error("the name is taken")]
+    Exists,
+    /// A directory is needed.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A directory will not do.
+    #[error("is a directory")]
+    IsADirectory,
+    /// The directory has entries.
+    #[error("the directory is not empty")]
+    NotEmpty,
+    /// Names have at most 255 bytes.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// A node has at most 65,000 links.
+    #[error("too many links")]
+    TooManyLinks,
+    /// The arguments contradict each other.
+    #[error("invalid argument")]
+    Invalid,
+    /// The extended attribute is not there.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// The extended attributes of a node would become too large.
+    #[error("no room for the attribute")]
+    AttributesFull,
+    /// The vault is open for reading only.
+    #[error("the vault is open for reading only")]
+    ReadOnly,
+    /// The operation is not allowed on this object.
+    #[error("not permitted")]
+    NotPermitted,
+    /// There are no ids left.
+    #[error("the vault has no node numbers left")]
+    OutOfNodes,
+}
+
+/// The classes of failure that scripts can tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// Anything else.
+    Failed,
+    /// There is no vault.
+    NotAVault,
+    /// Access to the KMS key is denied, or the key does not serve.
+    KeyDenied,
+    /// KMS does not answer.
+    KmsUnreachable,
+    /// What is stored is not what was stored.
+    Integrity,
+    /// Somebody else has the vault.
+    Busy,
+}
+
+impl VaultError {
+    /// The class.
+    pub fn failure(&self) -> Failure {
+        match self {
+            VaultError::Store(error) => match error.kind {
+                StoreErrorKind::NotAVault => Failure::NotAVault,
+                StoreErrorKind::Busy => Failure::Busy,
+                StoreErrorKind::Corrupt => Failure::Integrity,
+                StoreErrorKind::Exists
+                | StoreErrorKind::Full
+                | StoreErrorKind::ReadOnly
+                | StoreErrorKind::Denied
+                | StoreErrorKind::Moved
+                | StoreErrorKind::UnsafeFilesystem
+                | StoreErrorKind::Io => Failure::Failed,
+            },
+            VaultError::Keyring(error) => match error {
+                KeyringError::Integrity(_) | KeyringError::UnknownGeneration(_) => {
+                    Failure::Integrity
+                }
+                // A URI that nobody pinned is how an attacker would have us use her key.
+                KeyringError::NotPinned(_) => Failure::Integrity,
+                KeyringError::Kms(error) => match error.kind {
+                    KmsErrorKind::Denied
+                    | KmsErrorKind::Disabled
+                    | KmsErrorKind::PendingDeletion
+                    | KmsErrorKind::NotFound
+                    | KmsErrorKind::WrongKey
+                    | KmsErrorKind::NoCredentials => Failure::KeyDenied,
+                    KmsErrorKind::Throttled | KmsErrorKind::Unreachable => Failure::KmsUnreachable,
+                    KmsErrorKind::BadAnswer | KmsErrorKind::Configuration => Failure::Failed,
+                },
+                KeyringError::Newer { .. }
+                | KeyringError::Random(_)
+                | KeyringError::Seal(_) => Failure::Failed,
+            },
+            VaultError::Integrity(_) | VaultError::Rollback(_) => Failure::Integrity,
+            VaultError::Anchor(_)
+            | VaultError::Setting(_)
+            | VaultError::Memory(_)
+            | VaultError::Random(_)
+            | VaultError::NotFound
+            | VaultError::Exists
+            | VaultError::NotADirectory
+            | VaultError::IsADirectory
+            | VaultError::NotEmpty
+            | VaultError::NameTooLong
+            | VaultError::TooManyLinks
+            | VaultError::Invalid
+            | VaultError::NoAttribute
+            | VaultError::AttributesFull
+            | VaultError::ReadOnly
+            | VaultError::NotPermitted
+            | VaultError::OutOfNodes => Failure::Failed,
+        }
+    }
+
+    /// An integrity failure of a record, named by kind and number.
+    pub(crate) fn tampered(record: impl std::fmt::Display, why: &str) -> Self {
+        Self::Integrity(format!("{record} {why}"))
+    }
+}
+
+impl From<SealError> for VaultError {
+    fn from(error: SealError) -> Self {
+        Self::Keyring(error.into())
+    }
+}
+
+impl From<KmsError> for VaultError {
+    fn from(error: KmsError) -> Self {
+        Self::Keyring(error.into())
+    }
+}

@@ -1,0 +1,427 @@
+//! What a vault is: nodes, names and contents, opened from records and sealed into them, in
+//! transactions that keep the whole provably consistent.
+//!
+//! Nothing here knows of file descriptors, kernels or processes. Every record that comes out of
+//! the store is authenticated before anything in it is used.
+
+mod anchor;
+mod cache;
+mod check;
+mod content;
+mod entry;
+mod error;
+mod node;
+mod open;
+mod ops;
+mod state;
+mod summary;
+mod tx;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+use crate::crypto::{SecretBytes, SetSum};
+use crate::keyring::Keyring;
+use crate::store::{self, Durability, NameTag, NodeId, Read, SqliteStore, Store as _};
+
+pub use anchor::{Anchor, Anchors, decode as decode_anchor};
+pub use check::{CheckReport, Problem, check};
+pub use content::{CHUNK, Version};
+pub use entry::{Entry, MAX_NAME};
+pub use error::{Failure, VaultError};
+pub use node::{
+    Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp,
+};
+pub use open::{Created, InitOptions, OpenOptions, init};
+pub use ops::{
+    AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
+    RenameMode,
+};
+pub use state::State;
+pub use summary::{GenerationSummary, Summary, WrapSummary};
+pub use tx::Tx;
+
+use cache::NodeCache;
+use entry::DirectoryKeys;
+use state::SystemKeys;
+
+/// A job of a write transaction. It may be run more than once.
+pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
+
+/// An open, unlocked vault.
+pub struct Vault {
+    store: SqliteStore,
+    keyring: RwLock<Keyring>,
+    system: SystemKeys,
+    cache: NodeCache,
+    /// As of the last commit; locked while a transaction runs.
+    state: Mutex<State>,
+    foreign: AtomicU64,
+    path: PathBuf,
+    read_only: bool,
+    anchor: Mutex<Option<(Anchors, Anchor)>>,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vault({})", self.path.display())
+    }
+}
+
+/// What a file holds, as far as it was read.
+#[derive(Debug)]
+pub enum Content {
+    /// Nothing was ever published.
+    Unpublished,
+    /// All of it.
+    Whole {
+        /// Which version.
+        version: u64,
+        /// Its bytes.
+        bytes: SecretBytes,
+    },
+    /// It is to be read chunk by chunk.
+    Pieces(Version),
+}
+
+/// Part of a directory, in the order of its tags.
+#[derive(Debug)]
+pub struct Listing {
+    /// The entries.
+    pub entries: Vec<Entry>,
+    /// Whether the directory ends here.
+    pub complete: bool,
+    /// Sum over the records of these entries.
+    pub sum: SetSum,
+    /// The directory as of this listing.
+    pub directory: Arc<Node>,
+}
+
+impl Vault {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The keyring, for looking at.
+    pub fn keyring(&self) -> RwLockReadGuard<'_, Keyring> {
+        self.keyring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state as of the last commit that was seen.
+    pub fn state(&self) -> State {
+        self.lock_state().clone()
+    }
+
+    /// Forgets what was cached if another process has written since the last time.
+    fn refresh(&self) -> Result<(), VaultError> {
+        if self.read_only {
+            let changes = self.store.foreign_changes()?;
+            if self.foreign.swap(changes, Ordering::AcqRel) != changes {
+                self.cache.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// A node.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        self.refresh()?;
+        if let Some(node) = self.cache.get(id) {
+            return Ok(node);
+        }
+        store::read(&self.store, |records| self.node_in(records, id))
+    }
+
+    /// A node inside a read transaction, from the cache if it is there.
+    fn node_in(&self, records: &mut dyn Read, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        if let Some(node) = self.cache.get(id) {
+            return Ok(node);
+        }
+        let epoch = self.cache.epoch();
+        let node = self.read_node(records, id)?;
+        self.cache.offer(epoch, &node);
+        Ok(node)
+    }
+
+    /// A node as the transaction's snapshot has it.
+    fn read_node(&self, records: &mut dyn Read, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        let record = records.node(id)?.ok_or(VaultError::NotFound)?;
+        Ok(Arc::new(Node::open(&self.keyring(), id, &record)?))
+    }
+
+    /// The node that `name` names in `directory`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such name.
+    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
+        let parent = self.node(directory)?;
+        let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+        let tag = keys.tag(name)?;
+        store::read(&self.store, |records| {
+            let record = records.entry(directory, &tag)?.ok_or(VaultError::NotFound)?;
+            let entry = keys.open(&tag, &record)?;
+            self.node_of(records, directory, &entry)
+        })
+    }
+
+    fn node_of(
+        &self,
+        records: &mut dyn Read,
+        directory: NodeId,
+        entry: &Entry,
+    ) -> Result<Arc<Node>, VaultError> {
+        let bad = |why| VaultError::tampered(format_args!("an entry of directory {directory}"), why);
+        let node = match self.node_in(records, entry.node) {
+            Err(VaultError::NotFound) => return Err(bad("names a node that is missing")),
+            other => other?,
+        };
+        if node.kind != entry.kind {
+            return Err(bad("names a node of another kind"));
+        }
+        Ok(node)
+    }
+
+    /// At most `limit` entries of a directory, those filed after `after`.
+    ///
+    /// # Errors
+    /// When it is no directory, or an entry does not authenticate.
+    pub fn list(
+        &self,
+        directory: NodeId,
+        after: Option<&NameTag>,
+        limit: usize,
+    ) -> Result<Listing, VaultError> {
+        self.refresh()?;
+        store::read(&self.store, |records| {
+            let node = self.read_node(records, directory)?;
+            let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
+            let rows = records.entries(directory, after, limit)?;
+            let mut sum = SetSum::default();
+            let complete = rows.len() < limit;
+            let entries = rows
+                .into_iter()
+                .map(|row| {
+                    sum.add(&keys.element(&row.tag, &row.value));
+                    keys.open(&row.tag, &row.value)
+                })
+                .collect::<Result<_, _>>()?;
+            Ok(Listing { entries, complete, sum, directory: node })
+        })
+    }
+
+    /// A file's current content and the node it belongs to: whole if it has at most `whole` bytes.
+    ///
+    /// # Errors
+    /// When it is no file, or does not authenticate.
+    pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
+        self.refresh()?;
+        store::read(&self.store, |records| {
+            // Only a writer's cache is as new as the snapshot.
+            let node = match self.read_only {
+                true => self.read_node(records, id)?,
+                false => self.node_in(records, id)?,
+            };
+            let file = *node.file()?;
+            if file.version == 0 {
+                return Ok((node, Content::Unpublished));
+            }
+            let content = self.version_in(records, id, file.version, whole)?;
+            let length = match &content {
+                Content::Whole { bytes, .. } => bytes.len() as u64,
+                Content::Pieces(version) => version.length(),
+                Content::Unpublished => 0,
+            };
+            if length != file.size {
+                let record = format_args!("version {} of node {id}", file.version);
+                return Err(VaultError::tampered(record, "has another length than the node says"));
+            }
+            Ok((node, content))
+        })
+    }
+
+    /// One version of a file's content.
+    ///
+    /// # Errors
+    /// When it is missing or does not authenticate.
+    pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
+        store::read(&self.store, |records| self.version_in(records, id, number, whole))
+    }
+
+    fn version_in(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+        number: u64,
+        whole: u64,
+    ) -> Result<Content, VaultError> {
+        let (record, first) = records.version_and_first_chunk(id, number)?.ok_or_else(|| {
+            VaultError::tampered(format_args!("version {number} of node {id}"), "is missing")
+        })?;
+        let version = Version::open(&self.keyring(), id, number, &record)?;
+        if version.length() > whole {
+            return Ok(Content::Pieces(version));
+        }
+        let bytes = version.whole(records, first)?;
+        Ok(Content::Whole { version: number, bytes })
+    }
+
+    /// One chunk of a version, padding and all.
+    ///
+    /// # Errors
+    /// When it is missing or does not authenticate.
+    pub fn chunk(&self, version: &Version, index: u32) -> Result<SecretBytes, VaultError> {
+        store::read(&self.store, |records| version.chunk(records, index))
+    }
+
+    /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
+    /// none of them did anything.
+    ///
+    /// # Errors
+    /// When the vault is open for reading only, or the store fails.
+    pub fn transact(
+        &self,
+        durability: Durability,
+        jobs: &mut [Job<'_>],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        if self.read_only {
+            return Err(VaultError::ReadOnly);
+        }
+        let keyring = self.keyring();
+        let mut state = self.lock_state();
+        let mut outcomes = Vec::new();
+        let finished = store::write(&self.store, durability, |records| {
+            let mut tx = Tx::new(&keyring, &self.system, &self.cache, records, state.clone());
+            outcomes =
+                jobs.iter_mut().map(|job| tx.run(*job)).collect::<Result<Vec<_>, VaultError>>()?;
+            // Nothing to commit is not worth a commit; the error only rolls back.
+            if !tx.is_touched() {
+                return Err(Rollback::Untouched);
+            }
+            Ok(tx.finish()?)
+        });
+        match finished {
+            Ok((committed, changed)) => {
+                self.cache.commit(changed.into_iter());
+                *state = committed;
+            }
+            Err(Rollback::Untouched) if durability == Durability::Now => self.store.sync()?,
+            Err(Rollback::Untouched) => {}
+            Err(Rollback::Failed(error)) => return Err(error),
+        }
+        Ok(outcomes)
+    }
+
+    /// Makes durable all that was committed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn sync(&self) -> Result<(), VaultError> {
+        Ok(self.store.sync()?)
+    }
+
+    /// Nodes registered for reaping: at most `limit` of those after `after`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn orphans(
+        &self,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, VaultError> {
+        store::read(&self.store, |records| Ok(records.orphans(after, limit)?))
+    }
+
+    /// Counts all records and compares with the sealed state: shows whether part of the vault was
+    /// replayed, inserted or deleted.
+    ///
+    /// # Errors
+    /// `Integrity` when it was.
+    pub fn recount(&self) -> Result<(), VaultError> {
+        const BATCH: usize = 256;
+        store::read(&self.store, |records| {
+            let sealed = records.state()?.ok_or_else(|| {
+                VaultError::tampered("the state record", "is missing")
+            })?;
+            let state = self.system.open(self.keyring().vault(), &sealed)?;
+            let mut recount = State::empty(state.next_node);
+            let mut after = None;
+            loop {
+                let batch = records.scan_nodes(after, BATCH)?;
+                for (id, record) in &batch {
+                    recount.count(&self.system.node(*id, record), true);
+                }
+                after = batch.last().map(|(id, _)| *id);
+                if batch.len() < BATCH {
+                    break;
+                }
+            }
+            let mut after = None;
+            loop {
+                let batch = records.scan_versions(after, BATCH)?;
+                for ((node, version), record) in &batch {
+                    recount.count(&self.system.version(*node, *version, record), true);
+                }
+                after = batch.last().map(|(key, _)| *key);
+                if batch.len() < BATCH {
+                    break;
+                }
+            }
+            if state.agrees_with(&recount) {
+                return Ok(());
+            }
+            Err(VaultError::Integrity(format!(
+                "nodes or versions were replayed, inserted or deleted: the vault's state record \
+                 counts {} nodes and {} versions, found are {} and {}, and their sums differ; \
+                 `secretfs check` names what does not fit",
+                state.nodes, state.versions, recount.nodes, recount.versions,
+            )))
+        })
+    }
+
+    /// Remembers on this host that the vault has come as far as `commit`, which must be on disk,
+    /// or a power cut would look like an attack.
+    ///
+    /// # Errors
+    /// When the anchor cannot be written.
+    pub fn refresh_anchor(&self, commit: u64) -> Result<(), VaultError> {
+        let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((anchors, anchor)) = guard.as_mut() else { return Ok(()) };
+        if !self.read_only && anchor.commit_sequence < commit {
+            anchor.commit_sequence = commit;
+            anchors.store(anchor, false)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a transaction was rolled back.
+enum Rollback {
+    Untouched,
+    Failed(VaultError),
+}
+
+impl From<store::StoreError> for Rollback {
+    fn from(error: store::StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<VaultError> for Rollback {
+    fn from(error: VaultError) -> Self {
+        Self::Failed(error)
+    }
+}

@@ -1,0 +1,502 @@
+//! Making a vault, and the way from a directory to an unlocked one. Read [`Vault::open`] from top
+//! to bottom: nothing is trusted before the line that verifies it, nothing is sent to a KMS key
+//! that is not pinned, and nothing is written before everything was verified.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, RwLock};
+
+use crate::crypto::schedule::VaultId;
+use crate::crypto::secret::fill_random;
+use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
+use crate::kms::{self, KeyUri, KmsSettings, Provider};
+use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteStore, Store as _};
+
+use super::anchor::{Anchor, Anchors, hex};
+use super::cache::NodeCache;
+use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
+use super::ops::NothingOpen;
+use super::state::{State, SystemKeys};
+use super::tx::Tx;
+use super::{Vault, VaultError};
+
+/// Vaults with at most this many records are recounted before they are used, larger ones in the
+/// background.
+const RECOUNT_AT_ONCE: u64 = 2_000;
+
+/// How a vault is made.
+#[derive(Clone, Debug)]
+pub struct InitOptions {
+    /// The KMS keys that wrap its master key; any one of them unlocks it.
+    pub kms_keys: Vec<KeyUri>,
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+    /// Bounds and places of KMS calls.
+    pub kms: KmsSettings,
+}
+
+/// A vault was made.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Its id, in hexadecimal.
+    pub vault_id: String,
+    /// The KMS keys that wrap its master key.
+    pub kms_keys: Vec<KeyUri>,
+    /// Keys of the local KMS that had to be made.
+    pub local_keys_created: Vec<String>,
+}
+
+/// How a vault is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// Beside a writer, without being able to change anything.
+    pub read_only: bool,
+    /// Go on although this host has seen a newer state, or another vault in its place.
+    pub accept_rollback: bool,
+    /// The only KMS keys that may be asked; empty: those of the anchor.
+    pub pinned_keys: Vec<KeyUri>,
+    /// The only vault that will do, in hexadecimal.
+    pub pinned_vault_id: Option<String>,
+    /// Refuse a vault that this host has never seen.
+    pub require_anchor: bool,
+    /// Open it although records do not fit together, to find out which.
+    pub tolerant: bool,
+    /// Accept a network or FUSE file system below the vault.
+    pub unsafe_filesystem: bool,
+    /// Bounds and places of KMS calls.
+    pub kms: KmsSettings,
+    /// Where it is going to be mounted: told to others who want it.
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// Makes a vault in `path`, which must not exist or be an empty directory: a whole one or none.
+///
+/// # Errors
+/// When there is something already, a KMS key does not serve, or a medium fails.
+pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
+    let path = std::path::absolute(path)
+        .map_err(|e| VaultError::Setting(format!("cannot tell where {} is: {e}", path.display())))?;
+    must_be_free(&path)?;
+    let anchors = Anchors::of_this_host()?;
+    anchors.must_be_writable()?;
+    let kms = kms::connect(&options.kms);
+    let mut local_keys_created = Vec::new();
+    for uri in options.kms_keys.iter().filter(|uri| uri.provider() == Provider::Local) {
+        must_be_apart(kms.local()?.dir(), &path)?;
+        if kms.local()?.ensure(uri.key())? {
+            local_keys_created.push(uri.key().to_owned());
+        }
+    }
+
+    let mut id = [0; 16];
+    fill_random(&mut id)?;
+    let vault = VaultId(id);
+    let now = Timestamp::now();
+    let mut keyring =
+        Keyring::create(&Header::new(vault), &options.kms_keys, &kms, now.seconds)?;
+    let uris: Vec<String> = options.kms_keys.iter().map(ToString::to_string).collect();
+    let created = EventKind::Created { kms_keys: uris.clone() };
+    let event = keyring.record_event(&Event { at: now.seconds, late: false, kind: created });
+
+    let mut failure = None;
+    let mut commit = 0;
+    let made = SqliteStore::create(&path, &mut |records| {
+        let mut found = || -> Result<u64, VaultError> {
+            records.put_header(keyring.header_bytes())?;
+            let (system, root) = first_nodes(&keyring, options, now)?;
+            let keys = SystemKeys::of(&system);
+            let cache = NodeCache::default();
+            let mut tx = Tx::new(&keyring, &keys, &cache, records, State::empty(ROOT));
+            tx.put_keyring(std::slice::from_ref(&event))?;
+            tx.found(system, root)?;
+            Ok(tx.finish()?.0.commit)
+        };
+        match found() {
+            Ok(sequence) => {
+                commit = sequence;
+                Ok(())
+            }
+            Err(error) => {
+                failure = Some(error);
+                Err(store::Abort)
+            }
+        }
+    });
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    if made?.is_err() {
+        return Err(VaultError::Setting("the vault was not made".into()));
+    }
+
+    let path = path.canonicalize().unwrap_or(path);
+    let mut anchor = Anchor::new(vault, &path, uris);
+    anchor.keyring_sequence = keyring.body().sequence;
+    anchor.keyring_digest = hex(&crate::crypto::schedule::digest(&[&keyring.encode()]));
+    anchor.commit_sequence = commit;
+    anchors.take_over(&anchor)?;
+    Ok(Created {
+        vault_id: vault.to_string(),
+        kms_keys: options.kms_keys.clone(),
+        local_keys_created,
+    })
+}
+
+fn first_nodes(
+    keyring: &Keyring,
+    options: &InitOptions,
+    now: Timestamp,
+) -> Result<(Node, Attributes), VaultError> {
+    let attributes = |body, mode| Attributes {
+        mode,
+        uid: options.uid,
+        gid: options.gid,
+        links: 1,
+        accessed: now,
+        modified: now,
+        changed: now,
+        created: now,
+        xattrs: Vec::new(),
+        body,
+    };
+    let system = Node::create(keyring, SYSTEM, Kind::System, attributes(Body::Special(0), 0))?;
+    let root = attributes(Body::Directory(DirectoryBody::new(ROOT, [0; 32])), 0o755);
+    Ok((system, root))
+}
+
+/// Refuses a path that has something already, before any key is made for it.
+fn must_be_free(path: &Path) -> Result<(), VaultError> {
+    let taken = |why: &str| {
+        VaultError::Store(store::StoreError::new(
+            store::StoreErrorKind::Exists,
+            format_args!("cannot make a vault at {}: {why}; choose a path that does not exist or an empty directory", path.display()),
+        ))
+    };
+    match std::fs::read_dir(path) {
+        Ok(_) if path.join("vault.db").exists() => Err(taken("there is a vault already")),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(taken("the directory is not empty")),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Err(taken("it is no directory")),
+        Err(e) => Err(taken(&e.to_string())),
+    }
+}
+
+/// Refuses keys and vault inside of one another: who copies the vault would copy its key.
+fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
+    let real = |path: &Path| {
+        path.ancestors()
+            .find_map(|a| a.canonicalize().ok().map(|r| r.join(path.strip_prefix(a).unwrap_or(path))))
+            .unwrap_or_else(|| path.to_owned())
+    };
+    let (keys, vault) = (real(keys), real(vault));
+    if keys.starts_with(&vault) || vault.starts_with(&keys) {
+        return Err(VaultError::Setting(format!(
+            "the local KMS keeps its keys in {} and the vault is {}: whoever copies one must not \
+             get the other; choose another place for the vault, or set SECRETFS_LOCAL_KMS_DIR",
+            keys.display(),
+            vault.display()
+        )));
+    }
+    Ok(())
+}
+
+/// What opening begins with, from one snapshot, all of it unverified.
+struct Stored {
+    header: Vec<u8>,
+    keyring: Vec<u8>,
+    state: Vec<u8>,
+    system: KeyedRecord,
+}
+
+impl Stored {
+    fn read(store: &SqliteStore) -> Result<Self, VaultError> {
+        let missing = |what| VaultError::tampered(what, "is missing");
+        store::read(store, |records| {
+            Ok(Self {
+                header: records.header()?.ok_or_else(|| missing("the header"))?,
+                keyring: records.keyring()?.ok_or_else(|| missing("the keyring record"))?,
+                state: records.state()?.ok_or_else(|| missing("the state record"))?,
+                system: records.node(SYSTEM)?.ok_or_else(|| missing("the system node"))?,
+            })
+        })
+    }
+}
+
+impl Vault {
+    /// Opens and unlocks the vault in `path`.
+    ///
+    /// # Errors
+    /// See [`VaultError::failure`]. After an error nothing on disk has changed.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
+        let path = path.canonicalize().map_err(|e| {
+            VaultError::Store(store::StoreError::new(
+                store::StoreErrorKind::NotAVault,
+                format_args!("there is no vault at {}: {e}; make one with `secretfs init`", path.display()),
+            ))
+        })?;
+        let mode = match options.read_only {
+            true => Mode::ReadOnly,
+            false => Mode::Write(Holder::current(options.mountpoint.as_deref())),
+        };
+        let store_options =
+            store::OpenOptions { unsafe_filesystem: options.unsafe_filesystem };
+        let store = SqliteStore::open(&path, mode, store_options)?;
+        let stored = Stored::read(&store)?;
+
+        let unverified = UnverifiedKeyring::parse(&stored.header, &stored.keyring)?;
+        let watch = Watch::begin(&path, &unverified, options)?;
+        let kms = kms::connect(&options.kms);
+        if watch.pins.iter().any(|pin| pin.provider() == Provider::Local) {
+            must_be_apart(kms.local()?.dir(), &path)?;
+        }
+        let keyring = unverified.unlock(&watch.pins, &kms)?;
+
+        let system = Node::open(&keyring, SYSTEM, &stored.system)?;
+        if system.kind != Kind::System {
+            return Err(VaultError::tampered("the system node", "is of another kind"));
+        }
+        let system = SystemKeys::of(&system);
+        let state = system.open(keyring.vault(), &stored.state)?;
+        if state.keyring != keyring.body().sequence {
+            return Err(VaultError::Rollback(format!(
+                "the keyring record has sequence {}, but the vault's state belongs to {}: one of \
+                 them was put back",
+                keyring.body().sequence,
+                state.keyring
+            )));
+        }
+        let rollback = watch.compare(&keyring, &state, options)?;
+
+        let records = state.nodes.saturating_add(state.versions);
+        let mut vault = Self {
+            foreign: AtomicU64::new(store.foreign_changes()?),
+            store,
+            keyring: RwLock::new(keyring),
+            system,
+            cache: NodeCache::default(),
+            state: Mutex::new(state),
+            path,
+            read_only: options.read_only,
+            anchor: Mutex::new(None),
+        };
+        if records <= RECOUNT_AT_ONCE && !options.tolerant {
+            vault.recount()?;
+        }
+        if !vault.read_only {
+            vault.settle(rollback.clone())?;
+        }
+        watch.remember(&mut vault, rollback.is_some())?;
+        Ok(vault)
+    }
+
+    /// A writer's first deeds: says who it is, and finishes what the last one left.
+    fn settle(&mut self, rollback: Option<EventKind>) -> Result<(), VaultError> {
+        self.store.announce()?;
+        if let Some(kind) = rollback {
+            let event = Event { at: Timestamp::now().seconds, late: false, kind };
+            let event = {
+                let keyring = self.keyring.get_mut();
+                keyring.unwrap_or_else(std::sync::PoisonError::into_inner).record_event(&event)
+            };
+            let mut job = |tx: &mut Tx<'_>| tx.put_keyring(std::slice::from_ref(&event));
+            self.transact(Durability::Now, &mut [&mut job])?;
+        }
+        self.reap_orphans()
+    }
+
+    fn reap_orphans(&self) -> Result<(), VaultError> {
+        let mut after: Option<NodeId> = None;
+        loop {
+            let batch = self.orphans(after, 64)?;
+            let Some(last) = batch.last() else { break };
+            after = Some(*last);
+            for node in &batch {
+                let mut job = |tx: &mut Tx<'_>| tx.reap(*node, &[], &NothingOpen);
+                for outcome in self.transact(Durability::Soon, &mut [&mut job])? {
+                    // A damaged node must not keep the others from being mounted.
+                    if let Err(error) = outcome {
+                        tracing::error!("cannot reap node {node}: {error}");
+                    }
+                }
+            }
+        }
+        self.sync()
+    }
+}
+
+/// The comparison of a vault with what this host remembers of it.
+struct Watch {
+    anchors: Option<Anchors>,
+    anchor: Option<Anchor>,
+    pins: Vec<KeyUri>,
+    vault: VaultId,
+    path: PathBuf,
+    keyring_digest: String,
+    other_vault: bool,
+}
+
+impl Watch {
+    /// Looks at who the vault says it is, before any key is touched.
+    fn begin(
+        path: &Path,
+        unverified: &UnverifiedKeyring,
+        options: &OpenOptions,
+    ) -> Result<Self, VaultError> {
+        let vault = unverified.vault();
+        if let Some(pinned) = &options.pinned_vault_id
+            && *pinned != vault.to_string()
+        {
+            return Err(VaultError::Rollback(format!(
+                "{} is vault {vault}, but vault-id={pinned} was asked for",
+                path.display()
+            )));
+        }
+        let anchors = match Anchors::of_this_host() {
+            Ok(anchors) => Some(anchors),
+            Err(error) if options.require_anchor => return Err(error),
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        };
+        let mut anchor = None;
+        let mut other_vault = false;
+        if let Some(anchors) = &anchors {
+            anchor = anchors.load(vault)?;
+            if let Some(other) = anchors.other_vault_at(path, vault)? {
+                other_vault = true;
+                if !options.accept_rollback {
+                    return Err(VaultError::Rollback(format!(
+                        "{} holds vault {vault}, but this host last saw vault {other} there; if \
+                         you put it there yourself, mount once with --accept-rollback",
+                        path.display()
+                    )));
+                }
+            }
+        }
+        if anchor.is_none() && options.require_anchor {
+            return Err(VaultError::Rollback(format!(
+                "this host has no anchor of vault {vault}, and require-anchor is set; mount it \
+                 once without, where you can trust it"
+            )));
+        }
+        let keyring_digest = hex(&unverified.digest());
+        if let Some(anchor) = &anchor
+            && !options.accept_rollback
+            && (unverified.sequence() < anchor.keyring_sequence
+                || (unverified.sequence() == anchor.keyring_sequence
+                    && keyring_digest != anchor.keyring_digest))
+        {
+            return Err(VaultError::Rollback(format!(
+                "the keyring record (sequence {}) is not the one that this host has seen \
+                 (sequence {}); after restoring a backup, mount once with --accept-rollback",
+                unverified.sequence(),
+                anchor.keyring_sequence
+            )));
+        }
+        let pins = pins(&anchor, unverified, options)?;
+        Ok(Self {
+            anchors,
+            anchor,
+            pins,
+            vault,
+            path: path.to_owned(),
+            keyring_digest,
+            other_vault,
+        })
+    }
+
+    /// Compares sequences, now that they are authentic. Returns what is to be recorded when an
+    /// older state was accepted.
+    fn compare(
+        &self,
+        keyring: &Keyring,
+        state: &State,
+        options: &OpenOptions,
+    ) -> Result<Option<EventKind>, VaultError> {
+        let seen = self.anchor.as_ref().map(|a| (a.keyring_sequence, a.commit_sequence));
+        let (seen_keyring, seen_commit) = seen.unwrap_or_default();
+        let accepted_keyring = keyring.body().sequence;
+        let older = accepted_keyring < seen_keyring || state.commit < seen_commit;
+        if !older && !self.other_vault {
+            return Ok(None);
+        }
+        if !options.accept_rollback {
+            return Err(VaultError::Rollback(format!(
+                "the vault is older than what this host has seen: commit {} of {seen_commit}; \
+                 after restoring a backup, mount once with --accept-rollback",
+                state.commit
+            )));
+        }
+        if options.read_only {
+            return Err(VaultError::Setting(
+                "accepting a rollback is recorded in the vault's history, so it needs a mount for \
+                 writing; mount once without `ro`"
+                    .into(),
+            ));
+        }
+        Ok(Some(EventKind::RollbackAccepted {
+            seen_keyring,
+            accepted_keyring,
+            seen_commit,
+            accepted_commit: state.commit,
+        }))
+    }
+
+    /// Remembers what was opened.
+    fn remember(self, vault: &mut Vault, lower: bool) -> Result<(), VaultError> {
+        let Some(anchors) = self.anchors else { return Ok(()) };
+        let uris = self.pins.iter().map(ToString::to_string).collect();
+        let mut anchor = Anchor::new(self.vault, &self.path, uris);
+        let keyring = vault.keyring();
+        anchor.keyring_sequence = keyring.body().sequence;
+        anchor.keyring_digest = match lower {
+            // The event of the rollback has changed the record.
+            true => hex(&crate::crypto::schedule::digest(&[&keyring.encode()])),
+            false => self.keyring_digest,
+        };
+        drop(keyring);
+        // Only a writer knows that what it has read is on disk: it has synced.
+        anchor.commit_sequence = match (vault.read_only, &self.anchor) {
+            (false, _) => vault.state().commit,
+            (true, Some(old)) => old.commit_sequence,
+            (true, None) => 0,
+        };
+        let stored = match lower {
+            true => anchors.take_over(&anchor),
+            false => anchors.store(&anchor, false),
+        };
+        if let Err(error) = stored {
+            // A read-only root file system is common in containers; what is pinned by options or
+            // by an anchor already there still holds.
+            tracing::warn!("{error}; older states of the vault cannot be told");
+        }
+        *vault.anchor.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some((anchors, anchor));
+        Ok(())
+    }
+}
+
+/// Which KMS keys may be asked.
+fn pins(
+    anchor: &Option<Anchor>,
+    unverified: &UnverifiedKeyring,
+    options: &OpenOptions,
+) -> Result<Vec<KeyUri>, VaultError> {
+    if !options.pinned_keys.is_empty() {
+        return Ok(options.pinned_keys.clone());
+    }
+    let uris = match anchor {
+        Some(anchor) => anchor.kms_keys.clone(),
+        // Trust on first use.
+        None => unverified.claimed_uris(),
+    };
+    uris.iter()
+        .map(|uri| uri.parse().map_err(|e| VaultError::Integrity(format!("{e}"))))
+        .collect()
+}

@@ -1,0 +1,458 @@
+//! The operations of a file tree, inside a write transaction: names, links, attributes, contents.
+//!
+//! Permissions are the kernel's matter (`default_permissions`); everything that keeps the tree a
+//! tree is decided here.
+
+use crate::store::NodeId;
+
+use super::VaultError;
+use super::node::{
+    Attributes, Body, DirectoryBody, FileBody, Kind, ROOT, Timestamp,
+};
+use super::tx::Tx;
+
+/// Most links to a node, as on ext4.
+pub const MAX_LINKS: u32 = 65_000;
+/// Most bytes of extended attributes, names and values, that a node may have.
+pub const MAX_XATTRS: usize = 64 * 1024;
+
+const SETGID: u32 = 0o2000;
+
+/// A node to be made.
+#[derive(Clone, Debug)]
+pub struct NewNode {
+    /// What.
+    pub kind: Kind,
+    /// Permission bits, set-id bits and sticky bit.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory passes on its own.
+    pub gid: u32,
+    /// Device number of a device.
+    pub device: u32,
+    /// Target of a symbolic link.
+    pub target: Vec<u8>,
+}
+
+/// How a rename treats a name that is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameMode {
+    /// It is replaced.
+    Replace,
+    /// It is an error.
+    NoReplace,
+    /// The two are exchanged.
+    Exchange,
+}
+
+/// Attributes to be changed; `None` leaves them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttributeChange {
+    /// Permission bits, set-id bits and sticky bit.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Last access.
+    pub accessed: Option<Timestamp>,
+    /// Last change of the content.
+    pub modified: Option<Timestamp>,
+}
+
+/// How a content takes the place of the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publication {
+    /// As a whole: readers of the one before keep it.
+    Replacement,
+    /// By edits: readers follow.
+    InPlace,
+}
+
+/// What a job needs to know about open handles, as of now.
+pub trait OpenFiles {
+    /// Whether the node has an open handle. If not, it cannot get one any more until the
+    /// transaction is over.
+    fn is_open_or_dying(&self, node: NodeId) -> bool;
+}
+
+/// Nobody has anything open: commands on a vault that is not mounted.
+#[derive(Clone, Copy, Debug)]
+pub struct NothingOpen;
+
+impl OpenFiles for NothingOpen {
+    fn is_open_or_dying(&self, _node: NodeId) -> bool {
+        false
+    }
+}
+
+impl Tx<'_> {
+    /// Makes a node and gives it a name.
+    ///
+    /// # Errors
+    /// When the name is taken or the directory is none or gone.
+    pub fn create(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        new: &NewNode,
+    ) -> Result<NodeId, VaultError> {
+        let directory = self.living_directory(parent)?;
+        if self.find(parent, name)?.is_some() {
+            return Err(VaultError::Exists);
+        }
+        let inherits = directory.attributes.mode & SETGID != 0;
+        let mut attributes = Attributes {
+            mode: new.mode,
+            uid: new.uid,
+            gid: if inherits { directory.attributes.gid } else { new.gid },
+            links: 1,
+            accessed: self.now,
+            modified: self.now,
+            changed: self.now,
+            created: self.now,
+            xattrs: Vec::new(),
+            body: match new.kind {
+                Kind::File => Body::File(FileBody::default()),
+                Kind::Directory => {
+                    let tag = self.directory_keys(parent)?.tag(name)?;
+                    Body::Directory(DirectoryBody::new(parent, tag))
+                }
+                Kind::Symlink => Body::Symlink(new.target.clone()),
+                Kind::CharDevice | Kind::BlockDevice => Body::Special(new.device),
+                Kind::Fifo | Kind::Socket => Body::Special(0),
+                Kind::System => return Err(VaultError::Invalid),
+            },
+        };
+        if inherits && new.kind == Kind::Directory {
+            attributes.mode |= SETGID;
+        }
+        let id = self.create_node(new.kind, attributes)?;
+        self.put_entry(parent, name, id, new.kind)?;
+        Ok(id)
+    }
+
+    /// Gives a node another name.
+    ///
+    /// # Errors
+    /// When the name is taken, the node is a directory or gone, or has too many links.
+    pub fn link(&mut self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<(), VaultError> {
+        let kind = {
+            let node = self.node(node)?;
+            if node.kind == Kind::Directory {
+                return Err(VaultError::NotPermitted);
+            }
+            if node.attributes.links == 0 {
+                return Err(VaultError::NotFound);
+            }
+            if node.attributes.links >= MAX_LINKS {
+                return Err(VaultError::TooManyLinks);
+            }
+            node.kind
+        };
+        self.living_directory(parent)?;
+        if self.find(parent, name)?.is_some() {
+            return Err(VaultError::Exists);
+        }
+        let now = self.now;
+        let attributes = &mut self.change(node)?.attributes;
+        attributes.links += 1;
+        attributes.changed = now;
+        self.put_entry(parent, name, node, kind)?;
+        Ok(())
+    }
+
+    /// Takes away a name of something that is no directory.
+    ///
+    /// # Errors
+    /// When there is no such name, or it names a directory.
+    pub fn unlink(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        open: &dyn OpenFiles,
+    ) -> Result<NodeId, VaultError> {
+        let found = self.find(parent, name)?.ok_or(VaultError::NotFound)?;
+        if found.0.kind == Kind::Directory {
+            return Err(VaultError::IsADirectory);
+        }
+        self.take_entry(parent, &found)?;
+        self.drop_link(found.0.node, open)?;
+        Ok(found.0.node)
+    }
+
+    /// Takes away an empty directory.
+    ///
+    /// # Errors
+    /// When there is no such directory, or it has entries.
+    pub fn rmdir(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        open: &dyn OpenFiles,
+    ) -> Result<NodeId, VaultError> {
+        let found = self.find(parent, name)?.ok_or(VaultError::NotFound)?;
+        self.must_be_empty(found.0.node)?;
+        self.take_entry(parent, &found)?;
+        self.drop_link(found.0.node, open)?;
+        Ok(found.0.node)
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// As rename(2).
+    pub fn rename(
+        &mut self,
+        (parent, name): (NodeId, &[u8]),
+        (new_parent, new_name): (NodeId, &[u8]),
+        mode: RenameMode,
+        open: &dyn OpenFiles,
+    ) -> Result<(), VaultError> {
+        self.living_directory(new_parent)?;
+        let from = self.find(parent, name)?.ok_or(VaultError::NotFound)?;
+        let to = self.find(new_parent, new_name)?;
+        self.must_not_be_inside(new_parent, from.0.node)?;
+        match (mode, &to) {
+            (RenameMode::NoReplace, Some(_)) => return Err(VaultError::Exists),
+            (RenameMode::Exchange, None) => return Err(VaultError::NotFound),
+            (_, Some(to)) if to.0.node == from.0.node => return Ok(()),
+            (RenameMode::Exchange, Some(to)) => {
+                self.must_not_be_inside(parent, to.0.node)?;
+                self.take_entry(new_parent, to)?;
+                self.take_entry(parent, &from)?;
+                self.file_again(to.0.node, parent, name)?;
+            }
+            (RenameMode::Replace, Some(to)) => {
+                match (from.0.kind == Kind::Directory, to.0.kind == Kind::Directory) {
+                    (true, false) => return Err(VaultError::NotADirectory),
+                    (false, true) => return Err(VaultError::IsADirectory),
+                    (true, true) => self.must_be_empty(to.0.node)?,
+                    (false, false) => {}
+                }
+                self.take_entry(new_parent, to)?;
+                self.drop_link(to.0.node, open)?;
+                self.take_entry(parent, &from)?;
+            }
+            (_, None) => self.take_entry(parent, &from)?,
+        }
+        self.file_again(from.0.node, new_parent, new_name)
+    }
+
+    /// Files a node that was taken out of a directory under another name.
+    fn file_again(
+        &mut self,
+        node: NodeId,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<(), VaultError> {
+        let kind = self.node(node)?.kind;
+        let tag = self.put_entry(parent, name, node, kind)?;
+        let now = self.now;
+        let moved = self.change(node)?;
+        moved.attributes.changed = now;
+        if let Body::Directory(directory) = &mut moved.attributes.body {
+            directory.parent = parent;
+            directory.tag = tag;
+        }
+        Ok(())
+    }
+
+    /// Takes one link off a node and deletes it with the last one, unless somebody has it open.
+    fn drop_link(&mut self, node: NodeId, open: &dyn OpenFiles) -> Result<(), VaultError> {
+        let now = self.now;
+        let attributes = &mut self.change(node)?.attributes;
+        attributes.links = attributes.links.saturating_sub(1);
+        attributes.changed = now;
+        if attributes.links > 0 {
+            return Ok(());
+        }
+        if open.is_open_or_dying(node) {
+            self.put_orphan(node);
+            return Ok(());
+        }
+        self.delete_node(node)
+    }
+
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn set_attributes(
+        &mut self,
+        node: NodeId,
+        change: &AttributeChange,
+    ) -> Result<(), VaultError> {
+        let now = self.now;
+        let attributes = &mut self.change(node)?.attributes;
+        attributes.mode = change.mode.unwrap_or(attributes.mode) & 0o7777;
+        attributes.uid = change.uid.unwrap_or(attributes.uid);
+        attributes.gid = change.gid.unwrap_or(attributes.gid);
+        attributes.accessed = change.accessed.unwrap_or(attributes.accessed);
+        attributes.modified = change.modified.unwrap_or(attributes.modified);
+        attributes.changed = now;
+        Ok(())
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// When it must be new and is not, or the other way round, or there is no room.
+    pub fn set_xattr(
+        &mut self,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        (create, replace): (bool, bool),
+    ) -> Result<(), VaultError> {
+        let now = self.now;
+        let attributes = &mut self.change(node)?.attributes;
+        let place = attributes.xattrs.binary_search_by(|(n, _)| n[..].cmp(name));
+        match place {
+            Ok(_) if create => return Err(VaultError::Exists),
+            Err(_) if replace => return Err(VaultError::NoAttribute),
+            Ok(at) => attributes.xattrs[at].1 = value.to_vec(),
+            Err(at) => attributes.xattrs.insert(at, (name.to_vec(), value.to_vec())),
+        }
+        let total: usize = attributes.xattrs.iter().map(|(n, v)| n.len() + v.len() + 16).sum();
+        if total > MAX_XATTRS {
+            return Err(VaultError::AttributesFull);
+        }
+        attributes.changed = now;
+        Ok(())
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn remove_xattr(&mut self, node: NodeId, name: &[u8]) -> Result<(), VaultError> {
+        let now = self.now;
+        let attributes = &mut self.change(node)?.attributes;
+        let place = attributes.xattrs.binary_search_by(|(n, _)| n[..].cmp(name));
+        attributes.xattrs.remove(place.map_err(|_| VaultError::NoAttribute)?);
+        attributes.changed = now;
+        Ok(())
+    }
+
+    /// Publishes `content` as the node's next version and returns its number. Versions before it
+    /// go, but for those in `keep`, which open handles still read.
+    ///
+    /// # Errors
+    /// When the node is gone or no regular file.
+    pub fn publish(
+        &mut self,
+        node: NodeId,
+        content: &[u8],
+        publication: Publication,
+        modified: Option<Timestamp>,
+        keep: &[u64],
+    ) -> Result<u64, VaultError> {
+        let now = self.now;
+        let version = self.node(node)?.file()?.version + 1;
+        self.put_version(node, version, content)?;
+        let attributes = &mut self.change(node)?.attributes;
+        if let Body::File(file) = &mut attributes.body {
+            file.version = version;
+            file.size = content.len() as u64;
+            if publication == Publication::Replacement {
+                file.replaced = version;
+            }
+        }
+        attributes.modified = modified.unwrap_or(now);
+        attributes.changed = now;
+        let mut kept = false;
+        for old in self.records.versions_of(node)? {
+            if keep.contains(&old) {
+                kept = true;
+            } else {
+                self.delete_version(node, old);
+            }
+        }
+        if kept {
+            self.put_orphan(node);
+        }
+        Ok(version)
+    }
+
+    /// Removes what nobody needs any more of a node that was registered for it: all of it if it
+    /// has no name, else the versions before the current one. `keep` names what handles still read.
+    ///
+    /// # Errors
+    /// When the store fails or the node does not authenticate.
+    pub fn reap(
+        &mut self,
+        node: NodeId,
+        keep: &[u64],
+        open: &dyn OpenFiles,
+    ) -> Result<(), VaultError> {
+        let found = match self.node(node) {
+            Ok(found) => found,
+            Err(VaultError::NotFound) => {
+                self.delete_orphan(node);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        // The list of orphans is not authenticated: only the node's own word deletes it.
+        if found.attributes.links == 0 && node > ROOT {
+            if !open.is_open_or_dying(node) {
+                self.delete_orphan(node);
+                self.delete_node(node)?;
+            }
+            return Ok(());
+        }
+        let current = found.file().map_or(0, |file| file.version);
+        let mut kept = false;
+        for version in self.records.versions_of(node)? {
+            if version == current {
+                continue;
+            }
+            if keep.contains(&version) {
+                kept = true;
+            } else {
+                self.delete_version(node, version);
+            }
+        }
+        if !kept {
+            self.delete_orphan(node);
+        }
+        Ok(())
+    }
+
+    fn living_directory(
+        &mut self,
+        id: NodeId,
+    ) -> Result<std::sync::Arc<super::node::Node>, VaultError> {
+        let node = self.node(id)?;
+        node.directory()?;
+        if node.attributes.links == 0 {
+            return Err(VaultError::NotFound);
+        }
+        Ok(node)
+    }
+
+    fn must_be_empty(&mut self, id: NodeId) -> Result<(), VaultError> {
+        if self.node(id)?.directory()?.entries > 0 {
+            return Err(VaultError::NotEmpty);
+        }
+        Ok(())
+    }
+
+    /// Refuses to put a directory below itself.
+    fn must_not_be_inside(&mut self, start: NodeId, moved: NodeId) -> Result<(), VaultError> {
+        let mut at = start;
+        // The kernel has no paths deeper than this; a loop can only come from a damaged vault.
+        for _ in 0..100_000 {
+            if at == moved {
+                return Err(VaultError::Invalid);
+            }
+            if at == ROOT {
+                return Ok(());
+            }
+            at = self.node(at)?.directory()?.parent;
+        }
+        Err(VaultError::Integrity("a directory is its own ancestor".into()))
+    }
+}

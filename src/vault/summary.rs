@@ -1,0 +1,103 @@
+//! What can be told of an open vault without telling secrets.
+
+use serde::Serialize;
+
+use super::Vault;
+
+/// A vault as `status` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Its id.
+    pub vault: String,
+    /// Where it is.
+    pub path: String,
+    /// `read-write` or `read-only`.
+    pub mode: &'static str,
+    /// Format of what is stored.
+    pub format: u16,
+    /// The KMS key that unlocked it.
+    pub unlocked_by: String,
+    /// The master key generation that wraps new keys.
+    pub active_generation: u64,
+    /// All generations that the keyring holds.
+    pub generations: Vec<GenerationSummary>,
+    /// Sequence of the keyring record.
+    pub keyring_sequence: u64,
+    /// Number of write transactions so far.
+    pub commit_sequence: u64,
+    /// Files, directories and the rest, the vault's own node among them.
+    pub nodes: u64,
+    /// Contents stored.
+    pub versions: u64,
+    /// Events in the key-management history.
+    pub events: u64,
+    /// Whether this host remembers the vault.
+    pub anchored: bool,
+}
+
+/// A master key generation.
+#[derive(Clone, Debug, Serialize)]
+pub struct GenerationSummary {
+    /// Its number.
+    pub generation: u64,
+    /// `pending`, `active` or `decrypt-only`.
+    pub state: &'static str,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// Under which KMS keys it stands.
+    pub wraps: Vec<WrapSummary>,
+}
+
+/// A wrap of a master key.
+#[derive(Clone, Debug, Serialize)]
+pub struct WrapSummary {
+    /// The KMS key's URI.
+    pub kms_key: String,
+    /// The key in the provider's own words.
+    pub key_id: String,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+}
+
+impl Vault {
+    /// What can be told of it.
+    pub fn summary(&self) -> Summary {
+        use crate::keyring::GenerationState;
+        let keyring = self.keyring();
+        let body = keyring.body();
+        let state = self.state();
+        let generations = body.generations.iter().map(|generation| GenerationSummary {
+            generation: generation.number,
+            state: match generation.state {
+                GenerationState::Pending => "pending",
+                GenerationState::Active => "active",
+                GenerationState::DecryptOnly => "decrypt-only",
+            },
+            created: generation.created,
+            wraps: generation
+                .wraps
+                .iter()
+                .map(|wrap| WrapSummary {
+                    kms_key: wrap.uri.clone(),
+                    key_id: wrap.key_id.clone(),
+                    created: wrap.created,
+                })
+                .collect(),
+        });
+        Summary {
+            vault: keyring.vault().to_string(),
+            path: self.path().display().to_string(),
+            mode: if self.is_read_only() { "read-only" } else { "read-write" },
+            format: crate::keyring::FORMAT,
+            unlocked_by: keyring.unlocked_by().to_owned(),
+            active_generation: keyring.active(),
+            generations: generations.collect(),
+            keyring_sequence: body.sequence,
+            commit_sequence: state.commit,
+            nodes: state.nodes,
+            versions: state.versions,
+            events: body.history.length,
+            anchored: self.anchor.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some(),
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Write transactions: several jobs, one commit, one new state record.
+//!
+//! A job reads and changes nodes in memory and notes what is to be stored; when it fails, all it
+//! did is forgotten and the other jobs of the transaction go on. Nodes are sealed once, when the
+//! transaction ends, however often they were changed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::keyring::Keyring;
+use crate::store::{KeyedRecord, NameTag, NodeId, Write};
+
+use super::VaultError;
+use super::cache::NodeCache;
+use super::content;
+use super::entry::{DirectoryKeys, Entry};
+use super::node::{Attributes, Kind, Node, Timestamp};
+use super::state::{State, SystemKeys};
+
+/// A node as the transaction has it; `None` once it is deleted.
+#[derive(Clone)]
+struct Slot {
+    node: Option<Arc<Node>>,
+    changed: bool,
+    /// Whether the store has a record of it that the sum counts.
+    stored: bool,
+}
+
+/// What a successful job leaves to be stored.
+enum Op {
+    PutEntry { directory: NodeId, tag: NameTag, record: Vec<u8> },
+    DeleteEntry { directory: NodeId, tag: NameTag },
+    PutVersion { node: NodeId, version: u64, record: KeyedRecord, chunks: Vec<Vec<u8>> },
+    DeleteVersion { node: NodeId, version: u64 },
+    PutOrphan(NodeId),
+    DeleteOrphan(NodeId),
+}
+
+/// A write transaction under way.
+pub struct Tx<'a> {
+    pub(super) keyring: &'a Keyring,
+    pub(super) now: Timestamp,
+    system: &'a SystemKeys,
+    cache: &'a NodeCache,
+    pub(super) records: &'a mut dyn Write,
+    state: State,
+    nodes: HashMap<NodeId, Slot>,
+    /// What the current job found, to be put back if it fails.
+    undo: HashMap<NodeId, Option<Slot>>,
+    ops: Vec<Op>,
+    touched: bool,
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn new(
+        keyring: &'a Keyring,
+        system: &'a SystemKeys,
+        cache: &'a NodeCache,
+        records: &'a mut dyn Write,
+        state: State,
+    ) -> Self {
+        Self {
+            keyring,
+            now: Timestamp::now(),
+            system,
+            cache,
+            records,
+            state,
+            nodes: HashMap::new(),
+            undo: HashMap::new(),
+            ops: Vec::new(),
+            touched: false,
+        }
+    }
+
+    /// Runs one job; what it did stays only if it succeeds. The outer error is the transaction's.
+    pub(super) fn run(
+        &mut self,
+        job: &mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>,
+    ) -> Result<Result<(), VaultError>, VaultError> {
+        self.undo.clear();
+        self.ops.clear();
+        let outcome = job(self);
+        match &outcome {
+            Ok(()) => {
+                self.touched |= !self.undo.is_empty() || !self.ops.is_empty();
+                for op in std::mem::take(&mut self.ops) {
+                    self.execute(op)?;
+                }
+            }
+            // The store's failures are the transaction's own.
+            Err(VaultError::Store(error)) => return Err(error.clone().into()),
+            Err(_) => {
+                for (id, slot) in std::mem::take(&mut self.undo) {
+                    match slot {
+                        Some(slot) => self.nodes.insert(id, slot),
+                        None => self.nodes.remove(&id),
+                    };
+                }
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Whether there is anything to commit.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched
+    }
+
+    fn execute(&mut self, op: Op) -> Result<(), VaultError> {
+        match op {
+            Op::PutEntry { directory, tag, record } => {
+                self.records.put_entry(directory, &tag, &record)?;
+            }
+            Op::DeleteEntry { directory, tag } => self.records.delete_entry(directory, &tag)?,
+            Op::PutVersion { node, version, record, chunks } => {
+                self.state.count(&self.system.version(node, version, &record), true);
+                let mut chunks = chunks.into_iter();
+                self.records.insert_version(node, version, &record, &mut chunks)?;
+            }
+            Op::DeleteVersion { node, version } => {
+                if let Some(record) = self.records.version(node, version)? {
+                    self.state.count(&self.system.version(node, version, &record), false);
+                    self.records.delete_version(node, version)?;
+                }
+            }
+            Op::PutOrphan(node) => self.records.put_orphan(node)?,
+            Op::DeleteOrphan(node) => self.records.delete_orphan(node)?,
+        }
+        Ok(())
+    }
+
+    /// Seals what has changed and the state; returns the new state and the changed nodes.
+    #[allow(clippy::type_complexity)]
+    pub(super) fn finish(
+        mut self,
+    ) -> Result<(State, Vec<(NodeId, Option<Arc<Node>>)>), VaultError> {
+        let mut changed = Vec::new();
+        for (id, slot) in std::mem::take(&mut self.nodes) {
+            if !slot.changed {
+                continue;
+            }
+            if slot.stored {
+                let old = self.records.node(id)?.ok_or_else(|| {
+                    VaultError::tampered(format_args!("node {id}"), "has disappeared")
+                })?;
+                self.state.count(&self.system.node(id, &old), false);
+            }
+            match slot.node {
+                Some(mut node) => {
+                    let sealed = Arc::make_mut(&mut node);
+                    sealed.rewrap(self.keyring)?;
+                    let record = sealed.seal(self.keyring.vault())?;
+                    self.put_node(id, &record)?;
+                    changed.push((id, Some(node)));
+                }
+                None => {
+                    self.records.delete_node(id)?;
+                    changed.push((id, None));
+                }
+            }
+        }
+        self.state.commit += 1;
+        self.state.keyring = self.keyring.body().sequence;
+        let sealed = self.system.seal(self.keyring.vault(), &self.state)?;
+        self.records.put_state(&sealed)?;
+        Ok((self.state, changed))
+    }
+
+    fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), VaultError> {
+        self.state.count(&self.system.node(id, record), true);
+        self.records.put_node(id, record)?;
+        Ok(())
+    }
+
+    // --- nodes -------------------------------------------------------------------------------
+
+    /// A node as the transaction sees it.
+    pub(super) fn node(&mut self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        if let Some(slot) = self.nodes.get(&id) {
+            return slot.node.clone().ok_or(VaultError::NotFound);
+        }
+        let node = match self.cache.get(id) {
+            Some(node) => node,
+            None => {
+                let record = self.records.node(id)?.ok_or(VaultError::NotFound)?;
+                Arc::new(Node::open(self.keyring, id, &record)?)
+            }
+        };
+        let slot = Slot { node: Some(Arc::clone(&node)), changed: false, stored: true };
+        self.nodes.insert(id, slot);
+        Ok(node)
+    }
+
+    /// A node to be changed.
+    pub(super) fn change(&mut self, id: NodeId) -> Result<&mut Node, VaultError> {
+        self.node(id)?;
+        self.remember(id);
+        let slot = self.nodes.get_mut(&id).ok_or(VaultError::NotFound)?;
+        slot.changed = true;
+        slot.node.as_mut().map(Arc::make_mut).ok_or(VaultError::NotFound)
+    }
+
+    /// A new node.
+    pub(super) fn create_node(
+        &mut self,
+        kind: Kind,
+        attributes: Attributes,
+    ) -> Result<NodeId, VaultError> {
+        let id = self.state.next_node;
+        if id >= crate::store::MAX_ID {
+            return Err(VaultError::OutOfNodes);
+        }
+        self.state.next_node += 1;
+        let node = Node::create(self.keyring, id, kind, attributes)?;
+        self.remember(id);
+        let slot = Slot { node: Some(Arc::new(node)), changed: true, stored: false };
+        self.nodes.insert(id, slot);
+        Ok(id)
+    }
+
+    /// Deletes a node and all its versions.
+    pub(super) fn delete_node(&mut self, id: NodeId) -> Result<(), VaultError> {
+        self.node(id)?;
+        self.remember(id);
+        for version in self.records.versions_of(id)? {
+            self.ops.push(Op::DeleteVersion { node: id, version });
+        }
+        if let Some(slot) = self.nodes.get_mut(&id) {
+            slot.node = None;
+            slot.changed = true;
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, id: NodeId) {
+        if !self.undo.contains_key(&id) {
+            self.undo.insert(id, self.nodes.get(&id).cloned());
+        }
+    }
+
+    // --- entries -----------------------------------------------------------------------------
+
+    pub(super) fn directory_keys(
+        &mut self,
+        directory: NodeId,
+    ) -> Result<DirectoryKeys, VaultError> {
+        let node = self.node(directory)?;
+        DirectoryKeys::of(self.keyring.vault(), &node)
+    }
+
+    /// Finds a name; returns the entry and its record.
+    pub(super) fn find(
+        &mut self,
+        directory: NodeId,
+        name: &[u8],
+    ) -> Result<Option<(Entry, Vec<u8>)>, VaultError> {
+        let keys = self.directory_keys(directory)?;
+        let tag = keys.tag(name)?;
+        match self.records.entry(directory, &tag)? {
+            Some(record) => Ok(Some((keys.open(&tag, &record)?, record))),
+            None => Ok(None),
+        }
+    }
+
+    /// Files a name, which must be free or taken out by this job.
+    pub(super) fn put_entry(
+        &mut self,
+        directory: NodeId,
+        name: &[u8],
+        node: NodeId,
+        kind: Kind,
+    ) -> Result<NameTag, VaultError> {
+        let keys = self.directory_keys(directory)?;
+        let tag = keys.tag(name)?;
+        let record = keys.seal(&Entry { tag, node, kind, name: name.to_vec() })?;
+        let element = keys.element(&tag, &record);
+        let now = self.now;
+        let parent = self.change(directory)?;
+        parent.directory_mut()?.put(&element, kind == Kind::Directory);
+        (parent.attributes.modified, parent.attributes.changed) = (now, now);
+        self.ops.push(Op::PutEntry { directory, tag, record });
+        Ok(tag)
+    }
+
+    /// Takes out a name that [`find`](Self::find) found.
+    pub(super) fn take_entry(
+        &mut self,
+        directory: NodeId,
+        (entry, record): &(Entry, Vec<u8>),
+    ) -> Result<(), VaultError> {
+        let element = self.directory_keys(directory)?.element(&entry.tag, record);
+        let now = self.now;
+        let parent = self.change(directory)?;
+        parent.directory_mut()?.take(&element, entry.kind == Kind::Directory);
+        (parent.attributes.modified, parent.attributes.changed) = (now, now);
+        self.ops.push(Op::DeleteEntry { directory, tag: entry.tag });
+        Ok(())
+    }
+
+    // --- versions and orphans ----------------------------------------------------------------
+
+    /// Stores a content as a new version.
+    pub(super) fn put_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        content: &[u8],
+    ) -> Result<(), VaultError> {
+        let (record, chunks) = content::seal(self.keyring, node, version, content)?;
+        self.ops.push(Op::PutVersion { node, version, record, chunks });
+        Ok(())
+    }
+
+    pub(super) fn delete_version(&mut self, node: NodeId, version: u64) {
+        self.ops.push(Op::DeleteVersion { node, version });
+    }
+
+    pub(super) fn put_orphan(&mut self, node: NodeId) {
+        self.ops.push(Op::PutOrphan(node));
+    }
+
+    pub(super) fn delete_orphan(&mut self, node: NodeId) {
+        self.ops.push(Op::DeleteOrphan(node));
+    }
+
+    // --- keyring -----------------------------------------------------------------------------
+
+    /// Stores a keyring that has changed, and what it has to say.
+    pub(super) fn put_keyring(
+        &mut self,
+        events: &[(u64, Vec<u8>)],
+    ) -> Result<(), VaultError> {
+        self.touched = true;
+        for (sequence, event) in events {
+            self.records.insert_event(*sequence, event)?;
+        }
+        self.records.put_keyring(&self.keyring.encode())?;
+        Ok(())
+    }
+
+    /// Puts the system node and the root directory into an empty vault.
+    pub(super) fn found(&mut self, system: Node, root: Attributes) -> Result<(), VaultError> {
+        self.touched = true;
+        self.state.next_node = super::node::ROOT;
+        let slot = Slot { node: Some(Arc::new(system)), changed: true, stored: false };
+        self.nodes.insert(super::node::SYSTEM, slot);
+        self.create_node(Kind::Directory, root)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,217 @@
+//! The file system layer as a kernel would use it, without one: calls that wait for their answer.
+
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use secretfs::fs::{
+    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, Protection,
+    SetAttributes, Settings, Transfer,
+};
+use secretfs::kms::{KeyUri, KmsSettings};
+use secretfs::vault::{
+    CheckReport, InitOptions, Kind, NewNode, OpenOptions, RenameMode, Vault, check, init,
+};
+
+/// A vault in a directory of its own, with keys and anchors beside it.
+pub struct Layer {
+    dir: tempfile::TempDir,
+}
+
+/// The vault, opened and served.
+pub struct Served(pub Arc<FileSystem>);
+
+fn ask<T: Send + 'static>(
+    call: impl FnOnce(Box<dyn FnOnce(Result<T, Errno>) + Send>),
+) -> Result<T, Errno> {
+    let (sender, receiver) = mpsc::channel();
+    call(Box::new(move |answer| sender.send(answer).unwrap()));
+    receiver.recv_timeout(Duration::from_secs(60)).expect("every request is answered")
+}
+
+impl Layer {
+    pub fn new() -> Self {
+        let layer = Self { dir: tempfile::tempdir().unwrap() };
+        // Anchors belong to the host; these vaults are gone in a moment.
+        static ONCE: std::sync::Once = std::sync::Once::new();
+        ONCE.call_once(|| {
+            let anchors = tempfile::tempdir().unwrap().keep();
+            // SAFETY: under `Once`, before any other thread of this test binary reads it: every
+            // test that opens a vault comes through here first.
+            unsafe { std::env::set_var("SECRETFS_ANCHOR_DIR", anchors) };
+        });
+        let options = InitOptions {
+            kms_keys: vec![KeyUri::default_local()],
+            uid: 0,
+            gid: 0,
+            kms: layer.kms(),
+        };
+        init(&layer.vault(), &options).unwrap();
+        layer
+    }
+
+    pub fn vault(&self) -> PathBuf {
+        self.dir.path().join("vault")
+    }
+
+    pub fn kms(&self) -> KmsSettings {
+        KmsSettings { local_dir: Some(self.dir.path().join("kms")), ..KmsSettings::default() }
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions { kms: self.kms(), ..OpenOptions::default() }
+    }
+
+    pub fn open(&self) -> Served {
+        self.open_with(16 << 20, 256 << 20)
+    }
+
+    pub fn open_with(&self, max_secret_size: u64, max_memory: u64) -> Served {
+        let vault = Vault::open(&self.vault(), &self.options()).unwrap();
+        let settings = Settings {
+            ttl: Duration::from_secs(1),
+            max_secret_size,
+            max_memory,
+            protection: Protection::default(),
+            mountpoint: "/nowhere".into(),
+        };
+        Served(FileSystem::new(vault, settings).unwrap())
+    }
+
+    pub fn check(&self) -> CheckReport {
+        check(&self.vault(), &self.options()).unwrap()
+    }
+}
+
+/// This process, which opens and closes everything.
+pub fn caller() -> Caller {
+    Caller { uid: 0, gid: 0, pid: std::process::id() }
+}
+
+pub fn new_node(kind: Kind, mode: u32) -> NewNode {
+    NewNode { kind, mode, uid: 0, gid: 0, device: 0, target: b"target".to_vec() }
+}
+
+const THROUGH_READ_AND_WRITE: Transfer = Transfer { lock_owner: Some(1), kill_set_id: false };
+
+impl Served {
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
+        ask(|done| self.0.lookup(parent, name, done))
+    }
+
+    pub fn getattr(&self, ino: u64, fh: Option<FileHandle>) -> Result<Attr, Errno> {
+        ask(|done| self.0.getattr(ino, fh, done))
+    }
+
+    pub fn setattr(
+        &self,
+        ino: u64,
+        fh: Option<FileHandle>,
+        set: SetAttributes,
+    ) -> Result<Attr, Errno> {
+        ask(|done| self.0.setattr(caller(), ino, fh, set, done))
+    }
+
+    pub fn try_create(
+        &self,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(u64, FileHandle), Errno> {
+        let created = ask(|done| self.0.create(caller(), parent, name, mode, flags, done));
+        created.map(|(attr, opened)| (attr.ino, opened.fh))
+    }
+
+    pub fn create(&self, parent: u64, name: &[u8], mode: u32) -> (u64, FileHandle) {
+        self.try_create(parent, name, mode, libc::O_RDWR | libc::O_EXCL).unwrap()
+    }
+
+    pub fn make(&self, parent: u64, name: &[u8], kind: Kind) -> Result<Attr, Errno> {
+        ask(|done| self.0.make(parent, name, new_node(kind, 0o755), done))
+    }
+
+    pub fn open(&self, ino: u64, flags: i32) -> Result<FileHandle, Errno> {
+        ask(|done| self.0.open(caller(), ino, flags, done)).map(|opened| opened.fh)
+    }
+
+    pub fn read(&self, fh: FileHandle, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        ask(|done| {
+            let copy = Box::new(|read: Result<&[u8], Errno>| done(read.map(<[u8]>::to_vec)));
+            self.0.read(fh, offset, size, THROUGH_READ_AND_WRITE, copy);
+        })
+    }
+
+    pub fn read_all(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+        let fh = self.open(ino, libc::O_RDONLY)?;
+        let mut content = Vec::new();
+        loop {
+            let piece = self.read(fh, content.len() as u64, 50_000)?;
+            if piece.is_empty() {
+                break;
+            }
+            content.extend_from_slice(&piece);
+        }
+        self.release(fh);
+        Ok(content)
+    }
+
+    pub fn write(&self, fh: FileHandle, offset: u64, data: &[u8]) -> Result<u32, Errno> {
+        ask(|done| self.0.write(fh, offset, data, THROUGH_READ_AND_WRITE, done))
+    }
+
+    pub fn flush(&self, fh: FileHandle) -> Result<(), Errno> {
+        ask(|done| self.0.flush(fh, std::process::id(), 1, done))
+    }
+
+    pub fn fsync(&self, fh: FileHandle) -> Result<(), Errno> {
+        ask(|done| self.0.fsync(fh, done))
+    }
+
+    pub fn release(&self, fh: FileHandle) {
+        self.0.release(fh);
+    }
+
+    pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
+        ask(|done| self.0.link(ino, parent, name, done))
+    }
+
+    pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
+        ask(|done| self.0.unlink(parent, name, done))
+    }
+
+    pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
+        ask(|done| self.0.rmdir(parent, name, done))
+    }
+
+    pub fn rename(
+        &self,
+        from: (u64, &[u8]),
+        to: (u64, &[u8]),
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        ask(|done| self.0.rename(from, to, mode, done))
+    }
+
+    /// All names of a directory but the dots, with their nodes.
+    pub fn list(&self, ino: u64) -> Result<Vec<(Vec<u8>, u64)>, Errno> {
+        let fh = self.0.open_directory(ino)?;
+        let mut names = Vec::new();
+        let outcome = self.0.read_directory(ino, fh, 0, |entry: &DirectoryEntry| {
+            names.push((entry.name.clone(), entry.ino));
+            false
+        });
+        self.0.release_directory(fh);
+        names.retain(|(name, _)| name != b"." && name != b"..");
+        names.sort();
+        outcome.map(|()| names)
+    }
+
+    pub fn finish(&self) {
+        self.0.finish(Ending::Orderly).unwrap();
+    }
+
+    pub fn abort(&self) {
+        self.0.finish(Ending::Aborted).unwrap();
+    }
+}
