@@ -18,7 +18,9 @@ pub struct DecodeError {
 }
 
 fn config() -> Configuration<LittleEndian, Fixint, Limit<MAX_ENCODED>> {
-    bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_ENCODED>()
+    bincode::config::standard()
+        .with_fixed_int_encoding()
+        .with_limit::<MAX_ENCODED>()
 }
 
 /// The bytes of `value`.

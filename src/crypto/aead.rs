@@ -119,7 +119,10 @@ mod tests {
             assert!(open(&key, b"context", &forged).is_err(), "bit {bit}");
         }
         for length in 0..sealed.len() {
-            assert!(open(&key, b"context", &sealed[..length]).is_err(), "cut to {length}");
+            assert!(
+                open(&key, b"context", &sealed[..length]).is_err(),
+                "cut to {length}"
+            );
         }
     }
 
@@ -136,18 +139,19 @@ mod tests {
         // draft-irtf-cfrg-xchacha-03, A.3.1, opened as nonce ‖ ciphertext ‖ tag.
         let hex = |s: &str| -> Vec<u8> {
             let s: String = s.split_whitespace().collect();
-            (0..s.len()).step_by(2).map(|i| u8::from_str_radix(&s[i..i + 2], 16).unwrap()).collect()
+            (0..s.len())
+                .step_by(2)
+                .map(|i| u8::from_str_radix(&s[i..i + 2], 16).unwrap())
+                .collect()
         };
         let key = hex("808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f");
         let aad = hex("50515253c0c1c2c3c4c5c6c7");
-        let sealed = hex(
-            "404142434445464748494a4b4c4d4e4f5051525354555657
+        let sealed = hex("404142434445464748494a4b4c4d4e4f5051525354555657
              bd6d179d3e83d43b9576579493c0e939572a1700252bfaccbed2902c21396cbb
              731c7f1b0b4aa6440bf3a82f4eda7e39ae64c6708c54c216cb96b72e1213b452
              2f8c9ba40db5d945b11b69b982c1bb9e3f3fac2bc369488f76b2383565d3fff9
              21f9664c97637da9768812f615c68b13b52e
-             c0875924c1c7987947deafd8780acf49",
-        );
+             c0875924c1c7987947deafd8780acf49");
         let plain = open(&SecretKey::from_slice(&key).unwrap(), &aad, &sealed).unwrap();
         assert!(plain.starts_with(b"Ladies and Gentlemen of the class of '99"));
     }

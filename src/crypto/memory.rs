@@ -45,7 +45,10 @@ static LOCKED: AtomicU64 = AtomicU64::new(0);
 static UNLOCKED: AtomicU64 = AtomicU64::new(0);
 static MEMFD_SECRET: AtomicBool = AtomicBool::new(false);
 static REQUIRE_LOCKED: AtomicBool = AtomicBool::new(false);
-static SLABS: Mutex<Slabs> = Mutex::new(Slabs { free: [const { Vec::new() }; CLASSES], keys: Vec::new() });
+static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
+    free: [const { Vec::new() }; CLASSES],
+    keys: Vec::new(),
+});
 
 /// From now on, memory that cannot be locked is not handed out (`-o require-mlock`).
 pub fn require_locked() {
@@ -191,13 +194,26 @@ impl SecretBytes {
         if wanted <= MAX_PIECE {
             let piece = wanted.next_power_of_two().max(MIN_PIECE);
             let class = (piece / MIN_PIECE).ilog2() as usize;
-            let start = SLABS.lock().unwrap_or_else(PoisonError::into_inner).take(class);
+            let start = SLABS
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(class);
             let start = start.ok_or(out_of_memory)?;
-            return Ok(Self { start, capacity: piece, length, origin: Origin::Slab(class) });
+            return Ok(Self {
+                start,
+                capacity: piece,
+                length,
+                origin: Origin::Slab(class),
+            });
         }
         let capacity = wanted.checked_next_multiple_of(4096).ok_or(out_of_memory)?;
         let (start, locked) = map_private(capacity).ok_or(out_of_memory)?;
-        Ok(Self { start, capacity, length, origin: Origin::Mapping { locked } })
+        Ok(Self {
+            start,
+            capacity,
+            length,
+            origin: Origin::Mapping { locked },
+        })
     }
 
     /// A buffer for a master key: in a `memfd_secret` page if there is such a thing.
@@ -206,9 +222,17 @@ impl SecretBytes {
     /// As [`zeroed`](Self::zeroed).
     pub fn for_master_key(length: usize) -> Result<Self, MemoryError> {
         if length <= MIN_PIECE {
-            let start = SLABS.lock().unwrap_or_else(PoisonError::into_inner).take_key();
+            let start = SLABS
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take_key();
             if let Some(start) = start {
-                return Ok(Self { start, capacity: MIN_PIECE, length, origin: Origin::Key });
+                return Ok(Self {
+                    start,
+                    capacity: MIN_PIECE,
+                    length,
+                    origin: Origin::Key,
+                });
             }
         }
         Self::zeroed(length)

@@ -29,7 +29,10 @@ mod tests {
         for length in (0..100_000).chain((1 << 20)..(1 << 20) + 5000) {
             let padded = padded_content(length);
             assert!(padded >= length);
-            assert!(length <= MIN_CONTENT || padded * 100 <= length * 112, "{length} -> {padded}");
+            assert!(
+                length <= MIN_CONTENT || padded * 100 <= length * 112,
+                "{length} -> {padded}"
+            );
             assert_eq!(padded_content(padded), padded);
         }
         assert_eq!(padded_content(0), 256);

@@ -123,8 +123,12 @@ impl MasterKey {
     /// Tells the right key from a wrong one, and commits every ciphertext below it to one key.
     pub fn check_value(&self, header: &[u8], vault: VaultId, generation: u64) -> Tag {
         let header = digest(&[header]);
-        let info: &[&[u8]] =
-            &[b"secretfs/1 master check", &header, &vault.0, &generation.to_le_bytes()];
+        let info: &[&[u8]] = &[
+            b"secretfs/1 master check",
+            &header,
+            &vault.0,
+            &generation.to_le_bytes(),
+        ];
         *expand(&self.0, info).expose()
     }
 }
@@ -158,7 +162,10 @@ impl SetKey {
     /// What a version's record adds to the vault's sum.
     pub fn version(&self, node: u64, version: u64, generation: u64, record: &[u8]) -> Tag {
         let hash = digest(&[&generation.to_le_bytes(), record]);
-        hmac(&self.0, &[b"v", &node.to_le_bytes(), &version.to_le_bytes(), &hash])
+        hmac(
+            &self.0,
+            &[b"v", &node.to_le_bytes(), &version.to_le_bytes(), &hash],
+        )
     }
 }
 
@@ -182,15 +189,28 @@ pub enum Role {
 #[allow(missing_docs)] // The fields are called what they are.
 pub enum Context<'a> {
     /// A data key under a master key.
-    Key { node: u64, role: Role, generation: u64 },
+    Key {
+        node: u64,
+        role: Role,
+        generation: u64,
+    },
     /// A node's attributes.
     Attributes { node: u64, kind: u8, revision: u64 },
     /// A directory's entry.
-    Entry { directory: u64, tag: &'a Tag, epoch: u32 },
+    Entry {
+        directory: u64,
+        tag: &'a Tag,
+        epoch: u32,
+    },
     /// A version's length and chunk count.
     Version { node: u64, version: u64 },
     /// A piece of content. Neither key nor generation: re-wrapping leaves contents alone.
-    Chunk { node: u64, version: u64, index: u32, last: bool },
+    Chunk {
+        node: u64,
+        version: u64,
+        index: u32,
+        last: bool,
+    },
     /// The vault's state.
     State,
 }
@@ -210,7 +230,11 @@ impl Context<'_> {
         });
         aad.extend_from_slice(&vault.0);
         match *self {
-            Context::Key { node, role, generation } => {
+            Context::Key {
+                node,
+                role,
+                generation,
+            } => {
                 aad.extend_from_slice(&node.to_le_bytes());
                 let (role, version) = match role {
                     Role::Metadata => (0, 0),
@@ -220,12 +244,20 @@ impl Context<'_> {
                 aad.extend_from_slice(&version.to_le_bytes());
                 aad.extend_from_slice(&generation.to_le_bytes());
             }
-            Context::Attributes { node, kind, revision } => {
+            Context::Attributes {
+                node,
+                kind,
+                revision,
+            } => {
                 aad.extend_from_slice(&node.to_le_bytes());
                 aad.push(kind);
                 aad.extend_from_slice(&revision.to_le_bytes());
             }
-            Context::Entry { directory, tag, epoch } => {
+            Context::Entry {
+                directory,
+                tag,
+                epoch,
+            } => {
                 aad.extend_from_slice(&directory.to_le_bytes());
                 aad.extend_from_slice(tag);
                 aad.extend_from_slice(&epoch.to_le_bytes());
@@ -234,7 +266,12 @@ impl Context<'_> {
                 aad.extend_from_slice(&node.to_le_bytes());
                 aad.extend_from_slice(&version.to_le_bytes());
             }
-            Context::Chunk { node, version, index, last } => {
+            Context::Chunk {
+                node,
+                version,
+                index,
+                last,
+            } => {
                 aad.extend_from_slice(&node.to_le_bytes());
                 aad.extend_from_slice(&version.to_le_bytes());
                 aad.extend_from_slice(&index.to_le_bytes());
@@ -332,21 +369,82 @@ mod tests {
     fn no_two_contexts_share_their_bytes() {
         let tag = [1; 32];
         let contexts = [
-            Context::Key { node: 1, role: Role::Metadata, generation: 1 },
-            Context::Key { node: 1, role: Role::Content { version: 0 }, generation: 1 },
-            Context::Key { node: 1, role: Role::Content { version: 1 }, generation: 1 },
-            Context::Key { node: 1, role: Role::Content { version: 1 }, generation: 2 },
-            Context::Attributes { node: 1, kind: 1, revision: 1 },
-            Context::Attributes { node: 1, kind: 2, revision: 1 },
-            Context::Attributes { node: 1, kind: 1, revision: 2 },
-            Context::Entry { directory: 1, tag: &tag, epoch: 1 },
-            Context::Entry { directory: 1, tag: &[2; 32], epoch: 1 },
-            Context::Entry { directory: 1, tag: &tag, epoch: 2 },
-            Context::Version { node: 1, version: 1 },
-            Context::Version { node: 1, version: 2 },
-            Context::Chunk { node: 1, version: 1, index: 0, last: false },
-            Context::Chunk { node: 1, version: 1, index: 0, last: true },
-            Context::Chunk { node: 1, version: 1, index: 1, last: true },
+            Context::Key {
+                node: 1,
+                role: Role::Metadata,
+                generation: 1,
+            },
+            Context::Key {
+                node: 1,
+                role: Role::Content { version: 0 },
+                generation: 1,
+            },
+            Context::Key {
+                node: 1,
+                role: Role::Content { version: 1 },
+                generation: 1,
+            },
+            Context::Key {
+                node: 1,
+                role: Role::Content { version: 1 },
+                generation: 2,
+            },
+            Context::Attributes {
+                node: 1,
+                kind: 1,
+                revision: 1,
+            },
+            Context::Attributes {
+                node: 1,
+                kind: 2,
+                revision: 1,
+            },
+            Context::Attributes {
+                node: 1,
+                kind: 1,
+                revision: 2,
+            },
+            Context::Entry {
+                directory: 1,
+                tag: &tag,
+                epoch: 1,
+            },
+            Context::Entry {
+                directory: 1,
+                tag: &[2; 32],
+                epoch: 1,
+            },
+            Context::Entry {
+                directory: 1,
+                tag: &tag,
+                epoch: 2,
+            },
+            Context::Version {
+                node: 1,
+                version: 1,
+            },
+            Context::Version {
+                node: 1,
+                version: 2,
+            },
+            Context::Chunk {
+                node: 1,
+                version: 1,
+                index: 0,
+                last: false,
+            },
+            Context::Chunk {
+                node: 1,
+                version: 1,
+                index: 0,
+                last: true,
+            },
+            Context::Chunk {
+                node: 1,
+                version: 1,
+                index: 1,
+                last: true,
+            },
             Context::State,
         ];
         for (i, a) in contexts.iter().enumerate() {
@@ -371,7 +469,13 @@ mod tests {
             "0bd496059809abcde9f17d74a24c681904b56b2d74ec33639007cd8af6f41988"
         );
         assert_eq!(
-            hex(&Context::Chunk { node: 2, version: 3, index: 4, last: true }.bytes(VAULT)),
+            hex(&Context::Chunk {
+                node: 2,
+                version: 3,
+                index: 4,
+                last: true
+            }
+            .bytes(VAULT)),
             "0105303132333435363738396162636465660200000000000000030000000000000004000000\
              01"
         );

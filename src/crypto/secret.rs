@@ -63,7 +63,9 @@ impl SecretKey {
     /// The key's bytes, to be borrowed as briefly as possible.
     pub fn expose(&self) -> &[u8; 32] {
         // A key is 32 bytes long from birth to death.
-        self.0.first_chunk().unwrap_or_else(|| std::process::abort())
+        self.0
+            .first_chunk()
+            .unwrap_or_else(|| std::process::abort())
     }
 }
 

@@ -55,8 +55,13 @@ impl FileSystem {
             return done(Ok(self.control_attr(ino)));
         }
         let seen = fh.and_then(|fh| self.size_through(fh));
-        let Some(size) = seen else { return self.settled_attr(ino, done) };
-        done(self.node(ino).map(|node| Attr { size, ..self.attr_of(&node) }));
+        let Some(size) = seen else {
+            return self.settled_attr(ino, done);
+        };
+        done(self.node(ino).map(|node| Attr {
+            size,
+            ..self.attr_of(&node)
+        }));
     }
 
     /// The length of what a handle has of its own: a draft, or a version that it has settled on.
@@ -89,7 +94,9 @@ impl FileSystem {
         if let Err(error) = self.writer() {
             return done(Err(error));
         }
-        let Some(size) = set.size else { return self.set_plain(caller, ino, set, done) };
+        let Some(size) = set.size else {
+            return self.set_plain(caller, ino, set, done);
+        };
         let fs = Arc::clone(self);
         let then: Done<()> = Box::new(move |resized| match resized {
             Ok(()) => fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done),
@@ -125,7 +132,11 @@ impl FileSystem {
         let fs = Arc::clone(self);
         self.when_settled(ino, move || {
             // A handle keeps the node in the table while its draft is being published.
-            let access = super::Access { read: false, write: true, append: false };
+            let access = super::Access {
+                read: false,
+                write: true,
+                append: false,
+            };
             let opened = fs.table.open(ino, access, None);
             let (fh, handle) = match opened {
                 Ok(opened) => opened,
@@ -151,13 +162,7 @@ impl FileSystem {
     }
 
     /// Everything but the length.
-    fn set_plain(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino: u64,
-        set: SetAttributes,
-        done: Done<Attr>,
-    ) {
+    fn set_plain(self: &Arc<Self>, caller: Caller, ino: u64, set: SetAttributes, done: Done<Attr>) {
         let node = match self.node(ino) {
             Ok(node) => node,
             Err(error) => return done(Err(error)),
@@ -209,7 +214,9 @@ impl FileSystem {
         }
         let xattrs = &node.attributes.xattrs;
         let place = xattrs.binary_search_by(|(n, _)| n[..].cmp(name));
-        place.map(|at| xattrs[at].1.clone()).map_err(|_| Errno(libc::ENODATA))
+        place
+            .map(|at| xattrs[at].1.clone())
+            .map_err(|_| Errno(libc::ENODATA))
     }
 
     /// The names of all that programs have set, each ended by a NUL. The computed ones are not
@@ -220,7 +227,9 @@ impl FileSystem {
         }
         let node = self.node(ino)?;
         let names = node.attributes.xattrs.iter();
-        Ok(names.flat_map(|(name, _)| name.iter().copied().chain([0])).collect())
+        Ok(names
+            .flat_map(|(name, _)| name.iter().copied().chain([0]))
+            .collect())
     }
 
     /// Sets an extended attribute.
@@ -233,7 +242,10 @@ impl FileSystem {
         done: Done<()>,
     ) {
         let (name, value) = (name.to_vec(), value.to_vec());
-        let must = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
+        let must = (
+            flags & libc::XATTR_CREATE != 0,
+            flags & libc::XATTR_REPLACE != 0,
+        );
         self.change_xattr(ino, &name.clone(), done, move |tx| {
             tx.set_xattr(ino, &name, &value, must)
         });
@@ -302,7 +314,10 @@ fn virtual_xattr(node: &Node, name: &[u8]) -> Option<Vec<u8>> {
         (b"version", Body::File(file)) => file.version.to_string(),
         (b"generation", _) => node.generation.to_string(),
         (b"modified", _) => {
-            let Timestamp { seconds, nanoseconds } = node.attributes.modified;
+            let Timestamp {
+                seconds,
+                nanoseconds,
+            } = node.attributes.modified;
             format!("{seconds}.{nanoseconds:09}")
         }
         (_, _) => return None,

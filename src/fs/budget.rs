@@ -12,7 +12,10 @@ pub(super) struct Budget {
 
 impl Budget {
     pub(super) fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0) })
+        Arc::new(Self {
+            limit,
+            used: AtomicU64::new(0),
+        })
     }
 
     pub(super) fn used(&self) -> u64 {
@@ -21,7 +24,10 @@ impl Budget {
 
     /// Takes `bytes` if there is room.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        let mut reservation = Reservation { budget: Arc::clone(self), bytes: 0 };
+        let mut reservation = Reservation {
+            budget: Arc::clone(self),
+            bytes: 0,
+        };
         reservation.resize(bytes).then_some(reservation)
     }
 }

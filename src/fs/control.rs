@@ -95,7 +95,11 @@ impl FileSystem {
             vault: self.vault.summary(),
             mountpoint: self.settings.mountpoint.clone(),
             state: "unlocked",
-            integrity: match &*self.integrity.lock().unwrap_or_else(PoisonError::into_inner) {
+            integrity: match &*self
+                .integrity
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+            {
                 Integrity::Counting => "counting".into(),
                 Integrity::Verified => "verified".into(),
                 Integrity::Failed(why) => format!("failed: {why}"),
@@ -130,17 +134,28 @@ impl FileSystem {
     pub(super) fn control_attr(&self, ino: u64) -> Attr {
         let now = Timestamp::now();
         let is_directory = ino == CONTROL_DIRECTORY;
-        let owner = self.vault.node(ROOT).map(|root| (root.attributes.uid, root.attributes.gid));
+        let owner = self
+            .vault
+            .node(ROOT)
+            .map(|root| (root.attributes.uid, root.attributes.gid));
         let (uid, gid) = owner.unwrap_or((0, 0));
         Attr {
             ino,
-            kind: if is_directory { Kind::Directory } else { Kind::File },
+            kind: if is_directory {
+                Kind::Directory
+            } else {
+                Kind::File
+            },
             mode: if is_directory { 0o555 } else { 0o444 },
             links: if is_directory { 2 } else { 1 },
             uid,
             gid,
             device: 0,
-            size: if is_directory { 0 } else { self.render_status().len() as u64 },
+            size: if is_directory {
+                0
+            } else {
+                self.render_status().len() as u64
+            },
             accessed: now,
             modified: now,
             changed: now,
@@ -165,13 +180,22 @@ impl FileSystem {
         }
         let fh = FIRST_HANDLE + self.control.next.fetch_add(1, Ordering::Relaxed);
         let text = Arc::new(self.render_status());
-        self.control.open.lock().unwrap_or_else(PoisonError::into_inner).insert(fh, text);
+        self.control
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(fh, text);
         Ok(Opened { fh, flushes: false })
     }
 
     pub(super) fn read_control(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
-        let text = self.control.open.lock().unwrap_or_else(PoisonError::into_inner)
-            .get(&fh).cloned();
+        let text = self
+            .control
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&fh)
+            .cloned();
         match text {
             Some(text) => done(Ok(super::io::window(&text, offset, size))),
             None => done(Err(Errno(libc::EBADF))),
@@ -179,7 +203,11 @@ impl FileSystem {
     }
 
     pub(super) fn release_control(&self, fh: FileHandle) {
-        self.control.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh);
+        self.control
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&fh);
     }
 
     pub(super) fn read_control_directory(
@@ -193,8 +221,12 @@ impl FileSystem {
             (STATUS, Kind::File, b"status"),
         ];
         for (at, (ino, kind, name)) in entries.into_iter().enumerate() {
-            let entry =
-                DirectoryEntry { ino, kind, name: name.to_vec(), position: at as u64 + 1 };
+            let entry = DirectoryEntry {
+                ino,
+                kind,
+                name: name.to_vec(),
+                position: at as u64 + 1,
+            };
             if at as u64 >= position && take(&entry) {
                 break;
             }

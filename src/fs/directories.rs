@@ -56,7 +56,9 @@ const FIRST_NAME: u64 = 2;
 /// first positions.
 fn position_of(tag: &NameTag) -> u64 {
     let (first, _) = tag.split_at(8);
-    let number = first.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    let number = first
+        .iter()
+        .fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
     (number >> 1).max(FIRST_NAME + 1)
 }
 
@@ -74,22 +76,36 @@ impl FileSystem {
             return Ok(0);
         }
         // Registered like a file, so that a directory that is removed while open stays readable.
-        let access = Access { read: true, write: false, append: false };
+        let access = Access {
+            read: true,
+            write: false,
+            append: false,
+        };
         let (fh, _) = self.table.open(ino, access, None)?;
-        if let Err(error) = self.node(ino).and_then(|node| Ok(node.directory().map(drop)?)) {
+        if let Err(error) = self
+            .node(ino)
+            .and_then(|node| Ok(node.directory().map(drop)?))
+        {
             self.table.take(fh);
             self.tidy(ino);
             return Err(error);
         }
         let reading = Arc::new(Mutex::new(Reading::default()));
-        self.directories.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.directories
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
             .insert(fh, reading);
         Ok(fh)
     }
 
     /// Closes a directory.
     pub fn release_directory(self: &Arc<Self>, fh: FileHandle) {
-        self.directories.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&fh);
+        self.directories
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&fh);
         self.release(fh);
     }
 
@@ -104,8 +120,13 @@ impl FileSystem {
         if control::is_control(ino) {
             return self.read_control_directory(position, take);
         }
-        let known = self.directories.open.lock().unwrap_or_else(PoisonError::into_inner)
-            .get(&fh).cloned();
+        let known = self
+            .directories
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&fh)
+            .cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
         let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
         if position < FIRST_NAME {
@@ -117,7 +138,12 @@ impl FileSystem {
             for (at, (ino, name)) in dots.into_iter().enumerate().skip(position as usize) {
                 let position = at as u64 + 1;
                 let name = name.to_vec();
-                if take(&DirectoryEntry { ino, kind: Kind::Directory, name, position }) {
+                if take(&DirectoryEntry {
+                    ino,
+                    kind: Kind::Directory,
+                    name,
+                    position,
+                }) {
                     return Ok(());
                 }
             }
@@ -191,7 +217,10 @@ impl FileSystem {
         }
         let node = self.node(entry.ino)?;
         if node.kind != entry.kind {
-            let text = format!("an entry names node {}, which is of another kind", entry.ino);
+            let text = format!(
+                "an entry names node {}, which is of another kind",
+                entry.ino
+            );
             return Err(VaultError::Integrity(text).into());
         }
         Ok(self.attr_of(&node))
@@ -218,7 +247,10 @@ mod tests {
             tag[..8].copy_from_slice(&first.to_be_bytes());
             let position = position_of(&tag);
             assert!(position > FIRST_NAME && position <= i64::MAX as u64);
-            assert!(tag_at(position) >= tag, "going on after an entry must not repeat it");
+            assert!(
+                tag_at(position) >= tag,
+                "going on after an entry must not repeat it"
+            );
         }
     }
 }

@@ -35,7 +35,9 @@ impl Draft {
         budget: &Arc<Budget>,
         max_size: u64,
     ) -> Result<Self, Errno> {
-        let reservation = budget.reserve(content.len() as u64).ok_or(Errno(libc::ENOSPC))?;
+        let reservation = budget
+            .reserve(content.len() as u64)
+            .ok_or(Errno(libc::ENOSPC))?;
         Ok(Self {
             bytes: Arc::new(content),
             reservation,
@@ -88,7 +90,9 @@ impl Draft {
         if data.is_empty() {
             return Ok(());
         }
-        let end = offset.checked_add(data.len() as u64).ok_or(Errno(libc::EFBIG))?;
+        let end = offset
+            .checked_add(data.len() as u64)
+            .ok_or(Errno(libc::EFBIG))?;
         if end > self.len() {
             self.resize(end)?;
         }

@@ -39,7 +39,11 @@ impl From<Errno> for fuser::Errno {
 }
 
 fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        pid: request.pid(),
+    }
 }
 
 fn kind(kind: Kind) -> FileType {
@@ -61,7 +65,8 @@ fn time(stamp: Timestamp) -> SystemTime {
         true => UNIX_EPOCH.checked_add(whole),
         false => UNIX_EPOCH.checked_sub(whole),
     };
-    base.and_then(|base| base.checked_add(part)).unwrap_or(UNIX_EPOCH)
+    base.and_then(|base| base.checked_add(part))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 fn stamp(time: TimeOrNow) -> Timestamp {
@@ -135,9 +140,11 @@ fn data(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
 impl fuser::Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Without this one, O_TRUNC would arrive as a truncation by path, which publishes.
-        config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC).map_err(|_| {
-            std::io::Error::other("the kernel's FUSE cannot open and truncate at once")
-        })?;
+        config
+            .add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC)
+            .map_err(|_| {
+                std::io::Error::other("the kernel's FUSE cannot open and truncate at once")
+            })?;
         for wanted in [
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -161,13 +168,7 @@ impl fuser::Filesystem for Adapter {
         self.0.lookup(parent.0, name.as_bytes(), entry(reply));
     }
 
-    fn getattr(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: Option<fuser::FileHandle>,
-        reply: ReplyAttr,
-    ) {
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<fuser::FileHandle>, reply: ReplyAttr) {
         self.0.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
     }
 
@@ -197,7 +198,13 @@ impl fuser::Filesystem for Adapter {
             accessed: atime.map(stamp),
             modified: mtime.map(stamp),
         };
-        self.0.setattr(caller(request), ino.0, fh.map(|fh| fh.0), set, attributes(reply));
+        self.0.setattr(
+            caller(request),
+            ino.0,
+            fh.map(|fh| fh.0),
+            set,
+            attributes(reply),
+        );
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
@@ -225,7 +232,10 @@ impl fuser::Filesystem for Adapter {
             libc::S_IFBLK => Kind::BlockDevice,
             _ => return reply.error(fuser::Errno::EINVAL),
         };
-        let new = NewNode { device: rdev, ..new_node(request, kind, mode & !umask) };
+        let new = NewNode {
+            device: rdev,
+            ..new_node(request, kind, mode & !umask)
+        };
         self.0.make(parent.0, name.as_bytes(), new, entry(reply));
     }
 
@@ -259,7 +269,10 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let target = target.as_os_str().as_bytes().to_vec();
-        let new = NewNode { target, ..new_node(request, Kind::Symlink, 0o777) };
+        let new = NewNode {
+            target,
+            ..new_node(request, Kind::Symlink, 0o777)
+        };
         self.0.make(parent.0, name.as_bytes(), new, entry(reply));
     }
 
@@ -282,18 +295,14 @@ impl fuser::Filesystem for Adapter {
         } else {
             return reply.error(fuser::Errno::EINVAL);
         };
-        let (from, to) = ((parent.0, name.as_bytes()), (new_parent.0, new_name.as_bytes()));
+        let (from, to) = (
+            (parent.0, name.as_bytes()),
+            (new_parent.0, new_name.as_bytes()),
+        );
         self.0.rename(from, to, mode, empty(reply));
     }
 
-    fn link(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.0.link(ino.0, parent.0, name.as_bytes(), entry(reply));
     }
 
@@ -351,8 +360,10 @@ impl fuser::Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let transfer =
-            Transfer { lock_owner: lock_owner.map(|owner| owner.0), kill_set_id: false };
+        let transfer = Transfer {
+            lock_owner: lock_owner.map(|owner| owner.0),
+            kill_set_id: false,
+        };
         self.0.read(
             fh.0,
             offset,
@@ -402,7 +413,8 @@ impl fuser::Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        self.0.flush(fh.0, request.pid(), lock_owner.0, empty(reply));
+        self.0
+            .flush(fh.0, request.pid(), lock_owner.0, empty(reply));
     }
 
     fn release(
@@ -537,7 +549,8 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.0.set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
+        self.0
+            .set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -40,8 +40,14 @@ impl Access {
 /// A version's content in memory, or what is needed to read it piece by piece.
 #[derive(Debug)]
 pub(super) enum Loaded {
-    Whole { bytes: SecretBytes, _reservation: Reservation },
-    Pieces { version: Version, last: Mutex<Option<(u32, SecretBytes)>> },
+    Whole {
+        bytes: SecretBytes,
+        _reservation: Reservation,
+    },
+    Pieces {
+        version: Version,
+        last: Mutex<Option<(u32, SecretBytes)>>,
+    },
 }
 
 /// The version that a reader has settled on.
@@ -166,11 +172,21 @@ impl Table {
             return Err(Errno(libc::ENOENT));
         }
         let open = nodes.open.entry(node).or_insert_with(|| {
-            Arc::new(OpenNode { id: node, state: Mutex::default() })
+            Arc::new(OpenNode {
+                id: node,
+                state: Mutex::default(),
+            })
         });
-        let state = HandleState { write: access.write, ..HandleState::default() };
+        let state = HandleState {
+            write: access.write,
+            ..HandleState::default()
+        };
         open.lock().handles.insert(fh, state);
-        let handle = Arc::new(Handle { node: Arc::clone(open), access, opener });
+        let handle = Arc::new(Handle {
+            node: Arc::clone(open),
+            access,
+            opener,
+        });
         drop(nodes);
         let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
         handles.insert(fh, Arc::clone(&handle));
@@ -184,8 +200,11 @@ impl Table {
 
     /// Takes a handle out; what it leaves behind is the caller's to publish.
     pub(super) fn take(&self, fh: FileHandle) -> Option<(Arc<Handle>, HandleState)> {
-        let handle =
-            self.handles.write().unwrap_or_else(PoisonError::into_inner).remove(&fh)?;
+        let handle = self
+            .handles
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&fh)?;
         let state = handle.node.lock().handles.remove(&fh).unwrap_or_default();
         Some((handle, state))
     }
@@ -216,7 +235,10 @@ impl Table {
 
     /// Number of open handles.
     pub(super) fn len(&self) -> usize {
-        self.handles.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.handles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 
     /// The transaction that was deleting nodes is over.
@@ -236,7 +258,10 @@ pub(super) struct Reaper {
 
 impl Reaper {
     pub(super) fn new(table: Arc<Table>) -> Self {
-        Self { table, doomed: Mutex::default() }
+        Self {
+            table,
+            doomed: Mutex::default(),
+        }
     }
 }
 
@@ -247,14 +272,20 @@ impl OpenFiles for Reaper {
             return true;
         }
         nodes.dying.insert(node);
-        self.doomed.lock().unwrap_or_else(PoisonError::into_inner).push(node);
+        self.doomed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(node);
         false
     }
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        let doomed = self.doomed.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let doomed = self
+            .doomed
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         self.table.revive(doomed);
     }
 }

@@ -106,8 +106,15 @@ impl FileSystem {
         if state.publishing > 0 {
             return Ok(View::Unsettled);
         }
-        let loaded = state.loaded.get(&file.version).and_then(std::sync::Weak::upgrade);
-        let pin = Pin { version: file.version, length: file.size, loaded };
+        let loaded = state
+            .loaded
+            .get(&file.version)
+            .and_then(std::sync::Weak::upgrade);
+        let pin = Pin {
+            version: file.version,
+            length: file.size,
+            loaded,
+        };
         if let Some(own) = state.handles.get_mut(&fh) {
             own.pin = Some(pin.clone());
         }
@@ -144,7 +151,10 @@ impl FileSystem {
     fn load(&self, fh: FileHandle, handle: &Handle, version: u64) -> Result<Arc<Loaded>, Errno> {
         let known = {
             let state = handle.node.lock();
-            state.loaded.get(&version).and_then(std::sync::Weak::upgrade)
+            state
+                .loaded
+                .get(&version)
+                .and_then(std::sync::Weak::upgrade)
         };
         let loaded = match known {
             Some(loaded) => loaded,
@@ -161,17 +171,24 @@ impl FileSystem {
     fn hold(&self, content: Content, node: u64) -> Result<Arc<Loaded>, Errno> {
         let loaded = match content {
             Content::Whole { version, bytes } => match self.budget.reserve(bytes.len() as u64) {
-                Some(reservation) => Loaded::Whole { bytes, _reservation: reservation },
+                Some(reservation) => Loaded::Whole {
+                    bytes,
+                    _reservation: reservation,
+                },
                 None => match self.vault.version(node, version, 0)? {
-                    Content::Pieces(version) => {
-                        Loaded::Pieces { version, last: Default::default() }
-                    }
+                    Content::Pieces(version) => Loaded::Pieces {
+                        version,
+                        last: Default::default(),
+                    },
                     Content::Whole { .. } | Content::Unpublished => {
                         return Err(Errno(libc::ENOMEM));
                     }
                 },
             },
-            Content::Pieces(version) => Loaded::Pieces { version, last: Default::default() },
+            Content::Pieces(version) => Loaded::Pieces {
+                version,
+                last: Default::default(),
+            },
             Content::Unpublished => return Err(Errno(libc::EIO)),
         };
         Ok(Arc::new(loaded))
@@ -194,8 +211,12 @@ impl FileSystem {
             if last.as_ref().is_none_or(|(held, _)| *held != index) {
                 *last = Some((index, self.vault.chunk(version, index)?));
             }
-            let Some((_, chunk)) = last else { return Err(Errno(libc::EIO)) };
-            let part = chunk.get((at % CHUNK as u64) as usize..).unwrap_or_default();
+            let Some((_, chunk)) = last else {
+                return Err(Errno(libc::EIO));
+            };
+            let part = chunk
+                .get((at % CHUNK as u64) as usize..)
+                .unwrap_or_default();
             let count = part.len().min(length - filled);
             if count == 0 {
                 return Err(Errno(libc::EIO));
@@ -220,7 +241,9 @@ impl FileSystem {
         }
         for node in self.table.all_nodes() {
             // A node that is being worked on keeps what it has.
-            let Some(mut state) = node.try_lock() else { continue };
+            let Some(mut state) = node.try_lock() else {
+                continue;
+            };
             for pin in state.handles.values_mut().filter_map(|h| h.pin.as_mut()) {
                 pin.loaded = None;
             }
@@ -242,11 +265,22 @@ impl FileSystem {
     fn load_current(&self, handle: &Handle) -> Result<Option<Pin>, Errno> {
         let (node, content) = self.vault.content(handle.node.id, u64::MAX)?;
         let file = node.file()?;
-        let Content::Whole { bytes, .. } = content else { return Ok(None) };
-        let reservation =
-            self.budget.reserve(bytes.len() as u64).ok_or(Errno(libc::ENOMEM))?;
-        let loaded = Arc::new(Loaded::Whole { bytes, _reservation: reservation });
-        Ok(Some(Pin { version: file.version, length: file.size, loaded: Some(loaded) }))
+        let Content::Whole { bytes, .. } = content else {
+            return Ok(None);
+        };
+        let reservation = self
+            .budget
+            .reserve(bytes.len() as u64)
+            .ok_or(Errno(libc::ENOMEM))?;
+        let loaded = Arc::new(Loaded::Whole {
+            bytes,
+            _reservation: reservation,
+        });
+        Ok(Some(Pin {
+            version: file.version,
+            length: file.size,
+            loaded: Some(loaded),
+        }))
     }
 
     fn view_beside_writer(
@@ -324,10 +358,12 @@ impl FileSystem {
     }
 
     fn writable(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
-        self.table.get(fh).and_then(|handle| match handle.access.write {
-            true => Ok(handle),
-            false => Err(Errno(libc::EBADF)),
-        })
+        self.table
+            .get(fh)
+            .and_then(|handle| match handle.access.write {
+                true => Ok(handle),
+                false => Err(Errno(libc::EBADF)),
+            })
     }
 
     /// Edits the draft of a handle, which begins now if it has not; `None` when that has to wait
@@ -347,7 +383,9 @@ impl FileSystem {
                 return Some(Err(error));
             }
         }
-        let Some(draft) = state.draft_of(fh) else { return Some(Err(Errno(libc::EBADF))) };
+        let Some(draft) = state.draft_of(fh) else {
+            return Some(Err(Errno(libc::EBADF)));
+        };
         let mut outcome = edit(draft);
         let edits = draft.edits();
         if outcome.is_ok() {
@@ -388,9 +426,8 @@ impl FileSystem {
         };
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let zero = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
-        let known = libc::FALLOC_FL_KEEP_SIZE
-            | libc::FALLOC_FL_PUNCH_HOLE
-            | libc::FALLOC_FL_ZERO_RANGE;
+        let known =
+            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
         if mode & !known != 0 {
             return done(Err(Errno(libc::EOPNOTSUPP)));
         }
@@ -427,7 +464,10 @@ impl FileSystem {
         // A bounded piece: the caller comes back for the rest.
         let size = length.min(1 << 20) as u32;
         let fs = Arc::clone(self);
-        let transfer = Transfer { lock_owner: Some(0), kill_set_id: false };
+        let transfer = Transfer {
+            lock_owner: Some(0),
+            kill_set_id: false,
+        };
         let write: ReadDone = Box::new(move |read| match read {
             Ok(bytes) => fs.write(to.0, to.1, bytes, transfer, done),
             Err(error) => done(Err(error)),
@@ -453,7 +493,9 @@ impl FileSystem {
 
 /// The part of `bytes` that a read at `offset` gets.
 pub(super) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
-    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
     let end = start.saturating_add(size as usize).min(bytes.len());
     &bytes[start..end]
 }

@@ -163,19 +163,21 @@ impl FileSystem {
         });
         let counting = Arc::downgrade(&fs);
         let vault = Arc::clone(&fs.vault);
-        std::thread::Builder::new().name("recount".into()).spawn(move || {
-            let verdict = match vault.recount() {
-                Ok(()) => Integrity::Verified,
-                Err(error) => {
-                    tracing::error!("{error}");
-                    Integrity::Failed(error.to_string())
+        std::thread::Builder::new()
+            .name("recount".into())
+            .spawn(move || {
+                let verdict = match vault.recount() {
+                    Ok(()) => Integrity::Verified,
+                    Err(error) => {
+                        tracing::error!("{error}");
+                        Integrity::Failed(error.to_string())
+                    }
+                };
+                drop(vault);
+                if let Some(fs) = counting.upgrade() {
+                    *fs.integrity.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
                 }
-            };
-            drop(vault);
-            if let Some(fs) = counting.upgrade() {
-                *fs.integrity.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
-            }
-        })?;
+            })?;
         Ok(fs)
     }
 
@@ -189,9 +191,11 @@ impl FileSystem {
         drop_pages: impl Fn(NodeId) + Send + 'static,
     ) -> std::io::Result<()> {
         let (sender, receiver) = mpsc::channel();
-        std::thread::Builder::new().name("notifier".into()).spawn(move || {
-            receiver.into_iter().for_each(drop_pages);
-        })?;
+        std::thread::Builder::new()
+            .name("notifier".into())
+            .spawn(move || {
+                receiver.into_iter().for_each(drop_pages);
+            })?;
         // A second notifier would only do the same.
         let _ = self.invalidate.set(Mutex::new(sender));
         Ok(())
@@ -204,7 +208,10 @@ impl FileSystem {
         }
         if let Some(sender) = self.invalidate.get() {
             // The receiver lives as long as the sender.
-            let _ = sender.lock().unwrap_or_else(PoisonError::into_inner).send(node);
+            let _ = sender
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .send(node);
         }
     }
 

@@ -116,7 +116,12 @@ impl FileSystem {
     /// committed.
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
-        if !is_open && self.vault.node(node).is_ok_and(|node| node.attributes.links == 0) {
+        if !is_open
+            && self
+                .vault
+                .node(node)
+                .is_ok_and(|node| node.attributes.links == 0)
+        {
             self.reap(node);
         }
     }
@@ -129,8 +134,9 @@ impl FileSystem {
         mode: RenameMode,
         done: Done<()>,
     ) {
-        let allowed =
-            self.may_change(from.0, from.1).and_then(|()| self.may_change(to.0, to.1));
+        let allowed = self
+            .may_change(from.0, from.1)
+            .and_then(|()| self.may_change(to.0, to.1));
         let writer = match allowed.and_then(|()| self.writer()) {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),

@@ -34,7 +34,10 @@ impl FileSystem {
         let fs = Arc::clone(self);
         self.when_settled(ino, move || {
             // Only those who write are asked who they are.
-            let opener = access.write.then(|| process::thread_group(caller.pid)).flatten();
+            let opener = access
+                .write
+                .then(|| process::thread_group(caller.pid))
+                .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
             done(fs.open_settled(ino, access, opener, truncate, caller));
         });
@@ -50,7 +53,9 @@ impl FileSystem {
     ) -> Result<Opened, Errno> {
         // Registered first: from here on the node is not deleted.
         let (fh, handle) = self.table.open(ino, access, opener)?;
-        let begun = self.node(ino).and_then(|node| self.begin(fh, &handle, &node, truncate));
+        let begun = self
+            .node(ino)
+            .and_then(|node| self.begin(fh, &handle, &node, truncate));
         if let Err(error) = begun {
             self.table.take(fh);
             self.tidy(ino);
@@ -59,7 +64,10 @@ impl FileSystem {
         if truncate && caller.uid != 0 {
             self.drop_set_id_bits(ino);
         }
-        Ok(Opened { fh, flushes: access.write })
+        Ok(Opened {
+            fh,
+            flushes: access.write,
+        })
     }
 
     fn begin(
@@ -168,7 +176,10 @@ impl FileSystem {
             return;
         }
         let Ok(writer) = self.writer() else { return };
-        let change = crate::vault::AttributeChange { mode: Some(dropped), ..Default::default() };
+        let change = crate::vault::AttributeChange {
+            mode: Some(dropped),
+            ..Default::default()
+        };
         writer.submit(
             Durability::Soon,
             move |tx| tx.set_attributes(ino, &change),

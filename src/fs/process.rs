@@ -6,7 +6,9 @@ pub(super) fn thread_group(tid: u32) -> Option<u32> {
         return None;
     }
     let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
-    let line = status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"Tgid:"))?;
+    let line = status
+        .split(|b| *b == b'\n')
+        .find_map(|line| line.strip_prefix(b"Tgid:"))?;
     std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 

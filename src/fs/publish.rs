@@ -62,13 +62,7 @@ enum Source {
 
 impl FileSystem {
     /// A descriptor was closed, one of perhaps several of this handle.
-    pub fn flush(
-        self: &Arc<Self>,
-        fh: FileHandle,
-        pid: u32,
-        lock_owner: u64,
-        done: Done<()>,
-    ) {
+    pub fn flush(self: &Arc<Self>, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
         if control::is_control_handle(fh) {
             return done(Ok(()));
         }
@@ -80,11 +74,15 @@ impl FileSystem {
             return done(Ok(()));
         }
         let mut state = handle.node.lock();
-        let Some(own) = state.handles.get(&fh) else { return done(Ok(())) };
+        let Some(own) = state.handles.get(&fh) else {
+            return done(Ok(()));
+        };
         let wrote = own.wrote;
         let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);
-        let unpublished = state.draft_of(fh).is_some_and(|draft| !draft.has_published(wrote));
+        let unpublished = state
+            .draft_of(fh)
+            .is_some_and(|draft| !draft.has_published(wrote));
         if wrote == 0 || !unpublished || !is_opener(&handle, pid, by_owner) {
             return done(Ok(()));
         }
@@ -93,7 +91,11 @@ impl FileSystem {
         };
         state.publishing += 1;
         drop(state);
-        let source = if is_own { Source::Own(fh) } else { Source::Shared };
+        let source = if is_own {
+            Source::Own(fh)
+        } else {
+            Source::Shared
+        };
         self.publish(&handle.node, proof, source, done);
     }
 
@@ -113,7 +115,11 @@ impl FileSystem {
             Some(proof) => {
                 state.publishing += 1;
                 drop(state);
-                let source = if is_own { Source::Own(fh) } else { Source::Shared };
+                let source = if is_own {
+                    Source::Own(fh)
+                } else {
+                    Source::Shared
+                };
                 self.publish(&handle.node, proof, source, done);
             }
             None => {
@@ -227,7 +233,9 @@ impl FileSystem {
         if control::is_control_handle(fh) {
             return self.release_control(fh);
         }
-        let Some((handle, own)) = self.table.take(fh) else { return };
+        let Some((handle, own)) = self.table.take(fh) else {
+            return;
+        };
         let node = Arc::clone(&handle.node);
         if let Some((proof, source)) = self.left_behind(&node, own) {
             self.publish_unattended(&node, proof, source, RETRIES);
@@ -275,7 +283,9 @@ impl FileSystem {
             // The file was removed meanwhile, and its content with it.
             Ok(()) | Err(Errno(libc::ENOENT)) => {}
             Err(Errno(errno)) if retries == 0 || fs.ending.load(Ordering::Relaxed) => {
-                fs.counters.failed_publications.fetch_add(1, Ordering::Relaxed);
+                fs.counters
+                    .failed_publications
+                    .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
                     "what was last written to node {} could not be stored (error {errno}); nobody \
                      waited for it, so nobody was told",
@@ -289,7 +299,11 @@ impl FileSystem {
                     again.lock().publishing += 1;
                     fs.publish_unattended(&again, kept, source, retries - 1);
                 };
-                if std::thread::Builder::new().name("retry".into()).spawn(retry).is_err() {
+                if std::thread::Builder::new()
+                    .name("retry".into())
+                    .spawn(retry)
+                    .is_err()
+                {
                     tracing::error!("what was last written to a node is lost: no thread to retry");
                 }
             }
@@ -306,8 +320,15 @@ impl FileSystem {
 
     /// Forgets a node that nothing is open of, and reaps what was kept for its handles.
     pub(super) fn tidy(&self, id: NodeId) {
-        let Some(kept) = self.table.forget_if_idle(id) else { return };
-        if kept || self.vault.node(id).is_ok_and(|node| node.attributes.links == 0) {
+        let Some(kept) = self.table.forget_if_idle(id) else {
+            return;
+        };
+        if kept
+            || self
+                .vault
+                .node(id)
+                .is_ok_and(|node| node.attributes.links == 0)
+        {
             self.reap(id);
         }
     }
@@ -320,7 +341,9 @@ impl FileSystem {
             Durability::Soon,
             move |tx| {
                 let open = reaper.table.node(id);
-                let keep = open.map(|node| node.lock().keep_pinned()).unwrap_or_default();
+                let keep = open
+                    .map(|node| node.lock().keep_pinned())
+                    .unwrap_or_default();
                 tx.reap(id, &keep, &reaper)
             },
             move |outcome| {
@@ -346,7 +369,9 @@ impl FileSystem {
             self.publish_all();
         }
         self.ending.store(true, Ordering::Relaxed);
-        let Some(writer) = &self.writer else { return Ok(()) };
+        let Some(writer) = &self.writer else {
+            return Ok(());
+        };
         writer.close();
         self.vault.sync()?;
         self.vault.refresh_anchor(self.vault.state().commit)?;

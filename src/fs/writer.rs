@@ -60,9 +60,14 @@ impl Writer {
         });
         let thread = {
             let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name("writer".into()).spawn(move || shared.serve())?
+            std::thread::Builder::new()
+                .name("writer".into())
+                .spawn(move || shared.serve())?
         };
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
@@ -104,7 +109,11 @@ impl Writer {
     pub(super) fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {
@@ -186,7 +195,10 @@ impl Shared {
                 return (queue.closed, queue.closed);
             }
             let Some(since) = queue.unsynced else {
-                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = self
+                    .wake
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             let rest = SYNC_AFTER.saturating_sub(since.elapsed());
@@ -212,14 +224,19 @@ impl Shared {
     /// does not fit on the disk does not take the others with it.
     fn commit(&self, mut jobs: Vec<Job>) -> Vec<(Done, Result<(), VaultError>)> {
         let now = |job: &Job| job.durability == Durability::Now;
-        let durability =
-            if jobs.iter().any(now) { Durability::Now } else { Durability::Soon };
+        let durability = if jobs.iter().any(now) {
+            Durability::Now
+        } else {
+            Durability::Soon
+        };
         if jobs.is_empty() {
             return Vec::new();
         }
         let outcomes = {
-            let mut runs: Vec<VaultJob<'_>> =
-                jobs.iter_mut().map(|job| &mut *job.run as VaultJob<'_>).collect();
+            let mut runs: Vec<VaultJob<'_>> = jobs
+                .iter_mut()
+                .map(|job| &mut *job.run as VaultJob<'_>)
+                .collect();
             self.vault.transact(durability, &mut runs)
         };
         match outcomes {
@@ -233,10 +250,14 @@ impl Shared {
                 }
                 jobs.into_iter().map(|job| job.done).zip(outcomes).collect()
             }
-            Err(error) if jobs.len() == 1 => {
-                jobs.into_iter().map(|job| (job.done, Err(error.clone()))).collect()
-            }
-            Err(_) => jobs.into_iter().flat_map(|job| self.commit(vec![job])).collect(),
+            Err(error) if jobs.len() == 1 => jobs
+                .into_iter()
+                .map(|job| (job.done, Err(error.clone())))
+                .collect(),
+            Err(_) => jobs
+                .into_iter()
+                .flat_map(|job| self.commit(vec![job]))
+                .collect(),
         }
     }
 }

@@ -52,7 +52,12 @@ impl HistoryHead {
 
     fn extend(&mut self, bytes: &[u8]) {
         self.length += 1;
-        self.hash = digest(&[b"secretfs event", &self.hash, &self.length.to_le_bytes(), bytes]);
+        self.hash = digest(&[
+            b"secretfs event",
+            &self.hash,
+            &self.length.to_le_bytes(),
+            bytes,
+        ]);
     }
 }
 

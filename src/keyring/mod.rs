@@ -31,7 +31,9 @@ pub enum KeyringError {
     #[error("{0}")]
     Integrity(String),
     /// The vault was written by a newer program.
-    #[error("the vault has format {format}, suite {suite}, which this secretfs cannot read; use a newer one")]
+    #[error(
+        "the vault has format {format}, suite {suite}, which this secretfs cannot read; use a newer one"
+    )]
     Newer {
         /// Its format.
         format: u16,
@@ -120,19 +122,31 @@ impl UnverifiedKeyring {
     /// # Errors
     /// When no key is pinned, KMS refuses or does not answer, or the record is not authentic.
     pub fn unlock(self, pins: &[KeyUri], kms: &dyn KeyService) -> Result<Keyring, KeyringError> {
-        let active = self.body.active().ok_or_else(|| KeyringError::integrity("no active key"))?;
+        let active = self
+            .body
+            .active()
+            .ok_or_else(|| KeyringError::integrity("no active key"))?;
         let (master, wrap) = self.unwrap_generation(active, pins, kms)?;
         let unlocked_by = wrap.uri.clone();
         let mac_key = KeyringMacKey::derive(&master);
         let mac = mac_key.mac(&self.header_bytes, &self.record.body);
-        let stored = self.record.macs.iter().find(|(generation, _)| *generation == active.number);
+        let stored = self
+            .record
+            .macs
+            .iter()
+            .find(|(generation, _)| *generation == active.number);
         if !stored.is_some_and(|(_, stored)| same(stored, &mac)) {
             return Err(KeyringError::integrity(
                 "the keyring record does not carry the MAC of the active master key",
             ));
         }
         let mut keys = BTreeMap::from([(active.number, LiveKey::new(master))]);
-        for generation in self.body.generations.iter().filter(|g| g.number != active.number) {
+        for generation in self
+            .body
+            .generations
+            .iter()
+            .filter(|g| g.number != active.number)
+        {
             let (master, _) = self.unwrap_generation(generation, pins, kms)?;
             keys.insert(generation.number, LiveKey::new(master));
         }
@@ -155,7 +169,9 @@ impl UnverifiedKeyring {
         let context = EncryptionContext::master_key(&self.vault().to_string(), generation.number);
         let mut refusal: Option<KmsError> = None;
         for wrap in &generation.wraps {
-            let Some(uri) = pins.iter().find(|pin| pin.as_str() == wrap.uri) else { continue };
+            let Some(uri) = pins.iter().find(|pin| pin.as_str() == wrap.uri) else {
+                continue;
+            };
             match kms.unwrap(uri, &wrap.blob, &context) {
                 Ok(key) => {
                     let master = MasterKey(key.into_master_memory());
@@ -190,9 +206,17 @@ fn merge(first: Option<KmsError>, second: KmsError) -> KmsError {
     match first {
         None => second,
         Some(first) => {
-            let passing = |kind| matches!(kind, KmsErrorKind::Unreachable | KmsErrorKind::Throttled);
-            let kind = if passing(second.kind) { second.kind } else { first.kind };
-            KmsError { kind, message: format!("{}; and {}", first.message, second.message) }
+            let passing =
+                |kind| matches!(kind, KmsErrorKind::Unreachable | KmsErrorKind::Throttled);
+            let kind = if passing(second.kind) {
+                second.kind
+            } else {
+                first.kind
+            };
+            KmsError {
+                kind,
+                message: format!("{}; and {}", first.message, second.message),
+            }
         }
     }
 }
@@ -204,7 +228,10 @@ struct LiveKey {
 
 impl LiveKey {
     fn new(master: MasterKey) -> Self {
-        Self { wrap: WrapKey::derive(&master), master }
+        Self {
+            wrap: WrapKey::derive(&master),
+            master,
+        }
     }
 }
 
@@ -220,7 +247,11 @@ pub struct Keyring {
 
 impl std::fmt::Debug for Keyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Keyring(vault {}, generation {})", self.vault, self.active)
+        write!(
+            f,
+            "Keyring(vault {}, generation {})",
+            self.vault, self.active
+        )
     }
 }
 
@@ -262,7 +293,10 @@ impl Keyring {
             },
             active: number,
             keys: BTreeMap::from([(number, LiveKey::new(master))]),
-            unlocked_by: kms_keys.first().map(ToString::to_string).unwrap_or_default(),
+            unlocked_by: kms_keys
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
         })
     }
 
@@ -316,8 +350,15 @@ impl Keyring {
         key: &SecretKey,
     ) -> Result<(u64, Vec<u8>), KeyringError> {
         let generation = self.active;
-        let context = Context::Key { node, role, generation };
-        let wrapped = self.live(generation)?.wrap.seal(self.vault, context, key.expose())?;
+        let context = Context::Key {
+            node,
+            role,
+            generation,
+        };
+        let wrapped = self
+            .live(generation)?
+            .wrap
+            .seal(self.vault, context, key.expose())?;
         Ok((generation, wrapped))
     }
 
@@ -332,13 +373,23 @@ impl Keyring {
         role: Role,
         wrapped: &[u8],
     ) -> Result<SecretKey, KeyringError> {
-        let context = Context::Key { node, role, generation };
-        let key = match self.live(generation)?.wrap.open(self.vault, context, wrapped) {
+        let context = Context::Key {
+            node,
+            role,
+            generation,
+        };
+        let key = match self
+            .live(generation)?
+            .wrap
+            .open(self.vault, context, wrapped)
+        {
             Ok(key) => SecretKey::from_slice(&key),
             Err(OpenFailure::Open(_) | OpenFailure::Memory(_)) => None,
         };
         key.ok_or_else(|| {
-            KeyringError::integrity(format!("the wrapped key of node {node} does not authenticate"))
+            KeyringError::integrity(format!(
+                "the wrapped key of node {node} does not authenticate"
+            ))
         })
     }
 
@@ -350,7 +401,9 @@ impl Keyring {
     }
 
     fn live(&self, generation: u64) -> Result<&LiveKey, KeyringError> {
-        self.keys.get(&generation).ok_or(KeyringError::UnknownGeneration(generation))
+        self.keys
+            .get(&generation)
+            .ok_or(KeyringError::UnknownGeneration(generation))
     }
 }
 
@@ -367,9 +420,16 @@ fn wrap_and_prove(
     if kms.unwrap(uri, &wrapped.blob, &context)? != master.0 {
         return Err(KmsError {
             kind: KmsErrorKind::BadAnswer,
-            message: format!("{uri} unwrapped something else than it had wrapped; nothing was stored"),
+            message: format!(
+                "{uri} unwrapped something else than it had wrapped; nothing was stored"
+            ),
         }
         .into());
     }
-    Ok(Wrap { uri: uri.to_string(), key_id: wrapped.key_id, blob: wrapped.blob, created: now })
+    Ok(Wrap {
+        uri: uri.to_string(),
+        key_id: wrapped.key_id,
+        blob: wrapped.blob,
+        created: now,
+    })
 }

@@ -34,7 +34,13 @@ pub struct Header {
 impl Header {
     /// The header of a new vault.
     pub fn new(vault: VaultId) -> Self {
-        Self { magic: MAGIC, format: FORMAT, minimum_reader: FORMAT, suite: SUITE, vault: vault.0 }
+        Self {
+            magic: MAGIC,
+            format: FORMAT,
+            minimum_reader: FORMAT,
+            suite: SUITE,
+            vault: vault.0,
+        }
     }
 
     /// The vault's identity.
@@ -49,7 +55,9 @@ impl Header {
     pub fn decode(bytes: &[u8]) -> Result<Self, KeyringError> {
         let header: Self = codec::decode(bytes, "header").map_err(KeyringError::integrity)?;
         if header.magic != MAGIC {
-            return Err(KeyringError::integrity("the header does not begin as a header does"));
+            return Err(KeyringError::integrity(
+                "the header does not begin as a header does",
+            ));
         }
         Ok(header)
     }
@@ -60,7 +68,10 @@ impl Header {
     /// When it was written for newer readers, or with another suite.
     pub fn must_be_readable(&self) -> Result<(), KeyringError> {
         if self.minimum_reader > FORMAT || self.suite != SUITE {
-            return Err(KeyringError::Newer { format: self.format, suite: self.suite });
+            return Err(KeyringError::Newer {
+                format: self.format,
+                suite: self.suite,
+            });
         }
         Ok(())
     }
@@ -173,15 +184,23 @@ pub struct Body {
 impl Body {
     /// The generation in use.
     pub fn active(&self) -> Option<&Generation> {
-        self.generations.iter().find(|g| g.state == GenerationState::Active)
+        self.generations
+            .iter()
+            .find(|g| g.state == GenerationState::Active)
     }
 
     /// Whether the parts fit together: exactly one active generation, numbers ascending.
     fn is_consistent(&self) -> bool {
-        let active = self.generations.iter().filter(|g| g.state == GenerationState::Active);
+        let active = self
+            .generations
+            .iter()
+            .filter(|g| g.state == GenerationState::Active);
         active.count() == 1
             && self.generations.is_sorted_by(|a, b| a.number < b.number)
-            && self.generations.iter().all(|g| g.number > 0 && !g.wraps.is_empty())
+            && self
+                .generations
+                .iter()
+                .all(|g| g.number > 0 && !g.wraps.is_empty())
     }
 }
 
@@ -198,26 +217,39 @@ pub(super) struct Record {
 impl Record {
     pub(super) fn new(header: &[u8], body: Vec<u8>, macs: Vec<(u64, [u8; 32])>) -> Self {
         let checksum = checksum(header, &body, &macs);
-        Self { body, macs, checksum }
+        Self {
+            body,
+            macs,
+            checksum,
+        }
     }
 
     /// Decodes a record and compares its checksum, which binds the header too.
     pub(super) fn decode(header: &[u8], bytes: &[u8]) -> Result<(Self, Body), KeyringError> {
-        let record: Self = codec::decode(bytes, "keyring record").map_err(KeyringError::integrity)?;
+        let record: Self =
+            codec::decode(bytes, "keyring record").map_err(KeyringError::integrity)?;
         if record.checksum != checksum(header, &record.body, &record.macs) {
-            return Err(KeyringError::integrity("header or keyring record have been changed"));
+            return Err(KeyringError::integrity(
+                "header or keyring record have been changed",
+            ));
         }
         let body: Body =
             codec::decode(&record.body, "keyring body").map_err(KeyringError::integrity)?;
         if !body.is_consistent() {
-            return Err(KeyringError::integrity("the keyring's generations do not fit together"));
+            return Err(KeyringError::integrity(
+                "the keyring's generations do not fit together",
+            ));
         }
         Ok((record, body))
     }
 }
 
 fn checksum(header: &[u8], body: &[u8], macs: &[(u64, [u8; 32])]) -> [u8; 32] {
-    let mut parts = vec![*b"secretfs keyring checksum       ", digest(&[header]), digest(&[body])];
+    let mut parts = vec![
+        *b"secretfs keyring checksum       ",
+        digest(&[header]),
+        digest(&[body]),
+    ];
     for (generation, mac) in macs {
         parts.push(digest(&[&generation.to_le_bytes(), mac]));
     }

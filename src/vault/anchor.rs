@@ -78,17 +78,23 @@ impl Anchors {
     /// When there is no such place: no home directory.
     pub fn of_this_host() -> Result<Self, VaultError> {
         let from = |name: &str| {
-            std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+            std::env::var_os(name)
+                .filter(|v| !v.is_empty())
+                .map(PathBuf::from)
         };
         if let Some(directory) = from("SECRETFS_ANCHOR_DIR") {
             return Ok(Self { directory });
         }
         if nix::unistd::geteuid().is_root() {
-            return Ok(Self { directory: "/var/lib/secretfs/anchors".into() });
+            return Ok(Self {
+                directory: "/var/lib/secretfs/anchors".into(),
+            });
         }
         let state = from("XDG_STATE_HOME").or_else(|| from("HOME").map(|h| h.join(".local/state")));
         match state {
-            Some(state) => Ok(Self { directory: state.join("secretfs/anchors") }),
+            Some(state) => Ok(Self {
+                directory: state.join("secretfs/anchors"),
+            }),
             None => Err(VaultError::Anchor(
                 "there is no place for the vault's anchor: set SECRETFS_ANCHOR_DIR, \
                  XDG_STATE_HOME or HOME"
@@ -151,7 +157,9 @@ impl Anchors {
         };
         let mut files = Vec::new();
         for entry in entries {
-            let path = entry.map_err(|e| failed("read", &self.directory, &e))?.path();
+            let path = entry
+                .map_err(|e| failed("read", &self.directory, &e))?
+                .path();
             if path.extension().is_some_and(|e| e == "json") {
                 files.push(path);
             }
@@ -167,7 +175,10 @@ impl Anchors {
             Err(e) => return Err(failed("read", file, &e)),
         };
         let mut text = Vec::new();
-        opened.take(MAX_LEN).read_to_end(&mut text).map_err(|e| failed("read", file, &e))?;
+        opened
+            .take(MAX_LEN)
+            .read_to_end(&mut text)
+            .map_err(|e| failed("read", file, &e))?;
         let anchor = decode(&text).map_err(|why| {
             VaultError::Rollback(format!(
                 "the anchor {} is damaged ({why}); restore it, or remove it to trust the vault as \
@@ -298,7 +309,10 @@ pub fn decode(text: &[u8]) -> Result<Anchor, String> {
 }
 
 fn failed(what: &str, path: &Path, error: &std::io::Error) -> VaultError {
-    VaultError::Anchor(format!("cannot {what} the anchor {}: {error}", path.display()))
+    VaultError::Anchor(format!(
+        "cannot {what} the anchor {}: {error}",
+        path.display()
+    ))
 }
 
 #[cfg(test)]
@@ -307,8 +321,14 @@ mod tests {
 
     fn anchors() -> (tempfile::TempDir, Anchors, Anchor) {
         let dir = tempfile::tempdir().unwrap();
-        let anchors = Anchors { directory: dir.path().join("a/b") };
-        let mut anchor = Anchor::new(VaultId([7; 16]), Path::new("/v"), vec!["local-kms://x".into()]);
+        let anchors = Anchors {
+            directory: dir.path().join("a/b"),
+        };
+        let mut anchor = Anchor::new(
+            VaultId([7; 16]),
+            Path::new("/v"),
+            vec!["local-kms://x".into()],
+        );
         (anchor.keyring_sequence, anchor.commit_sequence) = (3, 9);
         (dir, anchors, anchor)
     }
@@ -317,7 +337,11 @@ mod tests {
     fn sequences_are_only_ever_raised_unless_a_rollback_was_accepted() {
         let (_dir, anchors, anchor) = anchors();
         anchors.store(&anchor, false).unwrap();
-        let older = Anchor { keyring_sequence: 2, commit_sequence: 4, ..anchor.clone() };
+        let older = Anchor {
+            keyring_sequence: 2,
+            commit_sequence: 4,
+            ..anchor.clone()
+        };
         anchors.store(&older, false).unwrap();
         assert_eq!(anchors.load(VaultId([7; 16])).unwrap(), Some(anchor));
         anchors.store(&older, true).unwrap();
@@ -329,10 +353,14 @@ mod tests {
         let (_dir, anchors, anchor) = anchors();
         anchors.store(&anchor, false).unwrap();
         let other = Anchor::new(VaultId([8; 16]), Path::new("/v"), vec![]);
-        let seen = anchors.other_vault_at(Path::new("/v"), VaultId([8; 16])).unwrap();
+        let seen = anchors
+            .other_vault_at(Path::new("/v"), VaultId([8; 16]))
+            .unwrap();
         assert_eq!(seen, Some(anchor.vault.clone()));
         anchors.take_over(&other).unwrap();
-        let seen = anchors.other_vault_at(Path::new("/v"), VaultId([8; 16])).unwrap();
+        let seen = anchors
+            .other_vault_at(Path::new("/v"), VaultId([8; 16]))
+            .unwrap();
         assert_eq!(seen, None);
     }
 

@@ -21,7 +21,11 @@ pub(super) struct NodeCache {
 
 impl NodeCache {
     pub(super) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.nodes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .cloned()
     }
 
     /// To be taken before reading from the store what will be offered to [`offer`](Self::offer).

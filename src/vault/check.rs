@@ -57,7 +57,10 @@ impl CheckReport {
     fn add(&mut self, node: Option<NodeId>, what: impl std::fmt::Display) {
         self.problem_count += 1;
         if self.problems.len() < MAX_LISTED {
-            self.problems.push(Problem { node, what: what.to_string() });
+            self.problems.push(Problem {
+                node,
+                what: what.to_string(),
+            });
         }
     }
 }
@@ -67,7 +70,11 @@ impl CheckReport {
 /// # Errors
 /// When it cannot even be opened; what is wrong inside is in the report.
 pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultError> {
-    let options = OpenOptions { read_only: true, tolerant: true, ..options.clone() };
+    let options = OpenOptions {
+        read_only: true,
+        tolerant: true,
+        ..options.clone()
+    };
     let vault = Vault::open(path, &options)?;
     store::read(&vault.store, |records| {
         let mut check = Check {
@@ -166,7 +173,8 @@ impl Check<'_> {
         loop {
             let batch = records.scan_nodes(after, BATCH)?;
             for (id, record) in &batch {
-                self.recount.count(&self.vault.system.node(*id, record), true);
+                self.recount
+                    .count(&self.vault.system.node(*id, record), true);
                 self.recount.next_node = self.recount.next_node.max(id + 1);
                 self.report.nodes += 1;
                 let node = Node::open(self.keyring, *id, record);
@@ -186,7 +194,11 @@ impl Check<'_> {
     fn entries(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
         let directories: Vec<NodeId> = {
             let is_directory = |seen: &Seen| seen.kind == Some(Kind::Directory);
-            self.nodes.iter().filter(|(_, s)| is_directory(s)).map(|(id, _)| *id).collect()
+            self.nodes
+                .iter()
+                .filter(|(_, s)| is_directory(s))
+                .map(|(id, _)| *id)
+                .collect()
         };
         let mut counted = 0;
         for directory in directories {
@@ -204,13 +216,18 @@ impl Check<'_> {
             }
         }
         if total != counted {
-            self.report.add(None, format_args!("{} names are in no directory", total - counted));
+            self.report.add(
+                None,
+                format_args!("{} names are in no directory", total - counted),
+            );
         }
         Ok(())
     }
 
     fn directory(&mut self, records: &mut dyn Read, id: NodeId) -> Result<u64, VaultError> {
-        let Some(record) = records.node(id)? else { return Ok(0) };
+        let Some(record) = records.node(id)? else {
+            return Ok(0);
+        };
         let Some(node) = self.note(id, Node::open(self.keyring, id, &record))? else {
             return Ok(0);
         };
@@ -223,7 +240,9 @@ impl Check<'_> {
                 entries += 1;
                 sum.add(&keys.element(&row.tag, &row.value));
                 let entry = keys.open(&row.tag, &row.value);
-                let Some(entry) = self.note(id, entry)? else { continue };
+                let Some(entry) = self.note(id, entry)? else {
+                    continue;
+                };
                 subdirectories += u32::from(entry.kind == Kind::Directory);
                 self.named(id, &entry);
             }
@@ -270,10 +289,13 @@ impl Check<'_> {
         loop {
             let batch = records.scan_versions(after, BATCH)?;
             for ((id, number), record) in &batch {
-                self.recount.count(&self.vault.system.version(*id, *number, record), true);
+                self.recount
+                    .count(&self.vault.system.version(*id, *number, record), true);
                 self.report.versions += 1;
                 let version = Version::open(self.keyring, *id, *number, record);
-                let Some(version) = self.note(*id, version)? else { continue };
+                let Some(version) = self.note(*id, version)? else {
+                    continue;
+                };
                 self.version(records, *id, &version)?;
             }
             after = batch.last().map(|(key, _)| *key);
@@ -309,12 +331,16 @@ impl Check<'_> {
                     Some("is newer than its node says")
                 } else {
                     seen.version_found = true;
-                    (version.length() != seen.size).then_some("has another length than its node says")
+                    (version.length() != seen.size)
+                        .then_some("has another length than its node says")
                 }
             }
         };
         if let Some(problem) = problem {
-            self.report.add(Some(id), format_args!("version {} {problem}", version.number()));
+            self.report.add(
+                Some(id),
+                format_args!("version {} {problem}", version.number()),
+            );
         }
         Ok(())
     }
@@ -326,7 +352,9 @@ impl Check<'_> {
             for id in &batch {
                 match self.nodes.get_mut(id) {
                     Some(seen) => seen.is_orphan = true,
-                    None => self.report.add(Some(*id), "is to be reaped but does not exist"),
+                    None => self
+                        .report
+                        .add(Some(*id), "is to be reaped but does not exist"),
                 }
             }
             after = batch.last().copied();
@@ -369,15 +397,25 @@ impl Check<'_> {
                 self.report.add(Some(id), format_args!("node {id} {what}"));
             };
             let Some(kind) = seen.kind else { continue };
-            let links = if id == ROOT { seen.links - seen.links.min(1) } else { seen.links };
+            let links = if id == ROOT {
+                seen.links - seen.links.min(1)
+            } else {
+                seen.links
+            };
             if links != seen.found {
-                problem(format_args!("should have {links} names and has {}", seen.found));
+                problem(format_args!(
+                    "should have {links} names and has {}",
+                    seen.found
+                ));
             }
             if kind == Kind::Directory && id != ROOT && links > 0 && seen.said_at != seen.found_at {
                 problem(format_args!("is a directory in another place than it says"));
             }
             if seen.version > 0 && !seen.version_found {
-                problem(format_args!("has lost version {}, its content", seen.version));
+                problem(format_args!(
+                    "has lost version {}, its content",
+                    seen.version
+                ));
             }
             if (seen.older_versions || (seen.links == 0 && id != ROOT)) && !seen.is_orphan {
                 problem(format_args!("has left-overs that nobody is going to reap"));
@@ -391,7 +429,9 @@ impl Check<'_> {
             Some(sealed) => self.vault.system.open(self.id(), &sealed),
             None => Err(VaultError::tampered("the state record", "is missing")),
         };
-        let Some(state) = self.note(SYSTEM, state)? else { return Ok(()) };
+        let Some(state) = self.note(SYSTEM, state)? else {
+            return Ok(());
+        };
         if !state.agrees_with(&self.recount) {
             self.report.add(
                 None,
@@ -403,7 +443,8 @@ impl Check<'_> {
             );
         }
         if state.next_node < self.recount.next_node {
-            self.report.add(None, "the next node number was given out already");
+            self.report
+                .add(None, "the next node number was given out already");
         }
         Ok(())
     }
@@ -411,8 +452,11 @@ impl Check<'_> {
 
 impl Seen {
     fn of(node: &Node) -> Self {
-        let mut seen =
-            Self { kind: Some(node.kind), links: node.attributes.links, ..Self::default() };
+        let mut seen = Self {
+            kind: Some(node.kind),
+            links: node.attributes.links,
+            ..Self::default()
+        };
         match &node.attributes.body {
             Body::File(file) => (seen.version, seen.size) = (file.version, file.size),
             Body::Directory(directory) => seen.said_at = Some((directory.parent, directory.tag)),

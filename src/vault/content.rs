@@ -32,7 +32,10 @@ struct Extent {
 impl Extent {
     fn of(length: u64) -> Result<Self, VaultError> {
         let chunks = padded_content(length).div_ceil(CHUNK as u64);
-        Ok(Self { length, chunks: u32::try_from(chunks).map_err(|_| VaultError::Invalid)? })
+        Ok(Self {
+            length,
+            chunks: u32::try_from(chunks).map_err(|_| VaultError::Invalid)?,
+        })
     }
 }
 
@@ -54,7 +57,10 @@ pub(super) fn seal(
     let wrapped = wrapped[..]
         .try_into()
         .map_err(|_| VaultError::Integrity("a wrapped key has a wrong length".into()))?;
-    let record = KeyedRecord { generation, value: codec::encode(&Stored { wrapped, sealed }) };
+    let record = KeyedRecord {
+        generation,
+        value: codec::encode(&Stored { wrapped, sealed }),
+    };
 
     let key = ChunkKey::derive(&key);
     let padded = padded_content(content.len() as u64) as usize;
@@ -63,7 +69,12 @@ pub(super) fn seal(
             let start = index as usize * CHUNK;
             let end = (start + CHUNK).min(padded);
             let last = index + 1 == extent.chunks;
-            let context = Context::Chunk { node, version, index, last };
+            let context = Context::Chunk {
+                node,
+                version,
+                index,
+                last,
+            };
             if let Some(plain) = content.get(start..end) {
                 return Ok(key.seal(vault, context, plain)?);
             }
@@ -100,7 +111,10 @@ impl Version {
             codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
         let role = Role::Content { version: number };
         let key = ContentKey(keyring.unwrap(record.generation, node, role, &stored.wrapped)?);
-        let context = Context::Version { node, version: number };
+        let context = Context::Version {
+            node,
+            version: number,
+        };
         let plain = VersionKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
             .map_err(|error| match error {
@@ -140,7 +154,9 @@ impl Version {
 
     fn plain_len(&self, index: u32) -> usize {
         let start = u64::from(index) * CHUNK as u64;
-        padded_content(self.length).saturating_sub(start).min(CHUNK as u64) as usize
+        padded_content(self.length)
+            .saturating_sub(start)
+            .min(CHUNK as u64) as usize
     }
 
     /// Reads and opens one chunk into `plain`, which must have the chunk's padded length.
@@ -157,7 +173,12 @@ impl Version {
 
     fn open_chunk(&self, index: u32, sealed: &[u8], plain: &mut [u8]) -> Result<(), VaultError> {
         let last = index + 1 == self.chunks;
-        let context = Context::Chunk { node: self.node, version: self.number, index, last };
+        let context = Context::Chunk {
+            node: self.node,
+            version: self.number,
+            index,
+            last,
+        };
         self.key
             .open_into(self.vault, context, sealed, plain)
             .map_err(|_| self.bad(index, "does not authenticate"))
@@ -165,7 +186,10 @@ impl Version {
 
     fn bad(&self, index: u32, why: &str) -> VaultError {
         let (number, node) = (self.number, self.node);
-        VaultError::tampered(format_args!("chunk {index} of version {number} of node {node}"), why)
+        VaultError::tampered(
+            format_args!("chunk {index} of version {number} of node {node}"),
+            why,
+        )
     }
 
     /// One chunk, padding and all.

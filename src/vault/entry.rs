@@ -88,29 +88,50 @@ impl DirectoryKeys {
         name.get_mut(..entry.name.len())
             .ok_or(VaultError::NameTooLong)?
             .copy_from_slice(&entry.name);
-        let plain = Plain { node: entry.node, kind: entry.kind as u8, length, name };
+        let plain = Plain {
+            node: entry.node,
+            kind: entry.kind as u8,
+            length,
+            name,
+        };
         let plain = zeroize::Zeroizing::new(codec::encode(&plain));
-        let context =
-            Context::Entry { directory: self.directory, tag: &entry.tag, epoch: self.epoch };
+        let context = Context::Entry {
+            directory: self.directory,
+            tag: &entry.tag,
+            epoch: self.epoch,
+        };
         let sealed = self.entry.seal(self.vault, context, &plain)?;
-        Ok(codec::encode(&Stored { epoch: self.epoch, sealed }))
+        Ok(codec::encode(&Stored {
+            epoch: self.epoch,
+            sealed,
+        }))
     }
 
     /// Opens a record that is filed under `tag`.
     pub(super) fn open(&self, tag: &NameTag, record: &[u8]) -> Result<Entry, VaultError> {
         let bad = |why| {
-            VaultError::tampered(format_args!("an entry of directory {}", self.directory), why)
+            VaultError::tampered(
+                format_args!("an entry of directory {}", self.directory),
+                why,
+            )
         };
         let stored: Stored =
             codec::decode(record, "entry").map_err(|_| bad("is not encoded as one"))?;
         if stored.epoch != self.epoch {
             return Err(bad("has an unknown key epoch"));
         }
-        let context = Context::Entry { directory: self.directory, tag, epoch: self.epoch };
-        let plain = self.entry.open(self.vault, context, &stored.sealed).map_err(|e| match e {
-            OpenFailure::Open(_) => bad("does not authenticate"),
-            OpenFailure::Memory(error) => error.into(),
-        })?;
+        let context = Context::Entry {
+            directory: self.directory,
+            tag,
+            epoch: self.epoch,
+        };
+        let plain = self
+            .entry
+            .open(self.vault, context, &stored.sealed)
+            .map_err(|e| match e {
+                OpenFailure::Open(_) => bad("does not authenticate"),
+                OpenFailure::Memory(error) => error.into(),
+            })?;
         let plain: Plain =
             codec::decode(&plain, "entry").map_err(|_| bad("has an unknown content"))?;
         let kind = Kind::from_number(plain.kind).ok_or_else(|| bad("has an unknown kind"))?;
@@ -118,6 +139,11 @@ impl DirectoryKeys {
         if self.tag(&name).map_err(|_| bad("holds no name"))? != *tag {
             return Err(bad("is filed under another name"));
         }
-        Ok(Entry { tag: *tag, node: plain.node, kind, name })
+        Ok(Entry {
+            tag: *tag,
+            node: plain.node,
+            kind,
+            name,
+        })
     }
 }

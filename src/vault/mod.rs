@@ -30,9 +30,7 @@ pub use check::{CheckReport, Problem, check};
 pub use content::{CHUNK, Version};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
-pub use node::{
-    Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp,
-};
+pub use node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 pub use open::{Created, InitOptions, OpenOptions, init};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
@@ -172,7 +170,9 @@ impl Vault {
         let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
         let tag = keys.tag(name)?;
         store::read(&self.store, |records| {
-            let record = records.entry(directory, &tag)?.ok_or(VaultError::NotFound)?;
+            let record = records
+                .entry(directory, &tag)?
+                .ok_or(VaultError::NotFound)?;
             let entry = keys.open(&tag, &record)?;
             self.node_of(records, directory, &entry)
         })
@@ -184,7 +184,8 @@ impl Vault {
         directory: NodeId,
         entry: &Entry,
     ) -> Result<Arc<Node>, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("an entry of directory {directory}"), why);
+        let bad =
+            |why| VaultError::tampered(format_args!("an entry of directory {directory}"), why);
         let node = match self.node_in(records, entry.node) {
             Err(VaultError::NotFound) => return Err(bad("names a node that is missing")),
             other => other?,
@@ -219,7 +220,12 @@ impl Vault {
                     keys.open(&row.tag, &row.value)
                 })
                 .collect::<Result<_, _>>()?;
-            Ok(Listing { entries, complete, sum, directory: node })
+            Ok(Listing {
+                entries,
+                complete,
+                sum,
+                directory: node,
+            })
         })
     }
 
@@ -247,7 +253,10 @@ impl Vault {
             };
             if length != file.size {
                 let record = format_args!("version {} of node {id}", file.version);
-                return Err(VaultError::tampered(record, "has another length than the node says"));
+                return Err(VaultError::tampered(
+                    record,
+                    "has another length than the node says",
+                ));
             }
             Ok((node, content))
         })
@@ -258,7 +267,9 @@ impl Vault {
     /// # Errors
     /// When it is missing or does not authenticate.
     pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
-        store::read(&self.store, |records| self.version_in(records, id, number, whole))
+        store::read(&self.store, |records| {
+            self.version_in(records, id, number, whole)
+        })
     }
 
     fn version_in(
@@ -268,15 +279,20 @@ impl Vault {
         number: u64,
         whole: u64,
     ) -> Result<Content, VaultError> {
-        let (record, first) = records.version_and_first_chunk(id, number)?.ok_or_else(|| {
-            VaultError::tampered(format_args!("version {number} of node {id}"), "is missing")
-        })?;
+        let (record, first) = records
+            .version_and_first_chunk(id, number)?
+            .ok_or_else(|| {
+                VaultError::tampered(format_args!("version {number} of node {id}"), "is missing")
+            })?;
         let version = Version::open(&self.keyring(), id, number, &record)?;
         if version.length() > whole {
             return Ok(Content::Pieces(version));
         }
         let bytes = version.whole(records, first)?;
-        Ok(Content::Whole { version: number, bytes })
+        Ok(Content::Whole {
+            version: number,
+            bytes,
+        })
     }
 
     /// One chunk of a version, padding and all.
@@ -305,8 +321,10 @@ impl Vault {
         let mut outcomes = Vec::new();
         let finished = store::write(&self.store, durability, |records| {
             let mut tx = Tx::new(&keyring, &self.system, &self.cache, records, state.clone());
-            outcomes =
-                jobs.iter_mut().map(|job| tx.run(*job)).collect::<Result<Vec<_>, VaultError>>()?;
+            outcomes = jobs
+                .iter_mut()
+                .map(|job| tx.run(*job))
+                .collect::<Result<Vec<_>, VaultError>>()?;
             // Nothing to commit is not worth a commit; the error only rolls back.
             if !tx.is_touched() {
                 return Err(Rollback::Untouched);
@@ -337,11 +355,7 @@ impl Vault {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn orphans(
-        &self,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<NodeId>, VaultError> {
+    pub fn orphans(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, VaultError> {
         store::read(&self.store, |records| Ok(records.orphans(after, limit)?))
     }
 
@@ -353,9 +367,9 @@ impl Vault {
     pub fn recount(&self) -> Result<(), VaultError> {
         const BATCH: usize = 256;
         store::read(&self.store, |records| {
-            let sealed = records.state()?.ok_or_else(|| {
-                VaultError::tampered("the state record", "is missing")
-            })?;
+            let sealed = records
+                .state()?
+                .ok_or_else(|| VaultError::tampered("the state record", "is missing"))?;
             let state = self.system.open(self.keyring().vault(), &sealed)?;
             let mut recount = State::empty(state.next_node);
             let mut after = None;
@@ -399,7 +413,9 @@ impl Vault {
     /// When the anchor cannot be written.
     pub fn refresh_anchor(&self, commit: u64) -> Result<(), VaultError> {
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((anchors, anchor)) = guard.as_mut() else { return Ok(()) };
+        let Some((anchors, anchor)) = guard.as_mut() else {
+            return Ok(());
+        };
         if !self.read_only && anchor.commit_sequence < commit {
             anchor.commit_sequence = commit;
             anchors.store(anchor, false)?;

@@ -38,13 +38,17 @@ impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         let seconds = |s: u64| i64::try_from(s).unwrap_or(i64::MAX);
         match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => {
-                Self { seconds: seconds(after.as_secs()), nanoseconds: after.subsec_nanos() }
-            }
+            Ok(after) => Self {
+                seconds: seconds(after.as_secs()),
+                nanoseconds: after.subsec_nanos(),
+            },
             Err(before) => {
                 let before = before.duration();
                 match before.subsec_nanos() {
-                    0 => Self { seconds: -seconds(before.as_secs()), nanoseconds: 0 },
+                    0 => Self {
+                        seconds: -seconds(before.as_secs()),
+                        nanoseconds: 0,
+                    },
                     n => Self {
                         seconds: -seconds(before.as_secs()) - 1,
                         nanoseconds: 1_000_000_000 - n,
@@ -140,7 +144,14 @@ pub struct DirectoryBody {
 impl DirectoryBody {
     /// An empty directory.
     pub fn new(parent: NodeId, tag: NameTag) -> Self {
-        Self { parent, tag, entries: 0, subdirectories: 0, sum: [0; 32], epoch: 1 }
+        Self {
+            parent,
+            tag,
+            entries: 0,
+            subdirectories: 0,
+            sum: [0; 32],
+            epoch: 1,
+        }
     }
 
     /// The sum over all entry records.
@@ -210,7 +221,11 @@ pub struct Node {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Node({}, {:?}, revision {})", self.id, self.kind, self.revision)
+        write!(
+            f,
+            "Node({}, {:?}, revision {})",
+            self.id, self.kind, self.revision
+        )
     }
 }
 
@@ -234,7 +249,15 @@ impl Node {
         let key = SecretKey::generate()?;
         let (generation, wrapped) = keyring.wrap(id, Role::Metadata, &key)?;
         let key = MetadataKey(key);
-        Ok(Self { id, kind, revision: 0, generation, attributes, key, wrapped })
+        Ok(Self {
+            id,
+            kind,
+            revision: 0,
+            generation,
+            attributes,
+            key,
+            wrapped,
+        })
     }
 
     /// Opens a stored node.
@@ -249,8 +272,11 @@ impl Node {
         let kind = Kind::from_number(stored.kind).ok_or_else(|| bad("has an unknown kind"))?;
         let key = keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
         let key = MetadataKey(key);
-        let context =
-            Context::Attributes { node: id, kind: stored.kind, revision: stored.revision };
+        let context = Context::Attributes {
+            node: id,
+            kind: stored.kind,
+            revision: stored.revision,
+        };
         let plain = AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
             .map_err(|error| match error {
@@ -262,9 +288,7 @@ impl Node {
             Body::File(_) => kind == Kind::File,
             Body::Directory(_) => kind == Kind::Directory,
             Body::Symlink(_) => kind == Kind::Symlink,
-            Body::Special(_) => {
-                !matches!(kind, Kind::File | Kind::Directory | Kind::Symlink)
-            }
+            Body::Special(_) => !matches!(kind, Kind::File | Kind::Directory | Kind::Symlink),
         };
         if !fits {
             return Err(bad("has attributes of another kind"));
@@ -294,8 +318,16 @@ impl Node {
         let wrapped = self.wrapped[..]
             .try_into()
             .map_err(|_| VaultError::Integrity("a wrapped key has a wrong length".into()))?;
-        let stored = Stored { kind: self.kind as u8, revision: self.revision, wrapped, sealed };
-        Ok(KeyedRecord { generation: self.generation, value: codec::encode(&stored) })
+        let stored = Stored {
+            kind: self.kind as u8,
+            revision: self.revision,
+            wrapped,
+            sealed,
+        };
+        Ok(KeyedRecord {
+            generation: self.generation,
+            value: codec::encode(&stored),
+        })
     }
 
     /// Wraps the metadata key anew if another generation than the active one wraps it.
@@ -368,8 +400,20 @@ mod tests {
     #[test]
     fn times_before_1970_keep_their_nanoseconds() {
         let time = Timestamp::from(UNIX_EPOCH - Duration::new(1, 250_000_000));
-        assert_eq!(time, Timestamp { seconds: -2, nanoseconds: 750_000_000 });
+        assert_eq!(
+            time,
+            Timestamp {
+                seconds: -2,
+                nanoseconds: 750_000_000
+            }
+        );
         let time = Timestamp::from(UNIX_EPOCH - Duration::new(3, 0));
-        assert_eq!(time, Timestamp { seconds: -3, nanoseconds: 0 });
+        assert_eq!(
+            time,
+            Timestamp {
+                seconds: -3,
+                nanoseconds: 0
+            }
+        );
     }
 }

@@ -76,14 +76,19 @@ pub struct OpenOptions {
 /// # Errors
 /// When there is something already, a KMS key does not serve, or a medium fails.
 pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
-    let path = std::path::absolute(path)
-        .map_err(|e| VaultError::Setting(format!("cannot tell where {} is: {e}", path.display())))?;
+    let path = std::path::absolute(path).map_err(|e| {
+        VaultError::Setting(format!("cannot tell where {} is: {e}", path.display()))
+    })?;
     must_be_free(&path)?;
     let anchors = Anchors::of_this_host()?;
     anchors.must_be_writable()?;
     let kms = kms::connect(&options.kms);
     let mut local_keys_created = Vec::new();
-    for uri in options.kms_keys.iter().filter(|uri| uri.provider() == Provider::Local) {
+    for uri in options
+        .kms_keys
+        .iter()
+        .filter(|uri| uri.provider() == Provider::Local)
+    {
         must_be_apart(kms.local()?.dir(), &path)?;
         if kms.local()?.ensure(uri.key())? {
             local_keys_created.push(uri.key().to_owned());
@@ -94,11 +99,16 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     fill_random(&mut id)?;
     let vault = VaultId(id);
     let now = Timestamp::now();
-    let mut keyring =
-        Keyring::create(&Header::new(vault), &options.kms_keys, &kms, now.seconds)?;
+    let mut keyring = Keyring::create(&Header::new(vault), &options.kms_keys, &kms, now.seconds)?;
     let uris: Vec<String> = options.kms_keys.iter().map(ToString::to_string).collect();
-    let created = EventKind::Created { kms_keys: uris.clone() };
-    let event = keyring.record_event(&Event { at: now.seconds, late: false, kind: created });
+    let created = EventKind::Created {
+        kms_keys: uris.clone(),
+    };
+    let event = keyring.record_event(&Event {
+        at: now.seconds,
+        late: false,
+        kind: created,
+    });
 
     let mut failure = None;
     let mut commit = 0;
@@ -161,7 +171,12 @@ fn first_nodes(
         xattrs: Vec::new(),
         body,
     };
-    let system = Node::create(keyring, SYSTEM, Kind::System, attributes(Body::Special(0), 0))?;
+    let system = Node::create(
+        keyring,
+        SYSTEM,
+        Kind::System,
+        attributes(Body::Special(0), 0),
+    )?;
     let root = attributes(Body::Directory(DirectoryBody::new(ROOT, [0; 32])), 0o755);
     Ok((system, root))
 }
@@ -171,7 +186,10 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
     let taken = |why: &str| {
         VaultError::Store(store::StoreError::new(
             store::StoreErrorKind::Exists,
-            format_args!("cannot make a vault at {}: {why}; choose a path that does not exist or an empty directory", path.display()),
+            format_args!(
+                "cannot make a vault at {}: {why}; choose a path that does not exist or an empty directory",
+                path.display()
+            ),
         ))
     };
     match std::fs::read_dir(path) {
@@ -190,7 +208,11 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
 fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
     let real = |path: &Path| {
         path.ancestors()
-            .find_map(|a| a.canonicalize().ok().map(|r| r.join(path.strip_prefix(a).unwrap_or(path))))
+            .find_map(|a| {
+                a.canonicalize()
+                    .ok()
+                    .map(|r| r.join(path.strip_prefix(a).unwrap_or(path)))
+            })
             .unwrap_or_else(|| path.to_owned())
     };
     let (keys, vault) = (real(keys), real(vault));
@@ -219,9 +241,15 @@ impl Stored {
         store::read(store, |records| {
             Ok(Self {
                 header: records.header()?.ok_or_else(|| missing("the header"))?,
-                keyring: records.keyring()?.ok_or_else(|| missing("the keyring record"))?,
-                state: records.state()?.ok_or_else(|| missing("the state record"))?,
-                system: records.node(SYSTEM)?.ok_or_else(|| missing("the system node"))?,
+                keyring: records
+                    .keyring()?
+                    .ok_or_else(|| missing("the keyring record"))?,
+                state: records
+                    .state()?
+                    .ok_or_else(|| missing("the state record"))?,
+                system: records
+                    .node(SYSTEM)?
+                    .ok_or_else(|| missing("the system node"))?,
             })
         })
     }
@@ -236,29 +264,40 @@ impl Vault {
         let path = path.canonicalize().map_err(|e| {
             VaultError::Store(store::StoreError::new(
                 store::StoreErrorKind::NotAVault,
-                format_args!("there is no vault at {}: {e}; make one with `secretfs init`", path.display()),
+                format_args!(
+                    "there is no vault at {}: {e}; make one with `secretfs init`",
+                    path.display()
+                ),
             ))
         })?;
         let mode = match options.read_only {
             true => Mode::ReadOnly,
             false => Mode::Write(Holder::current(options.mountpoint.as_deref())),
         };
-        let store_options =
-            store::OpenOptions { unsafe_filesystem: options.unsafe_filesystem };
+        let store_options = store::OpenOptions {
+            unsafe_filesystem: options.unsafe_filesystem,
+        };
         let store = SqliteStore::open(&path, mode, store_options)?;
         let stored = Stored::read(&store)?;
 
         let unverified = UnverifiedKeyring::parse(&stored.header, &stored.keyring)?;
         let watch = Watch::begin(&path, &unverified, options)?;
         let kms = kms::connect(&options.kms);
-        if watch.pins.iter().any(|pin| pin.provider() == Provider::Local) {
+        if watch
+            .pins
+            .iter()
+            .any(|pin| pin.provider() == Provider::Local)
+        {
             must_be_apart(kms.local()?.dir(), &path)?;
         }
         let keyring = unverified.unlock(&watch.pins, &kms)?;
 
         let system = Node::open(&keyring, SYSTEM, &stored.system)?;
         if system.kind != Kind::System {
-            return Err(VaultError::tampered("the system node", "is of another kind"));
+            return Err(VaultError::tampered(
+                "the system node",
+                "is of another kind",
+            ));
         }
         let system = SystemKeys::of(&system);
         let state = system.open(keyring.vault(), &stored.state)?;
@@ -298,10 +337,16 @@ impl Vault {
     fn settle(&mut self, rollback: Option<EventKind>) -> Result<(), VaultError> {
         self.store.announce()?;
         if let Some(kind) = rollback {
-            let event = Event { at: Timestamp::now().seconds, late: false, kind };
+            let event = Event {
+                at: Timestamp::now().seconds,
+                late: false,
+                kind,
+            };
             let event = {
                 let keyring = self.keyring.get_mut();
-                keyring.unwrap_or_else(std::sync::PoisonError::into_inner).record_event(&event)
+                keyring
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .record_event(&event)
             };
             let mut job = |tx: &mut Tx<'_>| tx.put_keyring(std::slice::from_ref(&event));
             self.transact(Durability::Now, &mut [&mut job])?;
@@ -419,7 +464,10 @@ impl Watch {
         state: &State,
         options: &OpenOptions,
     ) -> Result<Option<EventKind>, VaultError> {
-        let seen = self.anchor.as_ref().map(|a| (a.keyring_sequence, a.commit_sequence));
+        let seen = self
+            .anchor
+            .as_ref()
+            .map(|a| (a.keyring_sequence, a.commit_sequence));
         let (seen_keyring, seen_commit) = seen.unwrap_or_default();
         let accepted_keyring = keyring.body().sequence;
         let older = accepted_keyring < seen_keyring || state.commit < seen_commit;
@@ -450,7 +498,9 @@ impl Watch {
 
     /// Remembers what was opened.
     fn remember(self, vault: &mut Vault, lower: bool) -> Result<(), VaultError> {
-        let Some(anchors) = self.anchors else { return Ok(()) };
+        let Some(anchors) = self.anchors else {
+            return Ok(());
+        };
         let uris = self.pins.iter().map(ToString::to_string).collect();
         let mut anchor = Anchor::new(self.vault, &self.path, uris);
         let keyring = vault.keyring();
@@ -476,8 +526,10 @@ impl Watch {
             // by an anchor already there still holds.
             tracing::warn!("{error}; older states of the vault cannot be told");
         }
-        *vault.anchor.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some((anchors, anchor));
+        *vault
+            .anchor
+            .get_mut()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some((anchors, anchor));
         Ok(())
     }
 }
@@ -497,6 +549,9 @@ fn pins(
         None => unverified.claimed_uris(),
     };
     uris.iter()
-        .map(|uri| uri.parse().map_err(|e| VaultError::Integrity(format!("{e}"))))
+        .map(|uri| {
+            uri.parse()
+                .map_err(|e| VaultError::Integrity(format!("{e}")))
+        })
         .collect()
 }

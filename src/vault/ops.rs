@@ -6,9 +6,7 @@
 use crate::store::NodeId;
 
 use super::VaultError;
-use super::node::{
-    Attributes, Body, DirectoryBody, FileBody, Kind, ROOT, Timestamp,
-};
+use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, ROOT, Timestamp};
 use super::tx::Tx;
 
 /// Most links to a node, as on ext4.
@@ -106,7 +104,11 @@ impl Tx<'_> {
         let mut attributes = Attributes {
             mode: new.mode,
             uid: new.uid,
-            gid: if inherits { directory.attributes.gid } else { new.gid },
+            gid: if inherits {
+                directory.attributes.gid
+            } else {
+                new.gid
+            },
             links: 1,
             accessed: self.now,
             modified: self.now,
@@ -241,12 +243,7 @@ impl Tx<'_> {
     }
 
     /// Files a node that was taken out of a directory under another name.
-    fn file_again(
-        &mut self,
-        node: NodeId,
-        parent: NodeId,
-        name: &[u8],
-    ) -> Result<(), VaultError> {
+    fn file_again(&mut self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<(), VaultError> {
         let kind = self.node(node)?.kind;
         let tag = self.put_entry(parent, name, node, kind)?;
         let now = self.now;
@@ -313,9 +310,15 @@ impl Tx<'_> {
             Ok(_) if create => return Err(VaultError::Exists),
             Err(_) if replace => return Err(VaultError::NoAttribute),
             Ok(at) => attributes.xattrs[at].1 = value.to_vec(),
-            Err(at) => attributes.xattrs.insert(at, (name.to_vec(), value.to_vec())),
+            Err(at) => attributes
+                .xattrs
+                .insert(at, (name.to_vec(), value.to_vec())),
         }
-        let total: usize = attributes.xattrs.iter().map(|(n, v)| n.len() + v.len() + 16).sum();
+        let total: usize = attributes
+            .xattrs
+            .iter()
+            .map(|(n, v)| n.len() + v.len() + 16)
+            .sum();
         if total > MAX_XATTRS {
             return Err(VaultError::AttributesFull);
         }
@@ -331,7 +334,9 @@ impl Tx<'_> {
         let now = self.now;
         let attributes = &mut self.change(node)?.attributes;
         let place = attributes.xattrs.binary_search_by(|(n, _)| n[..].cmp(name));
-        attributes.xattrs.remove(place.map_err(|_| VaultError::NoAttribute)?);
+        attributes
+            .xattrs
+            .remove(place.map_err(|_| VaultError::NoAttribute)?);
         attributes.changed = now;
         Ok(())
     }
@@ -453,6 +458,8 @@ impl Tx<'_> {
             }
             at = self.node(at)?.directory()?.parent;
         }
-        Err(VaultError::Integrity("a directory is its own ancestor".into()))
+        Err(VaultError::Integrity(
+            "a directory is its own ancestor".into(),
+        ))
     }
 }

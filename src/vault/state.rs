@@ -32,7 +32,14 @@ pub struct State {
 impl State {
     /// The state of a vault with nothing in it.
     pub(super) fn empty(next_node: NodeId) -> Self {
-        Self { commit: 0, keyring: 1, next_node, nodes: 0, versions: 0, sum: [0; 32] }
+        Self {
+            commit: 0,
+            keyring: 1,
+            next_node,
+            nodes: 0,
+            versions: 0,
+            sum: [0; 32],
+        }
     }
 
     fn change(&mut self, change: impl FnOnce(&mut SetSum)) {
@@ -43,9 +50,23 @@ impl State {
 
     /// Takes up or drops a record.
     pub(super) fn count(&mut self, element: &Element, present: bool) {
-        let counter = if element.is_version { &mut self.versions } else { &mut self.nodes };
-        *counter = if present { counter.saturating_add(1) } else { counter.saturating_sub(1) };
-        self.change(|sum| if present { sum.add(&element.hash) } else { sum.remove(&element.hash) });
+        let counter = if element.is_version {
+            &mut self.versions
+        } else {
+            &mut self.nodes
+        };
+        *counter = if present {
+            counter.saturating_add(1)
+        } else {
+            counter.saturating_sub(1)
+        };
+        self.change(|sum| {
+            if present {
+                sum.add(&element.hash)
+            } else {
+                sum.remove(&element.hash)
+            }
+        });
     }
 
     /// Whether a recount came to the same.
@@ -68,17 +89,28 @@ pub(super) struct SystemKeys {
 
 impl SystemKeys {
     pub(super) fn of(system: &Node) -> Self {
-        Self { state: StateKey::derive(&system.key), set: SetKey::derive(&system.key) }
+        Self {
+            state: StateKey::derive(&system.key),
+            set: SetKey::derive(&system.key),
+        }
     }
 
     pub(super) fn node(&self, id: NodeId, record: &KeyedRecord) -> Element {
         let hash = self.set.node(id, record.generation, &record.value);
-        Element { hash, is_version: false }
+        Element {
+            hash,
+            is_version: false,
+        }
     }
 
     pub(super) fn version(&self, node: NodeId, version: u64, record: &KeyedRecord) -> Element {
-        let hash = self.set.version(node, version, record.generation, &record.value);
-        Element { hash, is_version: true }
+        let hash = self
+            .set
+            .version(node, version, record.generation, &record.value);
+        Element {
+            hash,
+            is_version: true,
+        }
     }
 
     pub(super) fn seal(&self, vault: VaultId, state: &State) -> Result<Vec<u8>, VaultError> {
@@ -90,10 +122,13 @@ impl SystemKeys {
 
     pub(super) fn open(&self, vault: VaultId, sealed: &[u8]) -> Result<State, VaultError> {
         let bad = |why| VaultError::tampered("the state record", why);
-        let plain = self.state.open(vault, Context::State, sealed).map_err(|error| match error {
-            OpenFailure::Open(_) => bad("does not authenticate"),
-            OpenFailure::Memory(error) => error.into(),
-        })?;
+        let plain =
+            self.state
+                .open(vault, Context::State, sealed)
+                .map_err(|error| match error {
+                    OpenFailure::Open(_) => bad("does not authenticate"),
+                    OpenFailure::Memory(error) => error.into(),
+                })?;
         let (state, _) =
             codec::decode_prefix(&plain, "state").map_err(|_| bad("is not encoded as one"))?;
         Ok(state)

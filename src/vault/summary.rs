@@ -87,7 +87,11 @@ impl Vault {
         Summary {
             vault: keyring.vault().to_string(),
             path: self.path().display().to_string(),
-            mode: if self.is_read_only() { "read-only" } else { "read-write" },
+            mode: if self.is_read_only() {
+                "read-only"
+            } else {
+                "read-write"
+            },
             format: crate::keyring::FORMAT,
             unlocked_by: keyring.unlocked_by().to_owned(),
             active_generation: keyring.active(),
@@ -97,7 +101,11 @@ impl Vault {
             nodes: state.nodes,
             versions: state.versions,
             events: body.history.length,
-            anchored: self.anchor.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some(),
+            anchored: self
+                .anchor
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .is_some(),
         }
     }
 }

@@ -28,10 +28,25 @@ struct Slot {
 
 /// What a successful job leaves to be stored.
 enum Op {
-    PutEntry { directory: NodeId, tag: NameTag, record: Vec<u8> },
-    DeleteEntry { directory: NodeId, tag: NameTag },
-    PutVersion { node: NodeId, version: u64, record: KeyedRecord, chunks: Vec<Vec<u8>> },
-    DeleteVersion { node: NodeId, version: u64 },
+    PutEntry {
+        directory: NodeId,
+        tag: NameTag,
+        record: Vec<u8>,
+    },
+    DeleteEntry {
+        directory: NodeId,
+        tag: NameTag,
+    },
+    PutVersion {
+        node: NodeId,
+        version: u64,
+        record: KeyedRecord,
+        chunks: Vec<Vec<u8>>,
+    },
+    DeleteVersion {
+        node: NodeId,
+        version: u64,
+    },
     PutOrphan(NodeId),
     DeleteOrphan(NodeId),
 }
@@ -109,18 +124,30 @@ impl<'a> Tx<'a> {
 
     fn execute(&mut self, op: Op) -> Result<(), VaultError> {
         match op {
-            Op::PutEntry { directory, tag, record } => {
+            Op::PutEntry {
+                directory,
+                tag,
+                record,
+            } => {
                 self.records.put_entry(directory, &tag, &record)?;
             }
             Op::DeleteEntry { directory, tag } => self.records.delete_entry(directory, &tag)?,
-            Op::PutVersion { node, version, record, chunks } => {
-                self.state.count(&self.system.version(node, version, &record), true);
+            Op::PutVersion {
+                node,
+                version,
+                record,
+                chunks,
+            } => {
+                self.state
+                    .count(&self.system.version(node, version, &record), true);
                 let mut chunks = chunks.into_iter();
-                self.records.insert_version(node, version, &record, &mut chunks)?;
+                self.records
+                    .insert_version(node, version, &record, &mut chunks)?;
             }
             Op::DeleteVersion { node, version } => {
                 if let Some(record) = self.records.version(node, version)? {
-                    self.state.count(&self.system.version(node, version, &record), false);
+                    self.state
+                        .count(&self.system.version(node, version, &record), false);
                     self.records.delete_version(node, version)?;
                 }
             }
@@ -187,7 +214,11 @@ impl<'a> Tx<'a> {
                 Arc::new(Node::open(self.keyring, id, &record)?)
             }
         };
-        let slot = Slot { node: Some(Arc::clone(&node)), changed: false, stored: true };
+        let slot = Slot {
+            node: Some(Arc::clone(&node)),
+            changed: false,
+            stored: true,
+        };
         self.nodes.insert(id, slot);
         Ok(node)
     }
@@ -198,7 +229,10 @@ impl<'a> Tx<'a> {
         self.remember(id);
         let slot = self.nodes.get_mut(&id).ok_or(VaultError::NotFound)?;
         slot.changed = true;
-        slot.node.as_mut().map(Arc::make_mut).ok_or(VaultError::NotFound)
+        slot.node
+            .as_mut()
+            .map(Arc::make_mut)
+            .ok_or(VaultError::NotFound)
     }
 
     /// A new node.
@@ -214,7 +248,11 @@ impl<'a> Tx<'a> {
         self.state.next_node += 1;
         let node = Node::create(self.keyring, id, kind, attributes)?;
         self.remember(id);
-        let slot = Slot { node: Some(Arc::new(node)), changed: true, stored: false };
+        let slot = Slot {
+            node: Some(Arc::new(node)),
+            changed: true,
+            stored: false,
+        };
         self.nodes.insert(id, slot);
         Ok(id)
     }
@@ -273,13 +311,24 @@ impl<'a> Tx<'a> {
     ) -> Result<NameTag, VaultError> {
         let keys = self.directory_keys(directory)?;
         let tag = keys.tag(name)?;
-        let record = keys.seal(&Entry { tag, node, kind, name: name.to_vec() })?;
+        let record = keys.seal(&Entry {
+            tag,
+            node,
+            kind,
+            name: name.to_vec(),
+        })?;
         let element = keys.element(&tag, &record);
         let now = self.now;
         let parent = self.change(directory)?;
-        parent.directory_mut()?.put(&element, kind == Kind::Directory);
+        parent
+            .directory_mut()?
+            .put(&element, kind == Kind::Directory);
         (parent.attributes.modified, parent.attributes.changed) = (now, now);
-        self.ops.push(Op::PutEntry { directory, tag, record });
+        self.ops.push(Op::PutEntry {
+            directory,
+            tag,
+            record,
+        });
         Ok(tag)
     }
 
@@ -292,9 +341,14 @@ impl<'a> Tx<'a> {
         let element = self.directory_keys(directory)?.element(&entry.tag, record);
         let now = self.now;
         let parent = self.change(directory)?;
-        parent.directory_mut()?.take(&element, entry.kind == Kind::Directory);
+        parent
+            .directory_mut()?
+            .take(&element, entry.kind == Kind::Directory);
         (parent.attributes.modified, parent.attributes.changed) = (now, now);
-        self.ops.push(Op::DeleteEntry { directory, tag: entry.tag });
+        self.ops.push(Op::DeleteEntry {
+            directory,
+            tag: entry.tag,
+        });
         Ok(())
     }
 
@@ -308,7 +362,12 @@ impl<'a> Tx<'a> {
         content: &[u8],
     ) -> Result<(), VaultError> {
         let (record, chunks) = content::seal(self.keyring, node, version, content)?;
-        self.ops.push(Op::PutVersion { node, version, record, chunks });
+        self.ops.push(Op::PutVersion {
+            node,
+            version,
+            record,
+            chunks,
+        });
         Ok(())
     }
 
@@ -327,10 +386,7 @@ impl<'a> Tx<'a> {
     // --- keyring -----------------------------------------------------------------------------
 
     /// Stores a keyring that has changed, and what it has to say.
-    pub(super) fn put_keyring(
-        &mut self,
-        events: &[(u64, Vec<u8>)],
-    ) -> Result<(), VaultError> {
+    pub(super) fn put_keyring(&mut self, events: &[(u64, Vec<u8>)]) -> Result<(), VaultError> {
         self.touched = true;
         for (sequence, event) in events {
             self.records.insert_event(*sequence, event)?;
@@ -343,7 +399,11 @@ impl<'a> Tx<'a> {
     pub(super) fn found(&mut self, system: Node, root: Attributes) -> Result<(), VaultError> {
         self.touched = true;
         self.state.next_node = super::node::ROOT;
-        let slot = Slot { node: Some(Arc::new(system)), changed: true, stored: false };
+        let slot = Slot {
+            node: Some(Arc::new(system)),
+            changed: true,
+            stored: false,
+        };
         self.nodes.insert(super::node::SYSTEM, slot);
         self.create_node(Kind::Directory, root)?;
         Ok(())

@@ -5,8 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use secretfs::fs::{
-    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, Protection,
-    SetAttributes, Settings, Transfer,
+    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, Protection, SetAttributes,
+    Settings, Transfer,
 };
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
@@ -26,12 +26,16 @@ fn ask<T: Send + 'static>(
 ) -> Result<T, Errno> {
     let (sender, receiver) = mpsc::channel();
     call(Box::new(move |answer| sender.send(answer).unwrap()));
-    receiver.recv_timeout(Duration::from_secs(60)).expect("every request is answered")
+    receiver
+        .recv_timeout(Duration::from_secs(60))
+        .expect("every request is answered")
 }
 
 impl Layer {
     pub fn new() -> Self {
-        let layer = Self { dir: tempfile::tempdir().unwrap() };
+        let layer = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
         // Anchors belong to the host; these vaults are gone in a moment.
         static ONCE: std::sync::Once = std::sync::Once::new();
         ONCE.call_once(|| {
@@ -55,11 +59,17 @@ impl Layer {
     }
 
     pub fn kms(&self) -> KmsSettings {
-        KmsSettings { local_dir: Some(self.dir.path().join("kms")), ..KmsSettings::default() }
+        KmsSettings {
+            local_dir: Some(self.dir.path().join("kms")),
+            ..KmsSettings::default()
+        }
     }
 
     pub fn options(&self) -> OpenOptions {
-        OpenOptions { kms: self.kms(), ..OpenOptions::default() }
+        OpenOptions {
+            kms: self.kms(),
+            ..OpenOptions::default()
+        }
     }
 
     pub fn open(&self) -> Served {
@@ -85,14 +95,28 @@ impl Layer {
 
 /// This process, which opens and closes everything.
 pub fn caller() -> Caller {
-    Caller { uid: 0, gid: 0, pid: std::process::id() }
+    Caller {
+        uid: 0,
+        gid: 0,
+        pid: std::process::id(),
+    }
 }
 
 pub fn new_node(kind: Kind, mode: u32) -> NewNode {
-    NewNode { kind, mode, uid: 0, gid: 0, device: 0, target: b"target".to_vec() }
+    NewNode {
+        kind,
+        mode,
+        uid: 0,
+        gid: 0,
+        device: 0,
+        target: b"target".to_vec(),
+    }
 }
 
-const THROUGH_READ_AND_WRITE: Transfer = Transfer { lock_owner: Some(1), kill_set_id: false };
+const THROUGH_READ_AND_WRITE: Transfer = Transfer {
+    lock_owner: Some(1),
+    kill_set_id: false,
+};
 
 impl Served {
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
@@ -124,7 +148,8 @@ impl Served {
     }
 
     pub fn create(&self, parent: u64, name: &[u8], mode: u32) -> (u64, FileHandle) {
-        self.try_create(parent, name, mode, libc::O_RDWR | libc::O_EXCL).unwrap()
+        self.try_create(parent, name, mode, libc::O_RDWR | libc::O_EXCL)
+            .unwrap()
     }
 
     pub fn make(&self, parent: u64, name: &[u8], kind: Kind) -> Result<Attr, Errno> {
@@ -207,11 +232,11 @@ impl Served {
         outcome.map(|()| names)
     }
 
-    pub fn finish(&self) {
+    pub fn finish(self) {
         self.0.finish(Ending::Orderly).unwrap();
     }
 
-    pub fn abort(&self) {
+    pub fn abort(self) {
         self.0.finish(Ending::Aborted).unwrap();
     }
 }

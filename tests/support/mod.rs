@@ -3,5 +3,5 @@
 
 pub mod kms_call;
 pub mod kms_proxy;
-pub mod moto;
 pub mod layer;
+pub mod moto;
