@@ -10,8 +10,12 @@ use std::time::Duration;
 
 use crate::crypto::SecretKey;
 
+mod aws;
+mod dispatch;
+pub mod local;
 mod uri;
 
+pub use dispatch::{Kms, connect};
 pub use uri::{KeyUri, KeyUriError, Provider};
 
 /// What is bound into every wrap besides the key: visible in CloudTrail and usable in IAM
@@ -84,6 +88,9 @@ pub struct KmsSettings {
     pub total_timeout: Duration,
     /// Where the local KMS keeps its keys; `None`: `$SECRETFS_LOCAL_KMS_DIR` or the default.
     pub local_dir: Option<std::path::PathBuf>,
+    /// A shared credentials file in which alone AWS credentials are looked for; `None`: wherever
+    /// AWS tools look.
+    pub credentials_file: Option<std::path::PathBuf>,
 }
 
 impl Default for KmsSettings {
@@ -92,6 +99,7 @@ impl Default for KmsSettings {
             attempt_timeout: Duration::from_secs(2),
             total_timeout: Duration::from_secs(6),
             local_dir: None,
+            credentials_file: None,
         }
     }
 }

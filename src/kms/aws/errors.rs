@@ -1,0 +1,284 @@
+//! What AWS answers when it refuses, in classes and plain words.
+//!
+//! Must never show ciphertext, plaintext or a credential, whatever the service sent. Most refusals
+//! reach the SDK's caller untyped, so their wire codes are what is matched.
+
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
+
+use super::session::Session;
+use crate::kms::{KeyUri, KmsError, KmsErrorKind};
+
+/// What is done to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operation {
+    Wrap,
+    Unwrap,
+    Describe,
+}
+
+/// One call: what every error begins with.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    pub(super) operation: Operation,
+    pub(super) uri: KeyUri,
+}
+
+impl Call {
+    /// The IAM action that the call needs.
+    fn action(&self) -> &'static str {
+        match self.operation {
+            Operation::Wrap => "kms:Encrypt",
+            Operation::Unwrap => "kms:Decrypt",
+            Operation::Describe => "kms:DescribeKey",
+        }
+    }
+
+    /// An error of this call.
+    pub(super) fn fail(&self, kind: KmsErrorKind, why: impl AsRef<str>) -> KmsError {
+        let attempt = match self.operation {
+            Operation::Wrap => "wrap a key under",
+            Operation::Unwrap => "unwrap a key with",
+            Operation::Describe => "look up",
+        };
+        KmsError {
+            kind,
+            message: format!("cannot {attempt} {}: {}", self.uri, why.as_ref()),
+        }
+    }
+
+    /// Tells why the SDK failed.
+    pub(super) fn failed<E>(&self, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let place = &session.place;
+        match error {
+            SdkError::ConstructionFailure(_) => self.fail(
+                KmsErrorKind::Configuration,
+                "the AWS configuration does not allow the request to be made; check the region, AWS_ENDPOINT_URL_KMS and the profile",
+            ),
+            SdkError::TimeoutError(_) => self.fail(
+                KmsErrorKind::Unreachable,
+                format!("{place} does not answer in time; check the network"),
+            ),
+            SdkError::DispatchFailure(failure) => {
+                let why = match causes(Some(error)).to_ascii_lowercase() {
+                    causes if causes.contains("certificate") => {
+                        "the TLS certificate that answers for it is not trusted; set AWS_CA_BUNDLE if a certificate authority of your own is in use"
+                    }
+                    causes if causes.contains("tls") => "the TLS handshake failed; check proxies",
+                    causes if causes.contains("dns") => {
+                        "its name cannot be resolved; check region and DNS"
+                    }
+                    _ if failure.is_timeout() => "it does not answer in time; check the network",
+                    _ => "the connection was refused or lost; check the network",
+                };
+                self.fail(KmsErrorKind::Unreachable, format!("{place} cannot be reached: {why}"))
+            }
+            SdkError::ResponseError(response) => {
+                // Without a whole body there was no answer; with one, it made no sense.
+                if response.raw().body().bytes().is_none() {
+                    return self.fail(
+                        KmsErrorKind::Unreachable,
+                        format!("the connection to {place} was lost within the answer; check the network"),
+                    );
+                }
+                self.nonsense(session, response.raw().status().as_u16())
+            }
+            SdkError::ServiceError(service) => {
+                let status = service.raw().status().as_u16();
+                let meta = service.err().meta();
+                match meta.code() {
+                    Some(code) => self.refused(session, code, meta.message(), status),
+                    None => self.unnamed(session, service.raw().body().bytes(), status),
+                }
+            }
+            _ => self.fail(KmsErrorKind::BadAnswer, "the AWS SDK failed in an unknown way"),
+        }
+    }
+
+    /// A refusal without a code in JSON: something in between, or an emulator.
+    fn unnamed(&self, session: &Session, body: Option<&[u8]>, status: u16) -> KmsError {
+        if let Some(code) = body.and_then(xml_code) {
+            return self.refused(session, code, None, status);
+        }
+        match status {
+            401 | 403 => self.refused(session, "AccessDenied", None, status),
+            429 => self.refused(session, "Throttling", None, status),
+            500..=599 => self.refused(session, "ServiceUnavailable", None, status),
+            _ => self.nonsense(session, status),
+        }
+    }
+
+    fn nonsense(&self, session: &Session, status: u16) -> KmsError {
+        self.fail(
+            KmsErrorKind::BadAnswer,
+            format!(
+                "{} answered (HTTP status {status}) with something that is no answer of AWS KMS; check AWS_ENDPOINT_URL_KMS and proxies",
+                session.place
+            ),
+        )
+    }
+
+    /// A refusal by its code. With or without an `Exception` at its end, in any case.
+    fn refused(
+        &self,
+        session: &Session,
+        code: &str,
+        message: Option<&str>,
+        status: u16,
+    ) -> KmsError {
+        let place = &session.place;
+        let source = session
+            .credentials
+            .source()
+            .unwrap_or_else(|| "unknown source".to_owned());
+        let action = self.action();
+        let said = message.map(tidy).filter(|said| !said.is_empty());
+        let said = said
+            .map(|said| format!(" (AWS says: {said})"))
+            .unwrap_or_default();
+        let short = code.to_ascii_lowercase();
+        let short = short.strip_suffix("exception").unwrap_or(&short);
+        let (kind, why) = match short {
+            "accessdenied" | "notauthorized" | "unauthorizedoperation" | "optinrequired"
+            | "kmsaccessdenied" => (
+                KmsErrorKind::Denied,
+                format!(
+                    "the credentials (from: {source}) may not do {action} on it; allow {action} on this key in their IAM policy and in the key policy{said}"
+                ),
+            ),
+            "expiredtoken" | "tokenrefreshrequired" | "requestexpired" => (
+                KmsErrorKind::Denied,
+                format!("the credentials (from: {source}) have expired; renew them, for example by logging in again"),
+            ),
+            "unrecognizedclient" | "invalidclienttokenid" | "invalidaccesskeyid"
+            | "missingauthenticationtoken" | "missingauthenticationtokenid" => (
+                KmsErrorKind::Denied,
+                format!("AWS does not know the access key or session token of the credentials (from: {source}); they were deleted, or belong to another partition or endpoint; replace them"),
+            ),
+            "invalidsignature" | "signaturedoesnotmatch" | "incompletesignature"
+            | "requesttimetooskewed" => (
+                KmsErrorKind::Denied,
+                format!("the signature is not accepted: the secret access key of the credentials (from: {source}) is wrong, or this host's clock is; check both"),
+            ),
+            "invalidgranttoken" | "invalidgrantid" => (
+                KmsErrorKind::Denied,
+                format!("the grant that allows {action} is not valid; create the grant again"),
+            ),
+            "throttling" | "throttled" | "toomanyrequests" | "requestlimitexceeded"
+            | "limitexceeded" | "slowdown" | "provisionedthroughputexceeded" => (
+                KmsErrorKind::Throttled,
+                format!("{place} asks to be called less often; wait, or have the request quota raised"),
+            ),
+            "incorrectkey" => (
+                KmsErrorKind::WrongKey,
+                "this is not the key that wrapped it; name the key that did".to_owned(),
+            ),
+            "invalidciphertext" => (
+                KmsErrorKind::WrongKey,
+                "it was wrapped by another key or under another encryption context (vault, purpose or generation), or was altered; make sure that key and vault are the right ones".to_owned(),
+            ),
+            "disabled" => (
+                KmsErrorKind::Disabled,
+                "the key is disabled; enable it to use it again (kms:EnableKey)".to_owned(),
+            ),
+            "kmsinvalidstate" => (
+                KmsErrorKind::PendingDeletion,
+                format!("the key is pending deletion or import, or otherwise in no state to serve; cancel the deletion and enable it, or import its material{said}"),
+            ),
+            "notfound" => (
+                KmsErrorKind::NotFound,
+                format!("{place} has no such key; check region, account and spelling, or whether it was deleted"),
+            ),
+            "keyunavailable" | "kmsinternal" | "dependencytimeout" | "internalfailure"
+            | "internalservererror" | "internalerror" | "serviceunavailable" | "requesttimeout"
+            | "cloudhsmclusternotactive" | "xksproxyuriunreachable" => (
+                KmsErrorKind::Unreachable,
+                format!("{place} cannot serve the key at the moment ({}); try again later", tidy(code)),
+            ),
+            "invalidkeyusage" | "unsupportedoperation" => (
+                KmsErrorKind::Configuration,
+                "the key is not made for encryption; use a symmetric key for encrypting and decrypting".to_owned(),
+            ),
+            "invalidarn" | "validation" | "validationerror" | "invalidaliasname"
+            | "invalidparametervalue" | "invalidkeyid" => (
+                KmsErrorKind::Configuration,
+                "AWS does not take this for a key; write its ARN, key id, or alias/NAME".to_owned(),
+            ),
+            _ => (
+                KmsErrorKind::BadAnswer,
+                format!("{place} refused with `{}` (HTTP status {status}), which secretfs does not know", tidy(code)),
+            ),
+        };
+        self.fail(kind, why)
+    }
+}
+
+/// The code in an XML error, which some emulators and proxies send.
+fn xml_code(body: &[u8]) -> Option<&str> {
+    let body = std::str::from_utf8(body.get(..body.len().min(64 << 10))?).ok()?;
+    let (_, rest) = body.split_once("<Code>")?;
+    let (code, _) = rest.split_once("</Code>")?;
+    let plain = !code.is_empty() && code.len() <= 64 && code.chars().all(char::is_alphanumeric);
+    plain.then_some(code)
+}
+
+/// Foreign text made fit for one line: short, with no control characters, and without long words
+/// that are no ARN, for those could be ciphertext, keys or tokens.
+pub(super) fn tidy(text: &str) -> String {
+    let mut tidy = String::new();
+    for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
+        if word.is_empty() {
+            continue;
+        }
+        if tidy.len() > 400 {
+            return tidy + " ...";
+        }
+        if !tidy.is_empty() {
+            tidy.push(' ');
+        }
+        if word.len() < 40 || (word.starts_with("arn:") && word.len() < 400) {
+            tidy.push_str(word);
+        } else {
+            tidy.push_str("...");
+        }
+    }
+    tidy
+}
+
+/// An error and what led to it, in one line; for matching, or to be made [`tidy`].
+pub(super) fn causes(mut error: Option<&dyn std::error::Error>) -> String {
+    let mut causes = Vec::new();
+    while let Some(cause) = error {
+        causes.push(cause.to_string());
+        error = cause.source();
+    }
+    causes.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_text_is_one_short_line_without_anything_that_could_be_a_secret() {
+        let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+        let arn = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+        let said = tidy(&format!("not\n\x1b[31mauthorized  on {arn} with {key}"));
+        assert_eq!(said, format!("not [31mauthorized on {arn} with ..."));
+        assert!(tidy(&"word ".repeat(10_000)).len() < 500);
+    }
+
+    #[test]
+    fn a_code_is_found_in_xml_and_only_a_code() {
+        let xml = |code: &str| format!("<E><Error><Code>{code}</Code></Error></E>").into_bytes();
+        assert_eq!(xml_code(&xml("AccessDenied")), Some("AccessDenied"));
+        assert_eq!(xml_code(&xml("")), None);
+        assert_eq!(xml_code(&xml("a b")), None);
+        assert_eq!(xml_code(&xml(&"a".repeat(65))), None);
+        assert_eq!(xml_code(b"<Code>"), None);
+        assert_eq!(xml_code(&[0xff]), None);
+    }
+}

@@ -1,0 +1,65 @@
+//! Sends each call to the provider that its URI names.
+//!
+//! Must never touch AWS, the network or tokio before an `aws-kms://` key is asked for.
+
+use super::aws::AwsKms;
+use super::local::LocalKms;
+use super::{
+    EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsSettings, Provider, Wrapped,
+};
+use crate::crypto::SecretKey;
+
+/// Both providers behind one face.
+pub struct Kms {
+    local: Result<LocalKms, KmsError>,
+    aws: AwsKms,
+}
+
+/// Makes ready to call either provider; calls neither, and starts no thread.
+pub fn connect(settings: &KmsSettings) -> Kms {
+    Kms {
+        local: LocalKms::new(settings),
+        aws: AwsKms::new(settings),
+    }
+}
+
+impl Kms {
+    /// The embedded KMS, for what only its owner does.
+    ///
+    /// # Errors
+    /// `Configuration`, if neither settings nor environment say where its keys are kept.
+    pub fn local(&self) -> Result<&LocalKms, KmsError> {
+        self.local.as_ref().map_err(Clone::clone)
+    }
+
+    fn provider(&self, uri: &KeyUri) -> Result<&dyn KeyService, KmsError> {
+        match uri.provider() {
+            Provider::Local => self.local().map(|local| local as &dyn KeyService),
+            Provider::Aws => Ok(&self.aws),
+        }
+    }
+}
+
+impl KeyService for Kms {
+    fn wrap(
+        &self,
+        uri: &KeyUri,
+        key: &SecretKey,
+        context: &EncryptionContext,
+    ) -> Result<Wrapped, KmsError> {
+        self.provider(uri)?.wrap(uri, key, context)
+    }
+
+    fn unwrap(
+        &self,
+        uri: &KeyUri,
+        blob: &[u8],
+        context: &EncryptionContext,
+    ) -> Result<SecretKey, KmsError> {
+        self.provider(uri)?.unwrap(uri, blob, context)
+    }
+
+    fn describe(&self, uri: &KeyUri) -> Result<KeyDescription, KmsError> {
+        self.provider(uri)?.describe(uri)
+    }
+}

@@ -1,0 +1,460 @@
+//! The embedded KMS: keys in a directory of their own, for use with no cloud account.
+//!
+//! It behaves as AWS KMS does: keys have states, versions of their material, and a waiting period
+//! before deletion; a wrap is bound to an encryption context. A key's file is read anew at every
+//! call, so that a change of state takes effect at once.
+//!
+//! Must never show key material in an error, a log line or a `Debug` form, replace a key that
+//! somebody else created, or use a directory that other users can read.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+mod dir;
+mod record;
+mod seal;
+
+use dir::{Created, DirLock, KeyDir};
+pub use record::LocalState;
+use record::{MAX_VERSIONS, Material, Record};
+use seal::SealError;
+
+use super::{
+    EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
+    KmsSettings, Wrapped,
+};
+use crate::crypto::SecretKey;
+
+/// Names the directory of the local KMS, where the settings do not.
+pub const DIR_VARIABLE: &str = "SECRETFS_LOCAL_KMS_DIR";
+
+/// The embedded KMS.
+#[derive(Clone, Debug)]
+pub struct LocalKms {
+    dir: PathBuf,
+    /// Bound on waiting for another process that changes keys.
+    lock_wait: Duration,
+}
+
+/// What there is to tell of a local key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalKeyInfo {
+    /// Its name: what follows `local-kms://`.
+    pub name: String,
+    /// Whether it serves.
+    pub state: LocalState,
+    /// When it was created, in seconds since 1970.
+    pub created: u64,
+    /// Its newest version, which wraps. All of them unwrap.
+    pub version: u32,
+    /// When that version was made, in seconds since 1970.
+    pub rotated: u64,
+}
+
+impl LocalKms {
+    /// Finds the directory; touches nothing.
+    ///
+    /// # Errors
+    /// `Configuration`, if neither settings nor environment say where keys are kept.
+    pub fn new(settings: &KmsSettings) -> Result<Self, KmsError> {
+        let dir = match &settings.local_dir {
+            Some(dir) => dir.clone(),
+            None => default_dir(nix::unistd::geteuid().is_root(), |name| {
+                std::env::var_os(name)
+            })?,
+        };
+        // Absolute at once: a daemon changes its working directory.
+        let dir = std::path::absolute(&dir).map_err(|e| {
+            fail(
+                KmsErrorKind::Configuration,
+                format!(
+                    "the local KMS's directory {} has no absolute path: {e}",
+                    dir.display()
+                ),
+            )
+        })?;
+        Ok(Self {
+            dir,
+            lock_wait: settings.total_timeout,
+        })
+    }
+
+    /// The directory, absolute, which may not exist yet.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Creates the key `name` unless it exists, and the directory with it. Tells whether it did.
+    ///
+    /// # Errors
+    /// Classified; an existing key that cannot be read is an error, not a key.
+    pub fn ensure(&self, name: &str) -> Result<bool, KmsError> {
+        check_name(name)?;
+        let dir = KeyDir::open_or_create(&self.dir)?;
+        if self.live(&dir, name)?.is_some() {
+            return Ok(false);
+        }
+        let lock = dir.lock(self.lock_wait)?;
+        let now = now();
+        let record = Record {
+            name: name.to_owned(),
+            state: LocalState::Enabled,
+            created: now,
+            versions: vec![Material {
+                version: 1,
+                created: now,
+                key: generate()?,
+            }],
+        };
+        match dir.create(&lock, &record)? {
+            Created::Now => Ok(true),
+            Created::Before => dir.read(name).map(|_| false),
+        }
+    }
+
+    /// Creates the key `name`.
+    ///
+    /// # Errors
+    /// Classified; `Configuration` if it exists.
+    pub fn create(&self, name: &str) -> Result<LocalKeyInfo, KmsError> {
+        if !self.ensure(name)? {
+            return Err(fail(
+                KmsErrorKind::Configuration,
+                format!("local-kms://{name} exists already; use it, or choose another name"),
+            ));
+        }
+        self.info(name)
+    }
+
+    /// Enables or disables a key.
+    ///
+    /// # Errors
+    /// Classified; `PendingDeletion` for a key whose deletion has not been cancelled.
+    pub fn set_enabled(&self, name: &str, enabled: bool) -> Result<(), KmsError> {
+        self.update(name, |record| {
+            if let LocalState::PendingDeletion { at } = record.state {
+                return Err(pending(name, at));
+            }
+            record.state = if enabled {
+                LocalState::Enabled
+            } else {
+                LocalState::Disabled
+            };
+            Ok(())
+        })
+    }
+
+    /// Has a key deleted once `wait` is over, and refuses to use it from now on. Returns the date,
+    /// in seconds since 1970. The first use after it erases the material for good.
+    ///
+    /// # Errors
+    /// Classified.
+    pub fn schedule_deletion(&self, name: &str, wait: Duration) -> Result<u64, KmsError> {
+        let at = now().saturating_add(wait.as_secs());
+        self.update(name, |record| {
+            record.state = LocalState::PendingDeletion { at };
+            Ok(())
+        })?;
+        Ok(at)
+    }
+
+    /// Takes a scheduled deletion back. The key is then disabled, as it is in AWS KMS.
+    ///
+    /// # Errors
+    /// Classified; `Configuration` if no deletion is scheduled.
+    pub fn cancel_deletion(&self, name: &str) -> Result<(), KmsError> {
+        self.update(name, |record| {
+            if !matches!(record.state, LocalState::PendingDeletion { .. }) {
+                return Err(fail(
+                    KmsErrorKind::Configuration,
+                    format!("local-kms://{name} is not scheduled for deletion: nothing to cancel"),
+                ));
+            }
+            record.state = LocalState::Disabled;
+            Ok(())
+        })
+    }
+
+    /// Makes new material, which wraps from now on; what older material wrapped still unwraps.
+    /// Returns the new version.
+    ///
+    /// # Errors
+    /// Classified; a key that does not serve is not rotated.
+    pub fn rotate(&self, name: &str) -> Result<u32, KmsError> {
+        let mut version = 0;
+        self.update(name, |record| {
+            serving(record)?;
+            let newest = record.newest().map_or(0, |m| m.version);
+            if record.versions.len() >= MAX_VERSIONS {
+                return Err(fail(
+                    KmsErrorKind::Configuration,
+                    format!("local-kms://{name} has {MAX_VERSIONS} versions, which is the limit; create a new key and re-wrap"),
+                ));
+            }
+            version = newest.saturating_add(1);
+            record.versions.push(Material { version, created: now(), key: generate()? });
+            Ok(())
+        })?;
+        Ok(version)
+    }
+
+    /// What there is to tell of a key.
+    ///
+    /// # Errors
+    /// Classified.
+    pub fn info(&self, name: &str) -> Result<LocalKeyInfo, KmsError> {
+        self.load(name).map(|record| info(&record))
+    }
+
+    /// Every key by name, or why it cannot be used.
+    ///
+    /// # Errors
+    /// Classified; a directory that does not exist holds no keys.
+    #[expect(
+        clippy::type_complexity,
+        reason = "one bad key must not hide the others"
+    )]
+    pub fn list(&self) -> Result<Vec<(String, Result<LocalKeyInfo, KmsError>)>, KmsError> {
+        let Some(dir) = KeyDir::open(&self.dir)? else {
+            return Ok(Vec::new());
+        };
+        let mut keys = Vec::new();
+        for name in dir.names()? {
+            match self.live(&dir, &name) {
+                Ok(None) => {}
+                Ok(Some(record)) => keys.push((name, Ok(info(&record)))),
+                Err(e) => keys.push((name, Err(e))),
+            }
+        }
+        Ok(keys)
+    }
+
+    /// The key `name` as it is now.
+    fn load(&self, name: &str) -> Result<Record, KmsError> {
+        check_name(name)?;
+        let record = match KeyDir::open(&self.dir)? {
+            Some(dir) => self.live(&dir, name)?,
+            None => None,
+        };
+        record.ok_or_else(|| self.not_found(name))
+    }
+
+    /// The key `name` as it is now, erased first if its time has come.
+    fn live(&self, dir: &KeyDir, name: &str) -> Result<Option<Record>, KmsError> {
+        let record = dir.read(name)?;
+        if !record.as_ref().is_some_and(|record| expired(record)) {
+            return Ok(record);
+        }
+        let lock = dir.lock(self.lock_wait)?;
+        // Somebody may have cancelled it, or created another, since.
+        let record = dir.read(name)?;
+        if !record.as_ref().is_some_and(|record| expired(record)) {
+            return Ok(record);
+        }
+        dir.erase(&lock, name)?;
+        Ok(None)
+    }
+
+    /// Reads, changes and replaces a key with nobody in between.
+    fn update(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut Record) -> Result<(), KmsError>,
+    ) -> Result<(), KmsError> {
+        check_name(name)?;
+        let dir = KeyDir::open(&self.dir)?.ok_or_else(|| self.not_found(name))?;
+        self.live(&dir, name)?;
+        let lock: DirLock = dir.lock(self.lock_wait)?;
+        let mut record = dir.read(name)?.ok_or_else(|| self.not_found(name))?;
+        change(&mut record)?;
+        dir.replace(&lock, &record)
+    }
+
+    fn not_found(&self, name: &str) -> KmsError {
+        fail(
+            KmsErrorKind::NotFound,
+            format!(
+                "there is no key local-kms://{name} in {}: it was never created there, or deleted; restore that directory from a backup, or set {DIR_VARIABLE} to where the key is",
+                self.dir.display()
+            ),
+        )
+    }
+}
+
+impl KeyService for LocalKms {
+    fn wrap(
+        &self,
+        uri: &KeyUri,
+        key: &SecretKey,
+        context: &EncryptionContext,
+    ) -> Result<Wrapped, KmsError> {
+        let record = self.load(uri.key())?;
+        serving(&record)?;
+        let Some(material) = record.newest() else {
+            return Err(self.not_found(uri.key()));
+        };
+        let blob = seal::seal(&record.name, material, key, context)
+            .map_err(|e| seal_error("wrap a key under", &record, e))?;
+        Ok(Wrapped {
+            key_id: key_id(&record),
+            blob,
+        })
+    }
+
+    fn unwrap(
+        &self,
+        uri: &KeyUri,
+        blob: &[u8],
+        context: &EncryptionContext,
+    ) -> Result<SecretKey, KmsError> {
+        let record = self.load(uri.key())?;
+        serving(&record)?;
+        seal::open(&record.name, &record.versions, blob, context)
+            .map_err(|e| seal_error("unwrap a key with", &record, e))
+    }
+
+    fn describe(&self, uri: &KeyUri) -> Result<KeyDescription, KmsError> {
+        let record = self.load(uri.key())?;
+        let state = match record.state {
+            LocalState::Enabled => KeyState::Enabled,
+            LocalState::Disabled => KeyState::Disabled,
+            LocalState::PendingDeletion { .. } => KeyState::PendingDeletion,
+        };
+        Ok(KeyDescription {
+            key_id: key_id(&record),
+            state,
+            credentials: None,
+        })
+    }
+}
+
+fn default_dir(
+    root: bool,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<PathBuf, KmsError> {
+    let path = |name| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(dir) = path(DIR_VARIABLE) {
+        return Ok(dir);
+    }
+    if root {
+        return Ok(PathBuf::from("/var/lib/secretfs/kms"));
+    }
+    // The XDG specification has relative paths ignored.
+    let data = path("XDG_DATA_HOME").filter(|dir| dir.is_absolute());
+    data.or_else(|| path("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("secretfs/kms"))
+        .ok_or_else(|| {
+            fail(
+                KmsErrorKind::Configuration,
+                format!("cannot tell where the local KMS keeps its keys: HOME is not set; set {DIR_VARIABLE} to a directory"),
+            )
+        })
+}
+
+fn check_name(name: &str) -> Result<(), KmsError> {
+    match format!("local-kms://{name}").parse::<KeyUri>() {
+        Ok(_) => Ok(()),
+        Err(e) => Err(fail(KmsErrorKind::Configuration, e.to_string())),
+    }
+}
+
+fn serving(record: &Record) -> Result<(), KmsError> {
+    match record.state {
+        LocalState::Enabled => Ok(()),
+        LocalState::Disabled => Err(fail(
+            KmsErrorKind::Disabled,
+            format!(
+                "local-kms://{} is disabled; enable it to use it again",
+                record.name
+            ),
+        )),
+        LocalState::PendingDeletion { at } => Err(pending(&record.name, at)),
+    }
+}
+
+fn pending(name: &str, at: u64) -> KmsError {
+    let hours = at.saturating_sub(now()).div_ceil(3600);
+    fail(
+        KmsErrorKind::PendingDeletion,
+        format!(
+            "local-kms://{name} will be deleted within {hours} h and serves nobody until then; cancel the deletion and enable the key to keep it"
+        ),
+    )
+}
+
+fn seal_error(attempt: &str, record: &Record, error: SealError) -> KmsError {
+    let name = &record.name;
+    let (kind, why) = match error {
+        SealError::NotABlob => (
+            KmsErrorKind::WrongKey,
+            "what is stored is no wrap of the local KMS: it was altered, or made by another provider; look at the vault with `check`".to_owned(),
+        ),
+        SealError::NoSuchVersion(version) => (
+            KmsErrorKind::WrongKey,
+            format!(
+                "the wrap was made by version {version} of the key, and the key has only {}: this is not the key that wrapped it, or an old copy; restore the newest copy of the local KMS's directory",
+                record.versions.len()
+            ),
+        ),
+        SealError::OtherKey => (
+            KmsErrorKind::WrongKey,
+            format!(
+                "this is not the key that wrapped it, only one of the same name; restore the key from a backup, or set {DIR_VARIABLE} to where it is"
+            ),
+        ),
+        SealError::Refused => (
+            KmsErrorKind::WrongKey,
+            "this key wrapped it, but under another encryption context (vault, purpose or generation), or it was altered; make sure that the vault is the right one".to_owned(),
+        ),
+        SealError::Machine => (
+            KmsErrorKind::BadAnswer,
+            "the cipher or the system's random number generator failed; this machine needs looking after".to_owned(),
+        ),
+    };
+    fail(kind, format!("cannot {attempt} local-kms://{name}: {why}"))
+}
+
+fn expired(record: &Record) -> bool {
+    matches!(record.state, LocalState::PendingDeletion { at } if at <= now())
+}
+
+fn info(record: &Record) -> LocalKeyInfo {
+    let (version, rotated) = record.newest().map_or((0, 0), |m| (m.version, m.created));
+    LocalKeyInfo {
+        name: record.name.clone(),
+        state: record.state,
+        created: record.created,
+        version,
+        rotated,
+    }
+}
+
+fn key_id(record: &Record) -> String {
+    format!(
+        "{}@{}",
+        record.name,
+        record.newest().map_or(0, |m| m.version)
+    )
+}
+
+fn generate() -> Result<SecretKey, KmsError> {
+    SecretKey::generate().map_err(|e| fail(KmsErrorKind::BadAnswer, e.to_string()))
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn fail(kind: KmsErrorKind, message: String) -> KmsError {
+    KmsError { kind, message }
+}
+
+#[cfg(test)]
+mod tests;
