@@ -1,0 +1,6 @@
+//! What several test files share.
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+pub mod kms_call;
+pub mod kms_proxy;
+pub mod moto;
