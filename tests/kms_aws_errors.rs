@@ -183,8 +183,17 @@ fn refusals_in_xml_or_html_are_classified_too() {
     fails(xml(403, denied), "Denied", &["kms:"]);
     let wrong = "<ErrorResponse><Error><Code>SignatureDoesNotMatch</Code></Error></ErrorResponse>";
     fails(xml(403, wrong), "Denied", &["signature"]);
-    fails(xml(403, "<html>no</html>"), "Denied", &["kms:"]);
-    fails(xml(403, ""), "Denied", &["kms:"]);
+    // What moto sends.
+    let moto = r#"<?xml version="1.0" encoding="utf-8"?>
+        <ErrorResponse><Errors><Error><Code>InvalidClientTokenId</Code><Message>The security token included in the request is invalid.</Message><Type>Sender</Type></Error></Errors></ErrorResponse>"#;
+    fails(xml(403, moto), "Denied", &["access key"]);
+    // Not the word of AWS, but of something in between.
+    fails(
+        xml(403, "<html>no</html>"),
+        "BadAnswer",
+        &["403", "proxies"],
+    );
+    fails(xml(403, ""), "BadAnswer", &["403", "proxies"]);
     fails(xml(429, "<html>slow</html>"), "Throttled", &["less often"]);
     fails(xml(503, "<html>down</html>"), "Unreachable", &["try again"]);
     fails(xml(404, "<html>what?</html>"), "BadAnswer", &["404"]);
@@ -307,7 +316,12 @@ fn missing_credentials_are_told_and_where_they_were_looked_for() {
     let outcome = bare()
         .env("AWS_PROFILE", "no-such-profile")
         .one(describe(KEY));
-    failed(&outcome, "NoCredentials", &[], "unknown profile");
+    failed(
+        &outcome,
+        "NoCredentials",
+        &["no-such-profile"],
+        "unknown profile",
+    );
     assert_eq!(proxy.count(), 0, "nothing is asked without credentials");
 }
 

@@ -81,7 +81,7 @@ impl AwsKms {
             async move {
                 let session = shared.session(&call, &region).await?;
                 let outcome = match session.credentials.refresh().await {
-                    Err(e) => Err(credentials::search_failed(&call, &e)),
+                    Err(e) => Err(session.credentials.failed(&call, &e)),
                     Ok(()) => {
                         asked.store(true, Ordering::Relaxed);
                         request(session, call).await

@@ -14,16 +14,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 mod dir;
 mod record;
 mod seal;
+mod service;
 
 use dir::{Created, DirLock, KeyDir};
 pub use record::LocalState;
 use record::{MAX_VERSIONS, Material, Record};
-use seal::SealError;
+use service::{pending, serving};
 
-use super::{
-    EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
-    KmsSettings, Wrapped,
-};
+use super::{KeyUri, KmsError, KmsErrorKind, KmsSettings};
 use crate::crypto::SecretKey;
 
 /// Names the directory of the local KMS, where the settings do not.
@@ -243,13 +241,13 @@ impl LocalKms {
     /// The key `name` as it is now, erased first if its time has come.
     fn live(&self, dir: &KeyDir, name: &str) -> Result<Option<Record>, KmsError> {
         let record = dir.read(name)?;
-        if !record.as_ref().is_some_and(|record| expired(record)) {
+        if !record.as_ref().is_some_and(expired) {
             return Ok(record);
         }
         let lock = dir.lock(self.lock_wait)?;
         // Somebody may have cancelled it, or created another, since.
         let record = dir.read(name)?;
-        if !record.as_ref().is_some_and(|record| expired(record)) {
+        if !record.as_ref().is_some_and(expired) {
             return Ok(record);
         }
         dir.erase(&lock, name)?;
@@ -279,53 +277,6 @@ impl LocalKms {
                 self.dir.display()
             ),
         )
-    }
-}
-
-impl KeyService for LocalKms {
-    fn wrap(
-        &self,
-        uri: &KeyUri,
-        key: &SecretKey,
-        context: &EncryptionContext,
-    ) -> Result<Wrapped, KmsError> {
-        let record = self.load(uri.key())?;
-        serving(&record)?;
-        let Some(material) = record.newest() else {
-            return Err(self.not_found(uri.key()));
-        };
-        let blob = seal::seal(&record.name, material, key, context)
-            .map_err(|e| seal_error("wrap a key under", &record, e))?;
-        Ok(Wrapped {
-            key_id: key_id(&record),
-            blob,
-        })
-    }
-
-    fn unwrap(
-        &self,
-        uri: &KeyUri,
-        blob: &[u8],
-        context: &EncryptionContext,
-    ) -> Result<SecretKey, KmsError> {
-        let record = self.load(uri.key())?;
-        serving(&record)?;
-        seal::open(&record.name, &record.versions, blob, context)
-            .map_err(|e| seal_error("unwrap a key with", &record, e))
-    }
-
-    fn describe(&self, uri: &KeyUri) -> Result<KeyDescription, KmsError> {
-        let record = self.load(uri.key())?;
-        let state = match record.state {
-            LocalState::Enabled => KeyState::Enabled,
-            LocalState::Disabled => KeyState::Disabled,
-            LocalState::PendingDeletion { .. } => KeyState::PendingDeletion,
-        };
-        Ok(KeyDescription {
-            key_id: key_id(&record),
-            state,
-            credentials: None,
-        })
     }
 }
 
@@ -363,62 +314,6 @@ fn check_name(name: &str) -> Result<(), KmsError> {
     }
 }
 
-fn serving(record: &Record) -> Result<(), KmsError> {
-    match record.state {
-        LocalState::Enabled => Ok(()),
-        LocalState::Disabled => Err(fail(
-            KmsErrorKind::Disabled,
-            format!(
-                "local-kms://{} is disabled; enable it to use it again",
-                record.name
-            ),
-        )),
-        LocalState::PendingDeletion { at } => Err(pending(&record.name, at)),
-    }
-}
-
-fn pending(name: &str, at: u64) -> KmsError {
-    let hours = at.saturating_sub(now()).div_ceil(3600);
-    fail(
-        KmsErrorKind::PendingDeletion,
-        format!(
-            "local-kms://{name} will be deleted within {hours} h and serves nobody until then; cancel the deletion and enable the key to keep it"
-        ),
-    )
-}
-
-fn seal_error(attempt: &str, record: &Record, error: SealError) -> KmsError {
-    let name = &record.name;
-    let (kind, why) = match error {
-        SealError::NotABlob => (
-            KmsErrorKind::WrongKey,
-            "what is stored is no wrap of the local KMS: it was altered, or made by another provider; look at the vault with `check`".to_owned(),
-        ),
-        SealError::NoSuchVersion(version) => (
-            KmsErrorKind::WrongKey,
-            format!(
-                "the wrap was made by version {version} of the key, and the key has only {}: this is not the key that wrapped it, or an old copy; restore the newest copy of the local KMS's directory",
-                record.versions.len()
-            ),
-        ),
-        SealError::OtherKey => (
-            KmsErrorKind::WrongKey,
-            format!(
-                "this is not the key that wrapped it, only one of the same name; restore the key from a backup, or set {DIR_VARIABLE} to where it is"
-            ),
-        ),
-        SealError::Refused => (
-            KmsErrorKind::WrongKey,
-            "this key wrapped it, but under another encryption context (vault, purpose or generation), or it was altered; make sure that the vault is the right one".to_owned(),
-        ),
-        SealError::Machine => (
-            KmsErrorKind::BadAnswer,
-            "the cipher or the system's random number generator failed; this machine needs looking after".to_owned(),
-        ),
-    };
-    fail(kind, format!("cannot {attempt} local-kms://{name}: {why}"))
-}
-
 fn expired(record: &Record) -> bool {
     matches!(record.state, LocalState::PendingDeletion { at } if at <= now())
 }
@@ -432,14 +327,6 @@ fn info(record: &Record) -> LocalKeyInfo {
         version,
         rotated,
     }
-}
-
-fn key_id(record: &Record) -> String {
-    format!(
-        "{}@{}",
-        record.name,
-        record.newest().map_or(0, |m| m.version)
-    )
 }
 
 fn generate() -> Result<SecretKey, KmsError> {

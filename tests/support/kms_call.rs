@@ -189,7 +189,10 @@ pub fn describe(uri: &str) -> Step {
 pub fn child() {
     let mut script = Vec::new();
     std::io::stdin().read_to_end(&mut script).unwrap();
-    let script: Script = serde_json::from_slice(&script).expect("started by another test");
+    if script.is_empty() {
+        return; // Run by itself, among all ignored tests.
+    }
+    let script: Script = serde_json::from_slice(&script).expect("a script");
     let settings = KmsSettings {
         attempt_timeout: script.attempt_timeout,
         total_timeout: script.total_timeout,

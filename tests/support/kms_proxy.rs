@@ -43,6 +43,8 @@ struct State {
     always: Answer,
     first: VecDeque<Answer>,
     seen: Vec<Seen>,
+    /// How often it was told otherwise; lets go of what hangs.
+    changes: usize,
     stopped: bool,
 }
 
@@ -76,6 +78,7 @@ impl Proxy {
             always,
             first: VecDeque::new(),
             seen: Vec::new(),
+            changes: 0,
             stopped: false,
         };
         let shared = Arc::new(Shared {
@@ -107,6 +110,7 @@ impl Proxy {
         let mut state = self.shared.state.lock().unwrap();
         state.first.clear();
         state.always = answer;
+        state.changes += 1;
         self.shared.changed.notify_all();
     }
 
@@ -171,7 +175,8 @@ impl Shared {
             Answer::Raw(status, kind, body) => respond(&mut stream, status, kind, &body)?,
             Answer::Hang => {
                 let mut state = self.state.lock().unwrap();
-                while !state.stopped && matches!(state.always, Answer::Hang) {
+                let changes = state.changes;
+                while !state.stopped && state.changes == changes {
                     state = self
                         .changed
                         .wait_timeout(state, Duration::from_secs(60))

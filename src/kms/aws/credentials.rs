@@ -98,6 +98,36 @@ impl HeldCredentials {
         })
     }
 
+    /// Tells in plain words why a search failed.
+    pub(super) fn failed(&self, call: &Call, error: &CredentialsError) -> KmsError {
+        let profile = tidy(&profile_name());
+        match error {
+            CredentialsError::CredentialsNotLoaded(_) => call.fail(
+                KmsErrorKind::NoCredentials,
+                match &self.file {
+                    Some(file) => format!(
+                        "the {file} cannot be read or holds nothing for the profile {profile}; correct it, or name another"
+                    ),
+                    None => format!(
+                        "no AWS credentials were found in the environment, the shared profile {profile}, web identity, container or instance metadata; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this host a role"
+                    ),
+                },
+            ),
+            CredentialsError::ProviderTimedOut(_) => call.fail(KmsErrorKind::NoCredentials, SLOW),
+            CredentialsError::InvalidConfiguration(_) => call.fail(
+                KmsErrorKind::Configuration,
+                format!("the AWS configuration is wrong ({}); correct it", tidy(&causes(error.source()))),
+            ),
+            _ => call.fail(
+                KmsErrorKind::NoCredentials,
+                format!(
+                    "the source of AWS credentials gave none ({}); look at the role, profile or service that provides them",
+                    tidy(&causes(error.source()))
+                ),
+            ),
+        }
+    }
+
     fn held(&self) -> Option<Credentials> {
         self.held
             .lock()
@@ -186,28 +216,6 @@ fn describe(features: &[Feature], profile: &str) -> String {
         Some(step) => step.to_owned(),
         None if has(&[Feature::CredentialsEnvVars]) => "environment".to_owned(),
         None => "a source that the AWS SDK does not name".to_owned(),
-    }
-}
-
-/// Tells in plain words why the search failed.
-pub(super) fn search_failed(call: &Call, error: &CredentialsError) -> KmsError {
-    match error {
-        CredentialsError::CredentialsNotLoaded(_) => call.fail(
-            KmsErrorKind::NoCredentials,
-            "no AWS credentials were found in the environment, the shared profile, web identity, container or instance metadata; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give this host a role",
-        ),
-        CredentialsError::ProviderTimedOut(_) => call.fail(KmsErrorKind::NoCredentials, SLOW),
-        CredentialsError::InvalidConfiguration(_) => call.fail(
-            KmsErrorKind::Configuration,
-            format!("the AWS configuration is wrong ({}); correct it", tidy(&causes(error.source()))),
-        ),
-        _ => call.fail(
-            KmsErrorKind::NoCredentials,
-            format!(
-                "the source of AWS credentials gave none ({}); look at the role, profile or service that provides them",
-                tidy(&causes(error.source()))
-            ),
-        ),
     }
 }
 

@@ -98,13 +98,13 @@ impl Call {
         }
     }
 
-    /// A refusal without a code in JSON: something in between, or an emulator.
+    /// A refusal without a code in JSON: an emulator, or something in between. The latter's word
+    /// is not AWS's: its 403 must not count as a key revoked.
     fn unnamed(&self, session: &Session, body: Option<&[u8]>, status: u16) -> KmsError {
         if let Some(code) = body.and_then(xml_code) {
             return self.refused(session, code, None, status);
         }
         match status {
-            401 | 403 => self.refused(session, "AccessDenied", None, status),
             429 => self.refused(session, "Throttling", None, status),
             500..=599 => self.refused(session, "ServiceUnavailable", None, status),
             _ => self.nonsense(session, status),

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::sync::Barrier;
 
 use super::*;
+use crate::kms::{EncryptionContext, KeyService as _, KeyState, Wrapped};
 
 struct Fixture {
     root: tempfile::TempDir,
