@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use support::kms_call::{Caller, Good, Step, describe, unwrap, wrap};
+use support::kms_call::{self, Caller, Good, Step, describe, unwrap, wrap};
 use support::kms_proxy::{Answer, Proxy};
 use support::moto::{self, Moto, Server};
 
@@ -342,5 +342,38 @@ fn a_private_certificate_authority_is_trusted_by_aws_ca_bundle_alone() {
             .unwrap_err();
         assert_eq!(told.kind, "Configuration");
         assert!(told.message.contains(bad), "{}", told.message);
+    }
+}
+
+#[test]
+fn neither_keys_nor_credentials_are_logged_at_any_level() {
+    let moto = Moto::start();
+    let key = uri(&moto.create_key());
+    let blob = Caller::new(moto.env())
+        .one(wrap(&key, 7, "v"))
+        .result
+        .unwrap()
+        .blob;
+    // The second has the SDK log what it sends and receives.
+    for told in ["false", "true"] {
+        let mut caller = Caller::new(moto.env());
+        if told == "true" {
+            caller = caller
+                .env("LOG_SENSITIVE_BODIES", told)
+                .env("LOG_SIGNABLE_BODY", told);
+        }
+        let (outcomes, log) = caller.run_logged(&[wrap(&key, 7, "v"), unwrap(&key, &blob, "v")]);
+        assert_eq!(outcomes[1].result.as_ref().unwrap().key, [7; 32]);
+        assert!(log.contains(kms_call::LOGGING), "{log}");
+        // The key in base64, as bytes in debug form, and the secret access key.
+        for secret in [
+            "BwcHBwcHBwcHBw",
+            "7, 7, 7, 7",
+            "\\x07\\x07",
+            "07070707",
+            "not-a-secret",
+        ] {
+            assert!(!log.contains(secret), "`{secret}` in: {log}");
+        }
     }
 }

@@ -60,6 +60,12 @@ impl AwsKms {
         }
     }
 
+    /// Whether there was a call yet.
+    #[cfg(test)]
+    pub(super) fn is_started(&self) -> bool {
+        lock(&self.worker).is_some()
+    }
+
     /// Runs one call on the worker, within the total timeout.
     fn run<T, F>(
         &self,

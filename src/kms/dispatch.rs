@@ -63,3 +63,31 @@ impl KeyService for Kms {
         self.provider(uri)?.describe(uri)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn local_keys_are_used_without_a_thread_or_anything_else_of_aws() {
+        fn shared<T: Send + Sync>(kms: T) -> T {
+            kms
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let local_dir = Some(dir.path().join("kms"));
+        let kms = shared(connect(&KmsSettings {
+            local_dir,
+            ..KmsSettings::default()
+        }));
+        kms.local().unwrap().ensure("default").unwrap();
+        let (uri, context) = (
+            KeyUri::default_local(),
+            EncryptionContext::master_key("v", 1),
+        );
+        let key = SecretKey::generate().unwrap();
+        let wrapped = kms.wrap(&uri, &key, &context).unwrap();
+        assert_eq!(kms.unwrap(&uri, &wrapped.blob, &context).unwrap(), key);
+        kms.describe(&uri).unwrap();
+        assert!(!kms.aws.is_started());
+    }
+}

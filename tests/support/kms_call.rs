@@ -81,6 +81,8 @@ pub struct Caller {
 }
 
 const MARK: &str = "outcomes:";
+/// The first line of a child's log.
+pub const LOGGING: &str = "the child logs at every level";
 
 impl Caller {
     /// With this environment and no other.
@@ -129,7 +131,12 @@ impl Caller {
     }
 
     /// Runs the steps with one `Kms`.
-    pub fn run(mut self, steps: &[Step]) -> Vec<Outcome> {
+    pub fn run(self, steps: &[Step]) -> Vec<Outcome> {
+        self.run_logged(steps).0
+    }
+
+    /// The same, with all that the process logged besides.
+    pub fn run_logged(mut self, steps: &[Step]) -> (Vec<Outcome>, String) {
         self.script.steps = steps.to_vec();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "kms_child", "--ignored", "--nocapture"])
@@ -144,16 +151,12 @@ impl Caller {
         child.stdin.take().unwrap().write_all(&script).unwrap();
         let output = child.wait_with_output().unwrap();
         let stdout = String::from_utf8_lossy(&output.stdout);
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
         let outcomes = stdout
             .lines()
             .find_map(|line| Some(line.split_once(MARK)?.1));
-        let outcomes = outcomes.unwrap_or_else(|| {
-            panic!(
-                "the child failed:\n{stdout}{}",
-                String::from_utf8_lossy(&output.stderr)
-            )
-        });
-        serde_json::from_str(outcomes).unwrap()
+        let outcomes = outcomes.unwrap_or_else(|| panic!("the child failed:\n{stdout}{log}"));
+        (serde_json::from_str(outcomes).unwrap(), log)
     }
 
     /// Runs one step.
@@ -199,6 +202,12 @@ pub fn child() {
         credentials_file: script.credentials_file,
         ..KmsSettings::default()
     };
+    // As much as can be logged at all.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(std::io::stderr)
+        .init();
+    tracing::trace!("{LOGGING}");
     let kms = &connect(&settings);
     let outcomes: Vec<Outcome> = if script.at_once {
         std::thread::scope(|scope| {

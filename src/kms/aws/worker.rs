@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
+use tracing::dispatcher::{Dispatch, set_default};
 
 /// How much later than the deadline a caller still takes an answer. The runtime ends a call at
 /// its deadline; this bound is for a runtime that cannot, since something in the SDK blocks it.
@@ -24,6 +25,14 @@ pub(super) enum NoOutcome {
     TimedOut,
     /// It panicked.
     Died,
+}
+
+/// Whether the SDK was told to log requests and answers, keys included. Nothing that it says is
+/// logged then: whoever sets a variable for one program must not open the vaults of another.
+fn logs_bodies() -> bool {
+    ["LOG_SENSITIVE_BODIES", "LOG_SIGNABLE_BODY"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
 }
 
 /// The thread and its runtime. Both end when this is dropped, and calls under way with them.
@@ -41,6 +50,7 @@ impl Worker {
         std::thread::Builder::new()
             .name("kms".to_owned())
             .spawn(move || {
+                let _quiet = logs_bodies().then(|| set_default(&Dispatch::none()));
                 // Ends with an error when the sender is dropped, which is the sign to stop.
                 let _ = runtime.block_on(stopped);
                 // Without waiting: a name lookup may hang for minutes.

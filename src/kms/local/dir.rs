@@ -72,11 +72,17 @@ impl KeyDir {
         if let Some(dir) = Self::open(path)? {
             return Ok(dir);
         }
+        let made: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
             .map_err(|e| io_error("create the local KMS's directory", path, errno(&e)))?;
+        // Or the directory, and its keys with it, could be gone after a power failure.
+        for parent in made.iter().filter_map(|dir| dir.parent()) {
+            let synced = File::open(parent).and_then(|parent| parent.sync_all());
+            synced.map_err(|e| io_error("sync", parent, errno(&e)))?;
+        }
         Self::open(path)?.ok_or_else(|| io_error("open", path, Errno::ENOENT))
     }
 
