@@ -3,7 +3,25 @@
 //! What comes out of it is hostile input: the layer above authenticates every byte before use.
 //! The trait is what a replicated store would have to offer; [`sqlite`] is the one there is.
 
+mod checkpoint;
+mod connection;
+mod create;
+mod errno;
+mod failure;
+mod hostile;
+mod lock;
+mod place;
+mod pool;
+mod schema;
+pub mod sqlite;
+mod tx;
+mod tx_write;
+mod writer;
+
 use std::fmt;
+
+pub use lock::{Holder, holder};
+pub use sqlite::{Mode, OpenOptions, SqliteStore};
 
 /// A node's id: what the kernel sees as inode number. Never reused. 0 is the vault's own system
 /// node, 1 the root directory. At most [`MAX_ID`].

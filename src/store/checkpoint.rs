@@ -1,0 +1,220 @@
+//! Moves what was committed from the WAL into the database, on a thread of its own, so that no
+//! commit has to wait for it.
+//!
+//! It must never be what makes a commit durable, and never touch the files before the first
+//! commit: the thread is started by the writer when the WAL has grown.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{Connection, ErrorCode};
+
+use super::connection::{self, Purpose};
+use super::{StoreError, StoreErrorKind as Kind, failure};
+
+/// Pages in the WAL from which on it is worth moving them: 4 MiB.
+const WORTHWHILE: i32 = 1024;
+
+/// Pages in the WAL from which on new reads are held up until it could be begun anew: 64 MiB. An
+/// unbroken chain of overlapping readers would let it grow forever.
+const TOO_MANY: i32 = 16 * 1024;
+
+/// How long reads are held up at most, and how long the checkpoint waits for those under way.
+const HOLD_UP: Duration = Duration::from_secs(2);
+const WAIT_FOR_READERS: Duration = Duration::from_millis(1500);
+
+/// After a hold-up that achieved nothing (another process reads and reads), time without one.
+const RESPITE: Duration = Duration::from_secs(10);
+
+/// Rest after a checkpoint, so that a pinned WAL does not make for a busy loop.
+const REST: Duration = Duration::from_millis(50);
+
+/// What the thread, the writer and the readers share.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    orders: Mutex<Orders>,
+    changed: Condvar,
+    /// Reads are held up. Beside the mutex, so that a read costs no lock.
+    held_up: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Orders {
+    wanted: bool,
+    stop: bool,
+    /// An I/O error met by the thread.
+    failed: Option<StoreError>,
+}
+
+impl Desk {
+    /// Holds up a new read while the WAL is being begun anew; bounded.
+    pub(super) fn pass(&self) {
+        if !self.held_up.load(Ordering::Acquire) {
+            return;
+        }
+        let deadline = Instant::now() + HOLD_UP;
+        let mut orders = self.orders();
+        while self.held_up.load(Ordering::Acquire) && !orders.stop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            orders = wait(&self.changed, orders, left);
+        }
+    }
+
+    /// The error that the thread met, if any: what it could not sync may be lost.
+    pub(super) fn failed(&self) -> Option<StoreError> {
+        self.orders().failed.clone()
+    }
+
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold_up(&self, held_up: bool) {
+        self.held_up.store(held_up, Ordering::Release);
+        // The lock orders this with a reader that has just looked and is about to wait.
+        drop(self.orders());
+        self.changed.notify_all();
+    }
+}
+
+/// The thread, once there is one.
+#[derive(Debug)]
+pub(super) struct Checkpointer {
+    database: PathBuf,
+    desk: Arc<Desk>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Checkpointer {
+    pub(super) fn new(database: PathBuf, desk: Arc<Desk>) -> Self {
+        Self { database, desk, thread: None }
+    }
+
+    /// What it shares with the readers.
+    pub(super) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    /// Told by the writer how many pages the WAL has after a commit.
+    pub(super) fn wal_has(&mut self, pages: i32) {
+        if pages < WORTHWHILE {
+            return;
+        }
+        self.desk.orders().wanted = true;
+        if self.thread.is_some() {
+            self.desk.changed.notify_all();
+            return;
+        }
+        let (database, desk) = (self.database.clone(), Arc::clone(&self.desk));
+        // Without the thread the WAL grows, but nothing is lost: the next commit tries again.
+        self.thread = std::thread::Builder::new()
+            .name("checkpoint".into())
+            .spawn(move || run(&database, &desk))
+            .ok();
+    }
+
+    /// Ends the thread and waits for it.
+    pub(super) fn stop(&mut self) {
+        self.desk.orders().stop = true;
+        self.desk.changed.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(database: &std::path::Path, desk: &Desk) {
+    let connection = match connection::open(database, Purpose::Write) {
+        Ok((connection, _)) => connection,
+        Err((_, error)) => {
+            tracing::warn!(%error, "no checkpoints: the WAL will grow until the vault is closed");
+            return;
+        }
+    };
+    if connection.busy_timeout(WAIT_FOR_READERS).is_err() {
+        return;
+    }
+    let mut respite_until = Instant::now();
+    while next_order(desk) {
+        let pages = match checkpoint(&connection, CheckpointMode::PASSIVE) {
+            Ok((pages, done)) if done < pages => pages,
+            Ok(_) => continue,
+            Err(error) => {
+                fail(desk, error);
+                continue;
+            }
+        };
+        if pages < TOO_MANY || Instant::now() < respite_until {
+            continue;
+        }
+        desk.hold_up(true);
+        let truncated = checkpoint(&connection, CheckpointMode::TRUNCATE);
+        desk.hold_up(false);
+        match truncated {
+            Ok(_) => {}
+            Err(error) if error.kind == Kind::Busy => respite_until = Instant::now() + RESPITE,
+            Err(error) => fail(desk, error),
+        }
+    }
+}
+
+/// Waits until there is something to do; false when it is to stop.
+fn next_order(desk: &Desk) -> bool {
+    let mut orders = desk.orders();
+    let rest = Instant::now() + REST;
+    loop {
+        if orders.stop {
+            return false;
+        }
+        let left = rest.saturating_duration_since(Instant::now());
+        if orders.wanted && left.is_zero() {
+            orders.wanted = false;
+            return true;
+        }
+        let timeout = if orders.wanted { left } else { Duration::from_secs(3600) };
+        orders = wait(&desk.changed, orders, timeout);
+    }
+}
+
+fn fail(desk: &Desk, error: StoreError) {
+    tracing::warn!(%error, "a checkpoint failed");
+    // A full disk or a lock is nothing to give up for: all of it still is in the WAL.
+    if error.kind == Kind::Io {
+        desk.orders().failed.get_or_insert(error);
+    }
+}
+
+/// Runs a checkpoint; returns the pages in the WAL and how many of them were moved.
+pub(super) fn checkpoint(
+    connection: &Connection,
+    mode: CheckpointMode,
+) -> Result<(i32, i32), StoreError> {
+    match connection.wal_checkpoint_v2(Some(rusqlite::MAIN_DB), mode) {
+        Ok(pages) => Ok(pages),
+        Err(rusqlite::Error::SqliteFailure(failed, _))
+            if failed.code == ErrorCode::DatabaseBusy && matches!(mode, CheckpointMode::PASSIVE) =>
+        {
+            // Another connection is checkpointing.
+            Ok((0, 0))
+        }
+        Err(error) => Err(failure::of(connection, "cannot checkpoint", error)),
+    }
+}
+
+fn wait<'a>(
+    condition: &Condvar,
+    guard: MutexGuard<'a, Orders>,
+    timeout: Duration,
+) -> MutexGuard<'a, Orders> {
+    match condition.wait_timeout(guard, timeout) {
+        Ok((guard, _)) => guard,
+        Err(poisoned) => poisoned.into_inner().0,
+    }
+}

@@ -1,0 +1,152 @@
+//! Opens SQLite connections that give a hostile database nothing to work with.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::hostile::Fault;
+use super::{StoreError, StoreErrorKind as Kind, failure, schema};
+
+/// How long a connection waits for another one's lock. Longer than any checkpoint of ours waits
+/// for readers, so that the two never give up on each other.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Prepared statements kept by each connection: all there are.
+const STATEMENTS: usize = 64;
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Write,
+    Read,
+}
+
+/// Opens the existing database at `path` and verifies it.
+///
+/// The connection never checkpoints when it is closed, unless the caller says so later.
+///
+/// # Errors
+/// With a connection when there was one: closing it is a matter of what was there before.
+pub(super) fn open(
+    path: &Path,
+    purpose: Purpose,
+) -> Result<(Connection, i64), (Option<Connection>, StoreError)> {
+    let connection = match connect(path, OpenFlags::empty()) {
+        Ok(connection) => connection,
+        Err(error) => {
+            let message = format!("cannot open {}: {error}", path.display());
+            return Err((None, StoreError::new(Kind::Io, message)));
+        }
+    };
+    match prepare(&connection, purpose) {
+        Ok(cookie) => Ok((connection, cookie)),
+        Err(error) => Err((Some(connection), error)),
+    }
+}
+
+/// Makes a connection and sets all that is set without looking at the file.
+pub(super) fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
+    // Without write permission SQLite falls back to reading by itself. Asking for no more than
+    // reading would leave empty WAL files behind: such a connection cannot remove them.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+        | more;
+    let connection = Connection::open_with_flags(path, flags)?;
+    for (setting, value) in [
+        (DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
+        (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+        (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_FTS3_TOKENIZER, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false),
+        (DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_DQS_DML, false),
+        (DbConfig::SQLITE_DBCONFIG_DQS_DDL, false),
+    ] {
+        connection.set_db_config(setting, value)?;
+    }
+    for (limit, value) in [
+        (Limit::SQLITE_LIMIT_LENGTH, schema::MAX_ROW),
+        (Limit::SQLITE_LIMIT_SQL_LENGTH, 16 << 10),
+        (Limit::SQLITE_LIMIT_COLUMN, 16),
+        (Limit::SQLITE_LIMIT_EXPR_DEPTH, 50),
+        (Limit::SQLITE_LIMIT_COMPOUND_SELECT, 4),
+        (Limit::SQLITE_LIMIT_FUNCTION_ARG, 8),
+        (Limit::SQLITE_LIMIT_VARIABLE_NUMBER, 16),
+        (Limit::SQLITE_LIMIT_ATTACHED, 0),
+        (Limit::SQLITE_LIMIT_TRIGGER_DEPTH, 1),
+        (Limit::SQLITE_LIMIT_WORKER_THREADS, 0),
+    ] {
+        connection.set_limit(limit, value)?;
+    }
+    connection.busy_timeout(PATIENCE)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
+}
+
+/// The settings that belong to the connection but may read the file.
+///
+/// `secure_delete` is on: a removed or replaced record (a wrapped key, a wrap of the master key)
+/// is overwritten with zeros, also when whole pages become free. For records inside a page that
+/// costs nothing, the page is written anyway. Only for large chunks, ciphertext whose key goes
+/// with them, it is relaxed (see `tx_write`). A rotation that must show that an old keyring is
+/// gone from the raw files therefore needs no rewriting of its own: it calls `put_keyring`, then
+/// has the WAL truncated (closing the writer does it), and looks.
+pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
+         PRAGMA secure_delete = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; \
+         PRAGMA journal_size_limit = 16777216",
+    )
+}
+
+fn prepare(connection: &Connection, purpose: Purpose) -> Result<i64, StoreError> {
+    let what = "cannot open the database";
+    let fail = |fault: Fault| match &fault {
+        Fault::Sql(rusqlite::Error::SqliteFailure(failed, _))
+            if failed.code == ErrorCode::NotADatabase =>
+        {
+            let path = connection.path().unwrap_or_default();
+            let message = format!("{path} is no vault's database (or its first page is destroyed)");
+            StoreError::new(Kind::NotAVault, message)
+        }
+        _ => explain(failure::of(connection, what, fault)),
+    };
+    settle(connection).map_err(|error| fail(error.into()))?;
+    if !schema::is_ours(connection).map_err(fail)? {
+        let path = connection.path().unwrap_or_default();
+        let message = format!("{path} is a SQLite database, but no vault of secretfs");
+        return Err(StoreError::new(Kind::NotAVault, message));
+    }
+    let cookie = schema::verify(connection).map_err(fail)?;
+    if purpose == Purpose::Read {
+        connection.execute_batch("PRAGMA query_only = ON").map_err(|error| fail(error.into()))?;
+    } else if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| fail(error.into()))? {
+        return Err(StoreError::new(
+            Kind::ReadOnly,
+            format!(
+                "{} cannot be written: the file system or its permissions do not allow it; mount \
+                 with -o ro to read",
+                connection.path().unwrap_or_default()
+            ),
+        ));
+    }
+    Ok(cookie)
+}
+
+/// A reader, too, makes two files beside the database, unless somebody has it open already.
+fn explain(error: StoreError) -> StoreError {
+    if !matches!(error.kind, Kind::Denied | Kind::ReadOnly) {
+        return error;
+    }
+    let next = "reading needs write permission to the vault's directory, unless another process \
+                has the vault open";
+    StoreError::new(Kind::Denied, format!("{error}; {next}"))
+}

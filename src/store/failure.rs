@@ -1,0 +1,79 @@
+//! Sorts failures into the classes to which the answers differ.
+
+use std::io;
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, ffi};
+
+use super::hostile::Fault;
+use super::{StoreError, StoreErrorKind as Kind, errno};
+
+/// Says that `what` (on the vault of `connection`) failed.
+pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -> StoreError {
+    let path = connection.path().unwrap_or("the vault");
+    match fault.into() {
+        Fault::Corrupt(why) => StoreError::new(
+            Kind::Corrupt,
+            format!("{what} in {path}: {why}; the file was damaged or tampered with"),
+        ),
+        Fault::Sql(error) => {
+            let kind = classify(&error, || errno::of(connection));
+            let next = match kind {
+                Kind::Corrupt => "; the file was damaged or tampered with",
+                Kind::Full => "; free some space and try again",
+                Kind::Busy => "; another program keeps the database locked",
+                _ => "",
+            };
+            StoreError::new(kind, format!("{what} in {path}: {error}{next}"))
+        }
+    }
+}
+
+/// Says that `what` on `path` failed outside of SQLite.
+pub(super) fn io(what: &str, path: &Path, error: &io::Error) -> StoreError {
+    let kind = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => Kind::NotAVault,
+        Some(libc::EACCES | libc::EPERM) => Kind::Denied,
+        Some(libc::EROFS) => Kind::ReadOnly,
+        Some(libc::ENOSPC | libc::EDQUOT) => Kind::Full,
+        _ => Kind::Io,
+    };
+    StoreError::new(kind, format!("{what} {}: {error}", path.display()))
+}
+
+fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {
+    let rusqlite::Error::SqliteFailure(failure, _) = error else {
+        // What is left are rows of another shape than the statement must give.
+        return Kind::Corrupt;
+    };
+    match failure.code {
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed => {
+            Kind::Busy
+        }
+        ErrorCode::DiskFull => Kind::Full,
+        ErrorCode::ReadOnly => Kind::ReadOnly,
+        ErrorCode::PermissionDenied => Kind::Denied,
+        ErrorCode::CannotOpen => match errno() {
+            libc::EACCES | libc::EPERM | libc::EROFS => Kind::Denied,
+            libc::ENOSPC | libc::EDQUOT => Kind::Full,
+            _ => Kind::Io,
+        },
+        ErrorCode::SystemIoFailure => match failure.extended_code {
+            // What a failed sync has lost cannot be known, whatever its errno says.
+            ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => Kind::Io,
+            ffi::SQLITE_IOERR_CORRUPTFS | ffi::SQLITE_IOERR_DATA => Kind::Corrupt,
+            _ if matches!(errno(), libc::ENOSPC | libc::EDQUOT) => Kind::Full,
+            _ => Kind::Io,
+        },
+        // `Unknown` is SQLITE_ERROR: a statement that was right when the schema was verified
+        // no longer compiles.
+        ErrorCode::DatabaseCorrupt
+        | ErrorCode::NotADatabase
+        | ErrorCode::TooBig
+        | ErrorCode::TypeMismatch
+        | ErrorCode::ConstraintViolation
+        | ErrorCode::SchemaChanged
+        | ErrorCode::Unknown => Kind::Corrupt,
+        _ => Kind::Io,
+    }
+}

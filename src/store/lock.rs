@@ -1,0 +1,197 @@
+//! The writer's lock: one process at a time has a vault open for writing.
+//!
+//! It is an open-file-description lock on `DIR/lock`: it goes with its holder, however that ends,
+//! and unlike a POSIX lock it does not vanish when another descriptor of the file is closed. The
+//! file's content only tells people who holds it; nothing is decided by it.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use serde::{Deserialize, Serialize};
+
+use super::place::{Place, identity};
+use super::{StoreError, StoreErrorKind as Kind, failure};
+
+/// Longest content that is read: hostile input, too.
+const MAX_CONTENT: u64 = 4096;
+
+/// Who has a vault open for writing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Process id in its own pid namespace; 0 when unknown.
+    pub pid: u32,
+    /// Host name (a container's, if it runs in one).
+    pub host: String,
+    /// Where the vault is mounted, if it is.
+    pub mount_point: Option<String>,
+    /// Seconds since 1970; 0 when unknown.
+    pub since: u64,
+}
+
+impl Holder {
+    /// This process, from now on.
+    pub fn current(mount_point: Option<&Path>) -> Self {
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Self {
+            pid: std::process::id(),
+            host: host.trim().to_owned(),
+            mount_point: mount_point.map(|path| path.to_string_lossy().into_owned()),
+            since: now(),
+        }
+    }
+
+    /// Somebody who has not said who it is: it has not verified the vault yet.
+    pub fn unknown() -> Self {
+        Self { pid: 0, host: String::new(), mount_point: None, since: 0 }
+    }
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.pid == 0 {
+            return f.write_str("an unknown process");
+        }
+        write!(f, "process {}", self.pid)?;
+        // Anybody who can write the vault can write these: keep them from steering a terminal.
+        if !self.host.is_empty() {
+            write!(f, " on {}", self.host.escape_debug())?;
+        }
+        if let Some(mount_point) = &self.mount_point {
+            write!(f, ", mounted at {}", mount_point.escape_debug())?;
+        }
+        match now().saturating_sub(self.since) {
+            _ if self.since == 0 => Ok(()),
+            seconds @ 0..120 => write!(f, ", since {seconds} s"),
+            seconds @ 120..7200 => write!(f, ", since {} min", seconds / 60),
+            seconds => write!(f, ", since {} h", seconds / 3600),
+        }
+    }
+}
+
+/// Who has the vault in `directory` open for writing; `None` when nobody has. Takes no lock.
+///
+/// # Errors
+/// When there is no vault, or its lock cannot be looked at.
+pub fn holder(directory: &Path) -> Result<Option<Holder>, StoreError> {
+    let path = Place::locate(directory, true)?.lock;
+    let what = "cannot look at the lock";
+    let file = match fs::OpenOptions::new().read(true).custom_flags(FLAGS).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failure::io(what, &path, &error)),
+    };
+    let mut lock = flock();
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))
+        .map_err(|error| failure::io(what, &path, &error.into()))?;
+    if lock.l_type == libc::F_UNLCK as libc::c_short {
+        return Ok(None);
+    }
+    Ok(Some(content(&file).unwrap_or_else(Holder::unknown)))
+}
+
+/// The lock, held until dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    announced: bool,
+}
+
+/// Never through a symlink, never waiting for the other end of a FIFO.
+const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+
+impl Lock {
+    /// Takes the lock, or fails at once with [`Kind::Busy`]. Writes nothing into the file, and
+    /// makes it if somebody removed it.
+    pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
+        let what = "cannot take the writer's lock";
+        let fail = |error: io::Error| failure::io(what, path, &error);
+        // A few rounds: the file may be replaced between opening and locking it.
+        for _ in 0..8 {
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(FLAGS)
+                .open(path)
+                .map_err(fail)?;
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&flock())) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN | Errno::EACCES) => return Err(busy(path, &file)),
+                Err(error) => return Err(fail(error.into())),
+            }
+            let ours = file.metadata().map_err(fail)?;
+            if fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == identity(&ours)) {
+                return Ok(Self { file, announced: false });
+            }
+        }
+        Err(StoreError::new(Kind::Io, format!("{what} {}: it keeps being replaced", path.display())))
+    }
+
+    /// Writes into the file who holds it.
+    pub(super) fn announce(&mut self, holder: &Holder) -> io::Result<()> {
+        let text = serde_json::to_vec(holder)?;
+        self.announced = true;
+        self.file.set_len(0)?;
+        self.file.write_all_at(&text, 0)
+    }
+
+    /// Fails unless the file at `path` still is the one that is locked: else a second writer
+    /// could be at work already.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        match (self.file.metadata(), fs::symlink_metadata(path)) {
+            (Ok(ours), Ok(found)) => identity(&ours) == identity(&found),
+            _ => false,
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.announced {
+            // Left behind, it would only name a holder that a free lock disproves.
+            let _ = self.file.set_len(0);
+        }
+    }
+}
+
+fn busy(path: &Path, file: &File) -> StoreError {
+    let holder = content(file).unwrap_or_else(Holder::unknown);
+    let vault = path.parent().unwrap_or(path);
+    StoreError::new(
+        Kind::Busy,
+        format!(
+            "{} is open for writing by {holder}, and only one process at a time may be; mount it \
+             beside with -o ro, or make the existing mount visible elsewhere with a bind mount",
+            vault.display()
+        ),
+    )
+}
+
+fn content(file: &File) -> Option<Holder> {
+    let mut bytes = Vec::new();
+    file.take(MAX_CONTENT).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// A write lock on the whole file.
+fn flock() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        // Must be 0 for open-file-description locks.
+        l_pid: 0,
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,195 @@
+//! Where a vault lies: its directory, the files in it, and whether they still are the ones that
+//! were opened.
+//!
+//! Nothing here opens the database or its WAL: POSIX locks vanish when *any* descriptor of a file
+//! is closed in a process, so SQLite alone may open them. Looking is done by `stat`.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::sys::statfs::statfs;
+
+use super::failure;
+use super::{StoreError, StoreErrorKind as Kind};
+
+const DATABASE: &str = "vault.db";
+const LOCK: &str = "lock";
+
+/// File systems on which SQLite's shared memory, locks or syncs cannot be relied upon.
+/// Magic numbers: linux/magic.h, and the sources of those that live outside of the kernel.
+const UNSAFE_FILESYSTEMS: [(u32, &str); 20] = [
+    (0x6969, "NFS"),
+    (0x517B, "SMB"),
+    (0xFF53_4D42, "CIFS"),
+    (0xFE53_4D42, "SMB2"),
+    (0x0102_1997, "9p"),
+    (0x6573_5546, "FUSE or virtiofs"),
+    (0x5346_414F, "AFS"),
+    (0x6B41_4653, "AFS"),
+    (0x00C3_6400, "Ceph"),
+    (0x7375_7245, "Coda"),
+    (0x564C, "NCP"),
+    (0x0116_1970, "GFS2"),
+    (0x7461_636F, "OCFS2"),
+    (0x0BD0_0BD0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x786F_4256, "a VirtualBox shared folder"),
+    (0xBACB_ACBC, "a VMware shared folder"),
+    (0x1983_0326, "BeeGFS"),
+    (0x2003_0528, "OrangeFS"),
+    (0xAAD7_AAEA, "PanFS"),
+];
+
+type Identity = (u64, u64);
+
+/// A vault's directory, its path resolved once.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+    pub(super) database: PathBuf,
+    pub(super) lock: PathBuf,
+    wal: PathBuf,
+}
+
+impl Place {
+    /// Resolves `directory`. Symlinks on the way to it are followed, here and never again.
+    pub(super) fn locate(directory: &Path, unsafe_filesystem: bool) -> Result<Self, StoreError> {
+        let resolved = fs::canonicalize(directory)
+            .map_err(|error| failure::io("cannot find the vault", directory, &error))?;
+        let metadata = fs::metadata(&resolved)
+            .map_err(|error| failure::io("cannot look at the vault", &resolved, &error))?;
+        if !metadata.is_dir() {
+            return Err(StoreError::new(
+                Kind::NotAVault,
+                format!("{} is no directory, and a vault is one", directory.display()),
+            ));
+        }
+        if !unsafe_filesystem {
+            refuse_unsafe_filesystem(&resolved)?;
+        }
+        Ok(Self {
+            database: resolved.join(DATABASE),
+            lock: resolved.join(LOCK),
+            wal: resolved.join("vault.db-wal"),
+            directory: resolved,
+        })
+    }
+
+    /// Looks at the files before SQLite touches them.
+    pub(super) fn look(&self) -> Result<Opened, StoreError> {
+        let not_a_vault = |why: &str| {
+            StoreError::new(Kind::NotAVault, format!("{}: {why}", self.directory.display()))
+        };
+        let Some(database) = regular_file(&self.database)? else {
+            return Err(not_a_vault("there is no vault here; `secretfs init` makes one"));
+        };
+        if database.len() == 0 {
+            return Err(not_a_vault("vault.db is empty"));
+        }
+        // A hot rollback journal would be played back into the database at the first read. A
+        // vault never has one: it is in WAL mode from its first moment.
+        if regular_file(&self.directory.join("vault.db-journal"))?.is_some() {
+            return Err(StoreError::new(
+                Kind::Corrupt,
+                format!(
+                    "{}: vault.db-journal is no file of a vault; somebody put it there",
+                    self.directory.display()
+                ),
+            ));
+        }
+        regular_file(&self.directory.join("vault.db-shm"))?;
+        Ok(Opened {
+            database: identity(&database),
+            wal: OnceLock::new(),
+            wal_existed: regular_file(&self.wal)?.is_some(),
+        })
+    }
+
+    /// Length of the WAL in bytes; 0 when there is none.
+    pub(super) fn wal_len(&self) -> u64 {
+        fs::symlink_metadata(&self.wal).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Remembers which file is the WAL. After the first read: until then there may be none.
+    pub(super) fn remember_wal(&self, opened: &Opened) {
+        if let Ok(metadata) = fs::symlink_metadata(&self.wal) {
+            opened.wal.get_or_init(|| identity(&metadata));
+        }
+    }
+
+    /// Checks that database and WAL at their paths still are the files that were opened. They
+    /// are not when a backup was copied over the vault, or its directory was moved away:
+    /// what is committed then reaches nobody.
+    pub(super) fn check_unmoved(&self, opened: &Opened) -> Result<(), StoreError> {
+        let same = |path: &Path, expected: &Identity| {
+            fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == *expected)
+        };
+        if same(&self.database, &opened.database)
+            && opened.wal.get().is_some_and(|wal| same(&self.wal, wal))
+        {
+            return Ok(());
+        }
+        Err(StoreError::new(
+            Kind::Moved,
+            format!(
+                "{} is no longer the file that was opened: the vault was moved, removed or \
+                 replaced; unmount, put it back and mount again",
+                self.database.display()
+            ),
+        ))
+    }
+}
+
+/// What was seen when the vault was opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    database: Identity,
+    wal: OnceLock<Identity>,
+    /// There was a WAL, perhaps an empty one.
+    pub(super) wal_existed: bool,
+}
+
+/// Device and inode.
+pub(super) fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// The file at `path`, not following a symlink; `None` when there is none.
+fn regular_file(path: &Path) -> Result<Option<Metadata>, StoreError> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(Some(metadata)),
+        Ok(_) => Err(StoreError::new(
+            Kind::NotAVault,
+            format!(
+                "{} is a symlink or a special file; a vault's files must be regular files in its \
+                 directory",
+                path.display()
+            ),
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failure::io("cannot look at", path, &error)),
+    }
+}
+
+fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
+    let status = statfs(directory).map_err(|error| {
+        failure::io("cannot look at the file system of", directory, &error.into())
+    })?;
+    // The numbers have 32 bits; the type of the field, and its sign, depend on the platform.
+    let magic = status.filesystem_type().0 as u32;
+    match UNSAFE_FILESYSTEMS.iter().find(|(known, _)| *known == magic) {
+        None => Ok(()),
+        Some((_, name)) => Err(StoreError::new(
+            Kind::UnsafeFilesystem,
+            format!(
+                "{} lies on {name}, which does not keep the promises that a vault needs (locks, \
+                 shared memory, syncs); move it to a local disk, or pass -o unsafe-filesystem if \
+                 one host alone uses it",
+                directory.display()
+            ),
+        )),
+    }
+}

@@ -1,0 +1,263 @@
+//! The store in a directory with one SQLite database, for one writing process and any number of
+//! reading ones on one host.
+//!
+//! Opening changes nothing on disk: a vault that fails verification is left as it was, down to
+//! the byte. (`vault.db-shm` does not count: it is an index that SQLite makes anew when it needs
+//! it.) Nothing here trusts what it reads, and nothing here decrypts.
+//!
+//! **No store may cross a `fork`**: a child that only drops it would release locks and take
+//! SQLite's bookkeeping along. Fork first, open afterwards. For the same reason nothing else in
+//! the process may open `vault.db` or the files beside it, not even to copy them.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use rusqlite::wal::CheckpointMode;
+
+use super::checkpoint::{Checkpointer, Desk, checkpoint};
+use super::connection::{self, Purpose};
+use super::lock::{Holder, Lock};
+use super::place::{Opened, Place};
+use super::pool::Pool;
+use super::writer::{Writer, data_version};
+use super::{
+    Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write, create,
+};
+
+/// What a vault is opened for.
+#[derive(Clone, Debug)]
+pub enum Mode {
+    /// Reading and writing, as this holder of the lock.
+    Write(Holder),
+    /// Reading, beside any other process. Takes no lock.
+    ReadOnly,
+}
+
+/// How a vault is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Accept a network or FUSE file system.
+    pub unsafe_filesystem: bool,
+}
+
+/// An open vault. Closed by dropping it, which moves everything into the database if anything was
+/// written.
+#[derive(Debug)]
+pub struct SqliteStore {
+    place: Place,
+    opened: Opened,
+    pool: Pool,
+    desk: Arc<Desk>,
+    side: Side,
+}
+
+#[derive(Debug)]
+enum Side {
+    Write { holder: Holder, writer: Mutex<Writer>, foreign: AtomicU64 },
+    /// The connection that looks for the commits of others.
+    Read { watch: Mutex<Option<Connection>> },
+}
+
+impl SqliteStore {
+    /// Makes a vault in `directory`, with what `init` writes, or nothing at all.
+    ///
+    /// The directory is made (mode 0700; its parent must exist), or it exists and is empty.
+    ///
+    /// # Errors
+    /// [`Exists`](Kind::Exists) when there is anything in the directory;
+    /// [`Busy`](Kind::Busy) when somebody else is just making a vault there. `Ok(Err(Abort))`
+    /// when `init` gave up. In all these cases everything is as it was.
+    pub fn create(
+        directory: &Path,
+        init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
+    ) -> Result<Result<(), Abort>, StoreError> {
+        create::create(directory, OpenOptions::default(), init)
+    }
+
+    /// [`create`](Self::create) with options.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create_with(
+        directory: &Path,
+        options: OpenOptions,
+        init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
+    ) -> Result<Result<(), Abort>, StoreError> {
+        create::create(directory, options, init)
+    }
+
+    /// Opens the vault in `directory`.
+    ///
+    /// # Errors
+    /// [`NotAVault`](Kind::NotAVault), [`Busy`](Kind::Busy) with the name of the holder,
+    /// [`Corrupt`](Kind::Corrupt) when the file's structure is not to the letter what
+    /// [`create`](Self::create) made, [`UnsafeFilesystem`](Kind::UnsafeFilesystem), and the ways
+    /// in which files cannot be opened.
+    pub fn open(directory: &Path, mode: Mode, options: OpenOptions) -> Result<Self, StoreError> {
+        let place = Place::locate(directory, options.unsafe_filesystem)?;
+        // Not before there is a vault: taking the lock makes the file if it is missing.
+        place.look()?;
+        let (lock, purpose) = match &mode {
+            Mode::Write(_) => (Some(Lock::acquire(&place.lock)?), Purpose::Write),
+            Mode::ReadOnly => (None, Purpose::Read),
+        };
+        // Once more, since the previous writer may have been closing until just now.
+        let opened = place.look()?;
+        let (connection, cookie) =
+            connection::open(&place.database, purpose).map_err(|(connection, error)| {
+                if let Some(connection) = connection {
+                    close_last(connection, &place, &opened, false);
+                }
+                error
+            })?;
+        place.remember_wal(&opened);
+        if let Err(error) = place.check_unmoved(&opened) {
+            close_last(connection, &place, &opened, false);
+            return Err(error);
+        }
+        let desk = Arc::new(Desk::default());
+        let side = match (mode, lock) {
+            (Mode::Write(holder), Some(lock)) => {
+                let thread = Checkpointer::new(place.database.clone(), Arc::clone(&desk));
+                let writer = Writer::new(connection, cookie, lock, thread).map_err(
+                    |(connection, error)| {
+                        close_last(connection, &place, &opened, false);
+                        error
+                    },
+                )?;
+                Side::Write { holder, writer: Mutex::new(writer), foreign: AtomicU64::new(0) }
+            }
+            _ => Side::Read { watch: Mutex::new(Some(connection)) },
+        };
+        let pool = Pool::new(place.database.clone());
+        Ok(Self { place, opened, pool, desk, side })
+    }
+
+    /// Writes into the lock who holds it. For the caller to do once the vault is verified: until
+    /// then nothing in it may change. Does nothing in a store opened for reading.
+    ///
+    /// # Errors
+    /// When the lock's file cannot be written.
+    pub fn announce(&self) -> Result<(), StoreError> {
+        let Side::Write { holder, writer, .. } = &self.side else { return Ok(()) };
+        locked(writer).lock.announce(holder).map_err(|error| {
+            super::failure::io("cannot write into the lock", &self.place.lock, &error)
+        })
+    }
+
+    /// The vault's directory, absolute and without symlinks.
+    pub fn directory(&self) -> &Path {
+        &self.place.directory
+    }
+
+    /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold
+    /// no earlier state of any record: replaced and removed records are overwritten in the
+    /// database itself. True when that was achieved; false when a reader was in the way for
+    /// seconds.
+    ///
+    /// # Errors
+    /// As for a durable commit.
+    pub fn truncate_wal(&self) -> Result<bool, StoreError> {
+        let Side::Write { writer, .. } = &self.side else { return Err(self.read_only()) };
+        locked(writer).truncate_wal(&self.place, &self.opened)
+    }
+
+    fn read_only(&self) -> StoreError {
+        StoreError::new(
+            Kind::ReadOnly,
+            format!("{} was opened for reading only", self.place.directory.display()),
+        )
+    }
+}
+
+impl Store for SqliteStore {
+    fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
+        self.desk.pass();
+        self.pool.read(body)
+    }
+
+    /// Must not be called from within a body of another `write`.
+    fn write(
+        &self,
+        durability: Durability,
+        body: Body<'_, dyn Write>,
+    ) -> Result<Result<(), Abort>, StoreError> {
+        let Side::Write { writer, .. } = &self.side else { return Err(self.read_only()) };
+        locked(writer).write(&self.place, &self.opened, durability, body)
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        match &self.side {
+            Side::Write { writer, .. } => locked(writer).sync(&self.place, &self.opened),
+            Side::Read { .. } => Ok(()),
+        }
+    }
+
+    fn foreign_changes(&self) -> Result<u64, StoreError> {
+        match &self.side {
+            // Asked of the writer's own connection, to which only the commits of others are
+            // changes. While it is writing there are none, and this must not wait.
+            Side::Write { writer, foreign, .. } => {
+                if let Ok(writer) = writer.try_lock() {
+                    foreign.store(writer.data_version()?, Ordering::Relaxed);
+                }
+                Ok(foreign.load(Ordering::Relaxed))
+            }
+            Side::Read { watch } => match locked(watch).as_ref() {
+                Some(connection) => data_version(connection),
+                None => Err(StoreError::new(Kind::Io, "the vault was closed")),
+            },
+        }
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // The last connection decides what happens to the WAL, so the others go first.
+        self.pool.clear();
+        match &mut self.side {
+            Side::Read { watch } => {
+                if let Some(connection) = locked(watch).take() {
+                    close_last(connection, &self.place, &self.opened, false);
+                }
+            }
+            Side::Write { writer, .. } => {
+                let mut writer = locked(writer);
+                writer.checkpointer.stop();
+                if let Err(error) = writer.sync(&self.place, &self.opened) {
+                    tracing::error!(%error, "the last changes may not be on disk");
+                }
+                let tidy = writer.wrote && !writer.latched();
+                if let Some(connection) = writer.take() {
+                    if tidy && let Err(error) = checkpoint(&connection, CheckpointMode::TRUNCATE) {
+                        // All of it is in the WAL, where the next writer finds it.
+                        tracing::debug!(%error, "the WAL stays");
+                    }
+                    close_last(connection, &self.place, &self.opened, tidy);
+                }
+                // The lock goes last, with the writer.
+            }
+        }
+    }
+}
+
+/// Closes the last connection of this process.
+///
+/// SQLite removes the WAL when the last connection of all processes is closed, after moving what
+/// is in it into the database. That is right if we wrote it, or if the WAL exists only because we
+/// opened the database. What another process left behind, killed, stays as it is.
+fn close_last(connection: Connection, place: &Place, opened: &Opened, wrote: bool) {
+    if wrote || (!opened.wal_existed && place.wal_len() == 0) {
+        let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
+    }
+    // Fails only when statements are left, of which the cache has just disposed.
+    let _ = connection.close();
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // After a panic in a body the writer is without its connection, and says so.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

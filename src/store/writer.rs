@@ -1,0 +1,352 @@
+//! The one connection that writes.
+//!
+//! It acknowledges nothing as durable that is not synced into the file that lies at the vault's
+//! path, and after an I/O failure in a commit it stops instead of guessing what is on disk.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rusqlite::Connection;
+use rusqlite::wal::CheckpointMode;
+
+use super::checkpoint::{Checkpointer, checkpoint};
+use super::hostile::Fault;
+use super::lock::Lock;
+use super::place::{Opened, Place};
+use super::tx::Tx;
+use super::{Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema};
+
+/// How often a body is run when a lock is in its way.
+const TRIES: usize = 3;
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// `None` after a panic in a body, which closed it, and after [`take`](Self::take).
+    connection: Option<Connection>,
+    pub(super) lock: Lock,
+    pub(super) checkpointer: Checkpointer,
+    /// The schema cookie when the schema was verified.
+    cookie: i64,
+    /// Pages in the WAL after the last commit that wrote any; set by SQLite's hook.
+    pages: Arc<AtomicI32>,
+    /// `PRAGMA synchronous` is FULL.
+    full: bool,
+    /// Something was committed and not synced since.
+    unsynced: bool,
+    /// Something was committed.
+    pub(super) wrote: bool,
+    /// Why nothing is written any more.
+    latch: Option<StoreError>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        mut connection: Connection,
+        cookie: i64,
+        lock: Lock,
+        checkpointer: Checkpointer,
+    ) -> Result<Self, (Connection, StoreError)> {
+        let pages = Arc::new(AtomicI32::new(0));
+        let report = Arc::clone(&pages);
+        let hooked = connection.wal_hook(Some(move |_: &'_ mut _, count| {
+            report.store(count, Ordering::Relaxed);
+            Ok(())
+        }));
+        if let Err(error) = hooked {
+            let error = failure::of(&connection, "cannot watch the WAL", error);
+            return Err((connection, error));
+        }
+        Ok(Self {
+            connection: Some(connection),
+            lock,
+            checkpointer,
+            cookie,
+            pages,
+            full: false,
+            unsynced: false,
+            wrote: false,
+            latch: None,
+        })
+    }
+
+    /// Takes the connection out, for good. `None` if it must not be used any more.
+    pub(super) fn take(&mut self) -> Option<Connection> {
+        self.connection.take()
+    }
+
+    /// Why nothing is written any more, if so.
+    pub(super) fn latched(&self) -> bool {
+        self.latch.is_some()
+    }
+
+    /// A number that changes when somebody else has committed.
+    pub(super) fn data_version(&self) -> Result<u64, StoreError> {
+        data_version(self.connection.as_ref().ok_or_else(gone)?)
+    }
+
+    /// Runs `body` in a transaction.
+    pub(super) fn write(
+        &mut self,
+        place: &Place,
+        opened: &Opened,
+        durability: Durability,
+        body: Body<'_, dyn Write>,
+    ) -> Result<Result<(), Abort>, StoreError> {
+        let mut tries = 1;
+        loop {
+            let outcome = self.attempt(place, opened, durability, &mut *body);
+            match outcome {
+                Attempt::Done(outcome) => return outcome,
+                Attempt::Busy(_) if tries < TRIES => tries += 1,
+                Attempt::Busy(error) => return Err(error),
+            }
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        place: &Place,
+        opened: &Opened,
+        durability: Durability,
+        body: Body<'_, dyn Write>,
+    ) -> Attempt {
+        if let Err(error) = self.usable(place, opened, durability) {
+            return Attempt::of(error);
+        }
+        let Some(connection) = self.connection.take() else { return Attempt::of(gone()) };
+        if let Err(error) = begin(&connection, self.cookie) {
+            self.give_back(connection);
+            // Not `Busy` for the caller: the connection has waited long enough.
+            return Attempt::Done(Err(error));
+        }
+        let mut tx = Tx::new(connection, true);
+        let outcome = body(&mut tx);
+        let Tx { connection, trouble, .. } = tx;
+        match (outcome, trouble) {
+            (Ok(()), None) => {}
+            (outcome, trouble) => {
+                self.give_back(connection);
+                return match trouble {
+                    Some(trouble) if trouble.kind == Kind::Busy => Attempt::Busy(trouble),
+                    Some(trouble) if outcome.is_ok() => Attempt::of(trouble),
+                    _ => Attempt::Done(Ok(Err(Abort))),
+                };
+            }
+        }
+        let committed =
+            self.commit(connection, durability).and_then(|()| match durability {
+                Durability::Now => self.acknowledge(place, opened),
+                Durability::Soon => Ok(()),
+            });
+        match committed {
+            Ok(()) => Attempt::Done(Ok(Ok(()))),
+            Err(error) => Attempt::of(error),
+        }
+    }
+
+    /// Makes durable what was committed.
+    pub(super) fn sync(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
+        if !self.unsynced {
+            return self.latch.clone().map_or(Ok(()), Err);
+        }
+        self.usable(place, opened, Durability::Now)?;
+        self.barrier()?;
+        self.acknowledge(place, opened)
+    }
+
+    /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold
+    /// no old state of any record. False when a reader was in the way.
+    pub(super) fn truncate_wal(
+        &mut self,
+        place: &Place,
+        opened: &Opened,
+    ) -> Result<bool, StoreError> {
+        self.sync(place, opened)?;
+        let connection = self.connection.as_ref().ok_or_else(gone)?;
+        match checkpoint(connection, CheckpointMode::TRUNCATE) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == Kind::Busy => Ok(false),
+            Err(error) => {
+                if error.kind == Kind::Io {
+                    self.latch(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn usable(
+        &mut self,
+        place: &Place,
+        opened: &Opened,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        if self.latch.is_none()
+            && let Some(error) = self.checkpointer.desk().failed()
+        {
+            self.latch(&error);
+        }
+        if let Some(latch) = &self.latch {
+            return Err(latch.clone());
+        }
+        if durability == Durability::Now {
+            // Again after the commit: here it can still be refused without a trace.
+            self.check_place(place, opened)?;
+        }
+        self.synchronous(durability == Durability::Now)
+    }
+
+    /// `synchronous` cannot change inside of a transaction, and a compiled statement for it does
+    /// nothing (SQLite acts on it while compiling).
+    fn synchronous(&mut self, full: bool) -> Result<(), StoreError> {
+        if self.full == full {
+            return Ok(());
+        }
+        let connection = self.connection.as_ref().ok_or_else(gone)?;
+        let sql = if full { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+        connection
+            .execute_batch(sql)
+            .map_err(|error| failure::of(connection, "cannot set the durability", error))?;
+        self.full = full;
+        Ok(())
+    }
+
+    fn commit(&mut self, connection: Connection, durability: Durability) -> Result<(), StoreError> {
+        self.pages.store(0, Ordering::Relaxed);
+        let outcome = execute(&connection, "COMMIT");
+        let result = outcome
+            .map_err(|error| failure::of(&connection, "cannot commit", error));
+        self.give_back(connection);
+        if let Err(error) = result {
+            // Nothing is lost by a full disk: the transaction was not begun, so to say.
+            if !matches!(error.kind, Kind::Full | Kind::Busy) {
+                self.latch(&error);
+            }
+            return Err(error);
+        }
+        // The hook has run if there was something to write. A transaction that changed nothing
+        // has synced nothing either, whatever `synchronous` says.
+        let pages = self.pages.load(Ordering::Relaxed);
+        if pages > 0 {
+            self.wrote = true;
+            self.unsynced = durability == Durability::Soon;
+            self.checkpointer.wal_has(pages);
+        }
+        if durability == Durability::Now && self.unsynced {
+            return self.barrier();
+        }
+        Ok(())
+    }
+
+    /// Commits one page that is as it was, so that SQLite has something to sync.
+    fn barrier(&mut self) -> Result<(), StoreError> {
+        self.synchronous(true)?;
+        let connection = self.connection.take().ok_or_else(gone)?;
+        // Writes the first page always; an UPDATE with the same value would write none.
+        let dirty = begin(&connection, self.cookie).and_then(|()| {
+            execute(&connection, &format!("PRAGMA user_version = {}", schema::USER_VERSION))
+                .map_err(|error| failure::of(&connection, "cannot sync", error))
+        });
+        if let Err(error) = dirty {
+            self.give_back(connection);
+            return Err(error);
+        }
+        self.pages.store(0, Ordering::Relaxed);
+        let synced = execute(&connection, "COMMIT")
+            .map_err(|error| failure::of(&connection, "cannot sync", error));
+        self.give_back(connection);
+        match synced {
+            Ok(()) if self.pages.load(Ordering::Relaxed) > 0 => {
+                self.unsynced = false;
+                Ok(())
+            }
+            Ok(()) => Err(StoreError::new(Kind::Io, "cannot sync: SQLite wrote nothing")),
+            Err(error) => {
+                if !matches!(error.kind, Kind::Full | Kind::Busy) {
+                    self.latch(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Before a durable commit is acknowledged: it went where the next mount will look.
+    fn acknowledge(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
+        let found = self.check_place(place, opened);
+        if let Err(error) = &found {
+            self.latch(error);
+        }
+        found
+    }
+
+    fn check_place(&self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
+        place.check_unmoved(opened)?;
+        if self.lock.is_at(&place.lock) {
+            return Ok(());
+        }
+        let message = format!(
+            "{} is no longer the file that was locked, so another process may be writing; unmount \
+             and mount again",
+            place.lock.display()
+        );
+        Err(StoreError::new(Kind::Moved, message))
+    }
+
+    /// Takes the connection back, out of any transaction.
+    fn give_back(&mut self, connection: Connection) {
+        if connection.is_autocommit() || execute(&connection, "ROLLBACK").is_ok() {
+            self.connection = Some(connection);
+        }
+        // Else it is closed here, which rolls back, and nothing is written any more.
+    }
+
+    fn latch(&mut self, error: &StoreError) {
+        let kind = if error.kind == Kind::Moved { Kind::Moved } else { Kind::Io };
+        let message = format!("nothing is written any more until the vault is reopened: {error}");
+        tracing::error!("{message}");
+        self.latch.get_or_insert(StoreError::new(kind, message));
+    }
+}
+
+enum Attempt {
+    Done(Result<Result<(), Abort>, StoreError>),
+    /// Another try may succeed.
+    Busy(StoreError),
+}
+
+impl Attempt {
+    fn of(error: StoreError) -> Self {
+        if error.kind == Kind::Busy { Self::Busy(error) } else { Self::Done(Err(error)) }
+    }
+}
+
+/// Begins a write transaction, on the schema that was verified.
+fn begin(connection: &Connection, cookie: i64) -> Result<(), StoreError> {
+    let what = "cannot begin to write";
+    let fail = |fault: Fault| failure::of(connection, what, fault);
+    execute(connection, "BEGIN IMMEDIATE").map_err(|error| fail(error.into()))?;
+    if schema::cookie(connection).map_err(fail)? == cookie {
+        return Ok(());
+    }
+    Err(fail(Fault::corrupt("somebody changed the schema while the vault was open")))
+}
+
+fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.raw_execute().map(drop)
+}
+
+/// A number that changes when another connection has committed.
+pub(super) fn data_version(connection: &Connection) -> Result<u64, StoreError> {
+    connection
+        .prepare_cached("PRAGMA data_version")
+        .and_then(|mut statement| statement.query_row([], |row| row.get::<_, i64>(0)))
+        // Only ever compared; the sign does not matter.
+        .map(i64::cast_unsigned)
+        .map_err(|error| failure::of(connection, "cannot look for changes", error))
+}
+
+fn gone() -> StoreError {
+    let message = "nothing is written any more until the vault is reopened: a transaction was cut \
+                   off by an error in the program";
+    StoreError::new(Kind::Io, message)
+}
