@@ -19,13 +19,13 @@ use super::{StoreError, StoreErrorKind as Kind, failure};
 /// Pages in the WAL from which on it is worth moving them: 4 MiB.
 const WORTHWHILE: i32 = 1024;
 
-/// Pages in the WAL from which on new reads are held up until it could be begun anew: 64 MiB. An
+/// Pages in the WAL from which on new transactions are held up until it could be begun anew: 64 MiB. An
 /// unbroken chain of overlapping readers would let it grow forever.
 const TOO_MANY: i32 = 16 * 1024;
 
-/// How long reads are held up at most, and how long the checkpoint waits for those under way.
+/// How long they are held up at most, and how long the checkpoint waits for those under way.
 const HOLD_UP: Duration = Duration::from_secs(2);
-const WAIT_FOR_READERS: Duration = Duration::from_millis(1500);
+pub(super) const WAIT_FOR_READERS: Duration = Duration::from_millis(1500);
 
 /// After a hold-up that achieved nothing (another process reads and reads), time without one.
 const RESPITE: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ const REST: Duration = Duration::from_millis(50);
 pub(super) struct Desk {
     orders: Mutex<Orders>,
     changed: Condvar,
-    /// Reads are held up. Beside the mutex, so that a read costs no lock.
+    /// New transactions are held up. Beside the mutex, so that a read costs no lock.
     held_up: AtomicBool,
 }
 
@@ -51,7 +51,7 @@ struct Orders {
 }
 
 impl Desk {
-    /// Holds up a new read while the WAL is being begun anew; bounded.
+    /// Holds up a new transaction while the WAL is being begun anew; bounded.
     pub(super) fn pass(&self) {
         if !self.held_up.load(Ordering::Acquire) {
             return;
@@ -94,7 +94,11 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     pub(super) fn new(database: PathBuf, desk: Arc<Desk>) -> Self {
-        Self { database, desk, thread: None }
+        Self {
+            database,
+            desk,
+            thread: None,
+        }
     }
 
     /// What it shares with the readers.
@@ -178,7 +182,11 @@ fn next_order(desk: &Desk) -> bool {
             orders.wanted = false;
             return true;
         }
-        let timeout = if orders.wanted { left } else { Duration::from_secs(3600) };
+        let timeout = if orders.wanted {
+            left
+        } else {
+            Duration::from_secs(3600)
+        };
         orders = wait(&desk.changed, orders, timeout);
     }
 }
@@ -199,7 +207,8 @@ pub(super) fn checkpoint(
     match connection.wal_checkpoint_v2(Some(rusqlite::MAIN_DB), mode) {
         Ok(pages) => Ok(pages),
         Err(rusqlite::Error::SqliteFailure(failed, _))
-            if failed.code == ErrorCode::DatabaseBusy && matches!(mode, CheckpointMode::PASSIVE) =>
+            if failed.code == ErrorCode::DatabaseBusy
+                && matches!(mode, CheckpointMode::PASSIVE) =>
         {
             // Another connection is checkpointing.
             Ok((0, 0))

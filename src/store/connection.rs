@@ -12,7 +12,7 @@ use super::{StoreError, StoreErrorKind as Kind, failure, schema};
 
 /// How long a connection waits for another one's lock. Longer than any checkpoint of ours waits
 /// for readers, so that the two never give up on each other.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Prepared statements kept by each connection: all there are.
 const STATEMENTS: usize = 64;
@@ -127,8 +127,13 @@ fn prepare(connection: &Connection, purpose: Purpose) -> Result<i64, StoreError>
     }
     let cookie = schema::verify(connection).map_err(fail)?;
     if purpose == Purpose::Read {
-        connection.execute_batch("PRAGMA query_only = ON").map_err(|error| fail(error.into()))?;
-    } else if connection.is_readonly(rusqlite::MAIN_DB).map_err(|error| fail(error.into()))? {
+        connection
+            .execute_batch("PRAGMA query_only = ON")
+            .map_err(|error| fail(error.into()))?;
+    } else if connection
+        .is_readonly(rusqlite::MAIN_DB)
+        .map_err(|error| fail(error.into()))?
+    {
         return Err(StoreError::new(
             Kind::ReadOnly,
             format!(

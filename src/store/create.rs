@@ -21,8 +21,12 @@ use super::{
 
 /// What a crash may leave behind.
 const DRAFT: &str = "vault.db.new";
-const LEFTOVERS: [&str; 4] =
-    [DRAFT, "vault.db.new-wal", "vault.db.new-shm", "vault.db.new-journal"];
+const LEFTOVERS: [&str; 4] = [
+    DRAFT,
+    "vault.db.new-wal",
+    "vault.db.new-shm",
+    "vault.db.new-journal",
+];
 
 type Init<'a> = &'a mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>;
 
@@ -144,7 +148,11 @@ fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> 
     }
     let mut tx = Tx::new(connection, true);
     let outcome = init(&mut tx);
-    let Tx { connection, trouble, .. } = tx;
+    let Tx {
+        connection,
+        trouble,
+        ..
+    } = tx;
     match (outcome, trouble) {
         (Ok(()), None) => {}
         (Ok(()), Some(trouble)) => return Err(trouble),
@@ -156,7 +164,10 @@ fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> 
     checkpoint::checkpoint(&connection, CheckpointMode::TRUNCATE)?;
     // Closing removes the WAL; the one of a vault that is open has its name from `vault.db`.
     connection
-        .set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)
+        .set_db_config(
+            rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
+            false,
+        )
         .map_err(|error| failure::of(&connection, "cannot close the new vault", error))?;
     connection.close().map_err(|(connection, error)| {
         failure::of(&connection, "cannot close the new vault", error)

@@ -47,9 +47,9 @@ fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {
         return Kind::Corrupt;
     };
     match failure.code {
-        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed => {
-            Kind::Busy
-        }
+        ErrorCode::DatabaseBusy
+        | ErrorCode::DatabaseLocked
+        | ErrorCode::FileLockingProtocolFailed => Kind::Busy,
         ErrorCode::DiskFull => Kind::Full,
         ErrorCode::ReadOnly => Kind::ReadOnly,
         ErrorCode::PermissionDenied => Kind::Denied,

@@ -34,7 +34,9 @@ pub(super) fn id(row: &Row<'_>, column: usize) -> Result<u64, Fault> {
     match row.get_ref(column)? {
         ValueRef::Integer(number) => match u64::try_from(number) {
             Ok(number) if number <= MAX_ID => Ok(number),
-            _ => Err(Fault::corrupt(format!("the number {number} is out of range"))),
+            _ => Err(Fault::corrupt(format!(
+                "the number {number} is out of range"
+            ))),
         },
         _ => Err(Fault::corrupt("a number is not stored as one")),
     }
@@ -62,7 +64,10 @@ pub(super) fn blob(row: &Row<'_>, column: usize, max: usize) -> Result<Vec<u8>, 
 pub(super) fn tag(row: &Row<'_>, column: usize) -> Result<NameTag, Fault> {
     match row.get_ref(column)? {
         ValueRef::Blob(bytes) => bytes.try_into().map_err(|_| {
-            Fault::corrupt(format!("a name's tag has {} bytes instead of 32", bytes.len()))
+            Fault::corrupt(format!(
+                "a name's tag has {} bytes instead of 32",
+                bytes.len()
+            ))
         }),
         _ => Err(Fault::corrupt("a name's tag is not stored as bytes")),
     }

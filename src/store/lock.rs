@@ -47,7 +47,12 @@ impl Holder {
 
     /// Somebody who has not said who it is: it has not verified the vault yet.
     pub fn unknown() -> Self {
-        Self { pid: 0, host: String::new(), mount_point: None, since: 0 }
+        Self {
+            pid: 0,
+            host: String::new(),
+            mount_point: None,
+            since: 0,
+        }
     }
 }
 
@@ -80,7 +85,11 @@ impl std::fmt::Display for Holder {
 pub fn holder(directory: &Path) -> Result<Option<Holder>, StoreError> {
     let path = Place::locate(directory, true)?.lock;
     let what = "cannot look at the lock";
-    let file = match fs::OpenOptions::new().read(true).custom_flags(FLAGS).open(&path) {
+    let file = match fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(FLAGS)
+        .open(&path)
+    {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failure::io(what, &path, &error)),
@@ -128,10 +137,16 @@ impl Lock {
             }
             let ours = file.metadata().map_err(fail)?;
             if fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == identity(&ours)) {
-                return Ok(Self { file, announced: false });
+                return Ok(Self {
+                    file,
+                    announced: false,
+                });
             }
         }
-        Err(StoreError::new(Kind::Io, format!("{what} {}: it keeps being replaced", path.display())))
+        Err(StoreError::new(
+            Kind::Io,
+            format!("{what} {}: it keeps being replaced", path.display()),
+        ))
     }
 
     /// Writes into the file who holds it.
@@ -193,5 +208,7 @@ fn flock() -> libc::flock {
 }
 
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }

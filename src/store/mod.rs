@@ -14,6 +14,8 @@ mod place;
 mod pool;
 mod schema;
 pub mod sqlite;
+#[cfg(test)]
+mod tests;
 mod tx;
 mod tx_write;
 mod writer;
@@ -295,6 +297,9 @@ pub struct StoreError {
 impl StoreError {
     /// An error of this class with this text.
     pub fn new(kind: StoreErrorKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string() }
+        Self {
+            kind,
+            message: message.to_string(),
+        }
     }
 }

@@ -64,7 +64,10 @@ impl Place {
         if !metadata.is_dir() {
             return Err(StoreError::new(
                 Kind::NotAVault,
-                format!("{} is no directory, and a vault is one", directory.display()),
+                format!(
+                    "{} is no directory, and a vault is one",
+                    directory.display()
+                ),
             ));
         }
         if !unsafe_filesystem {
@@ -81,10 +84,15 @@ impl Place {
     /// Looks at the files before SQLite touches them.
     pub(super) fn look(&self) -> Result<Opened, StoreError> {
         let not_a_vault = |why: &str| {
-            StoreError::new(Kind::NotAVault, format!("{}: {why}", self.directory.display()))
+            StoreError::new(
+                Kind::NotAVault,
+                format!("{}: {why}", self.directory.display()),
+            )
         };
         let Some(database) = regular_file(&self.database)? else {
-            return Err(not_a_vault("there is no vault here; `secretfs init` makes one"));
+            return Err(not_a_vault(
+                "there is no vault here; `secretfs init` makes one",
+            ));
         };
         if database.len() == 0 {
             return Err(not_a_vault("vault.db is empty"));
@@ -176,7 +184,11 @@ fn regular_file(path: &Path) -> Result<Option<Metadata>, StoreError> {
 
 fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
     let status = statfs(directory).map_err(|error| {
-        failure::io("cannot look at the file system of", directory, &error.into())
+        failure::io(
+            "cannot look at the file system of",
+            directory,
+            &error.into(),
+        )
     })?;
     // The numbers have 32 bits; the type of the field, and its sign, depend on the platform.
     let magic = status.filesystem_type().0 as u32;

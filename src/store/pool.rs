@@ -24,7 +24,10 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(database: PathBuf) -> Self {
-        Self { database, idle: Mutex::new(Vec::new()) }
+        Self {
+            database,
+            idle: Mutex::new(Vec::new()),
+        }
     }
 
     /// Takes an idle connection or opens one.
@@ -59,7 +62,11 @@ impl Pool {
             begin(&connection)?;
             let mut tx = Tx::new(connection, false);
             let outcome = body(&mut tx);
-            let Tx { connection, trouble, .. } = tx;
+            let Tx {
+                connection,
+                trouble,
+                ..
+            } = tx;
             // A connection that failed, or cannot end its transaction, is closed: that ends it.
             if trouble.is_none() && (connection.is_autocommit() || end(&connection).is_ok()) {
                 self.give(connection);

@@ -81,7 +81,10 @@ pub(super) const TABLES: [(&str, &str); 9] = [
         "CREATE TABLE chunk (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, \
          version INTEGER NOT NULL, idx INTEGER NOT NULL, sealed BLOB NOT NULL) STRICT",
     ),
-    ("orphan", "CREATE TABLE orphan (id INTEGER PRIMARY KEY) STRICT"),
+    (
+        "orphan",
+        "CREATE TABLE orphan (id INTEGER PRIMARY KEY) STRICT",
+    ),
     (
         "event",
         "CREATE TABLE event (sequence INTEGER PRIMARY KEY, value BLOB NOT NULL) STRICT",
@@ -119,13 +122,17 @@ pub(super) fn verify(connection: &Connection) -> Result<i64, Fault> {
     for (pragma, expected) in [("PRAGMA page_size", PAGE_SIZE), ("PRAGMA auto_vacuum", 0)] {
         let found = number(connection, pragma)?;
         if found != expected {
-            return Err(Fault::corrupt(format!("{pragma} is {found} instead of {expected}")));
+            return Err(Fault::corrupt(format!(
+                "{pragma} is {found} instead of {expected}"
+            )));
         }
     }
     for (pragma, expected) in [("PRAGMA journal_mode", "wal"), ("PRAGMA encoding", "UTF-8")] {
         let found: String = connection.query_row(pragma, [], |row| row.get(0))?;
         if found != expected {
-            return Err(Fault::corrupt(format!("{pragma} is {found} instead of {expected}")));
+            return Err(Fault::corrupt(format!(
+                "{pragma} is {found} instead of {expected}"
+            )));
         }
     }
     tables(connection)?;
@@ -147,17 +154,23 @@ fn tables(connection: &Connection) -> Result<(), Fault> {
     let mut roots = Vec::with_capacity(TABLES.len());
     while let Some(row) = rows.next()? {
         let Some((name, sql)) = TABLES.get(roots.len()) else {
-            return Err(Fault::corrupt("the schema has more in it than secretfs made"));
+            return Err(Fault::corrupt(
+                "the schema has more in it than secretfs made",
+            ));
         };
         for (column, expected) in [(0, "table"), (1, *name), (2, *name), (3, *sql)] {
             if row.get_ref(column)? != ValueRef::Text(expected.as_bytes()) {
-                return Err(Fault::corrupt(format!("the schema of `{name}` was changed")));
+                return Err(Fault::corrupt(format!(
+                    "the schema of `{name}` was changed"
+                )));
             }
         }
         let root: i64 = row.get(4)?;
         // Two tables over one B-tree would let a write to the one change the other.
         if root < 2 || roots.contains(&root) {
-            return Err(Fault::corrupt(format!("`{name}` lies on another table's pages")));
+            return Err(Fault::corrupt(format!(
+                "`{name}` lies on another table's pages"
+            )));
         }
         roots.push(root);
     }

@@ -15,14 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::wal::CheckpointMode;
 
-use super::checkpoint::{Checkpointer, Desk, checkpoint};
+use super::checkpoint::{Checkpointer, Desk};
 use super::connection::{self, Purpose};
 use super::lock::{Holder, Lock};
 use super::place::{Opened, Place};
 use super::pool::Pool;
-use super::writer::{Writer, data_version};
+use super::writer::{Writer, data_version, truncate};
 use super::{
     Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write, create,
 };
@@ -56,7 +55,11 @@ pub struct SqliteStore {
 
 #[derive(Debug)]
 enum Side {
-    Write { holder: Holder, writer: Mutex<Writer>, foreign: AtomicU64 },
+    Write {
+        holder: Holder,
+        writer: Mutex<Writer>,
+        foreign: AtomicU64,
+    },
     /// The connection that looks for the commits of others.
     Read { watch: Mutex<Option<Connection>> },
 }
@@ -128,12 +131,24 @@ impl SqliteStore {
                         error
                     },
                 )?;
-                Side::Write { holder, writer: Mutex::new(writer), foreign: AtomicU64::new(0) }
+                Side::Write {
+                    holder,
+                    writer: Mutex::new(writer),
+                    foreign: AtomicU64::new(0),
+                }
             }
-            _ => Side::Read { watch: Mutex::new(Some(connection)) },
+            _ => Side::Read {
+                watch: Mutex::new(Some(connection)),
+            },
         };
         let pool = Pool::new(place.database.clone());
-        Ok(Self { place, opened, pool, desk, side })
+        Ok(Self {
+            place,
+            opened,
+            pool,
+            desk,
+            side,
+        })
     }
 
     /// Writes into the lock who holds it. For the caller to do once the vault is verified: until
@@ -142,7 +157,9 @@ impl SqliteStore {
     /// # Errors
     /// When the lock's file cannot be written.
     pub fn announce(&self) -> Result<(), StoreError> {
-        let Side::Write { holder, writer, .. } = &self.side else { return Ok(()) };
+        let Side::Write { holder, writer, .. } = &self.side else {
+            return Ok(());
+        };
         locked(writer).lock.announce(holder).map_err(|error| {
             super::failure::io("cannot write into the lock", &self.place.lock, &error)
         })
@@ -156,19 +173,24 @@ impl SqliteStore {
     /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold
     /// no earlier state of any record: replaced and removed records are overwritten in the
     /// database itself. True when that was achieved; false when a reader was in the way for
-    /// seconds.
+    /// more than a second.
     ///
     /// # Errors
     /// As for a durable commit.
     pub fn truncate_wal(&self) -> Result<bool, StoreError> {
-        let Side::Write { writer, .. } = &self.side else { return Err(self.read_only()) };
+        let Side::Write { writer, .. } = &self.side else {
+            return Err(self.read_only());
+        };
         locked(writer).truncate_wal(&self.place, &self.opened)
     }
 
     fn read_only(&self) -> StoreError {
         StoreError::new(
             Kind::ReadOnly,
-            format!("{} was opened for reading only", self.place.directory.display()),
+            format!(
+                "{} was opened for reading only",
+                self.place.directory.display()
+            ),
         )
     }
 }
@@ -185,7 +207,11 @@ impl Store for SqliteStore {
         durability: Durability,
         body: Body<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError> {
-        let Side::Write { writer, .. } = &self.side else { return Err(self.read_only()) };
+        let Side::Write { writer, .. } = &self.side else {
+            return Err(self.read_only());
+        };
+        // Commits without a pause would keep the checkpoint from its lock as readers do.
+        self.desk.pass();
         locked(writer).write(&self.place, &self.opened, durability, body)
     }
 
@@ -200,7 +226,9 @@ impl Store for SqliteStore {
         match &self.side {
             // Asked of the writer's own connection, to which only the commits of others are
             // changes. While it is writing there are none, and this must not wait.
-            Side::Write { writer, foreign, .. } => {
+            Side::Write {
+                writer, foreign, ..
+            } => {
                 if let Ok(writer) = writer.try_lock() {
                     foreign.store(writer.data_version()?, Ordering::Relaxed);
                 }
@@ -232,7 +260,7 @@ impl Drop for SqliteStore {
                 }
                 let tidy = writer.wrote && !writer.latched();
                 if let Some(connection) = writer.take() {
-                    if tidy && let Err(error) = checkpoint(&connection, CheckpointMode::TRUNCATE) {
+                    if tidy && let Err(error) = truncate(&connection) {
                         // All of it is in the WAL, where the next writer finds it.
                         tracing::debug!(%error, "the WAL stays");
                     }

@@ -25,7 +25,11 @@ pub(super) struct Tx {
 
 impl Tx {
     pub(super) fn new(connection: Connection, writing: bool) -> Self {
-        Self { connection, trouble: None, writing }
+        Self {
+            connection,
+            trouble: None,
+            writing,
+        }
     }
 
     /// Fails when SQLite has ended the transaction by itself, as it does after some errors: what
@@ -33,9 +37,10 @@ impl Tx {
     pub(super) fn alive(&self) -> Result<(), StoreError> {
         match &self.trouble {
             Some(trouble) if self.writing => Err(trouble.clone()),
-            _ if self.connection.is_autocommit() => {
-                Err(StoreError::new(Kind::Io, "the transaction has ended already"))
-            }
+            _ if self.connection.is_autocommit() => Err(StoreError::new(
+                Kind::Io,
+                "the transaction has ended already",
+            )),
             _ => Ok(()),
         }
     }
@@ -113,7 +118,10 @@ fn many<T>(
 pub(super) fn key(number: u64) -> Result<i64, StoreError> {
     match i64::try_from(number) {
         Ok(signed) if number <= MAX_ID => Ok(signed),
-        _ => Err(StoreError::new(Kind::Corrupt, format!("{number} is out of range for an id"))),
+        _ => Err(StoreError::new(
+            Kind::Corrupt,
+            format!("{number} is out of range for an id"),
+        )),
     }
 }
 
@@ -140,7 +148,11 @@ fn entry_row(row: &Row<'_>) -> Result<EntryRow, Fault> {
 /// Takes a chunk out of a row that begins at column `at` with node, version and index, if it is
 /// the one that was asked for: the row was found through a number that anybody may have forged.
 fn chunk_of(row: &Row<'_>, at: usize, expected: ChunkKey) -> Result<Vec<u8>, Fault> {
-    let found = (hostile::id(row, at)?, hostile::id(row, at + 1)?, hostile::index(row, at + 2)?);
+    let found = (
+        hostile::id(row, at)?,
+        hostile::id(row, at + 1)?,
+        hostile::index(row, at + 2)?,
+    );
     if found != expected {
         return Err(Fault::corrupt(format!(
             "where chunk {} of version {} of node {} should be, there is another",
@@ -174,7 +186,9 @@ impl Read for Tx {
 
     fn node(&mut self, id: NodeId) -> Result<Option<KeyedRecord>, StoreError> {
         let sql = "SELECT generation, value FROM node WHERE id = ?1";
-        self.one("cannot read a node", sql, [key(id)?], |row| keyed(row, 0, schema::MAX_NODE))
+        self.one("cannot read a node", sql, [key(id)?], |row| {
+            keyed(row, 0, schema::MAX_NODE)
+        })
     }
 
     fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError> {
@@ -217,9 +231,12 @@ impl Read for Tx {
 
     fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError> {
         let sql = "SELECT generation, value FROM version WHERE node = ?1 AND version = ?2";
-        self.one("cannot read a version", sql, (key(node)?, key(version)?), |row| {
-            keyed(row, 0, schema::MAX_VERSION)
-        })
+        self.one(
+            "cannot read a version",
+            sql,
+            (key(node)?, key(version)?),
+            |row| keyed(row, 0, schema::MAX_VERSION),
+        )
     }
 
     fn version_and_first_chunk(
@@ -231,18 +248,23 @@ impl Read for Tx {
                    c.node, c.version, c.idx, c.sealed \
                    FROM version AS v LEFT JOIN chunk AS c ON c.id = v.first_chunk \
                    WHERE v.node = ?1 AND v.version = ?2";
-        self.one("cannot read a version", sql, (key(node)?, key(version)?), |row| {
-            let record = keyed(row, 0, schema::MAX_VERSION)?;
-            if hostile::id(row, 2)? == 0 {
-                return Ok((record, None));
-            }
-            if row.get_ref(3)? == rusqlite::types::ValueRef::Null {
-                return Err(Fault::corrupt(format!(
-                    "version {version} of node {node} lacks its first chunk"
-                )));
-            }
-            Ok((record, Some(chunk_of(row, 4, (node, version, 0))?)))
-        })
+        self.one(
+            "cannot read a version",
+            sql,
+            (key(node)?, key(version)?),
+            |row| {
+                let record = keyed(row, 0, schema::MAX_VERSION)?;
+                if hostile::id(row, 2)? == 0 {
+                    return Ok((record, None));
+                }
+                if row.get_ref(3)? == rusqlite::types::ValueRef::Null {
+                    return Err(Fault::corrupt(format!(
+                        "version {version} of node {node} lacks its first chunk"
+                    )));
+                }
+                Ok((record, Some(chunk_of(row, 4, (node, version, 0))?)))
+            },
+        )
     }
 
     fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError> {
@@ -261,9 +283,12 @@ impl Read for Tx {
         let sql = "SELECT c.node, c.version, c.idx, c.sealed \
                    FROM version AS v JOIN chunk AS c ON c.id = v.first_chunk + ?3 \
                    WHERE v.node = ?1 AND v.version = ?2 AND v.first_chunk > 0";
-        self.one("cannot read a chunk", sql, (key(node)?, key(version)?, index), |row| {
-            chunk_of(row, 0, (node, version, index))
-        })
+        self.one(
+            "cannot read a chunk",
+            sql,
+            (key(node)?, key(version)?, index),
+            |row| chunk_of(row, 0, (node, version, index)),
+        )
     }
 
     fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError> {
@@ -285,11 +310,19 @@ impl Read for Tx {
 
     fn events(&mut self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
         let what = "cannot read the history";
-        let sql = "SELECT sequence, value FROM event WHERE sequence >= ?1 ORDER BY sequence LIMIT ?2";
+        let sql =
+            "SELECT sequence, value FROM event WHERE sequence >= ?1 ORDER BY sequence LIMIT ?2";
         let found = self.many(what, sql, (key(from)?, rows(limit)), |row| {
-            Ok((hostile::id(row, 0)?, hostile::blob(row, 1, schema::MAX_EVENT)?))
+            Ok((
+                hostile::id(row, 0)?,
+                hostile::blob(row, 1, schema::MAX_EVENT)?,
+            ))
         })?;
-        self.ordered(what, from.checked_sub(1), found.iter().map(|(sequence, _)| *sequence))?;
+        self.ordered(
+            what,
+            from.checked_sub(1),
+            found.iter().map(|(sequence, _)| *sequence),
+        )?;
         Ok(found)
     }
 
@@ -359,7 +392,11 @@ impl Read for Tx {
                 self.many(what, sql, (key(directory)?, tag, rows(limit)), entry_row)
             }
         }?;
-        self.ordered(what, after, found.iter().map(|row| (row.directory, &row.tag)))?;
+        self.ordered(
+            what,
+            after,
+            found.iter().map(|row| (row.directory, &row.tag)),
+        )?;
         Ok(found)
     }
 
@@ -370,7 +407,11 @@ impl Read for Tx {
     ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError> {
         let what = "cannot scan the chunks";
         let take = |row: &Row<'_>| {
-            let key = (hostile::id(row, 1)?, hostile::id(row, 2)?, hostile::index(row, 3)?);
+            let key = (
+                hostile::id(row, 1)?,
+                hostile::id(row, 2)?,
+                hostile::index(row, 3)?,
+            );
             Ok((hostile::id(row, 0)?, key))
         };
         let found = match after {
@@ -386,7 +427,10 @@ impl Read for Tx {
         }?;
         self.ordered(what, after, found.iter().map(|(id, _)| *id))?;
         // A page that is not full was the last one.
-        let cursor = found.last().map(|(id, _)| *id).filter(|_| found.len() == limit);
+        let cursor = found
+            .last()
+            .map(|(id, _)| *id)
+            .filter(|_| found.len() == limit);
         Ok((found.into_iter().map(|(_, key)| key).collect(), cursor))
     }
 }

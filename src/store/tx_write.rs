@@ -70,7 +70,8 @@ impl Tx {
         // they are ciphertext, and their key goes in the same transaction.
         let relaxed = longest > INLINE;
         if relaxed {
-            self.connection.execute_batch("PRAGMA secure_delete = FAST")?;
+            self.connection
+                .execute_batch("PRAGMA secure_delete = FAST")?;
         }
         let deleted = self.execute(
             "DELETE FROM chunk WHERE id BETWEEN ?1 AND ?2 AND node = ?3 AND version = ?4",
@@ -117,7 +118,8 @@ impl Write for Tx {
         self.change("cannot write the header", |tx| {
             let sql = "INSERT INTO header (id, value) VALUES (0, ?1) \
                        ON CONFLICT (id) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, [fits(value, schema::MAX_HEADER)?]).map(drop)
+            tx.execute(sql, [fits(value, schema::MAX_HEADER)?])
+                .map(drop)
         })
     }
 
@@ -125,7 +127,8 @@ impl Write for Tx {
         self.change("cannot write the keyring", |tx| {
             let sql = "INSERT INTO keyring (id, value) VALUES (0, ?1) \
                        ON CONFLICT (id) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, [fits(value, schema::MAX_KEYRING)?]).map(drop)
+            tx.execute(sql, [fits(value, schema::MAX_KEYRING)?])
+                .map(drop)
         })
     }
 
@@ -143,13 +146,15 @@ impl Write for Tx {
                        ON CONFLICT (id) DO UPDATE SET \
                        generation = excluded.generation, value = excluded.value";
             let value = fits(&record.value, schema::MAX_NODE)?;
-            tx.execute(sql, (key(id)?, key(record.generation)?, value)).map(drop)
+            tx.execute(sql, (key(id)?, key(record.generation)?, value))
+                .map(drop)
         })
     }
 
     fn delete_node(&mut self, id: NodeId) -> Result<(), StoreError> {
         self.change("cannot remove a node", |tx| {
-            tx.execute("DELETE FROM node WHERE id = ?1", [key(id)?]).map(drop)
+            tx.execute("DELETE FROM node WHERE id = ?1", [key(id)?])
+                .map(drop)
         })
     }
 
@@ -162,7 +167,8 @@ impl Write for Tx {
         self.change("cannot write an entry", |tx| {
             let sql = "INSERT INTO entry (directory, tag, value) VALUES (?1, ?2, ?3) \
                        ON CONFLICT (directory, tag) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, (key(directory)?, tag, fits(value, schema::MAX_ENTRY)?)).map(drop)
+            tx.execute(sql, (key(directory)?, tag, fits(value, schema::MAX_ENTRY)?))
+                .map(drop)
         })
     }
 
@@ -230,8 +236,10 @@ impl Write for Tx {
             let sql = "UPDATE version SET generation = ?3, value = ?4 \
                        WHERE node = ?1 AND version = ?2";
             let value = fits(&record.value, schema::MAX_VERSION)?;
-            let changed =
-                tx.execute(sql, (key(node)?, key(version)?, key(record.generation)?, value))?;
+            let changed = tx.execute(
+                sql,
+                (key(node)?, key(version)?, key(record.generation)?, value),
+            )?;
             if changed == 1 {
                 return Ok(());
             }
@@ -244,7 +252,9 @@ impl Write for Tx {
         self.change("cannot remove a version", |tx| {
             let (node, version) = (key(node)?, key(version)?);
             let sql = "SELECT first_chunk FROM version WHERE node = ?1 AND version = ?2";
-            let first = one(&tx.connection, sql, (node, version), |row| Ok(row.get::<_, i64>(0)?))?;
+            let first = one(&tx.connection, sql, (node, version), |row| {
+                Ok(row.get::<_, i64>(0)?)
+            })?;
             match first {
                 None => return Ok(()),
                 // No version owns what has such a number; the record can go all the same.
@@ -265,14 +275,16 @@ impl Write for Tx {
 
     fn delete_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
         self.change("cannot remove an orphan", |tx| {
-            tx.execute("DELETE FROM orphan WHERE id = ?1", [key(id)?]).map(drop)
+            tx.execute("DELETE FROM orphan WHERE id = ?1", [key(id)?])
+                .map(drop)
         })
     }
 
     fn insert_event(&mut self, sequence: u64, value: &[u8]) -> Result<(), StoreError> {
         self.change("cannot write an event", |tx| {
             let sql = "INSERT INTO event (sequence, value) VALUES (?1, ?2)";
-            tx.execute(sql, (key(sequence)?, fits(value, schema::MAX_EVENT)?)).map(drop)
+            tx.execute(sql, (key(sequence)?, fits(value, schema::MAX_EVENT)?))
+                .map(drop)
         })
     }
 }

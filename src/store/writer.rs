@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
-use super::checkpoint::{Checkpointer, checkpoint};
+use super::checkpoint::{Checkpointer, WAIT_FOR_READERS, checkpoint};
+use super::connection::PATIENCE;
 use super::hostile::Fault;
 use super::lock::Lock;
 use super::place::{Opened, Place};
@@ -113,7 +114,9 @@ impl Writer {
         if let Err(error) = self.usable(place, opened, durability) {
             return Attempt::of(error);
         }
-        let Some(connection) = self.connection.take() else { return Attempt::of(gone()) };
+        let Some(connection) = self.connection.take() else {
+            return Attempt::of(gone());
+        };
         if let Err(error) = begin(&connection, self.cookie) {
             self.give_back(connection);
             // Not `Busy` for the caller: the connection has waited long enough.
@@ -121,7 +124,11 @@ impl Writer {
         }
         let mut tx = Tx::new(connection, true);
         let outcome = body(&mut tx);
-        let Tx { connection, trouble, .. } = tx;
+        let Tx {
+            connection,
+            trouble,
+            ..
+        } = tx;
         match (outcome, trouble) {
             (Ok(()), None) => {}
             (outcome, trouble) => {
@@ -133,8 +140,9 @@ impl Writer {
                 };
             }
         }
-        let committed =
-            self.commit(connection, durability).and_then(|()| match durability {
+        let committed = self
+            .commit(connection, durability)
+            .and_then(|()| match durability {
                 Durability::Now => self.acknowledge(place, opened),
                 Durability::Soon => Ok(()),
             });
@@ -163,7 +171,7 @@ impl Writer {
     ) -> Result<bool, StoreError> {
         self.sync(place, opened)?;
         let connection = self.connection.as_ref().ok_or_else(gone)?;
-        match checkpoint(connection, CheckpointMode::TRUNCATE) {
+        match truncate(connection) {
             Ok(_) => Ok(true),
             Err(error) if error.kind == Kind::Busy => Ok(false),
             Err(error) => {
@@ -203,7 +211,11 @@ impl Writer {
             return Ok(());
         }
         let connection = self.connection.as_ref().ok_or_else(gone)?;
-        let sql = if full { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+        let sql = if full {
+            "PRAGMA synchronous = FULL"
+        } else {
+            "PRAGMA synchronous = NORMAL"
+        };
         connection
             .execute_batch(sql)
             .map_err(|error| failure::of(connection, "cannot set the durability", error))?;
@@ -214,8 +226,7 @@ impl Writer {
     fn commit(&mut self, connection: Connection, durability: Durability) -> Result<(), StoreError> {
         self.pages.store(0, Ordering::Relaxed);
         let outcome = execute(&connection, "COMMIT");
-        let result = outcome
-            .map_err(|error| failure::of(&connection, "cannot commit", error));
+        let result = outcome.map_err(|error| failure::of(&connection, "cannot commit", error));
         self.give_back(connection);
         if let Err(error) = result {
             // Nothing is lost by a full disk: the transaction was not begun, so to say.
@@ -244,8 +255,11 @@ impl Writer {
         let connection = self.connection.take().ok_or_else(gone)?;
         // Writes the first page always; an UPDATE with the same value would write none.
         let dirty = begin(&connection, self.cookie).and_then(|()| {
-            execute(&connection, &format!("PRAGMA user_version = {}", schema::USER_VERSION))
-                .map_err(|error| failure::of(&connection, "cannot sync", error))
+            execute(
+                &connection,
+                &format!("PRAGMA user_version = {}", schema::USER_VERSION),
+            )
+            .map_err(|error| failure::of(&connection, "cannot sync", error))
         });
         if let Err(error) = dirty {
             self.give_back(connection);
@@ -260,7 +274,10 @@ impl Writer {
                 self.unsynced = false;
                 Ok(())
             }
-            Ok(()) => Err(StoreError::new(Kind::Io, "cannot sync: SQLite wrote nothing")),
+            Ok(()) => Err(StoreError::new(
+                Kind::Io,
+                "cannot sync: SQLite wrote nothing",
+            )),
             Err(error) => {
                 if !matches!(error.kind, Kind::Full | Kind::Busy) {
                     self.latch(&error);
@@ -301,11 +318,28 @@ impl Writer {
     }
 
     fn latch(&mut self, error: &StoreError) {
-        let kind = if error.kind == Kind::Moved { Kind::Moved } else { Kind::Io };
+        let kind = if error.kind == Kind::Moved {
+            Kind::Moved
+        } else {
+            Kind::Io
+        };
         let message = format!("nothing is written any more until the vault is reopened: {error}");
         tracing::error!("{message}");
         self.latch.get_or_insert(StoreError::new(kind, message));
     }
+}
+
+/// Moves everything into the database and empties the WAL, if the readers let it.
+pub(super) fn truncate(connection: &Connection) -> Result<(), StoreError> {
+    let patience = |time| {
+        connection
+            .busy_timeout(time)
+            .map_err(|error| failure::of(connection, "cannot set a time limit", error))
+    };
+    patience(WAIT_FOR_READERS)?;
+    let outcome = checkpoint(connection, CheckpointMode::TRUNCATE);
+    patience(PATIENCE)?;
+    outcome.map(drop)
 }
 
 enum Attempt {
@@ -316,7 +350,11 @@ enum Attempt {
 
 impl Attempt {
     fn of(error: StoreError) -> Self {
-        if error.kind == Kind::Busy { Self::Busy(error) } else { Self::Done(Err(error)) }
+        if error.kind == Kind::Busy {
+            Self::Busy(error)
+        } else {
+            Self::Done(Err(error))
+        }
     }
 }
 
@@ -328,7 +366,9 @@ fn begin(connection: &Connection, cookie: i64) -> Result<(), StoreError> {
     if schema::cookie(connection).map_err(fail)? == cookie {
         return Ok(());
     }
-    Err(fail(Fault::corrupt("somebody changed the schema while the vault was open")))
+    Err(fail(Fault::corrupt(
+        "somebody changed the schema while the vault was open",
+    )))
 }
 
 fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
