@@ -11,6 +11,9 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 
+pub mod cli;
+pub mod config;
 pub mod crypto;
+pub mod daemon;
 pub mod kms;
 pub mod store;
