@@ -35,7 +35,10 @@ impl Check {
             0 => Ok(()),
             found => Err(Error::new(
                 Class::Integrity,
-                format!("{} is damaged or was tampered with: {found} problems, listed above; restore it from a backup", self.vault.display()),
+                format!(
+                    "{} is damaged or was tampered with: {found} problems, listed above; restore it from a backup",
+                    self.vault.display()
+                ),
             )),
         }
     }

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
-use crate::config::{Kind, Options, Origin, Raw, SETTINGS, Scope, Setting, Settings, parse_options};
+use crate::config::{
+    Kind, Options, Origin, Raw, SETTINGS, Scope, Setting, Settings, parse_options,
+};
 use crate::daemon::Error;
 
 /// Which settings a command has flags for.
@@ -67,7 +69,10 @@ impl<S: Scopes> Args for Flags<S> {
             .action(ArgAction::Append)
             .help("Settings as mount options: NAME or NAME=VALUE, separated by commas");
         Self::settings().fold(command.arg(options), |command, setting| {
-            let arg = Arg::new(setting.name).long(setting.name).help(setting.help).help_heading("Settings");
+            let arg = Arg::new(setting.name)
+                .long(setting.name)
+                .help(setting.help)
+                .help_heading("Settings");
             command.arg(match setting.kind {
                 Kind::Switch => arg.action(ArgAction::SetTrue),
                 _ => arg
@@ -86,21 +91,38 @@ impl<S: Scopes> Args for Flags<S> {
 impl<S: Scopes> FromArgMatches for Flags<S> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let values = |name: &str| -> Vec<OsString> {
-            matches.get_many::<OsString>(name).into_iter().flatten().cloned().collect()
+            matches
+                .get_many::<OsString>(name)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect()
         };
         let mut raws = Vec::new();
         for setting in Self::settings() {
             let origin = Origin::Flag;
             if setting.kind == Kind::Switch {
                 if matches.get_flag(setting.name) {
-                    raws.push(Raw { setting, value: None, origin });
+                    raws.push(Raw {
+                        setting,
+                        value: None,
+                        origin,
+                    });
                 }
             } else {
                 let of_flag = values(setting.name).into_iter();
-                raws.extend(of_flag.map(|v| Raw { setting, value: Some(v), origin: origin.clone() }));
+                raws.extend(of_flag.map(|v| Raw {
+                    setting,
+                    value: Some(v),
+                    origin: origin.clone(),
+                }));
             }
         }
-        Ok(Self { options: values("options"), raws, scopes: std::marker::PhantomData })
+        Ok(Self {
+            options: values("options"),
+            raws,
+            scopes: std::marker::PhantomData,
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

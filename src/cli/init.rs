@@ -33,12 +33,20 @@ impl Init {
         };
         let options = vault::InitOptions {
             kms_keys,
-            uid: settings.uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
-            gid: settings.gid.unwrap_or_else(|| nix::unistd::getegid().as_raw()),
+            uid: settings
+                .uid
+                .unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
+            gid: settings
+                .gid
+                .unwrap_or_else(|| nix::unistd::getegid().as_raw()),
             kms: settings.kms,
         };
         let created = vault::init(&self.vault, &options)?;
-        let mut text = format!("{} is a new vault, id {}\n", self.vault.display(), created.vault_id);
+        let mut text = format!(
+            "{} is a new vault, id {}\n",
+            self.vault.display(),
+            created.vault_id
+        );
         for key in &created.kms_keys {
             text.push_str(&format!("its master key is wrapped by {key}\n"));
         }

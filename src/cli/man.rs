@@ -46,13 +46,23 @@ pub fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut command = super::command();
     command.build();
     let mut pages = vec![("secretfs.1".to_owned(), render(command.clone(), SECTIONS)?)];
-    for sub in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
+    for sub in command
+        .get_subcommands()
+        .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+    {
         let name = format!("secretfs-{}", sub.get_name());
-        let sections = if sub.get_name() == "mount" { MOUNT_SECTIONS } else { "" };
+        let sections = if sub.get_name() == "mount" {
+            MOUNT_SECTIONS
+        } else {
+            ""
+        };
         let page = render(sub.clone(), sections)?;
         pages.push((format!("{name}.1"), page));
     }
-    pages.push(("mount.secretfs.8".to_owned(), filled_in(MOUNT_HELPER).into_bytes()));
+    pages.push((
+        "mount.secretfs.8".to_owned(),
+        filled_in(MOUNT_HELPER).into_bytes(),
+    ));
     Ok(pages)
 }
 
@@ -78,5 +88,6 @@ fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
 }
 
 fn filled_in(text: &str) -> String {
-    text.replace("@DATE@", DATE).replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+    text.replace("@DATE@", DATE)
+        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
 }

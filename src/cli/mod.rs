@@ -55,7 +55,11 @@ enum Command {
 pub fn main() -> ExitCode {
     daemon::install_hook();
     let mut args: Vec<OsString> = std::env::args_os().collect();
-    let called = args.first().map(Path::new).and_then(Path::file_name).map(OsStrExt::as_bytes);
+    let called = args
+        .first()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .map(OsStrExt::as_bytes);
     if called == Some(b"mount.secretfs") || called == Some(b"mount.fuse.secretfs") {
         args.remove(0);
         return mount_helper::main(args);
@@ -141,11 +145,19 @@ mod tests {
 
     #[test]
     fn a_usage_error_is_one_line() {
-        for args in [&["secretfs"][..], &["secretfs", "mount"], &["secretfs", "frobnicate"], &["secretfs", "init", "--uid"]] {
+        for args in [
+            &["secretfs"][..],
+            &["secretfs", "mount"],
+            &["secretfs", "frobnicate"],
+            &["secretfs", "init", "--uid"],
+        ] {
             let error = Cli::try_parse_from(args).expect_err("wrong");
             let error = usage(&error);
             assert_eq!(error.class, Class::Usage);
-            assert!(!error.message.contains('\n') && !error.message.contains("Usage"), "{error}");
+            assert!(
+                !error.message.contains('\n') && !error.message.contains("Usage"),
+                "{error}"
+            );
         }
     }
 }

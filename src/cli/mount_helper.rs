@@ -104,7 +104,11 @@ fn parse(args: Vec<OsString>) -> Result<Invocation, Error> {
                 b'n' => {}
                 b'o' | b't' => {
                     let rest = std::ffi::OsStr::from_bytes(&letters[at + 1..]).to_owned();
-                    let value = if rest.is_empty() { args.next() } else { Some(rest) };
+                    let value = if rest.is_empty() {
+                        args.next()
+                    } else {
+                        Some(rest)
+                    };
                     let value = value.ok_or_else(|| usage("-o and -t need a value"))?;
                     if *letter == b'o' {
                         invocation.options.push(value);
@@ -132,7 +136,8 @@ mod tests {
 
     #[test]
     fn arguments_come_as_mount_passes_them() {
-        let invocation = parsed(&["/v", "/m", "-sn", "-v", "-o", "rw,ttl=5", "-t", "secretfs"]).expect("good");
+        let invocation =
+            parsed(&["/v", "/m", "-sn", "-v", "-o", "rw,ttl=5", "-t", "secretfs"]).expect("good");
         assert_eq!(invocation.positional, ["/v", "/m"]);
         assert_eq!(invocation.options, ["rw,ttl=5"]);
         assert!(invocation.sloppy && invocation.verbose && !invocation.fake);

@@ -17,9 +17,10 @@ pub(super) fn print(text: &str) -> Result<(), Error> {
 pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Error> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::new(Class::Failed, format!("cannot write to standard output: {e}")))
-        }
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Error::new(
+            Class::Failed,
+            format!("cannot write to standard output: {e}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -69,7 +70,11 @@ fn write_lines(text: &mut String, value: &Value, depth: usize) {
                 }
             }
         }
-        other => drop(writeln!(text, "{indent}{}", scalar(other).unwrap_or_default())),
+        other => drop(writeln!(
+            text,
+            "{indent}{}",
+            scalar(other).unwrap_or_default()
+        )),
     }
 }
 
@@ -81,13 +86,17 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(false) => Some("no".to_owned()),
         Value::Number(number) => Some(number.to_string()),
         // Names and paths may hold anything; a terminal must not obey it.
-        Value::String(text) => {
-            Some(text.chars().flat_map(|c| {
-                let escaped = c.is_control();
-                let plain = (!escaped).then_some(c);
-                plain.into_iter().chain(escaped.then(|| c.escape_default()).into_iter().flatten())
-            }).collect())
-        }
+        Value::String(text) => Some(
+            text.chars()
+                .flat_map(|c| {
+                    let escaped = c.is_control();
+                    let plain = (!escaped).then_some(c);
+                    plain
+                        .into_iter()
+                        .chain(escaped.then(|| c.escape_default()).into_iter().flatten())
+                })
+                .collect(),
+        ),
         Value::Array(items) if items.is_empty() => Some("none".to_owned()),
         Value::Object(members) if members.is_empty() => Some("none".to_owned()),
         Value::Array(_) | Value::Object(_) => None,
@@ -103,6 +112,9 @@ mod tests {
         let mut text = String::new();
         let value = serde_json::json!({"a_b": 1, "c": {"d": ["x\u{1b}[2J", true]}, "e": []});
         write_lines(&mut text, &value, 0);
-        assert_eq!(text, "a b: 1\nc:\n  d:\n    - x\\u{1b}[2J\n    - yes\ne: none\n");
+        assert_eq!(
+            text,
+            "a b: 1\nc:\n  d:\n    - x\\u{1b}[2J\n    - yes\ne: none\n"
+        );
     }
 }

@@ -69,20 +69,31 @@ fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
         Ok(Err(e)) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => {
             return Err(Error::new(
                 Class::Failed,
-                format!("the daemon of the mount on {shown} is gone; remove it with `umount {shown}`"),
+                format!(
+                    "the daemon of the mount on {shown} is gone; remove it with `umount {shown}`"
+                ),
             ));
         }
         Ok(Err(e)) => {
-            return Err(Error::new(Class::Failed, format!("cannot read {shown}/.secretfs/status: {e}")));
+            return Err(Error::new(
+                Class::Failed,
+                format!("cannot read {shown}/.secretfs/status: {e}"),
+            ));
         }
         Err(_) => {
             return Err(Error::new(
                 Class::Failed,
-                format!("the daemon of the mount on {shown} does not answer within {} s", PATIENCE.as_secs()),
+                format!(
+                    "the daemon of the mount on {shown} does not answer within {} s",
+                    PATIENCE.as_secs()
+                ),
             ));
         }
     };
     serde_json::from_str(&text).map_err(|e| {
-        Error::new(Class::Failed, format!("{shown}/.secretfs/status does not hold JSON: {e}"))
+        Error::new(
+            Class::Failed,
+            format!("{shown}/.secretfs/status does not hold JSON: {e}"),
+        )
     })
 }

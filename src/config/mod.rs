@@ -180,7 +180,9 @@ impl Settings {
 
     fn apply(&mut self, raw: &Raw) -> Result<(), ConfigError> {
         if !raw.setting.lasting && matches!(raw.origin, Origin::Environment(_) | Origin::File(_)) {
-            return Err(raw.error("it may only be given with the mount it is meant for, as a flag or with -o"));
+            return Err(raw.error(
+                "it may only be given with the mount it is meant for, as a flag or with -o",
+            ));
         }
         match raw.setting.name {
             "ro" => self.read_only = raw.switch()?,
@@ -202,15 +204,23 @@ impl Settings {
             "accept-rollback" => self.accept_rollback = raw.switch()?,
             "unsafe-filesystem" => self.unsafe_filesystem = raw.switch()?,
             "log-format" => {
-                self.log_format =
-                    if raw.word()? == "json" { LogFormat::Json } else { LogFormat::Human };
+                self.log_format = if raw.word()? == "json" {
+                    LogFormat::Json
+                } else {
+                    LogFormat::Human
+                };
             }
             "log-level" => {
-                self.log_level = raw.word()?.parse().map_err(|_| raw.error("unknown level"))?;
+                self.log_level = raw
+                    .word()?
+                    .parse()
+                    .map_err(|_| raw.error("unknown level"))?;
             }
             "log-file" => self.log_file = Some(raw.path()?),
             other => {
-                return Err(ConfigError::new(format!("the setting `{other}` has no meaning")));
+                return Err(ConfigError::new(format!(
+                    "the setting `{other}` has no meaning"
+                )));
             }
         }
         Ok(())
@@ -239,7 +249,10 @@ impl Raw {
             Some(_) if self.value.as_deref().is_some_and(|v| !v.is_empty()) => {
                 Err(self.error("it is not UTF-8"))
             }
-            _ => Err(self.error(format!("a value is missing; write {}={}", self.setting.name, self.setting.value_name))),
+            _ => Err(self.error(format!(
+                "a value is missing; write {}={}",
+                self.setting.name, self.setting.value_name
+            ))),
         }
     }
 
@@ -271,9 +284,12 @@ impl Raw {
     fn number(&self) -> Result<u64, ConfigError> {
         let text = self.text()?;
         let (number, min, max, form) = match self.setting.kind {
-            Kind::Size { min, max } => {
-                (value::size(text), min, max, "a number of bytes with K, M or G behind it")
-            }
+            Kind::Size { min, max } => (
+                value::size(text),
+                min,
+                max,
+                "a number of bytes with K, M or G behind it",
+            ),
             Kind::Count { min, max } => (text.parse().ok(), min, max, "a whole number"),
             _ => return Err(self.error("internal error: not a number")),
         };

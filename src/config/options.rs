@@ -10,10 +10,40 @@ use super::{ConfigError, Kind, Origin, Raw, SETTINGS};
 /// What fstab and mount(8) pass along and a file system may ignore: for mount(8) itself, for
 /// systemd, or without meaning for FUSE.
 const PASSED_ALONG: &[&str] = &[
-    "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup",
-    "_netdev", "nofail", "defaults", "nodev", "nosuid", "sync", "async", "dirsync", "atime",
-    "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime",
-    "lazytime", "nolazytime", "mand", "nomand", "silent", "loud", "iversion", "noiversion",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "_netdev",
+    "nofail",
+    "defaults",
+    "nodev",
+    "nosuid",
+    "sync",
+    "async",
+    "dirsync",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "iversion",
+    "noiversion",
     "default_permissions",
 ];
 
@@ -50,11 +80,18 @@ pub fn parse_options<L: AsRef<OsStr>>(lists: &[L], sloppy: bool) -> Result<Optio
 impl Options {
     fn add(&mut self, option: &[u8], sloppy: bool) -> Result<(), ConfigError> {
         let (name, value) = match option.iter().position(|b| *b == b'=') {
-            Some(at) => (&option[..at], Some(OsString::from_vec(option[at + 1..].to_vec()))),
+            Some(at) => (
+                &option[..at],
+                Some(OsString::from_vec(option[at + 1..].to_vec())),
+            ),
             None => (option, None),
         };
         let name = String::from_utf8_lossy(name).into_owned();
-        let raw = |setting, value| Raw { setting, value, origin: Origin::Option };
+        let raw = |setting, value| Raw {
+            setting,
+            value,
+            origin: Origin::Option,
+        };
         if let Some(setting) = table::find(&name) {
             if value.is_some() && setting.kind == Kind::Switch {
                 return Err(usage(format!("the option `{name}` takes no value")));
@@ -72,8 +109,10 @@ impl Options {
             self.settings.push(raw(setting, Some("false".into())));
         } else if name == "config" {
             let path = value.filter(|v| !v.is_empty());
-            self.config =
-                Some(path.ok_or_else(|| usage("the option `config` needs a file".into()))?.into());
+            self.config = Some(
+                path.ok_or_else(|| usage("the option `config` needs a file".into()))?
+                    .into(),
+            );
         } else if NEVER.contains(&name.as_str()) {
             self.not_granted.push(name);
         } else if PASSED_ALONG.contains(&name.as_str())
@@ -135,13 +174,21 @@ mod tests {
     fn an_unknown_option_is_named_unless_sloppy() {
         let error = parse_options(&["ro,allow_root"], false).expect_err("unknown");
         assert!(error.to_string().contains("`allow_root`"), "{error}");
-        assert_eq!(parse_options(&["allow_root"], true).expect("sloppy").unknown, ["allow_root"]);
+        assert_eq!(
+            parse_options(&["allow_root"], true)
+                .expect("sloppy")
+                .unknown,
+            ["allow_root"]
+        );
     }
 
     #[test]
     fn quotes_keep_commas_and_must_close() {
         let options = parse_options(&["log-file=\"/a,b\",ro"], false).expect("accepted");
-        assert_eq!(options.settings[0].value.as_deref(), Some(OsStr::new("/a,b")));
+        assert_eq!(
+            options.settings[0].value.as_deref(),
+            Some(OsStr::new("/a,b"))
+        );
         assert!(parse_options(&["log-file=\"/a"], false).is_err());
         assert!(parse_options(&["ro=1"], false).is_err());
     }

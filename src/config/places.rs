@@ -28,6 +28,10 @@ pub fn anchor_dirs() -> Vec<PathBuf> {
 
 /// The XDG rule: a relative value is ignored.
 fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
     absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(default)))
 }

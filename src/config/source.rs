@@ -13,9 +13,11 @@ const MAX_FILE: u64 = 1 << 20;
 /// The settings in the configuration files, the least important first, and which files those were.
 /// A file that was named must exist; the usual ones need not.
 pub(super) fn files(named: Option<&Path>) -> Result<(Vec<PathBuf>, Vec<Raw>), ConfigError> {
-    let named = named
-        .map(Path::to_owned)
-        .or_else(|| std::env::var_os("SECRETFS_CONFIG").filter(|v| !v.is_empty()).map(PathBuf::from));
+    let named = named.map(Path::to_owned).or_else(|| {
+        std::env::var_os("SECRETFS_CONFIG")
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    });
     let candidates = match &named {
         Some(path) => vec![path.clone()],
         None => super::places::config_files(),
@@ -35,8 +37,10 @@ pub(super) fn files(named: Option<&Path>) -> Result<(Vec<PathBuf>, Vec<Raw>), Co
             }
             Err(e) if named.is_none() && absent(&e) => {}
             Err(e) => {
-                return Err(ConfigError::new(format!("cannot read the configuration file {}: {e}", path.display()),
-                ));
+                return Err(ConfigError::new(format!(
+                    "cannot read the configuration file {}: {e}",
+                    path.display()
+                )));
             }
         }
     }
@@ -63,15 +67,23 @@ fn read(path: &Path) -> io::Result<String> {
 fn parse(path: &Path, text: &str) -> Result<Vec<Raw>, ConfigError> {
     let fail = |what: String| ConfigError::new(format!("{}: {what}", path.display()));
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-        let line = e.span().map_or(1, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        let line = e.span().map_or(1, |s| {
+            text[..s.start.min(text.len())].matches('\n').count() + 1
+        });
         fail(format!("line {line} is not TOML: {}", e.message()))
     })?;
     let mut raws = Vec::new();
     for (name, value) in &table {
         // `-` and `_` mean the same only in mount options: a file has one spelling.
-        let setting = table::find(name).filter(|s| s.name == name.as_str()).ok_or_else(|| {
-            fail(format!("unknown setting `{}`; known are {}", name.escape_debug(), known()))
-        })?;
+        let setting = table::find(name)
+            .filter(|s| s.name == name.as_str())
+            .ok_or_else(|| {
+                fail(format!(
+                    "unknown setting `{}`; known are {}",
+                    name.escape_debug(),
+                    known()
+                ))
+            })?;
         let origin = Origin::File(path.to_owned());
         let values: Vec<&toml::Value> = match value {
             toml::Value::Array(list) if setting.kind == Kind::KeyUris => list.iter().collect(),
@@ -85,18 +97,31 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Raw>, ConfigError> {
                 _ => {
                     return Err(fail(format!(
                         "bad {name}: allowed is {}",
-                        if setting.kind == Kind::Switch { "true or false" } else { "a string or a whole number" }
+                        if setting.kind == Kind::Switch {
+                            "true or false"
+                        } else {
+                            "a string or a whole number"
+                        }
                     )));
                 }
             };
-            raws.push(Raw { setting, value: Some(value.into()), origin: origin.clone() });
+            raws.push(Raw {
+                setting,
+                value: Some(value.into()),
+                origin: origin.clone(),
+            });
         }
     }
     Ok(raws)
 }
 
 fn known() -> String {
-    SETTINGS.iter().filter(|s| s.lasting).map(|s| s.name).collect::<Vec<_>>().join(", ")
+    SETTINGS
+        .iter()
+        .filter(|s| s.lasting)
+        .map(|s| s.name)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The settings in the environment.
@@ -105,10 +130,14 @@ pub(super) fn environment(
 ) -> Result<Vec<Raw>, ConfigError> {
     let mut raws = Vec::new();
     for (name, value) in variables {
-        let Some(rest) = strip_prefix(&name, "SECRETFS_") else { continue };
+        let Some(rest) = strip_prefix(&name, "SECRETFS_") else {
+            continue;
+        };
         // Kubernetes puts SECRETFS_PORT… and SECRETFS_SERVICE_… into the environment of every pod
         // when a service is called secretfs.
-        let foreign = ["PORT", "SERVICE_"].iter().any(|p| rest.to_string_lossy().starts_with(p));
+        let foreign = ["PORT", "SERVICE_"]
+            .iter()
+            .any(|p| rest.to_string_lossy().starts_with(p));
         if rest == "CONFIG" || foreign {
             continue;
         }
@@ -127,7 +156,11 @@ pub(super) fn environment(
                     origin: origin.clone(),
                 }));
             }
-            _ => raws.push(Raw { setting, value: Some(value), origin }),
+            _ => raws.push(Raw {
+                setting,
+                value: Some(value),
+                origin,
+            }),
         }
     }
     Ok(raws)
@@ -135,7 +168,9 @@ pub(super) fn environment(
 
 fn strip_prefix<'a>(text: &'a OsStr, prefix: &str) -> Option<&'a OsStr> {
     use std::os::unix::ffi::OsStrExt;
-    text.as_bytes().strip_prefix(prefix.as_bytes()).map(OsStr::from_bytes)
+    text.as_bytes()
+        .strip_prefix(prefix.as_bytes())
+        .map(OsStr::from_bytes)
 }
 
 #[cfg(test)]
@@ -143,7 +178,11 @@ mod tests {
     use super::*;
 
     fn environment_of(pairs: &[(&str, &str)]) -> Result<Vec<Raw>, ConfigError> {
-        environment(pairs.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))))
+        environment(
+            pairs
+                .iter()
+                .map(|(k, v)| (OsString::from(k), OsString::from(v))),
+        )
     }
 
     #[test]
@@ -168,7 +207,11 @@ mod tests {
         assert!(error.to_string().contains("/c.toml: line 2"), "{error}");
         let error = parse(path, "allow_other = true\n").expect_err("unknown");
         assert!(error.to_string().contains("`allow_other`"), "{error}");
-        let raws = parse(path, "ttl = 5\nkms-key = [\"local-kms://a\", \"local-kms://b\"]\n").expect("good");
+        let raws = parse(
+            path,
+            "ttl = 5\nkms-key = [\"local-kms://a\", \"local-kms://b\"]\n",
+        )
+        .expect("good");
         assert_eq!(raws.len(), 3);
     }
 }

@@ -85,7 +85,14 @@ const KIB: u64 = 1024;
 const GIB: u64 = 1 << 30;
 
 const fn switch(name: &'static str, scope: Scope, help: &'static str) -> Setting {
-    Setting { name, kind: Kind::Switch, scope, lasting: true, value_name: "", help }
+    Setting {
+        name,
+        kind: Kind::Switch,
+        scope,
+        lasting: true,
+        value_name: "",
+        help,
+    }
 }
 
 const fn value(
@@ -95,32 +102,175 @@ const fn value(
     value_name: &'static str,
     help: &'static str,
 ) -> Setting {
-    Setting { name, kind, scope, lasting: true, value_name, help }
+    Setting {
+        name,
+        kind,
+        scope,
+        lasting: true,
+        value_name,
+        help,
+    }
 }
 
 /// All settings, in the order in which help shows them.
 pub const SETTINGS: &[Setting] = &[
-    switch("ro", Scope::Mount, "Mount read-only. Any number of these may stand beside one mount for writing"),
-    switch("allow-other", Scope::Mount, "Let users other than the one who mounts (root included) use the mount"),
-    switch("exec", Scope::Mount, "Allow programs in the vault to be executed; off by default"),
-    value("ttl", Kind::Duration { min_ms: 0, max_ms: 3_600_000 }, Scope::Mount, "TIME", "How long the kernel may keep names and attributes. Default 1s"),
-    value("max-secret-size", Kind::Size { min: KIB, max: 4 * GIB }, Scope::Mount, "SIZE", "Largest content of one file; beyond it writes fail with EFBIG. Default 16M"),
-    value("max-memory", Kind::Size { min: 1024 * KIB, max: 1024 * GIB }, Scope::Mount, "SIZE", "Memory for all contents under way; beyond it writes fail with ENOSPC. Default 256M"),
-    value("threads", Kind::Count { min: 1, max: 64 }, Scope::Mount, "N", "Threads that read requests from the kernel. Default 1"),
-    value("drain-timeout", Kind::Duration { min_ms: 0, max_ms: 3_600_000 }, Scope::Mount, "TIME", "How long open files are served after a request to end. Default 10s"),
-    switch("require-mlock", Scope::Mount, "Refuse to go on unless all memory can be locked"),
-    value("uid", Kind::Count { min: 0, max: 0xffff_fffe }, Scope::Init, "UID", "Owner of the root of the new vault. Default: who runs the command"),
-    value("gid", Kind::Count { min: 0, max: 0xffff_fffe }, Scope::Init, "GID", "Group of the root of the new vault. Default: that of who runs the command"),
-    value("kms-key", Kind::KeyUris, Scope::Vault, "URI", "For init: a key that wraps the master key, local-kms://NAME or aws-kms://KEY; default local-kms://default. Elsewhere: accept wraps by these keys only. May be repeated"),
-    value("kms-timeout", Kind::Duration { min_ms: 100, max_ms: 600_000 }, Scope::Vault, "TIME", "Bound on a call to a KMS, with all its attempts. Default 6s"),
-    value("local-kms-dir", Kind::Path, Scope::Vault, "DIR", "Where the local KMS keeps its keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others"),
-    value("vault-id", Kind::VaultId, Scope::Open, "ID", "Accept the vault of this id only"),
-    switch("require-anchor", Scope::Open, "Refuse a vault that this host has not seen before"),
-    Setting { name: "accept-rollback", kind: Kind::Switch, scope: Scope::Mount, lasting: false, value_name: "", help: "Accept a vault older than this host has seen (after a legitimate restore); the history keeps a record of it" },
-    switch("unsafe-filesystem", Scope::Vault, "Accept a vault on a network or FUSE file system, where durability and locks may not hold"),
-    value("log-format", Kind::Choice(&["human", "json"]), Scope::Vault, "FORMAT", "How log lines look: human or json. Default human"),
-    value("log-level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Scope::Vault, "LEVEL", "The least important event that is logged: off, error, warn, info, debug or trace. Default info"),
-    value("log-file", Kind::Path, Scope::Mount, "FILE", "Append the log to this file. Default: stderr in the foreground, syslog in the background"),
+    switch(
+        "ro",
+        Scope::Mount,
+        "Mount read-only. Any number of these may stand beside one mount for writing",
+    ),
+    switch(
+        "allow-other",
+        Scope::Mount,
+        "Let users other than the one who mounts (root included) use the mount",
+    ),
+    switch(
+        "exec",
+        Scope::Mount,
+        "Allow programs in the vault to be executed; off by default",
+    ),
+    value(
+        "ttl",
+        Kind::Duration {
+            min_ms: 0,
+            max_ms: 3_600_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "How long the kernel may keep names and attributes. Default 1s",
+    ),
+    value(
+        "max-secret-size",
+        Kind::Size {
+            min: KIB,
+            max: 4 * GIB,
+        },
+        Scope::Mount,
+        "SIZE",
+        "Largest content of one file; beyond it writes fail with EFBIG. Default 16M",
+    ),
+    value(
+        "max-memory",
+        Kind::Size {
+            min: 1024 * KIB,
+            max: 1024 * GIB,
+        },
+        Scope::Mount,
+        "SIZE",
+        "Memory for all contents under way; beyond it writes fail with ENOSPC. Default 256M",
+    ),
+    value(
+        "threads",
+        Kind::Count { min: 1, max: 64 },
+        Scope::Mount,
+        "N",
+        "Threads that read requests from the kernel. Default 1",
+    ),
+    value(
+        "drain-timeout",
+        Kind::Duration {
+            min_ms: 0,
+            max_ms: 3_600_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "How long open files are served after a request to end. Default 10s",
+    ),
+    switch(
+        "require-mlock",
+        Scope::Mount,
+        "Refuse to go on unless all memory can be locked",
+    ),
+    value(
+        "uid",
+        Kind::Count {
+            min: 0,
+            max: 0xffff_fffe,
+        },
+        Scope::Init,
+        "UID",
+        "Owner of the root of the new vault. Default: who runs the command",
+    ),
+    value(
+        "gid",
+        Kind::Count {
+            min: 0,
+            max: 0xffff_fffe,
+        },
+        Scope::Init,
+        "GID",
+        "Group of the root of the new vault. Default: that of who runs the command",
+    ),
+    value(
+        "kms-key",
+        Kind::KeyUris,
+        Scope::Vault,
+        "URI",
+        "For init: a key that wraps the master key, local-kms://NAME or aws-kms://KEY; default local-kms://default. Elsewhere: accept wraps by these keys only. May be repeated",
+    ),
+    value(
+        "kms-timeout",
+        Kind::Duration {
+            min_ms: 100,
+            max_ms: 600_000,
+        },
+        Scope::Vault,
+        "TIME",
+        "Bound on a call to a KMS, with all its attempts. Default 6s",
+    ),
+    value(
+        "local-kms-dir",
+        Kind::Path,
+        Scope::Vault,
+        "DIR",
+        "Where the local KMS keeps its keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others",
+    ),
+    value(
+        "vault-id",
+        Kind::VaultId,
+        Scope::Open,
+        "ID",
+        "Accept the vault of this id only",
+    ),
+    switch(
+        "require-anchor",
+        Scope::Open,
+        "Refuse a vault that this host has not seen before",
+    ),
+    Setting {
+        name: "accept-rollback",
+        kind: Kind::Switch,
+        scope: Scope::Mount,
+        lasting: false,
+        value_name: "",
+        help: "Accept a vault older than this host has seen (after a legitimate restore); the history keeps a record of it",
+    },
+    switch(
+        "unsafe-filesystem",
+        Scope::Vault,
+        "Accept a vault on a network or FUSE file system, where durability and locks may not hold",
+    ),
+    value(
+        "log-format",
+        Kind::Choice(&["human", "json"]),
+        Scope::Mount,
+        "FORMAT",
+        "How log lines look: human or json. Default human",
+    ),
+    value(
+        "log-level",
+        Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]),
+        Scope::Mount,
+        "LEVEL",
+        "The least important event that is logged: off, error, warn, info, debug or trace. Default info",
+    ),
+    value(
+        "log-file",
+        Kind::Path,
+        Scope::Mount,
+        "FILE",
+        "Append the log to this file. Default: stderr in the foreground, syslog in the background",
+    ),
 ];
 
 #[cfg(test)]
@@ -133,12 +283,19 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), SETTINGS.len());
-        assert!(names.iter().all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+        assert!(
+            names
+                .iter()
+                .all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+        );
     }
 
     #[test]
     fn the_variable_of_the_local_kms_is_the_documented_one() {
-        assert_eq!(find("local-kms-dir").map(Setting::variable).as_deref(), Some("SECRETFS_LOCAL_KMS_DIR"));
+        assert_eq!(
+            find("local-kms-dir").map(Setting::variable).as_deref(),
+            Some("SECRETFS_LOCAL_KMS_DIR")
+        );
         assert_eq!(find("allow_other").map(|s| s.name), Some("allow-other"));
     }
 }

@@ -18,7 +18,11 @@ fn every_setting_of_the_table_has_a_meaning() {
             Kind::KeyUris => Some("local-kms://a".to_owned()),
             Kind::VaultId => Some("0123abcd".to_owned()),
         };
-        let raw = Raw { setting, value: value.map(Into::into), origin: Origin::Flag };
+        let raw = Raw {
+            setting,
+            value: value.map(Into::into),
+            origin: Origin::Flag,
+        };
         Settings::default().apply(&raw).expect(setting.name);
     }
 }
@@ -30,7 +34,17 @@ fn a_bad_value_is_told_with_name_value_origin_and_what_is_allowed() {
         error.to_string(),
         "bad ttl `soon` (given with -o): allowed is a whole number with ms, s, m or h behind it (s if none), from 0ms to 3600s"
     );
-    for bad in ["threads=0", "threads=65", "max-memory=1", "ttl", "ttl=", "log-level=loud", "kms-key=x", "uid=-1", "vault-id=../x"] {
+    for bad in [
+        "threads=0",
+        "threads=65",
+        "max-memory=1",
+        "ttl",
+        "ttl=",
+        "log-level=loud",
+        "kms-key=x",
+        "uid=-1",
+        "vault-id=../x",
+    ] {
         assert!(given(bad).is_err(), "{bad}");
     }
 }
@@ -46,14 +60,24 @@ fn the_last_option_wins() {
 fn keys_of_a_nearer_source_replace_those_of_a_farther_one() {
     let mut settings = given("kms-key=local-kms://a,kms-key=local-kms://b").expect("good");
     assert_eq!(settings.kms_keys.len(), 2);
-    settings.apply_all(&parse_options(&["kms-key=local-kms://c"], false).expect("good").settings).expect("good");
+    settings
+        .apply_all(
+            &parse_options(&["kms-key=local-kms://c"], false)
+                .expect("good")
+                .settings,
+        )
+        .expect("good");
     assert_eq!(settings.kms_keys.len(), 1);
 }
 
 #[test]
 fn what_lowers_the_guard_cannot_be_made_permanent() {
     let setting = table::find("accept-rollback").expect("known");
-    let raw = Raw { setting, value: Some("true".into()), origin: Origin::File("/c".into()) };
+    let raw = Raw {
+        setting,
+        value: Some("true".into()),
+        origin: Origin::File("/c".into()),
+    };
     assert!(Settings::default().apply(&raw).is_err());
 }
 

@@ -30,7 +30,10 @@ pub(crate) fn fork() -> Result<Side, Error> {
     let (read, write) =
         nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(|e| fail(e.into()))?;
     match sys::fork().map_err(fail)? {
-        ForkResult::Parent { child } => Ok(Side::Caller(Child { pid: child, report: read })),
+        ForkResult::Parent { child } => Ok(Side::Caller(Child {
+            pid: child,
+            report: read,
+        })),
         ForkResult::Child => Ok(Side::Daemon(Reporter { pipe: Some(write) })),
     }
 }
@@ -44,7 +47,11 @@ pub(crate) fn leave_session() {
 
 /// Points the standard descriptors at /dev/null.
 pub(crate) fn stdio_to_null() {
-    let Ok(null) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null") else {
+    let Ok(null) = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+    else {
         return;
     };
     let _ = nix::unistd::dup2_stdin(&null);
@@ -72,7 +79,9 @@ impl Reporter {
 
     /// One write of less than PIPE_BUF bytes, so that the caller reads all of it or nothing.
     fn send(&mut self, report: &[u8]) -> bool {
-        let Some(pipe) = self.pipe.take() else { return false };
+        let Some(pipe) = self.pipe.take() else {
+            return false;
+        };
         // A caller that is gone cannot be told anything; the mount is there all the same.
         let _ = nix::unistd::write(&pipe, report);
         true
@@ -122,7 +131,10 @@ impl Child {
             Heard::Interrupted => Error::new(Class::Interrupted, "interrupted; nothing is mounted"),
             Heard::Nothing => Error::new(
                 Class::Failed,
-                format!("the daemon did not get ready within {} s; it was stopped, and nothing is mounted", patience.as_secs()),
+                format!(
+                    "the daemon did not get ready within {} s; it was stopped, and nothing is mounted",
+                    patience.as_secs()
+                ),
             ),
         };
         self.stop();
@@ -130,7 +142,8 @@ impl Child {
     }
 
     fn listen(&self, patience: Duration) -> Result<Heard, Error> {
-        let fail = |e: nix::Error| Error::new(Class::System, format!("cannot wait for the daemon: {e}"));
+        let fail =
+            |e: nix::Error| Error::new(Class::System, format!("cannot wait for the daemon: {e}"));
         let signals = SignalFd::with_flags(
             &super::signals::handled(),
             SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
@@ -208,16 +221,20 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
     let (tell, told) = std::sync::mpsc::channel();
     let path = point.to_owned();
     let fail = |why: String| {
-        Error::new(Class::Failed, format!("the mount on {} does not answer: {why}", point.display()))
+        Error::new(
+            Class::Failed,
+            format!("the mount on {} does not answer: {why}", point.display()),
+        )
     };
     // A stat that hangs cannot be called back; the thread ends with the process.
     std::thread::Builder::new()
         .name("ask".to_owned())
         .spawn(move || {
             let mounted = super::mountinfo::mount_at(&path)
-                .and_then(|m| m.filter(super::mountinfo::Mount::is_secretfs).ok_or_else(|| {
-                    io::Error::other("it is not a mount of secretfs")
-                }))
+                .and_then(|m| {
+                    m.filter(super::mountinfo::Mount::is_secretfs)
+                        .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))
+                })
                 .and_then(|_| std::fs::metadata(&path).map(drop));
             let _ = tell.send(mounted);
         })

@@ -74,8 +74,15 @@ impl Error {
     /// A failure of `class`. Line breaks in `message` become blanks: an error is one line.
     pub fn new(class: Class, message: impl fmt::Display) -> Self {
         let message = message.to_string();
-        let lines: Vec<&str> = message.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
-        Self { class, message: lines.join(" ") }
+        let lines: Vec<&str> = message
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        Self {
+            class,
+            message: lines.join(" "),
+        }
     }
 }
 

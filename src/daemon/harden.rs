@@ -107,7 +107,10 @@ mod tests {
 
     #[test]
     fn capabilities_are_read_from_the_effective_set() {
-        assert_eq!(has_capability(CAP_SYS_ADMIN), nix::unistd::geteuid().is_root());
+        assert_eq!(
+            has_capability(CAP_SYS_ADMIN),
+            nix::unistd::geteuid().is_root()
+        );
         assert!(!has_capability(63));
     }
 }

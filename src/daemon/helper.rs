@@ -30,20 +30,31 @@ pub(crate) struct Helper {
 impl Helper {
     /// Forks the helper for one mount point.
     pub(crate) fn fork(point: &Path, options: &MountOptions) -> Result<Self, Error> {
-        let fail = |e: io::Error| Error::new(Class::System, format!("cannot start the mount helper: {e}"));
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .map_err(|e| fail(e.into()))?;
+        let fail =
+            |e: io::Error| Error::new(Class::System, format!("cannot start the mount helper: {e}"));
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(|e| fail(e.into()))?;
         match sys::fork().map_err(fail)? {
-            ForkResult::Parent { .. } => {
-                Ok(Self { socket: ours, point: point.to_owned() })
-            }
+            ForkResult::Parent { .. } => Ok(Self {
+                socket: ours,
+                point: point.to_owned(),
+            }),
             ForkResult::Child => {
                 // Above all the pipe on which the daemon reports: whoever waits for it must see
                 // its end when the daemon dies.
                 sys::close_inherited(Some(theirs.as_raw_fd()));
-                Server { socket: theirs, point: point.to_owned(), options: options.clone(), mounted: None }
-                    .run()
+                Server {
+                    socket: theirs,
+                    point: point.to_owned(),
+                    options: options.clone(),
+                    mounted: None,
+                }
+                .run()
             }
         }
     }
@@ -51,7 +62,8 @@ impl Helper {
     /// Mounts and returns the descriptor of /dev/fuse.
     pub(crate) fn mount(&self, point: &Path, _options: &MountOptions) -> Result<OwnedFd, Error> {
         debug_assert_eq!(point, self.point);
-        self.ask(b"M")?.ok_or_else(|| Error::new(Class::Internal, "the mount helper passed no descriptor"))
+        self.ask(b"M")?
+            .ok_or_else(|| Error::new(Class::Internal, "the mount helper passed no descriptor"))
     }
 
     /// Unmounts, or detaches if `lazy`.
@@ -60,12 +72,13 @@ impl Helper {
     }
 
     fn ask(&self, request: &[u8]) -> Result<Option<OwnedFd>, Error> {
-        let gone = |why: String| Error::new(Class::Failed, format!("the mount helper is gone{why}"));
+        let gone =
+            |why: String| Error::new(Class::Failed, format!("the mount helper is gone{why}"));
         nix::sys::socket::send(self.socket.as_raw_fd(), request, MsgFlags::MSG_NOSIGNAL)
             .map_err(|e| gone(format!(": {e}")))?;
         let mut buffer = [0; 4096];
-        let (length, passed) = sys::receive_with_fd(&self.socket, &mut buffer)
-            .map_err(|e| gone(format!(": {e}")))?;
+        let (length, passed) =
+            sys::receive_with_fd(&self.socket, &mut buffer).map_err(|e| gone(format!(": {e}")))?;
         match buffer.get(..length) {
             Some([b'+', ..]) => Ok(passed),
             Some([b'-', class, message @ ..]) => Err(Error::new(
@@ -93,15 +106,10 @@ impl Server {
         super::detach::stdio_to_null();
         let _ = std::env::set_current_dir("/");
         let mut request = [0; 16];
-        loop {
-            match sys::receive_with_fd(&self.socket, &mut request) {
-                Ok((1, _)) => {
-                    let answer = self.serve(request[0]);
-                    if self.answer(answer).is_err() {
-                        break;
-                    }
-                }
-                _ => break,
+        while let Ok((1, _)) = sys::receive_with_fd(&self.socket, &mut request) {
+            let answer = self.serve(request[0]);
+            if self.answer(answer).is_err() {
+                break;
             }
         }
         // The daemon is gone. If it died, its mount answers nobody any more.
@@ -118,7 +126,10 @@ impl Server {
             b'M' => self.mount().map(Some),
             b'U' => self.take_away(false).map(|()| None),
             b'D' => self.take_away(true).map(|()| None),
-            _ => Err(Error::new(Class::Internal, "the mount helper got an unknown request")),
+            _ => Err(Error::new(
+                Class::Internal,
+                "the mount helper got an unknown request",
+            )),
         }
     }
 
@@ -145,11 +156,15 @@ impl Server {
 
     /// Runs fusermount3, which opens /dev/fuse, mounts, and passes the descriptor back.
     fn mount(&mut self) -> Result<OwnedFd, Error> {
-        let fail = |e: io::Error| Error::new(Class::System, format!("cannot talk to fusermount3: {e}"));
+        let fail =
+            |e: io::Error| Error::new(Class::System, format!("cannot talk to fusermount3: {e}"));
         let (ours, theirs) = UnixStream::pair().map_err(fail)?;
         // The only descriptor that fusermount3 is to inherit.
-        nix::fcntl::fcntl(&theirs, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))
-            .map_err(|e| fail(e.into()))?;
+        nix::fcntl::fcntl(
+            &theirs,
+            nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
+        )
+        .map_err(|e| fail(e.into()))?;
         let child = fusermount()
             .arg("-o")
             .arg(fusermount_options(&self.options))
@@ -190,9 +205,17 @@ pub(crate) fn unmount_by_fusermount(point: &Path, lazy: bool) -> Result<(), Erro
     if lazy {
         command.arg("-z");
     }
-    let output =
-        command.arg("--").arg(point).stdin(Stdio::null()).output().map_err(|e| missing(&e))?;
-    if output.status.success() { Ok(()) } else { Err(refusal(&output.stderr)) }
+    let output = command
+        .arg("--")
+        .arg(point)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| missing(&e))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(refusal(&output.stderr))
+    }
 }
 
 fn fusermount() -> Command {
@@ -205,7 +228,9 @@ fn fusermount() -> Command {
 fn missing(error: &io::Error) -> Error {
     Error::new(
         Class::System,
-        format!("cannot run fusermount3 ({error}): install it (`apt install fuse3`); ordinary users mount through it"),
+        format!(
+            "cannot run fusermount3 ({error}): install it (`apt install fuse3`); ordinary users mount through it"
+        ),
     )
 }
 
@@ -229,6 +254,10 @@ fn refusal(stderr: &[u8]) -> Error {
     } else {
         ""
     };
-    let said = if said.is_empty() { "it gave no reason" } else { said };
+    let said = if said.is_empty() {
+        "it gave no reason"
+    } else {
+        said
+    };
     Error::new(class, format!("fusermount3 refused: {said}{next}"))
 }

@@ -48,9 +48,15 @@ pub(crate) fn start(
 ) -> Result<(), Error> {
     let colour = destination == Destination::Stderr && io::stderr().is_terminal();
     let timeless = destination == Destination::Syslog;
-    let sink = SINK.get_or_init(|| Sink { file: Mutex::new(None), destination });
+    let sink = SINK.get_or_init(|| Sink {
+        file: Mutex::new(None),
+        destination,
+    });
     sink.open()?;
-    let layer = tracing_subscriber::fmt::layer().with_target(false).with_ansi(colour).with_writer(sink);
+    let layer = tracing_subscriber::fmt::layer()
+        .with_target(false)
+        .with_ansi(colour)
+        .with_writer(sink);
     let layer = match (format, timeless) {
         (LogFormat::Json, _) => layer.json().flatten_event(true).boxed(),
         (LogFormat::Human, true) => layer.without_time().with_level(false).boxed(),
@@ -58,7 +64,9 @@ pub(crate) fn start(
     };
     let ours_only = Targets::new().with_target("secretfs", level);
     // A second call (in a test process) changes nothing, which is harmless.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(ours_only)).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(layer.with_filter(ours_only))
+        .try_init();
     Ok(())
 }
 
@@ -101,9 +109,20 @@ impl Sink {
 }
 
 fn open_file(path: &Path) -> Result<File, Error> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map_err(|e| {
-        Error::new(Class::Failed, format!("cannot open the log file {}: {e}; see log-file", path.display()))
-    })
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| {
+            Error::new(
+                Class::Failed,
+                format!(
+                    "cannot open the log file {}: {e}; see log-file",
+                    path.display()
+                ),
+            )
+        })
 }
 
 /// One datagram as in RFC 3164. Connecting for each line survives a restart of the log daemon.
@@ -134,11 +153,19 @@ impl MakeWriter<'_> for &'static Sink {
     type Writer = Line;
 
     fn make_writer(&self) -> Line {
-        Line { sink: self, level: Level::INFO, bytes: Vec::new() }
+        Line {
+            sink: self,
+            level: Level::INFO,
+            bytes: Vec::new(),
+        }
     }
 
     fn make_writer_for(&self, meta: &Metadata<'_>) -> Line {
-        Line { sink: self, level: *meta.level(), bytes: Vec::new() }
+        Line {
+            sink: self,
+            level: *meta.level(),
+            bytes: Vec::new(),
+        }
     }
 }
 

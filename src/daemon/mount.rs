@@ -67,14 +67,33 @@ impl Mount {
             Mounter::Helper(helper) => helper.mount(point, options)?,
         };
         let id = sys::mount_id(point).map_err(|e| {
-            Error::new(Class::Failed, format!("cannot tell what is mounted on {}: {e}", point.display()))
+            Error::new(
+                Class::Failed,
+                format!("cannot tell what is mounted on {}: {e}", point.display()),
+            )
         })?;
-        Ok((Self { point: point.to_owned(), id, mounter }, device))
+        Ok((
+            Self {
+                point: point.to_owned(),
+                id,
+                mounter,
+            },
+            device,
+        ))
     }
 
     /// Whether our mount is still what is found at its path.
     pub(crate) fn is_there(&self) -> bool {
         sys::mount_id(&self.point).is_ok_and(|id| id == self.id)
+    }
+
+    /// Whether it is still in the tree, but under another mount: it could only be taken away
+    /// together with that one.
+    fn is_covered(&self) -> bool {
+        super::mountinfo::mounts()
+            .unwrap_or_default()
+            .iter()
+            .any(|m| m.id == self.id.id && m.device == self.id.device && m.point == self.point)
     }
 
     /// Unmounts, unless something is open.
@@ -97,6 +116,12 @@ impl Mount {
 
     fn end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
         if !self.is_there() {
+            if self.is_covered() {
+                tracing::warn!(
+                    "something else is mounted over {}: unmount that first, then this one",
+                    self.point.display()
+                );
+            }
             return Ok(Unmounted::NotOurs);
         }
         match &self.mounter {
@@ -185,7 +210,9 @@ fn mount_error(point: &Path, errno: Errno) -> Error {
     match errno {
         Errno::EPERM | Errno::EACCES => Error::new(
             Class::NotPermitted,
-            format!("mounting on {point} is not permitted here ({errno}): it takes CAP_SYS_ADMIN, or a descriptor passed as /dev/fd/N"),
+            format!(
+                "mounting on {point} is not permitted here ({errno}): it takes CAP_SYS_ADMIN, or a descriptor passed as /dev/fd/N"
+            ),
         ),
         Errno::ENODEV => Error::new(
             Class::System,
@@ -219,13 +246,20 @@ pub(crate) fn fusermount_options(options: &MountOptions) -> OsString {
 /// # Errors
 /// When the path begins like one and is none.
 pub(crate) fn passed_descriptor(point: &OsStr) -> Result<Option<i32>, Error> {
-    let Some(number) = point.as_bytes().strip_prefix(b"/dev/fd/") else { return Ok(None) };
-    let number = std::str::from_utf8(number).ok().and_then(|n| n.parse::<i32>().ok());
+    let Some(number) = point.as_bytes().strip_prefix(b"/dev/fd/") else {
+        return Ok(None);
+    };
+    let number = std::str::from_utf8(number)
+        .ok()
+        .and_then(|n| n.parse::<i32>().ok());
     match number {
         Some(fd) if fd > 2 => Ok(Some(fd)),
         _ => Err(Error::new(
             Class::Usage,
-            format!("{}: write /dev/fd/N, where N is the number (3 or more) of the descriptor of /dev/fuse that was passed", Path::new(point).display()),
+            format!(
+                "{}: write /dev/fd/N, where N is the number (3 or more) of the descriptor of /dev/fuse that was passed",
+                Path::new(point).display()
+            ),
         )),
     }
 }
@@ -236,11 +270,18 @@ pub(crate) fn passed_descriptor(point: &OsStr) -> Result<Option<i32>, Error> {
 /// # Errors
 /// When it is not, or when somebody else has already spoken with the kernel over it.
 pub(crate) fn check_device(device: &OwnedFd, passed: bool) -> Result<(), Error> {
-    let stat = nix::sys::stat::fstat(device)
-        .map_err(|e| Error::new(Class::Failed, format!("cannot look at the passed descriptor: {e}")))?;
+    let stat = nix::sys::stat::fstat(device).map_err(|e| {
+        Error::new(
+            Class::Failed,
+            format!("cannot look at the passed descriptor: {e}"),
+        )
+    })?;
     // 10:229 is /dev/fuse, by Documentation/admin-guide/devices.txt.
     if passed && stat.st_rdev != nix::sys::stat::makedev(10, 229) {
-        return Err(Error::new(Class::Failed, "the passed descriptor is not one of /dev/fuse"));
+        return Err(Error::new(
+            Class::Failed,
+            "the passed descriptor is not one of /dev/fuse",
+        ));
     }
     let mut polled = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
     let ready = nix::poll::poll(&mut polled, PollTimeout::from(5000u16)).unwrap_or(0);
@@ -273,8 +314,14 @@ mod tests {
             exec: false,
         };
         let text = fusermount_options(&options).into_string().expect("UTF-8");
-        assert!(text.starts_with("fsname=/v\\,a\\\\b,subtype=secretfs,"), "{text}");
-        assert!(text.contains(",noexec,ro") && !text.contains("allow_other"), "{text}");
+        assert!(
+            text.starts_with("fsname=/v\\,a\\\\b,subtype=secretfs,"),
+            "{text}"
+        );
+        assert!(
+            text.contains(",noexec,ro") && !text.contains("allow_other"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -42,7 +42,9 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
 /// The mount whose root `path` is: the topmost, if several are stacked.
 pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
     let id = super::sys::mount_id(path)?;
-    Ok(mounts()?.into_iter().find(|m| m.id == id.id && m.point == path))
+    Ok(mounts()?
+        .into_iter()
+        .find(|m| m.id == id.id && m.point == path))
 }
 
 /// Makes `path` absolute without asking what is mounted on it, which may be dead: links are
@@ -50,7 +52,11 @@ pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
+            };
             let candidate = parent.canonicalize()?.join(name);
             // A link to the mount point is followed; what cannot be asked is no link.
             match std::fs::read_link(&candidate) {
@@ -92,9 +98,10 @@ fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| first == b'\\').and_then(|digits| {
-            u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
-        });
+        let octal = tail
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
         match octal {
             Some(byte) => {
                 bytes.push(byte);
@@ -141,7 +148,9 @@ mod tests {
 
     #[test]
     fn the_root_mount_is_found() {
-        let mount = mount_at(Path::new("/proc")).expect("mountinfo").expect("a mount");
+        let mount = mount_at(Path::new("/proc"))
+            .expect("mountinfo")
+            .expect("a mount");
         assert_eq!(mount.fs_type, "proc");
     }
 }

@@ -99,14 +99,21 @@ fn vault_directory(path: &Path) -> Result<PathBuf, Error> {
             Class::NotAVault,
             format!("there is no vault {shown}; `secretfs init {shown}` makes one"),
         ),
-        io::ErrorKind::PermissionDenied => {
-            Error::new(Class::NotPermitted, format!("this user may not reach the vault {shown}"))
-        }
-        _ => Error::new(Class::Failed, format!("cannot reach the vault {shown}: {e}")),
+        io::ErrorKind::PermissionDenied => Error::new(
+            Class::NotPermitted,
+            format!("this user may not reach the vault {shown}"),
+        ),
+        _ => Error::new(
+            Class::Failed,
+            format!("cannot reach the vault {shown}: {e}"),
+        ),
     };
     let absolute = path.canonicalize().map_err(fail)?;
     if !absolute.metadata().map_err(fail)?.is_dir() {
-        return Err(Error::new(Class::NotAVault, format!("{shown} is not a vault: it is no directory")));
+        return Err(Error::new(
+            Class::NotAVault,
+            format!("{shown} is not a vault: it is no directory"),
+        ));
     }
     Ok(absolute)
 }
@@ -118,49 +125,90 @@ fn mount_point(path: &Path, vault: &Path) -> Result<PathBuf, Error> {
             Class::Failed,
             format!("the mount point {shown} does not exist; create it first (`mkdir {shown}`)"),
         ),
-        io::ErrorKind::PermissionDenied => {
-            Error::new(Class::NotPermitted, format!("this user may not reach the mount point {shown}"))
-        }
+        io::ErrorKind::PermissionDenied => Error::new(
+            Class::NotPermitted,
+            format!("this user may not reach the mount point {shown}"),
+        ),
         io::ErrorKind::NotADirectory => not_a_directory(path),
-        _ => Error::new(Class::Failed, format!("cannot use the mount point {shown}: {e}")),
+        _ => Error::new(
+            Class::Failed,
+            format!("cannot use the mount point {shown}: {e}"),
+        ),
     };
     let point = mountinfo::absolute(path).map_err(fail)?;
     // Asked first: the root of a dead mount cannot be looked at.
     let mounted = mountinfo::mount_at(&point).map_err(fail)?;
-    let meta = point.metadata();
     if let Some(mount) = mounted {
-        let dead = meta.is_err_and(|e| e.raw_os_error() == Some(nix::libc::ENOTCONN));
         let source = mount.source.display();
-        let message = if dead {
-            format!("{shown} still has a mount of {source} whose daemon is gone; remove it with `umount {shown}`, then try again")
+        let message = if mount.is_secretfs() && is_dead(&point) {
+            format!(
+                "{shown} still has a mount of {source} whose daemon is gone; remove it with `umount {shown}`, then try again"
+            )
         } else if mount.is_secretfs() && mount.source == vault {
             format!("the vault {source} is already mounted on {shown}")
         } else {
-            format!("{shown} is already a mount point ({source}, type {}); choose another, or unmount it first", mount.fs_type.display())
+            format!(
+                "{shown} is already a mount point ({source}, type {}); choose another, or unmount it first",
+                mount.fs_type.display()
+            )
         };
         return Err(Error::new(Class::Busy, message));
     }
-    if meta.map_err(fail)?.is_dir() { Ok(point) } else { Err(not_a_directory(path)) }
+    if point.metadata().map_err(fail)?.is_dir() {
+        Ok(point)
+    } else {
+        Err(not_a_directory(path))
+    }
+}
+
+/// Whether a mount's daemon is gone. Asked by opening the root, since the kernel remembers
+/// attributes; in a thread, since a daemon that hangs would hang the question, too.
+fn is_dead(point: &Path) -> bool {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = point.to_owned();
+    let asking =
+        std::thread::Builder::new().spawn(move || drop(tell.send(std::fs::read_dir(path))));
+    asking.is_ok()
+        && told
+            .recv_timeout(Duration::from_secs(2))
+            .is_ok_and(|answer| {
+                answer.is_err_and(|e| e.raw_os_error() == Some(nix::libc::ENOTCONN))
+            })
 }
 
 fn not_a_directory(path: &Path) -> Error {
     Error::new(
         Class::Failed,
-        format!("the mount point {} is not a directory; a vault is mounted on a directory", path.display()),
+        format!(
+            "the mount point {} is not a directory; a vault is mounted on a directory",
+            path.display()
+        ),
     )
 }
 
 /// Refuses a mount over anything that the daemon needs while it serves, and a mount inside of the
 /// vault or the local KMS: it would wait for itself.
 fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
-    let kms = plan.settings.kms.local_dir.clone().or_else(config::local_kms_dir);
-    let directories = [("the vault", Some(plan.vault.clone())), ("the local KMS", kms)];
+    let kms = plan
+        .settings
+        .kms
+        .local_dir
+        .clone()
+        .or_else(config::local_kms_dir);
+    let directories = [
+        ("the vault", Some(plan.vault.clone())),
+        ("the local KMS", kms),
+    ];
     for (what, directory) in directories.into_iter().filter_map(|(w, d)| Some((w, d?))) {
         let directory = settled(&directory);
         if is_under(point, &directory) {
             return Err(Error::new(
                 Class::Failed,
-                format!("the mount point {} lies inside of {what} ({}); choose a directory outside of it", point.display(), directory.display()),
+                format!(
+                    "the mount point {} lies inside of {what} ({}); choose a directory outside of it",
+                    point.display(),
+                    directory.display()
+                ),
             ));
         }
         refuse_under(point, what, &directory)?;
@@ -186,7 +234,11 @@ fn refuse_under(point: &Path, what: &str, path: &Path) -> Result<(), Error> {
     }
     Err(Error::new(
         Class::Failed,
-        format!("{what} ({}) lies under the mount point {}, where the mount would hide it; choose another mount point", path.display(), point.display()),
+        format!(
+            "{what} ({}) lies under the mount point {}, where the mount would hide it; choose another mount point",
+            path.display(),
+            point.display()
+        ),
     ))
 }
 
@@ -200,7 +252,10 @@ fn credentials_files() -> Vec<PathBuf> {
         "AWS_CA_BUNDLE",
         "SSL_CERT_FILE",
     ];
-    let named = variables.into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let named = variables
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".aws"));
     named.chain(home).collect()
 }
@@ -236,8 +291,11 @@ mod tests {
     #[test]
     fn a_mount_that_would_wait_for_itself_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (vault, inside, point) =
-            (dir.path().join("v"), dir.path().join("v/m"), dir.path().join("m"));
+        let (vault, inside, point) = (
+            dir.path().join("v"),
+            dir.path().join("v/m"),
+            dir.path().join("m"),
+        );
         for path in [&vault, &inside, &point] {
             std::fs::create_dir(path).expect("made");
         }
@@ -245,13 +303,26 @@ mod tests {
         let error = check(&request(&vault, &inside)).expect_err("inside");
         assert!(error.message.contains("inside of the vault"), "{error}");
         let error = check(&request(&vault, dir.path())).expect_err("above");
-        assert!(error.message.contains("lies under the mount point"), "{error}");
+        assert!(
+            error.message.contains("lies under the mount point"),
+            "{error}"
+        );
         let mut logs = request(&vault, &point);
         logs.settings.log_file = Some(point.join("log/not/there/yet"));
-        assert!(check(&logs).expect_err("log").message.starts_with("the log file"));
+        assert!(
+            check(&logs)
+                .expect_err("log")
+                .message
+                .starts_with("the log file")
+        );
         let mut kms = request(&vault, &point);
         kms.settings.kms.local_dir = Some(dir.path().join("m/kms"));
-        assert!(check(&kms).expect_err("kms").message.starts_with("the local KMS"));
+        assert!(
+            check(&kms)
+                .expect_err("kms")
+                .message
+                .starts_with("the local KMS")
+        );
     }
 
     #[test]
@@ -259,7 +330,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir_all(dir.path().join("v/m")).expect("made");
         std::os::unix::fs::symlink(dir.path().join("v"), dir.path().join("link")).expect("linked");
-        let error = check(&request(&dir.path().join("link"), &dir.path().join("v/m"))).expect_err("loop");
+        let error =
+            check(&request(&dir.path().join("link"), &dir.path().join("v/m"))).expect_err("loop");
         assert_eq!(error.class, Class::Failed);
     }
 }

@@ -68,7 +68,10 @@ pub mod vault {
 
     pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
         let fail = |e: std::io::Error| {
-            VaultError(Failure::Failed, format!("cannot create {}: {e}", path.display()))
+            VaultError(
+                Failure::Failed,
+                format!("cannot create {}: {e}", path.display()),
+            )
         };
         std::fs::create_dir(path).map_err(fail)?;
         std::fs::write(path.join(MARK), b"").map_err(fail)?;
@@ -101,19 +104,26 @@ pub mod vault {
             } else {
                 Err(VaultError(
                     Failure::NotAVault,
-                    format!("{} is not a vault; `secretfs init` makes one", path.display()),
+                    format!(
+                        "{} is not a vault; `secretfs init` makes one",
+                        path.display()
+                    ),
                 ))
             }
         }
 
         pub fn summary(&self) -> Summary {
-            Summary { vault: self.0.clone() }
+            Summary {
+                vault: self.0.clone(),
+            }
         }
     }
 
     pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultError> {
         Vault::open(path, options)?;
-        Ok(CheckReport { problems: Vec::new() })
+        Ok(CheckReport {
+            problems: Vec::new(),
+        })
     }
 }
 
@@ -150,7 +160,11 @@ pub mod fs {
     impl FileSystem {
         pub fn new(vault: Vault, settings: Settings) -> Arc<Self> {
             let status = serde_json::json!({"protection": settings.protection}).to_string();
-            Arc::new(Self { _vault: vault, open: AtomicUsize::new(0), status })
+            Arc::new(Self {
+                _vault: vault,
+                open: AtomicUsize::new(0),
+                status,
+            })
         }
 
         pub fn attach_notifier(&self, _: fuser::Notifier) {}
@@ -197,13 +211,21 @@ pub mod fs {
                 let dir = ino <= 2;
                 FileAttr {
                     ino: INodeNo(ino),
-                    size: if ino == 3 { self.0.status.len() as u64 } else { 0 },
+                    size: if ino == 3 {
+                        self.0.status.len() as u64
+                    } else {
+                        0
+                    },
                     blocks: 0,
                     atime: UNIX_EPOCH,
                     mtime: UNIX_EPOCH,
                     ctime: UNIX_EPOCH,
                     crtime: UNIX_EPOCH,
-                    kind: if dir { FileType::Directory } else { FileType::RegularFile },
+                    kind: if dir {
+                        FileType::Directory
+                    } else {
+                        FileType::RegularFile
+                    },
                     perm: if dir { 0o755 } else { 0o644 },
                     nlink: 1,
                     uid: nix::unistd::getuid().as_raw(),
@@ -247,7 +269,11 @@ pub mod fs {
                 reply: ReplyData,
             ) {
                 let status = self.0.status.as_bytes();
-                reply.data(if ino.0 == 3 && offset == 0 { status } else { b"" });
+                reply.data(if ino.0 == 3 && offset == 0 {
+                    status
+                } else {
+                    b""
+                });
             }
 
             fn flush(
@@ -283,8 +309,16 @@ pub mod fs {
                 offset: u64,
                 mut reply: ReplyDirectory,
             ) {
-                for (at, name) in [".", "..", "probe"].into_iter().enumerate().skip(offset as usize) {
-                    let kind = if at < 2 { FileType::Directory } else { FileType::RegularFile };
+                for (at, name) in [".", "..", "probe"]
+                    .into_iter()
+                    .enumerate()
+                    .skip(offset as usize)
+                {
+                    let kind = if at < 2 {
+                        FileType::Directory
+                    } else {
+                        FileType::RegularFile
+                    };
                     if reply.add(INodeNo(1), at as u64 + 1, kind, name) {
                         break;
                     }

@@ -33,14 +33,20 @@ pub(crate) fn start(
     threads: usize,
     events: Sender<Event>,
 ) -> Result<(), Error> {
-    let fail = |e: io::Error| Error::new(Class::System, format!("the kernel and secretfs do not agree on FUSE: {e}"));
+    let fail = |e: io::Error| {
+        Error::new(
+            Class::System,
+            format!("the kernel and secretfs do not agree on FUSE: {e}"),
+        )
+    };
     let mut config = fuser::Config::default();
     // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
     // changed its uid without asking the file system.
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads);
     let adapter = Adapter::new(Arc::clone(fs));
-    let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
+    let session =
+        fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
     fs.attach_notifier(session.notifier());
     std::thread::Builder::new()
         .name("session".to_owned())
@@ -87,7 +93,10 @@ impl Serving {
             tracing::error!("the vault was not closed in order: {e}");
         }
         match (ended, ending) {
-            (Err(e), _) => Err(Error::new(Class::Failed, format!("the session with the kernel broke: {e}"))),
+            (Err(e), _) => Err(Error::new(
+                Class::Failed,
+                format!("the session with the kernel broke: {e}"),
+            )),
             (Ok(()), Ending::Aborted) => Err(Error::new(
                 Class::Failed,
                 "the connection to the kernel was aborted; what was not flushed is lost, the mount is removed",
@@ -121,7 +130,10 @@ impl Serving {
         let deadline = Instant::now() + self.drain_timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.events.recv_timeout(left.min(Duration::from_millis(50))) {
+            match self
+                .events
+                .recv_timeout(left.min(Duration::from_millis(50)))
+            {
                 Ok(Event::SessionEnded(ended)) => return ended,
                 Ok(Event::End(_)) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -146,7 +158,11 @@ impl Serving {
     /// ended while its mount is still there was aborted, and the dead mount must go.
     fn kind_of_end(&self, ended: &Result<(), String>) -> Ending {
         let Some(mount) = &self.mount else {
-            return if ended.is_ok() { Ending::Orderly } else { Ending::Aborted };
+            return if ended.is_ok() {
+                Ending::Orderly
+            } else {
+                Ending::Aborted
+            };
         };
         if mount.is_there() {
             // `umount -f` aborts first and unmounts right after.

@@ -14,7 +14,9 @@ use super::serve::Event;
 
 /// The signals that the daemon answers to.
 pub(crate) fn handled() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect()
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
+        .into_iter()
+        .collect()
 }
 
 /// Blocks them in this thread and those it will start.

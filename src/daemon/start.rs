@@ -25,12 +25,20 @@ use super::{Protection, harden, panics, sys};
 /// When nothing is mounted, or (in the foreground) when the mount ended otherwise than it should.
 pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     let plan = plan::check(request)?;
-    let announcement = format!("{} is mounted on {}", plan.vault.display(), plan.shown_target);
+    let announcement = format!(
+        "{} is mounted on {}",
+        request.vault.display(),
+        plan.shown_target
+    );
     signals::block()?;
     if plan.foreground {
         return panics::caught(|| daemon(&plan, None, &|| announce(&announcement)));
     }
-    let passed = if let Target::Passed(fd) = plan.target { Some(fd) } else { None };
+    let passed = if let Target::Passed(fd) = plan.target {
+        Some(fd)
+    } else {
+        None
+    };
     sys::close_inherited(passed);
     match detach::fork()? {
         Side::Caller(child) => {
@@ -52,18 +60,18 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
 }
 
 /// The daemon, from the helper's fork to the end. `reporter` is there in the background.
-fn daemon(
-    plan: &Plan,
-    reporter: Option<&mut Reporter>,
-    announce: &dyn Fn(),
-) -> Result<(), Error> {
+fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> Result<(), Error> {
     let settings = &plan.settings;
 
     // 1. The last fork: after hardening, fusermount3 could not gain its privileges any more.
     let mounter = mounter(plan)?;
 
     // 2. From here on nobody else can look into this process. Threads may start after this.
-    log::start(log_destination(plan), settings.log_format, settings.log_level)?;
+    log::start(
+        log_destination(plan),
+        settings.log_format,
+        settings.log_level,
+    )?;
     let protection = harden::harden(settings.require_mlock)?;
     let (tell, events) = mpsc::channel();
     let watch = Watch::start(plan.foreground, tell.clone())?;
@@ -100,7 +108,12 @@ fn daemon(
     tell_log(plan, protection);
 
     // 6. Serve until the end.
-    let serving = Serving { fs, mount, events, drain_timeout: settings.drain_timeout };
+    let serving = Serving {
+        fs,
+        mount,
+        events,
+        drain_timeout: settings.drain_timeout,
+    };
     serving.until_the_end()
 }
 
@@ -139,12 +152,18 @@ fn mount_and_serve(
         }
         (Target::Passed(fd), _) => {
             let device = sys::take_passed(*fd).map_err(|e| {
-                Error::new(Class::Failed, format!("no open descriptor was passed as /dev/fd/{fd}: {e}"))
+                Error::new(
+                    Class::Failed,
+                    format!("no open descriptor was passed as /dev/fd/{fd}: {e}"),
+                )
             })?;
             (None, device)
         }
         (Target::Point(_), None) => {
-            return Err(Error::new(Class::Internal, "internal error: nobody to mount"));
+            return Err(Error::new(
+                Class::Internal,
+                "internal error: nobody to mount",
+            ));
         }
     };
     if let Some(mount) = &mount {

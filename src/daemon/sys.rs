@@ -53,8 +53,15 @@ fn statx(path: &Path, mask: u32) -> io::Result<libc::statx> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
     // SAFETY: `path` ends in NUL and `answer` has room for the structure; both outlive the call.
-    let result =
-        unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, answer.as_mut_ptr()) };
+    let result = unsafe {
+        libc::statx(
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            flags,
+            mask,
+            answer.as_mut_ptr(),
+        )
+    };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -70,7 +77,9 @@ fn statx(path: &Path, mask: u32) -> io::Result<libc::statx> {
 pub(crate) fn fork() -> io::Result<ForkResult> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count());
     if threads != 1 {
-        return Err(io::Error::other("internal error: fork after a thread was started"));
+        return Err(io::Error::other(
+            "internal error: fork after a thread was started",
+        ));
     }
     // SAFETY: there is one thread, so the child may do whatever the parent may.
     Ok(unsafe { nix::unistd::fork() }?)
@@ -167,9 +176,12 @@ pub(crate) fn lock_all_memory() -> io::Result<()> {
 
 /// The local time as syslog wants it: `Nov  2 03:04:05`.
 pub(crate) fn syslog_time() -> String {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let seconds = libc::time_t::try_from(since.as_secs()).unwrap_or_default();
     let mut parts = MaybeUninit::<libc::tm>::zeroed();
     // SAFETY: both pointers are valid for the call, and zeroed memory is a valid `tm` whether or
@@ -178,7 +190,10 @@ pub(crate) fn syslog_time() -> String {
         libc::localtime_r(&raw const seconds, parts.as_mut_ptr());
         parts.assume_init()
     };
-    let month = usize::try_from(parts.tm_mon).ok().and_then(|m| MONTHS.get(m)).unwrap_or(&"Jan");
+    let month = usize::try_from(parts.tm_mon)
+        .ok()
+        .and_then(|m| MONTHS.get(m))
+        .unwrap_or(&"Jan");
     format!(
         "{month} {:>2} {:02}:{:02}:{:02}",
         parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec

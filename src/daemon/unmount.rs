@@ -20,18 +20,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn unmount(path: &Path) -> Result<(), Error> {
     let shown = path.display();
     let fail = |e: io::Error| match e.kind() {
-        io::ErrorKind::NotFound => {
-            Error::new(Class::Failed, format!("the mount point {shown} does not exist"))
-        }
+        io::ErrorKind::NotFound => Error::new(
+            Class::Failed,
+            format!("the mount point {shown} does not exist"),
+        ),
         _ => Error::new(Class::Failed, format!("cannot look at {shown}: {e}")),
     };
     let point = mountinfo::absolute(path).map_err(fail)?;
     let mount = mountinfo::mount_at(&point).map_err(fail)?;
-    let mount = mount.ok_or_else(|| Error::new(Class::Failed, format!("nothing is mounted on {shown}")))?;
+    let mount =
+        mount.ok_or_else(|| Error::new(Class::Failed, format!("nothing is mounted on {shown}")))?;
     if !mount.is_secretfs() {
         return Err(Error::new(
             Class::Failed,
-            format!("{shown} is not a mount of secretfs but of type {}; use umount(8)", mount.fs_type.display()),
+            format!(
+                "{shown} is not a mount of secretfs but of type {}; use umount(8)",
+                mount.fs_type.display()
+            ),
         ));
     }
     if harden::may_mount() {
@@ -40,8 +45,13 @@ pub fn unmount(path: &Path) -> Result<(), Error> {
             e => Error::new(Class::Failed, format!("cannot unmount {shown}: {e}")),
         })?;
     } else {
-        helper::unmount_by_fusermount(&point, false)
-            .map_err(|e| if e.class == Class::Busy { busy(path) } else { e })?;
+        helper::unmount_by_fusermount(&point, false).map_err(|e| {
+            if e.class == Class::Busy {
+                busy(path)
+            } else {
+                e
+            }
+        })?;
     }
     if !mount.read_only {
         wait_until_released(&mount.source);
@@ -53,7 +63,9 @@ fn busy(path: &Path) -> Error {
     let shown = path.display();
     Error::new(
         Class::Busy,
-        format!("{shown} is in use; end what uses it (`fuser -vm {shown}` shows it), or take it out of the way with `umount -l {shown}`"),
+        format!(
+            "{shown} is in use; end what uses it (`fuser -vm {shown}` shows it), or take it out of the way with `umount -l {shown}`"
+        ),
     )
 }
 
@@ -69,7 +81,10 @@ fn wait_until_released(vault: &Path) {
 /// Who has the vault open for writing, in the words of its lock file; `None` when nobody has, or
 /// when this user may not ask.
 pub fn lock_holder(vault: &Path) -> Option<String> {
-    let file = std::fs::OpenOptions::new().read(true).open(vault.join("lock")).ok()?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .open(vault.join("lock"))
+        .ok()?;
     let mut lock = nix::libc::flock {
         l_type: nix::libc::F_WRLCK as _,
         l_whence: nix::libc::SEEK_SET as _,
@@ -84,6 +99,15 @@ pub fn lock_holder(vault: &Path) -> Option<String> {
     let mut text = String::new();
     // The content is as untrusted as the rest of the vault.
     let _ = io::Read::read_to_string(&mut io::Read::take(file, 512), &mut text);
-    let line: String = text.lines().next().unwrap_or_default().escape_debug().collect();
-    Some(if line.is_empty() { "somebody".to_owned() } else { line })
+    let line: String = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .escape_debug()
+        .collect();
+    Some(if line.is_empty() {
+        "somebody".to_owned()
+    } else {
+        line
+    })
 }

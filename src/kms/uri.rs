@@ -18,7 +18,9 @@ pub struct KeyUri(String);
 
 /// A string that is no KMS key URI, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{uri}` is no KMS key URI: {why}; write local-kms://NAME, or aws-kms:// and a key ARN, key id or alias/NAME")]
+#[error(
+    "`{uri}` is no KMS key URI: {why}; write local-kms://NAME, or aws-kms:// and a key ARN, key id or alias/NAME"
+)]
 pub struct KeyUriError {
     uri: String,
     why: &'static str,
@@ -35,7 +37,11 @@ impl KeyUri {
 
     /// The provider that serves it.
     pub fn provider(&self) -> Provider {
-        if self.0.starts_with("local-kms://") { Provider::Local } else { Provider::Aws }
+        if self.0.starts_with("local-kms://") {
+            Provider::Local
+        } else {
+            Provider::Aws
+        }
     }
 
     /// What follows `://`: a local key's name, or an AWS key ARN, key id or alias.
@@ -53,7 +59,12 @@ impl FromStr for KeyUri {
     type Err = KeyUriError;
 
     fn from_str(uri: &str) -> Result<Self, KeyUriError> {
-        let fail = |why| Err(KeyUriError { uri: uri.chars().take(200).collect(), why });
+        let fail = |why| {
+            Err(KeyUriError {
+                uri: uri.chars().take(200).collect(),
+                why,
+            })
+        };
         if uri.len() > MAX_LEN {
             return fail("it is too long");
         }
@@ -64,11 +75,14 @@ impl FromStr for KeyUri {
                     return fail("the key's name must have 1 to 128 characters");
                 }
                 if !name.chars().all(plain) || name.starts_with('.') {
-                    return fail("a key's name is made of letters, digits, `-`, `_` and `.`, and begins with no dot");
+                    return fail(
+                        "a key's name is made of letters, digits, `-`, `_` and `.`, and begins with no dot",
+                    );
                 }
             }
             Some(("aws-kms", key)) => {
-                let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':');
+                let plain =
+                    |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | ':');
                 if key.is_empty() {
                     return fail("the key is missing");
                 }

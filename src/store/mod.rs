@@ -277,6 +277,9 @@ pub struct StoreError {
 impl StoreError {
     /// An error of this class with this text.
     pub fn new(kind: StoreErrorKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string() }
+        Self {
+            kind,
+            message: message.to_string(),
+        }
     }
 }
