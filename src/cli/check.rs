@@ -1,0 +1,59 @@
+//! `secretfs check`.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::Settings;
+use crate::daemon::seam::vault;
+use crate::daemon::{Class, Error};
+
+use super::flags::{Flags, ForOpen};
+use super::output;
+
+/// Verify a whole vault
+///
+/// Opens and verifies every record and recomputes all sums. Exits with code 6 when anything is not
+/// what was written.
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// The vault
+    vault: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    flags: Flags<ForOpen>,
+}
+
+impl Check {
+    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+        let (settings, _) = self.flags.load(config)?;
+        let report = vault::check(&self.vault, &open_options(&settings))?;
+        output::show(&report, self.json)?;
+        match report.problems.len() {
+            0 => Ok(()),
+            found => Err(Error::new(
+                Class::Integrity,
+                format!(
+                    "{} is damaged or was tampered with: {found} problems, listed above; restore it from a backup",
+                    self.vault.display()
+                ),
+            )),
+        }
+    }
+}
+
+/// How commands that only look open a vault.
+pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
+    vault::OpenOptions {
+        read_only: true,
+        accept_rollback: false,
+        pinned_keys: settings.kms_keys.clone(),
+        pinned_vault_id: settings.vault_id.clone(),
+        require_anchor: settings.require_anchor,
+        unsafe_filesystem: settings.unsafe_filesystem,
+        kms: settings.kms.clone(),
+        mountpoint: None,
+    }
+}

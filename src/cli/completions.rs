@@ -1,0 +1,22 @@
+//! `secretfs completions`.
+
+use clap_complete::Shell;
+
+use crate::daemon::Error;
+
+use super::output;
+
+/// Print a completion script for a shell
+#[derive(Debug, clap::Args)]
+pub(super) struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+impl Completions {
+    pub(super) fn run(self) -> Result<(), Error> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut super::command(), "secretfs", &mut script);
+        output::print_bytes(&script)
+    }
+}

@@ -1,0 +1,61 @@
+//! `secretfs init`.
+
+use std::path::{Path, PathBuf};
+
+use crate::daemon::Error;
+use crate::daemon::seam::vault;
+use crate::kms::KeyUri;
+
+use super::flags::{Flags, ForInit};
+use super::output;
+
+/// Make a new vault
+///
+/// Makes the directory VAULT and a vault in it, with a fresh master key that is wrapped by each of
+/// the KMS keys. Without --kms-key that is local-kms://default, which is created if it is missing.
+/// Either a whole vault is made or nothing, and an existing one is never touched.
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// The directory that is to hold the vault
+    vault: PathBuf,
+
+    #[command(flatten)]
+    flags: Flags<ForInit>,
+}
+
+impl Init {
+    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+        let (settings, _) = self.flags.load(config)?;
+        let kms_keys = if settings.kms_keys.is_empty() {
+            vec![KeyUri::default_local()]
+        } else {
+            settings.kms_keys
+        };
+        let options = vault::InitOptions {
+            kms_keys,
+            uid: settings
+                .uid
+                .unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
+            gid: settings
+                .gid
+                .unwrap_or_else(|| nix::unistd::getegid().as_raw()),
+            kms: settings.kms,
+        };
+        let created = vault::init(&self.vault, &options)?;
+        let mut text = format!(
+            "{} is a new vault, id {}\n",
+            self.vault.display(),
+            created.vault_id
+        );
+        for key in &created.kms_keys {
+            text.push_str(&format!("its master key is wrapped by {key}\n"));
+        }
+        if let Some(key) = &created.local_key_created {
+            text.push_str(&format!(
+                "a new local key was made in {}: whoever has it and the vault can read all secrets, and without it they are lost; back it up, apart from the vault\n",
+                key.display()
+            ));
+        }
+        output::print(&text)
+    }
+}

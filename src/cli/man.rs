@@ -1,0 +1,93 @@
+//! `secretfs man`: man pages from the command line and the table of settings. The same input gives
+//! the same bytes: the pages are committed, and a test compares them.
+
+use std::path::PathBuf;
+
+use crate::daemon::{Class, Error};
+
+use super::output;
+
+/// Changes with a release, not with the day of a build.
+const DATE: &str = "2026-11-22";
+const MANUAL: &str = "secretfs manual";
+
+const SECTIONS: &str = include_str!("man/secretfs.1.in");
+const MOUNT_SECTIONS: &str = include_str!("man/secretfs-mount.1.in");
+const MOUNT_HELPER: &str = include_str!("man/mount.secretfs.8.in");
+
+/// Write the man pages
+#[derive(Debug, clap::Args)]
+#[command(hide = true)]
+pub(super) struct Man {
+    /// Write all pages into this directory; without it, secretfs(1) goes to standard output
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+impl Man {
+    pub(super) fn run(self) -> Result<(), Error> {
+        let fail = |e| Error::new(Class::Failed, format!("cannot write the man pages: {e}"));
+        for (name, page) in pages().map_err(fail)? {
+            match &self.dir {
+                Some(dir) => std::fs::write(dir.join(name), page).map_err(fail)?,
+                None if name == "secretfs.1" => output::print_bytes(&page)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All pages, with their file names.
+///
+/// # Errors
+/// None in practice: they are written to memory.
+pub fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    let mut command = super::command();
+    command.build();
+    let mut pages = vec![("secretfs.1".to_owned(), render(command.clone(), SECTIONS)?)];
+    for sub in command
+        .get_subcommands()
+        .filter(|c| !c.is_hide_set() && c.get_name() != "help")
+    {
+        let name = format!("secretfs-{}", sub.get_name());
+        let sections = if sub.get_name() == "mount" {
+            MOUNT_SECTIONS
+        } else {
+            ""
+        };
+        let page = render(sub.clone(), sections)?;
+        pages.push((format!("{name}.1"), page));
+    }
+    pages.push((
+        "mount.secretfs.8".to_owned(),
+        filled_in(MOUNT_HELPER).into_bytes(),
+    ));
+    Ok(pages)
+}
+
+fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
+    let page = clap_mangen::Man::new(command)
+        .date(DATE)
+        .manual(MANUAL)
+        .source(format!("secretfs {}", env!("CARGO_PKG_VERSION")));
+    let mut bytes = Vec::new();
+    page.render_title(&mut bytes)?;
+    page.render_name_section(&mut bytes)?;
+    page.render_synopsis_section(&mut bytes)?;
+    page.render_description_section(&mut bytes)?;
+    page.render_options_section(&mut bytes)?;
+    if sections == SECTIONS {
+        page.render_subcommands_section(&mut bytes)?;
+    }
+    bytes.extend_from_slice(filled_in(sections).as_bytes());
+    if sections != SECTIONS {
+        bytes.extend_from_slice(b".SH SEE ALSO\n.BR secretfs (1)\n");
+    }
+    Ok(bytes)
+}
+
+fn filled_in(text: &str) -> String {
+    text.replace("@DATE@", DATE)
+        .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,99 @@
+//! `secretfs status`.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::daemon::seam::vault;
+use crate::daemon::{self, Class, Error, MountInfo};
+
+use super::flags::{Flags, ForOpen};
+use super::output;
+
+/// Show the state of a vault or a mount
+///
+/// For a mount, shows what its daemon tells in .secretfs/status. For a vault, opens it read-only,
+/// which takes its KMS key, and shows what it holds and who has it mounted for writing.
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    /// A vault, or where one is mounted
+    path: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    flags: Flags<ForOpen>,
+}
+
+impl Status {
+    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+        let (settings, _) = self.flags.load(config)?;
+        let mount = daemon::absolute(&self.path).and_then(|path| daemon::mount_at(&path));
+        let value = match mount {
+            Ok(Some(mount)) if mount.is_secretfs() => of_mount(&mount)?,
+            _ => of_vault(&self.path, &super::check::open_options(&settings))?,
+        };
+        output::show(&value, self.json)
+    }
+}
+
+fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
+    let vault = vault::Vault::open(path, options)?;
+    let mut value = serde_json::to_value(vault.summary())
+        .map_err(|e| Error::new(Class::Internal, format!("cannot show the status: {e}")))?;
+    if let Value::Object(members) = &mut value {
+        let holder = daemon::lock_holder(path).map_or(Value::Null, Value::String);
+        members.insert("held_for_writing_by".to_owned(), holder);
+    }
+    Ok(value)
+}
+
+/// Longest wait for a daemon's answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
+    let shown = mount.point.display();
+    let file = mount.point.join(".secretfs/status");
+    let (tell, told) = mpsc::channel();
+    // A read that hangs cannot be called back; the thread ends with the process.
+    let asked = std::thread::Builder::new()
+        .name("ask".to_owned())
+        .spawn(move || drop(tell.send(std::fs::read_to_string(file))));
+    asked.map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
+    let text = match told.recv_timeout(PATIENCE) {
+        Ok(Ok(text)) => text,
+        Ok(Err(e)) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => {
+            return Err(Error::new(
+                Class::Failed,
+                format!(
+                    "the daemon of the mount on {shown} is gone; remove it with `umount {shown}`"
+                ),
+            ));
+        }
+        Ok(Err(e)) => {
+            return Err(Error::new(
+                Class::Failed,
+                format!("cannot read {shown}/.secretfs/status: {e}"),
+            ));
+        }
+        Err(_) => {
+            return Err(Error::new(
+                Class::Failed,
+                format!(
+                    "the daemon of the mount on {shown} does not answer within {} s",
+                    PATIENCE.as_secs()
+                ),
+            ));
+        }
+    };
+    serde_json::from_str(&text).map_err(|e| {
+        Error::new(
+            Class::Failed,
+            format!("{shown}/.secretfs/status does not hold JSON: {e}"),
+        )
+    })
+}

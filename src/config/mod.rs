@@ -1,0 +1,336 @@
+//! Settings: from the configuration file, the environment and the command line to validated
+//! values. The same names in all three; what is nearer to the user wins: flags, then environment,
+//! then file, then default. An unknown name or a bad value is an error that names it, its value,
+//! where it came from, and what is allowed; nothing is ever silently ignored.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use crate::kms::{KeyUri, KmsSettings};
+
+pub mod options;
+mod places;
+mod source;
+pub mod table;
+mod value;
+
+pub use options::{Options, parse_options};
+pub use places::{anchor_dirs, local_kms_dir};
+pub use table::{Kind, SETTINGS, Scope, Setting};
+
+/// A mistake in settings: one line that names what, where, and what is allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(String);
+
+impl ConfigError {
+    fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting as somebody wrote it.
+#[derive(Clone, Debug)]
+pub struct Raw {
+    /// Which.
+    pub setting: &'static Setting,
+    /// The value; `None` for a switch that was only named.
+    pub value: Option<OsString>,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `--NAME`.
+    Flag,
+    /// `-o NAME`.
+    Option,
+    /// An environment variable.
+    Environment(String),
+    /// A configuration file.
+    File(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag => f.write_str("given as a flag"),
+            Self::Option => f.write_str("given with -o"),
+            Self::Environment(name) => write!(f, "from the environment variable {name}"),
+            Self::File(path) => write!(f, "from {}", path.display()),
+        }
+    }
+}
+
+/// Every setting, validated.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Mount read-only.
+    pub read_only: bool,
+    /// Let other users in.
+    pub allow_other: bool,
+    /// Allow execution.
+    pub exec: bool,
+    /// How long the kernel may keep names and attributes.
+    pub ttl: Duration,
+    /// Largest content of one file, in bytes.
+    pub max_secret_size: u64,
+    /// Memory for all contents under way, in bytes.
+    pub max_memory: u64,
+    /// Threads that read requests.
+    pub threads: usize,
+    /// How long open files are served after a request to end.
+    pub drain_timeout: Duration,
+    /// Refuse to go on without locked memory.
+    pub require_mlock: bool,
+    /// Owner of the root of a new vault.
+    pub uid: Option<u32>,
+    /// Group of the root of a new vault.
+    pub gid: Option<u32>,
+    /// KMS keys: for `init` those that wrap, elsewhere the only ones accepted.
+    pub kms_keys: Vec<KeyUri>,
+    /// Bounds on KMS calls, and the place of the local KMS.
+    pub kms: KmsSettings,
+    /// The only vault id accepted.
+    pub vault_id: Option<String>,
+    /// Refuse a vault without an anchor on this host.
+    pub require_anchor: bool,
+    /// Accept an older vault than the anchor knows.
+    pub accept_rollback: bool,
+    /// Accept a network or FUSE file system under the vault.
+    pub unsafe_filesystem: bool,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: LevelFilter,
+    /// A file for the log.
+    pub log_file: Option<PathBuf>,
+    /// The configuration files that were read.
+    pub config_files: Vec<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            allow_other: false,
+            exec: false,
+            ttl: Duration::from_secs(1),
+            max_secret_size: 16 << 20,
+            max_memory: 256 << 20,
+            threads: 1,
+            drain_timeout: Duration::from_secs(10),
+            require_mlock: false,
+            uid: None,
+            gid: None,
+            kms_keys: Vec::new(),
+            kms: KmsSettings::default(),
+            vault_id: None,
+            require_anchor: false,
+            accept_rollback: false,
+            unsafe_filesystem: false,
+            log_format: LogFormat::Human,
+            log_level: LevelFilter::INFO,
+            log_file: None,
+            config_files: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads files and environment and lays `given` (flags and options) over them. `config` is the
+    /// file that was named on the command line, if any.
+    ///
+    /// # Errors
+    /// See the module.
+    pub fn load(config: Option<&Path>, given: &[Raw]) -> Result<Self, ConfigError> {
+        let mut settings = Self::default();
+        let (files, raws) = source::files(config)?;
+        settings.config_files = files;
+        settings.apply_all(&raws)?;
+        settings.apply_all(&source::environment(std::env::vars_os())?)?;
+        settings.apply_all(given)?;
+        Ok(settings)
+    }
+
+    /// Applies values that stand at one level of precedence.
+    fn apply_all(&mut self, raws: &[Raw]) -> Result<(), ConfigError> {
+        // Keys accumulate within a level and replace those of the level below.
+        if raws.iter().any(|raw| raw.setting.kind == Kind::KeyUris) {
+            self.kms_keys.clear();
+        }
+        raws.iter().try_for_each(|raw| self.apply(raw))
+    }
+
+    fn apply(&mut self, raw: &Raw) -> Result<(), ConfigError> {
+        if !raw.setting.lasting && matches!(raw.origin, Origin::Environment(_) | Origin::File(_)) {
+            return Err(raw.error(
+                "it may only be given with the mount it is meant for, as a flag or with -o",
+            ));
+        }
+        match raw.setting.name {
+            "ro" => self.read_only = raw.switch()?,
+            "allow-other" => self.allow_other = raw.switch()?,
+            "exec" => self.exec = raw.switch()?,
+            "ttl" => self.ttl = raw.duration()?,
+            "max-secret-size" => self.max_secret_size = raw.number()?,
+            "max-memory" => self.max_memory = raw.number()?,
+            "threads" => self.threads = raw.number()?.try_into().unwrap_or(1),
+            "drain-timeout" => self.drain_timeout = raw.duration()?,
+            "require-mlock" => self.require_mlock = raw.switch()?,
+            "uid" => self.uid = raw.number()?.try_into().ok(),
+            "gid" => self.gid = raw.number()?.try_into().ok(),
+            "kms-key" => self.kms_keys.push(raw.key_uri()?),
+            "kms-timeout" => self.set_kms_timeout(raw.duration()?),
+            "local-kms-dir" => self.kms.local_dir = Some(raw.path()?),
+            "vault-id" => self.vault_id = Some(raw.vault_id()?),
+            "require-anchor" => self.require_anchor = raw.switch()?,
+            "accept-rollback" => self.accept_rollback = raw.switch()?,
+            "unsafe-filesystem" => self.unsafe_filesystem = raw.switch()?,
+            "log-format" => {
+                self.log_format = if raw.word()? == "json" {
+                    LogFormat::Json
+                } else {
+                    LogFormat::Human
+                };
+            }
+            "log-level" => {
+                self.log_level = raw
+                    .word()?
+                    .parse()
+                    .map_err(|_| raw.error("unknown level"))?;
+            }
+            "log-file" => self.log_file = Some(raw.path()?),
+            other => {
+                return Err(ConfigError::new(format!(
+                    "the setting `{other}` has no meaning"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt gets a third of the whole, as by default.
+    fn set_kms_timeout(&mut self, total: Duration) {
+        self.kms.total_timeout = total;
+        self.kms.attempt_timeout = total / 3;
+    }
+}
+
+impl Raw {
+    fn error(&self, allowed: impl fmt::Display) -> ConfigError {
+        let name = self.setting.name;
+        let value = self.value.as_deref().map_or_else(String::new, |value| {
+            let shown: String = value.to_string_lossy().chars().take(200).collect();
+            format!(" `{}`", shown.escape_debug())
+        });
+        ConfigError::new(format!("bad {name}{value} ({}): {allowed}", self.origin))
+    }
+
+    fn text(&self) -> Result<&str, ConfigError> {
+        match self.value.as_deref().map(OsStr::to_str) {
+            Some(Some(text)) if !text.is_empty() => Ok(text),
+            Some(_) if self.value.as_deref().is_some_and(|v| !v.is_empty()) => {
+                Err(self.error("it is not UTF-8"))
+            }
+            _ => Err(self.error(format!(
+                "a value is missing; write {}={}",
+                self.setting.name, self.setting.value_name
+            ))),
+        }
+    }
+
+    fn switch(&self) -> Result<bool, ConfigError> {
+        match &self.value {
+            None => Ok(true),
+            Some(value) => value
+                .to_str()
+                .and_then(value::switch)
+                .ok_or_else(|| self.error("allowed are true and false")),
+        }
+    }
+
+    fn duration(&self) -> Result<Duration, ConfigError> {
+        let Kind::Duration { min_ms, max_ms } = self.setting.kind else {
+            return Err(self.error("internal error: not a time span"));
+        };
+        let allowed = || {
+            self.error(format!(
+                "allowed is a whole number with ms, s, m or h behind it (s if none), from {min_ms}ms to {}s",
+                max_ms / 1000
+            ))
+        };
+        value::duration(self.text()?)
+            .filter(|d| (u128::from(min_ms)..=u128::from(max_ms)).contains(&d.as_millis()))
+            .ok_or_else(allowed)
+    }
+
+    fn number(&self) -> Result<u64, ConfigError> {
+        let text = self.text()?;
+        let (number, min, max, form) = match self.setting.kind {
+            Kind::Size { min, max } => (
+                value::size(text),
+                min,
+                max,
+                "a number of bytes with K, M or G behind it",
+            ),
+            Kind::Count { min, max } => (text.parse().ok(), min, max, "a whole number"),
+            _ => return Err(self.error("internal error: not a number")),
+        };
+        number
+            .filter(|n| (min..=max).contains(n))
+            .ok_or_else(|| self.error(format!("allowed is {form}, from {min} to {max}")))
+    }
+
+    fn word(&self) -> Result<&str, ConfigError> {
+        let text = self.text()?;
+        match self.setting.kind {
+            Kind::Choice(words) if words.contains(&text) => Ok(text),
+            Kind::Choice(words) => Err(self.error(format!("allowed are {}", words.join(", ")))),
+            _ => Err(self.error("internal error: not a choice")),
+        }
+    }
+
+    fn path(&self) -> Result<PathBuf, ConfigError> {
+        match self.value.as_deref() {
+            Some(value) if !value.is_empty() && !value.as_bytes().contains(&0) => {
+                // Before the daemon changes its directory.
+                std::path::absolute(value).map_err(|e| self.error(e))
+            }
+            _ => Err(self.error("a path is missing")),
+        }
+    }
+
+    fn key_uri(&self) -> Result<KeyUri, ConfigError> {
+        self.text()?.parse().map_err(|e| self.error(e))
+    }
+
+    fn vault_id(&self) -> Result<String, ConfigError> {
+        let text = self.text()?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        if text.len() <= 64 && text.chars().all(plain) {
+            Ok(text.to_owned())
+        } else {
+            Err(self.error("allowed is the id that `secretfs status VAULT` shows"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

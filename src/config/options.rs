@@ -1,0 +1,195 @@
+//! The list behind `-o`, as users, fstab and mount(8) write it.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use super::table;
+use super::{ConfigError, Kind, Origin, Raw, SETTINGS};
+
+/// What fstab and mount(8) pass along and a file system may ignore: for mount(8) itself, for
+/// systemd, or without meaning for FUSE.
+const PASSED_ALONG: &[&str] = &[
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "nousers",
+    "owner",
+    "noowner",
+    "group",
+    "nogroup",
+    "_netdev",
+    "nofail",
+    "defaults",
+    "nodev",
+    "nosuid",
+    "sync",
+    "async",
+    "dirsync",
+    "atime",
+    "noatime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "diratime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "iversion",
+    "noiversion",
+    "default_permissions",
+];
+
+/// Options that ask for what a mount of secrets never does.
+const NEVER: &[&str] = &["dev", "suid"];
+
+/// What `-o` lists came to.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The settings in them, in their order.
+    pub settings: Vec<Raw>,
+    /// A configuration file, for callers that have no `--config` (`-o config=FILE`).
+    pub config: Option<PathBuf>,
+    /// Options that were asked for and are not granted; the log says so.
+    pub not_granted: Vec<String>,
+    /// Unknown options, when they were to be tolerated.
+    pub unknown: Vec<String>,
+}
+
+/// Reads lists of options. `sloppy` tolerates unknown ones, as `mount -s` does.
+///
+/// # Errors
+/// An unknown option, a value where none belongs, an unclosed quote.
+pub fn parse_options<L: AsRef<OsStr>>(lists: &[L], sloppy: bool) -> Result<Options, ConfigError> {
+    let mut options = Options::default();
+    for list in lists {
+        for option in split(list.as_ref().as_bytes())? {
+            options.add(&option, sloppy)?;
+        }
+    }
+    Ok(options)
+}
+
+impl Options {
+    fn add(&mut self, option: &[u8], sloppy: bool) -> Result<(), ConfigError> {
+        let (name, value) = match option.iter().position(|b| *b == b'=') {
+            Some(at) => (
+                &option[..at],
+                Some(OsString::from_vec(option[at + 1..].to_vec())),
+            ),
+            None => (option, None),
+        };
+        let name = String::from_utf8_lossy(name).into_owned();
+        let raw = |setting, value| Raw {
+            setting,
+            value,
+            origin: Origin::Option,
+        };
+        if let Some(setting) = table::find(&name) {
+            if value.is_some() && setting.kind == Kind::Switch {
+                return Err(usage(format!("the option `{name}` takes no value")));
+            }
+            self.settings.push(raw(setting, value));
+            return Ok(());
+        }
+        // The last one wins, so the opposites are settings too.
+        let opposite = match name.as_str() {
+            "rw" => Some("ro"),
+            "noexec" => Some("exec"),
+            _ => None,
+        };
+        if let Some(setting) = opposite.and_then(table::find) {
+            self.settings.push(raw(setting, Some("false".into())));
+        } else if name == "config" {
+            let path = value.filter(|v| !v.is_empty());
+            self.config = Some(
+                path.ok_or_else(|| usage("the option `config` needs a file".into()))?
+                    .into(),
+            );
+        } else if NEVER.contains(&name.as_str()) {
+            self.not_granted.push(name);
+        } else if PASSED_ALONG.contains(&name.as_str())
+            || name.starts_with("x-")
+            || name.starts_with("X-")
+            || matches!(name.as_str(), "comment" | "helper")
+        {
+        } else if sloppy {
+            self.unknown.push(name);
+        } else {
+            let known: Vec<&str> = SETTINGS.iter().map(|s| s.name).collect();
+            return Err(usage(format!(
+                "unknown option `{}`; known are {}, and what mount(8) passes along",
+                name.escape_debug(),
+                known.join(", ")
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn usage(message: String) -> ConfigError {
+    ConfigError::new(message)
+}
+
+/// Splits at commas. A value in double quotes may hold commas, as in mount(8).
+fn split(list: &[u8]) -> Result<Vec<Vec<u8>>, ConfigError> {
+    let mut options = Vec::new();
+    let mut option = Vec::new();
+    let mut quoted = false;
+    for &byte in list {
+        match byte {
+            b'"' => quoted = !quoted,
+            b',' if !quoted => options.push(std::mem::take(&mut option)),
+            other => option.push(other),
+        }
+    }
+    if quoted {
+        return Err(usage("a quote in the options is not closed".to_owned()));
+    }
+    options.push(option);
+    options.retain(|o| !o.is_empty());
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fstab_passes_along_is_accepted() {
+        let list = "rw,noauto,user,_netdev,nofail,x-systemd.automount,comment=a b,dev,relatime";
+        let options = parse_options(&[list], false).expect("accepted");
+        assert_eq!(options.not_granted, ["dev"]);
+        assert_eq!(options.settings.len(), 1);
+    }
+
+    #[test]
+    fn an_unknown_option_is_named_unless_sloppy() {
+        let error = parse_options(&["ro,allow_root"], false).expect_err("unknown");
+        assert!(error.to_string().contains("`allow_root`"), "{error}");
+        assert_eq!(
+            parse_options(&["allow_root"], true)
+                .expect("sloppy")
+                .unknown,
+            ["allow_root"]
+        );
+    }
+
+    #[test]
+    fn quotes_keep_commas_and_must_close() {
+        let options = parse_options(&["log-file=\"/a,b\",ro"], false).expect("accepted");
+        assert_eq!(
+            options.settings[0].value.as_deref(),
+            Some(OsStr::new("/a,b"))
+        );
+        assert!(parse_options(&["log-file=\"/a"], false).is_err());
+        assert!(parse_options(&["ro=1"], false).is_err());
+    }
+}

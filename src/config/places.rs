@@ -1,0 +1,37 @@
+//! Where things are by default: root's under /etc and /var/lib, other users' in their XDG
+//! directories.
+
+use std::path::PathBuf;
+
+/// The usual configuration files, the least important first.
+pub(super) fn config_files() -> Vec<PathBuf> {
+    let mut files = vec![PathBuf::from("/etc/secretfs/config.toml")];
+    files.extend(xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("secretfs/config.toml")));
+    files
+}
+
+/// Where the local KMS keeps its keys unless a setting says otherwise.
+pub fn local_kms_dir() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        Some(PathBuf::from("/var/lib/secretfs/kms"))
+    } else {
+        xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("secretfs/kms"))
+    }
+}
+
+/// Where anchors may be kept.
+pub fn anchor_dirs() -> Vec<PathBuf> {
+    let mut dirs = vec![PathBuf::from("/var/lib/secretfs/anchors")];
+    dirs.extend(xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("secretfs/anchors")));
+    dirs
+}
+
+/// The XDG rule: a relative value is ignored.
+fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    absolute(variable).or_else(|| absolute("HOME").map(|home| home.join(default)))
+}

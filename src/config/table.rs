@@ -1,0 +1,301 @@
+//! The one table of settings. Flags, `-o` options, environment variables, the configuration file
+//! and the man pages are all made from it, so that a setting has one name everywhere.
+
+/// What a setting's value looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// On when named; `true` or `false` where a value is written.
+    Switch,
+    /// Bytes: `16M`, `64MiB`.
+    Size {
+        /// Smallest allowed.
+        min: u64,
+        /// Largest allowed.
+        max: u64,
+    },
+    /// A time span: `10`, `10s`, `2m`, `500ms`.
+    Duration {
+        /// Smallest allowed, in milliseconds.
+        min_ms: u64,
+        /// Largest allowed, in milliseconds.
+        max_ms: u64,
+    },
+    /// A whole number.
+    Count {
+        /// Smallest allowed.
+        min: u64,
+        /// Largest allowed.
+        max: u64,
+    },
+    /// A path.
+    Path,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// KMS key URIs; may be given several times.
+    KeyUris,
+    /// A vault's id.
+    VaultId,
+}
+
+/// The commands that a setting means something to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Commands that open or make a vault.
+    Vault,
+    /// `init` alone.
+    Init,
+    /// `mount` alone.
+    Mount,
+    /// Commands that open an existing vault: `mount`, `status`, `check`.
+    Open,
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its name in all places; the environment variable is `SECRETFS_` and this in capitals.
+    pub name: &'static str,
+    /// What its value looks like.
+    pub kind: Kind,
+    /// Who uses it.
+    pub scope: Scope,
+    /// Whether it may stand in a file or the environment. What lowers the guard for one mount must
+    /// be asked for at that mount.
+    pub lasting: bool,
+    /// How help shows the value.
+    pub value_name: &'static str,
+    /// One sentence for help and man pages.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The environment variable.
+    pub fn variable(&self) -> String {
+        format!("SECRETFS_{}", self.name.to_uppercase().replace('-', "_"))
+    }
+}
+
+/// The setting of this name; `_` and `-` are the same, so that `allow_other` works as everywhere.
+pub fn find(name: &str) -> Option<&'static Setting> {
+    let name = name.replace('_', "-");
+    SETTINGS.iter().find(|s| s.name == name)
+}
+
+const KIB: u64 = 1024;
+const GIB: u64 = 1 << 30;
+
+const fn switch(name: &'static str, scope: Scope, help: &'static str) -> Setting {
+    Setting {
+        name,
+        kind: Kind::Switch,
+        scope,
+        lasting: true,
+        value_name: "",
+        help,
+    }
+}
+
+const fn value(
+    name: &'static str,
+    kind: Kind,
+    scope: Scope,
+    value_name: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting {
+        name,
+        kind,
+        scope,
+        lasting: true,
+        value_name,
+        help,
+    }
+}
+
+/// All settings, in the order in which help shows them.
+pub const SETTINGS: &[Setting] = &[
+    switch(
+        "ro",
+        Scope::Mount,
+        "Mount read-only. Any number of these may stand beside one mount for writing",
+    ),
+    switch(
+        "allow-other",
+        Scope::Mount,
+        "Let users other than the one who mounts (root included) use the mount",
+    ),
+    switch(
+        "exec",
+        Scope::Mount,
+        "Allow programs in the vault to be executed; off by default",
+    ),
+    value(
+        "ttl",
+        Kind::Duration {
+            min_ms: 0,
+            max_ms: 3_600_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "How long the kernel may keep names and attributes. Default 1s",
+    ),
+    value(
+        "max-secret-size",
+        Kind::Size {
+            min: KIB,
+            max: 4 * GIB,
+        },
+        Scope::Mount,
+        "SIZE",
+        "Largest content of one file; beyond it writes fail with EFBIG. Default 16M",
+    ),
+    value(
+        "max-memory",
+        Kind::Size {
+            min: 1024 * KIB,
+            max: 1024 * GIB,
+        },
+        Scope::Mount,
+        "SIZE",
+        "Memory for all contents under way; beyond it writes fail with ENOSPC. Default 256M",
+    ),
+    value(
+        "threads",
+        Kind::Count { min: 1, max: 64 },
+        Scope::Mount,
+        "N",
+        "Threads that read requests from the kernel. Default 1",
+    ),
+    value(
+        "drain-timeout",
+        Kind::Duration {
+            min_ms: 0,
+            max_ms: 3_600_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "How long open files are served after a request to end. Default 10s",
+    ),
+    switch(
+        "require-mlock",
+        Scope::Mount,
+        "Refuse to go on unless all memory can be locked",
+    ),
+    value(
+        "uid",
+        Kind::Count {
+            min: 0,
+            max: 0xffff_fffe,
+        },
+        Scope::Init,
+        "UID",
+        "Owner of the root of the new vault. Default: who runs the command",
+    ),
+    value(
+        "gid",
+        Kind::Count {
+            min: 0,
+            max: 0xffff_fffe,
+        },
+        Scope::Init,
+        "GID",
+        "Group of the root of the new vault. Default: that of who runs the command",
+    ),
+    value(
+        "kms-key",
+        Kind::KeyUris,
+        Scope::Vault,
+        "URI",
+        "For init: a key that wraps the master key, local-kms://NAME or aws-kms://KEY; default local-kms://default. Elsewhere: accept wraps by these keys only. May be repeated",
+    ),
+    value(
+        "kms-timeout",
+        Kind::Duration {
+            min_ms: 100,
+            max_ms: 600_000,
+        },
+        Scope::Vault,
+        "TIME",
+        "Bound on a call to a KMS, with all its attempts. Default 6s",
+    ),
+    value(
+        "local-kms-dir",
+        Kind::Path,
+        Scope::Vault,
+        "DIR",
+        "Where the local KMS keeps its keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others",
+    ),
+    value(
+        "vault-id",
+        Kind::VaultId,
+        Scope::Open,
+        "ID",
+        "Accept the vault of this id only",
+    ),
+    switch(
+        "require-anchor",
+        Scope::Open,
+        "Refuse a vault that this host has not seen before",
+    ),
+    Setting {
+        name: "accept-rollback",
+        kind: Kind::Switch,
+        scope: Scope::Mount,
+        lasting: false,
+        value_name: "",
+        help: "Accept a vault older than this host has seen (after a legitimate restore); the history keeps a record of it",
+    },
+    switch(
+        "unsafe-filesystem",
+        Scope::Vault,
+        "Accept a vault on a network or FUSE file system, where durability and locks may not hold",
+    ),
+    value(
+        "log-format",
+        Kind::Choice(&["human", "json"]),
+        Scope::Mount,
+        "FORMAT",
+        "How log lines look: human or json. Default human",
+    ),
+    value(
+        "log-level",
+        Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]),
+        Scope::Mount,
+        "LEVEL",
+        "The least important event that is logged: off, error, warn, info, debug or trace. Default info",
+    ),
+    value(
+        "log-file",
+        Kind::Path,
+        Scope::Mount,
+        "FILE",
+        "Append the log to this file. Default: stderr in the foreground, syslog in the background",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_plain() {
+        let mut names: Vec<_> = SETTINGS.iter().map(|s| s.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), SETTINGS.len());
+        assert!(
+            names
+                .iter()
+                .all(|n| n.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
+        );
+    }
+
+    #[test]
+    fn the_variable_of_the_local_kms_is_the_documented_one() {
+        assert_eq!(
+            find("local-kms-dir").map(Setting::variable).as_deref(),
+            Some("SECRETFS_LOCAL_KMS_DIR")
+        );
+        assert_eq!(find("allow_other").map(|s| s.name), Some("allow-other"));
+    }
+}

@@ -1,0 +1,89 @@
+use super::*;
+
+fn given(list: &str) -> Result<Settings, ConfigError> {
+    let mut settings = Settings::default();
+    settings.apply_all(&parse_options(&[list], false)?.settings)?;
+    Ok(settings)
+}
+
+#[test]
+fn every_setting_of_the_table_has_a_meaning() {
+    for setting in SETTINGS {
+        let value = match setting.kind {
+            Kind::Switch => None,
+            Kind::Size { min, .. } | Kind::Count { min, .. } => Some(min.to_string()),
+            Kind::Duration { .. } => Some("1s".to_owned()),
+            Kind::Path => Some("/x".to_owned()),
+            Kind::Choice(words) => Some(words[0].to_owned()),
+            Kind::KeyUris => Some("local-kms://a".to_owned()),
+            Kind::VaultId => Some("0123abcd".to_owned()),
+        };
+        let raw = Raw {
+            setting,
+            value: value.map(Into::into),
+            origin: Origin::Flag,
+        };
+        Settings::default().apply(&raw).expect(setting.name);
+    }
+}
+
+#[test]
+fn a_bad_value_is_told_with_name_value_origin_and_what_is_allowed() {
+    let error = given("ttl=soon").expect_err("bad");
+    assert_eq!(
+        error.to_string(),
+        "bad ttl `soon` (given with -o): allowed is a whole number with ms, s, m or h behind it (s if none), from 0ms to 3600s"
+    );
+    for bad in [
+        "threads=0",
+        "threads=65",
+        "max-memory=1",
+        "ttl",
+        "ttl=",
+        "log-level=loud",
+        "kms-key=x",
+        "uid=-1",
+        "vault-id=../x",
+    ] {
+        assert!(given(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_last_option_wins() {
+    assert!(!given("ro,rw").expect("good").read_only);
+    assert!(given("rw,ro").expect("good").read_only);
+    assert!(!given("exec,noexec").expect("good").exec);
+}
+
+#[test]
+fn keys_of_a_nearer_source_replace_those_of_a_farther_one() {
+    let mut settings = given("kms-key=local-kms://a,kms-key=local-kms://b").expect("good");
+    assert_eq!(settings.kms_keys.len(), 2);
+    settings
+        .apply_all(
+            &parse_options(&["kms-key=local-kms://c"], false)
+                .expect("good")
+                .settings,
+        )
+        .expect("good");
+    assert_eq!(settings.kms_keys.len(), 1);
+}
+
+#[test]
+fn what_lowers_the_guard_cannot_be_made_permanent() {
+    let setting = table::find("accept-rollback").expect("known");
+    let raw = Raw {
+        setting,
+        value: Some("true".into()),
+        origin: Origin::File("/c".into()),
+    };
+    assert!(Settings::default().apply(&raw).is_err());
+}
+
+#[test]
+fn an_attempt_gets_a_third_of_the_kms_timeout() {
+    let settings = given("kms-timeout=9").expect("good");
+    assert_eq!(settings.kms.attempt_timeout, Duration::from_secs(3));
+    assert_eq!(settings.kms.total_timeout, Duration::from_secs(9));
+}

@@ -1,0 +1,334 @@
+//! Mounts and unmounts: by mount(2) where that is allowed, otherwise through the helper. Must never
+//! unmount anything but its own mount: before every unmount the mount ids are compared.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use super::error::{Class, Error};
+use super::helper::Helper;
+use super::sys::{self, MountId};
+
+/// What a mount is made with.
+#[derive(Clone, Debug)]
+pub(crate) struct MountOptions {
+    /// The vault's path, shown as the source of the mount.
+    pub(crate) source: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) allow_other: bool,
+    pub(crate) exec: bool,
+}
+
+/// Bound on one READ, in bytes; the same as the bound on one WRITE.
+const MAX_READ: usize = 128 * 1024;
+
+/// Who mounts.
+pub(crate) enum Mounter {
+    /// This process, by mount(2).
+    System,
+    /// The helper, through fusermount3.
+    Helper(Arc<Helper>),
+}
+
+/// A mount that this process made.
+pub(crate) struct Mount {
+    point: PathBuf,
+    id: MountId,
+    mounter: Mounter,
+}
+
+/// What an attempt to unmount came to.
+#[derive(Debug)]
+pub(crate) enum Unmounted {
+    /// It is done.
+    Done,
+    /// It is in use.
+    Busy,
+    /// Our mount is not there any more; what is there now is none of our business.
+    NotOurs,
+}
+
+impl Mount {
+    /// Mounts on `point` and returns the descriptor from which requests are read.
+    pub(crate) fn new(
+        point: &Path,
+        options: &MountOptions,
+        mounter: Mounter,
+    ) -> Result<(Self, OwnedFd), Error> {
+        let device = match &mounter {
+            Mounter::System => mount_by_system(point, options)?,
+            Mounter::Helper(helper) => helper.mount(point, options)?,
+        };
+        let id = sys::mount_id(point).map_err(|e| {
+            Error::new(
+                Class::Failed,
+                format!("cannot tell what is mounted on {}: {e}", point.display()),
+            )
+        })?;
+        Ok((
+            Self {
+                point: point.to_owned(),
+                id,
+                mounter,
+            },
+            device,
+        ))
+    }
+
+    /// Whether our mount is still what is found at its path.
+    pub(crate) fn is_there(&self) -> bool {
+        sys::mount_id(&self.point).is_ok_and(|id| id == self.id)
+    }
+
+    /// Whether it is still in the tree, but under another mount: it could only be taken away
+    /// together with that one.
+    fn is_covered(&self) -> bool {
+        super::mountinfo::mounts()
+            .unwrap_or_default()
+            .iter()
+            .any(|m| m.id == self.id.id && m.device == self.id.device && m.point == self.point)
+    }
+
+    /// Unmounts, unless something is open.
+    pub(crate) fn unmount(&self) -> Result<Unmounted, Error> {
+        self.end(MntFlags::empty())
+    }
+
+    /// Takes the mount out of the tree; what is open stays open.
+    pub(crate) fn detach(&self) -> Result<Unmounted, Error> {
+        self.end(MntFlags::MNT_DETACH)
+    }
+
+    /// Detaches from the thread that handles signals, where nothing may wait: a helper, which may
+    /// be busy, does it by itself once this process is gone.
+    pub(crate) fn detach_at_once(&self) {
+        if matches!(self.mounter, Mounter::System) {
+            let _ = self.detach();
+        }
+    }
+
+    fn end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
+        if !self.is_there() {
+            if self.is_covered() {
+                tracing::warn!(
+                    "something else is mounted over {}: unmount that first, then this one",
+                    self.point.display()
+                );
+            }
+            return Ok(Unmounted::NotOurs);
+        }
+        match &self.mounter {
+            Mounter::System => {
+                let flags = flags | MntFlags::UMOUNT_NOFOLLOW;
+                match nix::mount::umount2(&self.point, flags) {
+                    Ok(()) => Ok(Unmounted::Done),
+                    Err(Errno::EBUSY) => Ok(Unmounted::Busy),
+                    Err(Errno::EINVAL) => Ok(Unmounted::NotOurs),
+                    Err(e) => Err(Error::new(
+                        Class::Failed,
+                        format!("cannot unmount {}: {e}", self.point.display()),
+                    )),
+                }
+            }
+            Mounter::Helper(helper) => {
+                let answer = helper.unmount(flags.contains(MntFlags::MNT_DETACH));
+                match answer {
+                    Ok(()) => Ok(Unmounted::Done),
+                    Err(_) if !self.is_there() => Ok(Unmounted::NotOurs),
+                    Err(e) if e.class == Class::Busy => Ok(Unmounted::Busy),
+                    Err(e) => Err(e),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Mount {
+    /// However the daemon ends, its mount does not stay behind.
+    fn drop(&mut self) {
+        if let Err(e) = self.detach() {
+            tracing::error!("{e}");
+        }
+    }
+}
+
+fn mount_by_system(point: &Path, options: &MountOptions) -> Result<OwnedFd, Error> {
+    let device: OwnedFd = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(|e| device_error(e.raw_os_error()))?
+        .into();
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+        device.as_raw_fd(),
+        nix::unistd::geteuid(),
+        nix::unistd::getegid(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    flags.set(MsFlags::MS_NOEXEC, !options.exec);
+    flags.set(MsFlags::MS_RDONLY, options.read_only);
+    nix::mount::mount(
+        Some(options.source.as_path()),
+        point,
+        Some(Path::new(super::mountinfo::FS_TYPE)),
+        flags,
+        Some(Path::new(&data)),
+    )
+    .map_err(|e| mount_error(point, e))?;
+    Ok(device)
+}
+
+/// Why /dev/fuse could not be opened, and what to do.
+pub(crate) fn device_error(errno: Option<i32>) -> Error {
+    let errno = errno.map_or(Errno::UnknownErrno, Errno::from_raw);
+    match errno {
+        Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Error::new(
+            Class::System,
+            "/dev/fuse is missing: load the module (`modprobe fuse`), or pass the device into the container",
+        ),
+        Errno::EACCES | Errno::EPERM => Error::new(
+            Class::NotPermitted,
+            "/dev/fuse is forbidden to this user: it should have mode 0666 (`chmod 0666 /dev/fuse`), and in a container the device must be allowed",
+        ),
+        e => Error::new(Class::System, format!("cannot open /dev/fuse: {e}")),
+    }
+}
+
+fn mount_error(point: &Path, errno: Errno) -> Error {
+    let point = point.display();
+    match errno {
+        Errno::EPERM | Errno::EACCES => Error::new(
+            Class::NotPermitted,
+            format!(
+                "mounting on {point} is not permitted here ({errno}): it takes CAP_SYS_ADMIN, or a descriptor passed as /dev/fd/N"
+            ),
+        ),
+        Errno::ENODEV => Error::new(
+            Class::System,
+            "the kernel does not know FUSE: load the module (`modprobe fuse`)",
+        ),
+        e => Error::new(Class::Failed, format!("cannot mount on {point}: {e}")),
+    }
+}
+
+/// The options as fusermount3 wants them; it takes `\` as an escape in the source.
+pub(crate) fn fusermount_options(options: &MountOptions) -> OsString {
+    let mut text = b"fsname=".to_vec();
+    for &byte in options.source.as_os_str().as_bytes() {
+        if matches!(byte, b',' | b'\\') {
+            text.push(b'\\');
+        }
+        text.push(byte);
+    }
+    text.extend_from_slice(b",subtype=secretfs,default_permissions,nosuid,nodev");
+    text.extend_from_slice(format!(",max_read={MAX_READ}").as_bytes());
+    text.extend_from_slice(if options.exec { b",exec" } else { b",noexec" });
+    text.extend_from_slice(if options.read_only { b",ro" } else { b",rw" });
+    if options.allow_other {
+        text.extend_from_slice(b",allow_other");
+    }
+    OsString::from_vec(text)
+}
+
+/// The number in `/dev/fd/N`, the name under which a mounter passes us a descriptor.
+///
+/// # Errors
+/// When the path begins like one and is none.
+pub(crate) fn passed_descriptor(point: &OsStr) -> Result<Option<i32>, Error> {
+    let Some(number) = point.as_bytes().strip_prefix(b"/dev/fd/") else {
+        return Ok(None);
+    };
+    let number = std::str::from_utf8(number)
+        .ok()
+        .and_then(|n| n.parse::<i32>().ok());
+    match number {
+        Some(fd) if fd > 2 => Ok(Some(fd)),
+        _ => Err(Error::new(
+            Class::Usage,
+            format!(
+                "{}: write /dev/fd/N, where N is the number (3 or more) of the descriptor of /dev/fuse that was passed",
+                Path::new(point).display()
+            ),
+        )),
+    }
+}
+
+/// Checks that `device` is /dev/fuse, mounted, and waits for its first request: fuser would wait
+/// for it without end.
+///
+/// # Errors
+/// When it is not, or when somebody else has already spoken with the kernel over it.
+pub(crate) fn check_device(device: &OwnedFd, passed: bool) -> Result<(), Error> {
+    let stat = nix::sys::stat::fstat(device).map_err(|e| {
+        Error::new(
+            Class::Failed,
+            format!("cannot look at the passed descriptor: {e}"),
+        )
+    })?;
+    // 10:229 is /dev/fuse, by Documentation/admin-guide/devices.txt.
+    if passed && stat.st_rdev != nix::sys::stat::makedev(10, 229) {
+        return Err(Error::new(
+            Class::Failed,
+            "the passed descriptor is not one of /dev/fuse",
+        ));
+    }
+    let mut polled = [PollFd::new(device.as_fd(), PollFlags::POLLIN)];
+    let ready = nix::poll::poll(&mut polled, PollTimeout::from(5000u16)).unwrap_or(0);
+    let events = polled[0].revents().unwrap_or(PollFlags::empty());
+    if ready == 0 {
+        Err(Error::new(
+            Class::Failed,
+            "the kernel does not open the conversation over /dev/fuse: has the passed descriptor already been initialised by somebody else?",
+        ))
+    } else if events.contains(PollFlags::POLLERR) || !events.contains(PollFlags::POLLIN) {
+        Err(Error::new(
+            Class::Failed,
+            "the descriptor of /dev/fuse is not mounted: mount it first (`fd=N` in the options of mount(2)), then pass it",
+        ))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_is_escaped_for_fusermount() {
+        let options = MountOptions {
+            source: PathBuf::from("/v,a\\b"),
+            read_only: true,
+            allow_other: false,
+            exec: false,
+        };
+        let text = fusermount_options(&options).into_string().expect("UTF-8");
+        assert!(
+            text.starts_with("fsname=/v\\,a\\\\b,subtype=secretfs,"),
+            "{text}"
+        );
+        assert!(
+            text.contains(",noexec,ro") && !text.contains("allow_other"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn only_descriptors_beyond_the_standard_three_are_passed() {
+        assert_eq!(passed_descriptor(OsStr::new("/dev/fd/7")), Ok(Some(7)));
+        assert_eq!(passed_descriptor(OsStr::new("/mnt")), Ok(None));
+        assert!(passed_descriptor(OsStr::new("/dev/fd/1")).is_err());
+        assert!(passed_descriptor(OsStr::new("/dev/fd/x")).is_err());
+    }
+}

@@ -1,0 +1,337 @@
+//! What is to be mounted where, checked before anything is started: paths are made absolute, and
+//! whatever would make the daemon wait for itself is refused. Touches nothing.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::{self, Settings};
+
+use super::error::{Class, Error};
+use super::mount::passed_descriptor;
+use super::mountinfo::{self, is_under};
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The vault.
+    pub vault: PathBuf,
+    /// The mount point, or `/dev/fd/N`.
+    pub mountpoint: OsString,
+    /// Everything else.
+    pub settings: Settings,
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// Options that are never granted, for the log.
+    pub not_granted: Vec<String>,
+}
+
+/// Where the file system is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// On this directory.
+    Point(PathBuf),
+    /// Over this descriptor, which its mounter has mounted and will unmount.
+    Passed(i32),
+}
+
+impl Target {
+    /// The mount point, if it is known.
+    pub fn point(&self) -> Option<&Path> {
+        match self {
+            Self::Point(point) => Some(point),
+            Self::Passed(_) => None,
+        }
+    }
+}
+
+/// A request that may be tried.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The vault, absolute.
+    pub(crate) vault: PathBuf,
+    /// Where it is served.
+    pub(crate) target: Target,
+    /// The mount point as the user wrote it, for messages.
+    pub(crate) shown_target: String,
+    pub(crate) settings: Settings,
+    pub(crate) foreground: bool,
+    pub(crate) not_granted: Vec<String>,
+}
+
+impl Plan {
+    /// How long the start may take: every key may be asked for once, and a large journal replayed.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(60) + self.settings.kms.total_timeout * 4
+    }
+}
+
+/// Checks a request.
+///
+/// # Errors
+/// When it cannot work, with the reason.
+pub fn check(request: &Request) -> Result<Plan, Error> {
+    let shown_target = Path::new(&request.mountpoint).display().to_string();
+    let vault = vault_directory(&request.vault)?;
+    let target = match passed_descriptor(&request.mountpoint)? {
+        Some(fd) => Target::Passed(fd),
+        None => Target::Point(mount_point(Path::new(&request.mountpoint), &vault)?),
+    };
+    let plan = Plan {
+        vault,
+        target,
+        shown_target,
+        settings: request.settings.clone(),
+        foreground: request.foreground,
+        not_granted: request.not_granted.clone(),
+    };
+    if let Target::Point(point) = &plan.target {
+        refuse_loops(point, &plan)?;
+    }
+    Ok(plan)
+}
+
+fn vault_directory(path: &Path) -> Result<PathBuf, Error> {
+    let shown = path.display();
+    let fail = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::new(
+            Class::NotAVault,
+            format!("there is no vault {shown}; `secretfs init {shown}` makes one"),
+        ),
+        io::ErrorKind::PermissionDenied => Error::new(
+            Class::NotPermitted,
+            format!("this user may not reach the vault {shown}"),
+        ),
+        _ => Error::new(
+            Class::Failed,
+            format!("cannot reach the vault {shown}: {e}"),
+        ),
+    };
+    let absolute = path.canonicalize().map_err(fail)?;
+    if !absolute.metadata().map_err(fail)?.is_dir() {
+        return Err(Error::new(
+            Class::NotAVault,
+            format!("{shown} is not a vault: it is no directory"),
+        ));
+    }
+    Ok(absolute)
+}
+
+fn mount_point(path: &Path, vault: &Path) -> Result<PathBuf, Error> {
+    let shown = path.display();
+    let fail = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => Error::new(
+            Class::Failed,
+            format!("the mount point {shown} does not exist; create it first (`mkdir {shown}`)"),
+        ),
+        io::ErrorKind::PermissionDenied => Error::new(
+            Class::NotPermitted,
+            format!("this user may not reach the mount point {shown}"),
+        ),
+        io::ErrorKind::NotADirectory => not_a_directory(path),
+        _ => Error::new(
+            Class::Failed,
+            format!("cannot use the mount point {shown}: {e}"),
+        ),
+    };
+    let point = mountinfo::absolute(path).map_err(fail)?;
+    // Asked first: the root of a dead mount cannot be looked at.
+    let mounted = mountinfo::mount_at(&point).map_err(fail)?;
+    if let Some(mount) = mounted {
+        let source = mount.source.display();
+        let message = if mount.is_secretfs() && is_dead(&point) {
+            format!(
+                "{shown} still has a mount of {source} whose daemon is gone; remove it with `umount {shown}`, then try again"
+            )
+        } else if mount.is_secretfs() && mount.source == vault {
+            format!("the vault {source} is already mounted on {shown}")
+        } else {
+            format!(
+                "{shown} is already a mount point ({source}, type {}); choose another, or unmount it first",
+                mount.fs_type.display()
+            )
+        };
+        return Err(Error::new(Class::Busy, message));
+    }
+    if point.metadata().map_err(fail)?.is_dir() {
+        Ok(point)
+    } else {
+        Err(not_a_directory(path))
+    }
+}
+
+/// Whether a mount's daemon is gone. Asked by opening the root, since the kernel remembers
+/// attributes; in a thread, since a daemon that hangs would hang the question, too.
+fn is_dead(point: &Path) -> bool {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = point.to_owned();
+    let asking =
+        std::thread::Builder::new().spawn(move || drop(tell.send(std::fs::read_dir(path))));
+    asking.is_ok()
+        && told
+            .recv_timeout(Duration::from_secs(2))
+            .is_ok_and(|answer| {
+                answer.is_err_and(|e| e.raw_os_error() == Some(nix::libc::ENOTCONN))
+            })
+}
+
+fn not_a_directory(path: &Path) -> Error {
+    Error::new(
+        Class::Failed,
+        format!(
+            "the mount point {} is not a directory; a vault is mounted on a directory",
+            path.display()
+        ),
+    )
+}
+
+/// Refuses a mount over anything that the daemon needs while it serves, and a mount inside of the
+/// vault or the local KMS: it would wait for itself.
+fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
+    let kms = plan
+        .settings
+        .kms
+        .local_dir
+        .clone()
+        .or_else(config::local_kms_dir);
+    let directories = [
+        ("the vault", Some(plan.vault.clone())),
+        ("the local KMS", kms),
+    ];
+    for (what, directory) in directories.into_iter().filter_map(|(w, d)| Some((w, d?))) {
+        let directory = settled(&directory);
+        if is_under(point, &directory) {
+            return Err(Error::new(
+                Class::Failed,
+                format!(
+                    "the mount point {} lies inside of {what} ({}); choose a directory outside of it",
+                    point.display(),
+                    directory.display()
+                ),
+            ));
+        }
+        refuse_under(point, what, &directory)?;
+    }
+    for anchors in config::anchor_dirs() {
+        refuse_under(point, "the anchors of this host", &settled(&anchors))?;
+    }
+    for file in &plan.settings.config_files {
+        refuse_under(point, "the configuration file", &settled(file))?;
+    }
+    if let Some(file) = &plan.settings.log_file {
+        refuse_under(point, "the log file", &settled(file))?;
+    }
+    for file in credentials_files() {
+        refuse_under(point, "the credentials file", &settled(&file))?;
+    }
+    Ok(())
+}
+
+fn refuse_under(point: &Path, what: &str, path: &Path) -> Result<(), Error> {
+    if !is_under(path, point) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Class::Failed,
+        format!(
+            "{what} ({}) lies under the mount point {}, where the mount would hide it; choose another mount point",
+            path.display(),
+            point.display()
+        ),
+    ))
+}
+
+/// Files from which the AWS SDK takes credentials, now or when they are renewed.
+fn credentials_files() -> Vec<PathBuf> {
+    let variables = [
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CONFIG_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+        "AWS_CA_BUNDLE",
+        "SSL_CERT_FILE",
+    ];
+    let named = variables
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from);
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".aws"));
+    named.chain(home).collect()
+}
+
+/// The path with the links resolved in as much of it as exists.
+fn settled(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for ancestor in absolute.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return match absolute.strip_prefix(ancestor) {
+                Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+                _ => real,
+            };
+        }
+    }
+    absolute
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(vault: &Path, point: &Path) -> Request {
+        Request {
+            vault: vault.to_owned(),
+            mountpoint: point.as_os_str().to_owned(),
+            settings: Settings::default(),
+            foreground: true,
+            not_granted: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_mount_that_would_wait_for_itself_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vault, inside, point) = (
+            dir.path().join("v"),
+            dir.path().join("v/m"),
+            dir.path().join("m"),
+        );
+        for path in [&vault, &inside, &point] {
+            std::fs::create_dir(path).expect("made");
+        }
+        assert!(check(&request(&vault, &point)).is_ok());
+        let error = check(&request(&vault, &inside)).expect_err("inside");
+        assert!(error.message.contains("inside of the vault"), "{error}");
+        let error = check(&request(&vault, dir.path())).expect_err("above");
+        assert!(
+            error.message.contains("lies under the mount point"),
+            "{error}"
+        );
+        let mut logs = request(&vault, &point);
+        logs.settings.log_file = Some(point.join("log/not/there/yet"));
+        assert!(
+            check(&logs)
+                .expect_err("log")
+                .message
+                .starts_with("the log file")
+        );
+        let mut kms = request(&vault, &point);
+        kms.settings.kms.local_dir = Some(dir.path().join("m/kms"));
+        assert!(
+            check(&kms)
+                .expect_err("kms")
+                .message
+                .starts_with("the local KMS")
+        );
+    }
+
+    #[test]
+    fn a_link_to_the_vault_does_not_hide_a_loop() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir_all(dir.path().join("v/m")).expect("made");
+        std::os::unix::fs::symlink(dir.path().join("v"), dir.path().join("link")).expect("linked");
+        let error =
+            check(&request(&dir.path().join("link"), &dir.path().join("v/m"))).expect_err("loop");
+        assert_eq!(error.class, Class::Failed);
+    }
+}

@@ -1,0 +1,179 @@
+//! Serves requests until the mount ends, and ends it when asked to. Decides what kind of end it
+//! was: after an orderly one, everything written is published; after an abort, only what its
+//! writer had flushed.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use super::error::{Class, Error};
+use super::mount::{Mount, Unmounted};
+use super::seam::fs::fuse::Adapter;
+use super::seam::fs::{Ending, FileSystem};
+
+/// What the main thread waits for.
+pub(crate) enum Event {
+    /// Somebody asked the process to end.
+    End(Signal),
+    /// The session with the kernel is over.
+    SessionEnded(Result<(), String>),
+}
+
+/// Speaks the handshake with the kernel and starts the thread that serves.
+///
+/// # Errors
+/// When the kernel refuses the handshake.
+pub(crate) fn start(
+    fs: &Arc<FileSystem>,
+    device: OwnedFd,
+    threads: usize,
+    events: Sender<Event>,
+) -> Result<(), Error> {
+    let fail = |e: io::Error| {
+        Error::new(
+            Class::System,
+            format!("the kernel and secretfs do not agree on FUSE: {e}"),
+        )
+    };
+    let mut config = fuser::Config::default();
+    // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
+    // changed its uid without asking the file system.
+    config.acl = fuser::SessionACL::All;
+    config.n_threads = Some(threads);
+    let adapter = Adapter::new(Arc::clone(fs));
+    let session =
+        fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
+    fs.attach_notifier(session.notifier());
+    std::thread::Builder::new()
+        .name("session".to_owned())
+        .spawn(move || {
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
+            let ended = match ended {
+                Ok(result) => result.map_err(|e| e.to_string()),
+                Err(_) => Err("internal error".to_owned()),
+            };
+            let _ = events.send(Event::SessionEnded(ended));
+        })
+        .map_err(fail)?;
+    Ok(())
+}
+
+/// What the end of a mount needs to know.
+pub(crate) struct Serving {
+    pub(crate) fs: Arc<FileSystem>,
+    /// `None` when the mount belongs to whoever passed the descriptor.
+    pub(crate) mount: Option<Arc<Mount>>,
+    pub(crate) events: Receiver<Event>,
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Serving {
+    /// Serves until the mount has ended, then publishes and closes.
+    ///
+    /// # Errors
+    /// When it ended otherwise than it should.
+    pub(crate) fn until_the_end(&self) -> Result<(), Error> {
+        let ended = match self.events.recv() {
+            Ok(Event::SessionEnded(ended)) => ended,
+            Ok(Event::End(signal)) => {
+                tracing::info!("{signal}: ending");
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                self.take_away();
+                self.drain()
+            }
+            Err(_) => Err("internal error: nobody is left to tell of the end".to_owned()),
+        };
+        let ending = self.kind_of_end(&ended);
+        let finished = self.fs.finish(ending).map_err(Error::from);
+        if let Err(e) = &finished {
+            tracing::error!("the vault was not closed in order: {e}");
+        }
+        match (ended, ending) {
+            (Err(e), _) => Err(Error::new(
+                Class::Failed,
+                format!("the session with the kernel broke: {e}"),
+            )),
+            (Ok(()), Ending::Aborted) => Err(Error::new(
+                Class::Failed,
+                "the connection to the kernel was aborted; what was not flushed is lost, the mount is removed",
+            )),
+            (Ok(()), Ending::Orderly) => finished,
+        }
+    }
+
+    /// Takes the mount out of the tree, so that nobody finds it any more. What is open is served on.
+    fn take_away(&self) {
+        let Some(mount) = &self.mount else { return };
+        let busy = match mount.unmount() {
+            Ok(Unmounted::Done | Unmounted::NotOurs) => return,
+            Ok(Unmounted::Busy) => {
+                tracing::info!("the mount is in use: detaching it");
+                Ok(())
+            }
+            Err(e) => Err(e),
+        };
+        if let Err(e) = self.fs.publish_flushed() {
+            tracing::error!("what was flushed could not be published: {e}");
+        }
+        if let Err(e) = busy.and_then(|()| mount.detach().map(drop)) {
+            tracing::error!("{e}");
+        }
+    }
+
+    /// Serves until everything is closed, but not for ever. Other mount namespaces may hold copies
+    /// of the mount that nobody tells us of.
+    fn drain(&self) -> Result<(), String> {
+        let deadline = Instant::now() + self.drain_timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self
+                .events
+                .recv_timeout(left.min(Duration::from_millis(50)))
+            {
+                Ok(Event::SessionEnded(ended)) => return ended,
+                Ok(Event::End(_)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err("internal error: nobody is left to tell of the end".to_owned());
+                }
+            }
+            // Whoever passed the descriptor unmounts, if ever; idle is all that can be had.
+            if self.mount.is_none() && self.fs.open_files() == 0 {
+                return Ok(());
+            }
+            if left.is_zero() {
+                tracing::warn!(
+                    open_files = self.fs.open_files(),
+                    "drain-timeout is over: open files are cut off"
+                );
+                return Ok(());
+            }
+        }
+    }
+
+    /// An unmount takes the mount out of the tree first and ends the session after. A session that
+    /// ended while its mount is still there was aborted, and the dead mount must go.
+    fn kind_of_end(&self, ended: &Result<(), String>) -> Ending {
+        let Some(mount) = &self.mount else {
+            return if ended.is_ok() {
+                Ending::Orderly
+            } else {
+                Ending::Aborted
+            };
+        };
+        if mount.is_there() {
+            // `umount -f` aborts first and unmounts right after.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if !mount.is_there() && ended.is_ok() {
+            return Ending::Orderly;
+        }
+        if let Err(e) = mount.detach() {
+            tracing::error!("{e}");
+        }
+        Ending::Aborted
+    }
+}

@@ -1,0 +1,85 @@
+//! Signals: blocked before any thread starts, and awaited by a thread of their own, so that none
+//! ever interrupts a system call. A second request to end is obeyed here, at once, whatever the
+//! rest of the process is waiting for.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock, Weak};
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::error::{Class, Error};
+use super::mount::Mount;
+use super::serve::Event;
+
+/// The signals that the daemon answers to.
+pub(crate) fn handled() -> SigSet {
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
+        .into_iter()
+        .collect()
+}
+
+/// Blocks them in this thread and those it will start.
+pub(crate) fn block() -> Result<(), Error> {
+    handled()
+        .thread_block()
+        .map_err(|e| Error::new(Class::System, format!("cannot block signals: {e}")))
+}
+
+/// What the watching thread must know of the daemon's state.
+#[derive(Default)]
+pub(crate) struct Watch {
+    serving: AtomicBool,
+    ending: AtomicUsize,
+    mount: OnceLock<Weak<Mount>>,
+}
+
+impl Watch {
+    /// Starts the thread. `foreground`: a hang-up means that the terminal is gone; otherwise it
+    /// means that logs are to be reopened.
+    pub(crate) fn start(foreground: bool, events: Sender<Event>) -> Result<Arc<Self>, Error> {
+        let watch = Arc::new(Self::default());
+        let mine = Arc::clone(&watch);
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || mine.run(foreground, &events))
+            .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
+        Ok(watch)
+    }
+
+    /// From here on there is something to take away when the process is told to end.
+    pub(crate) fn mounted(&self, mount: &Arc<Mount>) {
+        let _ = self.mount.set(Arc::downgrade(mount));
+    }
+
+    /// From here on the main thread listens to events.
+    pub(crate) fn serving(&self) {
+        self.serving.store(true, Ordering::SeqCst);
+    }
+
+    fn run(&self, foreground: bool, events: &Sender<Event>) {
+        loop {
+            match handled().wait() {
+                Ok(Signal::SIGHUP) if !foreground => super::log::reopen(),
+                Ok(signal) => {
+                    let first = self.ending.fetch_add(1, Ordering::SeqCst) == 0;
+                    if !(first && self.serving.load(Ordering::SeqCst)) {
+                        self.end_at_once(signal);
+                    }
+                    if events.send(Event::End(signal)).is_err() {
+                        self.end_at_once(signal);
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn end_at_once(&self, signal: Signal) -> ! {
+        tracing::warn!("{signal}: ending at once");
+        if let Some(mount) = self.mount.get().and_then(Weak::upgrade) {
+            mount.detach_at_once();
+        }
+        std::process::exit(1)
+    }
+}

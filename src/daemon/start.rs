@@ -1,0 +1,253 @@
+//! The start order, readable in one place. Forks come before threads, tokio and keys; hardening
+//! comes before the vault is opened; success is told only when the mount answers.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::detach::{self, Reporter, Side};
+use super::error::{Class, Error};
+use super::helper::Helper;
+use super::log::{self, Destination};
+use super::mount::{self, Mount, MountOptions, Mounter};
+use super::mountinfo;
+use super::plan::{self, Plan, Request, Target};
+use super::seam::{fs, vault};
+use super::serve::{self, Serving};
+use super::signals::{self, Watch};
+use super::{Protection, harden, panics, sys};
+
+/// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
+/// foreground it returns when the mount has ended. `announce` is called once, when the mount
+/// answers, with a line for people.
+///
+/// # Errors
+/// When nothing is mounted, or (in the foreground) when the mount ended otherwise than it should.
+pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
+    let plan = plan::check(request)?;
+    let announcement = format!(
+        "{} is mounted on {}",
+        request.vault.display(),
+        plan.shown_target
+    );
+    signals::block()?;
+    if plan.foreground {
+        return panics::caught(|| daemon(&plan, None, &|| announce(&announcement)));
+    }
+    let passed = if let Target::Passed(fd) = plan.target {
+        Some(fd)
+    } else {
+        None
+    };
+    sys::close_inherited(passed);
+    match detach::fork()? {
+        Side::Caller(child) => {
+            child.wait_until_ready(plan.target.point(), plan.patience())?;
+            announce(&announcement);
+            Ok(())
+        }
+        Side::Daemon(mut reporter) => {
+            let ended = panics::caught(|| daemon(&plan, Some(&mut reporter), &|| ()));
+            // Whoever started us prints what went wrong in the start; later it goes to the log.
+            if let Err(error) = &ended
+                && !reporter.failed(error)
+            {
+                tracing::error!("{error}");
+            }
+            std::process::exit(i32::from(ended.is_err()))
+        }
+    }
+}
+
+/// The daemon, from the helper's fork to the end. `reporter` is there in the background.
+fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> Result<(), Error> {
+    let settings = &plan.settings;
+
+    // 1. The last fork: after hardening, fusermount3 could not gain its privileges any more.
+    let mounter = mounter(plan)?;
+
+    // 2. From here on nobody else can look into this process. Threads may start after this.
+    log::start(
+        log_destination(plan),
+        settings.log_format,
+        settings.log_level,
+    )?;
+    let protection = harden::harden(settings.require_mlock)?;
+    let (tell, events) = mpsc::channel();
+    let watch = Watch::start(plan.foreground, tell.clone())?;
+
+    // 3. Open and unlock the vault. The first key is in memory when this returns.
+    let vault = open_vault(plan)?;
+    let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection));
+
+    // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
+    let mounted = mount_and_serve(plan, mounter, &fs, &watch, tell);
+    let mount = match mounted {
+        Ok(mount) => mount,
+        Err(e) => {
+            let _ = fs.finish(fs::Ending::Orderly);
+            return Err(e);
+        }
+    };
+    watch.serving();
+
+    // 5. Tell: whoever started us, systemd, the log.
+    if plan.foreground {
+        plan.target.point().map_or(Ok(()), detach::answers)?;
+    }
+    announce();
+    if let Some(reporter) = reporter {
+        detach::leave_session();
+        reporter.ready();
+        detach::stdio_to_null();
+    }
+    let _ = sd_notify::notify(&[
+        sd_notify::NotifyState::Ready,
+        sd_notify::NotifyState::MainPid(std::process::id()),
+    ]);
+    tell_log(plan, protection);
+
+    // 6. Serve until the end.
+    let serving = Serving {
+        fs,
+        mount,
+        events,
+        drain_timeout: settings.drain_timeout,
+    };
+    serving.until_the_end()
+}
+
+/// Who mounts: this process if it may, else a helper that goes through fusermount3.
+fn mounter(plan: &Plan) -> Result<Option<Mounter>, Error> {
+    match &plan.target {
+        Target::Passed(_) => Ok(None),
+        Target::Point(_) if harden::may_mount() => Ok(Some(Mounter::System)),
+        Target::Point(point) => {
+            let helper = Helper::fork(point, &mount_options(plan))?;
+            Ok(Some(Mounter::Helper(Arc::new(helper))))
+        }
+    }
+}
+
+fn mount_options(plan: &Plan) -> MountOptions {
+    MountOptions {
+        source: plan.vault.clone(),
+        read_only: plan.settings.read_only,
+        allow_other: plan.settings.allow_other,
+        exec: plan.settings.exec,
+    }
+}
+
+fn mount_and_serve(
+    plan: &Plan,
+    mounter: Option<Mounter>,
+    fs: &Arc<fs::FileSystem>,
+    watch: &Arc<Watch>,
+    tell: mpsc::Sender<serve::Event>,
+) -> Result<Option<Arc<Mount>>, Error> {
+    let (mount, device) = match (&plan.target, mounter) {
+        (Target::Point(point), Some(mounter)) => {
+            let (mount, device) = Mount::new(point, &mount_options(plan), mounter)?;
+            (Some(Arc::new(mount)), device)
+        }
+        (Target::Passed(fd), _) => {
+            let device = sys::take_passed(*fd).map_err(|e| {
+                Error::new(
+                    Class::Failed,
+                    format!("no open descriptor was passed as /dev/fd/{fd}: {e}"),
+                )
+            })?;
+            (None, device)
+        }
+        (Target::Point(_), None) => {
+            return Err(Error::new(
+                Class::Internal,
+                "internal error: nobody to mount",
+            ));
+        }
+    };
+    if let Some(mount) = &mount {
+        watch.mounted(mount);
+    }
+    // From here on an error drops `mount`, which takes the mount away.
+    mount::check_device(&device, mount.is_none())?;
+    serve::start(fs, device, plan.settings.threads, tell)?;
+    Ok(mount)
+}
+
+/// How long a daemon that has just been unmounted may take to let go of its vault.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Opens the vault. A vault that is held, but not mounted for writing anywhere we can see, is
+/// being let go of: `umount` does not wait for the daemon, so the next mount does.
+fn open_vault(plan: &Plan) -> Result<vault::Vault, Error> {
+    let options = open_options(plan);
+    let deadline = Instant::now() + GRACE;
+    loop {
+        match vault::Vault::open(&plan.vault, &options) {
+            Ok(vault) => return Ok(vault),
+            Err(e) => {
+                let error = Error::from(e);
+                let patient = error.class == Class::Busy && Instant::now() < deadline;
+                if !patient || is_mounted_for_writing(plan) {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+}
+
+fn is_mounted_for_writing(plan: &Plan) -> bool {
+    mountinfo::mounts()
+        .unwrap_or_default()
+        .iter()
+        .any(|m| m.is_secretfs() && !m.read_only && m.source == plan.vault)
+}
+
+fn open_options(plan: &Plan) -> vault::OpenOptions {
+    let settings = &plan.settings;
+    vault::OpenOptions {
+        read_only: settings.read_only,
+        accept_rollback: settings.accept_rollback,
+        pinned_keys: settings.kms_keys.clone(),
+        pinned_vault_id: settings.vault_id.clone(),
+        require_anchor: settings.require_anchor,
+        unsafe_filesystem: settings.unsafe_filesystem,
+        kms: settings.kms.clone(),
+        mountpoint: plan.target.point().map(Into::into),
+    }
+}
+
+fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
+    let settings = &plan.settings;
+    fs::Settings {
+        ttl: settings.ttl,
+        max_secret_size: settings.max_secret_size,
+        max_memory: settings.max_memory,
+        read_only: settings.read_only,
+        threads: settings.threads,
+        protection,
+    }
+}
+
+fn log_destination(plan: &Plan) -> Destination {
+    match &plan.settings.log_file {
+        Some(file) => Destination::File(file.clone()),
+        None if plan.foreground => Destination::Stderr,
+        None => Destination::Syslog,
+    }
+}
+
+fn tell_log(plan: &Plan, protection: Protection) {
+    tracing::info!(
+        vault = %plan.vault.display(),
+        mountpoint = %plan.shown_target,
+        read_only = plan.settings.read_only,
+        locked = ?protection.locked,
+        "mounted"
+    );
+    for option in &plan.not_granted {
+        tracing::warn!("the option `{option}` is not granted: mounts are always nodev and nosuid");
+    }
+}

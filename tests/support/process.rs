@@ -1,0 +1,300 @@
+//! Runs the real program on real mounts. Everything a test makes is gone when it ends, however it
+//! ends.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_secretfs");
+
+/// A directory with room for a vault `v` and a mount point `m`.
+pub struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    /// An empty place.
+    pub fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests must run as root"
+        );
+        assert!(
+            Path::new("/dev/fuse").exists(),
+            "these tests need /dev/fuse"
+        );
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("m")).expect("a mount point");
+        Self { dir }
+    }
+
+    /// A place with a new vault.
+    pub fn with_vault() -> Self {
+        let place = Self::new();
+        place
+            .run(["init".as_ref(), place.vault().as_os_str()])
+            .succeeded();
+        place
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn vault(&self) -> PathBuf {
+        self.dir.path().join("v")
+    }
+
+    pub fn point(&self) -> PathBuf {
+        self.dir.path().join("m")
+    }
+
+    /// The program with an environment of its own: no settings, keys and anchors inside the place.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        for (name, _) in std::env::vars_os() {
+            if name.as_bytes().starts_with(b"SECRETFS_") || name.as_bytes().starts_with(b"AWS_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .env("SECRETFS_LOCAL_KMS_DIR", self.path().join("kms"))
+            .env("XDG_CONFIG_HOME", self.path().join("config"))
+            .env("XDG_DATA_HOME", self.path().join("data"))
+            .env("XDG_STATE_HOME", self.path().join("state"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run<I, S>(&self, args: I) -> Ran
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        Ran(self
+            .command()
+            .args(args)
+            .output()
+            .expect("the program runs"))
+    }
+
+    /// `mount` in the background, with more arguments.
+    pub fn mount(&self, more: &[&str]) -> Ran {
+        let mut command = self.command();
+        command
+            .arg("mount")
+            .arg(self.vault())
+            .arg(self.point())
+            .args(more);
+        Ran(command.output().expect("the program runs"))
+    }
+
+    /// `mount -f`, with more arguments; returns when the mount is announced.
+    pub fn serve(&self, more: &[&str]) -> Server {
+        let mut command = self.command();
+        command
+            .arg("mount")
+            .arg(self.vault())
+            .arg(self.point())
+            .arg("-f")
+            .args(more);
+        Server::start(command)
+    }
+
+    /// Whether secretfs is mounted on the mount point.
+    pub fn is_mounted(&self) -> bool {
+        types_at(&self.point()).iter().any(|t| t == "fuse.secretfs")
+    }
+
+    /// The daemons that serve mounts in this place.
+    pub fn daemons(&self) -> Vec<i32> {
+        let place = self.path().as_os_str().as_bytes();
+        let processes = std::fs::read_dir("/proc").expect("/proc");
+        let pids = processes
+            .flatten()
+            .filter_map(|e| e.file_name().to_str()?.parse().ok());
+        pids.filter(|pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            *pid != std::process::id() as i32
+                && line.windows(5).any(|w| w == b"mount")
+                && line.windows(place.len()).any(|w| w == place)
+        })
+        .collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for pid in self.daemons() {
+            kill(pid, libc::SIGKILL);
+        }
+        while !types_at(&self.point()).is_empty() {
+            if !Command::new("umount")
+                .arg("-l")
+                .arg(self.point())
+                .status()
+                .is_ok_and(|s| s.success())
+            {
+                break;
+            }
+        }
+    }
+}
+
+/// The types of all mounts on `point`, from the lowest.
+pub fn types_at(point: &Path) -> Vec<String> {
+    let text = std::fs::read("/proc/self/mountinfo").expect("mountinfo");
+    let text = String::from_utf8_lossy(&text);
+    let wanted = point.to_string_lossy().into_owned();
+    text.lines()
+        .filter(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
+        .filter_map(|line| {
+            line.split(" - ")
+                .nth(1)?
+                .split(' ')
+                .next()
+                .map(str::to_owned)
+        })
+        .collect()
+}
+
+/// What a finished program left.
+pub struct Ran(pub Output);
+
+impl Ran {
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.0.stdout).into_owned()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.0.stderr).into_owned()
+    }
+
+    /// It succeeded, and had nothing to complain about.
+    #[track_caller]
+    pub fn succeeded(self) -> Self {
+        assert!(
+            self.0.status.success(),
+            "{:?}: {}",
+            self.0.status,
+            self.stderr()
+        );
+        assert_eq!(self.stderr(), "");
+        self
+    }
+
+    /// It failed with `code` and exactly one line, which holds `part`.
+    #[track_caller]
+    pub fn failed(self, code: i32, part: &str) -> Self {
+        let said = self.stderr();
+        assert_eq!(self.0.status.code(), Some(code), "{said}");
+        assert!(
+            said.ends_with('\n') && said.lines().count() == 1,
+            "not one line: {said:?}"
+        );
+        assert!(
+            said.starts_with("secretfs: ") || said.starts_with("mount.secretfs: "),
+            "{said}"
+        );
+        assert!(said.contains(part), "{said:?} does not say {part:?}");
+        self
+    }
+}
+
+/// A server in the foreground.
+pub struct Server {
+    child: Child,
+}
+
+impl Server {
+    /// Starts `command` and waits until it announces its mount.
+    #[track_caller]
+    pub fn start(mut command: Command) -> Self {
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut server = Self {
+            child: child.expect("the program runs"),
+        };
+        let mut said = Vec::new();
+        let mut byte = [0];
+        let stdout = server.child.stdout.as_mut().expect("piped");
+        while !said.ends_with(b"\n") && stdout.read(&mut byte).is_ok_and(|n| n == 1) {
+            said.push(byte[0]);
+        }
+        let said = String::from_utf8_lossy(&said).into_owned();
+        if !said.contains(" is mounted on ") {
+            let mut why = String::new();
+            let _ = server
+                .child
+                .stderr
+                .take()
+                .map(|mut e| e.read_to_string(&mut why));
+            panic!("no mount: {said:?} {why:?}");
+        }
+        server
+    }
+
+    pub fn signal(&self, signal: i32) {
+        kill(self.pid(), signal);
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
+    /// Waits for its end; its code, and its log.
+    #[track_caller]
+    pub fn ended(mut self, within: Duration) -> (Option<i32>, String) {
+        wait_for("the end of the server", within, || !self.is_running());
+        let mut log = String::new();
+        let _ = self
+            .child
+            .stderr
+            .take()
+            .map(|mut e| e.read_to_string(&mut log));
+        (self.child.wait().expect("a child").code(), log)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Waits until `done`, but not longer than `within`.
+#[track_caller]
+pub fn wait_for(what: &str, within: Duration, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs a system command that must succeed.
+#[track_caller]
+pub fn system(program: &str, args: &[&OsStr]) {
+    let output = Command::new(program).args(args).output().expect("it runs");
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
