@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Settings;
-use crate::daemon::seam::vault;
 use crate::daemon::{Class, Error};
+use crate::vault;
 
 use super::flags::{Flags, ForOpen};
 use super::output;
@@ -31,7 +31,7 @@ impl Check {
         let (settings, _) = self.flags.load(config)?;
         let report = vault::check(&self.vault, &open_options(&settings))?;
         output::show(&report, self.json)?;
-        match report.problems.len() {
+        match report.problem_count {
             0 => Ok(()),
             found => Err(Error::new(
                 Class::Integrity,
@@ -52,6 +52,7 @@ pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
         pinned_keys: settings.kms_keys.clone(),
         pinned_vault_id: settings.vault_id.clone(),
         require_anchor: settings.require_anchor,
+        tolerant: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
         mountpoint: None,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::daemon::Error;
-use crate::daemon::seam::vault;
 use crate::kms::KeyUri;
+use crate::vault;
 
 use super::flags::{Flags, ForInit};
 use super::output;
@@ -50,7 +50,7 @@ impl Init {
         for key in &created.kms_keys {
             text.push_str(&format!("its master key is wrapped by {key}\n"));
         }
-        if let Some(key) = &created.local_key_created {
+        if let Some(key) = &created.local_keys_created {
             text.push_str(&format!(
                 "a new local key was made in {}: whoever has it and the vault can read all secrets, and without it they are lost; back it up, apart from the vault\n",
                 key.display()

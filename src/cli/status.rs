@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::seam::vault;
 use crate::daemon::{self, Class, Error, MountInfo};
+use crate::vault;
 
 use super::flags::{Flags, ForOpen};
 use super::output;

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::seam::vault;
+use crate::vault;
 use crate::config::ConfigError;
 
 /// The classes of failure to which an answer differs.
@@ -96,7 +96,7 @@ impl std::error::Error for Error {}
 
 impl From<vault::VaultError> for Error {
     fn from(error: vault::VaultError) -> Self {
-        let class = match error.exit_class() {
+        let class = match error.failure() {
             vault::Failure::Failed => Class::Failed,
             vault::Failure::NotAVault => Class::NotAVault,
             vault::Failure::KeyDenied => Class::KeyDenied,

@@ -11,7 +11,6 @@ mod mount;
 mod mountinfo;
 mod panics;
 mod plan;
-pub mod seam;
 mod serve;
 mod signals;
 mod start;

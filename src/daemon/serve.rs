@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 
 use super::error::{Class, Error};
 use super::mount::{Mount, Unmounted};
-use super::seam::fs::fuse::Adapter;
-use super::seam::fs::{Ending, FileSystem};
+use crate::fs::fuse::Adapter;
+use crate::fs::{Ending, FileSystem};
 
 /// What the main thread waits for.
 pub(crate) enum Event {
@@ -47,7 +47,14 @@ pub(crate) fn start(
     let adapter = Adapter::new(Arc::clone(fs));
     let session =
         fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
-    fs.attach_notifier(session.notifier());
+    let notifier = session.notifier();
+    fs.attach_notifier(move |node| {
+        // All of its pages. A node that the kernel has forgotten has none.
+        if let Err(e) = notifier.inval_inode(fuser::INodeNo(node), 0, 0) {
+            tracing::debug!("cannot drop pages: {e}");
+        }
+    })
+    .map_err(fail)?;
     std::thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || {
@@ -116,9 +123,6 @@ impl Serving {
             }
             Err(e) => Err(e),
         };
-        if let Err(e) = self.fs.publish_flushed() {
-            tracing::error!("what was flushed could not be published: {e}");
-        }
         if let Err(e) = busy.and_then(|()| mount.detach().map(drop)) {
             tracing::error!("{e}");
         }

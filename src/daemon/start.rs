@@ -12,7 +12,8 @@ use super::log::{self, Destination};
 use super::mount::{self, Mount, MountOptions, Mounter};
 use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
-use super::seam::{fs, vault};
+use crate::{fs, vault};
+
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
 use super::{Protection, harden, panics, sys};
@@ -78,7 +79,9 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
 
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
-    let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection));
+    let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection)).map_err(|e| {
+        Error::new(Class::System, format!("cannot start a thread: {e}"))
+    })?;
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
     let mounted = mount_and_serve(plan, mounter, &fs, &watch, tell);
@@ -213,6 +216,7 @@ fn open_options(plan: &Plan) -> vault::OpenOptions {
         pinned_keys: settings.kms_keys.clone(),
         pinned_vault_id: settings.vault_id.clone(),
         require_anchor: settings.require_anchor,
+        tolerant: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
         mountpoint: plan.target.point().map(Into::into),
@@ -225,9 +229,8 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         ttl: settings.ttl,
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
-        read_only: settings.read_only,
-        threads: settings.threads,
-        protection,
+        protection: serde_json::json!(protection),
+        mountpoint: plan.shown_target.clone(),
     }
 }
 

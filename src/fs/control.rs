@@ -39,21 +39,6 @@ pub(super) fn is_control_handle(fh: FileHandle) -> bool {
     fh >= FIRST_HANDLE
 }
 
-/// How the process is protected.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Protection {
-    /// All memory is locked, not only that which is meant for secrets.
-    pub all_memory_locked: bool,
-    /// No core file is written.
-    pub no_core_files: bool,
-    /// Other processes of the same user cannot look inside.
-    pub not_dumpable: bool,
-    /// Nothing that is executed can gain privileges.
-    pub no_new_privileges: bool,
-    /// How much memory may be locked, in bytes; none: without limit.
-    pub lockable_bytes: Option<u64>,
-}
-
 /// Open control files.
 #[derive(Default)]
 pub(super) struct Control {
@@ -73,7 +58,7 @@ struct Status {
     published: u64,
     failed_publications: u64,
     memory: Memory,
-    protection: Protection,
+    protection: serde_json::Value,
     pid: u32,
     uptime_seconds: u64,
     program: &'static str,

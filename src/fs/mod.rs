@@ -27,7 +27,7 @@ use crate::store::NodeId;
 use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
 
 pub use attributes::{Figures, SetAttributes};
-pub use control::{CONTROL_DIRECTORY, Protection};
+pub use control::CONTROL_DIRECTORY;
 pub use directories::DirectoryEntry;
 pub use errno::Errno;
 pub use handles::{Access, FileHandle};
@@ -53,7 +53,7 @@ pub struct Settings {
     /// Most bytes of drafts and snapshots in memory.
     pub max_memory: u64,
     /// How the process is protected, for `status`.
-    pub protection: Protection,
+    pub protection: serde_json::Value,
     /// Where it is mounted, for `status`.
     pub mountpoint: String,
 }

@@ -44,8 +44,8 @@ pub struct Created {
     pub vault_id: String,
     /// The KMS keys that wrap its master key.
     pub kms_keys: Vec<KeyUri>,
-    /// Keys of the local KMS that had to be made.
-    pub local_keys_created: Vec<String>,
+    /// Where keys of the local KMS had to be made.
+    pub local_keys_created: Option<PathBuf>,
 }
 
 /// How a vault is opened.
@@ -83,7 +83,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     let anchors = Anchors::of_this_host()?;
     anchors.must_be_writable()?;
     let kms = kms::connect(&options.kms);
-    let mut local_keys_created = Vec::new();
+    let mut local_keys_created = None;
     for uri in options
         .kms_keys
         .iter()
@@ -91,7 +91,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     {
         must_be_apart(kms.local()?.dir(), &path)?;
         if kms.local()?.ensure(uri.key())? {
-            local_keys_created.push(uri.key().to_owned());
+            local_keys_created = Some(kms.local()?.dir().to_owned());
         }
     }
 

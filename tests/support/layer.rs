@@ -5,8 +5,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use secretfs::fs::{
-    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, Protection, SetAttributes,
-    Settings, Transfer,
+    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, SetAttributes, Settings,
+    Transfer,
 };
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
@@ -82,7 +82,7 @@ impl Layer {
             ttl: Duration::from_secs(1),
             max_secret_size,
             max_memory,
-            protection: Protection::default(),
+            protection: serde_json::Value::Null,
             mountpoint: "/nowhere".into(),
         };
         Served(FileSystem::new(vault, settings).unwrap())
