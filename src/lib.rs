@@ -11,8 +11,11 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 
+pub mod cli;
 pub mod codec;
+pub mod config;
 pub mod crypto;
+pub mod daemon;
 pub mod fs;
 pub mod keyring;
 pub mod kms;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `secretfs` command; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    secretfs::cli::main()
+}
