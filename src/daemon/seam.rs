@@ -99,6 +99,9 @@ pub mod vault {
             if path.join("panic").exists() {
                 panic!("a-secret-in-a-panic");
             }
+            if path.join("slow").exists() {
+                std::thread::sleep(std::time::Duration::from_secs(8)); // For trying out interrupts.
+            }
             if path.join(MARK).exists() {
                 Ok(Self(path.into()))
             } else {

@@ -92,9 +92,6 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
     watch.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
-    if plan.foreground {
-        plan.target.point().map_or(Ok(()), detach::answers)?;
-    }
     announce();
     if let Some(reporter) = reporter {
         detach::leave_session();
@@ -172,6 +169,10 @@ fn mount_and_serve(
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
     serve::start(fs, device, plan.settings.threads, tell)?;
+    if plan.foreground {
+        // In the background, whoever started us asks.
+        plan.target.point().map_or(Ok(()), detach::answers)?;
+    }
     Ok(mount)
 }
 
