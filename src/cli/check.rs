@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::daemon::{Class, Error};
 use crate::vault;
 
@@ -55,6 +55,7 @@ pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
         tolerant: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
+        anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),
         mountpoint: None,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::config;
 use crate::daemon::Error;
 use crate::kms::KeyUri;
 use crate::vault;
@@ -40,6 +41,7 @@ impl Init {
                 .gid
                 .unwrap_or_else(|| nix::unistd::getegid().as_raw()),
             kms: settings.kms,
+            anchor_dir: settings.anchor_dir.or_else(config::anchor_dir),
         };
         let created = vault::init(&self.vault, &options)?;
         let mut text = format!(

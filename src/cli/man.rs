@@ -46,10 +46,7 @@ pub fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut command = super::command();
     command.build();
     let mut pages = vec![("secretfs.1".to_owned(), render(command.clone(), SECTIONS)?)];
-    for sub in command
-        .get_subcommands()
-        .filter(|c| !c.is_hide_set() && c.get_name() != "help")
-    {
+    for sub in command.get_subcommands().filter(|c| !c.is_hide_set()) {
         let name = format!("secretfs-{}", sub.get_name());
         let sections = if sub.get_name() == "mount" {
             MOUNT_SECTIONS

@@ -30,7 +30,7 @@ pub use man::pages as man_pages;
 /// which are wrapped by a master key, which is wrapped by a key management service: AWS KMS, or an
 /// embedded one.
 #[derive(Debug, Parser)]
-#[command(name = "secretfs", version)]
+#[command(name = "secretfs", version, disable_help_subcommand = true)]
 struct Cli {
     /// Read this configuration file instead of the usual ones
     #[arg(long, global = true, value_name = "FILE")]

@@ -20,7 +20,7 @@ pub mod table;
 mod value;
 
 pub use options::{Options, parse_options};
-pub use places::{anchor_dirs, local_kms_dir};
+pub use places::{anchor_dir, local_kms_dir};
 pub use table::{Kind, SETTINGS, Scope, Setting};
 
 /// A mistake in settings: one line that names what, where, and what is allowed.
@@ -107,6 +107,8 @@ pub struct Settings {
     pub kms_keys: Vec<KeyUri>,
     /// Bounds on KMS calls, and the place of the local KMS.
     pub kms: KmsSettings,
+    /// Where this host remembers the vaults it has seen.
+    pub anchor_dir: Option<PathBuf>,
     /// The only vault id accepted.
     pub vault_id: Option<String>,
     /// Refuse a vault without an anchor on this host.
@@ -141,6 +143,7 @@ impl Default for Settings {
             gid: None,
             kms_keys: Vec::new(),
             kms: KmsSettings::default(),
+            anchor_dir: None,
             vault_id: None,
             require_anchor: false,
             accept_rollback: false,
@@ -199,6 +202,7 @@ impl Settings {
             "kms-key" => self.kms_keys.push(raw.key_uri()?),
             "kms-timeout" => self.set_kms_timeout(raw.duration()?),
             "local-kms-dir" => self.kms.local_dir = Some(raw.path()?),
+            "anchor-dir" => self.anchor_dir = Some(raw.path()?),
             "vault-id" => self.vault_id = Some(raw.vault_id()?),
             "require-anchor" => self.require_anchor = raw.switch()?,
             "accept-rollback" => self.accept_rollback = raw.switch()?,

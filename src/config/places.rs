@@ -19,11 +19,13 @@ pub fn local_kms_dir() -> Option<PathBuf> {
     }
 }
 
-/// Where anchors may be kept.
-pub fn anchor_dirs() -> Vec<PathBuf> {
-    let mut dirs = vec![PathBuf::from("/var/lib/secretfs/anchors")];
-    dirs.extend(xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("secretfs/anchors")));
-    dirs
+/// Where this host remembers the vaults it has seen unless a setting says otherwise.
+pub fn anchor_dir() -> Option<PathBuf> {
+    if nix::unistd::geteuid().is_root() {
+        Some(PathBuf::from("/var/lib/secretfs/anchors"))
+    } else {
+        xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("secretfs/anchors"))
+    }
 }
 
 /// The XDG rule: a relative value is ignored.

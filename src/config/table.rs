@@ -226,6 +226,13 @@ pub const SETTINGS: &[Setting] = &[
         "Where the local KMS keeps its keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others",
     ),
     value(
+        "anchor-dir",
+        Kind::Path,
+        Scope::Vault,
+        "DIR",
+        "Where this host remembers the vaults it has seen. Default /var/lib/secretfs/anchors for root, $XDG_STATE_HOME/secretfs/anchors for others",
+    ),
+    value(
         "vault-id",
         Kind::VaultId,
         Scope::Open,

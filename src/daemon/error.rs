@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-use crate::vault;
 use crate::config::ConfigError;
+use crate::vault;
 
 /// The classes of failure to which an answer differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -76,14 +76,28 @@ pub(crate) fn harden(require_mlock: bool) -> Result<Protection, Error> {
 fn lock_memory() -> Result<(Locked, Option<u64>), Error> {
     let (soft, _hard) = getrlimit(Resource::RLIMIT_MEMLOCK)
         .map_err(|e| Error::new(Class::System, format!("cannot read RLIMIT_MEMLOCK: {e}")))?;
-    let unlimited = soft == nix::libc::RLIM_INFINITY;
-    let limit = (!unlimited && !has_capability(CAP_IPC_LOCK)).then_some(soft);
-    let locked = match limit {
-        None if sys::lock_all_memory().is_ok() => Locked::All,
-        Some(0) => Locked::None,
-        _ => Locked::Arena,
+    if soft == nix::libc::RLIM_INFINITY {
+        let locked = if sys::lock_all_memory().is_ok() {
+            Locked::All
+        } else {
+            Locked::Arena
+        };
+        return Ok((locked, None));
+    }
+    // The capability of a user namespace looks the same and does not lift the limit, so it is
+    // tried out.
+    if has_capability(CAP_IPC_LOCK) && sys::lock_all_memory().is_ok() {
+        if sys::can_map(soft.saturating_add(1 << 20)) {
+            return Ok((Locked::All, None));
+        }
+        sys::unlock_all_memory();
+    }
+    let locked = if soft == 0 {
+        Locked::None
+    } else {
+        Locked::Arena
     };
-    Ok((locked, limit))
+    Ok((locked, Some(soft)))
 }
 
 /// Whether this process may mount by itself.

@@ -240,7 +240,11 @@ fn refusal(stderr: &[u8]) -> Error {
     let said = said.trim().trim_start_matches("fusermount3: ");
     let class = if said.contains("busy") {
         Class::Busy
-    } else if said.contains("ermi") || said.contains("only allowed") || said.contains("not owned") {
+    } else if said.contains("ermi")
+        || said.contains("only allowed")
+        || said.contains("not owned")
+        || said.contains("no write access")
+    {
         Class::NotPermitted
     } else {
         Class::Failed

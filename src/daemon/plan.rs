@@ -213,7 +213,8 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
         }
         refuse_under(point, what, &directory)?;
     }
-    for anchors in config::anchor_dirs() {
+    let anchors = plan.settings.anchor_dir.clone().or_else(config::anchor_dir);
+    if let Some(anchors) = anchors {
         refuse_under(point, "the anchors of this host", &settled(&anchors))?;
     }
     for file in &plan.settings.config_files {

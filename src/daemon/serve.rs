@@ -99,6 +99,7 @@ impl Serving {
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");
         }
+        tracing::info!("ended");
         match (ended, ending) {
             (Err(e), _) => Err(Error::new(
                 Class::Failed,

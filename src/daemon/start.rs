@@ -12,7 +12,7 @@ use super::log::{self, Destination};
 use super::mount::{self, Mount, MountOptions, Mounter};
 use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
-use crate::{fs, vault};
+use crate::{config, fs, vault};
 
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
@@ -79,9 +79,8 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
 
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
-    let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection)).map_err(|e| {
-        Error::new(Class::System, format!("cannot start a thread: {e}"))
-    })?;
+    let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection))
+        .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
     let mounted = mount_and_serve(plan, mounter, &fs, &watch, tell);
@@ -95,9 +94,6 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
     watch.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
-    if plan.foreground {
-        plan.target.point().map_or(Ok(()), detach::answers)?;
-    }
     announce();
     if let Some(reporter) = reporter {
         detach::leave_session();
@@ -175,6 +171,10 @@ fn mount_and_serve(
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
     serve::start(fs, device, plan.settings.threads, tell)?;
+    if plan.foreground {
+        // In the background, whoever started us asks.
+        plan.target.point().map_or(Ok(()), detach::answers)?;
+    }
     Ok(mount)
 }
 
@@ -219,6 +219,7 @@ fn open_options(plan: &Plan) -> vault::OpenOptions {
         tolerant: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
+        anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),
         mountpoint: plan.target.point().map(Into::into),
     }
 }

@@ -174,6 +174,30 @@ pub(crate) fn lock_all_memory() -> io::Result<()> {
     }
 }
 
+/// Undoes [`lock_all_memory`].
+pub(crate) fn unlock_all_memory() {
+    // SAFETY: only changes the residency of pages.
+    unsafe { libc::munlockall() };
+}
+
+/// Whether so many bytes could be mapped; with future memory locked, this meets RLIMIT_MEMLOCK.
+pub(crate) fn can_map(bytes: u64) -> bool {
+    let Ok(bytes) = usize::try_from(bytes) else {
+        return true;
+    };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice, which nobody refers to and which
+    // is removed at once.
+    unsafe {
+        let address = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
+        if address == libc::MAP_FAILED {
+            return false;
+        }
+        libc::munmap(address, bytes);
+    }
+    true
+}
+
 /// The local time as syslog wants it: `Nov  2 03:04:05`.
 pub(crate) fn syslog_time() -> String {
     const MONTHS: [&str; 12] = [

@@ -2,9 +2,7 @@
 //! state that was seen. Without it, whoever can write the vault can put an older one, or another
 //! one, in its place.
 //!
-//! One small JSON file for each vault id in `/var/lib/secretfs/anchors` (root) or
-//! `$XDG_STATE_HOME/secretfs/anchors`; `$SECRETFS_ANCHOR_DIR` overrides both. Replaced as a whole,
-//! under a lock of the directory.
+//! One small JSON file for each vault id, replaced as a whole under a lock of the directory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -72,40 +70,11 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    /// The place where the environment or custom puts them.
-    ///
-    /// # Errors
-    /// When there is no such place: no home directory.
-    pub fn of_this_host() -> Result<Self, VaultError> {
-        let from = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
-        if let Some(directory) = from("SECRETFS_ANCHOR_DIR") {
-            return Ok(Self { directory });
+    /// The anchors in `directory`, which need not exist yet.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
         }
-        if nix::unistd::geteuid().is_root() {
-            return Ok(Self {
-                directory: "/var/lib/secretfs/anchors".into(),
-            });
-        }
-        let state = from("XDG_STATE_HOME").or_else(|| from("HOME").map(|h| h.join(".local/state")));
-        match state {
-            Some(state) => Ok(Self {
-                directory: state.join("secretfs/anchors"),
-            }),
-            None => Err(VaultError::Anchor(
-                "there is no place for the vault's anchor: set SECRETFS_ANCHOR_DIR, \
-                 XDG_STATE_HOME or HOME"
-                    .into(),
-            )),
-        }
-    }
-
-    /// Where they are.
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 
     fn file(&self, vault: &str) -> PathBuf {

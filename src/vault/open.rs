@@ -35,6 +35,8 @@ pub struct InitOptions {
     pub gid: u32,
     /// Bounds and places of KMS calls.
     pub kms: KmsSettings,
+    /// Where this host remembers the vaults it has seen; `None` when there is no such place.
+    pub anchor_dir: Option<PathBuf>,
 }
 
 /// A vault was made.
@@ -67,6 +69,8 @@ pub struct OpenOptions {
     pub unsafe_filesystem: bool,
     /// Bounds and places of KMS calls.
     pub kms: KmsSettings,
+    /// Where this host remembers the vaults it has seen; `None` when there is no such place.
+    pub anchor_dir: Option<PathBuf>,
     /// Where it is going to be mounted: told to others who want it.
     pub mountpoint: Option<PathBuf>,
 }
@@ -80,8 +84,10 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
         VaultError::Setting(format!("cannot tell where {} is: {e}", path.display()))
     })?;
     must_be_free(&path)?;
-    let anchors = Anchors::of_this_host()?;
-    anchors.must_be_writable()?;
+    let anchors = options.anchor_dir.as_ref().map(Anchors::at);
+    if let Some(anchors) = &anchors {
+        anchors.must_be_writable()?;
+    }
     let kms = kms::connect(&options.kms);
     let mut local_keys_created = None;
     for uri in options
@@ -146,7 +152,9 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     anchor.keyring_sequence = keyring.body().sequence;
     anchor.keyring_digest = hex(&crate::crypto::schedule::digest(&[&keyring.encode()]));
     anchor.commit_sequence = commit;
-    anchors.take_over(&anchor)?;
+    if let Some(anchors) = &anchors {
+        anchors.take_over(&anchor)?;
+    }
     Ok(Created {
         vault_id: vault.to_string(),
         kms_keys: options.kms_keys.clone(),
@@ -401,14 +409,7 @@ impl Watch {
                 path.display()
             )));
         }
-        let anchors = match Anchors::of_this_host() {
-            Ok(anchors) => Some(anchors),
-            Err(error) if options.require_anchor => return Err(error),
-            Err(error) => {
-                tracing::warn!("{error}");
-                None
-            }
-        };
+        let anchors = options.anchor_dir.as_ref().map(Anchors::at);
         let mut anchor = None;
         let mut other_vault = false;
         if let Some(anchors) = &anchors {

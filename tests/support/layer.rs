@@ -36,19 +36,12 @@ impl Layer {
         let layer = Self {
             dir: tempfile::tempdir().unwrap(),
         };
-        // Anchors belong to the host; these vaults are gone in a moment.
-        static ONCE: std::sync::Once = std::sync::Once::new();
-        ONCE.call_once(|| {
-            let anchors = tempfile::tempdir().unwrap().keep();
-            // SAFETY: under `Once`, before any other thread of this test binary reads it: every
-            // test that opens a vault comes through here first.
-            unsafe { std::env::set_var("SECRETFS_ANCHOR_DIR", anchors) };
-        });
         let options = InitOptions {
             kms_keys: vec![KeyUri::default_local()],
             uid: 0,
             gid: 0,
             kms: layer.kms(),
+            anchor_dir: Some(layer.anchors()),
         };
         init(&layer.vault(), &options).unwrap();
         layer
@@ -56,6 +49,10 @@ impl Layer {
 
     pub fn vault(&self) -> PathBuf {
         self.dir.path().join("vault")
+    }
+
+    pub fn anchors(&self) -> PathBuf {
+        self.dir.path().join("anchors")
     }
 
     pub fn kms(&self) -> KmsSettings {
@@ -68,6 +65,7 @@ impl Layer {
     pub fn options(&self) -> OpenOptions {
         OpenOptions {
             kms: self.kms(),
+            anchor_dir: Some(self.anchors()),
             ..OpenOptions::default()
         }
     }
