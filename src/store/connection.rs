@@ -95,8 +95,8 @@ pub(super) fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connecti
 /// is overwritten with zeros, also when whole pages become free. For records inside a page that
 /// costs nothing, the page is written anyway. Only for large chunks, ciphertext whose key goes
 /// with them, it is relaxed (see `tx_write`). A rotation that must show that an old keyring is
-/// gone from the raw files therefore needs no rewriting of its own: it calls `put_keyring`, then
-/// has the WAL truncated (closing the writer does it), and looks.
+/// gone from the raw files therefore needs no rewriting of its own: it replaces the record with
+/// `put_keyring`, calls `SqliteStore::truncate_wal`, and looks.
 pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
