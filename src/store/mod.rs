@@ -194,7 +194,7 @@ pub type Body<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
 /// A store of records.
 ///
 /// Bodies may be run more than once, so they must start from scratch each time. Prefer
-/// [`read`] and [`write`], which carry results and errors through.
+/// [`read()`] and [`write()`], which carry results and errors through.
 pub trait Store: Send + Sync + 'static {
     /// Runs `body` in a read transaction. Outer error: the store's; `Ok(Err(Abort))`: the body's.
     fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;
