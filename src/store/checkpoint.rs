@@ -135,9 +135,9 @@ impl Checkpointer {
 }
 
 fn run(database: &std::path::Path, desk: &Desk) {
-    let connection = match connection::open(database, Purpose::Write) {
+    let connection = match connection::open(database, Purpose::Write, drop) {
         Ok((connection, _)) => connection,
-        Err((_, error)) => {
+        Err(error) => {
             tracing::warn!(%error, "no checkpoints: the WAL will grow until the vault is closed");
             return;
         }

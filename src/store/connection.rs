@@ -24,26 +24,24 @@ pub(super) enum Purpose {
     Read,
 }
 
-/// Opens the existing database at `path` and verifies it.
+/// Opens the existing database at `path` and verifies it. Returns the schema cookie, too.
 ///
-/// The connection never checkpoints when it is closed, unless the caller says so later.
-///
-/// # Errors
-/// With a connection when there was one: closing it is a matter of what was there before.
+/// The connection never checkpoints when it is closed, unless the caller says so later. One that
+/// fails is closed by `close`: what it may leave behind depends on what was there before.
 pub(super) fn open(
     path: &Path,
     purpose: Purpose,
-) -> Result<(Connection, i64), (Option<Connection>, StoreError)> {
-    let connection = match connect(path, OpenFlags::empty()) {
-        Ok(connection) => connection,
-        Err(error) => {
-            let message = format!("cannot open {}: {error}", path.display());
-            return Err((None, StoreError::new(Kind::Io, message)));
-        }
-    };
+    close: impl FnOnce(Connection),
+) -> Result<(Connection, i64), StoreError> {
+    let connection = connect(path, OpenFlags::empty()).map_err(|error| {
+        StoreError::new(Kind::Io, format!("cannot open {}: {error}", path.display()))
+    })?;
     match prepare(&connection, purpose) {
         Ok(cookie) => Ok((connection, cookie)),
-        Err(error) => Err((Some(connection), error)),
+        Err(error) => {
+            close(connection);
+            Err(error)
+        }
     }
 }
 
@@ -97,8 +95,8 @@ pub(super) fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connecti
 /// is overwritten with zeros, also when whole pages become free. For records inside a page that
 /// costs nothing, the page is written anyway. Only for large chunks, ciphertext whose key goes
 /// with them, it is relaxed (see `tx_write`). A rotation that must show that an old keyring is
-/// gone from the raw files therefore needs no rewriting of its own: it calls `put_keyring`, then
-/// has the WAL truncated (closing the writer does it), and looks.
+/// gone from the raw files therefore needs no rewriting of its own: it replaces the record with
+/// `put_keyring`, calls `SqliteStore::truncate_wal`, and looks.
 pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \

@@ -118,7 +118,14 @@ impl Lock {
     /// makes it if somebody removed it.
     pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
         let what = "cannot take the writer's lock";
-        let fail = |error: io::Error| failure::io(what, path, &error);
+        let fail = |error: io::Error| {
+            let error = failure::io(what, path, &error);
+            let next = match error.kind {
+                Kind::ReadOnly | Kind::Denied => "; mount with -o ro to read",
+                _ => "",
+            };
+            StoreError::new(error.kind, format!("{error}{next}"))
+        };
         // A few rounds: the file may be replaced between opening and locking it.
         for _ in 0..8 {
             let file = fs::OpenOptions::new()

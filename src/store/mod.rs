@@ -17,6 +17,7 @@ pub mod sqlite;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod tx_read;
 mod tx_write;
 mod writer;
 
@@ -94,6 +95,7 @@ pub trait Read {
     /// One version of a node's content.
     fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError>;
     /// A version together with its first chunk, in one look-up: what reading a small secret needs.
+    #[allow(clippy::type_complexity)]
     fn version_and_first_chunk(
         &mut self,
         node: NodeId,
@@ -114,6 +116,7 @@ pub trait Read {
         limit: usize,
     ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError>;
     /// All versions.
+    #[allow(clippy::type_complexity)]
     fn scan_versions(
         &mut self,
         after: Option<(NodeId, u64)>,
@@ -191,7 +194,7 @@ pub type Body<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
 /// A store of records.
 ///
 /// Bodies may be run more than once, so they must start from scratch each time. Prefer
-/// [`read`] and [`write`], which carry results and errors through.
+/// [`read()`] and [`write()`], which carry results and errors through.
 pub trait Store: Send + Sync + 'static {
     /// Runs `body` in a read transaction. Outer error: the store's; `Ok(Err(Abort))`: the body's.
     fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;

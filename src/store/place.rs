@@ -136,7 +136,7 @@ impl Place {
             fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == *expected)
         };
         if same(&self.database, &opened.database)
-            && opened.wal.get().is_some_and(|wal| same(&self.wal, wal))
+            && opened.wal.get().is_none_or(|wal| same(&self.wal, wal))
         {
             return Ok(());
         }

@@ -35,10 +35,8 @@ impl Pool {
         if let Some(idle) = self.idle().pop() {
             return Ok(idle);
         }
-        match connection::open(&self.database, Purpose::Read) {
-            Ok((connection, _)) => Ok(connection),
-            Err((_, error)) => Err(error),
-        }
+        let (connection, _) = connection::open(&self.database, Purpose::Read, drop)?;
+        Ok(connection)
     }
 
     /// Gives a connection back. It must not be inside of a transaction.

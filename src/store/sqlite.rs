@@ -109,28 +109,20 @@ impl SqliteStore {
         };
         // Once more, since the previous writer may have been closing until just now.
         let opened = place.look()?;
-        let (connection, cookie) =
-            connection::open(&place.database, purpose).map_err(|(connection, error)| {
-                if let Some(connection) = connection {
-                    close_last(connection, &place, &opened, false);
-                }
-                error
-            })?;
+        let close = |connection| close_last(connection, &place, &opened, false);
+        let (connection, cookie) = connection::open(&place.database, purpose, close)?;
         place.remember_wal(&opened);
         if let Err(error) = place.check_unmoved(&opened) {
-            close_last(connection, &place, &opened, false);
+            close(connection);
             return Err(error);
         }
         let desk = Arc::new(Desk::default());
         let side = match (mode, lock) {
             (Mode::Write(holder), Some(lock)) => {
                 let thread = Checkpointer::new(place.database.clone(), Arc::clone(&desk));
-                let writer = Writer::new(connection, cookie, lock, thread).map_err(
-                    |(connection, error)| {
-                        close_last(connection, &place, &opened, false);
-                        error
-                    },
-                )?;
+                // What a killed writer left may not be on disk yet.
+                let unsynced = place.wal_len() > 0;
+                let writer = Writer::new(connection, cookie, unsynced, lock, thread)?;
                 Side::Write {
                     holder,
                     writer: Mutex::new(writer),
@@ -255,10 +247,15 @@ impl Drop for SqliteStore {
             Side::Write { writer, .. } => {
                 let mut writer = locked(writer);
                 writer.checkpointer.stop();
-                if let Err(error) = writer.sync(&self.place, &self.opened) {
+                let synced = if writer.wrote {
+                    writer.sync(&self.place, &self.opened)
+                } else {
+                    Ok(())
+                };
+                if let Err(error) = &synced {
                     tracing::error!(%error, "the last changes may not be on disk");
                 }
-                let tidy = writer.wrote && !writer.latched();
+                let tidy = writer.wrote && synced.is_ok();
                 if let Some(connection) = writer.take() {
                     if tidy && let Err(error) = truncate(&connection) {
                         // All of it is in the WAL, where the next writer finds it.
@@ -278,7 +275,9 @@ impl Drop for SqliteStore {
 /// is in it into the database. That is right if we wrote it, or if the WAL exists only because we
 /// opened the database. What another process left behind, killed, stays as it is.
 fn close_last(connection: Connection, place: &Place, opened: &Opened, wrote: bool) {
-    if wrote || (!opened.wal_existed && place.wal_len() == 0) {
+    // SQLite removes by name: never what is another vault's by now.
+    let ours = place.check_unmoved(opened).is_ok();
+    if ours && (wrote || (!opened.wal_existed && place.wal_len() == 0)) {
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
     }
     // Fails only when statements are left, of which the cache has just disposed.

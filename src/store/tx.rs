@@ -1,16 +1,9 @@
-//! One transaction, and reading in it.
-//!
-//! Every look-up is by primary key, every row is checked before it is handed out, and nothing
-//! here decides what a record means.
+//! One transaction: the connection inside of it, and what has gone wrong in it so far.
 
 use rusqlite::{Connection, Params, Row};
 
-use super::hostile::{self, Fault, ascending};
-use super::schema;
-use super::{
-    ChunkKey, EntryRow, KeyedRecord, MAX_ID, NameTag, NodeId, Read, StoreError,
-    StoreErrorKind as Kind, failure,
-};
+use super::hostile::{Fault, ascending};
+use super::{MAX_ID, StoreError, StoreErrorKind as Kind, failure};
 
 /// A connection inside of a transaction. Owns it, so that a panic in a body closes the connection
 /// (which rolls back) instead of leaving it to the next user.
@@ -55,7 +48,7 @@ impl Tx {
         error
     }
 
-    fn one<T>(
+    pub(super) fn one<T>(
         &mut self,
         what: &str,
         sql: &str,
@@ -66,7 +59,7 @@ impl Tx {
         one(&self.connection, sql, params, take).map_err(|fault| self.blame(what, fault))
     }
 
-    fn many<T>(
+    pub(super) fn many<T>(
         &mut self,
         what: &str,
         sql: &str,
@@ -77,7 +70,7 @@ impl Tx {
         many(&self.connection, sql, params, take).map_err(|fault| self.blame(what, fault))
     }
 
-    fn ordered<K: Ord>(
+    pub(super) fn ordered<K: Ord>(
         &mut self,
         what: &str,
         after: Option<K>,
@@ -126,311 +119,6 @@ pub(super) fn key(number: u64) -> Result<i64, StoreError> {
 }
 
 /// A number of rows as SQLite takes it.
-fn rows(limit: usize) -> i64 {
+pub(super) fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-fn keyed(row: &Row<'_>, at: usize, max: usize) -> Result<KeyedRecord, Fault> {
-    Ok(KeyedRecord {
-        generation: hostile::id(row, at)?,
-        value: hostile::blob(row, at + 1, max)?,
-    })
-}
-
-fn entry_row(row: &Row<'_>) -> Result<EntryRow, Fault> {
-    Ok(EntryRow {
-        directory: hostile::id(row, 0)?,
-        tag: hostile::tag(row, 1)?,
-        value: hostile::blob(row, 2, schema::MAX_ENTRY)?,
-    })
-}
-
-/// Takes a chunk out of a row that begins at column `at` with node, version and index, if it is
-/// the one that was asked for: the row was found through a number that anybody may have forged.
-fn chunk_of(row: &Row<'_>, at: usize, expected: ChunkKey) -> Result<Vec<u8>, Fault> {
-    let found = (
-        hostile::id(row, at)?,
-        hostile::id(row, at + 1)?,
-        hostile::index(row, at + 2)?,
-    );
-    if found != expected {
-        return Err(Fault::corrupt(format!(
-            "where chunk {} of version {} of node {} should be, there is another",
-            expected.2, expected.1, expected.0
-        )));
-    }
-    hostile::blob(row, at + 3, schema::MAX_CHUNK)
-}
-
-impl Read for Tx {
-    fn header(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql = "SELECT value FROM header WHERE id = 0";
-        self.one("cannot read the header", sql, [], |row| {
-            hostile::blob(row, 0, schema::MAX_HEADER)
-        })
-    }
-
-    fn keyring(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql = "SELECT value FROM keyring WHERE id = 0";
-        self.one("cannot read the keyring", sql, [], |row| {
-            hostile::blob(row, 0, schema::MAX_KEYRING)
-        })
-    }
-
-    fn state(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql = "SELECT value FROM state WHERE id = 0";
-        self.one("cannot read the state record", sql, [], |row| {
-            hostile::blob(row, 0, schema::MAX_STATE)
-        })
-    }
-
-    fn node(&mut self, id: NodeId) -> Result<Option<KeyedRecord>, StoreError> {
-        let sql = "SELECT generation, value FROM node WHERE id = ?1";
-        self.one("cannot read a node", sql, [key(id)?], |row| {
-            keyed(row, 0, schema::MAX_NODE)
-        })
-    }
-
-    fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql = "SELECT value FROM entry WHERE directory = ?1 AND tag = ?2";
-        self.one("cannot read an entry", sql, (key(directory)?, tag), |row| {
-            hostile::blob(row, 0, schema::MAX_ENTRY)
-        })
-    }
-
-    fn entries(
-        &mut self,
-        directory: NodeId,
-        after: Option<&NameTag>,
-        limit: usize,
-    ) -> Result<Vec<EntryRow>, StoreError> {
-        let what = "cannot list a directory";
-        let id = key(directory)?;
-        // Without a lower bound for the first page: what sorts below every tag must show, too.
-        let found = match after {
-            None => self.many(
-                what,
-                "SELECT directory, tag, value FROM entry WHERE directory = ?1 ORDER BY tag LIMIT ?2",
-                (id, rows(limit)),
-                entry_row,
-            ),
-            Some(tag) => self.many(
-                what,
-                "SELECT directory, tag, value FROM entry WHERE directory = ?1 AND tag > ?2 \
-                 ORDER BY tag LIMIT ?3",
-                (id, tag, rows(limit)),
-                entry_row,
-            ),
-        }?;
-        if found.iter().any(|row| row.directory != directory) {
-            return Err(self.blame(what, Fault::corrupt("an entry of another directory")));
-        }
-        self.ordered(what, after, found.iter().map(|row| &row.tag))?;
-        Ok(found)
-    }
-
-    fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError> {
-        let sql = "SELECT generation, value FROM version WHERE node = ?1 AND version = ?2";
-        self.one(
-            "cannot read a version",
-            sql,
-            (key(node)?, key(version)?),
-            |row| keyed(row, 0, schema::MAX_VERSION),
-        )
-    }
-
-    fn version_and_first_chunk(
-        &mut self,
-        node: NodeId,
-        version: u64,
-    ) -> Result<Option<(KeyedRecord, Option<Vec<u8>>)>, StoreError> {
-        let sql = "SELECT v.generation, v.value, v.first_chunk, c.id, \
-                   c.node, c.version, c.idx, c.sealed \
-                   FROM version AS v LEFT JOIN chunk AS c ON c.id = v.first_chunk \
-                   WHERE v.node = ?1 AND v.version = ?2";
-        self.one(
-            "cannot read a version",
-            sql,
-            (key(node)?, key(version)?),
-            |row| {
-                let record = keyed(row, 0, schema::MAX_VERSION)?;
-                if hostile::id(row, 2)? == 0 {
-                    return Ok((record, None));
-                }
-                if row.get_ref(3)? == rusqlite::types::ValueRef::Null {
-                    return Err(Fault::corrupt(format!(
-                        "version {version} of node {node} lacks its first chunk"
-                    )));
-                }
-                Ok((record, Some(chunk_of(row, 4, (node, version, 0))?)))
-            },
-        )
-    }
-
-    fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError> {
-        let what = "cannot list the versions of a node";
-        let sql = "SELECT version FROM version WHERE node = ?1 ORDER BY version LIMIT ?2";
-        let bound = rows(schema::MAX_VERSIONS + 1);
-        let found = self.many(what, sql, (key(node)?, bound), |row| hostile::id(row, 0))?;
-        if found.len() > schema::MAX_VERSIONS {
-            return Err(self.blame(what, Fault::corrupt("there are too many")));
-        }
-        self.ordered(what, None, found.iter())?;
-        Ok(found)
-    }
-
-    fn chunk(&mut self, (node, version, index): ChunkKey) -> Result<Option<Vec<u8>>, StoreError> {
-        let sql = "SELECT c.node, c.version, c.idx, c.sealed \
-                   FROM version AS v JOIN chunk AS c ON c.id = v.first_chunk + ?3 \
-                   WHERE v.node = ?1 AND v.version = ?2 AND v.first_chunk > 0";
-        self.one(
-            "cannot read a chunk",
-            sql,
-            (key(node)?, key(version)?, index),
-            |row| chunk_of(row, 0, (node, version, index)),
-        )
-    }
-
-    fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError> {
-        let what = "cannot list the orphans";
-        let take = |row: &Row<'_>| hostile::id(row, 0);
-        let found = match after {
-            None => {
-                let sql = "SELECT id FROM orphan ORDER BY id LIMIT ?1";
-                self.many(what, sql, [rows(limit)], take)
-            }
-            Some(after) => {
-                let sql = "SELECT id FROM orphan WHERE id > ?1 ORDER BY id LIMIT ?2";
-                self.many(what, sql, (key(after)?, rows(limit)), take)
-            }
-        }?;
-        self.ordered(what, after, found.iter().copied())?;
-        Ok(found)
-    }
-
-    fn events(&mut self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        let what = "cannot read the history";
-        let sql =
-            "SELECT sequence, value FROM event WHERE sequence >= ?1 ORDER BY sequence LIMIT ?2";
-        let found = self.many(what, sql, (key(from)?, rows(limit)), |row| {
-            Ok((
-                hostile::id(row, 0)?,
-                hostile::blob(row, 1, schema::MAX_EVENT)?,
-            ))
-        })?;
-        self.ordered(
-            what,
-            from.checked_sub(1),
-            found.iter().map(|(sequence, _)| *sequence),
-        )?;
-        Ok(found)
-    }
-
-    fn scan_nodes(
-        &mut self,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError> {
-        let what = "cannot scan the nodes";
-        let take = |row: &Row<'_>| Ok((hostile::id(row, 0)?, keyed(row, 1, schema::MAX_NODE)?));
-        let found = match after {
-            None => {
-                let sql = "SELECT id, generation, value FROM node ORDER BY id LIMIT ?1";
-                self.many(what, sql, [rows(limit)], take)
-            }
-            Some(after) => {
-                let sql = "SELECT id, generation, value FROM node WHERE id > ?1 \
-                           ORDER BY id LIMIT ?2";
-                self.many(what, sql, (key(after)?, rows(limit)), take)
-            }
-        }?;
-        self.ordered(what, after, found.iter().map(|(id, _)| *id))?;
-        Ok(found)
-    }
-
-    fn scan_versions(
-        &mut self,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError> {
-        let what = "cannot scan the versions";
-        let take = |row: &Row<'_>| {
-            let key = (hostile::id(row, 0)?, hostile::id(row, 1)?);
-            Ok((key, keyed(row, 2, schema::MAX_VERSION)?))
-        };
-        let found = match after {
-            None => {
-                let sql = "SELECT node, version, generation, value FROM version \
-                           ORDER BY node, version LIMIT ?1";
-                self.many(what, sql, [rows(limit)], take)
-            }
-            Some((node, version)) => {
-                let sql = "SELECT node, version, generation, value FROM version \
-                           WHERE (node, version) > (?1, ?2) ORDER BY node, version LIMIT ?3";
-                self.many(what, sql, (key(node)?, key(version)?, rows(limit)), take)
-            }
-        }?;
-        self.ordered(what, after, found.iter().map(|(key, _)| *key))?;
-        Ok(found)
-    }
-
-    fn scan_entries(
-        &mut self,
-        after: Option<(NodeId, &NameTag)>,
-        limit: usize,
-    ) -> Result<Vec<EntryRow>, StoreError> {
-        let what = "cannot scan the entries";
-        let found = match after {
-            None => {
-                let sql = "SELECT directory, tag, value FROM entry \
-                           ORDER BY directory, tag LIMIT ?1";
-                self.many(what, sql, [rows(limit)], entry_row)
-            }
-            Some((directory, tag)) => {
-                let sql = "SELECT directory, tag, value FROM entry \
-                           WHERE (directory, tag) > (?1, ?2) ORDER BY directory, tag LIMIT ?3";
-                self.many(what, sql, (key(directory)?, tag, rows(limit)), entry_row)
-            }
-        }?;
-        self.ordered(
-            what,
-            after,
-            found.iter().map(|row| (row.directory, &row.tag)),
-        )?;
-        Ok(found)
-    }
-
-    fn scan_chunk_keys(
-        &mut self,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError> {
-        let what = "cannot scan the chunks";
-        let take = |row: &Row<'_>| {
-            let key = (
-                hostile::id(row, 1)?,
-                hostile::id(row, 2)?,
-                hostile::index(row, 3)?,
-            );
-            Ok((hostile::id(row, 0)?, key))
-        };
-        let found = match after {
-            None => {
-                let sql = "SELECT id, node, version, idx FROM chunk ORDER BY id LIMIT ?1";
-                self.many(what, sql, [rows(limit)], take)
-            }
-            Some(after) => {
-                let sql = "SELECT id, node, version, idx FROM chunk WHERE id > ?1 \
-                           ORDER BY id LIMIT ?2";
-                self.many(what, sql, (key(after)?, rows(limit)), take)
-            }
-        }?;
-        self.ordered(what, after, found.iter().map(|(id, _)| *id))?;
-        // A page that is not full was the last one.
-        let cursor = found
-            .last()
-            .map(|(id, _)| *id)
-            .filter(|_| found.len() == limit);
-        Ok((found.into_iter().map(|(_, key)| key).collect(), cursor))
-    }
 }

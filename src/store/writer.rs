@@ -44,19 +44,17 @@ impl Writer {
     pub(super) fn new(
         mut connection: Connection,
         cookie: i64,
+        unsynced: bool,
         lock: Lock,
         checkpointer: Checkpointer,
-    ) -> Result<Self, (Connection, StoreError)> {
+    ) -> Result<Self, StoreError> {
         let pages = Arc::new(AtomicI32::new(0));
         let report = Arc::clone(&pages);
         let hooked = connection.wal_hook(Some(move |_: &'_ mut _, count| {
             report.store(count, Ordering::Relaxed);
             Ok(())
         }));
-        if let Err(error) = hooked {
-            let error = failure::of(&connection, "cannot watch the WAL", error);
-            return Err((connection, error));
-        }
+        hooked.map_err(|error| failure::of(&connection, "cannot watch the WAL", error))?;
         Ok(Self {
             connection: Some(connection),
             lock,
@@ -64,7 +62,7 @@ impl Writer {
             cookie,
             pages,
             full: false,
-            unsynced: false,
+            unsynced,
             wrote: false,
             latch: None,
         })
@@ -73,11 +71,6 @@ impl Writer {
     /// Takes the connection out, for good. `None` if it must not be used any more.
     pub(super) fn take(&mut self) -> Option<Connection> {
         self.connection.take()
-    }
-
-    /// Why nothing is written any more, if so.
-    pub(super) fn latched(&self) -> bool {
-        self.latch.is_some()
     }
 
     /// A number that changes when somebody else has committed.
