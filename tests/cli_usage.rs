@@ -64,18 +64,18 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn what_is_no_vault_is_code_3() {
     let place = Place::new();
-    place.mount(&[]).failed(3, "there is no vault");
+    place.mount(&[]).failed(3, "no vault");
     std::fs::write(place.vault(), "").expect("written");
     place.mount(&[]).failed(3, "no directory");
     std::fs::remove_file(place.vault()).expect("removed");
     std::fs::create_dir(place.vault()).expect("made");
-    place.mount(&[]).failed(3, "not a vault");
+    place.mount(&[]).failed(3, "there is no vault here");
     place
         .run(["status".as_ref(), place.vault().as_os_str()])
-        .failed(3, "not a vault");
+        .failed(3, "there is no vault here");
     place
         .run(["check".as_ref(), place.vault().as_os_str()])
-        .failed(3, "not a vault");
+        .failed(3, "there is no vault here");
     assert!(!place.is_mounted());
 }
 

@@ -46,6 +46,13 @@ pub(super) struct Control {
     next: AtomicU64,
 }
 
+impl Control {
+    /// Number of open control files.
+    pub(super) fn len(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
 #[derive(Serialize)]
 struct Status {
     #[serde(flatten)]

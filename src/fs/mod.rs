@@ -222,7 +222,7 @@ impl FileSystem {
 
     /// Number of files that programs have open.
     pub fn open_files(&self) -> usize {
-        self.table.len()
+        self.table.len() + self.control.len()
     }
 
     fn writer(&self) -> Result<&Writer, Errno> {

@@ -5,3 +5,4 @@ pub mod kms_call;
 pub mod kms_proxy;
 pub mod layer;
 pub mod moto;
+pub mod process;

@@ -62,6 +62,7 @@ impl Place {
         }
         command
             .env("SECRETFS_LOCAL_KMS_DIR", self.path().join("kms"))
+            .env("SECRETFS_ANCHOR_DIR", self.path().join("anchors"))
             .env("XDG_CONFIG_HOME", self.path().join("config"))
             .env("XDG_DATA_HOME", self.path().join("data"))
             .env("XDG_STATE_HOME", self.path().join("state"))
