@@ -52,7 +52,7 @@ pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
         pinned_keys: settings.kms_keys.clone(),
         pinned_vault_id: settings.vault_id.clone(),
         require_anchor: settings.require_anchor,
-        tolerant: false,
+        salvage: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
         anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),

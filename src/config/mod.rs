@@ -115,6 +115,8 @@ pub struct Settings {
     pub require_anchor: bool,
     /// Accept an older vault than the anchor knows.
     pub accept_rollback: bool,
+    /// Mount what is left of a damaged vault.
+    pub salvage: bool,
     /// Accept a network or FUSE file system under the vault.
     pub unsafe_filesystem: bool,
     /// How log lines look.
@@ -147,6 +149,7 @@ impl Default for Settings {
             vault_id: None,
             require_anchor: false,
             accept_rollback: false,
+            salvage: false,
             unsafe_filesystem: false,
             log_format: LogFormat::Human,
             log_level: LevelFilter::INFO,
@@ -206,6 +209,7 @@ impl Settings {
             "vault-id" => self.vault_id = Some(raw.vault_id()?),
             "require-anchor" => self.require_anchor = raw.switch()?,
             "accept-rollback" => self.accept_rollback = raw.switch()?,
+            "salvage" => self.salvage = raw.switch()?,
             "unsafe-filesystem" => self.unsafe_filesystem = raw.switch()?,
             "log-format" => {
                 self.log_format = if raw.word()? == "json" {

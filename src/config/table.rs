@@ -253,6 +253,11 @@ pub const SETTINGS: &[Setting] = &[
         help: "Accept a vault older than this host has seen (after a legitimate restore); the history keeps a record of it",
     },
     switch(
+        "salvage",
+        Scope::Mount,
+        "With ro: mount what is left of a vault that was damaged or tampered with; what does not authenticate is still refused",
+    ),
+    switch(
         "unsafe-filesystem",
         Scope::Vault,
         "Accept a vault on a network or FUSE file system, where durability and locks may not hold",

@@ -216,7 +216,7 @@ fn open_options(plan: &Plan) -> vault::OpenOptions {
         pinned_keys: settings.kms_keys.clone(),
         pinned_vault_id: settings.vault_id.clone(),
         require_anchor: settings.require_anchor,
-        tolerant: false,
+        salvage: settings.salvage,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
         anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),

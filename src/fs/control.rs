@@ -49,7 +49,10 @@ pub(super) struct Control {
 impl Control {
     /// Number of open control files.
     pub(super) fn len(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 }
 

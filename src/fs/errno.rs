@@ -32,6 +32,7 @@ impl From<&VaultError> for Errno {
             },
             VaultError::Keyring(error) => match error {
                 KeyringError::Kms(_) | KeyringError::NotPinned(_) => libc::ENOKEY,
+                KeyringError::Memory(_) => libc::ENOMEM,
                 KeyringError::Integrity(_)
                 | KeyringError::Newer { .. }
                 | KeyringError::UnknownGeneration(_)

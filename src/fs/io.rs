@@ -374,6 +374,8 @@ impl FileSystem {
         handle: &Handle,
         edit: impl FnOnce(&mut super::draft::Draft) -> Result<(), Errno>,
     ) -> Option<Result<(), Errno>> {
+        // Before the node is locked: making room looks at all nodes.
+        self.make_room(self.published_size(handle.node.id));
         let mut state = handle.node.lock();
         if state.draft_of(fh).is_none() {
             if state.publishing > 0 {
@@ -395,6 +397,12 @@ impl FileSystem {
             }
         }
         Some(outcome)
+    }
+
+    fn published_size(&self, id: u64) -> u64 {
+        let node = self.vault.node(id).ok();
+        node.and_then(|node| node.file().ok().map(|file| file.size))
+            .unwrap_or(0)
     }
 
     /// Begins the in-place draft of a node, as a copy of what is published.

@@ -119,6 +119,7 @@ pub struct FileSystem {
     invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
     ending: AtomicBool,
     integrity: Mutex<Integrity>,
+    damaged: AtomicBool,
     started: std::time::Instant,
 }
 
@@ -157,10 +158,15 @@ impl FileSystem {
             invalidate: OnceLock::new(),
             ending: AtomicBool::new(false),
             integrity: Mutex::new(Integrity::Counting),
+            damaged: AtomicBool::new(false),
             started: std::time::Instant::now(),
             settings,
             vault,
         });
+        if fs.vault.is_counted() {
+            fs.note_integrity(Integrity::Verified);
+            return Ok(fs);
+        }
         let counting = Arc::downgrade(&fs);
         let vault = Arc::clone(&fs.vault);
         std::thread::Builder::new()
@@ -175,10 +181,21 @@ impl FileSystem {
                 };
                 drop(vault);
                 if let Some(fs) = counting.upgrade() {
-                    *fs.integrity.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
+                    fs.note_integrity(verdict);
                 }
             })?;
         Ok(fs)
+    }
+
+    /// Once part of the vault is known to have been replayed, inserted or deleted, nothing more is
+    /// written to it.
+    fn note_integrity(&self, verdict: Integrity) {
+        self.damaged
+            .store(matches!(verdict, Integrity::Failed(_)), Ordering::Relaxed);
+        *self
+            .integrity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = verdict;
     }
 
     /// Tells how to make the kernel drop a node's pages. `drop_pages` is called on a thread of its
@@ -226,6 +243,9 @@ impl FileSystem {
     }
 
     fn writer(&self) -> Result<&Writer, Errno> {
+        if self.damaged.load(Ordering::Relaxed) {
+            return Err(Errno(libc::EIO));
+        }
         self.writer.as_ref().ok_or(Errno(libc::EROFS))
     }
 

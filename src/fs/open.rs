@@ -108,7 +108,6 @@ impl FileSystem {
         publication: Publication,
     ) -> Result<Draft, Errno> {
         let max = self.settings.max_secret_size;
-        self.make_room(content.len() as u64);
         Draft::new(content, publication, &self.budget, max)
     }
 

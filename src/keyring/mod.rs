@@ -12,7 +12,7 @@ use crate::codec;
 use crate::crypto::schedule::{
     Context, KeyringMacKey, MasterKey, Role, VaultId, WrapKey, digest, same,
 };
-use crate::crypto::{OpenFailure, RandomError, SealError, SecretKey};
+use crate::crypto::{MemoryError, OpenFailure, RandomError, SealError, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
 pub use history::{Event, EventKind, History};
@@ -55,6 +55,9 @@ pub enum KeyringError {
     /// Sealing failed.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// No memory that may hold secrets.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
 }
 
 impl KeyringError {
@@ -384,7 +387,8 @@ impl Keyring {
             .open(self.vault, context, wrapped)
         {
             Ok(key) => SecretKey::from_slice(&key),
-            Err(OpenFailure::Open(_) | OpenFailure::Memory(_)) => None,
+            Err(OpenFailure::Open(_)) => None,
+            Err(OpenFailure::Memory(error)) => return Err(error.into()),
         };
         key.ok_or_else(|| {
             KeyringError::integrity(format!(

@@ -72,7 +72,7 @@ impl CheckReport {
 pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultError> {
     let options = OpenOptions {
         read_only: true,
-        tolerant: true,
+        salvage: true,
         ..options.clone()
     };
     let vault = Vault::open(path, &options)?;

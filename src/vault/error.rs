@@ -122,9 +122,10 @@ impl VaultError {
                     KmsErrorKind::Throttled | KmsErrorKind::Unreachable => Failure::KmsUnreachable,
                     KmsErrorKind::BadAnswer | KmsErrorKind::Configuration => Failure::Failed,
                 },
-                KeyringError::Newer { .. } | KeyringError::Random(_) | KeyringError::Seal(_) => {
-                    Failure::Failed
-                }
+                KeyringError::Newer { .. }
+                | KeyringError::Random(_)
+                | KeyringError::Memory(_)
+                | KeyringError::Seal(_) => Failure::Failed,
             },
             VaultError::Integrity(_) | VaultError::Rollback(_) => Failure::Integrity,
             VaultError::Anchor(_)

@@ -58,6 +58,8 @@ pub struct Vault {
     foreign: AtomicU64,
     path: PathBuf,
     read_only: bool,
+    /// It was counted while it was opened.
+    counted: bool,
     anchor: Mutex<Option<(Anchors, Anchor)>>,
 }
 
@@ -107,6 +109,11 @@ impl Vault {
         self.read_only
     }
 
+    /// Whether it was counted while it was opened, or has to be in the background.
+    pub fn is_counted(&self) -> bool {
+        self.counted
+    }
+
     /// The keyring, for looking at.
     pub fn keyring(&self) -> RwLockReadGuard<'_, Keyring> {
         self.keyring.read().unwrap_or_else(PoisonError::into_inner)
@@ -116,9 +123,23 @@ impl Vault {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The state as of the last commit that was seen.
+    /// The state as of the last commit: of this process, or of the writer that this one reads
+    /// beside.
     pub fn state(&self) -> State {
+        if self.read_only {
+            match store::read(&self.store, |records| self.stored_state(records)) {
+                Ok(state) => *self.lock_state() = state,
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
         self.lock_state().clone()
+    }
+
+    fn stored_state(&self, records: &mut dyn Read) -> Result<State, VaultError> {
+        let sealed = records
+            .state()?
+            .ok_or_else(|| VaultError::tampered("the state record", "is missing"))?;
+        self.system.open(self.keyring().vault(), &sealed)
     }
 
     /// Forgets what was cached if another process has written since the last time.
@@ -141,15 +162,21 @@ impl Vault {
         if let Some(node) = self.cache.get(id) {
             return Ok(node);
         }
-        store::read(&self.store, |records| self.node_in(records, id))
+        let epoch = self.cache.epoch();
+        store::read(&self.store, |records| self.node_in(records, id, epoch))
     }
 
-    /// A node inside a read transaction, from the cache if it is there.
-    fn node_in(&self, records: &mut dyn Read, id: NodeId) -> Result<Arc<Node>, VaultError> {
+    /// A node inside a read transaction, from the cache if it is there. `epoch` is the cache's
+    /// from before the transaction: what was committed since, its snapshot may not have.
+    fn node_in(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+        epoch: u64,
+    ) -> Result<Arc<Node>, VaultError> {
         if let Some(node) = self.cache.get(id) {
             return Ok(node);
         }
-        let epoch = self.cache.epoch();
         let node = self.read_node(records, id)?;
         self.cache.offer(epoch, &node);
         Ok(node)
@@ -169,12 +196,13 @@ impl Vault {
         let parent = self.node(directory)?;
         let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
         let tag = keys.tag(name)?;
+        let epoch = self.cache.epoch();
         store::read(&self.store, |records| {
             let record = records
                 .entry(directory, &tag)?
                 .ok_or(VaultError::NotFound)?;
             let entry = keys.open(&tag, &record)?;
-            self.node_of(records, directory, &entry)
+            self.node_of(records, directory, &entry, epoch)
         })
     }
 
@@ -183,10 +211,11 @@ impl Vault {
         records: &mut dyn Read,
         directory: NodeId,
         entry: &Entry,
+        epoch: u64,
     ) -> Result<Arc<Node>, VaultError> {
         let bad =
             |why| VaultError::tampered(format_args!("an entry of directory {directory}"), why);
-        let node = match self.node_in(records, entry.node) {
+        let node = match self.node_in(records, entry.node, epoch) {
             Err(VaultError::NotFound) => return Err(bad("names a node that is missing")),
             other => other?,
         };
@@ -235,11 +264,12 @@ impl Vault {
     /// When it is no file, or does not authenticate.
     pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
         self.refresh()?;
+        let epoch = self.cache.epoch();
         store::read(&self.store, |records| {
             // Only a writer's cache is as new as the snapshot.
             let node = match self.read_only {
                 true => self.read_node(records, id)?,
-                false => self.node_in(records, id)?,
+                false => self.node_in(records, id, epoch)?,
             };
             let file = *node.file()?;
             if file.version == 0 {
@@ -367,10 +397,7 @@ impl Vault {
     pub fn recount(&self) -> Result<(), VaultError> {
         const BATCH: usize = 256;
         store::read(&self.store, |records| {
-            let sealed = records
-                .state()?
-                .ok_or_else(|| VaultError::tampered("the state record", "is missing"))?;
-            let state = self.system.open(self.keyring().vault(), &sealed)?;
+            let state = self.stored_state(records)?;
             let mut recount = State::empty(state.next_node);
             let mut after = None;
             loop {

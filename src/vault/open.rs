@@ -63,8 +63,9 @@ pub struct OpenOptions {
     pub pinned_vault_id: Option<String>,
     /// Refuse a vault that this host has never seen.
     pub require_anchor: bool,
-    /// Open it although records do not fit together, to find out which.
-    pub tolerant: bool,
+    /// Open it, for reading only, although nodes or versions were replayed, inserted or deleted: to
+    /// find out which, or to get out what is left.
+    pub salvage: bool,
     /// Accept a network or FUSE file system below the vault.
     pub unsafe_filesystem: bool,
     /// Bounds and places of KMS calls.
@@ -269,6 +270,12 @@ impl Vault {
     /// # Errors
     /// See [`VaultError::failure`]. After an error nothing on disk has changed.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
+        if options.salvage && !options.read_only {
+            return Err(VaultError::Setting(
+                "salvage is for getting out what is left of a damaged vault: use it with `ro`"
+                    .into(),
+            ));
+        }
         let path = path.canonicalize().map_err(|e| {
             VaultError::Store(store::StoreError::new(
                 store::StoreErrorKind::NotAVault,
@@ -329,10 +336,12 @@ impl Vault {
             state: Mutex::new(state),
             path,
             read_only: options.read_only,
+            counted: false,
             anchor: Mutex::new(None),
         };
-        if records <= RECOUNT_AT_ONCE && !options.tolerant {
+        if records <= RECOUNT_AT_ONCE && !options.salvage {
             vault.recount()?;
+            vault.counted = true;
         }
         if !vault.read_only {
             vault.settle(rollback.clone())?;
