@@ -11,11 +11,11 @@ use super::output;
 
 /// Verify a whole vault
 ///
-/// Opens and verifies every record and recomputes all sums. Exits with code 6 when anything is not
-/// what was written.
+/// Opens and verifies every record and recomputes all sums. Changes nothing, and may run while the
+/// vault is mounted. Exits with code 6 when anything is not what was written.
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
-    /// The vault
+    /// The vault's directory
     vault: PathBuf,
 
     /// Print JSON
@@ -36,8 +36,9 @@ impl Check {
             found => Err(Error::new(
                 Class::Integrity,
                 format!(
-                    "{} is damaged or was tampered with: {found} problems, listed above; restore it from a backup",
-                    self.vault.display()
+                    "{} is damaged or was tampered with: {found} problem{}, listed above; restore it from a backup",
+                    self.vault.display(),
+                    if found == 1 { "" } else { "s" }
                 ),
             )),
         }

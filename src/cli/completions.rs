@@ -7,6 +7,8 @@ use crate::daemon::Error;
 use super::output;
 
 /// Print a completion script for a shell
+///
+/// For bash: secretfs completions bash > ~/.local/share/bash-completion/completions/secretfs
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
     /// The shell

@@ -15,9 +15,12 @@ use super::output;
 /// Makes the directory VAULT and a vault in it, with a fresh master key that is wrapped by each of
 /// the KMS keys. Without --kms-key that is local-kms://default, which is created if it is missing.
 /// Either a whole vault is made or nothing, and an existing one is never touched.
+///
+/// The keys of the local KMS are as precious as the vault: without them it cannot be opened. Back
+/// them up, apart from it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
-    /// The directory that is to hold the vault
+    /// The vault's directory; it must not exist, or be empty
     vault: PathBuf,
 
     #[command(flatten)]

@@ -15,10 +15,10 @@ use super::output;
 /// the caller has mounted and passed, and unmounts later.
 #[derive(Debug, clap::Args)]
 pub(super) struct Mount {
-    /// The vault
+    /// The vault's directory
     vault: PathBuf,
 
-    /// An existing directory, or /dev/fd/N
+    /// The directory to mount it on, which must exist, or /dev/fd/N
     mountpoint: OsString,
 
     /// Stay in the foreground and log to standard error

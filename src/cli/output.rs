@@ -49,8 +49,9 @@ fn write_lines(text: &mut String, value: &Value, depth: usize) {
     match value {
         Value::Object(members) => {
             for (name, member) in members {
+                let shown = moment(name, member).or_else(|| scalar(member));
                 let name = name.replace('_', " ");
-                match scalar(member) {
+                match shown {
                     Some(shown) => drop(writeln!(text, "{indent}{name}: {shown}")),
                     None => {
                         let _ = writeln!(text, "{indent}{name}:");
@@ -76,6 +77,35 @@ fn write_lines(text: &mut String, value: &Value, depth: usize) {
             scalar(other).unwrap_or_default()
         )),
     }
+}
+
+/// A time, which programs get in seconds since 1970, as people read it: in UTC.
+fn moment(name: &str, value: &Value) -> Option<String> {
+    let seconds = matches!(name, "created" | "since").then(|| value.as_i64())??;
+    let days = seconds.div_euclid(86_400);
+    // What is stored may hold any number; only plausible ones are turned into dates.
+    if !(0..100_000).contains(&days) {
+        return None;
+    }
+    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
+    let (year, month, day) = date(days);
+    let second = seconds % 60;
+    Some(format!(
+        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC"
+    ))
+}
+
+/// Year, month and day of a day since 1970 (H. Hinnant, "chrono-compatible low-level date
+/// algorithms"): years begin in March, so that the leap day is the last.
+fn date(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, january) = (day - (153 * month + 2) / 5 + 1, month >= 10);
+    let month = if january { month - 9 } else { month + 3 };
+    (era * 400 + year + i64::from(january), month, day)
 }
 
 /// What fits on one line.
@@ -106,6 +136,23 @@ fn scalar(value: &Value) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_dates_for_people() {
+        let shown = |seconds: i64| moment("created", &Value::from(seconds));
+        assert_eq!(shown(0).as_deref(), Some("1970-01-01 00:00:00 UTC"));
+        assert_eq!(
+            shown(951_827_696).as_deref(),
+            Some("2000-02-29 12:34:56 UTC")
+        );
+        assert_eq!(
+            shown(4_107_542_399).as_deref(),
+            Some("2100-02-28 23:59:59 UTC")
+        );
+        assert_eq!(shown(-1), None);
+        assert_eq!(shown(i64::MAX), None);
+        assert_eq!(moment("nodes", &Value::from(1)), None);
+    }
 
     #[test]
     fn people_get_indented_lines_and_no_control_characters() {

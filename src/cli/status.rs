@@ -18,7 +18,7 @@ use super::output;
 /// which takes its KMS key, and shows what it holds and who has it mounted for writing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
-    /// A vault, or where one is mounted
+    /// The vault's directory, or where it is mounted
     path: PathBuf,
 
     /// Print JSON
@@ -46,7 +46,9 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
     let mut value = serde_json::to_value(vault.summary())
         .map_err(|e| Error::new(Class::Internal, format!("cannot show the status: {e}")))?;
     if let Value::Object(members) = &mut value {
-        let holder = daemon::lock_holder(path).map_or(Value::Null, Value::String);
+        // Who only looks on may lack the right to ask.
+        let holder = crate::store::holder(path).ok().flatten();
+        let holder = serde_json::to_value(holder).unwrap_or(Value::Null);
         members.insert("held_for_writing_by".to_owned(), holder);
     }
     Ok(value)

@@ -157,14 +157,14 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "SIZE",
-        "Memory for all contents under way; beyond it writes fail with ENOSPC. Default 256M",
+        "Memory for the contents of all open files together; beyond it writes fail with ENOSPC. Default 256M",
     ),
     value(
         "threads",
         Kind::Count { min: 1, max: 64 },
         Scope::Mount,
         "N",
-        "Threads that read requests from the kernel. Default 1",
+        "Threads that read requests from the kernel. Default 1, which is right unless measured otherwise",
     ),
     value(
         "drain-timeout",
@@ -179,7 +179,7 @@ pub const SETTINGS: &[Setting] = &[
     switch(
         "require-mlock",
         Scope::Mount,
-        "Refuse to go on unless all memory can be locked",
+        "Refuse to mount unless all memory of the daemon can be locked, so that none is swapped out",
     ),
     value(
         "uid",
@@ -206,7 +206,7 @@ pub const SETTINGS: &[Setting] = &[
         Kind::KeyUris,
         Scope::Vault,
         "URI",
-        "For init: a key that wraps the master key, local-kms://NAME or aws-kms://KEY; default local-kms://default. Elsewhere: accept wraps by these keys only. May be repeated",
+        "A KMS key: local-kms://NAME, or aws-kms:// and an ARN, key id or alias/NAME. May be repeated. init wraps the master key by each (default local-kms://default); the other commands then ask no other key",
     ),
     value(
         "kms-timeout",
@@ -216,7 +216,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Vault,
         "TIME",
-        "Bound on a call to a KMS, with all its attempts. Default 6s",
+        "Longest time that a call to a KMS may take, with all its attempts. Default 6s",
     ),
     value(
         "local-kms-dir",
@@ -237,7 +237,7 @@ pub const SETTINGS: &[Setting] = &[
         Kind::VaultId,
         Scope::Open,
         "ID",
-        "Accept the vault of this id only",
+        "Accept no vault but the one with this id (`secretfs status VAULT` shows it)",
     ),
     switch(
         "require-anchor",
