@@ -65,13 +65,15 @@ impl FileSystem {
     }
 
     /// The length of what a handle has of its own: a draft, or a version that it has settled on.
-    fn size_through(&self, fh: FileHandle) -> Option<u64> {
+    pub(super) fn size_through(&self, fh: FileHandle) -> Option<u64> {
         let handle = self.table.get(fh).ok()?;
         let mut state = handle.node.lock();
         if let Some(draft) = state.draft_of(fh) {
             return Some(draft.len());
         }
-        state.handles.get(&fh)?.pin.as_ref().map(|pin| pin.length)
+        // One that writes follows what is published until it has a draft.
+        let own = state.handles.get(&fh).filter(|own| !own.write)?;
+        own.pin.as_ref().map(|pin| pin.length)
     }
 
     /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
@@ -142,13 +144,16 @@ impl FileSystem {
                 Ok(opened) => opened,
                 Err(error) => return done(Err(error)),
             };
-            let edited = fs
-                .node(ino)
-                .and_then(|node| Ok(node.file().map(drop)?))
-                .and_then(|()| {
-                    let edited = fs.with_draft(fh, &handle, |draft| draft.truncate(size));
-                    edited.unwrap_or(Err(Errno(libc::EAGAIN)))
-                });
+            let is_file = fs.node(ino).and_then(|node| Ok(node.file().map(drop)?));
+            let edited = match is_file {
+                Ok(()) => fs.with_draft(fh, &handle, |draft| draft.truncate(size)),
+                Err(error) => Some(Err(error)),
+            };
+            let Some(edited) = edited else {
+                // Somebody has begun to publish since.
+                fs.release(fh);
+                return fs.truncate_path(ino, size, done);
+            };
             let close = Arc::clone(&fs);
             let done: Done<()> = Box::new(move |outcome| {
                 close.release(fh);

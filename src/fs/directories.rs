@@ -86,7 +86,7 @@ impl FileSystem {
             .node(ino)
             .and_then(|node| Ok(node.directory().map(drop)?))
         {
-            self.table.take(fh);
+            self.table.discard(fh);
             self.tidy(ino);
             return Err(error);
         }

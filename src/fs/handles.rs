@@ -112,6 +112,11 @@ impl NodeState {
     pub(super) fn has_writers(&self) -> bool {
         self.handles.values().any(|h| h.write)
     }
+
+    /// Whether somebody can still write to the in-place draft.
+    pub(super) fn has_writers_in_place(&self) -> bool {
+        self.handles.values().any(|h| h.write && h.own.is_none())
+    }
 }
 
 /// A node with open handles.
@@ -123,11 +128,6 @@ pub(super) struct OpenNode {
 impl OpenNode {
     pub(super) fn lock(&self) -> MutexGuard<'_, NodeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Nothing when somebody is at work on it.
-    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, NodeState>> {
-        self.state.try_lock().ok()
     }
 }
 
@@ -198,15 +198,18 @@ impl Table {
         handles.get(&fh).cloned().ok_or(Errno(libc::EBADF))
     }
 
-    /// Takes a handle out; what it leaves behind is the caller's to publish.
-    pub(super) fn take(&self, fh: FileHandle) -> Option<(Arc<Handle>, HandleState)> {
-        let handle = self
-            .handles
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&fh)?;
-        let state = handle.node.lock().handles.remove(&fh).unwrap_or_default();
-        Some((handle, state))
+    /// Takes a handle out. Its state stays with the node, which must not be forgotten before what
+    /// the handle leaves behind is seen to be published.
+    pub(super) fn take(&self, fh: FileHandle) -> Option<Arc<Handle>> {
+        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
+        handles.remove(&fh)
+    }
+
+    /// Takes out a handle that nobody has used.
+    pub(super) fn discard(&self, fh: FileHandle) {
+        if let Some(handle) = self.take(fh) {
+            handle.node.lock().handles.remove(&fh);
+        }
     }
 
     /// The node's shared state, if anything of it is open or being published.

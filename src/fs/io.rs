@@ -6,6 +6,7 @@ use crate::crypto::SecretBytes;
 use crate::vault::{CHUNK, Content, Publication, Version};
 
 use super::control;
+use super::draft::Draft;
 use super::handles::{Handle, Loaded, NodeState, Pin};
 use super::{Done, Errno, FileHandle, FileSystem};
 
@@ -227,23 +228,14 @@ impl FileSystem {
         Ok(out)
     }
 
-    /// Lets snapshots go if `bytes` more for a draft would not fit beside them.
-    pub(super) fn make_room(&self, bytes: u64) {
-        if self.budget.reserve(bytes).is_none() {
-            self.evict_snapshots();
-        }
-    }
-
-    /// Wipes the decrypted contents that handles hold; they are decrypted again when read.
+    /// Wipes the decrypted contents that handles hold; they are decrypted again when read. Must
+    /// not be called with a node locked: all of them are.
     pub(super) fn evict_snapshots(&self) {
         if self.vault.is_read_only() {
             return;
         }
         for node in self.table.all_nodes() {
-            // A node that is being worked on keeps what it has.
-            let Some(mut state) = node.try_lock() else {
-                continue;
-            };
+            let mut state = node.lock();
             for pin in state.handles.values_mut().filter_map(|h| h.pin.as_mut()) {
                 pin.loaded = None;
             }
@@ -332,7 +324,6 @@ impl FileSystem {
         if transfer.kill_set_id {
             self.drop_set_id_bits(handle.node.id);
         }
-        self.make_room(data.len() as u64);
         let count = data.len() as u32;
         // The page cache writes back whole pages where they belong.
         let append = handle.access.append && transfer.lock_owner.is_some();
@@ -372,10 +363,23 @@ impl FileSystem {
         &self,
         fh: FileHandle,
         handle: &Handle,
-        edit: impl FnOnce(&mut super::draft::Draft) -> Result<(), Errno>,
+        edit: impl Fn(&mut Draft) -> Result<(), Errno>,
     ) -> Option<Result<(), Errno>> {
-        // Before the node is locked: making room looks at all nodes.
-        self.make_room(self.published_size(handle.node.id));
+        match self.try_with_draft(fh, handle, &edit) {
+            Some(Err(Errno(libc::ENOSPC))) => {
+                self.evict_snapshots();
+                self.try_with_draft(fh, handle, &edit)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_with_draft(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        edit: &impl Fn(&mut Draft) -> Result<(), Errno>,
+    ) -> Option<Result<(), Errno>> {
         let mut state = handle.node.lock();
         if state.draft_of(fh).is_none() {
             if state.publishing > 0 {
@@ -388,21 +392,16 @@ impl FileSystem {
         let Some(draft) = state.draft_of(fh) else {
             return Some(Err(Errno(libc::EBADF)));
         };
+        let before = draft.edits();
         let mut outcome = edit(draft);
         let edits = draft.edits();
-        if outcome.is_ok() {
+        if outcome.is_ok() && edits > before {
             match state.handles.get_mut(&fh) {
                 Some(own) => own.wrote = edits,
                 None => outcome = Err(Errno(libc::EBADF)),
             }
         }
         Some(outcome)
-    }
-
-    fn published_size(&self, id: u64) -> u64 {
-        let node = self.vault.node(id).ok();
-        node.and_then(|node| node.file().ok().map(|file| file.size))
-            .unwrap_or(0)
     }
 
     /// Begins the in-place draft of a node, as a copy of what is published.
@@ -416,6 +415,10 @@ impl FileSystem {
             Content::Pieces(_) => return Err(Errno(libc::EIO)),
         };
         state.shared = Some(self.new_draft(content, Publication::InPlace)?);
+        // What was written to the draft before this one was published with it.
+        for handle in state.handles.values_mut().filter(|h| h.own.is_none()) {
+            handle.wrote = 0;
+        }
         Ok(())
     }
 
@@ -442,13 +445,13 @@ impl FileSystem {
         let Some(end) = offset.checked_add(length) else {
             return done(Err(Errno(libc::EFBIG)));
         };
-        self.make_room(if keep_size { 0 } else { length });
         match self.with_draft(fh, &handle, |draft| {
-            if zero {
-                draft.zero(offset, length)?;
-            }
+            // First what may fail.
             if !keep_size && end > draft.len() {
                 draft.truncate(end)?;
+            }
+            if zero {
+                draft.zero(offset, length)?;
             }
             Ok(())
         }) {
@@ -486,9 +489,9 @@ impl FileSystem {
     /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.
     pub fn seek(&self, fh: FileHandle, offset: u64, whence: i32) -> Result<u64, Errno> {
         let handle = self.table.get(fh)?;
-        let size = match handle.node.lock().draft_of(fh) {
-            Some(draft) => draft.len(),
-            None => self.node(handle.node.id)?.file()?.size,
+        let size = match self.size_through(fh) {
+            Some(size) => size,
+            None => self.attr_of(&*self.node(handle.node.id)?).size,
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
@@ -522,11 +525,10 @@ fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer) {
     let mut state = handle.node.lock();
     match transfer.lock_owner {
         None => state.paged = true,
-        Some(owner) if handle.opener.is_none() => {
+        Some(owner) => {
             if let Some(own) = state.handles.get_mut(&fh) {
                 own.owners.insert(owner);
             }
         }
-        Some(_) => {}
     }
 }

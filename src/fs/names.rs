@@ -18,7 +18,15 @@ impl FileSystem {
             return done(self.lookup_control(parent, name));
         }
         match self.vault.lookup(parent, name) {
-            Ok(node) => self.settled_attr(node.id, done),
+            Ok(node) => {
+                let (fs, name) = (Arc::clone(self), name.to_vec());
+                let then: Done<Attr> = Box::new(move |attr| match attr {
+                    // Replaced since: the name names something else now, if anything.
+                    Err(Errno(libc::ENOENT)) => fs.lookup(parent, &name, done),
+                    attr => done(attr),
+                });
+                self.settled_attr(node.id, then);
+            }
             Err(error) => done(Err(error.into())),
         }
     }

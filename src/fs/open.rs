@@ -57,7 +57,7 @@ impl FileSystem {
             .node(ino)
             .and_then(|node| self.begin(fh, &handle, &node, truncate));
         if let Err(error) = begun {
-            self.table.take(fh);
+            self.table.discard(fh);
             self.tidy(ino);
             return Err(error);
         }

@@ -14,7 +14,7 @@ use crate::store::{Durability, NodeId};
 use crate::vault::{Publication, Timestamp, VaultError};
 
 use super::draft::Draft;
-use super::handles::{Handle, HandleState, OpenNode, Reaper};
+use super::handles::{Handle, OpenNode, Reaper};
 use super::{Done, Errno, FileHandle, FileSystem, control, process};
 
 /// How a mount ends.
@@ -200,7 +200,7 @@ impl FileSystem {
             Source::Nobody => {}
         }
         let replaced = proof.publication == Publication::Replacement;
-        let idle = !state.has_writers();
+        let idle = !state.has_writers_in_place();
         // A replacement leaves an in-place draft with changes of its own alone: if that is
         // published later, it wins whole. One without changes begins anew with the new content.
         if (replaced || idle) && state.shared.as_ref().is_some_and(|s| !s.is_unpublished()) {
@@ -233,11 +233,11 @@ impl FileSystem {
         if control::is_control_handle(fh) {
             return self.release_control(fh);
         }
-        let Some((handle, own)) = self.table.take(fh) else {
+        let Some(handle) = self.table.take(fh) else {
             return;
         };
         let node = Arc::clone(&handle.node);
-        if let Some((proof, source)) = self.left_behind(&node, own) {
+        if let Some((proof, source)) = self.left_behind(&node, fh) {
             self.publish_unattended(&node, proof, source, RETRIES);
         }
         let paged = node.lock().paged;
@@ -247,12 +247,14 @@ impl FileSystem {
         self.tidy(node.id);
     }
 
-    /// What a handle that is gone leaves to be published; raises `publishing` if there is anything.
-    fn left_behind(&self, node: &Arc<OpenNode>, own: HandleState) -> Option<(Proof, Source)> {
+    /// What a handle that goes leaves to be published; raises `publishing` if there is anything, in
+    /// one step with taking it out: a node with neither is forgotten.
+    fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Proof, Source)> {
         let mut state = node.lock();
+        let own = state.handles.remove(&fh)?;
         let draft = match &own.own {
             Some(draft) => Some((draft, Source::Nobody)),
-            None if own.write && !state.has_writers() => {
+            None if own.write && !state.has_writers_in_place() => {
                 state.shared.as_ref().map(|shared| (shared, Source::Shared))
             }
             None => None,
@@ -262,7 +264,7 @@ impl FileSystem {
             .map(|(draft, source)| (Proof::of(draft), source));
         if proof.is_some() {
             state.publishing += 1;
-        } else if !state.has_writers() && state.publishing == 0 {
+        } else if !state.has_writers_in_place() && state.publishing == 0 {
             state.shared = None;
         }
         proof
@@ -276,12 +278,14 @@ impl FileSystem {
         source: Source,
         retries: u32,
     ) {
+        // Until it has come to an end, retries and all: whoever opens the file waits for it.
+        node.lock().publishing += 1;
         let fs = Arc::clone(self);
         let again = Arc::clone(node);
         let kept = proof.clone();
         let done: Done<()> = Box::new(move |outcome| match outcome {
             // The file was removed meanwhile, and its content with it.
-            Ok(()) | Err(Errno(libc::ENOENT)) => {}
+            Ok(()) | Err(Errno(libc::ENOENT)) => fs.settle(&again),
             Err(Errno(errno)) if retries == 0 || fs.ending.load(Ordering::Relaxed) => {
                 fs.counters
                     .failed_publications
@@ -292,12 +296,15 @@ impl FileSystem {
                     again.id
                 );
                 fs.drop_idle_draft(&again);
+                fs.settle(&again);
             }
             Err(_) => {
+                let (lost_fs, lost) = (Arc::clone(&fs), Arc::clone(&again));
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);
                     again.lock().publishing += 1;
                     fs.publish_unattended(&again, kept, source, retries - 1);
+                    fs.settle(&again);
                 };
                 if std::thread::Builder::new()
                     .name("retry".into())
@@ -305,6 +312,7 @@ impl FileSystem {
                     .is_err()
                 {
                     tracing::error!("what was last written to a node is lost: no thread to retry");
+                    lost_fs.settle(&lost);
                 }
             }
         });
@@ -313,7 +321,7 @@ impl FileSystem {
 
     fn drop_idle_draft(&self, node: &Arc<OpenNode>) {
         let mut state = node.lock();
-        if !state.has_writers() {
+        if !state.has_writers_in_place() {
             state.shared = None;
         }
     }
