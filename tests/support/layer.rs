@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use secretfs::fs::{
     Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, SetAttributes, Settings,
@@ -10,7 +10,7 @@ use secretfs::fs::{
 };
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
-    CheckReport, InitOptions, Kind, NewNode, OpenOptions, RenameMode, Vault, check, init,
+    CheckReport, Failure, InitOptions, Kind, NewNode, OpenOptions, RenameMode, Vault, check, init,
 };
 
 /// A vault in a directory of its own, with keys and anchors beside it.
@@ -33,9 +33,19 @@ fn ask<T: Send + 'static>(
 
 impl Layer {
     pub fn new() -> Self {
-        let layer = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
+        Self::inside(tempfile::tempdir().unwrap())
+    }
+
+    /// For tests that make many vaults and need no disk.
+    pub fn in_memory() -> Self {
+        Self::inside(match tempfile::tempdir_in("/dev/shm") {
+            Ok(dir) => dir,
+            Err(_) => tempfile::tempdir().unwrap(),
+        })
+    }
+
+    fn inside(dir: tempfile::TempDir) -> Self {
+        let layer = Self { dir };
         let options = InitOptions {
             kms_keys: vec![KeyUri::default_local()],
             uid: 0,
@@ -75,7 +85,7 @@ impl Layer {
     }
 
     pub fn open_with(&self, max_secret_size: u64, max_memory: u64) -> Served {
-        let vault = Vault::open(&self.vault(), &self.options()).unwrap();
+        let vault = self.open_vault();
         let settings = Settings {
             ttl: Duration::from_secs(1),
             max_secret_size,
@@ -86,6 +96,37 @@ impl Layer {
         Served(FileSystem::new(vault, settings).unwrap())
     }
 
+    fn open_vault(&self) -> Vault {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match Vault::open(&self.vault(), &self.options()) {
+                Ok(vault) => return vault,
+                // A thread may still be counting what was opened last.
+                Err(error) if error.failure() == Failure::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// What a crash of the machine would leave now, all being quiet and durable, in the vault's
+    /// place after `end` has closed it.
+    pub fn crash(&self, end: impl FnOnce()) {
+        let (vault, kept) = (self.vault(), self.dir.path().join("kept"));
+        std::fs::create_dir(&kept).unwrap();
+        // The database before its log: a checkpoint moves pages from the log to the database.
+        for name in ["vault.db", "vault.db-wal", "lock"] {
+            if vault.join(name).exists() {
+                std::fs::copy(vault.join(name), kept.join(name)).unwrap();
+            }
+        }
+        std::fs::set_permissions(&kept, std::fs::metadata(&vault).unwrap().permissions()).unwrap();
+        end();
+        std::fs::remove_dir_all(&vault).unwrap();
+        std::fs::rename(&kept, &vault).unwrap();
+    }
+
     pub fn check(&self) -> CheckReport {
         check(&self.vault(), &self.options()).unwrap()
     }
@@ -93,11 +134,12 @@ impl Layer {
 
 /// This process, which opens and closes everything.
 pub fn caller() -> Caller {
-    Caller {
-        uid: 0,
-        gid: 0,
-        pid: std::process::id(),
-    }
+    caller_as(std::process::id(), 0)
+}
+
+/// A process and its user; process 0 is one that cannot be seen.
+pub fn caller_as(pid: u32, uid: u32) -> Caller {
+    Caller { uid, gid: 0, pid }
 }
 
 pub fn new_node(kind: Kind, mode: u32) -> NewNode {
@@ -106,7 +148,7 @@ pub fn new_node(kind: Kind, mode: u32) -> NewNode {
         mode,
         uid: 0,
         gid: 0,
-        device: 0,
+        device: 0x0103,
         target: b"target".to_vec(),
     }
 }
@@ -117,6 +159,88 @@ const THROUGH_READ_AND_WRITE: Transfer = Transfer {
 };
 
 impl Served {
+    pub fn setattr_as(
+        &self,
+        caller: Caller,
+        ino: u64,
+        fh: Option<FileHandle>,
+        set: SetAttributes,
+    ) -> Result<Attr, Errno> {
+        ask(|done| self.0.setattr(caller, ino, fh, set, done))
+    }
+
+    pub fn create_as(
+        &self,
+        caller: Caller,
+        (parent, name): (u64, &[u8]),
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attr, FileHandle), Errno> {
+        let created = ask(|done| self.0.create(caller, parent, name, mode, flags, done));
+        created.map(|(attr, opened)| (attr, opened.fh))
+    }
+
+    pub fn open_as(&self, caller: Caller, ino: u64, flags: i32) -> Result<FileHandle, Errno> {
+        ask(|done| self.0.open(caller, ino, flags, done)).map(|opened| opened.fh)
+    }
+
+    pub fn write_as(
+        &self,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        (owner, kill_set_id): (u64, bool),
+    ) -> Result<u32, Errno> {
+        let transfer = Transfer {
+            lock_owner: Some(owner),
+            kill_set_id,
+        };
+        ask(|done| self.0.write(fh, offset, data, transfer, done))
+    }
+
+    pub fn flush_as(&self, fh: FileHandle, pid: u32, owner: u64) -> Result<(), Errno> {
+        ask(|done| self.0.flush(fh, pid, owner, done))
+    }
+
+    pub fn barrier(&self) {
+        ask(|done| self.0.barrier(done)).unwrap();
+    }
+
+    pub fn allocate(
+        &self,
+        fh: FileHandle,
+        (offset, length): (u64, u64),
+        mode: i32,
+    ) -> Result<(), Errno> {
+        ask(|done| self.0.allocate(fh, offset, length, mode, done))
+    }
+
+    pub fn copy_range(
+        &self,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+    ) -> Result<u32, Errno> {
+        ask(|done| self.0.copy_range(from, to, length, done))
+    }
+
+    pub fn make_as(
+        &self,
+        (parent, name): (u64, &[u8]),
+        kind: Kind,
+        mode: u32,
+    ) -> Result<Attr, Errno> {
+        ask(|done| self.0.make(parent, name, new_node(kind, mode), done))
+    }
+
+    pub fn set_xattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32) -> Result<(), Errno> {
+        ask(|done| self.0.set_xattr(ino, name, value, flags, done))
+    }
+
+    pub fn remove_xattr(&self, ino: u64, name: &[u8]) -> Result<(), Errno> {
+        ask(|done| self.0.remove_xattr(ino, name, done))
+    }
+
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
         ask(|done| self.0.lookup(parent, name, done))
     }

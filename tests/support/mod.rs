@@ -6,3 +6,4 @@ pub mod kms_proxy;
 pub mod layer;
 pub mod moto;
 pub mod process;
+pub mod reference;
