@@ -32,21 +32,22 @@ install_missing() {
         as_root=(sudo)
     fi
     say "Installing with apt-get: ${missing[*]}"
-    local log
+    local log policy= failed=
     log=$(mktemp)
-    # Without RUNLEVEL, a package with a service would start it.
-    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q -y -o DPkg::Lock::Timeout=120)
+    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120)
+    # Programs are wanted, not the services that come with some of them (invoke-rc.d(8)).
+    if [ "$(id -u)" -eq 0 ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+        policy=/usr/sbin/policy-rc.d
+        printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+    fi
     if ! "${apt[@]}" update >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        rm -f "$log"
-        die "apt-get update failed; is there a network? Its last lines stand above"
+        failed="apt-get update failed; is there a network? Its last lines stand above"
+    elif ! "${apt[@]}" install --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
+        failed="apt-get could not install ${missing[*]}; its last lines stand above"
     fi
-    if ! "${apt[@]}" install --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
-        tail -n 15 "$log" >&2
-        rm -f "$log"
-        die "apt-get could not install ${missing[*]}; its last lines stand above"
-    fi
-    rm -f "$log"
+    [ -z "$failed" ] || tail -n 12 "$log" >&2
+    rm -f "$log" ${policy:+"$policy"}
+    [ -z "$failed" ] || die "$failed"
 }
 
 # Sees to it that `cargo` can be run, or says what is missing. Rust itself is never installed here.
