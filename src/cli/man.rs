@@ -63,7 +63,24 @@ pub fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     Ok(pages)
 }
 
+/// The form of a call. Its options are many, and stand below.
+fn synopsis(command: &clap::Command) -> String {
+    let name = command.get_bin_name().unwrap_or("secretfs");
+    let mut text = format!(".SH SYNOPSIS\n\\fB{name}\\fR [\\fIOPTION\\fR]...");
+    for argument in command.get_positionals() {
+        for value in argument.get_value_names().unwrap_or_default() {
+            text.push_str(&format!(" \\fI{value}\\fR"));
+        }
+    }
+    if command.has_subcommands() {
+        text.push_str(" \\fICOMMAND\\fR [\\fIARGUMENT\\fR]...");
+    }
+    text.push('\n');
+    text
+}
+
 fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
+    let synopsis = synopsis(&command);
     let page = clap_mangen::Man::new(command)
         .date(DATE)
         .manual(MANUAL)
@@ -71,7 +88,7 @@ fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     page.render_title(&mut bytes)?;
     page.render_name_section(&mut bytes)?;
-    page.render_synopsis_section(&mut bytes)?;
+    bytes.extend_from_slice(synopsis.as_bytes());
     page.render_description_section(&mut bytes)?;
     page.render_options_section(&mut bytes)?;
     if sections == SECTIONS {
