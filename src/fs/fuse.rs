@@ -71,7 +71,14 @@ fn time(stamp: Timestamp) -> SystemTime {
 
 fn stamp(time: TimeOrNow) -> Timestamp {
     match time {
-        TimeOrNow::SpecificTime(time) => time.into(),
+        // fuser counts the nanoseconds of a time before 1970 backwards from its second.
+        TimeOrNow::SpecificTime(time) => match UNIX_EPOCH.duration_since(time) {
+            Ok(before) if !before.is_zero() => Timestamp {
+                seconds: i64::try_from(before.as_secs()).map_or(i64::MIN, |s| -s),
+                nanoseconds: before.subsec_nanos(),
+            },
+            Ok(_) | Err(_) => time.into(),
+        },
         TimeOrNow::Now => Timestamp::now(),
     }
 }
@@ -99,9 +106,13 @@ fn file_attr(attr: &Attr) -> FileAttr {
 /// Node ids are never reused, so there is one generation of each.
 const GENERATION: Generation = Generation(0);
 
-fn entry(reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+fn entry(fs: &Arc<FileSystem>, reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+    let fs = Arc::clone(fs);
     Box::new(move |result| match result {
-        Ok(attr) => reply.entry(&attr.ttl, &file_attr(&attr), GENERATION),
+        Ok(attr) => {
+            fs.remember(&attr);
+            reply.entry(&attr.ttl, &file_attr(&attr), GENERATION);
+        }
         Err(error) => reply.error(error.into()),
     })
 }
@@ -109,7 +120,7 @@ fn entry(reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
 fn attributes(reply: ReplyAttr) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
     Box::new(move |result| match result {
         Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
-        Err(error) => reply.error(error.into()),
+        Err(error) => reply.error(by_number(error)),
     })
 }
 
@@ -118,6 +129,15 @@ fn empty(reply: ReplyEmpty) -> Box<dyn FnOnce(Result<(), Errno>) + Send> {
         Ok(()) => reply.ok(),
         Err(error) => reply.error(error.into()),
     })
+}
+
+/// The kernel names a node by its number: if that is gone, the name that it was found by is out
+/// of date. For ESTALE the kernel looks the name up again; ENOENT would be the program's.
+fn by_number(error: Errno) -> fuser::Errno {
+    match error {
+        Errno(libc::ENOENT) => fuser::Errno::ESTALE,
+        error => error.into(),
+    }
 }
 
 /// How open files are to be treated: nothing through the page cache, and no FLUSH for readers.
@@ -130,7 +150,7 @@ fn open_flags(flushes: bool) -> FopenFlags {
 
 fn data(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
     match result {
-        Err(error) => reply.error(error.into()),
+        Err(error) => reply.error(by_number(error)),
         Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
         Ok(bytes) if bytes.len() > size as usize => reply.error(fuser::Errno::ERANGE),
         Ok(bytes) => reply.data(&bytes),
@@ -165,7 +185,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.0.lookup(parent.0, name.as_bytes(), entry(reply));
+        self.0
+            .lookup(parent.0, name.as_bytes(), entry(&self.0, reply));
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.0.forget(ino.0, lookups);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<fuser::FileHandle>, reply: ReplyAttr) {
@@ -210,7 +235,7 @@ impl fuser::Filesystem for Adapter {
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         match self.0.read_link(ino.0) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(error.into()),
+            Err(error) => reply.error(by_number(error)),
         }
     }
 
@@ -236,7 +261,8 @@ impl fuser::Filesystem for Adapter {
             device: rdev,
             ..new_node(request, kind, mode & !umask)
         };
-        self.0.make(parent.0, name.as_bytes(), new, entry(reply));
+        self.0
+            .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
     }
 
     fn mkdir(
@@ -249,7 +275,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let new = new_node(request, Kind::Directory, mode & !umask);
-        self.0.make(parent.0, name.as_bytes(), new, entry(reply));
+        self.0
+            .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -273,7 +300,8 @@ impl fuser::Filesystem for Adapter {
             target,
             ..new_node(request, Kind::Symlink, 0o777)
         };
-        self.0.make(parent.0, name.as_bytes(), new, entry(reply));
+        self.0
+            .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
     }
 
     fn rename(
@@ -303,7 +331,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.0.link(ino.0, parent.0, name.as_bytes(), entry(reply));
+        self.0
+            .link(ino.0, parent.0, name.as_bytes(), entry(&self.0, reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -315,7 +344,7 @@ impl fuser::Filesystem for Adapter {
                 Ok(opened) => {
                     reply.opened(fuser::FileHandle(opened.fh), open_flags(opened.flushes));
                 }
-                Err(error) => reply.error(error.into()),
+                Err(error) => reply.error(by_number(error)),
             }),
         );
     }
@@ -330,6 +359,7 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let fs = Arc::clone(&self.0);
         self.0.create(
             caller(request),
             parent.0,
@@ -337,13 +367,16 @@ impl fuser::Filesystem for Adapter {
             mode & !umask,
             flags,
             Box::new(move |created| match created {
-                Ok((attr, opened)) => reply.created(
-                    &attr.ttl,
-                    &file_attr(&attr),
-                    GENERATION,
-                    fuser::FileHandle(opened.fh),
-                    open_flags(opened.flushes),
-                ),
+                Ok((attr, opened)) => {
+                    fs.remember(&attr);
+                    reply.created(
+                        &attr.ttl,
+                        &file_attr(&attr),
+                        GENERATION,
+                        fuser::FileHandle(opened.fh),
+                        open_flags(opened.flushes),
+                    );
+                }
                 Err(error) => reply.error(error.into()),
             }),
         );
@@ -384,7 +417,7 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -393,11 +426,12 @@ impl fuser::Filesystem for Adapter {
             lock_owner: lock_owner.map(|owner| owner.0).filter(|_| !cached),
             kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        self.0.write(
+        self.0.write_flagged(
             fh.0,
             offset,
             data,
             transfer,
+            flags.0,
             Box::new(move |written| match written {
                 Ok(count) => reply.written(count),
                 Err(error) => reply.error(error.into()),
@@ -445,7 +479,7 @@ impl fuser::Filesystem for Adapter {
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.0.open_directory(ino.0) {
             Ok(fh) => reply.opened(fuser::FileHandle(fh), FopenFlags::empty()),
-            Err(error) => reply.error(error.into()),
+            Err(error) => reply.error(by_number(error)),
         }
     }
 
@@ -476,16 +510,24 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let mut failure = None;
+        let mut told = Vec::new();
         let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
             match self.0.entry_attr(entry) {
-                Ok(attr) => reply.add(
-                    INodeNo(entry.ino),
-                    entry.position,
-                    OsStr::from_bytes(&entry.name),
-                    &attr.ttl,
-                    &file_attr(&attr),
-                    GENERATION,
-                ),
+                Ok(attr) => {
+                    let full = reply.add(
+                        INodeNo(entry.ino),
+                        entry.position,
+                        OsStr::from_bytes(&entry.name),
+                        &attr.ttl,
+                        &file_attr(&attr),
+                        GENERATION,
+                    );
+                    // The dots do not count as looked up.
+                    if !full && entry.name != b"." && entry.name != b".." {
+                        told.push(attr);
+                    }
+                    full
+                }
                 // Removed since the entry was read.
                 Err(Errno(libc::ENOENT)) => false,
                 Err(error) => {
@@ -495,7 +537,10 @@ impl fuser::Filesystem for Adapter {
             }
         });
         match read.and(failure.map_or(Ok(()), Err)) {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                told.iter().for_each(|attr| self.0.remember(attr));
+                reply.ok();
+            }
             Err(error) => reply.error(error.into()),
         }
     }
@@ -572,7 +617,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         offset: u64,
@@ -580,6 +625,7 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        self.0.changed_by(caller(request), fh.0);
         self.0.allocate(fh.0, offset, length, mode, empty(reply));
     }
 
@@ -603,7 +649,7 @@ impl fuser::Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         _ino_in: INodeNo,
         fh_in: fuser::FileHandle,
         offset_in: u64,
@@ -614,6 +660,7 @@ impl fuser::Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        self.0.changed_by(caller(request), fh_out.0);
         self.0.copy_range(
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),

@@ -1,11 +1,12 @@
 //! What is open: handles, the nodes they belong to, their drafts and the versions they pin.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{OpenFiles, Version};
+use crate::vault::{Kind, OpenFiles, Version};
 
 use super::Errno;
 use super::budget::Reservation;
@@ -135,8 +136,20 @@ impl OpenNode {
 pub(super) struct Handle {
     pub(super) node: Arc<OpenNode>,
     pub(super) access: Access,
+    /// Every write goes to the end, as fcntl(2) last had it.
+    pub(super) append: AtomicBool,
     /// The process that opened it; `None` when it cannot be seen.
     pub(super) opener: Option<u32>,
+}
+
+/// A node that the kernel has looked up and not forgotten.
+struct Known {
+    lookups: u64,
+    /// The kernel lets programs hold on to it without opening it here: a directory that somebody
+    /// works in, an open pipe.
+    held: bool,
+    /// It lost its last name and is deleted when the kernel forgets it.
+    kept: bool,
 }
 
 #[derive(Default)]
@@ -144,6 +157,7 @@ struct Nodes {
     open: HashMap<NodeId, Arc<OpenNode>>,
     /// Being deleted by a transaction under way; cannot be opened any more.
     dying: HashSet<NodeId>,
+    known: HashMap<NodeId, Known>,
 }
 
 /// All that is open.
@@ -185,6 +199,7 @@ impl Table {
         let handle = Arc::new(Handle {
             node: Arc::clone(open),
             access,
+            append: AtomicBool::new(access.append),
             opener,
         });
         drop(nodes);
@@ -236,6 +251,28 @@ impl Table {
         self.lock().open.values().cloned().collect()
     }
 
+    /// The kernel is about to be told of a node.
+    pub(super) fn remember(&self, id: NodeId, kind: Kind) {
+        let mut nodes = self.lock();
+        let known = nodes.known.entry(id).or_insert(Known {
+            lookups: 0,
+            held: !matches!(kind, Kind::File | Kind::Symlink),
+            kept: false,
+        });
+        known.lookups += 1;
+    }
+
+    /// The kernel takes back `lookups`; tells whether the node waited for the last of them to be
+    /// deleted.
+    pub(super) fn forget(&self, id: NodeId, lookups: u64) -> bool {
+        let mut nodes = self.lock();
+        let Some(known) = nodes.known.get_mut(&id) else {
+            return false;
+        };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        known.lookups == 0 && nodes.known.remove(&id).is_some_and(|known| known.kept)
+    }
+
     /// Number of open handles.
     pub(super) fn len(&self) -> usize {
         self.handles
@@ -256,13 +293,17 @@ impl Table {
 /// The table as a deleting job sees it: what is not open starts dying.
 pub(super) struct Reaper {
     pub(super) table: Arc<Table>,
+    /// The name goes on to name something else: who has just looked it up must still find one or
+    /// the other, so what the kernel knows stays.
+    replacing: bool,
     doomed: Mutex<Vec<NodeId>>,
 }
 
 impl Reaper {
-    pub(super) fn new(table: Arc<Table>) -> Self {
+    pub(super) fn new(table: Arc<Table>, replacing: bool) -> Self {
         Self {
             table,
+            replacing,
             doomed: Mutex::default(),
         }
     }
@@ -271,7 +312,12 @@ impl Reaper {
 impl OpenFiles for Reaper {
     fn is_open_or_dying(&self, node: NodeId) -> bool {
         let mut nodes = self.table.lock();
-        if nodes.open.contains_key(&node) {
+        let replacing = self.replacing;
+        let known = nodes.known.get_mut(&node).is_some_and(|known| {
+            known.kept |= replacing || known.held;
+            known.kept
+        });
+        if known || nodes.open.contains_key(&node) {
             return true;
         }
         nodes.dying.insert(node);

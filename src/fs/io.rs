@@ -1,5 +1,6 @@
 //! Reading and writing through handles.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use crate::crypto::SecretBytes;
@@ -326,7 +327,7 @@ impl FileSystem {
         }
         let count = data.len() as u32;
         // The page cache writes back whole pages where they belong.
-        let append = handle.access.append && transfer.lock_owner.is_some();
+        let append = handle.append.load(Ordering::Relaxed) && transfer.lock_owner.is_some();
         match self.with_draft(fh, &handle, |draft| {
             let at = if append { draft.len() } else { offset };
             draft.write(at, data)
@@ -346,6 +347,36 @@ impl FileSystem {
                 self.when_settled(handle.node.id, again);
             }
         }
+    }
+
+    /// Writes by a descriptor whose flags are `flags` now.
+    pub fn write_flagged(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        transfer: Transfer,
+        flags: i32,
+        done: Done<u32>,
+    ) {
+        // The page cache has no descriptor.
+        if transfer.lock_owner.is_none() {
+            return self.write(fh, offset, data, transfer, done);
+        }
+        if let Ok(handle) = self.table.get(fh) {
+            let append = flags & libc::O_APPEND != 0;
+            handle.append.store(append, Ordering::Relaxed);
+        }
+        // O_SYNC is O_DSYNC and one bit more.
+        if flags & libc::O_DSYNC == 0 {
+            return self.write(fh, offset, data, transfer, done);
+        }
+        let fs = Arc::clone(self);
+        let stored: Done<u32> = Box::new(move |written| match written {
+            Ok(count) => fs.fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
+            Err(error) => done(Err(error)),
+        });
+        self.write(fh, offset, data, transfer, stored);
     }
 
     fn writable(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {

@@ -6,6 +6,7 @@ use crate::store::{Durability, NodeId};
 use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
 
 use super::control::{self, CONTROL_NAME};
+use super::handles::Reaper;
 use super::{Attr, Done, Errno, FileSystem, told};
 
 impl FileSystem {
@@ -154,7 +155,7 @@ impl FileSystem {
             RenameMode::NoReplace | RenameMode::Exchange => None,
         };
         let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
-        let reaper = self.reaper();
+        let reaper = Reaper::new(Arc::clone(&self.table), true);
         let fs = Arc::clone(self);
         writer.submit(
             Durability::Soon,
@@ -166,6 +167,20 @@ impl FileSystem {
                 done(told(outcome));
             },
         );
+    }
+
+    /// The kernel is told of a node, and will say when it has forgotten it.
+    pub fn remember(&self, attr: &Attr) {
+        if !control::is_control(attr.ino) {
+            self.table.remember(attr.ino, attr.kind);
+        }
+    }
+
+    /// The kernel forgets what it was told `lookups` times.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        if self.table.forget(ino, lookups) {
+            self.reap(ino);
+        }
     }
 
     /// The target of a symbolic link.

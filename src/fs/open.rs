@@ -32,6 +32,17 @@ impl FileSystem {
             return done(Err(Errno(libc::EROFS)));
         }
         let fs = Arc::clone(self);
+        if flags & libc::O_TRUNC != 0 && !access.write {
+            // Nothing can be written through it, so no closing publishes: as truncate(2).
+            if caller.uid != 0 {
+                self.drop_set_id_bits(ino);
+            }
+            let then: Done<()> = Box::new(move |truncated| match truncated {
+                Ok(()) => fs.open(caller, ino, flags & !libc::O_TRUNC, done),
+                Err(error) => done(Err(error)),
+            });
+            return self.truncate_path(ino, 0, then);
+        }
         self.when_settled(ino, move || {
             // Only those who write are asked who they are.
             let opener = access
@@ -78,9 +89,6 @@ impl FileSystem {
         truncate: bool,
     ) -> Result<(), Errno> {
         let file = node.file()?;
-        if node.attributes.links == 0 {
-            return Err(Errno(libc::ENOENT));
-        }
         if self.vault.is_read_only() {
             // Another process may delete the version at any time.
             return self.load_at_open(fh, handle);
@@ -164,6 +172,15 @@ impl FileSystem {
             Err(error) => done(Err(error)),
         });
         self.lookup(parent, name, opened);
+    }
+
+    /// What writing does to set-id bits, for calls that change a content without writing.
+    pub fn changed_by(self: &Arc<Self>, caller: Caller, fh: FileHandle) {
+        if caller.uid != 0
+            && let Ok(handle) = self.table.get(fh)
+        {
+            self.drop_set_id_bits(handle.node.id);
+        }
     }
 
     /// What every write does to set-id bits when the writer is not privileged.

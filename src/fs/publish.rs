@@ -363,7 +363,7 @@ impl FileSystem {
     }
 
     pub(super) fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.table))
+        Reaper::new(Arc::clone(&self.table), false)
     }
 
     /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything

@@ -7,3 +7,4 @@ pub mod layer;
 pub mod moto;
 pub mod process;
 pub mod reference;
+pub mod tree;
