@@ -548,14 +548,19 @@ impl Reference {
         let node = self.nodes.get(&ino).ok_or(ENOENT)?;
         match node.kind {
             Kind::Directory => Err(EISDIR),
-            Kind::File if node.links == 0 => Err(ENOENT),
             Kind::File => Ok(()),
             _ => Err(EINVAL),
         }
     }
 
-    pub fn open(&mut self, ino: Ino, fh: Fh, how: Opening, now: When) {
+    pub fn open(&mut self, ino: Ino, fh: Fh, mut how: Opening, now: When) {
         let access = how.flags & libc::O_ACCMODE;
+        if access == libc::O_RDONLY && how.flags & libc::O_TRUNC != 0 {
+            // Nothing will be written through it: as truncate(2).
+            self.truncate_path(ino, 0, how.uid, now)
+                .expect("shorter is possible");
+            how.flags &= !libc::O_TRUNC;
+        }
         let mut handle = Handle {
             ino,
             read: access != libc::O_WRONLY,
