@@ -190,3 +190,74 @@ fn mount_and_fstab_find_secretfs() {
         ran.stderr()
     );
 }
+
+#[test]
+fn an_ordinary_user_keeps_real_secrets_within_8_mib_of_locked_memory() {
+    let place = Place::new();
+    let script = format!(
+        r#"{OPEN_DEVICE}
+        cd "$PLACE/home"
+        user() {{ as_user env -u SECRETFS_LOCAL_KMS_DIR "$@"; }}
+        user secretfs init v > /dev/null
+        user secretfs mount v m > /dev/null
+        user sh -c 'mkdir -p m/db; echo s3cret > m/db/password; chmod 600 m/db/password; ln -s password m/db/link'
+        for at in 1 2 3 4; do
+            user dd if=/dev/urandom of=big.$at bs=1M count=$((at + 1)) status=none
+            user cp big.$at m/big.$at
+        done
+        # All of them open at once, which is more than can be locked.
+        user sh -c 'exec 3< m/big.1 4< m/big.2 5< m/big.3 6< m/big.4
+            for fd in 3 4 5 6; do head -c 100000 <&$fd > /dev/null; done
+            cp m/.secretfs/status held; for at in 1 2 3 4; do cmp big.$at m/big.$at; done'
+        user secretfs umount m
+        gone "$PLACE/home/m"
+        user secretfs mount v m > /dev/null
+        test "$(user cat m/db/password)" = s3cret
+        test "$(user cat m/db/link)" = s3cret
+        for at in 1 2 3 4; do user cmp big.$at m/big.$at; done
+        user cat m/.secretfs/status > idle
+        user secretfs umount m
+        gone "$PLACE/home/m"
+        user secretfs check v > /dev/null
+        stat -c '%a %u %n' data/secretfs/kms data/secretfs/kms/default* state/secretfs/anchors state/secretfs/anchors/*.json v v/vault.db
+        chmod 644 data/secretfs/kms/default*
+        user secretfs mount v m && exit 9 || test $? = 1
+        chmod 600 data/secretfs/kms/default*; chmod 750 data/secretfs/kms
+        user secretfs mount v m
+        "#
+    );
+    let ran = in_namespace(&place, &script);
+    let (said, told) = (ran.stdout(), ran.stderr());
+    assert_eq!(ran.0.status.code(), Some(1), "{said} {told}");
+    // Both refusals name what is too open, and how to mend it.
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines.len(), 2, "{told}");
+    assert!(lines[0].contains("data/secretfs/kms/default"), "{told}");
+    assert!(lines[1].contains("data/secretfs/kms"), "{told}");
+    assert!(lines.iter().all(|line| line.contains("chmod")), "{told}");
+    for line in said.lines() {
+        let wanted =
+            match line.contains("/default") || line.ends_with(".json") || line.ends_with(".db") {
+                true => "600 65534 ",
+                false => "700 65534 ",
+            };
+        assert!(line.starts_with(wanted), "{line}");
+    }
+    assert!(said.lines().count() >= 6, "{said}");
+    let status = |name: &str| -> serde_json::Value {
+        let text = std::fs::read(place.path().join("home").join(name)).expect("status");
+        serde_json::from_slice(&text).expect("JSON")
+    };
+    // What could not be locked is told, not hidden.
+    for status in [status("held"), status("idle")] {
+        assert_eq!(status["protection"]["locked"], "arena", "{status}");
+        let bytes = |name: &str| status["memory"][name].as_u64().expect("bytes");
+        assert!(
+            bytes("locked") > 0 && bytes("locked") <= 8 << 20,
+            "{status}"
+        );
+        if bytes("drafts_and_snapshots") > bytes("locked") {
+            assert!(bytes("unlocked") > 0, "{status}");
+        }
+    }
+}

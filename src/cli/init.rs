@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config;
-use crate::daemon::Error;
+use crate::daemon::{Class, Error};
 use crate::kms::KeyUri;
 use crate::vault;
 
@@ -35,6 +35,15 @@ impl Init {
         } else {
             settings.kms_keys
         };
+        if let Some(key) = (1..kms_keys.len())
+            .find(|at| kms_keys[..*at].contains(&kms_keys[*at]))
+            .map(|at| &kms_keys[at])
+        {
+            return Err(Error::new(
+                Class::Usage,
+                format!("{key} is given twice; give each KMS key once"),
+            ));
+        }
         let options = vault::InitOptions {
             kms_keys,
             uid: settings

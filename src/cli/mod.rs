@@ -54,6 +54,7 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     daemon::install_hook();
+    daemon::ignore_file_size_signal();
     let mut args: Vec<OsString> = std::env::args_os().collect();
     let called = args
         .first()
@@ -110,6 +111,10 @@ fn exit_code(class: Class) -> u8 {
     }
 }
 
+/// Most characters of what clap says that are shown: it repeats the argument, which may be a file
+/// pasted by mistake.
+const LONGEST: usize = 1000;
+
 /// What clap says in a paragraph, in one line.
 fn usage(error: &clap::Error) -> Error {
     let text = error.to_string();
@@ -126,7 +131,11 @@ fn usage(error: &clap::Error) -> Error {
         }
         _ => said.strip_prefix("error: ").unwrap_or(&said),
     };
-    Error::new(Class::Usage, format!("{said}; see `secretfs --help`"))
+    let mut shown: String = said.chars().take(LONGEST).collect();
+    if shown.len() < said.len() {
+        shown.push_str("...");
+    }
+    Error::new(Class::Usage, format!("{shown}; see `secretfs --help`"))
 }
 
 /// The whole command line, for man pages and completions.

@@ -71,7 +71,8 @@ pub struct Error {
 }
 
 impl Error {
-    /// A failure of `class`. Line breaks in `message` become blanks: an error is one line.
+    /// A failure of `class`. Line breaks in `message` become blanks: an error is one line. Paths
+    /// may hold anything, and a terminal must not obey it.
     pub fn new(class: Class, message: impl fmt::Display) -> Self {
         let message = message.to_string();
         let lines: Vec<&str> = message
@@ -81,7 +82,14 @@ impl Error {
             .collect();
         Self {
             class,
-            message: lines.join(" "),
+            message: lines
+                .join(" ")
+                .chars()
+                .map(|c| match c.is_control() {
+                    true => c.escape_default().to_string(),
+                    false => c.to_string(),
+                })
+                .collect(),
         }
     }
 }

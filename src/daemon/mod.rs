@@ -23,4 +23,5 @@ pub use mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
 pub use panics::{caught, install_hook};
 pub use plan::{Request, Target, check as plan};
 pub use start::mount;
+pub use sys::ignore_file_size_signal;
 pub use unmount::{lock_holder, unmount};

@@ -35,7 +35,11 @@ impl Mount {
 
 /// All mounts in this process's mount namespace.
 pub fn mounts() -> io::Result<Vec<Mount>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
+    let text = std::fs::read("/proc/self/mountinfo").map_err(|e| {
+        io::Error::other(format!(
+            "cannot read /proc/self/mountinfo ({e}); mount /proc"
+        ))
+    })?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 

@@ -72,6 +72,12 @@ impl Plan {
 /// # Errors
 /// When it cannot work, with the reason.
 pub fn check(request: &Request) -> Result<Plan, Error> {
+    if request.settings.accept_rollback && request.settings.read_only {
+        return Err(Error::new(
+            Class::Usage,
+            "accept-rollback is recorded in the vault's history, so it needs a mount for writing; mount once without `ro`",
+        ));
+    }
     let shown_target = Path::new(&request.mountpoint).display().to_string();
     let vault = vault_directory(&request.vault)?;
     let target = match passed_descriptor(&request.mountpoint)? {

@@ -230,6 +230,7 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         ttl: settings.ttl,
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
+        end_patience: Duration::from_secs(1),
         protection: serde_json::json!(protection),
         mountpoint: plan.shown_target.clone(),
     }

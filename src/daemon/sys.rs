@@ -69,6 +69,13 @@ fn statx(path: &Path, mask: u32) -> io::Result<libc::statx> {
     Ok(unsafe { answer.assume_init() })
 }
 
+/// Has a write past RLIMIT_FSIZE fail as any other (EFBIG) instead of ending the process.
+pub fn ignore_file_size_signal() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: ignoring a signal installs no handler.
+    let _ = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) };
+}
+
 /// Forks.
 ///
 /// # Errors

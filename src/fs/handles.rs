@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
@@ -67,10 +68,33 @@ pub(super) struct HandleState {
     /// A replacement of its own.
     pub(super) own: Option<Draft>,
     pub(super) pin: Option<Pin>,
+    /// Since when the reader knows the end of what it has pinned.
+    ended: Option<Instant>,
     /// Number of the last change that came through it, in the draft it writes to.
     pub(super) wrote: u64,
     /// Lock owners that wrote, for when process ids are not to be seen.
     pub(super) owners: HashSet<u64>,
+}
+
+impl HandleState {
+    /// Whether a reader at `offset` has been waiting for `patience` at the end of what it has
+    /// pinned.
+    pub(super) fn waits_at_end(&mut self, offset: u64, patience: Duration) -> bool {
+        match &self.pin {
+            Some(pin) if offset >= pin.length => {
+                self.ended.get_or_insert_with(Instant::now).elapsed() >= patience
+            }
+            _ => {
+                self.ended = None;
+                false
+            }
+        }
+    }
+
+    /// Settles on a version.
+    pub(super) fn settle(&mut self, pin: Option<Pin>) {
+        (self.pin, self.ended) = (pin, None);
+    }
 }
 
 /// What all handles of a node share.

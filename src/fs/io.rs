@@ -80,10 +80,16 @@ impl FileSystem {
         if let Some(draft) = state.draft_of(fh) {
             return Ok(View::Draft(Arc::clone(draft.bytes())));
         }
-        let pin = state.handles.get(&fh).and_then(|h| h.pin.clone());
+        let (waits, pin) = match state.handles.get_mut(&fh) {
+            Some(own) => (
+                own.waits_at_end(offset, self.settings.end_patience),
+                own.pin.clone(),
+            ),
+            None => (false, None),
+        };
         if self.vault.is_read_only() {
             drop(state);
-            return self.view_beside_writer(fh, handle, pin, offset);
+            return self.view_beside_writer(fh, handle, pin, offset == 0 || waits);
         }
         let file = *self.node(handle.node.id)?.file()?;
         if file.version == 0 {
@@ -96,10 +102,7 @@ impl FileSystem {
             None => true,
             Some(pin) if pin.version == file.version => false,
             Some(pin) => {
-                handle.access.write
-                    || pin.version >= file.replaced
-                    || offset == 0
-                    || offset >= pin.length
+                handle.access.write || pin.version >= file.replaced || offset == 0 || waits
             }
         };
         if !moves && let Some(pin) = pin {
@@ -118,7 +121,7 @@ impl FileSystem {
             loaded,
         };
         if let Some(own) = state.handles.get_mut(&fh) {
-            own.pin = Some(pin.clone());
+            own.settle(Some(pin.clone()));
         }
         Ok(View::Version(pin))
     }
@@ -256,7 +259,8 @@ impl FileSystem {
     }
 
     fn load_current(&self, handle: &Handle) -> Result<Option<Pin>, Errno> {
-        let (node, content) = self.vault.content(handle.node.id, u64::MAX)?;
+        let content = self.vault.content(handle.node.id, u64::MAX);
+        let (node, content) = content.map_err(|error| self.gone(error))?;
         let file = node.file()?;
         let Content::Whole { bytes, .. } = content else {
             return Ok(None);
@@ -281,24 +285,23 @@ impl FileSystem {
         fh: FileHandle,
         handle: &Handle,
         pin: Option<Pin>,
-        offset: u64,
+        anew: bool,
     ) -> Result<View, Errno> {
         let moves = match (&pin, self.node(handle.node.id)) {
             // Removed by the writer: what was opened can still be read.
-            (_, Err(Errno(libc::ENOENT))) => false,
+            (_, Err(Errno(libc::ESTALE))) => false,
             (_, Err(error)) => return Err(error),
             (None, Ok(node)) => node.file()?.version > 0,
             (Some(pin), Ok(node)) => {
                 let file = node.file()?;
-                pin.version != file.version
-                    && (pin.version >= file.replaced || offset == 0 || offset >= pin.length)
+                pin.version != file.version && (pin.version >= file.replaced || anew)
             }
         };
         let pin = match moves {
             true => {
                 let pin = self.load_current(handle)?;
                 if let Some(own) = handle.node.lock().handles.get_mut(&fh) {
-                    own.pin.clone_from(&pin);
+                    own.settle(pin.clone());
                 }
                 pin
             }

@@ -52,6 +52,10 @@ pub struct Settings {
     pub max_secret_size: u64,
     /// Most bytes of drafts and snapshots in memory.
     pub max_memory: u64,
+    /// A reader that asks again at the end of a replaced content after this long waits for more
+    /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
+    /// the rest of another content for that of its own.
+    pub end_patience: Duration,
     /// How the process is protected, for `status`.
     pub protection: serde_json::Value,
     /// Where it is mounted, for `status`.
@@ -303,9 +307,18 @@ impl FileSystem {
         attr
     }
 
-    /// A node, `ENOENT` when it is gone.
+    /// A node. When it is gone: `ENOENT`; beside a writer `ESTALE`, at which the kernel looks the
+    /// path up anew, since another file may have the name by now.
     fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        Ok(self.vault.node(id)?)
+        self.vault.node(id).map_err(|error| self.gone(error))
+    }
+
+    /// The errno of a failure to find a node that the kernel has seen.
+    fn gone(&self, error: VaultError) -> Errno {
+        match error {
+            VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
+            other => other.into(),
+        }
     }
 }
 

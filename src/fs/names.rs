@@ -19,6 +19,8 @@ impl FileSystem {
             return done(self.lookup_control(parent, name));
         }
         match self.vault.lookup(parent, name) {
+            // Nothing is published here, and asking again could find it gone.
+            Ok(node) if self.vault.is_read_only() => done(Ok(self.attr_of(&node))),
             Ok(node) => {
                 let (fs, name) = (Arc::clone(self), name.to_vec());
                 let then: Done<Attr> = Box::new(move |attr| match attr {
@@ -28,7 +30,11 @@ impl FileSystem {
                 });
                 self.settled_attr(node.id, then);
             }
-            Err(error) => done(Err(error.into())),
+            // What is absent may be the directory itself.
+            Err(error) => done(Err(match self.node(parent) {
+                Err(stale @ Errno(libc::ESTALE)) => stale,
+                _ => error.into(),
+            })),
         }
     }
 

@@ -15,6 +15,8 @@ mod open;
 mod ops;
 mod state;
 mod summary;
+#[cfg(test)]
+mod tests;
 mod tx;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::crypto::{SecretBytes, SetSum};
-use crate::keyring::Keyring;
+use crate::keyring::{Event, Keyring};
 use crate::store::{self, Durability, NameTag, NodeId, Read, SqliteStore, Store as _};
 
 pub use anchor::{Anchor, Anchors, decode as decode_anchor};
@@ -61,6 +63,8 @@ pub struct Vault {
     /// It was counted while it was opened.
     counted: bool,
     anchor: Mutex<Option<(Anchors, Anchor)>>,
+    /// The newest event of the key-management history.
+    last_event: Option<Event>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -399,11 +403,15 @@ impl Vault {
         store::read(&self.store, |records| {
             let state = self.stored_state(records)?;
             let mut recount = State::empty(state.next_node);
+            let mut directories = Vec::new();
             let mut after = None;
             loop {
                 let batch = records.scan_nodes(after, BATCH)?;
                 for (id, record) in &batch {
                     recount.count(&self.system.node(*id, record), true);
+                    if Node::says_directory(record) {
+                        directories.push(*id);
+                    }
                 }
                 after = batch.last().map(|(id, _)| *id);
                 if batch.len() < BATCH {
@@ -422,7 +430,9 @@ impl Vault {
                 }
             }
             if state.agrees_with(&recount) {
-                return Ok(());
+                return directories
+                    .into_iter()
+                    .try_for_each(|id| self.recount_names(records, id));
             }
             Err(VaultError::Integrity(format!(
                 "nodes or versions were replayed, inserted or deleted: the vault's state record \
@@ -431,6 +441,35 @@ impl Vault {
                 state.nodes, state.versions, recount.nodes, recount.versions,
             )))
         })
+    }
+
+    /// Compares a directory's names with what the directory says of them.
+    fn recount_names(&self, records: &mut dyn Read, id: NodeId) -> Result<(), VaultError> {
+        const BATCH: usize = 256;
+        let node = self.read_node(records, id)?;
+        let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
+        let (mut sum, mut entries) = (SetSum::default(), 0);
+        let mut after = None;
+        loop {
+            let batch = records.entries(id, after.as_ref(), BATCH)?;
+            for row in &batch {
+                sum.add(&keys.element(&row.tag, &row.value));
+                entries += 1;
+            }
+            after = batch.last().map(|row| row.tag);
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        let said = node.directory()?;
+        if said.entries == entries && said.sum() == sum {
+            return Ok(());
+        }
+        Err(VaultError::Integrity(format!(
+            "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
+             {entries}, and their sums differ; `secretfs check` names what does not fit",
+            said.entries,
+        )))
     }
 
     /// Remembers on this host that the vault has come as far as `commit`, which must be on disk,

@@ -305,6 +305,11 @@ impl Node {
         })
     }
 
+    /// Whether a record claims to be a directory's. Opening it verifies that.
+    pub(super) fn says_directory(record: &KeyedRecord) -> bool {
+        record.value.first() == Some(&(Kind::Directory as u8))
+    }
+
     /// The next revision of the node as a record.
     pub(super) fn seal(&mut self, vault: VaultId) -> Result<KeyedRecord, VaultError> {
         self.revision += 1;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, RwLock};
 
 use crate::crypto::schedule::VaultId;
 use crate::crypto::secret::fill_random;
-use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
+use crate::keyring::{Event, EventKind, Header, History, Keyring, UnverifiedKeyring};
 use crate::kms::{self, KeyUri, KmsSettings, Provider};
 use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteStore, Store as _};
 
@@ -144,7 +144,14 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     if let Some(error) = failure {
         return Err(error);
     }
-    if made?.is_err() {
+    // That something is missing does not mean that a vault is: there is to be none yet.
+    let made = made.map_err(|error| match error.kind {
+        store::StoreErrorKind::NotAVault => {
+            store::StoreError::new(store::StoreErrorKind::Io, error)
+        }
+        _ => error,
+    })?;
+    if made.is_err() {
         return Err(VaultError::Setting("the vault was not made".into()));
     }
 
@@ -207,7 +214,17 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
             None => Ok(()),
             Some(_) => Err(taken("the directory is not empty")),
         },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_symlink() => {
+            Err(taken("it is a symbolic link to nothing"))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => match path.parent() {
+            Some(parent) if !parent.is_dir() => Err(VaultError::Setting(format!(
+                "cannot make a vault at {}: the directory {} does not exist; make it first",
+                path.display(),
+                parent.display()
+            ))),
+            _ => Ok(()),
+        },
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Err(taken("it is no directory")),
         Err(e) => Err(taken(&e.to_string())),
     }
@@ -338,6 +355,12 @@ impl Vault {
             read_only: options.read_only,
             counted: false,
             anchor: Mutex::new(None),
+            last_event: None,
+        };
+        // `check` says what is wrong with the history, too.
+        vault.last_event = match vault.read_history() {
+            Err(_) if options.salvage => None,
+            history => history?,
         };
         if records <= RECOUNT_AT_ONCE && !options.salvage {
             vault.recount()?;
@@ -366,9 +389,36 @@ impl Vault {
                     .record_event(&event)
             };
             let mut job = |tx: &mut Tx<'_>| tx.put_keyring(std::slice::from_ref(&event));
-            self.transact(Durability::Now, &mut [&mut job])?;
+            self.transact(Durability::Now, &mut [&mut job])?
+                .into_iter()
+                .collect::<Result<(), _>>()?;
+            self.last_event = self.read_history()?;
         }
         self.reap_orphans()
+    }
+
+    /// Verifies the key-management history as far as the keyring goes; returns the last event.
+    fn read_history(&self) -> Result<Option<Event>, VaultError> {
+        const BATCH: usize = 256;
+        let head = self.keyring().body().history.clone();
+        store::read(&self.store, |records| {
+            let mut history = History::default();
+            let mut last = None;
+            let mut read = 0;
+            while read < head.length {
+                let left = usize::try_from(head.length - read).unwrap_or(BATCH);
+                let batch = records.events(read + 1, left.min(BATCH))?;
+                if batch.is_empty() {
+                    break;
+                }
+                for (sequence, bytes) in &batch {
+                    last = Some(history.next(*sequence, bytes)?);
+                    read += 1;
+                }
+            }
+            history.must_end_at(&head)?;
+            Ok(last)
+        })
     }
 
     fn reap_orphans(&self) -> Result<(), VaultError> {
@@ -400,6 +450,8 @@ struct Watch {
     path: PathBuf,
     keyring_digest: String,
     other_vault: bool,
+    /// The keyring has the sequence that was seen, and is another.
+    forked: bool,
 }
 
 impl Watch {
@@ -441,11 +493,13 @@ impl Watch {
             )));
         }
         let keyring_digest = hex(&unverified.digest());
+        let forked = anchor.as_ref().is_some_and(|anchor| {
+            unverified.sequence() == anchor.keyring_sequence
+                && keyring_digest != anchor.keyring_digest
+        });
         if let Some(anchor) = &anchor
             && !options.accept_rollback
-            && (unverified.sequence() < anchor.keyring_sequence
-                || (unverified.sequence() == anchor.keyring_sequence
-                    && keyring_digest != anchor.keyring_digest))
+            && (forked || unverified.sequence() < anchor.keyring_sequence)
         {
             return Err(VaultError::Rollback(format!(
                 "the keyring record (sequence {}) is not the one that this host has seen \
@@ -463,6 +517,7 @@ impl Watch {
             path: path.to_owned(),
             keyring_digest,
             other_vault,
+            forked,
         })
     }
 
@@ -481,7 +536,7 @@ impl Watch {
         let (seen_keyring, seen_commit) = seen.unwrap_or_default();
         let accepted_keyring = keyring.body().sequence;
         let older = accepted_keyring < seen_keyring || state.commit < seen_commit;
-        if !older && !self.other_vault {
+        if !older && !self.forked && !self.other_vault {
             return Ok(None);
         }
         if !options.accept_rollback {
@@ -511,7 +566,13 @@ impl Watch {
         let Some(anchors) = self.anchors else {
             return Ok(());
         };
-        let uris = self.pins.iter().map(ToString::to_string).collect();
+        let mut uris: Vec<String> = self.pins.iter().map(ToString::to_string).collect();
+        // Keys pinned for this time only do not make the host forget the others.
+        for known in self.anchor.iter().flat_map(|anchor| &anchor.kms_keys) {
+            if !uris.contains(known) {
+                uris.push(known.clone());
+            }
+        }
         let mut anchor = Anchor::new(self.vault, &self.path, uris);
         let keyring = vault.keyring();
         anchor.keyring_sequence = keyring.body().sequence;

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::keyring::Event;
+
 use super::Vault;
 
 /// A vault as `status` shows it.
@@ -31,6 +33,8 @@ pub struct Summary {
     pub versions: u64,
     /// Events in the key-management history.
     pub events: u64,
+    /// The newest of them.
+    pub last_event: Option<Event>,
     /// Whether this host remembers the vault.
     pub anchored: bool,
 }
@@ -101,6 +105,7 @@ impl Vault {
             nodes: state.nodes,
             versions: state.versions,
             events: body.history.length,
+            last_event: self.last_event.clone(),
             anchored: self
                 .anchor
                 .lock()

@@ -90,6 +90,8 @@ impl Layer {
             ttl: Duration::from_secs(1),
             max_secret_size,
             max_memory,
+            // The reference knows no time.
+            end_patience: Duration::ZERO,
             protection: serde_json::Value::Null,
             mountpoint: "/nowhere".into(),
         };
