@@ -448,7 +448,7 @@ fn a_mount_for_reading_refuses_every_call_that_writes() {
 fn a_file_open_for_reading_stays_readable_after_the_writer_replaced_or_removed_it() {
     let five = Five::start();
     let written = five.written();
-    let (small, large) = (content(1), vec![b'x'; 3 << 20]);
+    let (small, large) = (content(1), vec![b'x'; 700_000]);
     for (name, text) in [("small", &small), ("large", &large)] {
         write(&written.join(name), text);
         write(&written.join(format!("{name}2")), text);
