@@ -8,5 +8,6 @@ mod files;
 mod kinds;
 mod links;
 mod permissions;
+mod refusals;
 mod set_id;
 mod times;

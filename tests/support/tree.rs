@@ -118,8 +118,13 @@ impl Tree {
 
     /// Unmounts and mounts again.
     pub fn remount(&self) {
+        self.remount_with("allow_other,exec");
+    }
+
+    /// Unmounts and mounts again with other options.
+    pub fn remount_with(&self, options: &str) {
         self.unmount();
-        self.mount("allow_other,exec");
+        self.mount(options);
     }
 
     /// Unmounts, as soon as programs that are ending have let go of it.
