@@ -24,4 +24,4 @@ pub use panics::{caught, install_hook};
 pub use plan::{Request, Target, check as plan};
 pub use start::mount;
 pub use sys::ignore_file_size_signal;
-pub use unmount::{lock_holder, unmount};
+pub use unmount::unmount;

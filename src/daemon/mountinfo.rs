@@ -43,6 +43,12 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
+/// All mounts that the process `pid` sees, as far as this one may know.
+pub(super) fn mounts_of(pid: u32) -> io::Result<Vec<Mount>> {
+    let text = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
+    Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
+}
+
 /// The mount whose root `path` is: the topmost, if several are stacked.
 pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
     let id = super::sys::mount_id(path)?;

@@ -202,9 +202,15 @@ fn open_vault(plan: &Plan) -> Result<vault::Vault, Error> {
 }
 
 fn is_mounted_for_writing(plan: &Plan) -> bool {
+    // The holder may have a mount namespace of its own. What it says of itself is not to be
+    // trusted, and decides only how long to wait.
+    let holder = crate::store::holder(&plan.vault).ok().flatten();
+    let seen_by_it = holder.and_then(|holder| mountinfo::mounts_of(holder.pid).ok());
     mountinfo::mounts()
-        .unwrap_or_default()
-        .iter()
+        .ok()
+        .into_iter()
+        .chain(seen_by_it)
+        .flatten()
         .any(|m| m.is_secretfs() && !m.read_only && m.source == plan.vault)
 }
 

@@ -9,6 +9,7 @@ use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
 use super::{harden, helper, mountinfo};
+use crate::store;
 
 /// How long the daemon may take to publish and let go of its vault.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,41 +74,7 @@ fn busy(path: &Path) -> Error {
 /// nothing to wait for.
 fn wait_until_released(vault: &Path) {
     let deadline = Instant::now() + PATIENCE;
-    while lock_holder(vault).is_some() && Instant::now() < deadline {
+    while store::holder(vault).is_ok_and(|held| held.is_some()) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-/// Who has the vault open for writing, in the words of its lock file; `None` when nobody has, or
-/// when this user may not ask.
-pub fn lock_holder(vault: &Path) -> Option<String> {
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .open(vault.join("lock"))
-        .ok()?;
-    let mut lock = nix::libc::flock {
-        l_type: nix::libc::F_WRLCK as _,
-        l_whence: nix::libc::SEEK_SET as _,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_OFD_GETLK(&mut lock)).ok()?;
-    if i32::from(lock.l_type) == nix::libc::F_UNLCK {
-        return None;
-    }
-    let mut text = String::new();
-    // The content is as untrusted as the rest of the vault.
-    let _ = io::Read::read_to_string(&mut io::Read::take(file, 512), &mut text);
-    let line: String = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .escape_debug()
-        .collect();
-    Some(if line.is_empty() {
-        "somebody".to_owned()
-    } else {
-        line
-    })
 }

@@ -137,6 +137,15 @@ impl Lock {
                 .custom_flags(FLAGS)
                 .open(path)
                 .map_err(fail)?;
+            if !file.metadata().map_err(fail)?.is_file() {
+                return Err(StoreError::new(
+                    Kind::Io,
+                    format!(
+                        "{what} {}: it is no regular file; remove it",
+                        path.display()
+                    ),
+                ));
+            }
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&flock())) {
                 Ok(_) => {}
                 Err(Errno::EAGAIN | Errno::EACCES) => return Err(busy(path, &file)),
