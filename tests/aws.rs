@@ -71,6 +71,7 @@ fn a_vault_under_an_aws_key_works_by_alias_arn_and_key_id() {
             .succeeded();
         let status: serde_json::Value = serde_json::from_str(&ran.stdout()).expect("JSON");
         assert_eq!(status["unlocked_by"], uri);
+        assert_eq!(status["credentials"], "environment");
         assert_eq!(status["generations"][0]["wraps"][0]["key_id"], arn);
         unmount(&place);
         command(&place, "check", &env, &[]).succeeded();

@@ -60,6 +60,14 @@ impl AwsKms {
         }
     }
 
+    /// Where the credentials of the calls so far came from.
+    pub(super) fn credentials(&self) -> Option<String> {
+        let sessions = lock(&self.shared.sessions);
+        sessions
+            .values()
+            .find_map(|session| session.credentials.source())
+    }
+
     /// Whether there was a call yet.
     #[cfg(test)]
     pub(super) fn is_started(&self) -> bool {

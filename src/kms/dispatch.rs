@@ -32,6 +32,11 @@ impl Kms {
         self.local.as_ref().map_err(Clone::clone)
     }
 
+    /// Where the AWS credentials in use come from, in plain words; `None` while there was no call.
+    pub fn credentials(&self) -> Option<String> {
+        self.aws.credentials()
+    }
+
     fn provider(&self, uri: &KeyUri) -> Result<&dyn KeyService, KmsError> {
         match uri.provider() {
             Provider::Local => self.local().map(|local| local as &dyn KeyService),

@@ -59,6 +59,8 @@ pub struct Vault {
     state: Mutex<State>,
     foreign: AtomicU64,
     path: PathBuf,
+    /// Where the credentials that unlocked it came from.
+    credentials: Option<String>,
     read_only: bool,
     /// It was counted while it was opened.
     counted: bool,

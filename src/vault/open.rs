@@ -352,6 +352,7 @@ impl Vault {
             cache: NodeCache::default(),
             state: Mutex::new(state),
             path,
+            credentials: kms.credentials(),
             read_only: options.read_only,
             counted: false,
             anchor: Mutex::new(None),

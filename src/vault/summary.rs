@@ -19,6 +19,8 @@ pub struct Summary {
     pub format: u16,
     /// The KMS key that unlocked it.
     pub unlocked_by: String,
+    /// Where the AWS credentials came from that did; none for a local key.
+    pub credentials: Option<String>,
     /// The master key generation that wraps new keys.
     pub active_generation: u64,
     /// All generations that the keyring holds.
@@ -98,6 +100,7 @@ impl Vault {
             },
             format: crate::keyring::FORMAT,
             unlocked_by: keyring.unlocked_by().to_owned(),
+            credentials: self.credentials.clone(),
             active_generation: keyring.active(),
             generations: generations.collect(),
             keyring_sequence: body.sequence,
