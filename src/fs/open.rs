@@ -188,7 +188,8 @@ impl FileSystem {
         let Ok(node) = self.node(ino) else { return };
         let mode = node.attributes.mode;
         let dropped = without_set_id(mode);
-        if dropped == mode {
+        // Whatever else is opened for writing is not written to.
+        if dropped == mode || node.kind != Kind::File {
             return;
         }
         let Ok(writer) = self.writer() else { return };

@@ -85,13 +85,23 @@ impl Layer {
     }
 
     pub fn open_with(&self, max_secret_size: u64, max_memory: u64) -> Served {
+        self.open_patiently(max_secret_size, max_memory, Duration::ZERO)
+    }
+
+    /// With readers that are given time between pieces.
+    pub fn open_patiently(
+        &self,
+        max_secret_size: u64,
+        max_memory: u64,
+        end_patience: Duration,
+    ) -> Served {
         let vault = self.open_vault();
         let settings = Settings {
             ttl: Duration::from_secs(1),
             max_secret_size,
             max_memory,
             // The reference knows no time.
-            end_patience: Duration::ZERO,
+            end_patience,
             protection: serde_json::Value::Null,
             mountpoint: "/nowhere".into(),
         };
