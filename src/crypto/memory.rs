@@ -12,8 +12,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use zeroize::Zeroize;
-
 /// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
 const MIN_PIECE: usize = 64;
 /// Largest piece handed out of a slab, in bytes.
@@ -254,7 +252,7 @@ impl SecretBytes {
     /// As [`zeroed`](Self::zeroed); then nothing has changed.
     pub fn resize(&mut self, length: usize) -> Result<(), MemoryError> {
         if length < self.length {
-            self[length..].zeroize();
+            wipe(&mut self[length..]);
             self.length = length;
         } else if length <= self.capacity {
             // What lies behind the end was never used or was wiped when it was cut off.
@@ -294,7 +292,7 @@ impl DerefMut for SecretBytes {
 
 impl Drop for SecretBytes {
     fn drop(&mut self) {
-        self.zeroize();
+        wipe(self);
         let slabs = || SLABS.lock().unwrap_or_else(PoisonError::into_inner);
         match self.origin {
             Origin::Slab(class) => slabs().free[class].push(Piece(self.start)),
@@ -308,6 +306,13 @@ impl Drop for SecretBytes {
             }
         }
     }
+}
+
+/// Zeroes memory, whatever the compiler believes of its use. As fast as `memset`: contents of
+/// mebibytes are wiped as well.
+fn wipe(bytes: &mut [u8]) {
+    // SAFETY: a slice is as long as it says.
+    unsafe { libc::explicit_bzero(bytes.as_mut_ptr().cast(), bytes.len()) };
 }
 
 impl fmt::Debug for SecretBytes {

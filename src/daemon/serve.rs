@@ -84,17 +84,21 @@ impl Serving {
     /// # Errors
     /// When it ended otherwise than it should.
     pub(crate) fn until_the_end(&self) -> Result<(), Error> {
+        let mut cut_off = false;
         let ended = match self.events.recv() {
             Ok(Event::SessionEnded(ended)) => ended,
             Ok(Event::End(signal)) => {
                 tracing::info!("{signal}: ending");
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                 self.take_away();
-                self.drain()
+                self.drain(&mut cut_off)
             }
             Err(_) => Err("internal error: nobody is left to tell of the end".to_owned()),
         };
-        let ending = self.kind_of_end(&ended);
+        let ending = match self.kind_of_end(&ended) {
+            Ending::Orderly if cut_off => Ending::CutOff,
+            ending => ending,
+        };
         let finished = self.fs.finish(ending).map_err(Error::from);
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");
@@ -109,7 +113,7 @@ impl Serving {
                 Class::Failed,
                 "the connection to the kernel was aborted; what was not flushed is lost, the mount is removed",
             )),
-            (Ok(()), Ending::Orderly) => finished,
+            (Ok(()), Ending::Orderly | Ending::CutOff) => finished,
         }
     }
 
@@ -131,7 +135,8 @@ impl Serving {
 
     /// Serves until everything is closed, but not for ever. Other mount namespaces may hold copies
     /// of the mount that nobody tells us of.
-    fn drain(&self) -> Result<(), String> {
+    /// Tells whether anything was cut off.
+    fn drain(&self, cut_off: &mut bool) -> Result<(), String> {
         let deadline = Instant::now() + self.drain_timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -154,6 +159,7 @@ impl Serving {
                     open_files = self.fs.open_files(),
                     "drain-timeout is over: open files are cut off"
                 );
+                *cut_off = true;
                 return Ok(());
             }
         }

@@ -46,11 +46,12 @@ pub(super) enum Loaded {
         bytes: SecretBytes,
         _reservation: Reservation,
     },
-    Pieces {
-        version: Version,
-        last: Mutex<Option<(u32, SecretBytes)>>,
-    },
+    Pieces(Version),
 }
+
+/// The piece of a content that a handle read last, for the small reads that go on in it. Not
+/// shared: readers at different places would take it from each other.
+pub(super) type LastPiece = Arc<Mutex<Option<(u32, SecretBytes)>>>;
 
 /// The version that a reader has settled on.
 #[derive(Clone, Debug)]
@@ -59,6 +60,7 @@ pub(super) struct Pin {
     pub(super) length: u64,
     /// Dropped when memory runs short, and loaded again.
     pub(super) loaded: Option<Arc<Loaded>>,
+    pub(super) last: LastPiece,
 }
 
 /// What a handle has of its own.

@@ -8,7 +8,7 @@ use crate::vault::{CHUNK, Content, Publication, Version};
 
 use super::control;
 use super::draft::Draft;
-use super::handles::{Handle, Loaded, NodeState, Pin};
+use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
 use super::{Done, Errno, FileHandle, FileSystem};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
@@ -119,6 +119,7 @@ impl FileSystem {
             version: file.version,
             length: file.size,
             loaded,
+            last: LastPiece::default(),
         };
         if let Some(own) = state.handles.get_mut(&fh) {
             own.settle(Some(pin.clone()));
@@ -141,8 +142,8 @@ impl FileSystem {
         };
         match loaded.as_deref() {
             Ok(Loaded::Whole { bytes, .. }) => done(Ok(window(bytes, offset, size))),
-            Ok(Loaded::Pieces { version, last }) => {
-                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(Loaded::Pieces(version)) => {
+                let mut last = pin.last.lock().unwrap_or_else(PoisonError::into_inner);
                 match self.read_pieces(version, &mut last, offset, size) {
                     Ok(bytes) => done(Ok(&bytes)),
                     Err(error) => done(Err(error)),
@@ -181,19 +182,13 @@ impl FileSystem {
                     _reservation: reservation,
                 },
                 None => match self.vault.version(node, version, 0)? {
-                    Content::Pieces(version) => Loaded::Pieces {
-                        version,
-                        last: Default::default(),
-                    },
+                    Content::Pieces(version) => Loaded::Pieces(version),
                     Content::Whole { .. } | Content::Unpublished => {
                         return Err(Errno(libc::ENOMEM));
                     }
                 },
             },
-            Content::Pieces(version) => Loaded::Pieces {
-                version,
-                last: Default::default(),
-            },
+            Content::Pieces(version) => Loaded::Pieces(version),
             Content::Unpublished => return Err(Errno(libc::EIO)),
         };
         Ok(Arc::new(loaded))
@@ -242,6 +237,7 @@ impl FileSystem {
             let mut state = node.lock();
             for pin in state.handles.values_mut().filter_map(|h| h.pin.as_mut()) {
                 pin.loaded = None;
+                pin.last = LastPiece::default();
             }
         }
     }
@@ -277,6 +273,7 @@ impl FileSystem {
             version: file.version,
             length: file.size,
             loaded: Some(loaded),
+            last: LastPiece::default(),
         }))
     }
 

@@ -292,8 +292,8 @@ impl FileSystem {
             && let Some(open) = self.table.node(node.id)
         {
             let state = open.lock();
-            if state.has_writers() || state.shared.is_some() {
-                // It may change with the next request.
+            if state.has_writers() || state.shared.is_some() || state.publishing > 0 {
+                // It may change with the next request, or without one.
                 attr.ttl = Duration::ZERO;
             }
             if let Some(shared) = &state.shared {

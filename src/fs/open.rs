@@ -88,7 +88,7 @@ impl FileSystem {
         node: &Node,
         truncate: bool,
     ) -> Result<(), Errno> {
-        let file = node.file()?;
+        node.file()?;
         if self.vault.is_read_only() {
             // Another process may delete the version at any time.
             return self.load_at_open(fh, handle);
@@ -97,7 +97,8 @@ impl FileSystem {
             return Ok(());
         }
         let mut state = handle.node.lock();
-        if file.version > 0 {
+        // Looked at under the lock: a first version may have been published until just now.
+        if state.publishing > 0 || self.node(node.id)?.file()?.version > 0 {
             let empty = SecretBytes::zeroed(0)?;
             let mut own = self.new_draft(empty, Publication::Replacement)?;
             own.touch();

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::{Durability, NodeId};
@@ -23,6 +23,9 @@ pub enum Ending {
     /// It was unmounted: the kernel has discarded closes that it had queued, so what is left is
     /// published.
     Orderly,
+    /// Files are still open, and their programs will not be waited for any longer. A replacement
+    /// that is not complete must not take the place of what is; edits in place are kept.
+    CutOff,
     /// The connection was cut: only what was flushed counts.
     Aborted,
 }
@@ -30,6 +33,8 @@ pub enum Ending {
 /// How often a publication is tried again that nobody waits for, and how long after.
 const RETRIES: u32 = 3;
 const RETRY_AFTER: Duration = Duration::from_millis(300);
+/// How long the end of a mount waits beyond that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A draft's content as of one change, on its way to the store.
 #[derive(Clone)]
@@ -38,6 +43,9 @@ struct Proof {
     publication: Publication,
     modified: Option<Timestamp>,
     edits: u64,
+    /// When it is tried again: the version that it may take the place of. What others published
+    /// since, and were told so, stays.
+    only_over: Option<u64>,
 }
 
 impl Proof {
@@ -47,6 +55,7 @@ impl Proof {
             publication: draft.publication,
             modified: Some(draft.modified.unwrap_or(draft.edited_at)),
             edits: draft.edits(),
+            only_over: None,
         }
     }
 }
@@ -172,14 +181,26 @@ impl FileSystem {
         let node = Arc::clone(node);
         writer.submit(
             Durability::Now,
-            move |tx| tx.publish(id, &job.bytes, job.publication, job.modified, &keep),
+            move |tx| {
+                if let Some(version) = job.only_over
+                    && tx.current_version(id)? != version
+                {
+                    return Ok(false);
+                }
+                tx.publish(id, &job.bytes, job.publication, job.modified, &keep)?;
+                Ok(true)
+            },
             move |outcome| {
-                if outcome.is_ok() {
+                if matches!(outcome, Ok(true)) {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
                     fs.note_published(&node, &proof, source);
                 }
                 fs.settle(&node);
-                done(super::told(outcome.map(drop)));
+                done(match super::told(outcome) {
+                    Ok(true) => Ok(()),
+                    Ok(false) => Err(Errno(libc::ESTALE)),
+                    Err(error) => Err(error),
+                });
             },
         );
     }
@@ -282,10 +303,14 @@ impl FileSystem {
         node.lock().publishing += 1;
         let fs = Arc::clone(self);
         let again = Arc::clone(node);
-        let kept = proof.clone();
+        let mut kept = proof.clone();
         let done: Done<()> = Box::new(move |outcome| match outcome {
-            // The file was removed meanwhile, and its content with it.
-            Ok(()) | Err(Errno(libc::ENOENT)) => fs.settle(&again),
+            Ok(()) => fs.settle(&again),
+            // The file was removed meanwhile, and its content with it, or has a newer one.
+            Err(Errno(libc::ENOENT | libc::ESTALE)) => {
+                fs.drop_idle_draft(&again);
+                fs.settle(&again);
+            }
             Err(Errno(errno)) if retries == 0 || fs.ending.load(Ordering::Relaxed) => {
                 fs.counters
                     .failed_publications
@@ -299,6 +324,10 @@ impl FileSystem {
                 fs.settle(&again);
             }
             Err(_) => {
+                if kept.only_over.is_none() {
+                    let file = fs.vault.node(again.id).and_then(|node| Ok(*node.file()?));
+                    kept.only_over = file.ok().map(|file| file.version);
+                }
                 let (lost_fs, lost) = (Arc::clone(&fs), Arc::clone(&again));
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);
@@ -373,9 +402,10 @@ impl FileSystem {
     /// When something could not be published or made durable.
     pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
-        if ending == Ending::Orderly {
-            self.publish_all();
+        if ending != Ending::Aborted {
+            self.publish_all(ending);
         }
+        self.await_publications();
         self.ending.store(true, Ordering::Relaxed);
         let Some(writer) = &self.writer else {
             return Ok(());
@@ -391,13 +421,23 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Publishes what was flushed or written and not published yet, handles still being open.
-    pub fn publish_all(self: &Arc<Self>) {
+    /// Waits for what is being published or tried again; bounded, since each is tried so often.
+    fn await_publications(&self) {
+        let deadline = Instant::now() + RETRY_AFTER * (RETRIES + 1) + PATIENCE;
+        let is_busy = |node: &Arc<OpenNode>| node.lock().publishing > 0;
+        while self.table.all_nodes().iter().any(is_busy) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Publishes what was written and not published yet, handles still being open.
+    fn publish_all(self: &Arc<Self>, ending: Ending) {
         for node in self.table.all_nodes() {
             let mut state = node.lock();
             let mut proofs = Vec::new();
             for (fh, handle) in &state.handles {
-                if let Some(own) = handle.own.as_ref().filter(|own| own.is_unpublished()) {
+                let own = handle.own.as_ref().filter(|own| own.is_unpublished());
+                if let Some(own) = own.filter(|_| ending == Ending::Orderly) {
                     proofs.push((*fh, Proof::of(own), Source::Own(*fh)));
                 }
             }

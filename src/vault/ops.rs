@@ -341,6 +341,14 @@ impl Tx<'_> {
         Ok(())
     }
 
+    /// The number of a file's current version; 0 when nothing was published yet.
+    ///
+    /// # Errors
+    /// When the node is gone or no regular file.
+    pub fn current_version(&mut self, node: NodeId) -> Result<u64, VaultError> {
+        Ok(self.node(node)?.file()?.version)
+    }
+
     /// Publishes `content` as the node's next version and returns its number. Versions before it
     /// go, but for those in `keep`, which open handles still read.
     ///
