@@ -597,6 +597,7 @@ fn an_older_whole_vault_is_code_6_until_it_is_accepted_which_is_recorded() {
             "{}",
             ran.stdout()
         );
+        assert!(ran.stdout().contains("at: 20"), "{}", ran.stdout());
     };
     recorded(place.point());
     unmount(&place);

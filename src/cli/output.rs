@@ -81,7 +81,7 @@ fn write_lines(text: &mut String, value: &Value, depth: usize) {
 
 /// A time, which programs get in seconds since 1970, as people read it: in UTC.
 fn moment(name: &str, value: &Value) -> Option<String> {
-    let seconds = matches!(name, "created" | "since").then(|| value.as_i64())??;
+    let seconds = matches!(name, "at" | "created" | "since").then(|| value.as_i64())??;
     let days = seconds.div_euclid(86_400);
     // What is stored may hold any number; only plausible ones are turned into dates.
     if !(0..100_000).contains(&days) {
