@@ -173,7 +173,6 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_CACHE_SYMLINKS,
         ] {
             // Older kernels do without.
             let _ = config.add_capabilities(wanted);

@@ -21,7 +21,7 @@ mod tx;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::crypto::{SecretBytes, SetSum};
 use crate::keyring::{Event, Keyring};
@@ -57,6 +57,8 @@ pub struct Vault {
     cache: NodeCache,
     /// As of the last commit; locked while a transaction runs.
     state: Mutex<State>,
+    /// The same for those who only look, and must not wait for a disk.
+    seen: RwLock<State>,
     foreign: AtomicU64,
     path: PathBuf,
     /// Where the credentials that unlocked it came from.
@@ -125,20 +127,22 @@ impl Vault {
         self.keyring.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The state as of the last commit: of this process, or of the writer that this one reads
     /// beside.
     pub fn state(&self) -> State {
         if self.read_only {
             match store::read(&self.store, |records| self.stored_state(records)) {
-                Ok(state) => *self.lock_state() = state,
+                Ok(state) => self.show(&state),
                 Err(error) => tracing::error!("{error}"),
             }
         }
-        self.lock_state().clone()
+        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    fn show(&self, state: &State) {
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        seen.clone_from(state);
     }
 
     fn stored_state(&self, records: &mut dyn Read) -> Result<State, VaultError> {
@@ -353,7 +357,7 @@ impl Vault {
             return Err(VaultError::ReadOnly);
         }
         let keyring = self.keyring();
-        let mut state = self.lock_state();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outcomes = Vec::new();
         let finished = store::write(&self.store, durability, |records| {
             let mut tx = Tx::new(&keyring, &self.system, &self.cache, records, state.clone());
@@ -370,6 +374,7 @@ impl Vault {
         match finished {
             Ok((committed, changed)) => {
                 self.cache.commit(changed.into_iter());
+                self.show(&committed);
                 *state = committed;
             }
             Err(Rollback::Untouched) if durability == Durability::Now => self.store.sync()?,

@@ -350,6 +350,7 @@ impl Vault {
             keyring: RwLock::new(keyring),
             system,
             cache: NodeCache::default(),
+            seen: RwLock::new(state.clone()),
             state: Mutex::new(state),
             path,
             credentials: kms.credentials(),
