@@ -42,16 +42,10 @@ pub struct MemoryReport {
 static LOCKED: AtomicU64 = AtomicU64::new(0);
 static UNLOCKED: AtomicU64 = AtomicU64::new(0);
 static MEMFD_SECRET: AtomicBool = AtomicBool::new(false);
-static REQUIRE_LOCKED: AtomicBool = AtomicBool::new(false);
 static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
     free: [const { Vec::new() }; CLASSES],
     keys: Vec::new(),
 });
-
-/// From now on, memory that cannot be locked is not handed out (`-o require-mlock`).
-pub fn require_locked() {
-    REQUIRE_LOCKED.store(true, Ordering::Relaxed);
-}
 
 /// How the memory handed out so far is protected.
 pub fn report() -> MemoryReport {
@@ -121,11 +115,6 @@ fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
         libc::madvise(address, length, libc::MADV_DONTDUMP);
         libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
     };
-    if !locked && REQUIRE_LOCKED.load(Ordering::Relaxed) {
-        // SAFETY: the mapping just made, to which nothing points yet.
-        unsafe { libc::munmap(address, length) };
-        return None;
-    }
     let counter = if locked { &LOCKED } else { &UNLOCKED };
     counter.fetch_add(length as u64, Ordering::Relaxed);
     NonNull::new(address.cast()).map(|start| (start, locked))
@@ -185,7 +174,7 @@ impl SecretBytes {
     /// A buffer of `length` zero bytes.
     ///
     /// # Errors
-    /// When there is no memory, or none that can be locked and that was required.
+    /// When there is no memory.
     pub fn zeroed(length: usize) -> Result<Self, MemoryError> {
         let wanted = length.max(1);
         let out_of_memory = MemoryError { wanted };

@@ -67,6 +67,10 @@ impl Mount {
             Mounter::Helper(helper) => helper.mount(point, options)?,
         };
         let id = sys::mount_id(point).map_err(|e| {
+            // Without its id it could never be taken away safely: now it is certainly ours.
+            if matches!(mounter, Mounter::System) {
+                let _ = nix::mount::umount2(point, MntFlags::MNT_DETACH);
+            }
             Error::new(
                 Class::Failed,
                 format!("cannot tell what is mounted on {}: {e}", point.display()),

@@ -196,6 +196,7 @@ impl FileSystem {
             sum.add(&listing.sum.0);
             let directory = listing.directory.directory()?;
             if listing.complete
+                && !self.vault.is_salvage()
                 && *begun == revision
                 && (*count != directory.entries || *sum != directory.sum())
             {

@@ -1,4 +1,5 @@
-//! A draft: a content that is being written and that nobody else sees until it is published.
+//! A draft: a content that is being written. Nobody else sees it until it is published, but for the
+//! first content of a new file, which has nothing published to show instead.
 
 use std::sync::Arc;
 

@@ -43,6 +43,8 @@ impl From<&VaultError> for Errno {
             | VaultError::Rollback(_)
             | VaultError::Anchor(_)
             | VaultError::Setting(_)
+            | VaultError::Closed
+            | VaultError::Unpublished
             | VaultError::Random(_) => libc::EIO,
             VaultError::Memory(_) => libc::ENOMEM,
             VaultError::NotFound => libc::ENOENT,

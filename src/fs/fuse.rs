@@ -527,8 +527,10 @@ impl fuser::Filesystem for Adapter {
                     }
                     full
                 }
-                // Removed since the entry was read.
-                Err(Errno(libc::ENOENT)) => false,
+                // Removed since the entry was read; beside a writer that is ESTALE.
+                Err(Errno(libc::ENOENT | libc::ESTALE)) => false,
+                // It was logged; what is left is to be got out.
+                Err(Errno(libc::EIO)) if self.0.vault().is_salvage() => false,
                 Err(error) => {
                     failure = Some(error);
                     true

@@ -36,9 +36,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How long the end of a mount waits beyond that.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A draft's content as of one change, on its way to the store.
+/// A draft's content as of one change, on its way to the store. Not counted in `max-memory`.
 #[derive(Clone)]
-struct Proof {
+struct Pending {
     bytes: Arc<SecretBytes>,
     publication: Publication,
     modified: Option<Timestamp>,
@@ -48,7 +48,7 @@ struct Proof {
     only_over: Option<u64>,
 }
 
-impl Proof {
+impl Pending {
     fn of(draft: &Draft) -> Self {
         Self {
             bytes: Arc::clone(draft.bytes()),
@@ -95,7 +95,7 @@ impl FileSystem {
         if wrote == 0 || !unpublished || !is_opener(&handle, pid, by_owner) {
             return done(Ok(()));
         }
-        let Some(proof) = state.draft_of(fh).map(|draft| Proof::of(draft)) else {
+        let Some(pending) = state.draft_of(fh).map(|draft| Pending::of(draft)) else {
             return done(Ok(()));
         };
         state.publishing += 1;
@@ -105,7 +105,7 @@ impl FileSystem {
         } else {
             Source::Shared
         };
-        self.publish(&handle.node, proof, source, done);
+        self.publish(&handle.node, pending, source, done);
     }
 
     /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
@@ -120,8 +120,8 @@ impl FileSystem {
         let mut state = handle.node.lock();
         let is_own = state.handles.get(&fh).is_some_and(|h| h.own.is_some());
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
-        match draft.map(|draft| Proof::of(draft)) {
-            Some(proof) => {
+        match draft.map(|draft| Pending::of(draft)) {
+            Some(pending) => {
                 state.publishing += 1;
                 drop(state);
                 let source = if is_own {
@@ -129,7 +129,7 @@ impl FileSystem {
                 } else {
                     Source::Shared
                 };
-                self.publish(&handle.node, proof, source, done);
+                self.publish(&handle.node, pending, source, done);
             }
             None => {
                 drop(state);
@@ -150,20 +150,20 @@ impl FileSystem {
     /// Publishes the shared draft now, for truncate(2), which has no handle to close.
     pub(super) fn publish_shared(self: &Arc<Self>, node: &Arc<OpenNode>, done: Done<()>) {
         let mut state = node.lock();
-        let Some(proof) = state.shared.as_ref().map(Proof::of) else {
+        let Some(pending) = state.shared.as_ref().map(Pending::of) else {
             drop(state);
             return done(Ok(()));
         };
         state.publishing += 1;
         drop(state);
-        self.publish(node, proof, Source::Shared, done);
+        self.publish(node, pending, Source::Shared, done);
     }
 
     /// The caller has raised `publishing`.
     fn publish(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
-        proof: Proof,
+        pending: Pending,
         source: Source,
         done: Done<()>,
     ) {
@@ -176,7 +176,7 @@ impl FileSystem {
         };
         let keep = node.lock().keep_pinned();
         let id = node.id;
-        let job = proof.clone();
+        let job = pending.clone();
         let fs = Arc::clone(self);
         let node = Arc::clone(node);
         writer.submit(
@@ -193,7 +193,7 @@ impl FileSystem {
             move |outcome| {
                 if matches!(outcome, Ok(true)) {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
-                    fs.note_published(&node, &proof, source);
+                    fs.note_published(&node, &pending, source);
                 }
                 fs.settle(&node);
                 done(match super::told(outcome) {
@@ -205,22 +205,22 @@ impl FileSystem {
         );
     }
 
-    fn note_published(&self, node: &Arc<OpenNode>, proof: &Proof, source: Source) {
+    fn note_published(&self, node: &Arc<OpenNode>, pending: &Pending, source: Source) {
         let mut state = node.lock();
         match source {
             Source::Own(fh) => {
                 if let Some(own) = state.handles.get_mut(&fh).and_then(|h| h.own.as_mut()) {
-                    own.note_published(proof.edits);
+                    own.note_published(pending.edits);
                 }
             }
             Source::Shared => {
                 if let Some(shared) = &mut state.shared {
-                    shared.note_published(proof.edits);
+                    shared.note_published(pending.edits);
                 }
             }
             Source::Nobody => {}
         }
-        let replaced = proof.publication == Publication::Replacement;
+        let replaced = pending.publication == Publication::Replacement;
         let idle = !state.has_writers_in_place();
         // A replacement leaves an in-place draft with changes of its own alone: if that is
         // published later, it wins whole. One without changes begins anew with the new content.
@@ -258,8 +258,8 @@ impl FileSystem {
             return;
         };
         let node = Arc::clone(&handle.node);
-        if let Some((proof, source)) = self.left_behind(&node, fh) {
-            self.publish_unattended(&node, proof, source, RETRIES);
+        if let Some((pending, source)) = self.left_behind(&node, fh) {
+            self.publish_unattended(&node, pending, source, RETRIES);
         }
         let paged = node.lock().paged;
         if paged {
@@ -270,7 +270,7 @@ impl FileSystem {
 
     /// What a handle that goes leaves to be published; raises `publishing` if there is anything, in
     /// one step with taking it out: a node with neither is forgotten.
-    fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Proof, Source)> {
+    fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source)> {
         let mut state = node.lock();
         let own = state.handles.remove(&fh)?;
         let draft = match &own.own {
@@ -280,22 +280,22 @@ impl FileSystem {
             }
             None => None,
         };
-        let proof = draft
+        let pending = draft
             .filter(|(draft, _)| draft.is_unpublished())
-            .map(|(draft, source)| (Proof::of(draft), source));
-        if proof.is_some() {
+            .map(|(draft, source)| (Pending::of(draft), source));
+        if pending.is_some() {
             state.publishing += 1;
         } else if !state.has_writers_in_place() && state.publishing == 0 {
             state.shared = None;
         }
-        proof
+        pending
     }
 
     /// Publishes what nobody waits for: a failure is tried again, then logged and counted.
     fn publish_unattended(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
-        proof: Proof,
+        pending: Pending,
         source: Source,
         retries: u32,
     ) {
@@ -303,7 +303,7 @@ impl FileSystem {
         node.lock().publishing += 1;
         let fs = Arc::clone(self);
         let again = Arc::clone(node);
-        let mut kept = proof.clone();
+        let mut kept = pending.clone();
         let done: Done<()> = Box::new(move |outcome| match outcome {
             Ok(()) => fs.settle(&again),
             // The file was removed meanwhile, and its content with it, or has a newer one.
@@ -345,7 +345,7 @@ impl FileSystem {
                 }
             }
         });
-        self.publish(node, proof, source, done);
+        self.publish(node, pending, source, done);
     }
 
     fn drop_idle_draft(&self, node: &Arc<OpenNode>) {
@@ -414,9 +414,7 @@ impl FileSystem {
         self.vault.sync()?;
         self.vault.refresh_anchor(self.vault.state().commit)?;
         if self.counters.failed_publications.load(Ordering::Relaxed) > failed {
-            return Err(VaultError::Setting(
-                "some of what was last written could not be stored; see the log".into(),
-            ));
+            return Err(VaultError::Unpublished);
         }
         Ok(())
     }
@@ -434,22 +432,22 @@ impl FileSystem {
     fn publish_all(self: &Arc<Self>, ending: Ending) {
         for node in self.table.all_nodes() {
             let mut state = node.lock();
-            let mut proofs = Vec::new();
+            let mut left = Vec::new();
             for (fh, handle) in &state.handles {
                 let own = handle.own.as_ref().filter(|own| own.is_unpublished());
                 if let Some(own) = own.filter(|_| ending == Ending::Orderly) {
-                    proofs.push((*fh, Proof::of(own), Source::Own(*fh)));
+                    left.push((*fh, Pending::of(own), Source::Own(*fh)));
                 }
             }
             // In the order in which they were opened, so that the last opened wins.
-            proofs.sort_by_key(|(fh, ..)| *fh);
+            left.sort_by_key(|(fh, ..)| *fh);
             if let Some(shared) = state.shared.as_ref().filter(|s| s.is_unpublished()) {
-                proofs.push((0, Proof::of(shared), Source::Shared));
+                left.push((0, Pending::of(shared), Source::Shared));
             }
-            state.publishing += proofs.len() as u32;
+            state.publishing += left.len() as u32;
             drop(state);
-            for (_, proof, source) in proofs {
-                self.publish_unattended(&node, proof, source, 0);
+            for (_, pending, source) in left {
+                self.publish_unattended(&node, pending, source, 0);
             }
         }
     }

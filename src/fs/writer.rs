@@ -62,7 +62,7 @@ impl Writer {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("writer".into())
-                .spawn(move || shared.serve())?
+                .spawn(move || shared.serve_or_fail())?
         };
         Ok(Self {
             shared,
@@ -136,7 +136,7 @@ impl Shared {
                 queue.jobs.is_empty() && !queue.closed
             };
             if free {
-                let finished = self.commit(vec![job]);
+                let finished = self.commit(vec![job], false);
                 drop(running);
                 finish(finished);
                 // The thread must know that there is something to sync.
@@ -147,12 +147,29 @@ impl Shared {
         let mut queue = self.lock();
         if queue.closed {
             drop(queue);
-            (job.done)(Err(VaultError::ReadOnly));
+            (job.done)(Err(VaultError::Closed));
             return;
         }
         queue.jobs.push(job);
         drop(queue);
         self.wake.notify_one();
+    }
+
+    /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
+    fn serve_or_fail(&self) {
+        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        if served.is_ok() {
+            return;
+        }
+        tracing::error!("internal error in the writer: nothing more is written");
+        let waiting = {
+            let mut queue = self.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        for job in waiting {
+            (job.done)(Err(VaultError::Closed));
+        }
     }
 
     fn serve(&self) {
@@ -166,7 +183,11 @@ impl Shared {
                 queue.jobs.drain(..count).collect::<Vec<_>>()
             };
             let idle = jobs.is_empty();
-            let finished = self.commit(jobs);
+            let overdue = self
+                .lock()
+                .unsynced
+                .is_some_and(|since| since.elapsed() >= SYNC_AFTER);
+            let finished = self.commit(jobs, overdue);
             if sync && idle {
                 self.sync();
             }
@@ -222,9 +243,10 @@ impl Shared {
 
     /// Runs jobs in one transaction; after a failure of the store each alone, so that one that
     /// does not fit on the disk does not take the others with it.
-    fn commit(&self, mut jobs: Vec<Job>) -> Vec<(Done, Result<(), VaultError>)> {
+    fn commit(&self, mut jobs: Vec<Job>, overdue: bool) -> Vec<(Done, Result<(), VaultError>)> {
         let now = |job: &Job| job.durability == Durability::Now;
-        let durability = if jobs.iter().any(now) {
+        // What waited too long goes along: one fsync serves all.
+        let durability = if overdue || jobs.iter().any(now) {
             Durability::Now
         } else {
             Durability::Soon
@@ -256,7 +278,7 @@ impl Shared {
                 .collect(),
             Err(_) => jobs
                 .into_iter()
-                .flat_map(|job| self.commit(vec![job]))
+                .flat_map(|job| self.commit(vec![job], false))
                 .collect(),
         }
     }

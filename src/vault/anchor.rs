@@ -108,11 +108,13 @@ impl Anchors {
     ) -> Result<Option<String>, VaultError> {
         let here = path_text(path);
         for file in self.files()? {
-            if let Some(anchor) = self.read(&file)?
-                && anchor.path == here
-                && anchor.vault != vault.to_string()
-            {
-                return Ok(Some(anchor.vault));
+            match self.read(&file) {
+                Ok(Some(anchor)) if anchor.path == here && anchor.vault != vault.to_string() => {
+                    return Ok(Some(anchor.vault));
+                }
+                Ok(_) => {}
+                // That of some other vault: no reason to refuse this one.
+                Err(error) => tracing::warn!("{error}"),
             }
         }
         Ok(None)

@@ -8,8 +8,18 @@ use crate::store::NodeId;
 
 use super::node::Node;
 
-/// Most nodes kept: about 10 MB.
+/// Most nodes kept: about 10 MB, and never more than four times that.
 const CAPACITY: usize = 16 * 1024;
+/// Nodes with more bytes of extended attributes are not kept: they bound nothing by number.
+const MAX_XATTRS: usize = 2 * 1024;
+
+fn is_small(node: &Node) -> bool {
+    let xattrs = node.attributes.xattrs.iter();
+    xattrs
+        .map(|(name, value)| name.len() + value.len())
+        .sum::<usize>()
+        <= MAX_XATTRS
+}
 
 /// A bounded map of nodes as of the last commit.
 #[derive(Default)]
@@ -36,7 +46,7 @@ impl NodeCache {
     /// Takes a node that was read, unless something was committed since `epoch`.
     pub(super) fn offer(&self, epoch: u64, node: &Arc<Node>) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        if self.epoch() == epoch {
+        if self.epoch() == epoch && is_small(node) {
             make_room(&mut nodes);
             nodes.insert(node.id, Arc::clone(node));
         }
@@ -48,11 +58,11 @@ impl NodeCache {
         self.epoch.fetch_add(1, Ordering::AcqRel);
         for (id, node) in changed {
             match node {
-                Some(node) => {
+                Some(node) if is_small(&node) => {
                     make_room(&mut nodes);
                     nodes.insert(id, node);
                 }
-                None => {
+                Some(_) | None => {
                     nodes.remove(&id);
                 }
             }

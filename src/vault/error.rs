@@ -68,6 +68,12 @@ pub enum VaultError {
     /// The operation is not allowed on this object.
     #[error("not permitted")]
     NotPermitted,
+    /// The mount is ending, or what was asked for came too late for it.
+    #[error("the mount is ending; nothing more is written")]
+    Closed,
+    /// What nobody waited for could not be stored.
+    #[error("some of what was last written could not be stored; the log says more")]
+    Unpublished,
     /// There are no ids left.
     #[error("the vault has no node numbers left")]
     OutOfNodes,
@@ -144,6 +150,8 @@ impl VaultError {
             | VaultError::AttributesFull
             | VaultError::ReadOnly
             | VaultError::NotPermitted
+            | VaultError::Closed
+            | VaultError::Unpublished
             | VaultError::OutOfNodes => Failure::Failed,
         }
     }

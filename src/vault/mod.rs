@@ -64,8 +64,12 @@ pub struct Vault {
     /// Where the credentials that unlocked it came from.
     credentials: Option<String>,
     read_only: bool,
+    /// What is left of it is to be got out: what does not fit together is passed over.
+    salvage: bool,
     /// It was counted while it was opened.
     counted: bool,
+    /// This host remembers it.
+    anchored: bool,
     anchor: Mutex<Option<(Anchors, Anchor)>>,
     /// The newest event of the key-management history.
     last_event: Option<Event>,
@@ -115,6 +119,11 @@ impl Vault {
     /// Whether it was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Whether what does not fit together is passed over and not an error.
+    pub fn is_salvage(&self) -> bool {
+        self.salvage
     }
 
     /// Whether it was counted while it was opened, or has to be in the background.
@@ -252,13 +261,15 @@ impl Vault {
             let rows = records.entries(directory, after, limit)?;
             let mut sum = SetSum::default();
             let complete = rows.len() < limit;
-            let entries = rows
-                .into_iter()
-                .map(|row| {
-                    sum.add(&keys.element(&row.tag, &row.value));
-                    keys.open(&row.tag, &row.value)
-                })
-                .collect::<Result<_, _>>()?;
+            let mut entries = Vec::with_capacity(rows.len());
+            for row in rows {
+                sum.add(&keys.element(&row.tag, &row.value));
+                match keys.open(&row.tag, &row.value) {
+                    Ok(entry) => entries.push(entry),
+                    Err(error) if self.salvage => tracing::error!("passed over: {error}"),
+                    Err(error) => return Err(error),
+                }
+            }
             Ok(Listing {
                 entries,
                 complete,
@@ -379,7 +390,15 @@ impl Vault {
             }
             Err(Rollback::Untouched) if durability == Durability::Now => self.store.sync()?,
             Err(Rollback::Untouched) => {}
-            Err(Rollback::Failed(error)) => return Err(error),
+            Err(Rollback::Failed(error)) => {
+                // An error after the commit leaves open whether it was one: only the store knows.
+                self.cache.clear();
+                if let Ok(stored) = store::read(&self.store, |records| self.stored_state(records)) {
+                    self.show(&stored);
+                    *state = stored;
+                }
+                return Err(error);
+            }
         }
         Ok(outcomes)
     }

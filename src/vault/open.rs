@@ -355,7 +355,9 @@ impl Vault {
             path,
             credentials: kms.credentials(),
             read_only: options.read_only,
+            salvage: options.salvage,
             counted: false,
+            anchored: false,
             anchor: Mutex::new(None),
             last_event: None,
         };
@@ -367,6 +369,12 @@ impl Vault {
         if records <= RECOUNT_AT_ONCE && !options.salvage {
             vault.recount()?;
             vault.counted = true;
+        }
+        if rollback.is_some()
+            && let Some(anchors) = &watch.anchors
+        {
+            // Or the next mount would be refused again, the event notwithstanding.
+            anchors.must_be_writable()?;
         }
         if !vault.read_only {
             vault.settle(rollback.clone())?;
@@ -576,6 +584,12 @@ impl Watch {
             }
         }
         let mut anchor = Anchor::new(self.vault, &self.path, uris);
+        // Looking at a copy does not move the vault: what is bound to its place stays bound.
+        if vault.read_only
+            && let Some(old) = &self.anchor
+        {
+            anchor.path.clone_from(&old.path);
+        }
         let keyring = vault.keyring();
         anchor.keyring_sequence = keyring.body().sequence;
         anchor.keyring_digest = match lower {
@@ -595,10 +609,14 @@ impl Watch {
             false => anchors.store(&anchor, false),
         };
         if let Err(error) = stored {
+            if lower {
+                return Err(error);
+            }
             // A read-only root file system is common in containers; what is pinned by options or
             // by an anchor already there still holds.
             tracing::warn!("{error}; older states of the vault cannot be told");
         }
+        vault.anchored = true;
         *vault
             .anchor
             .get_mut()

@@ -109,11 +109,7 @@ impl Vault {
             versions: state.versions,
             events: body.history.length,
             last_event: self.last_event.clone(),
-            anchored: self
-                .anchor
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .is_some(),
+            anchored: self.anchored,
         }
     }
 }
