@@ -221,22 +221,22 @@ fn unmounted_and_clean(place: &Place) {
 
 #[test]
 fn secrets_of_one_byte_are_never_torn() {
-    readers_see_whole_secrets(1, [1700, 1600, 420, 1000], &[]);
+    readers_see_whole_secrets(1, [1750, 1650, 450, 1000], &[]);
 }
 
 #[test]
 fn secrets_of_one_kibibyte_are_never_torn() {
-    readers_see_whole_secrets(1 << 10, [1700, 1600, 420, 1000], &[]);
+    readers_see_whole_secrets(1 << 10, [1750, 1650, 450, 1000], &[]);
 }
 
 #[test]
 fn secrets_of_a_hundred_kibibytes_are_never_torn() {
-    readers_see_whole_secrets(100 << 10, [120, 120, 120, 120], &[]);
+    readers_see_whole_secrets(100 << 10, [64, 64, 64, 64], &[]);
 }
 
 #[test]
 fn secrets_of_one_mebibyte_are_never_torn() {
-    readers_see_whole_secrets(1 << 20, [16, 20, 20, 24], &[]);
+    readers_see_whole_secrets(1 << 20, [10, 10, 12, 12], &[]);
 }
 
 #[test]

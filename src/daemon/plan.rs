@@ -228,6 +228,15 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
     }
     if let Some(file) = &plan.settings.log_file {
         refuse_under(point, "the log file", &settled(file))?;
+        if is_under(&settled(file), &settled(&plan.vault)) {
+            return Err(Error::new(
+                Class::Failed,
+                format!(
+                    "the log file {} lies inside of the vault; choose another place",
+                    file.display()
+                ),
+            ));
+        }
     }
     for file in credentials_files() {
         refuse_under(point, "the credentials file", &settled(&file))?;

@@ -14,14 +14,24 @@ use super::serve::Event;
 
 /// The signals that the daemon answers to.
 pub(crate) fn handled() -> SigSet {
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
-        .into_iter()
-        .collect()
+    [
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGHUP,
+    ]
+    .into_iter()
+    .collect()
 }
 
-/// Blocks them in this thread and those it will start.
+/// Blocks them in this thread and those it will start, and those besides that mean nothing here and
+/// would end the process.
 pub(crate) fn block() -> Result<(), Error> {
-    handled()
+    let mut blocked = handled();
+    for meaningless in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
+        blocked.add(meaningless);
+    }
+    blocked
         .thread_block()
         .map_err(|e| Error::new(Class::System, format!("cannot block signals: {e}")))
 }

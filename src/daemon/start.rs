@@ -238,7 +238,10 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         max_memory: settings.max_memory,
         end_patience: Duration::from_secs(1),
         protection: serde_json::json!(protection),
-        mountpoint: plan.shown_target.clone(),
+        mountpoint: match plan.target.point() {
+            Some(point) => point.display().to_string(),
+            None => plan.shown_target.clone(),
+        },
     }
 }
 

@@ -14,6 +14,7 @@ use crate::crypto::memory;
 use crate::vault::{Kind, ROOT, Summary, Timestamp};
 
 use super::directories::DirectoryEntry;
+use super::errno::UNAUTHENTIC;
 use super::io::ReadDone;
 use super::open::Opened;
 use super::{Attr, Errno, FileHandle, FileSystem, Integrity};
@@ -96,7 +97,12 @@ impl FileSystem {
                 .unwrap_or_else(PoisonError::into_inner)
             {
                 Integrity::Counting => "counting".into(),
-                Integrity::Verified => "verified".into(),
+                Integrity::Verified => match UNAUTHENTIC.load(Ordering::Relaxed) {
+                    0 => "verified".into(),
+                    count => {
+                        format!("failed: {count} reads did not authenticate; the log names them")
+                    }
+                },
                 Integrity::Failed(why) => format!("failed: {why}"),
             },
             open_files: self.open_files(),

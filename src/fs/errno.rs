@@ -1,9 +1,14 @@
 //! What programs are told: one exhaustive table from failures to errno.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::crypto::MemoryError;
 use crate::keyring::KeyringError;
 use crate::store::StoreErrorKind;
-use crate::vault::VaultError;
+use crate::vault::{Failure, VaultError};
+
+/// How often something read was not what was stored: `status` must not call it verified then.
+pub(super) static UNAUTHENTIC: AtomicU64 = AtomicU64::new(0);
 
 /// An error number as in errno(3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +72,9 @@ impl From<&VaultError> for Errno {
 impl From<VaultError> for Errno {
     fn from(error: VaultError) -> Self {
         let errno = Errno::from(&error);
+        if error.failure() == Failure::Integrity {
+            UNAUTHENTIC.fetch_add(1, Ordering::Relaxed);
+        }
         // Failed authentication and failing media are never silent. The texts name records by
         // number.
         if errno.0 == libc::EIO {

@@ -17,6 +17,7 @@ mod names;
 mod open;
 mod process;
 mod publish;
+mod write;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use serde::{Deserialize, Serialize};
 
 use super::place::{Place, identity};
@@ -107,6 +107,9 @@ pub fn holder(directory: &Path) -> Result<Option<Holder>, StoreError> {
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
+    /// The directory, locked too: somebody may remove the file as a stale one, and what is made
+    /// anew in its place is not locked by us.
+    _directory: Flock<File>,
     announced: bool,
 }
 
@@ -126,6 +129,7 @@ impl Lock {
             };
             StoreError::new(error.kind, format!("{error}{next}"))
         };
+        let directory = path.parent().unwrap_or(path);
         // A few rounds: the file may be replaced between opening and locking it.
         for _ in 0..8 {
             let file = fs::OpenOptions::new()
@@ -151,10 +155,17 @@ impl Lock {
                 Err(Errno::EAGAIN | Errno::EACCES) => return Err(busy(path, &file)),
                 Err(error) => return Err(fail(error.into())),
             }
+            let opened = File::open(directory).map_err(fail)?;
+            let held = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => held,
+                Err((_, Errno::EAGAIN)) => return Err(busy(path, &file)),
+                Err((_, error)) => return Err(fail(error.into())),
+            };
             let ours = file.metadata().map_err(fail)?;
             if fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == identity(&ours)) {
                 return Ok(Self {
                     file,
+                    _directory: held,
                     announced: false,
                 });
             }

@@ -133,6 +133,11 @@ impl Writer {
                 };
             }
         }
+        // A vault that is no longer in its place takes nothing more, durable or not.
+        if let Err(error) = self.acknowledge(place, opened) {
+            self.give_back(connection);
+            return Attempt::of(error);
+        }
         let committed = self
             .commit(connection, durability)
             .and_then(|()| match durability {
@@ -280,7 +285,8 @@ impl Writer {
         }
     }
 
-    /// Before a durable commit is acknowledged: it went where the next mount will look.
+    /// Before a commit, and before a durable one is acknowledged: it goes where the next mount will
+    /// look.
     fn acknowledge(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         let found = self.check_place(place, opened);
         if let Err(error) = &found {

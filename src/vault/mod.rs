@@ -18,6 +18,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 mod tx;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};

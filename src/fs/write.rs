@@ -1,0 +1,250 @@
+//! Writing through handles: everything goes to a draft, and waits for a publication under way if the
+//! draft begins with what that publishes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::crypto::SecretBytes;
+use crate::vault::{Content, Publication};
+
+use super::draft::Draft;
+use super::handles::{Handle, NodeState};
+use super::io::{ReadDone, Transfer};
+use super::{Done, Errno, FileHandle, FileSystem};
+
+impl FileSystem {
+    /// Writes `data` at `offset`, or at the end for a handle that appends.
+    pub fn write(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        transfer: Transfer,
+        done: Done<u32>,
+    ) {
+        let handle = match self.writable(fh) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
+        if transfer.kill_set_id {
+            self.drop_set_id_bits(handle.node.id);
+        }
+        let count = data.len() as u32;
+        // The page cache writes back whole pages where they belong.
+        let append = handle.append.load(Ordering::Relaxed) && transfer.lock_owner.is_some();
+        match self.with_draft(fh, &handle, |draft| {
+            let at = if append { draft.len() } else { offset };
+            draft.write(at, data)
+        }) {
+            Some(outcome) => {
+                if outcome.is_ok() {
+                    note_writer(&handle, fh, transfer);
+                }
+                done(outcome.map(|()| count));
+            }
+            None => {
+                let fs = Arc::clone(self);
+                let Ok(data) = SecretBytes::copy_of(data) else {
+                    return done(Err(Errno(libc::ENOMEM)));
+                };
+                let again = move || fs.write(fh, offset, &data, transfer, done);
+                self.when_settled(handle.node.id, again);
+            }
+        }
+    }
+
+    /// Writes by a descriptor whose flags are `flags` now.
+    pub fn write_flagged(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        transfer: Transfer,
+        flags: i32,
+        done: Done<u32>,
+    ) {
+        // The page cache has no descriptor.
+        if transfer.lock_owner.is_none() {
+            return self.write(fh, offset, data, transfer, done);
+        }
+        if let Ok(handle) = self.table.get(fh) {
+            let append = flags & libc::O_APPEND != 0;
+            handle.append.store(append, Ordering::Relaxed);
+        }
+        // O_SYNC is O_DSYNC and one bit more.
+        if flags & libc::O_DSYNC == 0 {
+            return self.write(fh, offset, data, transfer, done);
+        }
+        let fs = Arc::clone(self);
+        let stored: Done<u32> = Box::new(move |written| match written {
+            Ok(count) => fs.fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
+            Err(error) => done(Err(error)),
+        });
+        self.write(fh, offset, data, transfer, stored);
+    }
+
+    fn writable(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
+        self.table
+            .get(fh)
+            .and_then(|handle| match handle.access.write {
+                true => Ok(handle),
+                false => Err(Errno(libc::EBADF)),
+            })
+    }
+
+    /// Edits the draft of a handle, which begins now if it has not; `None` when that has to wait
+    /// for a publication under way.
+    pub(super) fn with_draft(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        edit: impl Fn(&mut Draft) -> Result<(), Errno>,
+    ) -> Option<Result<(), Errno>> {
+        match self.try_with_draft(fh, handle, &edit) {
+            Some(Err(Errno(libc::ENOSPC))) => {
+                self.evict_snapshots();
+                self.try_with_draft(fh, handle, &edit)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_with_draft(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        edit: &impl Fn(&mut Draft) -> Result<(), Errno>,
+    ) -> Option<Result<(), Errno>> {
+        let mut state = handle.node.lock();
+        if state.draft_of(fh).is_none() {
+            if state.publishing > 0 {
+                return None;
+            }
+            if let Err(error) = self.begin_shared(handle.node.id, &mut state) {
+                return Some(Err(error));
+            }
+        }
+        let Some(draft) = state.draft_of(fh) else {
+            return Some(Err(Errno(libc::EBADF)));
+        };
+        let before = draft.edits();
+        let mut outcome = edit(draft);
+        let edits = draft.edits();
+        if outcome.is_ok() && edits > before {
+            match state.handles.get_mut(&fh) {
+                Some(own) => own.wrote = edits,
+                None => outcome = Err(Errno(libc::EBADF)),
+            }
+        }
+        Some(outcome)
+    }
+
+    /// Begins the in-place draft of a node, as a copy of what is published.
+    pub(super) fn begin_shared(&self, id: u64, state: &mut NodeState) -> Result<(), Errno> {
+        if state.shared.is_some() {
+            return Ok(());
+        }
+        let content = match self.vault.content(id, u64::MAX)?.1 {
+            Content::Whole { bytes, .. } => bytes,
+            Content::Unpublished => SecretBytes::zeroed(0)?,
+            Content::Pieces(_) => return Err(Errno(libc::EIO)),
+        };
+        state.shared = Some(self.new_draft(content, Publication::InPlace)?);
+        // What was written to the draft before this one was published with it.
+        for handle in state.handles.values_mut().filter(|h| h.own.is_none()) {
+            handle.wrote = 0;
+        }
+        Ok(())
+    }
+
+    /// fallocate(2): extends, or zeroes a range.
+    pub fn allocate(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        done: Done<()>,
+    ) {
+        let handle = match self.writable(fh) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let zero = mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0;
+        let known =
+            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        if mode & !known != 0 {
+            return done(Err(Errno(libc::EOPNOTSUPP)));
+        }
+        let Some(end) = offset.checked_add(length) else {
+            return done(Err(Errno(libc::EFBIG)));
+        };
+        match self.with_draft(fh, &handle, |draft| {
+            // First what may fail.
+            if !keep_size && end > draft.len() {
+                draft.truncate(end)?;
+            }
+            if zero {
+                draft.zero(offset, length)?;
+            }
+            Ok(())
+        }) {
+            Some(outcome) => done(outcome),
+            None => {
+                let fs = Arc::clone(self);
+                let again = move || fs.allocate(fh, offset, length, mode, done);
+                self.when_settled(handle.node.id, again);
+            }
+        }
+    }
+
+    /// copy_file_range(2) between two handles.
+    pub fn copy_range(
+        self: &Arc<Self>,
+        from: (FileHandle, u64),
+        to: (FileHandle, u64),
+        length: u64,
+        done: Done<u32>,
+    ) {
+        // A bounded piece: the caller comes back for the rest.
+        let size = length.min(1 << 20) as u32;
+        let fs = Arc::clone(self);
+        let transfer = Transfer {
+            lock_owner: Some(0),
+            kill_set_id: false,
+        };
+        let write: ReadDone = Box::new(move |read| match read {
+            Ok(bytes) => fs.write(to.0, to.1, bytes, transfer, done),
+            Err(error) => done(Err(error)),
+        });
+        self.read(from.0, from.1, size, transfer, write);
+    }
+
+    /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.
+    pub fn seek(&self, fh: FileHandle, offset: u64, whence: i32) -> Result<u64, Errno> {
+        let handle = self.table.get(fh)?;
+        let size = match self.size_through(fh) {
+            Some(size) => size,
+            None => self.attr_of(&*self.node(handle.node.id)?).size,
+        };
+        match whence {
+            _ if offset >= size => Err(Errno(libc::ENXIO)),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(size),
+            _ => Err(Errno(libc::EINVAL)),
+        }
+    }
+}
+
+fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer) {
+    let mut state = handle.node.lock();
+    match transfer.lock_owner {
+        None => state.paged = true,
+        Some(owner) => {
+            if let Some(own) = state.handles.get_mut(&fh) {
+                own.owners.insert(owner);
+            }
+        }
+    }
+}
