@@ -5,7 +5,6 @@ mod disk;
 mod hostility;
 mod processes;
 mod records;
-mod timing;
 
 use std::collections::BTreeMap;
 use std::fs;
