@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::{
-    Durability, Holder, KeyedRecord, Mode, NameTag, OpenOptions, Read, SqliteStore, Store as _,
-    StoreError, StoreErrorKind, Write, read, write,
+    Durability, Holder, KeyedRecord, Mode, NameTag, OpenOptions, Read, SqliteStore, StoreError,
+    StoreErrorKind, Write, read, write,
 };
 
 /// A vault in a directory of its own.
