@@ -7,6 +7,7 @@ use crate::vault::{AttributeChange, Body, Kind, Node, Timestamp};
 
 use super::control;
 use super::open::without_set_id;
+use super::write::Base;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, told};
 
 /// Names of extended attributes that programs may set.
@@ -119,7 +120,9 @@ impl FileSystem {
             Ok(_) => return done(Err(Errno(libc::EINVAL))),
             Err(error) => return done(Err(error)),
         };
-        match self.with_draft(fh, &handle, |draft| draft.truncate(size)) {
+        match self.with_draft(fh, &handle, Base::for_size(size), |draft| {
+            draft.truncate(size)
+        }) {
             Some(outcome) => done(outcome),
             None => {
                 let fs = Arc::clone(self);
@@ -146,7 +149,9 @@ impl FileSystem {
             };
             let is_file = fs.node(ino).and_then(|node| Ok(node.file().map(drop)?));
             let edited = match is_file {
-                Ok(()) => fs.with_draft(fh, &handle, |draft| draft.truncate(size)),
+                Ok(()) => fs.with_draft(fh, &handle, Base::for_size(size), |draft| {
+                    draft.truncate(size)
+                }),
                 Err(error) => Some(Err(error)),
             };
             let Some(edited) = edited else {

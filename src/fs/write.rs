@@ -12,6 +12,22 @@ use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
 use super::{Done, Errno, FileHandle, FileSystem};
 
+/// What an in-place draft begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// What is published.
+    Copy,
+    /// Nothing: it is being truncated, which needs neither the old content nor room for it.
+    Nothing,
+}
+
+impl Base {
+    /// For a draft that is to be cut or extended to `size`.
+    pub(super) fn for_size(size: u64) -> Self {
+        if size == 0 { Base::Nothing } else { Base::Copy }
+    }
+}
+
 impl FileSystem {
     /// Writes `data` at `offset`, or at the end for a handle that appends.
     pub fn write(
@@ -32,7 +48,7 @@ impl FileSystem {
         let count = data.len() as u32;
         // The page cache writes back whole pages where they belong.
         let append = handle.append.load(Ordering::Relaxed) && transfer.lock_owner.is_some();
-        match self.with_draft(fh, &handle, |draft| {
+        match self.with_draft(fh, &handle, Base::Copy, |draft| {
             let at = if append { draft.len() } else { offset };
             draft.write(at, data)
         }) {
@@ -98,12 +114,13 @@ impl FileSystem {
         &self,
         fh: FileHandle,
         handle: &Handle,
+        base: Base,
         edit: impl Fn(&mut Draft) -> Result<(), Errno>,
     ) -> Option<Result<(), Errno>> {
-        match self.try_with_draft(fh, handle, &edit) {
+        match self.try_with_draft(fh, handle, base, &edit) {
             Some(Err(Errno(libc::ENOSPC))) => {
                 self.evict_snapshots();
-                self.try_with_draft(fh, handle, &edit)
+                self.try_with_draft(fh, handle, base, &edit)
             }
             outcome => outcome,
         }
@@ -113,6 +130,7 @@ impl FileSystem {
         &self,
         fh: FileHandle,
         handle: &Handle,
+        base: Base,
         edit: &impl Fn(&mut Draft) -> Result<(), Errno>,
     ) -> Option<Result<(), Errno>> {
         let mut state = handle.node.lock();
@@ -120,7 +138,7 @@ impl FileSystem {
             if state.publishing > 0 {
                 return None;
             }
-            if let Err(error) = self.begin_shared(handle.node.id, &mut state) {
+            if let Err(error) = self.begin_shared(handle.node.id, base, &mut state) {
                 return Some(Err(error));
             }
         }
@@ -139,15 +157,18 @@ impl FileSystem {
         Some(outcome)
     }
 
-    /// Begins the in-place draft of a node, as a copy of what is published.
-    pub(super) fn begin_shared(&self, id: u64, state: &mut NodeState) -> Result<(), Errno> {
+    /// Begins the in-place draft of a node.
+    fn begin_shared(&self, id: u64, base: Base, state: &mut NodeState) -> Result<(), Errno> {
         if state.shared.is_some() {
             return Ok(());
         }
-        let content = match self.vault.content(id, u64::MAX)?.1 {
-            Content::Whole { bytes, .. } => bytes,
-            Content::Unpublished => SecretBytes::zeroed(0)?,
-            Content::Pieces(_) => return Err(Errno(libc::EIO)),
+        let content = match base {
+            Base::Nothing => SecretBytes::zeroed(0)?,
+            Base::Copy => match self.vault.content(id, u64::MAX)?.1 {
+                Content::Whole { bytes, .. } => bytes,
+                Content::Unpublished => SecretBytes::zeroed(0)?,
+                Content::Pieces(_) => return Err(Errno(libc::EIO)),
+            },
         };
         state.shared = Some(self.new_draft(content, Publication::InPlace)?);
         // What was written to the draft before this one was published with it.
@@ -180,7 +201,7 @@ impl FileSystem {
         let Some(end) = offset.checked_add(length) else {
             return done(Err(Errno(libc::EFBIG)));
         };
-        match self.with_draft(fh, &handle, |draft| {
+        match self.with_draft(fh, &handle, Base::Copy, |draft| {
             // First what may fail.
             if !keep_size && end > draft.len() {
                 draft.truncate(end)?;

@@ -701,6 +701,12 @@ impl Reference {
         if !writes {
             return Err(EINVAL);
         }
+        let handle = &self.handles[&fh];
+        let node = self.nodes.get_mut(&handle.ino).unwrap();
+        if size == 0 && handle.own.is_none() && node.shared.is_none() {
+            // Needs neither the old content nor room for it.
+            node.shared = Some(Draft::clean(Vec::new(), now));
+        }
         self.may_resize(fh, size, now)?;
         let draft = self.draft(fh, now)?;
         draft.bytes.resize(size as usize, 0);
