@@ -384,7 +384,7 @@ fn an_emptied_file_has_no_size_a_thousand_times() {
 fn what_is_closed_just_before_an_unmount_is_not_lost() {
     const FIRST: i32 = 700;
     let place = Place::with_vault();
-    for round in 0..15 {
+    for round in 0..200 {
         place.mount(&[]).succeeded();
         let path = |n: i32| place.point().join(format!("f{n}"));
         for n in 0..6 {

@@ -60,6 +60,9 @@ pub(crate) fn start(
         .spawn(move || {
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
             let ended = match ended {
+                // The connection ended while a request was being handed over. In any other moment
+                // it is ENODEV, which the session itself takes for an end.
+                Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
                 Ok(result) => result.map_err(|e| e.to_string()),
                 Err(_) => Err("internal error".to_owned()),
             };
