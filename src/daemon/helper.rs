@@ -60,7 +60,7 @@ impl Helper {
     }
 
     /// Mounts and returns the descriptor of /dev/fuse.
-    pub(crate) fn mount(&self, point: &Path, _options: &MountOptions) -> Result<OwnedFd, Error> {
+    pub(crate) fn mount(&self, point: &Path) -> Result<OwnedFd, Error> {
         debug_assert_eq!(point, self.point);
         self.ask(b"M")?
             .ok_or_else(|| Error::new(Class::Internal, "the mount helper passed no descriptor"))

@@ -64,7 +64,7 @@ impl Mount {
     ) -> Result<(Self, OwnedFd), Error> {
         let device = match &mounter {
             Mounter::System => mount_by_system(point, options)?,
-            Mounter::Helper(helper) => helper.mount(point, options)?,
+            Mounter::Helper(helper) => helper.mount(point)?,
         };
         let id = sys::mount_id(point).map_err(|e| {
             // Without its id it could never be taken away safely: now it is certainly ours.

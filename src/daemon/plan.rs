@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Settings};
+use crate::vault;
 
 use super::error::{Class, Error};
 use super::mount::passed_descriptor;
@@ -206,7 +207,7 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
         ("the local KMS", kms),
     ];
     for (what, directory) in directories.into_iter().filter_map(|(w, d)| Some((w, d?))) {
-        let directory = settled(&directory);
+        let directory = vault::real_path(&directory);
         if is_under(point, &directory) {
             return Err(Error::new(
                 Class::Failed,
@@ -221,14 +222,18 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
     }
     let anchors = plan.settings.anchor_dir.clone().or_else(config::anchor_dir);
     if let Some(anchors) = anchors {
-        refuse_under(point, "the anchors of this host", &settled(&anchors))?;
+        refuse_under(
+            point,
+            "the anchors of this host",
+            &vault::real_path(&anchors),
+        )?;
     }
     for file in &plan.settings.config_files {
-        refuse_under(point, "the configuration file", &settled(file))?;
+        refuse_under(point, "the configuration file", &vault::real_path(file))?;
     }
     if let Some(file) = &plan.settings.log_file {
-        refuse_under(point, "the log file", &settled(file))?;
-        if is_under(&settled(file), &settled(&plan.vault)) {
+        refuse_under(point, "the log file", &vault::real_path(file))?;
+        if is_under(&vault::real_path(file), &vault::real_path(&plan.vault)) {
             return Err(Error::new(
                 Class::Failed,
                 format!(
@@ -239,7 +244,7 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
         }
     }
     for file in credentials_files() {
-        refuse_under(point, "the credentials file", &settled(&file))?;
+        refuse_under(point, "the credentials file", &vault::real_path(&file))?;
     }
     Ok(())
 }
@@ -274,20 +279,6 @@ fn credentials_files() -> Vec<PathBuf> {
         .map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".aws"));
     named.chain(home).collect()
-}
-
-/// The path with the links resolved in as much of it as exists.
-fn settled(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    for ancestor in absolute.ancestors() {
-        if let Ok(real) = ancestor.canonicalize() {
-            return match absolute.strip_prefix(ancestor) {
-                Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
-                _ => real,
-            };
-        }
-    }
-    absolute
 }
 
 #[cfg(test)]

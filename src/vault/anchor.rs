@@ -9,7 +9,9 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,8 @@ use super::VaultError;
 
 /// Largest anchor that is read, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
+/// How long to wait for another process that stores an anchor, which takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,6 +216,8 @@ impl Anchors {
         self.lock().map(drop)
     }
 
+    /// Waits for whoever is at work here, but not for ever: one that is stopped must not stop the
+    /// writes to every other vault of the host.
     fn lock(&self) -> Result<Flock<File>, VaultError> {
         let directory = &self.directory;
         fs::DirBuilder::new()
@@ -220,15 +226,30 @@ impl Anchors {
             .create(directory)
             .map_err(|e| failed("create", directory, &e))?;
         let file = directory.join(".lock");
-        let opened = OpenOptions::new()
+        let mut opened = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
             .open(&file)
             .map_err(|e| failed("lock", &file, &e))?;
-        Flock::lock(opened, FlockArg::LockExclusive)
-            .map_err(|(_, e)| failed("lock", &file, &e.into()))
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            opened = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(lock),
+                Err((opened, Errno::EWOULDBLOCK)) if Instant::now() < deadline => opened,
+                Err((_, Errno::EWOULDBLOCK)) => {
+                    return Err(VaultError::Anchor(format!(
+                        "another process has held {} for {} seconds; see who with `fuser` and end \
+                         it or let it go on",
+                        file.display(),
+                        LOCK_PATIENCE.as_secs()
+                    )));
+                }
+                Err((_, e)) => return Err(failed("lock", &file, &e.into())),
+            };
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn replace(&self, file: &Path, anchor: &Anchor) -> Result<(), VaultError> {
@@ -333,6 +354,14 @@ mod tests {
             .other_vault_at(Path::new("/v"), VaultId([8; 16]))
             .unwrap();
         assert_eq!(seen, None);
+    }
+
+    #[test]
+    fn a_process_that_holds_the_anchors_for_ever_is_told_of_and_not_waited_for() {
+        let (_dir, anchors, anchor) = anchors();
+        let _held = anchors.lock().unwrap();
+        let error = anchors.store(&anchor, false).unwrap_err().to_string();
+        assert!(error.contains(".lock"), "{error}");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub use content::{CHUNK, Version};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
 pub use node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
+pub(crate) use open::real_path;
 pub use open::{Created, InitOptions, OpenOptions, init};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,

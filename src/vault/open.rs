@@ -119,9 +119,8 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     });
 
     let mut failure = None;
-    let mut commit = 0;
     let made = SqliteStore::create(&path, &mut |records| {
-        let mut found = || -> Result<u64, VaultError> {
+        let mut found = || -> Result<(), VaultError> {
             records.put_header(keyring.header_bytes())?;
             let (system, root) = first_nodes(&keyring, options, now)?;
             let keys = SystemKeys::of(&system);
@@ -129,18 +128,22 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             let mut tx = Tx::new(&keyring, &keys, &cache, records, State::empty(ROOT));
             tx.put_keyring(std::slice::from_ref(&event))?;
             tx.found(system, root)?;
-            Ok(tx.finish()?.0.commit)
+            let commit = tx.finish()?.0.commit;
+            // Before there is a vault: one that was not remembered would not be a whole one.
+            let Some(anchors) = &anchors else {
+                return Ok(());
+            };
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let mut anchor = Anchor::new(vault, &path, uris.clone());
+            anchor.keyring_sequence = keyring.body().sequence;
+            anchor.keyring_digest = hex(&crate::crypto::schedule::digest(&[&keyring.encode()]));
+            anchor.commit_sequence = commit;
+            anchors.take_over(&anchor)
         };
-        match found() {
-            Ok(sequence) => {
-                commit = sequence;
-                Ok(())
-            }
-            Err(error) => {
-                failure = Some(error);
-                Err(store::Abort)
-            }
-        }
+        found().map_err(|error| {
+            failure = Some(error);
+            store::Abort
+        })
     });
     if let Some(error) = failure {
         return Err(error);
@@ -156,14 +159,6 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
         return Err(VaultError::Setting("the vault was not made".into()));
     }
 
-    let path = path.canonicalize().unwrap_or(path);
-    let mut anchor = Anchor::new(vault, &path, uris);
-    anchor.keyring_sequence = keyring.body().sequence;
-    anchor.keyring_digest = hex(&crate::crypto::schedule::digest(&[&keyring.encode()]));
-    anchor.commit_sequence = commit;
-    if let Some(anchors) = &anchors {
-        anchors.take_over(&anchor)?;
-    }
     Ok(Created {
         vault_id: vault.to_string(),
         kms_keys: options.kms_keys.clone(),
@@ -233,16 +228,7 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
 
 /// Refuses keys and vault inside of one another: who copies the vault would copy its key.
 fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
-    let real = |path: &Path| {
-        path.ancestors()
-            .find_map(|a| {
-                a.canonicalize()
-                    .ok()
-                    .map(|r| r.join(path.strip_prefix(a).unwrap_or(path)))
-            })
-            .unwrap_or_else(|| path.to_owned())
-    };
-    let (keys, vault) = (real(keys), real(vault));
+    let (keys, vault) = (real_path(keys), real_path(vault));
     if keys.starts_with(&vault) || vault.starts_with(&keys) {
         return Err(VaultError::Setting(format!(
             "the local KMS keeps its keys in {} and the vault is {}: whoever copies one must not \
@@ -252,6 +238,20 @@ fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
         )));
     }
     Ok(())
+}
+
+/// The path with the links resolved in as much of it as exists.
+pub(crate) fn real_path(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for ancestor in absolute.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return match absolute.strip_prefix(ancestor) {
+                Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+                _ => real,
+            };
+        }
+    }
+    absolute
 }
 
 /// What opening begins with, from one snapshot, all of it unverified.
