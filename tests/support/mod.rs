@@ -5,6 +5,7 @@ pub mod evil;
 pub mod kms_call;
 pub mod kms_proxy;
 pub mod layer;
+pub mod load;
 pub mod moto;
 pub mod process;
 pub mod reference;

@@ -44,6 +44,11 @@ impl Place {
         self.dir.path()
     }
 
+    /// Leaves everything but mounts and processes where it is, to be looked at.
+    pub fn keep(&mut self) {
+        self.dir.disable_cleanup(true);
+    }
+
     pub fn vault(&self) -> PathBuf {
         self.dir.path().join("v")
     }
