@@ -1,145 +1,32 @@
 //! The daemon is killed under load and nothing acknowledged is lost; the store is tampered with and
 //! nothing wrong is ever read.
+//!
+//! `SECRETFS_STRESS_ROUNDS=10` for ten times as many kills.
 
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use support::load::{Dice, Tally, Writer};
 use support::process::{Place, kill, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
-const KILLS: u32 = 20;
-const WRITERS: u64 = 4;
+/// Vaults at once, kills of each one's daemon, and writers in each.
+const VAULTS: u64 = 4;
+const KILLS: u64 = 50;
+const WRITERS: u32 = 3;
 
-/// What a writer's directory holds.
+/// What a vault holds: names and contents.
 type World = BTreeMap<String, Vec<u8>>;
 
-/// A writer in a directory of its own: makes, replaces, appends, renames and removes.
-struct Writer {
-    directory: PathBuf,
-    world: World,
-    /// A sequence that looks random and is the same in every run.
-    dice: u64,
-}
-
-impl Writer {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.dice = self
-            .dice
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        (self.dice >> 33) % sides
-    }
-
-    fn secret(&mut self) -> Vec<u8> {
-        let size = [1, 300, 5_000, 70_000, 200_000][self.roll(5) as usize];
-        let word = format!("{:08x}", self.roll(1 << 31));
-        word.into_bytes().into_iter().cycle().take(size).collect()
-    }
-
-    /// Goes on until the mount is gone. What the directory may hold then: what was acknowledged
-    /// before the last deed, and what that deed leads to.
-    fn run(&mut self, done: &AtomicU64) -> Vec<World> {
-        loop {
-            let name = format!("secret-{}", self.roll(6));
-            let path = self.directory.join(&name);
-            let mut next = self.world.clone();
-            let mut between = None;
-            let result = match self.roll(10) {
-                0..=4 => {
-                    let secret = self.secret();
-                    if !self.world.contains_key(&name) {
-                        // Made, and nothing published yet.
-                        next.insert(name.clone(), Vec::new());
-                        between = Some(next.clone());
-                    }
-                    next.insert(name, secret.clone());
-                    let sync = self.roll(3) == 0;
-                    replace(&path, &secret, sync)
-                }
-                5 | 6 => match next.get_mut(&name) {
-                    Some(content) if content.len() < 400_000 => {
-                        let secret = self.secret();
-                        content.extend_from_slice(&secret);
-                        append(&path, &secret)
-                    }
-                    _ => continue,
-                },
-                7 | 8 => {
-                    let other = format!("secret-{}", self.roll(6));
-                    match next.remove(&name) {
-                        Some(content) if other != name => {
-                            next.insert(other.clone(), content);
-                            std::fs::rename(&path, self.directory.join(other))
-                        }
-                        _ => continue,
-                    }
-                }
-                _ => match next.remove(&name) {
-                    Some(_) => std::fs::remove_file(&path),
-                    None => continue,
-                },
-            };
-            if result.is_err() {
-                return [Some(self.world.clone()), between, Some(next)]
-                    .into_iter()
-                    .flatten()
-                    .collect();
-            }
-            self.world = next;
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-fn replace(path: &Path, secret: &[u8], sync: bool) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(secret)?;
-    if sync {
-        file.sync_all()?;
-    }
-    closed(file)
-}
-
-fn append(path: &Path, secret: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().append(true).open(path)?;
-    file.write_all(secret)?;
-    closed(file)
-}
-
-/// `close` that tells.
-fn closed(file: File) -> std::io::Result<()> {
-    // SAFETY: the descriptor was owned by `file`, and by nobody from here on.
-    match unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(file)) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
-fn world(directory: &Path) -> World {
-    let entries = std::fs::read_dir(directory).expect("a directory");
-    entries
-        .map(|entry| {
-            let entry = entry.expect("an entry");
-            let name = entry.file_name().into_string().expect("UTF-8");
-            (name, std::fs::read(entry.path()).expect("readable"))
-        })
-        .collect()
-}
-
-fn sizes(world: &World) -> Vec<(&str, usize, String)> {
-    let start = |content: &[u8]| String::from_utf8_lossy(&content[..content.len().min(8)]).into();
-    world
-        .iter()
-        .map(|(name, c)| (name.as_str(), c.len(), start(c)))
-        .collect()
+fn rounds() -> u64 {
+    let set = std::env::var("SECRETFS_STRESS_ROUNDS").ok();
+    set.and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
 }
 
 #[track_caller]
@@ -149,70 +36,63 @@ fn check(place: &Place) {
         .succeeded();
 }
 
-#[test]
-fn a_killed_daemon_loses_nothing_that_was_acknowledged() {
+/// Kills the daemon of one vault again and again, at whatever point of the load.
+fn kill_and_compare(seed: u64, kills: u64) {
     let place = Place::with_vault();
-    place.mount(&[]).succeeded();
-    let mut writers: Vec<Writer> = (0..WRITERS)
-        .map(|n| {
-            let directory = place.point().join(format!("writer-{n}"));
-            std::fs::create_dir(&directory).expect("made");
-            Writer {
-                directory,
-                world: World::new(),
-                dice: n + 1,
-            }
-        })
-        .collect();
-    for round in 0..KILLS {
-        let done = Arc::new(AtomicU64::new(0));
-        let threads: Vec<_> = writers
-            .into_iter()
-            .map(|mut writer| {
-                let done = Arc::clone(&done);
-                std::thread::spawn(move || {
-                    let possible = writer.run(&done);
-                    (writer, possible)
-                })
-            })
-            .collect();
-        // Not always at the same point of whatever goes on.
-        wait_for("the writers", SOON, || {
-            done.load(Ordering::Relaxed) >= 40 + 7 * u64::from(round % 5)
-        });
-        for pid in place.daemons() {
-            kill(pid, libc::SIGKILL);
+    let mut dice = Dice(seed);
+    let mut writers: Vec<Writer> = Vec::new();
+    for round in 1..=kills {
+        let mut server = place.serve(&[]);
+        if writers.is_empty() {
+            let made = (0..WRITERS).map(|number| Writer::new(&place.point(), number, seed));
+            writers = made.collect();
         }
-        let ended: Vec<_> = threads
-            .into_iter()
-            .map(|thread| thread.join().expect("a writer"))
-            .collect();
-        wait_for("the daemon's end", SOON, || place.daemons().is_empty());
-        place
-            .run(["umount".as_ref(), place.point().as_os_str()])
-            .succeeded();
-        check(&place);
-        place.mount(&[]).succeeded();
-        writers = ended
-            .into_iter()
-            .map(|(mut writer, possible)| {
-                let found = world(&writer.directory);
-                assert!(
-                    possible.contains(&found),
-                    "round {round}, {:?}: found {:?}, possible were {:?}",
-                    writer.directory,
-                    sizes(&found),
-                    possible.iter().map(sizes).collect::<Vec<_>>(),
-                );
-                writer.world = found;
-                writer
-            })
-            .collect();
+        for writer in &mut writers {
+            writer.expect_what_was_acknowledged();
+        }
+        let tally = Tally::default();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = writers
+                .iter_mut()
+                .map(|writer| scope.spawn(|| writer.run(&tally)))
+                .collect();
+            let enough = dice.roll(40);
+            wait_for("the writers", SOON, || {
+                tally.deeds() >= enough || threads.iter().any(|thread| thread.is_finished())
+            });
+            // Sleeping is not deciding: whatever is going on by then is cut off.
+            std::thread::sleep(Duration::from_micros(dice.roll(5_000)));
+            tally.ending.store(true, Ordering::SeqCst);
+            server.signal(libc::SIGKILL);
+            wait_for("the daemon's end", SOON, || !server.is_running());
+        });
+        umount(&place);
+        if round % 10 == 0 || round == kills {
+            check(&place);
+        }
     }
+    place.mount(&[]).succeeded();
+    for writer in &mut writers {
+        writer.expect_what_was_acknowledged();
+    }
+    umount(&place);
+    check(&place);
+}
+
+#[track_caller]
+fn umount(place: &Place) {
     place
         .run(["umount".as_ref(), place.point().as_os_str()])
         .succeeded();
-    check(&place);
+}
+
+#[test]
+fn a_killed_daemon_loses_nothing_that_was_acknowledged() {
+    std::thread::scope(|scope| {
+        for vault in 0..VAULTS {
+            scope.spawn(move || kill_and_compare(vault + 1, KILLS * rounds()));
+        }
+    });
 }
 
 /// A vault with records of every kind, unmounted, and what is in it.

@@ -346,6 +346,8 @@ impl Writer {
     /// A new file appears under its name whole: the first content of a new file may be read while
     /// it is written.
     fn make(&mut self, name: &'static str, sizes: &[usize]) -> io::Result<Option<Deed>> {
+        // One that a kill left would be replaced, not made.
+        self.unlink(DRAFT)?;
         let id = self.id();
         let mut next = self.world.clone();
         next.add(DRAFT, id, Vec::new());
