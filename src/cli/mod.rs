@@ -11,6 +11,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::daemon::{self, Class, Error};
 
+mod audit;
+mod change;
 mod check;
 mod completions;
 mod flags;
@@ -19,6 +21,8 @@ mod man;
 mod mount;
 mod mount_helper;
 mod output;
+mod rewrap;
+mod rotate;
 mod status;
 mod umount;
 
@@ -47,6 +51,9 @@ enum Command {
     Umount(umount::Umount),
     Status(status::Status),
     Check(check::Check),
+    Rotate(rotate::Rotate),
+    Rewrap(rewrap::Rewrap),
+    Audit(audit::Audit),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -89,6 +96,9 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
         Command::Umount(command) => command.run(),
         Command::Status(command) => command.run(config),
         Command::Check(command) => command.run(config),
+        Command::Rotate(command) => command.run(config),
+        Command::Rewrap(command) => command.run(config),
+        Command::Audit(command) => command.run(config),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),
     }

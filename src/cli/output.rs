@@ -44,6 +44,23 @@ pub(super) fn show(result: &impl Serialize, json: bool) -> Result<(), Error> {
     print(&text)
 }
 
+/// Shows one of many results on a line of its own.
+pub(super) fn show_line(result: &impl Serialize, json: bool) -> Result<(), Error> {
+    let value = serde_json::to_value(result)
+        .map_err(|e| Error::new(Class::Internal, format!("cannot show the result: {e}")))?;
+    let Value::Object(members) = &value else {
+        return print(&format!("{value}\n"));
+    };
+    if json {
+        return print(&format!("{value}\n"));
+    }
+    let shown = members.iter().map(|(name, member)| {
+        let shown = moment(name, member).or_else(|| scalar(member));
+        format!("{name}={}", shown.unwrap_or_else(|| member.to_string()))
+    });
+    print(&format!("{}\n", shown.collect::<Vec<_>>().join("  ")))
+}
+
 fn write_lines(text: &mut String, value: &Value, depth: usize) {
     let indent = "  ".repeat(depth);
     match value {
@@ -81,7 +98,8 @@ fn write_lines(text: &mut String, value: &Value, depth: usize) {
 
 /// A time, which programs get in seconds since 1970, as people read it: in UTC.
 fn moment(name: &str, value: &Value) -> Option<String> {
-    let seconds = matches!(name, "at" | "created" | "since").then(|| value.as_i64())??;
+    let seconds = matches!(name, "at" | "created" | "since" | "started" | "retired")
+        .then(|| value.as_i64())??;
     let days = seconds.div_euclid(86_400);
     // What is stored may hold any number; only plausible ones are turned into dates.
     if !(0..100_000).contains(&days) {

@@ -17,14 +17,22 @@ use super::directories::DirectoryEntry;
 use super::errno::UNAUTHENTIC;
 use super::io::ReadDone;
 use super::open::Opened;
-use super::{Attr, Errno, FileHandle, FileSystem, Integrity};
+use super::{Attr, Done, Errno, FileHandle, FileSystem, Integrity};
 
 /// The directory's name.
 pub(super) const CONTROL_NAME: &[u8] = b".secretfs";
 /// The directory's inode number; nodes have none as high.
 pub const CONTROL_DIRECTORY: u64 = 1 << 63;
-/// The status file's.
+/// Its files'.
 const STATUS: u64 = CONTROL_DIRECTORY + 1;
+const CONTROL: u64 = CONTROL_DIRECTORY + 2;
+const AUDIT: u64 = CONTROL_DIRECTORY + 3;
+/// The files: inode number, name, permissions.
+const FILES: [(u64, &[u8], u32); 3] = [
+    (CONTROL, b"control", 0o600),
+    (STATUS, b"status", 0o444),
+    (AUDIT, b"audit", 0o400),
+];
 /// Handles of control files are numbered from here.
 const FIRST_HANDLE: FileHandle = 1 << 63;
 /// What is rendered is padded to a multiple of this, so that its length seldom changes.
@@ -43,11 +51,23 @@ pub(super) fn is_control_handle(fh: FileHandle) -> bool {
 /// Open control files.
 #[derive(Default)]
 pub(super) struct Control {
-    open: Mutex<HashMap<FileHandle, Arc<Vec<u8>>>>,
+    open: Mutex<HashMap<FileHandle, OpenControl>>,
     next: AtomicU64,
 }
 
+/// An open one: what it holds, and whether it takes commands.
+#[derive(Clone)]
+struct OpenControl {
+    text: Arc<Vec<u8>>,
+    commands: bool,
+}
+
 impl Control {
+    fn get(&self, fh: FileHandle) -> Option<OpenControl> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.get(&fh).cloned()
+    }
+
     /// Number of open control files.
     pub(super) fn len(&self) -> usize {
         self.open
@@ -132,6 +152,28 @@ impl FileSystem {
         text
     }
 
+    /// The key-management history, one JSON object a line.
+    fn render_audit(&self) -> Vec<u8> {
+        let events = match self.vault.history() {
+            Ok(events) => events,
+            Err(error) => return format!("{error}\n").into_bytes(),
+        };
+        let lines = events.iter().map(|event| {
+            let mut line = serde_json::to_vec(event).unwrap_or_default();
+            line.push(b'\n');
+            line
+        });
+        lines.flatten().collect()
+    }
+
+    fn render(&self, ino: u64) -> Vec<u8> {
+        match ino {
+            STATUS => self.render_status(),
+            AUDIT => self.render_audit(),
+            _ => self.keeper.last().into_bytes(),
+        }
+    }
+
     pub(super) fn control_attr(&self, ino: u64) -> Attr {
         let now = Timestamp::now();
         let is_directory = ino == CONTROL_DIRECTORY;
@@ -147,7 +189,10 @@ impl FileSystem {
             } else {
                 Kind::File
             },
-            mode: if is_directory { 0o555 } else { 0o444 },
+            mode: FILES
+                .iter()
+                .find(|(file, ..)| *file == ino)
+                .map_or(0o555, |(.., mode)| *mode),
             links: if is_directory { 2 } else { 1 },
             uid,
             gid,
@@ -155,7 +200,7 @@ impl FileSystem {
             size: if is_directory {
                 0
             } else {
-                self.render_status().len() as u64
+                self.render(ino).len() as u64
             },
             accessed: now,
             modified: now,
@@ -165,41 +210,47 @@ impl FileSystem {
     }
 
     pub(super) fn lookup_control(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
-        match (parent, name) {
-            (CONTROL_DIRECTORY, b"status") => Ok(self.control_attr(STATUS)),
-            (CONTROL_DIRECTORY, _) => Err(Errno(libc::ENOENT)),
-            (_, _) => Err(Errno(libc::ENOTDIR)),
+        if parent != CONTROL_DIRECTORY {
+            return Err(Errno(libc::ENOTDIR));
         }
+        let file = FILES.iter().find(|(_, file, _)| *file == name);
+        let (ino, ..) = file.ok_or(Errno(libc::ENOENT))?;
+        Ok(self.control_attr(*ino))
     }
 
     pub(super) fn open_control(&self, ino: u64, flags: i32) -> Result<Opened, Errno> {
-        if ino != STATUS {
+        if ino == CONTROL_DIRECTORY {
             return Err(Errno(libc::EISDIR));
         }
-        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+        let commands = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if commands && ino != CONTROL {
             return Err(Errno(libc::EACCES));
         }
+        if commands && self.vault.is_read_only() {
+            return Err(Errno(libc::EROFS));
+        }
         let fh = FIRST_HANDLE + self.control.next.fetch_add(1, Ordering::Relaxed);
-        let text = Arc::new(self.render_status());
+        let text = Arc::new(self.render(ino));
         self.control
             .open
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(fh, text);
+            .insert(fh, OpenControl { text, commands });
         Ok(Opened { fh, flushes: false })
     }
 
     pub(super) fn read_control(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
-        let text = self
-            .control
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&fh)
-            .cloned();
-        match text {
-            Some(text) => done(Ok(super::io::window(&text, offset, size))),
+        match self.control.get(fh) {
+            Some(open) => done(Ok(super::io::window(&open.text, offset, size))),
             None => done(Err(Errno(libc::EBADF))),
+        }
+    }
+
+    /// One write is one command, wherever it is written to.
+    pub(super) fn write_control(self: &Arc<Self>, fh: FileHandle, data: &[u8], done: Done<u32>) {
+        match self.control.get(fh) {
+            Some(open) if open.commands => self.command(data, done),
+            _ => done(Err(Errno(libc::EBADF))),
         }
     }
 
@@ -216,12 +267,12 @@ impl FileSystem {
         position: u64,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        let entries = [
+        let dots = [
             (CONTROL_DIRECTORY, Kind::Directory, &b"."[..]),
             (ROOT, Kind::Directory, b".."),
-            (STATUS, Kind::File, b"status"),
         ];
-        for (at, (ino, kind, name)) in entries.into_iter().enumerate() {
+        let files = FILES.map(|(ino, name, _)| (ino, Kind::File, name));
+        for (at, (ino, kind, name)) in dots.into_iter().chain(files).enumerate() {
             let entry = DirectoryEntry {
                 ino,
                 kind,

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::crypto::MemoryError;
 use crate::keyring::KeyringError;
+use crate::kms::KmsErrorKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{Failure, VaultError};
 
@@ -36,7 +37,17 @@ impl From<&VaultError> for Errno {
                 | StoreErrorKind::Io => libc::EIO,
             },
             VaultError::Keyring(error) => match error {
-                KeyringError::Kms(_) | KeyringError::NotPinned(_) => libc::ENOKEY,
+                KeyringError::Kms(error) => match error.kind {
+                    KmsErrorKind::Denied => libc::EACCES,
+                    KmsErrorKind::Disabled
+                    | KmsErrorKind::PendingDeletion
+                    | KmsErrorKind::NotFound => libc::EKEYREVOKED,
+                    KmsErrorKind::Unreachable | KmsErrorKind::Throttled => libc::ETIMEDOUT,
+                    KmsErrorKind::WrongKey | KmsErrorKind::NoCredentials => libc::ENOKEY,
+                    KmsErrorKind::BadAnswer | KmsErrorKind::Configuration => libc::EIO,
+                },
+                KeyringError::NotPinned(_) => libc::ENOKEY,
+                KeyringError::OutOfStep => libc::EBUSY,
                 KeyringError::Memory(_) => libc::ENOMEM,
                 KeyringError::Integrity(_)
                 | KeyringError::Newer { .. }
@@ -51,6 +62,7 @@ impl From<&VaultError> for Errno {
             | VaultError::Closed
             | VaultError::Unpublished
             | VaultError::Random(_) => libc::EIO,
+            VaultError::Busy(_) => libc::EBUSY,
             VaultError::Memory(_) => libc::ENOMEM,
             VaultError::NotFound => libc::ENOENT,
             VaultError::Exists => libc::EEXIST,

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod budget;
+mod command;
 mod control;
 mod directories;
 mod draft;
@@ -28,6 +29,7 @@ use crate::store::NodeId;
 use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
 
 pub use attributes::{Figures, SetAttributes};
+pub use command::parse as parse_command;
 pub use control::CONTROL_DIRECTORY;
 pub use directories::DirectoryEntry;
 pub use errno::Errno;
@@ -118,6 +120,7 @@ pub struct FileSystem {
     table: Arc<Table>,
     directories: DirectoryHandles,
     control: control::Control,
+    keeper: command::Keeper,
     budget: Arc<Budget>,
     counters: Counters,
     /// Nodes whose pages the kernel should drop.
@@ -158,6 +161,7 @@ impl FileSystem {
             table: Arc::default(),
             directories: DirectoryHandles::default(),
             control: control::Control::default(),
+            keeper: command::Keeper::start(Arc::clone(&vault))?,
             budget: Budget::new(settings.max_memory),
             counters: Counters::default(),
             invalidate: OnceLock::new(),

@@ -402,6 +402,7 @@ impl FileSystem {
     /// When something could not be published or made durable.
     pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
+        self.keeper.stop();
         if ending != Ending::Aborted {
             self.publish_all(ending);
         }

@@ -10,7 +10,7 @@ use crate::vault::{Content, Publication};
 use super::draft::Draft;
 use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
-use super::{Done, Errno, FileHandle, FileSystem};
+use super::{Done, Errno, FileHandle, FileSystem, control};
 
 /// What an in-place draft begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +79,9 @@ impl FileSystem {
         flags: i32,
         done: Done<u32>,
     ) {
+        if control::is_control_handle(fh) {
+            return self.write_control(fh, data, done);
+        }
         // The page cache has no descriptor.
         if transfer.lock_owner.is_none() {
             return self.write(fh, offset, data, transfer, done);

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::codec;
 use crate::crypto::schedule::digest;
 
-use super::{HistoryHead, KeyringError};
+use super::{ChangeKind, HistoryHead, KeyringError};
 
 /// Something that happened to the vault's keys.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
@@ -39,6 +39,50 @@ pub enum EventKind {
         seen_commit: u64,
         /// Commit sequence accepted.
         accepted_commit: u64,
+    },
+    /// A new master key was stored, wrapped by every KMS key.
+    ChangeStarted {
+        /// Which of the rotations.
+        change: ChangeKind,
+        /// Generation that is left.
+        from: u64,
+        /// Generation that is entered.
+        to: u64,
+        /// The KMS keys that wrap it.
+        kms_keys: Vec<String>,
+    },
+    /// It came into use.
+    Activated {
+        /// Its generation.
+        generation: u64,
+    },
+    /// It could not be used and was dropped; nothing was ever wrapped by it.
+    ChangeAbandoned {
+        /// Which of the rotations.
+        change: ChangeKind,
+        /// The generation that was not entered.
+        generation: u64,
+    },
+    /// A master key was removed: nothing of the vault stands under it. Copies made before may.
+    Retired {
+        /// Its generation.
+        generation: u64,
+    },
+    /// The wraps of the master key were replaced.
+    Rewrapped {
+        /// Its generation.
+        generation: u64,
+        /// The KMS keys that wrapped it.
+        from: Vec<String>,
+        /// The KMS keys that wrap it now.
+        to: Vec<String>,
+    },
+    /// A rotation ended: what it left is gone from the medium, too.
+    ChangeFinished {
+        /// Which of them.
+        change: ChangeKind,
+        /// The generation in use.
+        generation: u64,
     },
 }
 

@@ -3,10 +3,12 @@
 //! Never sends anything to a KMS key that the caller did not pin, and uses nothing of a stored
 //! keyring before its MAC under the active master key was verified.
 
+mod change;
 mod history;
 mod record;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::codec;
 use crate::crypto::schedule::{
@@ -15,6 +17,7 @@ use crate::crypto::schedule::{
 use crate::crypto::{MemoryError, OpenFailure, RandomError, SealError, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
+pub use change::{EventRow, NewGeneration, ProvedKey, may_pass};
 pub use history::{Event, EventKind, History};
 pub use record::{
     Body, Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header,
@@ -49,6 +52,9 @@ pub enum KeyringError {
     /// A record is wrapped under a generation that the keyring does not name.
     #[error("master key generation {0} is not in the keyring")]
     UnknownGeneration(u64),
+    /// The keyring is not in the state that a step begins from.
+    #[error("the keyring has changed meanwhile; look at `secretfs status` and ask again")]
+    OutOfStep,
     /// No randomness.
     #[error(transparent)]
     Random(#[from] RandomError),
@@ -125,42 +131,104 @@ impl UnverifiedKeyring {
     /// # Errors
     /// When no key is pinned, KMS refuses or does not answer, or the record is not authentic.
     pub fn unlock(self, pins: &[KeyUri], kms: &dyn KeyService) -> Result<Keyring, KeyringError> {
-        let active = self
-            .body
-            .active()
-            .ok_or_else(|| KeyringError::integrity("no active key"))?;
-        let (master, wrap) = self.unwrap_generation(active, pins, kms)?;
+        let active = self.active()?;
+        let (key, wrap) = self.unwrap_generation(active, pins, kms)?;
+        self.must_be_authentic(active.number, &key)?;
+        let keys = BTreeMap::from([(active.number, key)]);
         let unlocked_by = wrap.uri.clone();
-        let mac_key = KeyringMacKey::derive(&master);
-        let mac = mac_key.mac(&self.header_bytes, &self.record.body);
-        let stored = self
-            .record
-            .macs
-            .iter()
-            .find(|(generation, _)| *generation == active.number);
-        if !stored.is_some_and(|(_, stored)| same(stored, &mac)) {
+        self.unlock_rest(keys, unlocked_by, pins, kms)
+    }
+
+    /// The same for a process that has an earlier state of this keyring unlocked: KMS is asked
+    /// only for master keys that are new, and only once the record is known to be authentic. That
+    /// shows by a key that both have, so the KMS keys that it names may be asked.
+    ///
+    /// # Errors
+    /// As for [`unlock`](Self::unlock), and when this state is not a later one.
+    pub fn follow(
+        self,
+        known: &Keyring,
+        pins: &[KeyUri],
+        kms: &dyn KeyService,
+    ) -> Result<Keyring, KeyringError> {
+        if self.header_bytes != known.header_bytes || self.body.sequence < known.body.sequence {
             return Err(KeyringError::integrity(
-                "the keyring record does not carry the MAC of the active master key",
+                "the keyring record was replaced by an older one, or by that of another vault",
             ));
         }
-        let mut keys = BTreeMap::from([(active.number, LiveKey::new(master))]);
-        for generation in self
-            .body
-            .generations
-            .iter()
-            .filter(|g| g.number != active.number)
-        {
-            let (master, _) = self.unwrap_generation(generation, pins, kms)?;
-            keys.insert(generation.number, LiveKey::new(master));
+        let shared = self.body.generations.iter().filter_map(|generation| {
+            let key = known.keys.get(&generation.number)?;
+            let check = key
+                .master
+                .check_value(&self.header_bytes, self.vault(), generation.number);
+            same(&check, &generation.check).then(|| (generation.number, Arc::clone(key)))
+        });
+        let keys: BTreeMap<_, _> = shared.collect();
+        let Some((number, key)) = keys.first_key_value() else {
+            // More than one rotation was missed: as if it were opened for the first time.
+            return self.unlock(pins, kms);
+        };
+        self.must_be_authentic(*number, key)?;
+        let named = self.body.generations.iter().flat_map(|g| &g.wraps);
+        let named = named.map(|wrap| wrap.uri.parse().map_err(KeyringError::integrity));
+        let pins = named.collect::<Result<Vec<_>, _>>()?;
+        self.unlock_rest(keys, known.unlocked_by.clone(), &pins, kms)
+    }
+
+    fn unlock_rest(
+        self,
+        mut keys: BTreeMap<u64, Arc<LiveKey>>,
+        unlocked_by: String,
+        pins: &[KeyUri],
+        kms: &dyn KeyService,
+    ) -> Result<Keyring, KeyringError> {
+        for generation in &self.body.generations {
+            if keys.contains_key(&generation.number) {
+                continue;
+            }
+            match self.unwrap_generation(generation, pins, kms) {
+                Ok((key, _)) => {
+                    keys.insert(generation.number, key);
+                }
+                // Nothing stands under a pending key, so a vault can do without it.
+                Err(KeyringError::Kms(error)) if generation.state == GenerationState::Pending => {
+                    tracing::warn!("the pending master key cannot be unwrapped yet: {error}");
+                }
+                Err(error) => return Err(error),
+            }
         }
+        let active = self.active()?.number;
+        let key = keys
+            .get(&active)
+            .ok_or(KeyringError::UnknownGeneration(active))?;
+        self.must_be_authentic(active, key)?;
         Ok(Keyring {
-            active: active.number,
-            header_bytes: self.header_bytes,
+            active,
             vault: self.header.vault(),
+            header_bytes: self.header_bytes,
             body: self.body,
             keys,
             unlocked_by,
         })
+    }
+
+    fn active(&self) -> Result<&Generation, KeyringError> {
+        self.body
+            .active()
+            .ok_or_else(|| KeyringError::integrity("no active key"))
+    }
+
+    /// Compares the record's MAC under one of its master keys.
+    fn must_be_authentic(&self, generation: u64, key: &LiveKey) -> Result<(), KeyringError> {
+        let mac = KeyringMacKey::derive(&key.master).mac(&self.header_bytes, &self.record.body);
+        let mut macs = self.record.macs.iter();
+        let stored = macs.find(|(number, _)| *number == generation);
+        if stored.is_some_and(|(_, stored)| same(stored, &mac)) {
+            return Ok(());
+        }
+        Err(KeyringError::integrity(format!(
+            "the keyring record does not carry the MAC of master key generation {generation}"
+        )))
     }
 
     fn unwrap_generation<'a>(
@@ -168,7 +236,7 @@ impl UnverifiedKeyring {
         generation: &'a Generation,
         pins: &[KeyUri],
         kms: &dyn KeyService,
-    ) -> Result<(MasterKey, &'a Wrap), KeyringError> {
+    ) -> Result<(Arc<LiveKey>, &'a Wrap), KeyringError> {
         let context = EncryptionContext::master_key(&self.vault().to_string(), generation.number);
         let mut refusal: Option<KmsError> = None;
         for wrap in &generation.wraps {
@@ -187,7 +255,7 @@ impl UnverifiedKeyring {
                             generation.number
                         )));
                     }
-                    return Ok((master, wrap));
+                    return Ok((Arc::new(LiveKey::new(master)), wrap));
                 }
                 Err(error) => refusal = Some(merge(refusal, error)),
             }
@@ -238,13 +306,15 @@ impl LiveKey {
     }
 }
 
-/// A verified keyring with its master keys in memory.
+/// A verified keyring with its master keys in memory. Copies share the keys, which are wiped with
+/// the last of them.
+#[derive(Clone)]
 pub struct Keyring {
     header_bytes: Vec<u8>,
     vault: VaultId,
     body: Body,
     active: u64,
-    keys: BTreeMap<u64, LiveKey>,
+    keys: BTreeMap<u64, Arc<LiveKey>>,
     unlocked_by: String,
 }
 
@@ -295,7 +365,7 @@ impl Keyring {
                 history: HistoryHead::default(),
             },
             active: number,
-            keys: BTreeMap::from([(number, LiveKey::new(master))]),
+            keys: BTreeMap::from([(number, Arc::new(LiveKey::new(master)))]),
             unlocked_by: kms_keys
                 .first()
                 .map(ToString::to_string)
@@ -407,6 +477,7 @@ impl Keyring {
     fn live(&self, generation: u64) -> Result<&LiveKey, KeyringError> {
         self.keys
             .get(&generation)
+            .map(|key| &**key)
             .ok_or(KeyringError::UnknownGeneration(generation))
     }
 }

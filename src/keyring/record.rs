@@ -132,7 +132,8 @@ pub struct Change {
 }
 
 /// The three rotations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ChangeKind {
     /// New wraps of the same master key.
     Rewrap,
@@ -142,8 +143,19 @@ pub enum ChangeKind {
     Reencrypt,
 }
 
+impl std::fmt::Display for ChangeKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ChangeKind::Rewrap => "rewrap",
+            ChangeKind::Rotate => "rotate",
+            ChangeKind::Reencrypt => "reencrypt",
+        })
+    }
+}
+
 /// The durable states of a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ChangePhase {
     /// The new key is stored and proved.
     Prepared,
@@ -189,7 +201,29 @@ impl Body {
             .find(|g| g.state == GenerationState::Active)
     }
 
-    /// Whether the parts fit together: exactly one active generation, numbers ascending.
+    /// Whether the generations are those that the change under way has in its state.
+    fn fits_change(&self) -> bool {
+        use GenerationState::{Active, DecryptOnly, Pending};
+        let states: Vec<_> = self
+            .generations
+            .iter()
+            .map(|g| (g.number, g.state))
+            .collect();
+        let active = self.active().map_or(0, |g| g.number);
+        match &self.change {
+            None => states == [(active, Active)],
+            Some(change) => match change.phase {
+                ChangePhase::Prepared => states == [(change.from, Active), (change.to, Pending)],
+                ChangePhase::Active | ChangePhase::Migrating | ChangePhase::Verifying => {
+                    states == [(change.from, DecryptOnly), (change.to, Active)]
+                }
+                ChangePhase::Retired | ChangePhase::Scrubbing => states == [(change.to, Active)],
+            },
+        }
+    }
+
+    /// Whether the parts fit together: exactly one active generation, numbers ascending, and no
+    /// generation that no change accounts for.
     fn is_consistent(&self) -> bool {
         let active = self
             .generations
@@ -201,6 +235,7 @@ impl Body {
                 .generations
                 .iter()
                 .all(|g| g.number > 0 && !g.wraps.is_empty())
+            && self.fits_change()
     }
 }
 

@@ -135,6 +135,22 @@ pub trait Read {
         after: Option<u64>,
         limit: usize,
     ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError>;
+    /// How many nodes and versions there are under `generation`, and how many in all.
+    fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError>;
+    /// Nodes under any other generation than `generation`.
+    fn nodes_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, StoreError>;
+    /// Versions under any other generation than `generation`.
+    fn versions_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, u64)>, StoreError>;
 }
 
 /// Writing inside one transaction.

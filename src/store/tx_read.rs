@@ -313,4 +313,46 @@ impl Read for Tx {
             .filter(|_| found.len() == limit);
         Ok((found.into_iter().map(|(_, key)| key).collect(), cursor))
     }
+
+    fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError> {
+        let sql = "SELECT (SELECT count(*) FROM node WHERE generation = ?1) \
+                          + (SELECT count(*) FROM version WHERE generation = ?1), \
+                          (SELECT count(*) FROM node) + (SELECT count(*) FROM version)";
+        let take = |row: &Row<'_>| Ok((hostile::id(row, 0)?, hostile::id(row, 1)?));
+        let found = self.one("cannot count the keys", sql, [key(generation)?], take)?;
+        Ok(found.unwrap_or_default())
+    }
+
+    fn nodes_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, StoreError> {
+        let what = "cannot look for nodes to re-wrap";
+        let sql = "SELECT id FROM node WHERE id >= ?1 AND generation <> ?2 ORDER BY id LIMIT ?3";
+        let from = after.map_or(0, |after| after + 1);
+        let params = (key(from)?, key(generation)?, rows(limit));
+        let found = self.many(what, sql, params, |row| hostile::id(row, 0))?;
+        self.ordered(what, after, found.iter().copied())?;
+        Ok(found)
+    }
+
+    fn versions_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, u64)>, StoreError> {
+        let what = "cannot look for versions to re-wrap";
+        let sql = "SELECT node, version FROM version \
+                   WHERE (node, version) >= (?1, ?2) AND generation <> ?3 \
+                   ORDER BY node, version LIMIT ?4";
+        let (node, version) = after.map_or((0, 0), |(node, version)| (node, version + 1));
+        let params = (key(node)?, key(version)?, key(generation)?, rows(limit));
+        let take = |row: &Row<'_>| Ok((hostile::id(row, 0)?, hostile::id(row, 1)?));
+        let found = self.many(what, sql, params, take)?;
+        self.ordered(what, after, found.iter().copied())?;
+        Ok(found)
+    }
 }

@@ -76,10 +76,12 @@ pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultErr
         ..options.clone()
     };
     let vault = Vault::open(path, &options)?;
-    store::read(&vault.store, |records| {
+    vault.read(|records| {
+        let keyring = vault.keyring();
+        vault.must_be_current(records, &keyring)?;
         let mut check = Check {
             vault: &vault,
-            keyring: &vault.keyring(),
+            keyring: &keyring,
             report: CheckReport::default(),
             nodes: HashMap::new(),
             recount: State::empty(ROOT),

@@ -87,6 +87,47 @@ pub(super) fn seal(
     Ok((record, chunks))
 }
 
+/// Wraps a version's content key under the active master key; nothing else of it changes. The new
+/// wrap is opened again before it may take the place of the old one.
+pub(super) fn rewrap(
+    keyring: &Keyring,
+    node: NodeId,
+    version: u64,
+    record: &KeyedRecord,
+) -> Result<KeyedRecord, VaultError> {
+    let bad = |why| VaultError::tampered(format_args!("version {version} of node {node}"), why);
+    let mut stored: Stored =
+        codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
+    let role = Role::Content { version };
+    let key = keyring.unwrap(record.generation, node, role, &stored.wrapped)?;
+    let (generation, wrapped) = keyring.wrap(node, role, &key)?;
+    if keyring.unwrap(generation, node, role, &wrapped)? != key {
+        return Err(bad("cannot be wrapped anew"));
+    }
+    stored.wrapped = wrapped[..]
+        .try_into()
+        .map_err(|_| bad("was wrapped to a wrong length"))?;
+    Ok(KeyedRecord {
+        generation,
+        value: codec::encode(&stored),
+    })
+}
+
+/// Whether a version's content key can be had; nothing else of it is looked at.
+pub(super) fn must_unwrap(
+    keyring: &Keyring,
+    node: NodeId,
+    version: u64,
+    record: &KeyedRecord,
+) -> Result<(), VaultError> {
+    let bad = |why| VaultError::tampered(format_args!("version {version} of node {node}"), why);
+    let stored: Stored =
+        codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
+    let role = Role::Content { version };
+    keyring.unwrap(record.generation, node, role, &stored.wrapped)?;
+    Ok(())
+}
+
 /// A version that was opened: what is needed to read it piece by piece.
 #[derive(Clone, Debug)]
 pub struct Version {

@@ -26,6 +26,9 @@ pub enum VaultError {
     /// A setting makes no sense here.
     #[error("{0}")]
     Setting(String),
+    /// Something is under way that excludes this.
+    #[error("{0}")]
+    Busy(String),
     /// No memory that may hold secrets.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -128,12 +131,14 @@ impl VaultError {
                     KmsErrorKind::Throttled | KmsErrorKind::Unreachable => Failure::KmsUnreachable,
                     KmsErrorKind::BadAnswer | KmsErrorKind::Configuration => Failure::Failed,
                 },
+                KeyringError::OutOfStep => Failure::Busy,
                 KeyringError::Newer { .. }
                 | KeyringError::Random(_)
                 | KeyringError::Memory(_)
                 | KeyringError::Seal(_) => Failure::Failed,
             },
             VaultError::Integrity(_) | VaultError::Rollback(_) => Failure::Integrity,
+            VaultError::Busy(_) => Failure::Busy,
             VaultError::Anchor(_)
             | VaultError::Setting(_)
             | VaultError::Memory(_)

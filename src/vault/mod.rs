@@ -7,12 +7,14 @@
 mod anchor;
 mod cache;
 mod check;
+mod chronicle;
 mod content;
 mod entry;
 mod error;
 mod node;
 mod open;
 mod ops;
+mod rotation;
 mod state;
 mod summary;
 #[cfg(test)]
@@ -22,14 +24,17 @@ mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use crate::crypto::schedule::digest;
 use crate::crypto::{SecretBytes, SetSum};
-use crate::keyring::{Event, Keyring};
+use crate::keyring::{EventRow, Keyring, KeyringError};
+use crate::kms::{KeyUri, Kms};
 use crate::store::{self, Durability, NameTag, NodeId, Read, SqliteStore, Store as _};
 
 pub use anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
+pub use chronicle::{HistoryLine, RetiredGeneration};
 pub use content::{CHUNK, Version};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
@@ -40,11 +45,13 @@ pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
 };
+pub use rotation::{Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::Tx;
 
 use cache::NodeCache;
+use chronicle::Chronicle;
 use entry::DirectoryKeys;
 use state::SystemKeys;
 
@@ -54,7 +61,11 @@ pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
 /// An open, unlocked vault.
 pub struct Vault {
     store: SqliteStore,
-    keyring: RwLock<Keyring>,
+    keyring: RwLock<Arc<Keyring>>,
+    /// What unwraps and wraps its master keys, and which keys it may be asked for.
+    kms: Kms,
+    pins: Vec<KeyUri>,
+    rotation: rotation::Rotation,
     system: SystemKeys,
     cache: NodeCache,
     /// As of the last commit; locked while a transaction runs.
@@ -63,8 +74,6 @@ pub struct Vault {
     seen: RwLock<State>,
     foreign: AtomicU64,
     path: PathBuf,
-    /// Where the credentials that unlocked it came from.
-    credentials: Option<String>,
     read_only: bool,
     /// What is left of it is to be got out: what does not fit together is passed over.
     salvage: bool,
@@ -73,8 +82,8 @@ pub struct Vault {
     /// This host remembers it.
     anchored: bool,
     anchor: Mutex<Option<(Anchors, Anchor)>>,
-    /// The newest event of the key-management history.
-    last_event: Option<Event>,
+    /// What the key-management history comes to.
+    chronicle: Mutex<Chronicle>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -133,16 +142,34 @@ impl Vault {
         self.counted
     }
 
-    /// The keyring, for looking at.
-    pub fn keyring(&self) -> RwLockReadGuard<'_, Keyring> {
-        self.keyring.read().unwrap_or_else(PoisonError::into_inner)
+    /// The keyring as it is now.
+    pub fn keyring(&self) -> Arc<Keyring> {
+        Arc::clone(&self.keyring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs `body` in a read transaction. What it finds may stand under a master key that was
+    /// retired since its snapshot was taken, or that this process has not fetched yet: then it is
+    /// run again.
+    fn read<T>(
+        &self,
+        mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        loop {
+            let before = self.keyring().body().sequence;
+            let result = store::read(&self.store, &mut body);
+            match result {
+                Err(VaultError::Keyring(KeyringError::UnknownGeneration(_)))
+                    if self.has_newer_keyring(before)? => {}
+                other => return other,
+            }
+        }
     }
 
     /// The state as of the last commit: of this process, or of the writer that this one reads
     /// beside.
     pub fn state(&self) -> State {
         if self.read_only {
-            match store::read(&self.store, |records| self.stored_state(records)) {
+            match self.read(|records| self.stored_state(records)) {
                 Ok(state) => self.show(&state),
                 Err(error) => tracing::error!("{error}"),
             }
@@ -184,7 +211,7 @@ impl Vault {
             return Ok(node);
         }
         let epoch = self.cache.epoch();
-        store::read(&self.store, |records| self.node_in(records, id, epoch))
+        self.read(|records| self.node_in(records, id, epoch))
     }
 
     /// A node inside a read transaction, from the cache if it is there. `epoch` is the cache's
@@ -218,7 +245,7 @@ impl Vault {
         let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
         let tag = keys.tag(name)?;
         let epoch = self.cache.epoch();
-        store::read(&self.store, |records| {
+        self.read(|records| {
             let record = records
                 .entry(directory, &tag)?
                 .ok_or(VaultError::NotFound)?;
@@ -257,7 +284,7 @@ impl Vault {
         limit: usize,
     ) -> Result<Listing, VaultError> {
         self.refresh()?;
-        store::read(&self.store, |records| {
+        self.read(|records| {
             let node = self.read_node(records, directory)?;
             let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
             let rows = records.entries(directory, after, limit)?;
@@ -288,7 +315,7 @@ impl Vault {
     pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
         self.refresh()?;
         let epoch = self.cache.epoch();
-        store::read(&self.store, |records| {
+        self.read(|records| {
             // Only a writer's cache is as new as the snapshot.
             let node = match self.read_only {
                 true => self.read_node(records, id)?,
@@ -320,9 +347,7 @@ impl Vault {
     /// # Errors
     /// When it is missing or does not authenticate.
     pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
-        store::read(&self.store, |records| {
-            self.version_in(records, id, number, whole)
-        })
+        self.read(|records| self.version_in(records, id, number, whole))
     }
 
     fn version_in(
@@ -353,7 +378,7 @@ impl Vault {
     /// # Errors
     /// When it is missing or does not authenticate.
     pub fn chunk(&self, version: &Version, index: u32) -> Result<SecretBytes, VaultError> {
-        store::read(&self.store, |records| version.chunk(records, index))
+        self.read(|records| version.chunk(records, index))
     }
 
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -369,8 +394,9 @@ impl Vault {
         if self.read_only {
             return Err(VaultError::ReadOnly);
         }
+        let mut state = self.lock_state();
+        // Not before: whoever changes the keyring holds the state.
         let keyring = self.keyring();
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outcomes = Vec::new();
         let finished = store::write(&self.store, durability, |records| {
             let mut tx = Tx::new(&keyring, &self.system, &self.cache, records, state.clone());
@@ -393,16 +419,70 @@ impl Vault {
             Err(Rollback::Untouched) if durability == Durability::Now => self.store.sync()?,
             Err(Rollback::Untouched) => {}
             Err(Rollback::Failed(error)) => {
-                // An error after the commit leaves open whether it was one: only the store knows.
-                self.cache.clear();
-                if let Ok(stored) = store::read(&self.store, |records| self.stored_state(records)) {
-                    self.show(&stored);
-                    *state = stored;
-                }
+                self.look_again(&mut state);
                 return Err(error);
             }
         }
         Ok(outcomes)
+    }
+
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error after the commit leaves open whether it was one: only the store knows.
+    fn look_again(&self, state: &mut State) {
+        self.cache.clear();
+        if let Ok(stored) = store::read(&self.store, |records| self.stored_state(records)) {
+            self.show(&stored);
+            *state = stored;
+        }
+    }
+
+    /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
+    /// `guard` is asked inside the transaction whether that is still right.
+    fn change_keyring(
+        &self,
+        edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
+        guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let mut state = self.lock_state();
+        let mut next = Keyring::clone(&self.keyring());
+        let event = edit(&mut next)?;
+        let finished = store::write(&self.store, Durability::Now, |records| {
+            guard(&mut *records)?;
+            let mut tx = Tx::new(&next, &self.system, &self.cache, records, state.clone());
+            tx.put_keyring(event.as_slice())?;
+            tx.finish()
+        });
+        let error = match finished {
+            Ok((committed, _)) => {
+                self.show(&committed);
+                *state = committed;
+                None
+            }
+            Err(error) => {
+                self.look_again(&mut state);
+                Some(error)
+            }
+        };
+        // Stored first, used then. Nothing can be written under it before the state is let go.
+        if state.keyring == next.body().sequence {
+            *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        }
+        drop(state);
+        if let Some(error) = error {
+            return Err(error);
+        }
+        self.lock_chronicle().take(event.as_ref())?;
+        self.refresh_anchor_keyring();
+        Ok(())
+    }
+
+    fn lock_chronicle(&self) -> MutexGuard<'_, Chronicle> {
+        self.chronicle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes durable all that was committed.
@@ -418,7 +498,7 @@ impl Vault {
     /// # Errors
     /// When the store fails.
     pub fn orphans(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, VaultError> {
-        store::read(&self.store, |records| Ok(records.orphans(after, limit)?))
+        self.read(|records| Ok(records.orphans(after, limit)?))
     }
 
     /// Counts all records and compares with the sealed state: shows whether part of the vault was
@@ -428,7 +508,7 @@ impl Vault {
     /// `Integrity` when it was.
     pub fn recount(&self) -> Result<(), VaultError> {
         const BATCH: usize = 256;
-        store::read(&self.store, |records| {
+        self.read(|records| {
             let state = self.stored_state(records)?;
             let mut recount = State::empty(state.next_node);
             let mut directories = Vec::new();
@@ -515,6 +595,41 @@ impl Vault {
             anchors.store(anchor, false)?;
         }
         Ok(())
+    }
+
+    /// Has this host allow KMS keys that the vault is about to be wrapped by.
+    fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
+        let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((anchors, anchor)) = guard.as_mut() else {
+            return Ok(());
+        };
+        for key in keys {
+            if !anchor.kms_keys.iter().any(|known| known == key.as_str()) {
+                anchor.kms_keys.push(key.to_string());
+            }
+        }
+        anchors.store(anchor, false)
+    }
+
+    /// Remembers on this host the keyring that was just stored. A failure costs only how soon an
+    /// older one is noticed.
+    fn refresh_anchor_keyring(&self) {
+        let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((anchors, anchor)) = guard.as_mut() else {
+            return;
+        };
+        let keyring = self.keyring();
+        anchor.keyring_sequence = keyring.body().sequence;
+        anchor.keyring_digest = anchor::hex(&digest(&[&keyring.encode()]));
+        // Once all is over, keys that it was under need not be asked any more.
+        if keyring.body().change.is_none()
+            && let Ok(keys) = keyring.kms_keys()
+        {
+            anchor.kms_keys = keys.iter().map(ToString::to_string).collect();
+        }
+        if let Err(error) = anchors.store(anchor, false) {
+            tracing::warn!("{error}");
+        }
     }
 }
 

@@ -4,16 +4,17 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use crate::crypto::schedule::VaultId;
 use crate::crypto::secret::fill_random;
-use crate::keyring::{Event, EventKind, Header, History, Keyring, UnverifiedKeyring};
+use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, KeyUri, KmsSettings, Provider};
 use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteStore, Store as _};
 
 use super::anchor::{Anchor, Anchors, hex};
 use super::cache::NodeCache;
+use super::chronicle::Chronicle;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::ops::NothingOpen;
 use super::state::{State, SystemKeys};
@@ -348,25 +349,27 @@ impl Vault {
         let mut vault = Self {
             foreign: AtomicU64::new(store.foreign_changes()?),
             store,
-            keyring: RwLock::new(keyring),
+            keyring: RwLock::new(Arc::new(keyring)),
+            kms,
+            pins: watch.pins.clone(),
+            rotation: super::rotation::Rotation::default(),
             system,
             cache: NodeCache::default(),
             seen: RwLock::new(state.clone()),
             state: Mutex::new(state),
             path,
-            credentials: kms.credentials(),
             read_only: options.read_only,
             salvage: options.salvage,
             counted: false,
             anchored: false,
             anchor: Mutex::new(None),
-            last_event: None,
+            chronicle: Mutex::default(),
         };
         // `check` says what is wrong with the history, too.
-        vault.last_event = match vault.read_history() {
-            Err(_) if options.salvage => None,
-            history => history?,
-        };
+        match vault.read_history() {
+            Err(_) if options.salvage => {}
+            chronicle => *vault.lock_chronicle() = chronicle?,
+        }
         if records <= RECOUNT_AT_ONCE && !options.salvage {
             vault.recount()?;
             vault.counted = true;
@@ -385,7 +388,7 @@ impl Vault {
     }
 
     /// A writer's first deeds: says who it is, and finishes what the last one left.
-    fn settle(&mut self, rollback: Option<EventKind>) -> Result<(), VaultError> {
+    fn settle(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
         self.store.announce()?;
         if let Some(kind) = rollback {
             let event = Event {
@@ -393,43 +396,14 @@ impl Vault {
                 late: false,
                 kind,
             };
-            let event = {
-                let keyring = self.keyring.get_mut();
-                keyring
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .record_event(&event)
-            };
-            let mut job = |tx: &mut Tx<'_>| tx.put_keyring(std::slice::from_ref(&event));
-            self.transact(Durability::Now, &mut [&mut job])?
-                .into_iter()
-                .collect::<Result<(), _>>()?;
-            self.last_event = self.read_history()?;
+            self.change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
         }
         self.reap_orphans()
     }
 
-    /// Verifies the key-management history as far as the keyring goes; returns the last event.
-    fn read_history(&self) -> Result<Option<Event>, VaultError> {
-        const BATCH: usize = 256;
-        let head = self.keyring().body().history.clone();
-        store::read(&self.store, |records| {
-            let mut history = History::default();
-            let mut last = None;
-            let mut read = 0;
-            while read < head.length {
-                let left = usize::try_from(head.length - read).unwrap_or(BATCH);
-                let batch = records.events(read + 1, left.min(BATCH))?;
-                if batch.is_empty() {
-                    break;
-                }
-                for (sequence, bytes) in &batch {
-                    last = Some(history.next(*sequence, bytes)?);
-                    read += 1;
-                }
-            }
-            history.must_end_at(&head)?;
-            Ok(last)
-        })
+    /// Reads the key-management history and verifies it, as far as the keyring goes.
+    fn read_history(&self) -> Result<Chronicle, VaultError> {
+        self.read(|records| Chronicle::read(records, &self.keyring().body().history))
     }
 
     fn reap_orphans(&self) -> Result<(), VaultError> {

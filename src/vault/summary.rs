@@ -2,9 +2,11 @@
 
 use serde::Serialize;
 
-use crate::keyring::Event;
+use std::collections::BTreeMap;
 
-use super::Vault;
+use crate::keyring::{ChangeKind, Event};
+
+use super::{Progress, RetiredGeneration, Vault};
 
 /// A vault as `status` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -33,6 +35,12 @@ pub struct Summary {
     pub nodes: u64,
     /// Contents stored.
     pub versions: u64,
+    /// The rotation under way.
+    pub rotation: Option<Progress>,
+    /// When each kind of rotation last ended, in seconds since 1970.
+    pub last_rotations: BTreeMap<ChangeKind, i64>,
+    /// Master keys that only older copies of the vault need.
+    pub retired_generations: Vec<RetiredGeneration>,
     /// Events in the key-management history.
     pub events: u64,
     /// The newest of them.
@@ -48,6 +56,8 @@ pub struct GenerationSummary {
     pub generation: u64,
     /// `pending`, `active` or `decrypt-only`.
     pub state: &'static str,
+    /// Data keys under it; unknown while a rotation has not counted them.
+    pub keys: Option<u64>,
     /// When it was made, in seconds since 1970.
     pub created: i64,
     /// Under which KMS keys it stands.
@@ -72,12 +82,23 @@ impl Vault {
         let keyring = self.keyring();
         let body = keyring.body();
         let state = self.state();
+        let rotation = self.progress();
+        let chronicle = self.lock_chronicle();
         let generations = body.generations.iter().map(|generation| GenerationSummary {
             generation: generation.number,
             state: match generation.state {
                 GenerationState::Pending => "pending",
                 GenerationState::Active => "active",
                 GenerationState::DecryptOnly => "decrypt-only",
+            },
+            keys: match &rotation {
+                None => Some(state.nodes + state.versions),
+                Some(rotation) if rotation.from == rotation.to => {
+                    Some(state.nodes + state.versions)
+                }
+                Some(rotation) if rotation.total == 0 => None,
+                Some(rotation) if generation.number == rotation.to => Some(rotation.done),
+                Some(rotation) => Some(rotation.total.saturating_sub(rotation.done)),
             },
             created: generation.created,
             wraps: generation
@@ -100,15 +121,18 @@ impl Vault {
             },
             format: crate::keyring::FORMAT,
             unlocked_by: keyring.unlocked_by().to_owned(),
-            credentials: self.credentials.clone(),
+            credentials: self.kms.credentials(),
             active_generation: keyring.active(),
             generations: generations.collect(),
             keyring_sequence: body.sequence,
             commit_sequence: state.commit,
             nodes: state.nodes,
             versions: state.versions,
+            rotation: rotation.clone(),
+            last_rotations: chronicle.finished.clone(),
+            retired_generations: chronicle.retired.clone(),
             events: body.history.length,
-            last_event: self.last_event.clone(),
+            last_event: chronicle.last.clone(),
             anchored: self.anchored,
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::keyring::Keyring;
+use crate::keyring::{EventRow, Keyring};
 use crate::store::{KeyedRecord, NameTag, NodeId, Write};
 
 use super::VaultError;
@@ -42,6 +42,12 @@ enum Op {
         version: u64,
         record: KeyedRecord,
         chunks: Vec<Vec<u8>>,
+    },
+    RewrapVersion {
+        node: NodeId,
+        version: u64,
+        old: KeyedRecord,
+        new: KeyedRecord,
     },
     DeleteVersion {
         node: NodeId,
@@ -143,6 +149,17 @@ impl<'a> Tx<'a> {
                 let mut chunks = chunks.into_iter();
                 self.records
                     .insert_version(node, version, &record, &mut chunks)?;
+            }
+            Op::RewrapVersion {
+                node,
+                version,
+                old,
+                new,
+            } => {
+                let element = |record| self.system.version(node, version, record);
+                self.state.count(&element(&old), false);
+                self.state.count(&element(&new), true);
+                self.records.rewrap_version(node, version, &new)?;
             }
             Op::DeleteVersion { node, version } => {
                 if let Some(record) = self.records.version(node, version)? {
@@ -375,6 +392,33 @@ impl<'a> Tx<'a> {
         self.ops.push(Op::DeleteVersion { node, version });
     }
 
+    /// Has a node stand under the active master key. One that is gone needs nothing.
+    pub(super) fn rewrap_node(&mut self, id: NodeId) -> Result<(), VaultError> {
+        match self.node(id) {
+            // Whatever is changed is sealed under the active key.
+            Ok(node) if node.generation != self.keyring.active() => self.change(id).map(drop),
+            Ok(_) | Err(VaultError::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same for a version. Its content is left alone.
+    pub(super) fn rewrap_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
+        let Some(old) = self.records.version(node, version)? else {
+            return Ok(());
+        };
+        if old.generation != self.keyring.active() {
+            let new = content::rewrap(self.keyring, node, version, &old)?;
+            self.ops.push(Op::RewrapVersion {
+                node,
+                version,
+                old,
+                new,
+            });
+        }
+        Ok(())
+    }
+
     pub(super) fn put_orphan(&mut self, node: NodeId) {
         self.ops.push(Op::PutOrphan(node));
     }
@@ -386,7 +430,7 @@ impl<'a> Tx<'a> {
     // --- keyring -----------------------------------------------------------------------------
 
     /// Stores a keyring that has changed, and what it has to say.
-    pub(super) fn put_keyring(&mut self, events: &[(u64, Vec<u8>)]) -> Result<(), VaultError> {
+    pub(super) fn put_keyring(&mut self, events: &[EventRow]) -> Result<(), VaultError> {
         self.touched = true;
         for (sequence, event) in events {
             self.records.insert_event(*sequence, event)?;

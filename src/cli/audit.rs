@@ -1,0 +1,49 @@
+//! `secretfs audit`.
+
+use std::path::{Path, PathBuf};
+
+use crate::daemon::Error;
+use crate::vault;
+
+use super::flags::{Flags, ForOpen};
+use super::output;
+
+/// Show the key-management history of a vault
+///
+/// One line for each event: when the vault was made, when keys were replaced and by whom they are
+/// wrapped, when an older state was accepted. The chain of its hashes ends under the MAC of the
+/// master key and is verified first; exits with code 6 when an event was changed, removed,
+/// reordered or cut off.
+#[derive(Debug, clap::Args)]
+pub(super) struct Audit {
+    /// The vault's directory
+    vault: PathBuf,
+
+    /// Print JSON, an object for each event
+    #[arg(long)]
+    json: bool,
+
+    /// Say only whether the history is whole
+    #[arg(long)]
+    verify: bool,
+
+    #[command(flatten)]
+    flags: Flags<ForOpen>,
+}
+
+impl Audit {
+    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+        let (settings, _) = self.flags.load(config)?;
+        let options = super::check::open_options(&settings);
+        let history = vault::Vault::open(&self.vault, &options)?.history()?;
+        if self.verify {
+            return output::print(&format!(
+                "{} events, none missing or changed\n",
+                history.len()
+            ));
+        }
+        history
+            .iter()
+            .try_for_each(|line| output::show_line(line, self.json))
+    }
+}

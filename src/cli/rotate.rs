@@ -1,0 +1,37 @@
+//! `secretfs rotate`.
+
+use std::path::{Path, PathBuf};
+
+use crate::daemon::Error;
+use crate::vault::Request;
+
+use super::flags::{Flags, ForOpen};
+
+/// Replace the master key
+///
+/// Makes a new master key, wraps every data key by it, shows that nothing is left under the old one
+/// and removes it. Contents are not encrypted anew. Goes on while the vault is used: a mount is
+/// asked to do it; a vault that nobody has mounted is rotated by this command. What was begun is
+/// finished, whatever happens: by the next mount or the next command.
+///
+/// Copies of the vault from before still open with the old master key.
+#[derive(Debug, clap::Args)]
+pub(super) struct Rotate {
+    /// The vault's directory, or where it is mounted
+    path: PathBuf,
+
+    /// Return when it is done, not when it is sure to be done
+    #[arg(long)]
+    wait: bool,
+
+    #[command(flatten)]
+    flags: Flags<ForOpen>,
+}
+
+impl Rotate {
+    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+        let (settings, _) = self.flags.load(config)?;
+        let options = super::check::open_options(&settings);
+        super::change::run(&self.path, &Request::Rotate, options, self.wait)
+    }
+}

@@ -1,0 +1,270 @@
+//! What is written to `.secretfs/control`, and the thread that takes rotations to their end.
+//!
+//! One write is one command. It is answered once the intent is durable, or has failed; by a worker,
+//! because KMS is asked for it, and nothing that serves requests may wait for that.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::kms::KeyUri;
+use crate::vault::{Failure, Outcome, Request, Timestamp, Vault, VaultError};
+
+use super::{Done, Errno, FileSystem};
+
+/// Longest command, in bytes.
+const MAX_COMMAND: usize = 4096;
+/// How long after a failure a rotation is gone on with.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// What the file shows before there was a command.
+const HELP: &str =
+    "no command yet; write one of: rotate, rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
+
+/// Takes a command apart.
+///
+/// # Errors
+/// In words, when it is none.
+pub fn parse(text: &[u8]) -> Result<Request, String> {
+    let text = match text {
+        [.., _] if text.len() > MAX_COMMAND => return Err("the command is too long".into()),
+        _ => std::str::from_utf8(text).map_err(|_| "the command is not UTF-8")?,
+    };
+    let mut words = text.split_ascii_whitespace();
+    match words.next() {
+        Some("rotate") => match words.next() {
+            None => Ok(Request::Rotate),
+            Some(_) => Err("`rotate` takes no arguments".into()),
+        },
+        Some("rewrap") => {
+            let mut leave_aws = false;
+            let mut to = Vec::new();
+            for word in words {
+                match word {
+                    "--yes-leave-aws" => leave_aws = true,
+                    uri => to.push(uri.parse::<KeyUri>().map_err(|e| e.to_string())?),
+                }
+            }
+            Ok(Request::Rewrap { to, leave_aws })
+        }
+        Some(_) => Err("unknown command; write one of: rotate, rewrap [KMS-KEY-URI ...]".into()),
+        None => Err("the command is empty; write one of: rotate, rewrap [KMS-KEY-URI ...]".into()),
+    }
+}
+
+/// The thread that drives rotations, or follows those of the writer.
+pub(super) struct Keeper {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    orders: Mutex<Orders>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Orders {
+    wanted: bool,
+    /// The last command and what came of it.
+    last: Option<String>,
+    /// A command is being begun.
+    busy: bool,
+}
+
+impl Shared {
+    fn orders(&self) -> MutexGuard<'_, Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn go_on(&self) -> ControlFlow<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Waits for an order, at most until `until`; false when it is the end.
+    fn wait(&self, until: Option<Instant>) -> bool {
+        let mut orders = self.orders();
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if std::mem::take(&mut orders.wanted) || left.is_some_and(|left| left.is_zero()) {
+                return true;
+            }
+            orders = match left {
+                None => self
+                    .wake
+                    .wait(orders)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    let waited = self.wake.wait_timeout(orders, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    fn drive(&self, vault: &Vault) {
+        let mut again = None;
+        while self.wait(again) {
+            if vault.progress().is_none() {
+                again = None;
+                continue;
+            }
+            again = match vault.drive(&|| self.go_on()) {
+                Ok(Outcome::Done) => {
+                    tracing::info!("the rotation has ended");
+                    None
+                }
+                Ok(Outcome::Stopped) => return,
+                // Asking again would find the same.
+                Err(error) if error.failure() == Failure::Integrity => {
+                    tracing::error!("the rotation is blocked: {error}");
+                    None
+                }
+                Err(error) => {
+                    tracing::warn!("the rotation will be gone on with: {error}");
+                    Some(Instant::now() + TRY_AGAIN)
+                }
+            };
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn start(vault: Arc<Vault>) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        // What an earlier mount left is gone on with at once.
+        shared.orders().wanted = true;
+        let keeper = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("keys".into())
+            .spawn(move || match vault.is_read_only() {
+                true => vault.follow(&|| keeper.go_on()),
+                false => keeper.drive(&vault),
+            })?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    fn wake(&self) {
+        self.shared.orders().wanted = true;
+        self.shared.wake.notify_all();
+    }
+
+    /// Ends the thread. A rotation stays where it is, to be gone on with by the next mount.
+    pub(super) fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.wake();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the keys' thread has panicked");
+        }
+    }
+
+    /// The last command and what came of it.
+    pub(super) fn last(&self) -> String {
+        let last = self.shared.orders().last.clone();
+        last.unwrap_or_else(|| HELP.to_owned())
+    }
+
+    fn note(&self, command: &str, outcome: &str) {
+        let at = Timestamp::now().seconds;
+        self.shared.orders().last = Some(format!("{at} {command}: {outcome}\n"));
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl FileSystem {
+    /// Takes a command.
+    pub(super) fn command(self: &Arc<Self>, text: &[u8], done: Done<u32>) {
+        let count = text.len() as u32;
+        let request = match parse(text) {
+            Ok(request) => request,
+            Err(why) => {
+                self.keeper.note("refused", &why);
+                return done(Err(Errno(libc::EINVAL)));
+            }
+        };
+        if self.vault.is_read_only() {
+            return done(Err(Errno(libc::EROFS)));
+        }
+        if std::mem::replace(&mut self.keeper.shared.orders().busy, true) {
+            return done(Err(Errno(libc::EBUSY)));
+        }
+        let fs = Arc::clone(self);
+        let worker = move || {
+            let outcome = fs.vault.begin(&request);
+            fs.keeper.shared.orders().busy = false;
+            fs.keeper.note(request.name(), &said(&outcome));
+            if outcome.is_ok() {
+                fs.keeper.wake();
+            }
+            done(super::told(outcome).map(|()| count));
+        };
+        let started = std::thread::Builder::new()
+            .name("command".into())
+            .spawn(worker);
+        if let Err(error) = started {
+            // The kernel is told by the reply that was dropped with the worker.
+            self.keeper.shared.orders().busy = false;
+            tracing::error!("no thread for a command: {error}");
+        }
+    }
+}
+
+fn said(outcome: &Result<(), VaultError>) -> String {
+    match outcome {
+        Ok(()) => "begun; `status` tells how far it is".to_owned(),
+        Err(error) => format!("failed: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_taken_apart_and_anything_else_is_refused_in_words() {
+        assert_eq!(parse(b"rotate\n"), Ok(Request::Rotate));
+        let to = vec!["local-kms://b".parse().expect("a URI")];
+        assert_eq!(
+            parse(b"rewrap  local-kms://b\n"),
+            Ok(Request::Rewrap {
+                to,
+                leave_aws: false
+            })
+        );
+        for wrong in [
+            &b""[..],
+            b"\n",
+            b"rotate now",
+            b"rewrap nonsense",
+            b"\xff",
+            &[b'r'; 5000],
+        ] {
+            assert!(!parse(wrong).expect_err("refused").is_empty());
+        }
+    }
+}

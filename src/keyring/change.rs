@@ -1,0 +1,346 @@
+//! How a keyring changes: the transitions of the three rotations, each a step from one durable
+//! state to the next.
+//!
+//! KMS is asked before a transition, never in one: what is made or proved there is handed in. A
+//! transition changes a copy in memory; it holds once the copy is stored.
+
+use std::sync::Arc;
+
+use crate::crypto::SecretKey;
+use crate::crypto::schedule::{MasterKey, same};
+use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
+
+use super::record::{Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
+use super::{Event, EventKind, Keyring, KeyringError, LiveKey, merge, wrap_and_prove};
+
+/// An event as it is stored: its number and its bytes.
+pub type EventRow = (u64, Vec<u8>);
+
+/// A master key made for a rotation, wrapped by every KMS key and proved; stored nowhere yet.
+pub struct NewGeneration {
+    generation: Generation,
+    key: Arc<LiveKey>,
+}
+
+impl Keyring {
+    /// The KMS keys under which the active master key stands, in order.
+    ///
+    /// # Errors
+    /// When one of them is no URI.
+    pub fn kms_keys(&self) -> Result<Vec<KeyUri>, KeyringError> {
+        let wraps = self.body.active().map(|g| &g.wraps[..]).unwrap_or_default();
+        wraps
+            .iter()
+            .map(|wrap| wrap.uri.parse().map_err(KeyringError::integrity))
+            .collect()
+    }
+
+    /// Has KMS unwrap the active master key once more: whoever replaces a wrap must still be able
+    /// to use it.
+    ///
+    /// # Errors
+    /// When none of the KMS keys does.
+    pub fn prove_active(&self, kms: &dyn KeyService) -> Result<(), KeyringError> {
+        self.prove(self.active, kms).map(drop)
+    }
+
+    /// Has KMS unwrap a generation from its wraps in this record, and compares with its check
+    /// value. Takes the key in, if it was not at hand.
+    ///
+    /// # Errors
+    /// When KMS refuses or does not answer, or unwraps something else.
+    pub fn prove(&self, number: u64, kms: &dyn KeyService) -> Result<ProvedKey, KeyringError> {
+        let generation = self.generation(number)?;
+        let context = EncryptionContext::master_key(&self.vault.to_string(), number);
+        let mut refusal: Option<KmsError> = None;
+        for wrap in &generation.wraps {
+            let uri: KeyUri = wrap.uri.parse().map_err(KeyringError::integrity)?;
+            match kms.unwrap(&uri, &wrap.blob, &context) {
+                Ok(key) => {
+                    let master = MasterKey(key.into_master_memory());
+                    let check = master.check_value(&self.header_bytes, self.vault, number);
+                    if !same(&check, &generation.check) {
+                        return Err(KeyringError::integrity(format!(
+                            "wrong key: what {uri} unwrapped for generation {number} is not the \
+                             master key of this header and keyring"
+                        )));
+                    }
+                    return Ok(ProvedKey {
+                        number,
+                        key: Arc::new(LiveKey::new(master)),
+                    });
+                }
+                Err(error) => refusal = Some(merge(refusal, error)),
+            }
+        }
+        Err(refusal.map_or_else(
+            || KeyringError::integrity(format!("generation {number} has no wraps")),
+            KeyringError::from,
+        ))
+    }
+
+    /// Makes the next master key, wrapped by each of `kms_keys`, each wrap proved by unwrapping
+    /// it again. `number` must never have been that of another, not even of one that was dropped.
+    ///
+    /// # Errors
+    /// When a KMS key does not wrap, or does not unwrap what it wrapped.
+    pub fn make_generation(
+        &self,
+        number: u64,
+        kms_keys: &[KeyUri],
+        kms: &dyn KeyService,
+        now: i64,
+    ) -> Result<NewGeneration, KeyringError> {
+        let master = MasterKey(SecretKey::generate()?.into_master_memory());
+        let wraps = kms_keys
+            .iter()
+            .map(|uri| wrap_and_prove(uri, &master, self.vault, number, kms, now))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(NewGeneration {
+            generation: Generation {
+                number,
+                state: GenerationState::Pending,
+                check: master.check_value(&self.header_bytes, self.vault, number),
+                created: now,
+                wraps,
+            },
+            key: Arc::new(LiveKey::new(master)),
+        })
+    }
+
+    /// Makes new wraps of the active master key, under each of `kms_keys`, each proved.
+    ///
+    /// # Errors
+    /// As for [`make_generation`](Self::make_generation).
+    pub fn make_wraps(
+        &self,
+        kms_keys: &[KeyUri],
+        kms: &dyn KeyService,
+        now: i64,
+    ) -> Result<Vec<Wrap>, KeyringError> {
+        let master = &self.live(self.active)?.master;
+        kms_keys
+            .iter()
+            .map(|uri| wrap_and_prove(uri, master, self.vault, self.active, kms, now))
+            .collect()
+    }
+
+    /// Stores a new master key as pending: the first durable state of a rotation.
+    ///
+    /// # Errors
+    /// When a change is under way, or the key was made for another state of the keyring.
+    pub fn prepare(
+        &mut self,
+        kind: ChangeKind,
+        new: NewGeneration,
+        now: i64,
+    ) -> Result<EventRow, KeyringError> {
+        let (from, to) = (self.active, new.generation.number);
+        let newest = self.body.generations.last().map_or(0, |g| g.number);
+        if self.body.change.is_some() || to <= newest {
+            return Err(KeyringError::OutOfStep);
+        }
+        let kms_keys = new.generation.wraps.iter().map(|w| w.uri.clone()).collect();
+        self.keys.insert(to, new.key);
+        self.body.generations.push(new.generation);
+        self.body.change = Some(Change {
+            kind,
+            phase: ChangePhase::Prepared,
+            from,
+            to,
+            started: now,
+        });
+        Ok(self.record(
+            now,
+            EventKind::ChangeStarted {
+                change: kind,
+                from,
+                to,
+                kms_keys,
+            },
+        ))
+    }
+
+    /// The pending key becomes the active one, the old one unwraps only. From here only forward.
+    ///
+    /// # Errors
+    /// When the change is not in the prepared state.
+    pub fn activate(&mut self, proved: ProvedKey, now: i64) -> Result<EventRow, KeyringError> {
+        let change = self.change_in(&[ChangePhase::Prepared])?.clone();
+        if proved.number != change.to {
+            return Err(KeyringError::OutOfStep);
+        }
+        self.keys.entry(change.to).or_insert(proved.key);
+        for generation in &mut self.body.generations {
+            if generation.number == change.from {
+                generation.state = GenerationState::DecryptOnly;
+            } else if generation.number == change.to {
+                generation.state = GenerationState::Active;
+            }
+        }
+        self.active = change.to;
+        self.enter(ChangePhase::Active);
+        Ok(self.record(
+            now,
+            EventKind::Activated {
+                generation: change.to,
+            },
+        ))
+    }
+
+    /// Drops a pending key that cannot be used. Nothing was ever wrapped by it.
+    ///
+    /// # Errors
+    /// When the change is past the prepared state.
+    pub fn abandon(&mut self, now: i64) -> Result<EventRow, KeyringError> {
+        let change = self.change_in(&[ChangePhase::Prepared])?.clone();
+        self.drop_generation(change.to);
+        self.body.change = None;
+        Ok(self.record(
+            now,
+            EventKind::ChangeAbandoned {
+                change: change.kind,
+                generation: change.to,
+            },
+        ))
+    }
+
+    /// The next durable state, where nothing but the record of it changes.
+    ///
+    /// # Errors
+    /// When that is not the next one.
+    pub fn advance(&mut self, to: ChangePhase) -> Result<(), KeyringError> {
+        let before = match to {
+            ChangePhase::Migrating => &[ChangePhase::Active, ChangePhase::Verifying][..],
+            ChangePhase::Verifying => &[ChangePhase::Migrating],
+            ChangePhase::Scrubbing => &[ChangePhase::Retired],
+            ChangePhase::Prepared | ChangePhase::Active | ChangePhase::Retired => &[],
+        };
+        self.change_in(before)?;
+        self.enter(to);
+        self.body.sequence += 1;
+        Ok(())
+    }
+
+    /// Removes the old master key: its wraps from the record, itself from memory. The caller has
+    /// shown, in the transaction that stores this, that nothing stands under it.
+    ///
+    /// # Errors
+    /// When the change is not in the verifying state.
+    pub fn retire(&mut self, now: i64) -> Result<EventRow, KeyringError> {
+        let change = self.change_in(&[ChangePhase::Verifying])?.clone();
+        self.drop_generation(change.from);
+        self.enter(ChangePhase::Retired);
+        Ok(self.record(
+            now,
+            EventKind::Retired {
+                generation: change.from,
+            },
+        ))
+    }
+
+    /// Replaces the wraps of the active master key: the one durable state of a rewrap, but for
+    /// what is to be scrubbed from the medium.
+    ///
+    /// # Errors
+    /// When a change is under way.
+    pub fn replace_wraps(&mut self, wraps: Vec<Wrap>, now: i64) -> Result<EventRow, KeyringError> {
+        if self.body.change.is_some() || wraps.is_empty() {
+            return Err(KeyringError::OutOfStep);
+        }
+        let active = self.active;
+        let generation = self
+            .body
+            .generations
+            .iter_mut()
+            .find(|g| g.number == active)
+            .ok_or(KeyringError::UnknownGeneration(active))?;
+        let old = std::mem::replace(&mut generation.wraps, wraps);
+        let names = |wraps: &[Wrap]| wraps.iter().map(|w| w.uri.clone()).collect();
+        let event = EventKind::Rewrapped {
+            generation: active,
+            from: names(&old),
+            to: names(&generation.wraps),
+        };
+        self.body.change = Some(Change {
+            kind: ChangeKind::Rewrap,
+            phase: ChangePhase::Scrubbing,
+            from: active,
+            to: active,
+            started: now,
+        });
+        Ok(self.record(now, event))
+    }
+
+    /// The change is done.
+    ///
+    /// # Errors
+    /// When it is not in its last state.
+    pub fn finish(&mut self, now: i64) -> Result<EventRow, KeyringError> {
+        let change = self.change_in(&[ChangePhase::Scrubbing])?.clone();
+        self.body.change = None;
+        Ok(self.record(
+            now,
+            EventKind::ChangeFinished {
+                change: change.kind,
+                generation: change.to,
+            },
+        ))
+    }
+
+    /// Whether the master key of a generation is in memory.
+    pub fn holds(&self, generation: u64) -> bool {
+        self.keys.contains_key(&generation)
+    }
+
+    fn generation(&self, number: u64) -> Result<&Generation, KeyringError> {
+        let mut generations = self.body.generations.iter();
+        generations
+            .find(|g| g.number == number)
+            .ok_or(KeyringError::UnknownGeneration(number))
+    }
+
+    fn drop_generation(&mut self, number: u64) {
+        self.body.generations.retain(|g| g.number != number);
+        // The key is wiped when the last request that still uses it has ended.
+        self.keys.remove(&number);
+    }
+
+    fn change_in(&self, phases: &[ChangePhase]) -> Result<&Change, KeyringError> {
+        let change = self.body.change.as_ref();
+        change
+            .filter(|change| phases.contains(&change.phase))
+            .ok_or(KeyringError::OutOfStep)
+    }
+
+    fn enter(&mut self, phase: ChangePhase) {
+        if let Some(change) = &mut self.body.change {
+            change.phase = phase;
+        }
+    }
+
+    fn record(&mut self, at: i64, kind: EventKind) -> EventRow {
+        self.record_event(&Event {
+            at,
+            late: false,
+            kind,
+        })
+    }
+}
+
+/// A master key that KMS has just unwrapped from its stored wrap.
+pub struct ProvedKey {
+    number: u64,
+    key: Arc<LiveKey>,
+}
+
+/// Whether asking again later may help.
+pub fn may_pass(error: &KeyringError) -> bool {
+    matches!(
+        error,
+        KeyringError::Kms(KmsError {
+            kind: KmsErrorKind::Unreachable | KmsErrorKind::Throttled | KmsErrorKind::NoCredentials,
+            ..
+        })
+    )
+}

@@ -1,0 +1,127 @@
+//! What the key-management history comes to: which generations older copies need, and when each
+//! kind of rotation was last done.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::codec;
+use crate::keyring::{ChangeKind, Event, EventKind, EventRow, History, HistoryHead};
+use crate::store::Read;
+
+use super::{Vault, VaultError};
+
+/// A master key that the vault needs no more, but copies of it from before may.
+#[derive(Clone, Debug, Serialize)]
+pub struct RetiredGeneration {
+    /// Its number.
+    pub generation: u64,
+    /// Copies of the vault from before this time, in seconds since 1970, may still open with it.
+    pub retired: i64,
+}
+
+/// An event as `audit` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct HistoryLine {
+    /// Its number, from 1.
+    pub sequence: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Vault {
+    /// The key-management history, its chain verified.
+    ///
+    /// # Errors
+    /// `Integrity` when an event was changed, removed or reordered.
+    pub fn history(&self) -> Result<Vec<HistoryLine>, VaultError> {
+        self.read(|records| {
+            let mut lines = Vec::new();
+            let head = self.keyring().body().history.clone();
+            for_each_event(records, &head, |sequence, event| {
+                lines.push(HistoryLine { sequence, event });
+            })?;
+            Ok(lines)
+        })
+    }
+}
+
+/// The history in short.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chronicle {
+    /// The newest event.
+    pub(super) last: Option<Event>,
+    /// When each kind of rotation last ended.
+    pub(super) finished: BTreeMap<ChangeKind, i64>,
+    /// Master keys that were retired.
+    pub(super) retired: Vec<RetiredGeneration>,
+    /// The highest generation that was ever given out.
+    pub(super) newest_generation: u64,
+}
+
+impl Chronicle {
+    /// Reads the history and verifies that it is the one that ends at `head`.
+    pub(super) fn read(records: &mut dyn Read, head: &HistoryHead) -> Result<Self, VaultError> {
+        let mut chronicle = Self {
+            newest_generation: 1,
+            ..Self::default()
+        };
+        for_each_event(records, head, |_, event| chronicle.note(event))?;
+        Ok(chronicle)
+    }
+
+    /// Takes in an event that was just stored.
+    pub(super) fn take(&mut self, event: Option<&EventRow>) -> Result<(), VaultError> {
+        if let Some((_, bytes)) = event {
+            let event = codec::decode(bytes, "event");
+            self.note(event.map_err(|e| VaultError::Integrity(e.to_string()))?);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, event: Event) {
+        match &event.kind {
+            EventKind::ChangeStarted { to, .. } => {
+                self.newest_generation = self.newest_generation.max(*to);
+            }
+            EventKind::Retired { generation } => self.retired.push(RetiredGeneration {
+                generation: *generation,
+                retired: event.at,
+            }),
+            EventKind::ChangeFinished { change, .. } => {
+                self.finished.insert(*change, event.at);
+            }
+            EventKind::Created { .. }
+            | EventKind::RollbackAccepted { .. }
+            | EventKind::Activated { .. }
+            | EventKind::ChangeAbandoned { .. }
+            | EventKind::Rewrapped { .. } => {}
+        }
+        self.last = Some(event);
+    }
+}
+
+/// Hands every event of the history to `take`, in order, with its number. Verifies the chain; an
+/// error at its end means that what was handed out before is not to be trusted either.
+pub(super) fn for_each_event(
+    records: &mut dyn Read,
+    head: &HistoryHead,
+    mut take: impl FnMut(u64, Event),
+) -> Result<(), VaultError> {
+    const BATCH: usize = 256;
+    let mut history = History::default();
+    let mut read = 0;
+    while read < head.length {
+        let left = usize::try_from(head.length - read).unwrap_or(BATCH);
+        let batch = records.events(read + 1, left.min(BATCH))?;
+        if batch.is_empty() {
+            break;
+        }
+        for (sequence, bytes) in &batch {
+            take(*sequence, history.next(*sequence, bytes)?);
+            read += 1;
+        }
+    }
+    Ok(history.must_end_at(head)?)
+}

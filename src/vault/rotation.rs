@@ -1,0 +1,480 @@
+//! The rotations, driven from one durable state to the next, each step a transaction of its own.
+//!
+//! Every step begins from what the keyring record says and from what a query finds, never from
+//! what this process remembers, so it does not matter who did the steps before. One at a time
+//! drives. KMS is never asked while a transaction is open.
+
+mod migrate;
+
+use std::ops::ControlFlow;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::keyring::{
+    Change, ChangeKind, ChangePhase, Keyring, KeyringError, UnverifiedKeyring, may_pass,
+};
+use crate::kms::{KeyUri, Provider};
+use crate::store::{self, Read};
+
+use super::node::Timestamp;
+use super::{Vault, VaultError};
+
+/// How often a mount that only reads looks for a new master key.
+const FOLLOW_EVERY: Duration = Duration::from_millis(250);
+/// How long a new key is on offer before it is used: those who read beside have it by then, and
+/// need not wait for it.
+const OFFER: Duration = Duration::from_millis(600);
+/// How long a request of such a mount waits for a master key that it lacks.
+const WAIT_FOR_KEY: Duration = Duration::from_secs(10);
+/// How often what is in the way of the end is tried again.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// A new master key; every data key is wrapped by it.
+    Rotate,
+    /// New wraps of the same master key.
+    Rewrap {
+        /// Under these KMS keys; none: under those that it has.
+        to: Vec<KeyUri>,
+        /// It may leave AWS for a key on this host.
+        leave_aws: bool,
+    },
+}
+
+impl Request {
+    /// Its name as a command.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Rotate => "rotate",
+            Request::Rewrap { .. } => "rewrap",
+        }
+    }
+}
+
+impl std::fmt::Display for Request {
+    /// As the control file takes it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())?;
+        if let Request::Rewrap { to, leave_aws } = self {
+            if *leave_aws {
+                f.write_str(" --yes-leave-aws")?;
+            }
+            for key in to {
+                write!(f, " {key}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a rotation is.
+pub type Phase = ChangePhase;
+
+/// How far a rotation has come.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Progress {
+    /// Which one.
+    pub change: ChangeKind,
+    /// Its durable state.
+    pub phase: Phase,
+    /// Generation that is left.
+    pub from: u64,
+    /// Generation that is entered.
+    pub to: u64,
+    /// When it began, in seconds since 1970.
+    pub started: i64,
+    /// Keys that stand under the new generation.
+    pub done: u64,
+    /// All keys.
+    pub total: u64,
+    /// Keys for each second, as of this run.
+    pub rate: f64,
+    /// Seconds left, if that can be told.
+    pub eta_seconds: Option<u64>,
+    /// What it waits for, or what has stopped it.
+    pub trouble: Option<String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is left to do.
+    Done,
+    /// It was told to stop, and goes on the next time.
+    Stopped,
+}
+
+/// What this process knows of the rotation besides what is stored.
+#[derive(Default)]
+pub(super) struct Rotation {
+    /// Held by whoever begins or drives one.
+    driving: Mutex<()>,
+    figures: Mutex<Figures>,
+    follower: Mutex<bool>,
+    followed: Condvar,
+}
+
+#[derive(Clone, Default)]
+struct Figures {
+    done: u64,
+    total: u64,
+    /// When this run began to migrate, and how much was done by then.
+    since: Option<(Instant, u64)>,
+    trouble: Option<String>,
+}
+
+impl Rotation {
+    fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drive(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.driving.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+}
+
+fn now() -> i64 {
+    Timestamp::now().seconds
+}
+
+impl Vault {
+    /// How far the rotation under way has come; `None` when there is none.
+    pub fn progress(&self) -> Option<Progress> {
+        let keyring = self.keyring();
+        let change = keyring.body().change.clone()?;
+        let figures = self.rotation.figures().clone();
+        let rate = figures.since.map_or(0.0, |(since, done)| {
+            figures.done.saturating_sub(done) as f64 / since.elapsed().as_secs_f64().max(1e-3)
+        });
+        let left = figures.total.saturating_sub(figures.done);
+        let eta_seconds =
+            (rate > 0.0 && figures.trouble.is_none()).then(|| (left as f64 / rate).ceil() as u64);
+        Some(Progress {
+            change: change.kind,
+            phase: change.phase,
+            from: change.from,
+            to: change.to,
+            started: change.started,
+            done: figures.done,
+            total: figures.total,
+            rate,
+            eta_seconds,
+            trouble: figures.trouble,
+        })
+    }
+
+    /// Begins a rotation: when this returns, it will be done, whatever happens. Asks KMS.
+    /// [`drive`](Self::drive) does the rest.
+    ///
+    /// # Errors
+    /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
+    /// the intent cannot be stored. Then nothing has changed.
+    pub fn begin(&self, request: &Request) -> Result<(), VaultError> {
+        if self.is_read_only() {
+            return Err(VaultError::ReadOnly);
+        }
+        if self.keyring().body().change.is_some() {
+            return Err(self.busy());
+        }
+        // Whoever drove the last one is just leaving.
+        let _driving = self.rotation.driving.lock();
+        let keyring = self.keyring();
+        if keyring.body().change.is_some() {
+            return Err(self.busy());
+        }
+        // Whoever begins must be able to go back to the copies that exist.
+        keyring.prove_active(&self.kms)?;
+        *self.rotation.figures() = Figures::default();
+        match request {
+            Request::Rotate => {
+                let number = self.lock_chronicle().newest_generation.saturating_add(1);
+                let new =
+                    keyring.make_generation(number, &keyring.kms_keys()?, &self.kms, now())?;
+                self.change_keyring(
+                    |keyring| Ok(Some(keyring.prepare(ChangeKind::Rotate, new, now())?)),
+                    |_| Ok(()),
+                )
+            }
+            Request::Rewrap { to, leave_aws } => {
+                let now_under = keyring.kms_keys()?;
+                let to = match to.is_empty() {
+                    true => now_under.clone(),
+                    false => to.clone(),
+                };
+                let is_aws = |key: &KeyUri| key.provider() == Provider::Aws;
+                if now_under.iter().any(is_aws) && !to.iter().any(is_aws) && !leave_aws {
+                    return Err(VaultError::Setting(
+                        "the vault would leave AWS KMS for keys that are files on this host; if \
+                         that is what you want, say so with --yes-leave-aws"
+                            .into(),
+                    ));
+                }
+                let wraps = keyring.make_wraps(&to, &self.kms, now())?;
+                // First: a host that does not know the new keys could not mount it any more.
+                self.pin(&to)?;
+                self.change_keyring(
+                    |keyring| Ok(Some(keyring.replace_wraps(wraps, now())?)),
+                    |_| Ok(()),
+                )
+            }
+        }
+    }
+
+    fn busy(&self) -> VaultError {
+        VaultError::Busy(match self.progress() {
+            Some(p) => format!(
+                "{} is under way since {} s, {} of {} keys done; wait until it has ended",
+                p.change,
+                now().saturating_sub(p.started).max(0),
+                p.done,
+                p.total
+            ),
+            None => "another rotation is just being begun; wait until it has ended".into(),
+        })
+    }
+
+    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
+    /// and batches.
+    ///
+    /// # Errors
+    /// When a record does not authenticate, or the store fails. The rotation stays where it is and
+    /// goes on the next time.
+    pub fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
+        let _driving = self.rotation.drive().ok_or_else(|| self.busy())?;
+        while let Some(change) = self.keyring().body().change.clone() {
+            if go_on().is_break() {
+                return Ok(Outcome::Stopped);
+            }
+            match self.step(&change, go_on) {
+                Ok(ControlFlow::Continue(())) => self.rotation.figures().trouble = None,
+                Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
+                Err(error) => {
+                    self.rotation.figures().trouble = Some(error.to_string());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Takes one step.
+    fn step(
+        &self,
+        change: &Change,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        let proceed = |()| ControlFlow::Continue(());
+        match change.phase {
+            ChangePhase::Prepared => self.activate(change, go_on),
+            ChangePhase::Active => self.advance(ChangePhase::Migrating).map(proceed),
+            ChangePhase::Migrating => match self.migrate(change, go_on)? {
+                ControlFlow::Continue(()) => self.advance(ChangePhase::Verifying).map(proceed),
+                stopped => Ok(stopped),
+            },
+            ChangePhase::Verifying => self.retire(change, go_on),
+            ChangePhase::Retired => self.advance(ChangePhase::Scrubbing).map(proceed),
+            ChangePhase::Scrubbing => self.scrub(go_on),
+        }
+    }
+
+    fn advance(&self, to: ChangePhase) -> Result<(), VaultError> {
+        self.change_keyring(|keyring| keyring.advance(to).map(|()| None), |_| Ok(()))
+    }
+
+    /// Proves the stored wraps of the pending key and puts it into use.
+    fn activate(
+        &self,
+        change: &Change,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        let stored = self.stored_keyring()?;
+        if stored.digest() != super::digest(&[&self.keyring().encode()])
+            && self.keyring().holds(change.to)
+        {
+            return Err(VaultError::tampered(
+                "the keyring record",
+                "is not the one that was stored",
+            ));
+        }
+        let proved = match self.keyring().prove(change.to, &self.kms) {
+            Ok(proved) => proved,
+            Err(error @ KeyringError::Kms(_)) if !may_pass(&error) => {
+                tracing::error!("the new master key cannot be used and is dropped: {error}");
+                self.change_keyring(|keyring| Ok(Some(keyring.abandon(now())?)), |_| Ok(()))?;
+                return Err(error.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if pause(OFFER, go_on).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.change_keyring(
+            |keyring| Ok(Some(keyring.activate(proved, now())?)),
+            |_| Ok(()),
+        )?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Shows that the old key wraps nothing, and removes it.
+    fn retire(
+        &self,
+        change: &Change,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        if self.verify(change, go_on)?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        let left = std::cell::Cell::new(0);
+        let retired = self.change_keyring(
+            |keyring| Ok(Some(keyring.retire(now())?)),
+            |records| {
+                let (under, total) = records.keys_under(change.to)?;
+                left.set(total - under);
+                match left.get() {
+                    0 => Ok(()),
+                    left => Err(VaultError::Busy(format!(
+                        "{left} keys are still under generation {}",
+                        change.from
+                    ))),
+                }
+            },
+        );
+        match retired {
+            // Something was put back meanwhile, by whatever way: once more from there.
+            Err(_) if left.get() > 0 => self.advance(ChangePhase::Migrating)?,
+            other => other?,
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Removes what was replaced from the medium.
+    fn scrub(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<ControlFlow<()>, VaultError> {
+        // Readers may be in the way; each is so for a moment only.
+        while !self.store.truncate_wal()? {
+            if pause(TRY_AGAIN, go_on).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        self.change_keyring(|keyring| Ok(Some(keyring.finish(now())?)), |_| Ok(()))?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn stored_keyring(&self) -> Result<UnverifiedKeyring, VaultError> {
+        let missing = || VaultError::tampered("the header or the keyring record", "is missing");
+        let (header, keyring) = store::read(&self.store, |records| {
+            let header = records.header()?.ok_or_else(missing)?;
+            let keyring = records.keyring()?.ok_or_else(missing)?;
+            Ok::<_, VaultError>((header, keyring))
+        })?;
+        Ok(UnverifiedKeyring::parse(&header, &keyring)?)
+    }
+
+    // --- for those who only read ---------------------------------------------------------------
+
+    /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
+    /// Asks KMS only if the stored keyring is another, and never for what it does not name.
+    pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
+        if self.keyring().body().sequence != before {
+            return Ok(true);
+        }
+        if !self.is_read_only() || self.stored_keyring()?.sequence() == before {
+            return Ok(false);
+        }
+        let follower = self.rotation.follower.lock();
+        let mut follower = follower.unwrap_or_else(PoisonError::into_inner);
+        if !*follower {
+            drop(follower);
+            self.follow_once()?;
+            return Ok(self.keyring().body().sequence != before);
+        }
+        let deadline = Instant::now() + WAIT_FOR_KEY;
+        while self.keyring().body().sequence == before {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let waited = self.rotation.followed.wait_timeout(follower, left);
+            follower = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(true)
+    }
+
+    /// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
+    /// than `keyring`.
+    pub(super) fn must_be_current(
+        &self,
+        records: &mut dyn Read,
+        keyring: &Keyring,
+    ) -> Result<(), VaultError> {
+        let stored = records.keyring()?;
+        if stored.is_some_and(|stored| stored == keyring.encode()) {
+            return Ok(());
+        }
+        Err(KeyringError::UnknownGeneration(0).into())
+    }
+
+    /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
+    pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
+        let set = |running| {
+            let follower = self.rotation.follower.lock();
+            *follower.unwrap_or_else(PoisonError::into_inner) = running;
+        };
+        set(true);
+        let mut complained = false;
+        while pause(FOLLOW_EVERY, go_on).is_continue() {
+            match self.follow_once() {
+                Ok(()) => complained = false,
+                Err(error) if !complained => {
+                    complained = true;
+                    tracing::error!("the vault's new keys cannot be had: {error}");
+                }
+                Err(_) => {}
+            }
+        }
+        set(false);
+    }
+
+    fn follow_once(&self) -> Result<(), VaultError> {
+        let stored = self.stored_keyring()?;
+        let known = self.keyring();
+        if stored.sequence() == known.body().sequence {
+            return Ok(());
+        }
+        let keyring = stored.follow(&known, &self.pins, &self.kms)?;
+        let head = keyring.body().history.clone();
+        *self.keyring.write().unwrap_or_else(PoisonError::into_inner) =
+            std::sync::Arc::new(keyring);
+        // What was retired is wiped; nothing in the cache needs it.
+        self.cache.clear();
+        let follower = self.rotation.follower.lock();
+        drop(follower.unwrap_or_else(PoisonError::into_inner));
+        self.rotation.followed.notify_all();
+        let chronicle = self.read(|records| super::Chronicle::read(records, &head));
+        // It may have grown again meanwhile; the next round reads that.
+        if let Ok(chronicle) = chronicle {
+            *self.lock_chronicle() = chronicle;
+        }
+        Ok(())
+    }
+}
+
+/// Waits, and looks often whether to go on.
+fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> ControlFlow<()> {
+    let until = Instant::now() + time;
+    loop {
+        go_on()?;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return ControlFlow::Continue(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}

@@ -1,0 +1,417 @@
+//! Rotations, on real vaults and mounts: what they replace, what they leave alone, and that they
+//! end, whatever happens meanwhile.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+mod support;
+use support::process::{Place, Ran, kill};
+
+fn json(place: &Place, command: &str) -> Value {
+    let path = place.vault();
+    let ran = place.run([command.as_ref(), path.as_os_str(), "--json".as_ref()]);
+    serde_json::from_str(&ran.succeeded().stdout()).expect("JSON")
+}
+
+/// It succeeded; how far it got is told on standard error.
+#[track_caller]
+fn rotated(ran: Ran) -> Ran {
+    assert!(ran.0.status.success(), "{}", ran.stderr());
+    ran
+}
+
+fn status_of(point: &Path) -> Value {
+    let text = std::fs::read_to_string(point.join(".secretfs/status")).expect("readable");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn command(point: &Path, text: &str) -> std::io::Result<()> {
+    std::fs::write(point.join(".secretfs/control"), text)
+}
+
+/// Waits until no rotation is under way.
+fn wait_for_the_end(point: &Path) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let status = status_of(point);
+        if status["rotation"].is_null() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "{status:#}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn fill(point: &Path, count: usize) {
+    for directory in 0..4 {
+        std::fs::create_dir_all(point.join(format!("d{directory}"))).expect("made");
+    }
+    for n in 0..count {
+        std::fs::write(secret(point, n), content(n)).expect("written");
+    }
+}
+
+fn secret(point: &Path, n: usize) -> std::path::PathBuf {
+    point.join(format!("d{}/secret-{n}", n % 4))
+}
+
+fn content(n: usize) -> Vec<u8> {
+    // Some of several chunks.
+    let length = if n.is_multiple_of(50) {
+        150_000
+    } else {
+        20 + n % 700
+    };
+    format!("the content of secret {n} ")
+        .into_bytes()
+        .repeat(length / 20 + 1)
+}
+
+fn all_is_there(point: &Path, count: usize) {
+    for n in 0..count {
+        assert!(
+            std::fs::read(secret(point, n)).expect("readable") == content(n),
+            "secret {n}"
+        );
+    }
+}
+
+fn check_is_clean(place: &Place) {
+    let report = json(place, "check");
+    assert_eq!(report["problem_count"], 0, "{report:#}");
+}
+
+#[test]
+fn rotating_a_vault_that_nobody_has_mounted_replaces_its_master_key_and_nothing_else() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fill(&place.point(), 300);
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    let vault = place.vault();
+    let ran = rotated(place.run(["rotate".as_ref(), vault.as_os_str()]));
+    assert_eq!(ran.stdout(), "rotate: done\n");
+    let status = json(&place, "status");
+    assert_eq!(status["active_generation"], 2, "{status:#}");
+    assert_eq!(status["generations"].as_array().map(Vec::len), Some(1));
+    assert_eq!(status["retired_generations"][0]["generation"], 1);
+    assert!(status["last_rotations"]["rotate"].is_number());
+    check_is_clean(&place);
+    place.mount(&[]).succeeded();
+    all_is_there(&place.point(), 300);
+}
+
+#[test]
+fn a_mount_rotates_while_files_are_read_and_written_and_no_operation_fails() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let point = place.point();
+    fill(&point, 400);
+    let stop = Arc::new(AtomicBool::new(false));
+    let reads = Arc::new(AtomicU64::new(0));
+    let mut threads = Vec::new();
+    for reader in 0..8 {
+        let (point, stop, reads) = (point.clone(), Arc::clone(&stop), Arc::clone(&reads));
+        threads.push(std::thread::spawn(move || {
+            let mut n = reader;
+            while !stop.load(Ordering::Relaxed) {
+                n = (n + 7) % 400;
+                assert!(std::fs::read(secret(&point, n)).expect("readable") == content(n));
+                reads.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+    }
+    for writer in 0..4 {
+        let (point, stop) = (point.clone(), Arc::clone(&stop));
+        threads.push(std::thread::spawn(move || {
+            let own = point.join(format!("own-{writer}"));
+            for round in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let text = format!("round {round} of writer {writer}");
+                std::fs::write(&own, &text).expect("written");
+                assert_eq!(std::fs::read_to_string(&own).expect("readable"), text);
+                if round % 5 == 0 {
+                    std::fs::rename(&own, point.join(format!("old-{writer}"))).expect("renamed");
+                }
+            }
+        }));
+    }
+    for round in 0..10 {
+        command(&point, "rotate\n").expect("begun");
+        let status = wait_for_the_end(&point);
+        assert_eq!(status["active_generation"], round + 2, "{status:#}");
+        assert_eq!(status["generations"].as_array().map(Vec::len), Some(1));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().expect("no operation failed");
+    }
+    assert!(reads.load(Ordering::Relaxed) > 1000);
+    place
+        .run(["umount".as_ref(), point.as_os_str()])
+        .succeeded();
+    check_is_clean(&place);
+}
+
+#[test]
+fn read_only_mounts_follow_and_end_up_with_the_new_key() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fill(&place.point(), 300);
+    let points: Vec<_> = (0..2)
+        .map(|n| {
+            let point = place.path().join(format!("r{n}"));
+            std::fs::create_dir(&point).expect("made");
+            let vault = place.vault();
+            let args = ["mount".as_ref(), vault.as_os_str(), point.as_os_str()];
+            place
+                .run(args.into_iter().chain(["-o".as_ref(), "ro".as_ref()]))
+                .succeeded();
+            point
+        })
+        .collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = points
+        .iter()
+        .cloned()
+        .map(|point| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    all_is_there(&point, 300);
+                }
+            })
+        })
+        .collect();
+    for _ in 0..3 {
+        command(&place.point(), "rotate").expect("begun");
+        wait_for_the_end(&place.point());
+    }
+    stop.store(true, Ordering::Relaxed);
+    for reader in readers {
+        reader.join().expect("all was readable throughout");
+    }
+    for point in &points {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while status_of(point)["active_generation"] != 4 {
+            assert!(Instant::now() < deadline, "{:#}", status_of(point));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(
+            status_of(point)["generations"].as_array().map(Vec::len),
+            Some(1)
+        );
+        let _ = nix::mount::umount(point);
+    }
+}
+
+#[test]
+fn a_killed_mount_is_gone_on_from_by_the_next_one() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fill(&place.point(), 1000);
+    let mut finished = 1;
+    for round in 0..20u64 {
+        // Whatever was under way, there is exactly one rotation at a time.
+        match command(&place.point(), "rotate") {
+            Ok(()) => finished += 1,
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EBUSY)),
+        }
+        std::thread::sleep(Duration::from_millis(100 + round * 60));
+        for pid in place.daemons() {
+            kill(pid, libc::SIGKILL);
+        }
+        nix::mount::umount2(&place.point(), nix::mount::MntFlags::MNT_DETACH).expect("removed");
+        place.mount(&[]).succeeded();
+    }
+    let status = wait_for_the_end(&place.point());
+    assert_eq!(status["active_generation"], finished, "{status:#}");
+    all_is_there(&place.point(), 1000);
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    check_is_clean(&place);
+}
+
+#[test]
+fn one_rotation_at_a_time_and_wrong_commands_are_told_apart() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let point = place.point();
+    fill(&point, 10);
+    let refused = |text: &str| command(&point, text).expect_err("refused").raw_os_error();
+    assert_eq!(refused("nonsense"), Some(libc::EINVAL));
+    assert_eq!(refused("rewrap not-a-uri"), Some(libc::EINVAL));
+    let said = std::fs::read_to_string(point.join(".secretfs/control")).expect("readable");
+    assert!(said.contains("refused"), "{said}");
+    command(&point, "rotate").expect("begun");
+    assert_eq!(refused("rotate"), Some(libc::EBUSY));
+    let ran = place.run(["rotate".as_ref(), point.as_os_str()]);
+    assert_eq!(ran.0.status.code(), Some(7), "{}", ran.stderr());
+    assert!(
+        ran.stderr().contains("rotate is under way"),
+        "{}",
+        ran.stderr()
+    );
+    wait_for_the_end(&point);
+    // Asked of the vault, the mount that has it does it.
+    let vault = place.vault();
+    rotated(place.run(["rotate".as_ref(), vault.as_os_str(), "--wait".as_ref()]));
+    assert_eq!(status_of(&point)["active_generation"], 3);
+}
+
+#[test]
+fn rewrapping_moves_the_vault_to_another_kms_key() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fill(&place.point(), 20);
+    let other = place.path().join("other");
+    let made = place.run([
+        "init".as_ref(),
+        other.as_os_str(),
+        "--kms-key".as_ref(),
+        "local-kms://b".as_ref(),
+    ]);
+    made.succeeded();
+    let point = place.point();
+    let args = [
+        "rewrap".as_ref(),
+        point.as_os_str(),
+        "--kms-key".as_ref(),
+        "local-kms://b".as_ref(),
+        "--wait".as_ref(),
+    ];
+    rotated(place.run(args));
+    assert_eq!(
+        status_of(&point)["generations"][0]["wraps"][0]["kms_key"],
+        "local-kms://b"
+    );
+    command(&point, "rotate").expect("begun");
+    wait_for_the_end(&point);
+    place
+        .run(["umount".as_ref(), point.as_os_str()])
+        .succeeded();
+    // The old key is needed no more.
+    std::fs::remove_file(place.path().join("kms/default.key"))
+        .or_else(|_| std::fs::remove_dir_all(place.path().join("kms/default")))
+        .expect("the old key removed");
+    place.mount(&[]).succeeded();
+    all_is_there(&point, 20);
+    check_is_clean(&place);
+    // A key that does not exist changes nothing.
+    let before = status_of(&point);
+    let args = [
+        "rewrap".as_ref(),
+        point.as_os_str(),
+        "--kms-key".as_ref(),
+        "local-kms://absent".as_ref(),
+    ];
+    let ran = place.run(args);
+    assert_eq!(ran.0.status.code(), Some(4), "{}", ran.stderr());
+    assert_eq!(
+        status_of(&point)["keyring_sequence"],
+        before["keyring_sequence"]
+    );
+}
+
+#[test]
+fn after_a_rotation_the_old_wraps_are_gone_from_the_raw_files() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fill(&place.point(), 200);
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    let old = wrapped_keys(&place);
+    assert!(old.len() >= 400, "{}", old.len());
+    place.mount(&[]).succeeded();
+    command(&place.point(), "rotate").expect("begun");
+    wait_for_the_end(&place.point());
+    let mut raw = Vec::new();
+    for name in ["vault.db", "vault.db-wal"] {
+        raw.push(std::fs::read(place.vault().join(name)).unwrap_or_default());
+    }
+    for key in &old {
+        let found = raw.iter().any(|file| memchr(file, key));
+        assert!(!found, "an old wrapped key is still there");
+    }
+}
+
+/// 24 bytes of each wrapped key, from the records.
+fn wrapped_keys(place: &Place) -> Vec<[u8; 24]> {
+    let connection = rusqlite::Connection::open(place.vault().join("vault.db")).expect("open");
+    let mut keys = Vec::new();
+    for (sql, at) in [
+        // Kind and revision come first in a node.
+        ("SELECT value FROM node", 1 + 8),
+        ("SELECT value FROM version", 0),
+    ] {
+        let mut statement = connection.prepare(sql).expect("prepared");
+        let rows = statement
+            .query_map([], |row| row.get::<_, Vec<u8>>(0))
+            .expect("queried");
+        for value in rows {
+            let value = value.expect("a value");
+            keys.push(value[at..at + 24].try_into().expect("24 bytes"));
+        }
+    }
+    keys
+}
+
+fn memchr(haystack: &[u8], needle: &[u8; 24]) -> bool {
+    haystack.windows(24).any(|window| window == needle)
+}
+
+#[test]
+fn the_history_is_shown_and_every_change_of_it_is_found() {
+    let place = Place::with_vault();
+    let vault = place.vault();
+    rotated(place.run(["rotate".as_ref(), vault.as_os_str()]));
+    let audit = |flag: &str| place.run(["audit".as_ref(), vault.as_os_str(), flag.as_ref()]);
+    let lines = audit("--json").succeeded().stdout();
+    let events: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let kinds: Vec<_> = events
+        .iter()
+        .map(|e| e["event"].as_str().unwrap_or_default())
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "created",
+            "change-started",
+            "activated",
+            "retired",
+            "change-finished"
+        ]
+    );
+    audit("--verify").succeeded();
+    let edits = [
+        "DELETE FROM event WHERE sequence = 2",
+        "DELETE FROM event WHERE sequence = 5",
+        "UPDATE event SET value = (SELECT value FROM event WHERE sequence = 4) WHERE sequence = 3",
+        "UPDATE event SET sequence = -sequence WHERE sequence IN (2, 3)",
+    ];
+    for edit in edits {
+        let saved = std::fs::read(vault.join("vault.db")).expect("read");
+        let connection = rusqlite::Connection::open(vault.join("vault.db")).expect("open");
+        connection.execute_batch(edit).expect("edited");
+        connection.close().expect("closed");
+        let ran = audit("--verify");
+        assert_eq!(ran.0.status.code(), Some(6), "{edit}: {}", ran.stderr());
+        std::fs::write(vault.join("vault.db"), saved).expect("put back");
+        for left in ["vault.db-wal", "vault.db-shm"] {
+            let _ = std::fs::remove_file(vault.join(left));
+        }
+    }
+    audit("--verify").succeeded();
+}
