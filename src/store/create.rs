@@ -3,7 +3,7 @@
 //! The database is built under another name and gets its own only when everything is on disk, so
 //! a crash leaves nothing that could be taken for a vault, and nothing that stops another try.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, DirEntry, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -102,13 +102,7 @@ fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
             let message = format!("there is a vault in {} already", place.directory.display());
             return Err(StoreError::new(Kind::Exists, message));
         }
-        // Only an empty lock is ours: nobody announces itself before there is a vault.
-        let ours = entry.metadata().is_ok_and(|found| {
-            found.is_file()
-                && (LEFTOVERS.iter().any(|leftover| name == *leftover)
-                    || (name == "lock" && found.len() == 0))
-        });
-        if !ours {
+        if !is_left_over(&entry) {
             let message = format!(
                 "{} is not empty ({:?} is there); a vault needs a directory of its own",
                 place.directory.display(),
@@ -119,6 +113,17 @@ fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
         lock_is_there |= name == "lock";
     }
     Ok(lock_is_there)
+}
+
+/// Whether something in a directory was left by a crash while a vault was made there.
+pub fn is_left_over(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    // Only an empty lock is ours: nobody announces itself before there is a vault.
+    entry.metadata().is_ok_and(|found| {
+        found.is_file()
+            && (LEFTOVERS.iter().any(|leftover| name == *leftover)
+                || (name == "lock" && found.len() == 0))
+    })
 }
 
 /// Takes away what others may do in the directory.

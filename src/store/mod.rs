@@ -23,6 +23,7 @@ mod writer;
 
 use std::fmt;
 
+pub use create::is_left_over;
 pub use lock::{Holder, holder};
 pub use sqlite::{Mode, OpenOptions, SqliteStore};
 

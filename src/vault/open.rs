@@ -207,10 +207,12 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
     };
     match std::fs::read_dir(path) {
         Ok(_) if path.join("vault.db").exists() => Err(taken("there is a vault already")),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(taken("the directory is not empty")),
-        },
+        Ok(mut entries) => {
+            match entries.all(|entry| entry.is_ok_and(|entry| store::is_left_over(&entry))) {
+                true => Ok(()),
+                false => Err(taken("the directory is not empty")),
+            }
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_symlink() => {
             Err(taken("it is a symbolic link to nothing"))
         }
