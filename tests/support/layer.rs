@@ -1,6 +1,6 @@
 //! The file system layer as a kernel would use it, without one: calls that wait for their answer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,8 @@ use secretfs::fs::{
 };
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
-    CheckReport, Failure, InitOptions, Kind, NewNode, OpenOptions, RenameMode, Vault, check, init,
+    CheckReport, Failure, InitOptions, Kind, NewNode, OpenOptions, RenameMode, Vault, VaultError,
+    check, init,
 };
 
 /// A vault in a directory of its own, with keys and anchors beside it.
@@ -42,6 +43,15 @@ impl Layer {
             Ok(dir) => dir,
             Err(_) => tempfile::tempdir().unwrap(),
         })
+    }
+
+    /// With the vault, the keys and the anchors that are in `dir`.
+    pub fn at(dir: tempfile::TempDir) -> Self {
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 
     fn inside(dir: tempfile::TempDir) -> Self {
@@ -95,17 +105,13 @@ impl Layer {
         max_memory: u64,
         end_patience: Duration,
     ) -> Served {
-        let vault = self.open_vault();
-        let settings = Settings {
-            ttl: Duration::from_secs(1),
-            max_secret_size,
-            max_memory,
-            // The reference knows no time.
-            end_patience,
-            protection: serde_json::Value::Null,
-            mountpoint: "/nowhere".into(),
-        };
-        Served(FileSystem::new(vault, settings).unwrap())
+        serve(self.open_vault(), max_secret_size, max_memory, end_patience).unwrap()
+    }
+
+    /// Opens the vault if it lets itself be opened.
+    pub fn try_open(&self) -> Result<Served, VaultError> {
+        let vault = Vault::open(&self.vault(), &self.options())?;
+        Ok(serve(vault, 16 << 20, 256 << 20, Duration::ZERO).expect("threads"))
     }
 
     fn open_vault(&self) -> Vault {
@@ -142,6 +148,24 @@ impl Layer {
     pub fn check(&self) -> CheckReport {
         check(&self.vault(), &self.options()).unwrap()
     }
+}
+
+fn serve(
+    vault: Vault,
+    max_secret_size: u64,
+    max_memory: u64,
+    end_patience: Duration,
+) -> std::io::Result<Served> {
+    let settings = Settings {
+        ttl: Duration::from_secs(1),
+        max_secret_size,
+        max_memory,
+        // The reference knows no time.
+        end_patience,
+        protection: serde_json::Value::Null,
+        mountpoint: "/nowhere".into(),
+    };
+    Ok(Served(FileSystem::new(vault, settings)?))
 }
 
 /// This process, which opens and closes everything.
