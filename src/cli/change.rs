@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Read as _, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -11,6 +11,8 @@ use serde_json::Value;
 use crate::daemon::{self, Class, Error};
 use crate::vault::{Failure, OpenOptions, Request, Vault};
 
+/// How long a daemon that has just been unmounted may take to let go of its vault.
+const GRACE: Duration = Duration::from_secs(5);
 /// How often progress is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -32,13 +34,22 @@ pub(super) fn run(
         read_only: false,
         ..options
     };
-    match Vault::open(path, &options) {
-        Ok(vault) => here(&vault, request),
-        Err(error) if error.failure() == Failure::Busy => match mount_of(path) {
-            Some(point) => by_mount(&point, request, wait),
-            None => Err(error.into()),
-        },
-        Err(error) => Err(error.into()),
+    let deadline = Instant::now() + GRACE;
+    loop {
+        match Vault::open(path, &options) {
+            Ok(vault) => return here(&vault, request),
+            Err(error) if error.failure() == Failure::Busy => {
+                if let Some(point) = mount_of(path) {
+                    return by_mount(&point, request, wait);
+                }
+                // Held but not mounted: a daemon is just letting go of it.
+                if Instant::now() > deadline {
+                    return Err(error.into());
+                }
+                std::thread::sleep(LOOK_EVERY);
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

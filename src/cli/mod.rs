@@ -60,6 +60,10 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    if fail::has_failpoints() {
+        // Reads $FAILPOINTS, for as long as the process lives.
+        std::mem::forget(fail::FailScenario::setup());
+    }
     daemon::install_hook();
     daemon::ignore_file_size_signal();
     let mut args: Vec<OsString> = std::env::args_os().collect();

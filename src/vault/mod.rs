@@ -4,6 +4,13 @@
 //! Nothing here knows of file descriptors, kernels or processes. Every record that comes out of
 //! the store is authenticated before anything in it is used.
 
+/// Where the tests have the process die, as if it were killed there. Compiled into tests only.
+macro_rules! die_at {
+    ($point:literal) => {
+        fail::fail_point!($point, |_| std::process::abort())
+    };
+}
+
 mod anchor;
 mod cache;
 mod check;
@@ -449,12 +456,16 @@ impl Vault {
         let mut state = self.lock_state();
         let mut next = Keyring::clone(&self.keyring());
         let event = edit(&mut next)?;
+        die_at!("keyring-before");
         let finished = store::write(&self.store, Durability::Now, |records| {
             guard(&mut *records)?;
             let mut tx = Tx::new(&next, &self.system, &self.cache, records, state.clone());
             tx.put_keyring(event.as_slice())?;
-            tx.finish()
+            let finished = tx.finish()?;
+            die_at!("keyring-uncommitted");
+            Ok(finished)
         });
+        die_at!("keyring-stored");
         let error = match finished {
             Ok((committed, _)) => {
                 self.show(&committed);
@@ -471,11 +482,13 @@ impl Vault {
             *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         }
         drop(state);
+        die_at!("keyring-used");
         if let Some(error) = error {
             return Err(error);
         }
         self.lock_chronicle().take(event.as_ref())?;
         self.refresh_anchor_keyring();
+        die_at!("keyring-anchored");
         Ok(())
     }
 

@@ -357,12 +357,14 @@ impl Vault {
 
     /// Removes what was replaced from the medium.
     fn scrub(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<ControlFlow<()>, VaultError> {
+        die_at!("scrub-before");
         // Readers may be in the way; each is so for a moment only.
         while !self.store.truncate_wal()? {
             if pause(TRY_AGAIN, go_on).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
+        die_at!("scrub-after");
         self.change_keyring(|keyring| Ok(Some(keyring.finish(now())?)), |_| Ok(()))?;
         Ok(ControlFlow::Continue(()))
     }

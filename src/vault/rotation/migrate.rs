@@ -105,16 +105,20 @@ impl Vault {
                         Err(error) => bad = bad.take().or(Some(error)),
                     }
                     taken += 1;
+                    die_at!("migrate-within");
                     if begun.elapsed() > SLICE {
                         break;
                     }
                 }
                 Ok(())
             };
+            die_at!("migrate-before");
             self.transact(Durability::Soon, &mut [&mut job])?
                 .into_iter()
                 .collect::<Result<(), _>>()?;
+            die_at!("migrate-after");
             if let Some(error) = bad {
+                // Once in a batch: somebody may have forged them all.
                 tracing::error!("a key cannot be wrapped anew: {error}");
                 failed.get_or_insert(error);
             }

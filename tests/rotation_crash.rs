@@ -1,0 +1,147 @@
+//! A rotation that dies at each of its steps: the next mount finishes it, and nothing is lost.
+//!
+//! The daemon aborts where a fail point tells it to, as if it were killed there.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+mod support;
+use support::process::{Place, wait_for};
+
+const SECRETS: usize = 600;
+
+fn status(point: &Path) -> Value {
+    let text = std::fs::read_to_string(point.join(".secretfs/status")).expect("readable");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn content(n: usize) -> Vec<u8> {
+    let length = if n.is_multiple_of(60) {
+        150_000
+    } else {
+        20 + n
+    };
+    (0..length).map(|at| (at * 7 + n) as u8).collect()
+}
+
+fn mount(place: &Place, fail_at: Option<&str>) {
+    let mut command = place.command();
+    command.arg("mount").arg(place.vault()).arg(place.point());
+    if let Some(fail_at) = fail_at {
+        command.env("FAILPOINTS", fail_at);
+    }
+    let mounted = command.output().expect("the program runs");
+    assert!(
+        mounted.status.success(),
+        "{}",
+        String::from_utf8_lossy(&mounted.stderr)
+    );
+}
+
+/// One vault, in which each of `cases` is made to die at its place and finished by the next mount.
+fn dies_and_is_finished(text: &str, cases: &[String]) {
+    let place = Place::with_vault();
+    let made = place.run([
+        "init".as_ref(),
+        place.path().join("other").as_os_str(),
+        "--kms-key".as_ref(),
+        "local-kms://b".as_ref(),
+    ]);
+    made.succeeded();
+    place.mount(&[]).succeeded();
+    for n in 0..SECRETS {
+        std::fs::write(place.point().join(format!("s{n}")), content(n)).expect("written");
+    }
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    for case in cases {
+        mount(&place, Some(case));
+        let before = status(&place.point());
+        // The command itself may be what dies.
+        let asked = std::fs::write(place.point().join(".secretfs/control"), text);
+        wait_for(case, Duration::from_secs(60), || place.daemons().is_empty());
+        let _ = nix::mount::umount2(&place.point(), nix::mount::MntFlags::MNT_DETACH);
+        mount(&place, None);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let after = loop {
+            let status = status(&place.point());
+            if status["rotation"].is_null() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "{case}: {status:#}");
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        let generation = |status: &Value| status["active_generation"].as_u64().expect("a number");
+        let entered = generation(&after) - generation(&before);
+        let rewrapped = after["generations"][0]["wraps"] != before["generations"][0]["wraps"];
+        if text.starts_with("rotate") {
+            assert!(entered <= 1, "{case}");
+            // What was acknowledged is done.
+            assert!(asked.is_err() || entered == 1, "{case}: {after:#}");
+        } else {
+            assert!(asked.is_err() || rewrapped, "{case}: {after:#}");
+        }
+        let generations = after["generations"].as_array().expect("a list");
+        assert_eq!(generations.len(), 1, "{case}: {after:#}");
+        for n in 0..SECRETS {
+            let found = std::fs::read(place.point().join(format!("s{n}"))).expect("readable");
+            assert!(found == content(n), "{case}: secret {n}");
+        }
+        place
+            .run(["umount".as_ref(), place.point().as_os_str()])
+            .succeeded();
+        let vault = place.vault();
+        place.run(["check".as_ref(), vault.as_os_str()]).succeeded();
+    }
+}
+
+/// The places around each of a number of transitions of the keyring.
+fn around_transitions(count: usize) -> Vec<String> {
+    let places = ["before", "uncommitted", "stored", "used", "anchored"];
+    let at = |n: usize| {
+        places.map(|place| match n {
+            0 => format!("keyring-{place}=return"),
+            n => format!("keyring-{place}={n}*off->return"),
+        })
+    };
+    (0..count).flat_map(at).collect()
+}
+
+#[test]
+fn a_rotation_that_dies_around_the_first_of_its_states_is_finished() {
+    // Prepared, active, migrating.
+    dies_and_is_finished("rotate", &around_transitions(3));
+}
+
+#[test]
+fn a_rotation_that_dies_around_the_last_of_its_states_is_finished() {
+    // Verifying, retired, scrubbing, done.
+    dies_and_is_finished("rotate", &around_transitions(7)[15..]);
+}
+
+#[test]
+fn a_rotation_that_dies_while_it_wraps_or_scrubs_is_finished() {
+    let cases = [
+        "migrate-before=return",
+        "migrate-before=1*off->return",
+        "migrate-before=3*off->return",
+        "migrate-within=return",
+        "migrate-within=100*off->return",
+        "migrate-within=700*off->return",
+        "migrate-after=return",
+        "migrate-after=2*off->return",
+        "scrub-before=return",
+        "scrub-after=return",
+    ];
+    dies_and_is_finished("rotate", &cases.map(str::to_owned));
+}
+
+#[test]
+fn a_rewrap_that_dies_anywhere_is_finished_or_was_never_begun() {
+    let mut cases = around_transitions(2);
+    cases.extend(["scrub-before=return", "scrub-after=return"].map(str::to_owned));
+    dies_and_is_finished("rewrap local-kms://b local-kms://default", &cases);
+}
