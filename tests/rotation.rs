@@ -108,6 +108,15 @@ fn rotating_a_vault_that_nobody_has_mounted_replaces_its_master_key_and_nothing_
 
 #[test]
 fn a_mount_rotates_while_files_are_read_and_written_and_no_operation_fails() {
+    goes_on_while_files_are_read_and_written("rotate", 10);
+}
+
+#[test]
+fn a_mount_reencrypts_while_files_are_read_and_written_and_no_operation_fails() {
+    goes_on_while_files_are_read_and_written("reencrypt", 10);
+}
+
+fn goes_on_while_files_are_read_and_written(what: &str, rounds: u64) {
     let place = Place::with_vault();
     place.mount(&[]).succeeded();
     let point = place.point();
@@ -143,8 +152,21 @@ fn a_mount_rotates_while_files_are_read_and_written_and_no_operation_fails() {
             }
         }));
     }
-    for round in 0..10 {
-        command(&point, "rotate\n").expect("begun");
+    for lister in 0..2 {
+        let (point, stop) = (point.clone(), Arc::clone(&stop));
+        threads.push(std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let names = std::fs::read_dir(point.join(format!("d{lister}"))).expect("listed");
+                let mut names: Vec<_> = names.map(|e| e.expect("an entry").file_name()).collect();
+                let count = names.len();
+                names.sort();
+                names.dedup();
+                assert_eq!((count, names.len()), (100, 100), "each name once");
+            }
+        }));
+    }
+    for round in 0..rounds {
+        command(&point, what).expect("begun");
         let status = wait_for_the_end(&point);
         assert_eq!(status["active_generation"], round + 2, "{status:#}");
         assert_eq!(status["generations"].as_array().map(Vec::len), Some(1));
@@ -190,8 +212,8 @@ fn read_only_mounts_follow_and_end_up_with_the_new_key() {
             })
         })
         .collect();
-    for _ in 0..3 {
-        command(&place.point(), "rotate").expect("begun");
+    for what in ["rotate", "reencrypt", "rotate"] {
+        command(&place.point(), what).expect("begun");
         wait_for_the_end(&place.point());
     }
     stop.store(true, Ordering::Relaxed);
@@ -367,6 +389,68 @@ fn wrapped_keys(place: &Place) -> Vec<[u8; 24]> {
 
 fn memchr(haystack: &[u8], needle: &[u8; 24]) -> bool {
     haystack.windows(24).any(|window| window == needle)
+}
+
+#[test]
+fn after_a_reencryption_no_data_key_is_the_old_one_and_no_old_ciphertext_is_left() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fill(&place.point(), 200);
+    // Open meanwhile: a snapshot in pieces, and one that is unlinked.
+    let mut large = std::fs::File::open(secret(&place.point(), 50)).expect("open");
+    let mut part = vec![0; 1000];
+    std::io::Read::read_exact(&mut large, &mut part).expect("read");
+    let mut unlinked = std::fs::File::open(secret(&place.point(), 100)).expect("open");
+    std::fs::remove_file(secret(&place.point(), 100)).expect("removed");
+    std::fs::write(secret(&place.point(), 50), "replaced").expect("written");
+    place
+        .run(["check".as_ref(), place.vault().as_os_str()])
+        .succeeded();
+    let old = raw_pieces(&place);
+    command(&place.point(), "reencrypt").expect("begun");
+    wait_for_the_end(&place.point());
+    std::io::Read::read_to_end(&mut large, &mut part).expect("read on");
+    assert!(part == content(50), "the snapshot is whole");
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut unlinked, &mut rest).expect("read");
+    assert!(rest == content(100), "what was unlinked is whole");
+    drop((large, unlinked));
+    let new = raw_pieces(&place);
+    assert_eq!(
+        old.intersection(&new).count(),
+        0,
+        "nothing stands as it stood"
+    );
+    for n in (0..200).filter(|n| ![50, 100].contains(n)) {
+        assert!(std::fs::read(secret(&place.point(), n)).expect("readable") == content(n));
+    }
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    check_is_clean(&place);
+}
+
+/// 24 bytes out of everything that is sealed in the vault: nonces of wrapped keys, of attributes,
+/// names, sums and chunks, and the tags under which names are filed.
+fn raw_pieces(place: &Place) -> std::collections::BTreeSet<Vec<u8>> {
+    let connection = rusqlite::Connection::open(place.vault().join("vault.db")).expect("open");
+    let mut pieces = std::collections::BTreeSet::new();
+    for sql in [
+        "SELECT substr(value, 10, 24) FROM node",
+        "SELECT substr(value, 100, 24) FROM node",
+        "SELECT substr(value, 1, 24) FROM version",
+        "SELECT substr(value, 90, 24) FROM version",
+        "SELECT substr(value, 13, 24) FROM entry",
+        "SELECT tag FROM entry",
+        "SELECT substr(sealed, 1, 24) FROM chunk",
+        "SELECT substr(value, 1, 24) FROM state",
+    ] {
+        let mut statement = connection.prepare(sql).expect("prepared");
+        let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0));
+        pieces.extend(rows.expect("queried").map(|piece| piece.expect("a piece")));
+    }
+    assert!(pieces.len() > 1000, "{}", pieces.len());
+    pieces
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod man;
 mod mount;
 mod mount_helper;
 mod output;
+mod reencrypt;
 mod rewrap;
 mod rotate;
 mod status;
@@ -53,6 +54,7 @@ enum Command {
     Check(check::Check),
     Rotate(rotate::Rotate),
     Rewrap(rewrap::Rewrap),
+    Reencrypt(reencrypt::Reencrypt),
     Audit(audit::Audit),
     Completions(completions::Completions),
     Man(man::Man),
@@ -102,6 +104,7 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
         Command::Check(command) => command.run(config),
         Command::Rotate(command) => command.run(config),
         Command::Rewrap(command) => command.run(config),
+        Command::Reencrypt(command) => command.run(config),
         Command::Audit(command) => command.run(config),
         Command::Completions(command) => command.run(),
         Command::Man(command) => command.run(),

@@ -21,7 +21,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the file shows before there was a command.
 const HELP: &str =
-    "no command yet; write one of: rotate, rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
+    "no command yet; write one of: rotate, reencrypt, rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
 
 /// Takes a command apart.
 ///
@@ -34,9 +34,10 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
     };
     let mut words = text.split_ascii_whitespace();
     match words.next() {
-        Some("rotate") => match words.next() {
-            None => Ok(Request::Rotate),
-            Some(_) => Err("`rotate` takes no arguments".into()),
+        Some(name @ ("rotate" | "reencrypt")) => match words.next() {
+            None if name == "rotate" => Ok(Request::Rotate),
+            None => Ok(Request::Reencrypt),
+            Some(_) => Err(format!("`{name}` takes no arguments")),
         },
         Some("rewrap") => {
             let mut leave_aws = false;
@@ -49,8 +50,13 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
             }
             Ok(Request::Rewrap { to, leave_aws })
         }
-        Some(_) => Err("unknown command; write one of: rotate, rewrap [KMS-KEY-URI ...]".into()),
-        None => Err("the command is empty; write one of: rotate, rewrap [KMS-KEY-URI ...]".into()),
+        Some(_) => {
+            Err("unknown command; write one of: rotate, reencrypt, rewrap [KMS-KEY-URI ...]".into())
+        }
+        None => Err(
+            "the command is empty; write one of: rotate, reencrypt, rewrap [KMS-KEY-URI ...]"
+                .into(),
+        ),
     }
 }
 

@@ -1,7 +1,11 @@
 //! Reading directories: in the order of the name tags, so that a position stays valid whatever is
-//! made and removed meanwhile, and nothing has to be kept in memory but one batch.
+//! made and removed meanwhile.
+//!
+//! When a directory's key is replaced, all its tags are others. A listing under way then begins
+//! anew, and leaves out what it has shown: of each name that was shown a hash is kept.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::crypto::SetSum;
@@ -41,6 +45,52 @@ struct Reading {
     /// For comparing what was read with what the directory should hold: sum, count, and the
     /// revision in which reading began. `None` once somebody has sought.
     whole: Option<(SetSum, u64, u64)>,
+    /// Key epoch of the directory that positions and tags are of.
+    epoch: Option<u32>,
+    /// What was shown since reading began, in this epoch: position and hash of the name.
+    shown: Vec<(u64, u64)>,
+    /// What was shown in earlier epochs.
+    earlier: HashSet<u64>,
+    /// The position that was gone on from when this epoch was entered: it is of the one before.
+    turned_at: Option<u64>,
+}
+
+impl Reading {
+    /// Goes on from a position: at the beginning, where it is, or somewhere else.
+    fn seek(&mut self, position: u64) {
+        if position == FIRST_NAME {
+            *self = Self {
+                position,
+                whole: Some((SetSum::default(), 0, 0)),
+                ..Self::default()
+            };
+        } else if position != self.position {
+            self.ahead.clear();
+            (self.complete, self.whole) = (false, None);
+            if self.turned_at == Some(position) {
+                self.after = None;
+                self.shown.clear();
+            } else {
+                self.after = Some(tag_at(position));
+                self.shown.retain(|(shown, _)| *shown <= position);
+            }
+            self.position = position;
+        }
+    }
+
+    /// Begins anew among the tags of another key, leaving out what was shown.
+    fn turn(&mut self) {
+        self.earlier
+            .extend(self.shown.drain(..).map(|(_, hash)| hash));
+        self.turned_at = Some(self.position);
+        (self.after, self.whole) = (None, None);
+    }
+}
+
+fn hash_of(name: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(name);
+    hasher.finish()
 }
 
 /// All open directories.
@@ -148,22 +198,19 @@ impl FileSystem {
                 }
             }
         }
-        let position = position.max(FIRST_NAME);
-        if position == FIRST_NAME || position != reading.position {
-            *reading = Reading {
-                position,
-                after: (position > FIRST_NAME).then(|| tag_at(position)),
-                whole: (position == FIRST_NAME).then(|| (SetSum::default(), 0, 0)),
-                ..Reading::default()
-            };
-        }
+        reading.seek(position.max(FIRST_NAME));
         loop {
-            while let Some(entry) = reading.ahead.front() {
-                if take(entry) {
+            while let Some(entry) = reading.ahead.pop_front() {
+                let hash = hash_of(&entry.name);
+                if reading.earlier.contains(&hash) {
+                    continue;
+                }
+                if take(&entry) {
+                    reading.ahead.push_front(entry);
                     return Ok(());
                 }
                 reading.position = entry.position;
-                reading.ahead.pop_front();
+                reading.shown.push((entry.position, hash));
             }
             if reading.complete {
                 return Ok(());
@@ -183,6 +230,11 @@ impl FileSystem {
             }
             Err(error) => return Err(error.into()),
         };
+        let epoch = listing.directory.directory()?.epoch;
+        if reading.epoch.replace(epoch).is_some_and(|of| of != epoch) {
+            reading.turn();
+            return Ok(());
+        }
         if let Some(last) = listing.entries.last() {
             reading.after = Some(last.tag);
         }

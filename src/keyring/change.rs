@@ -288,6 +288,12 @@ impl Keyring {
         ))
     }
 
+    /// Whether data keys are being replaced, and not only what wraps them.
+    pub fn renews_data_keys(&self) -> bool {
+        let change = self.body.change.as_ref();
+        change.is_some_and(|change| change.kind == ChangeKind::Reencrypt)
+    }
+
     /// Whether the master key of a generation is in memory.
     pub fn holds(&self, generation: u64) -> bool {
         self.keys.contains_key(&generation)

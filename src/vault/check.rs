@@ -14,7 +14,7 @@ use crate::store::{self, NodeId, Read};
 use super::content::Version;
 use super::entry::DirectoryKeys;
 use super::node::{Body, Kind, Node, ROOT, SYSTEM};
-use super::state::State;
+use super::state::{State, SystemKeys};
 use super::{OpenOptions, Vault, VaultError};
 
 const BATCH: usize = 256;
@@ -79,8 +79,9 @@ pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultErr
     vault.read(|records| {
         let keyring = vault.keyring();
         vault.must_be_current(records, &keyring)?;
+        let system = vault.system_in(records)?;
         let mut check = Check {
-            vault: &vault,
+            system: &system,
             keyring: &keyring,
             report: CheckReport::default(),
             nodes: HashMap::new(),
@@ -110,7 +111,7 @@ struct Seen {
 }
 
 struct Check<'a> {
-    vault: &'a Vault,
+    system: &'a SystemKeys,
     keyring: &'a Keyring,
     report: CheckReport,
     nodes: HashMap<NodeId, Seen>,
@@ -175,8 +176,7 @@ impl Check<'_> {
         loop {
             let batch = records.scan_nodes(after, BATCH)?;
             for (id, record) in &batch {
-                self.recount
-                    .count(&self.vault.system.node(*id, record), true);
+                self.recount.count(&self.system.node(*id, record), true);
                 self.recount.next_node = self.recount.next_node.max(id + 1);
                 self.report.nodes += 1;
                 let node = Node::open(self.keyring, *id, record);
@@ -292,7 +292,7 @@ impl Check<'_> {
             let batch = records.scan_versions(after, BATCH)?;
             for ((id, number), record) in &batch {
                 self.recount
-                    .count(&self.vault.system.version(*id, *number, record), true);
+                    .count(&self.system.version(*id, *number, record), true);
                 self.report.versions += 1;
                 let version = Version::open(self.keyring, *id, *number, record);
                 let Some(version) = self.note(*id, version)? else {
@@ -428,7 +428,7 @@ impl Check<'_> {
     fn state(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
         let sealed = records.state()?;
         let state = match sealed {
-            Some(sealed) => self.vault.system.open(self.id(), &sealed),
+            Some(sealed) => self.system.open(self.id(), &sealed),
             None => Err(VaultError::tampered("the state record", "is missing")),
         };
         let Some(state) = self.note(SYSTEM, state)? else {

@@ -113,6 +113,18 @@ pub(super) fn rewrap(
     })
 }
 
+/// Seals a version's content anew, under a fresh content key.
+pub(super) fn reencrypt(
+    keyring: &Keyring,
+    records: &mut dyn Read,
+    node: NodeId,
+    version: u64,
+    record: &KeyedRecord,
+) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
+    let content = Version::open(keyring, node, version, record)?.whole(records, None)?;
+    seal(keyring, node, version, &content)
+}
+
 /// Whether a version's content key can be had; nothing else of it is looked at.
 pub(super) fn must_unwrap(
     keyring: &Keyring,
@@ -176,6 +188,11 @@ impl Version {
             key: ChunkKey::derive(&key),
             vault: keyring.vault(),
         })
+    }
+
+    /// Whose it is.
+    pub(super) fn node(&self) -> NodeId {
+        self.node
     }
 
     /// Which version it is.

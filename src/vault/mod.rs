@@ -37,7 +37,7 @@ use crate::crypto::schedule::digest;
 use crate::crypto::{SecretBytes, SetSum};
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
-use crate::store::{self, Durability, NameTag, NodeId, Read, SqliteStore, Store as _};
+use crate::store::{self, Durability, KeyedRecord, NameTag, NodeId, Read, SqliteStore, Store as _};
 
 pub use anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
@@ -73,7 +73,7 @@ pub struct Vault {
     kms: Kms,
     pins: Vec<KeyUri>,
     rotation: rotation::Rotation,
-    system: SystemKeys,
+    system: RwLock<Arc<SystemKeys>>,
     cache: NodeCache,
     /// As of the last commit; locked while a transaction runs.
     state: Mutex<State>,
@@ -194,7 +194,33 @@ impl Vault {
         let sealed = records
             .state()?
             .ok_or_else(|| VaultError::tampered("the state record", "is missing"))?;
-        self.system.open(self.keyring().vault(), &sealed)
+        let system = self.system_in(records)?;
+        system.open(self.keyring().vault(), &sealed)
+    }
+
+    fn system(&self) -> Arc<SystemKeys> {
+        Arc::clone(&self.system.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The system node's keys as the transaction's snapshot has them.
+    fn system_in(&self, records: &mut dyn Read) -> Result<Arc<SystemKeys>, VaultError> {
+        let known = self.system();
+        let record = records
+            .node(SYSTEM)?
+            .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
+        if record.generation == known.generation {
+            return Ok(known);
+        }
+        let keys = Arc::new(SystemKeys::of(&Node::open(
+            &self.keyring(),
+            SYSTEM,
+            &record,
+        )?));
+        if self.read_only {
+            let mut system = self.system.write().unwrap_or_else(PoisonError::into_inner);
+            *system = Arc::clone(&keys);
+        }
+        Ok(keys)
     }
 
     /// Forgets what was cached if another process has written since the last time.
@@ -248,17 +274,44 @@ impl Vault {
     /// # Errors
     /// `NotFound` when there is no such name.
     pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
+        let before = self.cache.epoch();
         let parent = self.node(directory)?;
-        let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
-        let tag = keys.tag(name)?;
         let epoch = self.cache.epoch();
-        self.read(|records| {
-            let record = records
-                .entry(directory, &tag)?
-                .ok_or(VaultError::NotFound)?;
-            let entry = keys.open(&tag, &record)?;
-            self.node_of(records, directory, &entry, epoch)
-        })
+        let found = self.read(|records| self.lookup_in(records, &parent, name, epoch));
+        match found {
+            // The directory's key may have been replaced since it was read: once more with the one
+            // that the snapshot has.
+            Err(error)
+                if matches!(error.failure(), Failure::Integrity)
+                    || matches!(error, VaultError::NotFound) =>
+            {
+                self.refresh()?;
+                if self.cache.epoch() == before {
+                    return Err(error);
+                }
+                self.read(|records| {
+                    let parent = self.read_node(records, directory)?;
+                    self.lookup_in(records, &parent, name, epoch)
+                })
+            }
+            found => found,
+        }
+    }
+
+    fn lookup_in(
+        &self,
+        records: &mut dyn Read,
+        parent: &Node,
+        name: &[u8],
+        epoch: u64,
+    ) -> Result<Arc<Node>, VaultError> {
+        let keys = DirectoryKeys::of(self.keyring().vault(), parent)?;
+        let tag = keys.tag(name)?;
+        let record = records
+            .entry(parent.id, &tag)?
+            .ok_or(VaultError::NotFound)?;
+        let entry = keys.open(&tag, &record)?;
+        self.node_of(records, parent.id, &entry, epoch)
     }
 
     fn node_of(
@@ -385,7 +438,15 @@ impl Vault {
     /// # Errors
     /// When it is missing or does not authenticate.
     pub fn chunk(&self, version: &Version, index: u32) -> Result<SecretBytes, VaultError> {
-        self.read(|records| version.chunk(records, index))
+        self.read(|records| match version.chunk(records, index) {
+            // The same content may stand under another key by now.
+            Err(error) if error.failure() == Failure::Integrity => {
+                let (node, number) = (version.node(), version.number());
+                let record = records.version(node, number)?.ok_or(error)?;
+                Version::open(&self.keyring(), node, number, &record)?.chunk(records, index)
+            }
+            chunk => chunk,
+        })
     }
 
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -403,10 +464,10 @@ impl Vault {
         }
         let mut state = self.lock_state();
         // Not before: whoever changes the keyring holds the state.
-        let keyring = self.keyring();
+        let (keyring, system) = (self.keyring(), self.system());
         let mut outcomes = Vec::new();
         let finished = store::write(&self.store, durability, |records| {
-            let mut tx = Tx::new(&keyring, &self.system, &self.cache, records, state.clone());
+            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
             outcomes = jobs
                 .iter_mut()
                 .map(|job| tx.run(*job))
@@ -456,10 +517,11 @@ impl Vault {
         let mut state = self.lock_state();
         let mut next = Keyring::clone(&self.keyring());
         let event = edit(&mut next)?;
+        let system = self.system();
         die_at!("keyring-before");
         let finished = store::write(&self.store, Durability::Now, |records| {
             guard(&mut *records)?;
-            let mut tx = Tx::new(&next, &self.system, &self.cache, records, state.clone());
+            let mut tx = Tx::new(&next, &system, &self.cache, records, state.clone());
             tx.put_keyring(event.as_slice())?;
             let finished = tx.finish()?;
             die_at!("keyring-uncommitted");
@@ -520,48 +582,80 @@ impl Vault {
     /// # Errors
     /// `Integrity` when it was.
     pub fn recount(&self) -> Result<(), VaultError> {
-        const BATCH: usize = 256;
         self.read(|records| {
             let state = self.stored_state(records)?;
-            let mut recount = State::empty(state.next_node);
+            let system = self.system_in(records)?;
+            let mut recount = state.uncounted();
             let mut directories = Vec::new();
-            let mut after = None;
-            loop {
-                let batch = records.scan_nodes(after, BATCH)?;
-                for (id, record) in &batch {
-                    recount.count(&self.system.node(*id, record), true);
-                    if Node::says_directory(record) {
-                        directories.push(*id);
-                    }
+            for_each_key(records, |key, record| {
+                recount.count(&system.element(key, record), true);
+                if let Key::Node(id) = key
+                    && Node::says_directory(record)
+                {
+                    directories.push(id);
                 }
-                after = batch.last().map(|(id, _)| *id);
-                if batch.len() < BATCH {
-                    break;
-                }
-            }
-            let mut after = None;
-            loop {
-                let batch = records.scan_versions(after, BATCH)?;
-                for ((node, version), record) in &batch {
-                    recount.count(&self.system.version(*node, *version, record), true);
-                }
-                after = batch.last().map(|(key, _)| *key);
-                if batch.len() < BATCH {
-                    break;
-                }
-            }
-            if state.agrees_with(&recount) {
-                return directories
-                    .into_iter()
-                    .try_for_each(|id| self.recount_names(records, id));
-            }
-            Err(VaultError::Integrity(format!(
-                "nodes or versions were replayed, inserted or deleted: the vault's state record \
-                 counts {} nodes and {} versions, found are {} and {}, and their sums differ; \
-                 `secretfs check` names what does not fit",
-                state.nodes, state.versions, recount.nodes, recount.versions,
-            )))
+            })?;
+            state.must_agree_with(&recount)?;
+            directories
+                .into_iter()
+                .try_for_each(|id| self.recount_names(records, id))
         })
+    }
+
+    /// Replaces the system node's key, and with it all sums over the vault, in one transaction that
+    /// compares the old ones first.
+    fn renew_system(&self, generation: u64) -> Result<(), VaultError> {
+        let mut state = self.lock_state();
+        let (keyring, old) = (self.keyring(), self.system());
+        if old.generation == generation {
+            return Ok(());
+        }
+        die_at!("system-before");
+        let renewed = store::write(&self.store, Durability::Now, |records| {
+            let record = records
+                .node(SYSTEM)?
+                .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
+            let mut node = Node::open(&keyring, SYSTEM, &record)?;
+            node.renew_key(&keyring)?;
+            let new_record = node.seal(keyring.vault())?;
+            let new = SystemKeys::of(&node);
+            let (mut before, mut after) = (state.uncounted(), state.uncounted());
+            for_each_key(records, |key, record| {
+                before.count(&old.element(key, record), true);
+                let record = match key {
+                    Key::Node(SYSTEM) => &new_record,
+                    _ => record,
+                };
+                after.count(&new.element(key, record), true);
+            })?;
+            state.must_agree_with(&before)?;
+            after.commit += 1;
+            records.put_node(SYSTEM, &new_record)?;
+            records.put_state(&new.seal(keyring.vault(), &after)?)?;
+            Ok::<_, VaultError>((after, new))
+        });
+        die_at!("system-stored");
+        match renewed {
+            Ok((after, new)) => {
+                *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+                self.cache.commit([(SYSTEM, None)].into_iter());
+                self.show(&after);
+                *state = after;
+                Ok(())
+            }
+            Err(error) => {
+                self.take_system_again();
+                self.look_again(&mut state);
+                Err(error)
+            }
+        }
+    }
+
+    /// An error after the commit leaves open whether it was one.
+    fn take_system_again(&self) {
+        if let Ok(keys) = self.read(|records| self.system_in(records)) {
+            *self.system.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        }
     }
 
     /// Compares a directory's names with what the directory says of them.
@@ -642,6 +736,43 @@ impl Vault {
         }
         if let Err(error) = anchors.store(anchor, false) {
             tracing::warn!("{error}");
+        }
+    }
+}
+
+/// What a data key belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    Node(NodeId),
+    Version(NodeId, u64),
+}
+
+/// Hands all records that carry data keys to `take`, in order.
+fn for_each_key(
+    records: &mut (impl Read + ?Sized),
+    mut take: impl FnMut(Key, &KeyedRecord),
+) -> Result<(), VaultError> {
+    const BATCH: usize = 256;
+    let mut after = None;
+    loop {
+        let batch = records.scan_nodes(after, BATCH)?;
+        for (id, record) in &batch {
+            take(Key::Node(*id), record);
+        }
+        after = batch.last().map(|(id, _)| *id);
+        if batch.len() < BATCH {
+            break;
+        }
+    }
+    let mut after = None;
+    loop {
+        let batch = records.scan_versions(after, BATCH)?;
+        for ((node, version), record) in &batch {
+            take(Key::Version(*node, *version), record);
+        }
+        after = batch.last().map(|(key, _)| *key);
+        if batch.len() < BATCH {
+            return Ok(());
         }
     }
 }

@@ -167,6 +167,12 @@ impl DirectoryBody {
         self.sum = sum.0;
     }
 
+    /// The directory as it is before its entries are filed under another key.
+    pub(super) fn begin_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        (self.entries, self.subdirectories, self.sum) = (0, 0, [0; 32]);
+    }
+
     pub(super) fn take(&mut self, element: &[u8; 32], is_directory: bool) {
         self.entries = self.entries.saturating_sub(1);
         self.subdirectories = self.subdirectories.saturating_sub(u32::from(is_directory));
@@ -335,11 +341,29 @@ impl Node {
         })
     }
 
-    /// Wraps the metadata key anew if another generation than the active one wraps it.
+    /// Wraps the metadata key anew if another generation than the active one wraps it, or replaces
+    /// it while data keys are replaced. What else stands under the keys of directories and of the
+    /// system node is replaced together with them, and not here.
     pub(super) fn rewrap(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
-        if self.generation != keyring.active() {
-            (self.generation, self.wrapped) = keyring.wrap(self.id, Role::Metadata, &self.key.0)?;
+        if self.generation == keyring.active() {
+            return Ok(());
         }
+        match (keyring.renews_data_keys(), self.kind) {
+            (true, Kind::Directory | Kind::System) => Ok(()),
+            (true, _) => self.renew_key(keyring),
+            (false, _) => {
+                (self.generation, self.wrapped) =
+                    keyring.wrap(self.id, Role::Metadata, &self.key.0)?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Replaces the metadata key. The caller replaces what stands under it.
+    pub(super) fn renew_key(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
+        let key = SecretKey::generate()?;
+        (self.generation, self.wrapped) = keyring.wrap(self.id, Role::Metadata, &key)?;
+        self.key = MetadataKey(key);
         Ok(())
     }
 

@@ -355,7 +355,7 @@ impl Vault {
             kms,
             pins: watch.pins.clone(),
             rotation: super::rotation::Rotation::default(),
-            system,
+            system: RwLock::new(Arc::new(system)),
             cache: NodeCache::default(),
             seen: RwLock::new(state.clone()),
             state: Mutex::new(state),

@@ -36,6 +36,8 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 pub enum Request {
     /// A new master key; every data key is wrapped by it.
     Rotate,
+    /// New data keys and a new master key; everything is encrypted anew.
+    Reencrypt,
     /// New wraps of the same master key.
     Rewrap {
         /// Under these KMS keys; none: under those that it has.
@@ -50,6 +52,7 @@ impl Request {
     pub fn name(&self) -> &'static str {
         match self {
             Request::Rotate => "rotate",
+            Request::Reencrypt => "reencrypt",
             Request::Rewrap { .. } => "rewrap",
         }
     }
@@ -194,12 +197,16 @@ impl Vault {
         keyring.prove_active(&self.kms)?;
         *self.rotation.figures() = Figures::default();
         match request {
-            Request::Rotate => {
+            Request::Rotate | Request::Reencrypt => {
+                let kind = match *request == Request::Reencrypt {
+                    true => ChangeKind::Reencrypt,
+                    false => ChangeKind::Rotate,
+                };
                 let number = self.lock_chronicle().newest_generation.saturating_add(1);
                 let new =
                     keyring.make_generation(number, &keyring.kms_keys()?, &self.kms, now())?;
                 self.change_keyring(
-                    |keyring| Ok(Some(keyring.prepare(ChangeKind::Rotate, new, now())?)),
+                    |keyring| Ok(Some(keyring.prepare(kind, new, now())?)),
                     |_| Ok(()),
                 )
             }

@@ -10,8 +10,8 @@ use crate::crypto::schedule::{Context, SetKey, StateKey, VaultId};
 use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
-use super::VaultError;
 use super::node::Node;
+use super::{Key, VaultError};
 
 /// What the state record says.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -42,6 +42,16 @@ impl State {
         }
     }
 
+    /// The same commits and numbers, with nothing counted.
+    pub(super) fn uncounted(&self) -> Self {
+        Self {
+            nodes: 0,
+            versions: 0,
+            sum: [0; 32],
+            ..self.clone()
+        }
+    }
+
     fn change(&mut self, change: impl FnOnce(&mut SetSum)) {
         let mut sum = SetSum(self.sum);
         change(&mut sum);
@@ -69,6 +79,22 @@ impl State {
         });
     }
 
+    /// Compares with a recount.
+    ///
+    /// # Errors
+    /// `Integrity` when that came to something else.
+    pub(super) fn must_agree_with(&self, recount: &State) -> Result<(), VaultError> {
+        if self.agrees_with(recount) {
+            return Ok(());
+        }
+        Err(VaultError::Integrity(format!(
+            "nodes or versions were replayed, inserted or deleted: the vault's state record \
+             counts {} nodes and {} versions, found are {} and {}, and their sums differ; \
+             `secretfs check` names what does not fit",
+            self.nodes, self.versions, recount.nodes, recount.versions,
+        )))
+    }
+
     /// Whether a recount came to the same.
     pub(super) fn agrees_with(&self, recount: &State) -> bool {
         self.nodes == recount.nodes && self.versions == recount.versions && self.sum == recount.sum
@@ -83,6 +109,8 @@ pub(super) struct Element {
 
 /// The system node's keys.
 pub(super) struct SystemKeys {
+    /// Generation of the record that they are from.
+    pub(super) generation: u64,
     state: StateKey,
     set: SetKey,
 }
@@ -90,8 +118,17 @@ pub(super) struct SystemKeys {
 impl SystemKeys {
     pub(super) fn of(system: &Node) -> Self {
         Self {
+            generation: system.generation,
             state: StateKey::derive(&system.key),
             set: SetKey::derive(&system.key),
+        }
+    }
+
+    /// A record's part in the sum.
+    pub(super) fn element(&self, key: Key, record: &KeyedRecord) -> Element {
+        match key {
+            Key::Node(id) => self.node(id, record),
+            Key::Version(node, version) => self.version(node, version, record),
         }
     }
 

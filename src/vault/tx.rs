@@ -49,6 +49,13 @@ enum Op {
         old: KeyedRecord,
         new: KeyedRecord,
     },
+    ReplaceVersion {
+        node: NodeId,
+        version: u64,
+        old: KeyedRecord,
+        new: KeyedRecord,
+        chunks: Vec<Vec<u8>>,
+    },
     DeleteVersion {
         node: NodeId,
         version: u64,
@@ -160,6 +167,21 @@ impl<'a> Tx<'a> {
                 self.state.count(&element(&old), false);
                 self.state.count(&element(&new), true);
                 self.records.rewrap_version(node, version, &new)?;
+            }
+            Op::ReplaceVersion {
+                node,
+                version,
+                old,
+                new,
+                chunks,
+            } => {
+                let element = |record| self.system.version(node, version, record);
+                self.state.count(&element(&old), false);
+                self.state.count(&element(&new), true);
+                self.records.delete_version(node, version)?;
+                let mut chunks = chunks.into_iter();
+                self.records
+                    .insert_version(node, version, &new, &mut chunks)?;
             }
             Op::DeleteVersion { node, version } => {
                 if let Some(record) = self.records.version(node, version)? {
@@ -392,18 +414,93 @@ impl<'a> Tx<'a> {
         self.ops.push(Op::DeleteVersion { node, version });
     }
 
-    /// Has a node stand under the active master key. One that is gone needs nothing.
-    pub(super) fn rewrap_node(&mut self, id: NodeId) -> Result<(), VaultError> {
-        match self.node(id) {
+    /// Has a node stand under the active master key, with another metadata key if those are being
+    /// replaced. One that is gone needs nothing.
+    pub(super) fn migrate_node(&mut self, id: NodeId) -> Result<(), VaultError> {
+        let node = match self.node(id) {
+            Ok(node) if node.generation != self.keyring.active() => node,
+            Ok(_) | Err(VaultError::NotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        match node.kind {
+            Kind::Directory if self.keyring.renews_data_keys() => self.rekey_directory(id),
             // Whatever is changed is sealed under the active key.
-            Ok(node) if node.generation != self.keyring.active() => self.change(id).map(drop),
-            Ok(_) | Err(VaultError::NotFound) => Ok(()),
-            Err(error) => Err(error),
+            _ => self.change(id).map(drop),
         }
     }
 
-    /// The same for a version. Its content is left alone.
-    pub(super) fn rewrap_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
+    /// Replaces a directory's key: files and seals all its names anew.
+    fn rekey_directory(&mut self, id: NodeId) -> Result<(), VaultError> {
+        const BATCH: usize = 256;
+        let vault = self.keyring.vault();
+        let old = self.directory_keys(id)?;
+        let mut names = Vec::new();
+        let mut after = None;
+        loop {
+            let batch = self.records.entries(id, after.as_ref(), BATCH)?;
+            for row in &batch {
+                names.push(old.open(&row.tag, &row.value)?);
+            }
+            after = batch.last().map(|row| row.tag);
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        let keyring = self.keyring;
+        let directory = self.change(id)?;
+        directory.renew_key(keyring)?;
+        directory.directory_mut()?.begin_epoch();
+        let new = DirectoryKeys::of(vault, directory)?;
+        for old in names {
+            let entry = Entry {
+                tag: new.tag(&old.name)?,
+                ..old
+            };
+            let record = new.seal(&entry)?;
+            let is_directory = entry.kind == Kind::Directory;
+            let element = new.element(&entry.tag, &record);
+            self.change(id)?
+                .directory_mut()?
+                .put(&element, is_directory);
+            if is_directory {
+                self.change(entry.node)?.directory_mut()?.tag = entry.tag;
+            }
+            let directory = id;
+            self.ops.push(Op::DeleteEntry {
+                directory,
+                tag: old.tag,
+            });
+            self.ops.push(Op::PutEntry {
+                directory,
+                tag: entry.tag,
+                record,
+            });
+        }
+        Ok(())
+    }
+
+    /// Has a version stand under the active master key: its content key is wrapped anew, or its
+    /// content sealed under another one.
+    pub(super) fn migrate_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
+        if !self.keyring.renews_data_keys() {
+            return self.rewrap_version(node, version);
+        }
+        let old = match self.records.version(node, version)? {
+            Some(old) if old.generation != self.keyring.active() => old,
+            _ => return Ok(()),
+        };
+        let (new, chunks) = content::reencrypt(self.keyring, self.records, node, version, &old)?;
+        self.ops.push(Op::ReplaceVersion {
+            node,
+            version,
+            old,
+            new,
+            chunks,
+        });
+        Ok(())
+    }
+
+    fn rewrap_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
         let Some(old) = self.records.version(node, version)? else {
             return Ok(());
         };

@@ -1,31 +1,25 @@
 //! Re-wrapping every data key, and showing that none is left.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::keyring::Change;
 use crate::store::{Durability, NodeId};
 
-use super::super::node::Node;
-use super::super::{Tx, Vault, VaultError, content};
+use super::super::node::{Node, SYSTEM};
+use super::super::{Job, Key, Tx, Vault, VaultError, content};
 
 /// Keys looked for in one read.
 const BATCH: usize = 256;
 /// How long a transaction may keep others from writing.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// A data key, by the record that carries it.
-#[derive(Clone, Copy)]
-enum Key {
-    Node(NodeId),
-    Version(NodeId, u64),
-}
-
 impl Key {
-    fn rewrap(self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
+    fn migrate(self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         match self {
-            Key::Node(node) => tx.rewrap_node(node),
-            Key::Version(node, version) => tx.rewrap_version(node, version),
+            Key::Node(node) => tx.migrate_node(node),
+            Key::Version(node, version) => tx.migrate_version(node, version),
         }
     }
 }
@@ -48,7 +42,10 @@ impl Vault {
         let mut after = None;
         loop {
             let nodes = self.read(|r| Ok(r.nodes_not_under(change.to, after, BATCH)?))?;
-            let keys: Vec<_> = nodes.iter().map(|node| Key::Node(*node)).collect();
+            // Sums over everything stand under the system node's key: it is replaced last.
+            let waits = |node: &&NodeId| **node == SYSTEM && self.keyring().renews_data_keys();
+            let now = nodes.iter().filter(|node| !waits(node));
+            let keys: Vec<_> = now.map(|node| Key::Node(*node)).collect();
             if self.rewrap_all(&keys, &mut failed, go_on)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -73,11 +70,14 @@ impl Vault {
             }
         }
         self.sync()?;
-        match failed {
+        if let Some(error) = failed {
             // All others are done: one bad record keeps no more than itself under the old key.
-            Some(error) => Err(error),
-            None => Ok(ControlFlow::Continue(())),
+            return Err(error);
         }
+        if self.keyring().renews_data_keys() {
+            self.renew_system(change.to)?;
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Re-wraps `keys` in transactions that end in time. What does not authenticate is passed over;
@@ -93,35 +93,35 @@ impl Vault {
             if go_on().is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            let mut taken = 0;
-            let mut bad = None;
-            let mut job = |tx: &mut Tx<'_>| {
-                let begun = Instant::now();
-                (taken, bad) = (0, None);
-                for key in rest {
-                    match key.rewrap(tx) {
-                        Ok(()) => {}
-                        Err(VaultError::Store(error)) => return Err(error.into()),
-                        Err(error) => bad = bad.take().or(Some(error)),
+            let (begun, taken) = (Cell::new(Instant::now()), Cell::new(0));
+            // Each a job of its own: one that fails leaves nothing half done.
+            let mut jobs: Vec<_> = rest
+                .iter()
+                .enumerate()
+                .map(|(at, key)| {
+                    let (begun, taken) = (&begun, &taken);
+                    move |tx: &mut Tx<'_>| {
+                        if at == 0 {
+                            begun.set(Instant::now());
+                        } else if begun.get().elapsed() > SLICE {
+                            return Ok(());
+                        }
+                        taken.set(at + 1);
+                        die_at!("migrate-within");
+                        key.migrate(tx)
                     }
-                    taken += 1;
-                    die_at!("migrate-within");
-                    if begun.elapsed() > SLICE {
-                        break;
-                    }
-                }
-                Ok(())
-            };
+                })
+                .collect();
+            let mut jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| job as Job<'_>).collect();
             die_at!("migrate-before");
-            self.transact(Durability::Soon, &mut [&mut job])?
-                .into_iter()
-                .collect::<Result<(), _>>()?;
+            let outcomes = self.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
-            if let Some(error) = bad {
+            if let Some(Err(error)) = outcomes.into_iter().find(Result::is_err) {
                 // Once in a batch: somebody may have forged them all.
-                tracing::error!("a key cannot be wrapped anew: {error}");
+                tracing::error!("a key cannot be replaced: {error}");
                 failed.get_or_insert(error);
             }
+            let taken = taken.get();
             rest = &rest[taken..];
             self.rotation.figures().done += taken as u64;
         }
