@@ -1,6 +1,7 @@
 //! Seal and open: XChaCha20-Poly1305 with a random 192-bit nonce,
 //! `sealed = nonce ‖ ciphertext ‖ tag` (draft-irtf-cfrg-xchacha-03).
 
+use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 
@@ -39,9 +40,11 @@ pub fn seal(key: &SecretKey, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, Se
     sealed.resize(NONCE, 0);
     fill_random(&mut sealed)?;
     let nonce = XNonce::try_from(&sealed[..NONCE]).map_err(|_| SealError::TooLong)?;
-    sealed.extend_from_slice(plain);
+    sealed.resize(NONCE + plain.len(), 0);
+    // From one buffer into the other: the plain text is never in this one, which is not locked.
+    let both = InOutBuf::new(plain, &mut sealed[NONCE..]).map_err(|_| SealError::TooLong)?;
     let tag = cipher(key)
-        .encrypt_inout_detached(&nonce, context, (&mut sealed[NONCE..]).into())
+        .encrypt_inout_detached(&nonce, context, both)
         .map_err(|_| SealError::TooLong)?;
     sealed.extend_from_slice(&tag);
     Ok(sealed)

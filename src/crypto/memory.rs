@@ -9,7 +9,7 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
@@ -18,6 +18,7 @@ const MIN_PIECE: usize = 64;
 const MAX_PIECE: usize = 32 * 1024;
 /// Size of a slab, in bytes: small enough for the 8 MiB that an ordinary user may lock.
 const SLAB: usize = 64 * 1024;
+const PAGE: usize = 4096;
 const CLASSES: usize = (MAX_PIECE / MIN_PIECE).ilog2() as usize + 1;
 
 /// Buffers that hold secrets could not be had.
@@ -35,13 +36,25 @@ pub struct MemoryReport {
     pub locked: u64,
     /// Bytes mapped for secrets that the system refused to lock.
     pub unlocked: u64,
-    /// Whether master keys live in `memfd_secret` pages.
-    pub memfd_secret: bool,
+    /// Where master keys live.
+    pub master_keys: KeyHome,
+}
+
+/// What memory master keys live in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyHome {
+    /// In `memfd_secret` pages.
+    MemfdSecret,
+    /// In locked pages.
+    Locked,
+    /// In pages that the system refused to lock.
+    Unlocked,
 }
 
 static LOCKED: AtomicU64 = AtomicU64::new(0);
 static UNLOCKED: AtomicU64 = AtomicU64::new(0);
-static MEMFD_SECRET: AtomicBool = AtomicBool::new(false);
+/// That of the first is that of all but for a lack of memory, and the worst is told.
+static KEY_HOME: AtomicU8 = AtomicU8::new(KeyHome::MemfdSecret as u8);
 static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
     free: [const { Vec::new() }; CLASSES],
     keys: Vec::new(),
@@ -52,7 +65,11 @@ pub fn report() -> MemoryReport {
     MemoryReport {
         locked: LOCKED.load(Ordering::Relaxed),
         unlocked: UNLOCKED.load(Ordering::Relaxed),
-        memfd_secret: MEMFD_SECRET.load(Ordering::Relaxed),
+        master_keys: match KEY_HOME.load(Ordering::Relaxed) {
+            0 => KeyHome::MemfdSecret,
+            1 => KeyHome::Locked,
+            _ => KeyHome::Unlocked,
+        },
     }
 }
 
@@ -62,7 +79,7 @@ unsafe impl Send for Piece {}
 
 struct Slabs {
     free: [Vec<Piece>; CLASSES],
-    /// Free pieces of `memfd_secret` pages, `MIN_PIECE` bytes each.
+    /// Free pieces of the pages for master keys, `MIN_PIECE` bytes each.
     keys: Vec<Piece>,
 }
 
@@ -77,9 +94,14 @@ impl Slabs {
 
     fn take_key(&mut self) -> Option<NonNull<u8>> {
         if self.keys.is_empty() {
-            const PAGE: usize = 4096;
-            let page = map_memfd_secret(PAGE)?;
-            MEMFD_SECRET.store(true, Ordering::Relaxed);
+            let (page, home) = match map_memfd_secret(PAGE) {
+                Some(page) => (page, KeyHome::MemfdSecret),
+                None => match map_private(PAGE)? {
+                    (page, true) => (page, KeyHome::Locked),
+                    (page, false) => (page, KeyHome::Unlocked),
+                },
+            };
+            KEY_HOME.fetch_max(home as u8, Ordering::Relaxed);
             carve(page, PAGE, MIN_PIECE, &mut self.keys);
         }
         self.keys.pop().map(|piece| piece.0)
@@ -118,6 +140,29 @@ fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
     let counter = if locked { &LOCKED } else { &UNLOCKED };
     counter.fetch_add(length as u64, Ordering::Relaxed);
     NonNull::new(address.cast()).map(|start| (start, locked))
+}
+
+/// Keeps memory that somebody else has mapped out of swap and core files, as far as that is allowed.
+/// Of memory that is not mapped, nothing happens.
+pub fn keep_in(start: *const u8, length: usize) {
+    let first = start.addr() & !(PAGE - 1);
+    let length = (start.addr() + length).next_multiple_of(PAGE) - first;
+    let address = std::ptr::without_provenance_mut::<libc::c_void>(first);
+    // SAFETY: neither call changes what is in the memory, and nothing of ours depends on the
+    // success of either.
+    let locked = unsafe {
+        libc::madvise(address, length, libc::MADV_DONTDUMP);
+        libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
+    };
+    let counter = if locked { &LOCKED } else { &UNLOCKED };
+    counter.fetch_add(length as u64, Ordering::Relaxed);
+}
+
+/// Keeps the stack that this thread is going to use out of swap: names and keys pass over it.
+pub fn keep_stack_in() {
+    const DEPTH: usize = 128 * 1024;
+    let here = 0_u8;
+    keep_in((&raw const here).wrapping_sub(DEPTH), DEPTH);
 }
 
 /// Maps memory that not even the kernel has in its direct map; `None` where there is no such thing.
@@ -193,7 +238,7 @@ impl SecretBytes {
                 origin: Origin::Slab(class),
             });
         }
-        let capacity = wanted.checked_next_multiple_of(4096).ok_or(out_of_memory)?;
+        let capacity = wanted.checked_next_multiple_of(PAGE).ok_or(out_of_memory)?;
         let (start, locked) = map_private(capacity).ok_or(out_of_memory)?;
         Ok(Self {
             start,
@@ -203,7 +248,8 @@ impl SecretBytes {
         })
     }
 
-    /// A buffer for a master key: in a `memfd_secret` page if there is such a thing.
+    /// A buffer for a master key: in a `memfd_secret` page if there is such a thing, else in a page
+    /// for such keys alone.
     ///
     /// # Errors
     /// As [`zeroed`](Self::zeroed).

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::crypto::memory;
+use crate::crypto::memory::{self, KeyHome};
 use crate::vault::{Kind, ROOT, Summary, Timestamp};
 
 use super::directories::DirectoryEntry;
@@ -133,10 +133,10 @@ impl FileSystem {
                 limit: self.settings.max_memory,
                 locked: report.locked,
                 unlocked: report.unlocked,
-                master_keys: match (report.memfd_secret, report.unlocked) {
-                    (true, _) => "memfd_secret",
-                    (false, 0) => "locked pages",
-                    (false, _) => "pages that may be swapped out",
+                master_keys: match report.master_keys {
+                    KeyHome::MemfdSecret => "memfd_secret",
+                    KeyHome::Locked => "locked pages",
+                    KeyHome::Unlocked => "pages that may be swapped out",
                 },
             },
             protection: self.settings.protection.clone(),

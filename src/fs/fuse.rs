@@ -1,5 +1,6 @@
 //! The fuser adapter: converts, calls and replies, and decides nothing.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -13,6 +14,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::crypto::memory;
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
 use super::io::Transfer;
@@ -35,6 +37,21 @@ impl Adapter {
 impl From<Errno> for fuser::Errno {
     fn from(errno: Errno) -> Self {
         fuser::Errno::from_i32(errno.0)
+    }
+}
+
+thread_local! {
+    static RECEIVED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps the stack of this thread, and the buffer in which names and contents arrive, out of swap. A
+/// request lies at the buffer's beginning. fuser has one for each thread, and none of its pages behind the largest request
+/// is ever touched.
+fn received(request: &Request) {
+    if !RECEIVED.replace(true) {
+        let start = std::ptr::from_ref(request).cast();
+        memory::keep_in(start, MAX_WRITE as usize + 4096);
+        memory::keep_stack_in();
     }
 }
 
@@ -183,7 +200,8 @@ impl fuser::Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        received(request);
         self.0
             .lookup(parent.0, name.as_bytes(), entry(&self.0, reply));
     }
@@ -248,6 +266,7 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        received(request);
         let kind = match mode & libc::S_IFMT {
             libc::S_IFREG | 0 => Kind::File,
             libc::S_IFIFO => Kind::Fifo,
@@ -273,16 +292,19 @@ impl fuser::Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        received(request);
         let new = new_node(request, Kind::Directory, mode & !umask);
         self.0
             .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        received(request);
         self.0.unlink(parent.0, name.as_bytes(), empty(reply));
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        received(request);
         self.0.rmdir(parent.0, name.as_bytes(), empty(reply));
     }
 
@@ -294,6 +316,7 @@ impl fuser::Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        received(request);
         let target = target.as_os_str().as_bytes().to_vec();
         let new = NewNode {
             target,
@@ -305,7 +328,7 @@ impl fuser::Filesystem for Adapter {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -313,6 +336,7 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        received(request);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -329,7 +353,15 @@ impl fuser::Filesystem for Adapter {
         self.0.rename(from, to, mode, empty(reply));
     }
 
-    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        parent: INodeNo,
+        name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        received(request);
         self.0
             .link(ino.0, parent.0, name.as_bytes(), entry(&self.0, reply));
     }
@@ -358,6 +390,7 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        received(request);
         let fs = Arc::clone(&self.0);
         self.0.create(
             caller(request),
@@ -410,7 +443,7 @@ impl fuser::Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         offset: u64,
@@ -420,6 +453,7 @@ impl fuser::Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        received(request);
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0).filter(|_| !cached),
@@ -587,7 +621,7 @@ impl fuser::Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -595,11 +629,20 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        received(request);
         self.0
             .set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        received(request);
         data(self.0.get_xattr(ino.0, name.as_bytes()), size, reply);
     }
 
@@ -607,7 +650,8 @@ impl fuser::Filesystem for Adapter {
         data(self.0.list_xattrs(ino.0), size, reply);
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        received(request);
         self.0.remove_xattr(ino.0, name.as_bytes(), empty(reply));
     }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::crypto::memory;
 use crate::store::Durability;
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
@@ -62,7 +63,10 @@ impl Writer {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("writer".into())
-                .spawn(move || shared.serve_or_fail())?
+                .spawn(move || {
+                    memory::keep_stack_in();
+                    shared.serve_or_fail()
+                })?
         };
         Ok(Self {
             shared,

@@ -4,7 +4,6 @@
 //! It must never be what makes a commit durable, and never touch the files before the first
 //! commit: the thread is started by the writer when the WAL has grown.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,6 +13,7 @@ use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode};
 
 use super::connection::{self, Purpose};
+use super::place::{Opened, Place};
 use super::{StoreError, StoreErrorKind as Kind, failure};
 
 /// Pages in the WAL from which on it is worth moving them: 4 MiB.
@@ -87,15 +87,17 @@ impl Desk {
 /// The thread, once there is one.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
-    database: PathBuf,
+    place: Arc<Place>,
+    opened: Arc<Opened>,
     desk: Arc<Desk>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn new(database: PathBuf, desk: Arc<Desk>) -> Self {
+    pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>, desk: Arc<Desk>) -> Self {
         Self {
-            database,
+            place,
+            opened,
             desk,
             thread: None,
         }
@@ -116,11 +118,12 @@ impl Checkpointer {
             self.desk.changed.notify_all();
             return;
         }
-        let (database, desk) = (self.database.clone(), Arc::clone(&self.desk));
+        let (place, opened) = (Arc::clone(&self.place), Arc::clone(&self.opened));
+        let desk = Arc::clone(&self.desk);
         // Without the thread the WAL grows, but nothing is lost: the next commit tries again.
         self.thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(move || run(&database, &desk))
+            .spawn(move || run(&place, &opened, &desk))
             .ok();
     }
 
@@ -134,9 +137,9 @@ impl Checkpointer {
     }
 }
 
-fn run(database: &std::path::Path, desk: &Desk) {
-    let connection = match connection::open(database, Purpose::Write, drop) {
-        Ok((connection, _)) => connection,
+fn run(place: &Place, opened: &Opened, desk: &Desk) {
+    let connection = match connection::open_another(place, opened, Purpose::Write) {
+        Ok(connection) => connection,
         Err(error) => {
             tracing::warn!(%error, "no checkpoints: the WAL will grow until the vault is closed");
             return;
@@ -194,7 +197,7 @@ fn next_order(desk: &Desk) -> bool {
 fn fail(desk: &Desk, error: StoreError) {
     tracing::warn!(%error, "a checkpoint failed");
     // A full disk or a lock is nothing to give up for: all of it still is in the WAL.
-    if error.kind == Kind::Io {
+    if matches!(error.kind, Kind::Io | Kind::ReadOnly) {
         desk.orders().failed.get_or_insert(error);
     }
 }

@@ -8,6 +8,7 @@ use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::hostile::Fault;
+use super::place::{Opened, Place};
 use super::{StoreError, StoreErrorKind as Kind, failure, schema};
 
 /// How long a connection waits for another one's lock. Longer than any checkpoint of ours waits
@@ -43,6 +44,19 @@ pub(super) fn open(
             Err(error)
         }
     }
+}
+
+/// One more connection to the database that was opened. Never to another that lies at its path by
+/// now: an older copy would authenticate as well.
+pub(super) fn open_another(
+    place: &Place,
+    opened: &Opened,
+    purpose: Purpose,
+) -> Result<Connection, StoreError> {
+    place.check_unmoved(opened)?;
+    let (connection, _) = open(&place.database, purpose, drop)?;
+    place.check_unmoved(opened)?;
+    Ok(connection)
 }
 
 /// Makes a connection and sets all that is set without looking at the file.

@@ -62,8 +62,12 @@ fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {
             // What a failed sync has lost cannot be known, whatever its errno says.
             ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => Kind::Io,
             ffi::SQLITE_IOERR_CORRUPTFS | ffi::SQLITE_IOERR_DATA => Kind::Corrupt,
-            _ if matches!(errno(), libc::ENOSPC | libc::EDQUOT) => Kind::Full,
-            _ => Kind::Io,
+            _ => match errno() {
+                libc::ENOSPC | libc::EDQUOT => Kind::Full,
+                // It became so under us: file systems do that to themselves after an error.
+                libc::EROFS => Kind::ReadOnly,
+                _ => Kind::Io,
+            },
         },
         // `Unknown` is SQLITE_ERROR: a statement that was right when the schema was verified
         // no longer compiles.

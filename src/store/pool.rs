@@ -1,12 +1,12 @@
 //! Connections for reading, kept open: opening and verifying one costs a hundred times as much as
 //! a look-up.
 
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::Connection;
 
 use super::connection::{self, Purpose};
+use super::place::{Opened, Place};
 use super::tx::Tx;
 use super::{Abort, Body, Read, StoreError, StoreErrorKind as Kind, failure};
 
@@ -18,14 +18,16 @@ const TRIES: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Pool {
-    database: PathBuf,
+    place: Arc<Place>,
+    opened: Arc<Opened>,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Pool {
-    pub(super) fn new(database: PathBuf) -> Self {
+    pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>) -> Self {
         Self {
-            database,
+            place,
+            opened,
             idle: Mutex::new(Vec::new()),
         }
     }
@@ -35,8 +37,7 @@ impl Pool {
         if let Some(idle) = self.idle().pop() {
             return Ok(idle);
         }
-        let (connection, _) = connection::open(&self.database, Purpose::Read, drop)?;
-        Ok(connection)
+        connection::open_another(&self.place, &self.opened, Purpose::Read)
     }
 
     /// Gives a connection back. It must not be inside of a transaction.

@@ -46,8 +46,8 @@ pub struct OpenOptions {
 /// written.
 #[derive(Debug)]
 pub struct SqliteStore {
-    place: Place,
-    opened: Opened,
+    place: Arc<Place>,
+    opened: Arc<Opened>,
     pool: Pool,
     desk: Arc<Desk>,
     side: Side,
@@ -116,10 +116,12 @@ impl SqliteStore {
             close(connection);
             return Err(error);
         }
+        let (place, opened) = (Arc::new(place), Arc::new(opened));
         let desk = Arc::new(Desk::default());
         let side = match (mode, lock) {
             (Mode::Write(holder), Some(lock)) => {
-                let thread = Checkpointer::new(place.database.clone(), Arc::clone(&desk));
+                let thread =
+                    Checkpointer::new(Arc::clone(&place), Arc::clone(&opened), Arc::clone(&desk));
                 // What a killed writer left may not be on disk yet.
                 let unsynced = place.wal_len() > 0;
                 let writer = Writer::new(connection, cookie, unsynced, lock, thread)?;
@@ -133,7 +135,7 @@ impl SqliteStore {
                 watch: Mutex::new(Some(connection)),
             },
         };
-        let pool = Pool::new(place.database.clone());
+        let pool = Pool::new(Arc::clone(&place), Arc::clone(&opened));
         Ok(Self {
             place,
             opened,

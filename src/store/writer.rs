@@ -173,7 +173,7 @@ impl Writer {
             Ok(_) => Ok(true),
             Err(error) if error.kind == Kind::Busy => Ok(false),
             Err(error) => {
-                if error.kind == Kind::Io {
+                if matches!(error.kind, Kind::Io | Kind::ReadOnly) {
                     self.latch(&error);
                 }
                 Err(error)
@@ -317,10 +317,9 @@ impl Writer {
     }
 
     fn latch(&mut self, error: &StoreError) {
-        let kind = if error.kind == Kind::Moved {
-            Kind::Moved
-        } else {
-            Kind::Io
+        let kind = match error.kind {
+            Kind::Moved | Kind::ReadOnly => error.kind,
+            _ => Kind::Io,
         };
         let message = format!("nothing is written any more until the vault is reopened: {error}");
         tracing::error!("{message}");

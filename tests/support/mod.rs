@@ -3,10 +3,15 @@
 
 pub mod disk;
 pub mod evil;
+pub mod failing_disk;
+pub mod forbid;
+pub mod keys;
 pub mod kms_call;
 pub mod kms_proxy;
 pub mod layer;
+pub mod ledger;
 pub mod load;
+pub mod memory;
 pub mod moto;
 pub mod process;
 pub mod reference;

@@ -134,6 +134,37 @@ fn a_vault_that_was_moved_away_acknowledges_nothing() {
     assert_eq!(kind(store.sync()), StoreErrorKind::Moved);
 }
 
+/// An older copy of the vault would authenticate as well.
+#[test]
+fn no_connection_is_opened_to_what_took_the_place_of_the_vault() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    put(&store, |tx| tx.put_orphan(1)).unwrap();
+    for name in ["vault.db", "vault.db-wal"] {
+        fs::rename(vault.file(name), vault.file(&format!("right.{name}"))).unwrap();
+        fs::write(
+            vault.file(name),
+            fs::read(vault.file(&format!("right.{name}"))).unwrap(),
+        )
+        .unwrap();
+    }
+    // A read within a read takes a connection that is not there yet.
+    let nested = |depth: usize| {
+        fn nest(store: &SqliteStore, depth: usize) -> Result<Vec<u64>, StoreError> {
+            get(store, |tx| match depth {
+                0 => tx.orphans(None, 10),
+                _ => nest(store, depth - 1),
+            })
+        }
+        nest(&store, depth)
+    };
+    assert_eq!(kind(nested(3)), StoreErrorKind::Moved);
+    for name in ["vault.db", "vault.db-wal"] {
+        fs::rename(vault.file(&format!("right.{name}")), vault.file(name)).unwrap();
+    }
+    assert_eq!(nested(3).unwrap(), [1, 9]);
+}
+
 #[test]
 fn a_vault_replaced_during_a_transaction_latches_the_writer() {
     let vault = Vault::filled();

@@ -1,0 +1,174 @@
+//! Disks that are full, read-only or broken, under a mount that is being written to: programs are
+//! told, nothing that was acknowledged is lost, the daemon lives on.
+
+mod support;
+
+use std::fs;
+
+use support::failing_disk::Disk;
+use support::ledger::{Ledger, content};
+use support::process::Place;
+
+fn status(place: &Place) -> serde_json::Value {
+    let text = fs::read(place.point().join(".secretfs/status")).expect("a status");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn rounds() -> usize {
+    let rounds = std::env::var("SECRETFS_STRESS_ROUNDS");
+    rounds.map_or(2, |rounds| rounds.parse().expect("a number"))
+}
+
+/// A mounted disk with some secrets on it.
+fn written(size: u64) -> (Disk, Ledger) {
+    let disk = Disk::with_vault(size);
+    disk.place.mount(&[]).succeeded();
+    let mut ledger = Ledger::new(disk.place.point());
+    for at in 0..10 {
+        assert!(ledger.write(&format!("kept-{at}"), &content(at, 1 + at * 3000)));
+    }
+    for at in 0..4 {
+        assert!(ledger.write(&format!("changed-{at}"), &content(at, 300_000)));
+    }
+    (disk, ledger)
+}
+
+/// Unmounted and mounted again, all is as it must be.
+fn unmounted_and_whole(disk: &Disk, ledger: &Ledger) {
+    disk.umount().succeeded();
+    disk.check();
+    disk.place.mount(&[]).succeeded();
+    ledger.holds("mounted again");
+    disk.umount().succeeded();
+}
+
+#[test]
+fn a_disk_that_fills_up_under_writes_tells_enospc_and_loses_nothing() {
+    let (disk, mut ledger) = written(24);
+    let pid = status(&disk.place)["pid"].clone();
+    for round in 0..rounds() {
+        disk.fill(3 << 10);
+        // Contents of many sizes, until several find no room.
+        let mut number = round * 1000;
+        while ledger.refused.len() < 6 {
+            number += 1;
+            let name = format!("changed-{}", number % 4);
+            ledger.write(&name, &content(number, 40_000 * (number % 30 + 1)));
+            ledger.append(&name, &content(number, 500));
+        }
+        assert_eq!(ledger.errors(), [libc::ENOSPC]);
+        // Names until there is room for none.
+        disk.fill(200);
+        let mut names = Vec::new();
+        while ledger.refused.len() < 3 {
+            let name = format!("name-{round}-{}", names.len());
+            ledger.write(&name, b"x");
+            names.push(name);
+        }
+        assert_eq!(ledger.errors(), [libc::ENOSPC]);
+        names.retain(|name| disk.place.point().join(name).exists());
+        // Removing takes room, too: what is refused is there.
+        names.retain(|name| !ledger.remove(name));
+        let renamed = ledger.rename("kept-0", "renamed");
+        let errors = ledger.errors();
+        assert!(errors.iter().all(|e| *e == libc::ENOSPC), "{errors:?}");
+        ledger.holds("full");
+        assert_eq!(status(&disk.place)["pid"], pid);
+        disk.free();
+        // Room again: everything goes at once.
+        for at in 0..4 {
+            assert!(ledger.write(&format!("changed-{at}"), &content(at, 400_000)));
+        }
+        assert!(names.iter().all(|name| ledger.remove(name)));
+        assert!(renamed || ledger.rename("kept-0", "renamed"));
+        assert!(ledger.rename("renamed", "kept-0"));
+        assert_eq!(ledger.errors(), [0; 0]);
+        ledger.holds("with room again");
+    }
+    assert_eq!(status(&disk.place)["pid"], pid);
+    assert_eq!(status(&disk.place)["integrity"], "verified");
+    unmounted_and_whole(&disk, &ledger);
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_unmount_loses_nothing_and_can_be_read() {
+    let (disk, mut ledger) = written(24);
+    disk.fill(2 << 10);
+    let mut number = 0;
+    while ledger.refused.len() < 5 {
+        number += 1;
+        let name = format!("changed-{}", number % 4);
+        ledger.write(&name, &content(number, 20_000 * (number % 30 + 1)));
+    }
+    assert_eq!(ledger.errors(), [libc::ENOSPC]);
+    disk.fill(0);
+    // What nobody waits for is given up.
+    disk.umount();
+    disk.place.mount(&["-o", "ro"]).succeeded();
+    ledger.holds("read-only, full");
+    disk.umount().succeeded();
+    disk.check();
+    disk.free();
+    disk.place.mount(&[]).succeeded();
+    assert!(ledger.write("changed-0", &content(0, 1 << 20)));
+    unmounted_and_whole(&disk, &ledger);
+}
+
+/// What ext4 does by itself when its disk fails.
+#[test]
+fn a_disk_that_becomes_read_only_refuses_writes_and_loses_nothing() {
+    let (disk, mut ledger) = written(24);
+    let pid = status(&disk.place)["pid"].clone();
+    disk.make_read_only();
+    for at in 0..4 {
+        assert!(!ledger.write(&format!("changed-{at}"), &content(at, 5000)));
+        assert!(!ledger.append(&format!("kept-{at}"), b"more"));
+        assert!(!ledger.remove(&format!("kept-{at}")));
+        assert!(!ledger.rename("kept-9", "elsewhere"));
+    }
+    assert_eq!(ledger.errors(), [libc::EROFS]);
+    ledger.holds("read-only");
+    assert_eq!(status(&disk.place)["pid"], pid);
+    disk.umount();
+    disk.place.mount(&[]).failed(1, "-o ro");
+    disk.place.mount(&["-o", "ro"]).succeeded();
+    ledger.holds("mounted read-only");
+    disk.umount().succeeded();
+    disk.repair();
+    disk.check();
+    disk.place.mount(&[]).succeeded();
+    ledger.holds("repaired");
+    assert!(ledger.write("changed-0", b"new"));
+    unmounted_and_whole(&disk, &ledger);
+}
+
+#[test]
+fn a_disk_that_fails_to_write_is_told_and_nothing_acknowledged_is_lost() {
+    let (disk, mut ledger) = written(64);
+    let pid = status(&disk.place)["pid"].clone();
+    disk.fill_below();
+    let mut number = 0;
+    while ledger.refused.len() < 10 {
+        number += 1;
+        let name = format!("changed-{}", number % 4);
+        ledger.write(&name, &content(number, 1 << 20));
+        assert!(number < 200, "it never failed");
+    }
+    let errors = ledger.errors();
+    assert!(
+        errors
+            .iter()
+            .all(|errno| [libc::EIO, libc::EROFS].contains(errno)),
+        "{errors:?}"
+    );
+    // Whether it can still be read is the disk's affair; that it is right, is not.
+    assert_eq!(status(&disk.place)["pid"], pid);
+    disk.umount();
+    disk.free_below();
+    disk.repair();
+    disk.check();
+    disk.place.mount(&[]).succeeded();
+    ledger.holds("repaired");
+    assert!(ledger.write("changed-0", b"new"));
+    unmounted_and_whole(&disk, &ledger);
+}

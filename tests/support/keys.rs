@@ -1,0 +1,70 @@
+//! The keys of a vault, had as its owner can have them: from the stored records and the KMS.
+
+use hkdf::Hkdf;
+use rusqlite::Connection;
+use secretfs::codec;
+use secretfs::crypto::schedule::{Context, MasterKey, Role, VaultId, WrapKey};
+use secretfs::keyring::{Header, WRAPPED_LEN};
+use secretfs::kms::{EncryptionContext, KeyService, KmsSettings, connect};
+use sha2::Sha256;
+
+use super::evil::{self, Record};
+use super::memory::Needle;
+use super::process::Place;
+
+/// A subkey, derived as the key schedule says.
+fn subkey(key: &[u8; 32], label: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; 32];
+    let hkdf = Hkdf::<Sha256>::from_prk(key).expect("32 bytes");
+    hkdf.expand(label, &mut out).expect("32 bytes");
+    out
+}
+
+/// The master key, what is derived from it, and the data keys of all contents.
+pub fn of(place: &Place) -> Vec<Needle> {
+    let header = Header::decode(&evil::blob(place, "SELECT value FROM header")).expect("a header");
+    let vault: VaultId = header.vault();
+    let body = Record::of(place).body;
+    let body: secretfs::keyring::Body = codec::decode(&body, "body").expect("a body");
+    let active = body.active().expect("an active key");
+    let kms = connect(&KmsSettings {
+        local_dir: Some(place.path().join("kms")),
+        ..KmsSettings::default()
+    });
+    let context = EncryptionContext::master_key(&vault.to_string(), active.number);
+    let wrap = &active.wraps[0];
+    let uri = wrap.uri.parse().expect("a key URI");
+    let master = kms.unwrap(&uri, &wrap.blob, &context).expect("unwrapped");
+    let mut keys = vec![
+        ("the master key".to_owned(), master.expose().to_vec()),
+        (
+            "the key that wraps".to_owned(),
+            subkey(master.expose(), b"secretfs/1 master wrap"),
+        ),
+    ];
+    let wraps = WrapKey::derive(&MasterKey(master));
+    let database: Connection = evil::database(place);
+    let query = "SELECT node, version, generation, value FROM version";
+    let mut rows = database.prepare(query).expect("a table");
+    let mut rows = rows.query([]).expect("rows");
+    while let Some(row) = rows.next().expect("a row") {
+        let [node, version, generation] =
+            [0, 1, 2].map(|at| row.get::<_, i64>(at).expect("a number") as u64);
+        let value: Vec<u8> = row.get(3).expect("bytes");
+        let context = Context::Key {
+            node,
+            role: Role::Content { version },
+            generation,
+        };
+        let key = wraps
+            .open(vault, context, &value[..WRAPPED_LEN])
+            .expect("unwrapped");
+        let key: [u8; 32] = key[..].try_into().expect("32 bytes");
+        keys.push((format!("the data key of node {node}"), key.to_vec()));
+        keys.push((
+            format!("the chunk key of node {node}"),
+            subkey(&key, b"secretfs/1 content chunk"),
+        ));
+    }
+    keys
+}
