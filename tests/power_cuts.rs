@@ -567,7 +567,7 @@ fn a_power_cut_while_a_vault_is_made_leaves_it_whole_or_leaves_room_for_another_
     let mut dice = Dice(4);
     let (mut whole, mut again) = (0, 0);
     for point in 0..=events.len() {
-        for _ in 0..2 * rounds() {
+        for _ in 0..8 * rounds() {
             let image = disk_after(&before, &events[..point]).cut(&mut dice);
             let layer = written(&image);
             let made = matches!(events[..point].last(), Some(Event::Acknowledged(..)));
