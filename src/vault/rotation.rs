@@ -4,6 +4,7 @@
 //! what this process remembers, so it does not matter who did the steps before. One at a time
 //! drives. KMS is never asked while a transaction is open.
 
+mod follow;
 mod migrate;
 
 use std::ops::ControlFlow;
@@ -12,22 +13,17 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::keyring::{
-    Change, ChangeKind, ChangePhase, Keyring, KeyringError, UnverifiedKeyring, may_pass,
-};
+use crate::crypto::schedule::digest;
+use crate::keyring::{Change, ChangeKind, ChangePhase, KeyringError, UnverifiedKeyring, may_pass};
 use crate::kms::{KeyUri, Provider};
-use crate::store::{self, Read};
+use crate::store;
 
 use super::node::Timestamp;
 use super::{Vault, VaultError};
 
-/// How often a mount that only reads looks for a new master key.
-const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 /// How long a new key is on offer before it is used: those who read beside have it by then, and
 /// need not wait for it.
 const OFFER: Duration = Duration::from_millis(600);
-/// How long a request of such a mount waits for a master key that it lacks.
-const WAIT_FOR_KEY: Duration = Duration::from_secs(10);
 /// How often what is in the way of the end is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
 
@@ -303,8 +299,7 @@ impl Vault {
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let stored = self.stored_keyring()?;
-        if stored.digest() != super::digest(&[&self.keyring().encode()])
-            && self.keyring().holds(change.to)
+        if stored.digest() != digest(&[&self.keyring().encode()]) && self.keyring().holds(change.to)
         {
             return Err(VaultError::tampered(
                 "the keyring record",
@@ -384,94 +379,6 @@ impl Vault {
             Ok::<_, VaultError>((header, keyring))
         })?;
         Ok(UnverifiedKeyring::parse(&header, &keyring)?)
-    }
-
-    // --- for those who only read ---------------------------------------------------------------
-
-    /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
-    /// Asks KMS only if the stored keyring is another, and never for what it does not name.
-    pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
-        if self.keyring().body().sequence != before {
-            return Ok(true);
-        }
-        if !self.is_read_only() || self.stored_keyring()?.sequence() == before {
-            return Ok(false);
-        }
-        let follower = self.rotation.follower.lock();
-        let mut follower = follower.unwrap_or_else(PoisonError::into_inner);
-        if !*follower {
-            drop(follower);
-            self.follow_once()?;
-            return Ok(self.keyring().body().sequence != before);
-        }
-        let deadline = Instant::now() + WAIT_FOR_KEY;
-        while self.keyring().body().sequence == before {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            let waited = self.rotation.followed.wait_timeout(follower, left);
-            follower = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(true)
-    }
-
-    /// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
-    /// than `keyring`.
-    pub(super) fn must_be_current(
-        &self,
-        records: &mut dyn Read,
-        keyring: &Keyring,
-    ) -> Result<(), VaultError> {
-        let stored = records.keyring()?;
-        if stored.is_some_and(|stored| stored == keyring.encode()) {
-            return Ok(());
-        }
-        Err(KeyringError::UnknownGeneration(0).into())
-    }
-
-    /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
-    pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
-        let set = |running| {
-            let follower = self.rotation.follower.lock();
-            *follower.unwrap_or_else(PoisonError::into_inner) = running;
-        };
-        set(true);
-        let mut complained = false;
-        while pause(FOLLOW_EVERY, go_on).is_continue() {
-            match self.follow_once() {
-                Ok(()) => complained = false,
-                Err(error) if !complained => {
-                    complained = true;
-                    tracing::error!("the vault's new keys cannot be had: {error}");
-                }
-                Err(_) => {}
-            }
-        }
-        set(false);
-    }
-
-    fn follow_once(&self) -> Result<(), VaultError> {
-        let stored = self.stored_keyring()?;
-        let known = self.keyring();
-        if stored.sequence() == known.body().sequence {
-            return Ok(());
-        }
-        let keyring = stored.follow(&known, &self.pins, &self.kms)?;
-        let head = keyring.body().history.clone();
-        *self.keyring.write().unwrap_or_else(PoisonError::into_inner) =
-            std::sync::Arc::new(keyring);
-        // What was retired is wiped; nothing in the cache needs it.
-        self.cache.clear();
-        let follower = self.rotation.follower.lock();
-        drop(follower.unwrap_or_else(PoisonError::into_inner));
-        self.rotation.followed.notify_all();
-        let chronicle = self.read(|records| super::Chronicle::read(records, &head));
-        // It may have grown again meanwhile; the next round reads that.
-        if let Ok(chronicle) = chronicle {
-            *self.lock_chronicle() = chronicle;
-        }
-        Ok(())
     }
 }
 

@@ -2,8 +2,9 @@
 //! and again when everything is authentic.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
-use crate::crypto::schedule::VaultId;
+use crate::crypto::schedule::{VaultId, digest};
 use crate::keyring::{EventKind, Keyring, UnverifiedKeyring};
 use crate::kms::KeyUri;
 
@@ -155,7 +156,7 @@ impl Watch {
         anchor.keyring_sequence = keyring.body().sequence;
         anchor.keyring_digest = match lower {
             // The event of the rollback has changed the record.
-            true => hex(&crate::crypto::schedule::digest(&[&keyring.encode()])),
+            true => hex(&digest(&[&keyring.encode()])),
             false => self.keyring_digest,
         };
         drop(keyring);
@@ -181,8 +182,62 @@ impl Watch {
         *vault
             .anchor
             .get_mut()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some((anchors, anchor));
+            .unwrap_or_else(PoisonError::into_inner) = Some((anchors, anchor));
         Ok(())
+    }
+}
+
+impl Vault {
+    /// Remembers on this host that the vault has come as far as `commit`, which must be on disk,
+    /// or a power cut would look like an attack.
+    ///
+    /// # Errors
+    /// When the anchor cannot be written.
+    pub fn refresh_anchor(&self, commit: u64) -> Result<(), VaultError> {
+        let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((anchors, anchor)) = guard.as_mut() else {
+            return Ok(());
+        };
+        if !self.read_only && anchor.commit_sequence < commit {
+            anchor.commit_sequence = commit;
+            anchors.store(anchor, false)?;
+        }
+        Ok(())
+    }
+
+    /// Has this host allow KMS keys that the vault is about to be wrapped by.
+    pub(super) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
+        let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((anchors, anchor)) = guard.as_mut() else {
+            return Ok(());
+        };
+        for key in keys {
+            if !anchor.kms_keys.iter().any(|known| known == key.as_str()) {
+                anchor.kms_keys.push(key.to_string());
+            }
+        }
+        anchors.store(anchor, false)
+    }
+
+    /// Remembers on this host the keyring that was just stored. A failure costs only how soon an
+    /// older one is noticed.
+    pub(super) fn refresh_anchor_keyring(&self) {
+        let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((anchors, anchor)) = guard.as_mut() else {
+            return;
+        };
+        let keyring = self.keyring();
+        anchor.keyring_sequence = keyring.body().sequence;
+        anchor.keyring_digest = hex(&digest(&[&keyring.encode()]));
+        // Once all is over, keys that it was under need not be asked any more.
+        if keyring.body().change.is_none()
+            && let Ok(keys) = keyring.kms_keys()
+        {
+            anchor.kms_keys = keys.iter().map(ToString::to_string).collect();
+        }
+        if let Err(error) = anchors.store(anchor, false) {
+            tracing::warn!("{error}");
+        }
     }
 }
 

@@ -1,0 +1,107 @@
+//! Counting everything and comparing with the sealed sums: shows whether part of the vault was
+//! replayed, inserted or deleted.
+
+use crate::crypto::SetSum;
+use crate::store::{KeyedRecord, NodeId, Read};
+
+use super::entry::DirectoryKeys;
+use super::node::Node;
+use super::{Vault, VaultError};
+
+/// What a data key belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Node(NodeId),
+    Version(NodeId, u64),
+}
+
+/// Hands all records that carry data keys to `take`, in order.
+pub(super) fn for_each_key(
+    records: &mut (impl Read + ?Sized),
+    mut take: impl FnMut(Key, &KeyedRecord),
+) -> Result<(), VaultError> {
+    const BATCH: usize = 256;
+    let mut after = None;
+    loop {
+        let batch = records.scan_nodes(after, BATCH)?;
+        for (id, record) in &batch {
+            take(Key::Node(*id), record);
+        }
+        after = batch.last().map(|(id, _)| *id);
+        if batch.len() < BATCH {
+            break;
+        }
+    }
+    let mut after = None;
+    loop {
+        let batch = records.scan_versions(after, BATCH)?;
+        for ((node, version), record) in &batch {
+            take(Key::Version(*node, *version), record);
+        }
+        after = batch.last().map(|(key, _)| *key);
+        if batch.len() < BATCH {
+            return Ok(());
+        }
+    }
+}
+
+impl Vault {
+    /// Counts all records and compares with the sealed state: shows whether part of the vault was
+    /// replayed, inserted or deleted.
+    ///
+    /// # Errors
+    /// `Integrity` when it was.
+    pub fn recount(&self) -> Result<(), VaultError> {
+        self.read(|records| {
+            let state = self.stored_state(records)?;
+            let system = self.system_in(records)?;
+            let mut recount = state.uncounted();
+            let mut directories = Vec::new();
+            for_each_key(records, |key, record| {
+                recount.count(&system.element(key, record), true);
+                if let Key::Node(id) = key
+                    && Node::says_directory(record)
+                {
+                    directories.push(id);
+                }
+            })?;
+            state.must_agree_with(&recount)?;
+            directories
+                .into_iter()
+                .try_for_each(|id| self.recount_names(records, id))
+        })
+    }
+
+    /// Compares a directory's names with what the directory says of them.
+    pub(super) fn recount_names(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+    ) -> Result<(), VaultError> {
+        const BATCH: usize = 256;
+        let node = self.read_node(records, id)?;
+        let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
+        let (mut sum, mut entries) = (SetSum::default(), 0);
+        let mut after = None;
+        loop {
+            let batch = records.entries(id, after.as_ref(), BATCH)?;
+            for row in &batch {
+                sum.add(&keys.element(&row.tag, &row.value));
+                entries += 1;
+            }
+            after = batch.last().map(|row| row.tag);
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        let said = node.directory()?;
+        if said.entries == entries && said.sum() == sum {
+            return Ok(());
+        }
+        Err(VaultError::Integrity(format!(
+            "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
+             {entries}, and their sums differ; `secretfs check` names what does not fit",
+            said.entries,
+        )))
+    }
+}

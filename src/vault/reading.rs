@@ -1,0 +1,261 @@
+//! Reading: nodes, names and contents, each from one snapshot, opened and verified.
+
+use std::sync::Arc;
+
+use crate::crypto::{SecretBytes, SetSum};
+use crate::store::{NameTag, NodeId, Read};
+
+use super::content::Version;
+use super::entry::{DirectoryKeys, Entry};
+use super::node::Node;
+use super::{Failure, Vault, VaultError};
+
+/// What a file holds, as far as it was read.
+#[derive(Debug)]
+pub enum Content {
+    /// Nothing was ever published.
+    Unpublished,
+    /// All of it.
+    Whole {
+        /// Which version.
+        version: u64,
+        /// Its bytes.
+        bytes: SecretBytes,
+    },
+    /// It is to be read chunk by chunk.
+    Pieces(Version),
+}
+
+/// Part of a directory, in the order of its tags.
+#[derive(Debug)]
+pub struct Listing {
+    /// The entries.
+    pub entries: Vec<Entry>,
+    /// Whether the directory ends here.
+    pub complete: bool,
+    /// Sum over the records of these entries.
+    pub sum: SetSum,
+    /// The directory as of this listing.
+    pub directory: Arc<Node>,
+}
+
+impl Vault {
+    /// A node.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        self.refresh()?;
+        if let Some(node) = self.cache.get(id) {
+            return Ok(node);
+        }
+        let epoch = self.cache.epoch();
+        self.read(|records| self.node_in(records, id, epoch))
+    }
+
+    /// A node inside a read transaction, from the cache if it is there. `epoch` is the cache's
+    /// from before the transaction: what was committed since, its snapshot may not have.
+    pub(super) fn node_in(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+        epoch: u64,
+    ) -> Result<Arc<Node>, VaultError> {
+        if let Some(node) = self.cache.get(id) {
+            return Ok(node);
+        }
+        let node = self.read_node(records, id)?;
+        self.cache.offer(epoch, &node);
+        Ok(node)
+    }
+
+    /// A node as the transaction's snapshot has it.
+    pub(super) fn read_node(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+    ) -> Result<Arc<Node>, VaultError> {
+        let record = records.node(id)?.ok_or(VaultError::NotFound)?;
+        Ok(Arc::new(Node::open(&self.keyring(), id, &record)?))
+    }
+
+    /// The node that `name` names in `directory`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such name.
+    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
+        let before = self.cache.epoch();
+        let parent = self.node(directory)?;
+        let epoch = self.cache.epoch();
+        let found = self.read(|records| self.lookup_in(records, &parent, name, epoch));
+        match found {
+            // The directory's key may have been replaced since it was read: once more with the one
+            // that the snapshot has.
+            Err(error)
+                if matches!(error.failure(), Failure::Integrity)
+                    || matches!(error, VaultError::NotFound) =>
+            {
+                self.refresh()?;
+                if self.cache.epoch() == before {
+                    return Err(error);
+                }
+                self.read(|records| {
+                    let parent = self.read_node(records, directory)?;
+                    self.lookup_in(records, &parent, name, epoch)
+                })
+            }
+            found => found,
+        }
+    }
+
+    pub(super) fn lookup_in(
+        &self,
+        records: &mut dyn Read,
+        parent: &Node,
+        name: &[u8],
+        epoch: u64,
+    ) -> Result<Arc<Node>, VaultError> {
+        let keys = DirectoryKeys::of(self.keyring().vault(), parent)?;
+        let tag = keys.tag(name)?;
+        let record = records
+            .entry(parent.id, &tag)?
+            .ok_or(VaultError::NotFound)?;
+        let entry = keys.open(&tag, &record)?;
+        self.node_of(records, parent.id, &entry, epoch)
+    }
+
+    pub(super) fn node_of(
+        &self,
+        records: &mut dyn Read,
+        directory: NodeId,
+        entry: &Entry,
+        epoch: u64,
+    ) -> Result<Arc<Node>, VaultError> {
+        let bad =
+            |why| VaultError::tampered(format_args!("an entry of directory {directory}"), why);
+        let node = match self.node_in(records, entry.node, epoch) {
+            Err(VaultError::NotFound) => return Err(bad("names a node that is missing")),
+            other => other?,
+        };
+        if node.kind != entry.kind {
+            return Err(bad("names a node of another kind"));
+        }
+        Ok(node)
+    }
+
+    /// At most `limit` entries of a directory, those filed after `after`.
+    ///
+    /// # Errors
+    /// When it is no directory, or an entry does not authenticate.
+    pub fn list(
+        &self,
+        directory: NodeId,
+        after: Option<&NameTag>,
+        limit: usize,
+    ) -> Result<Listing, VaultError> {
+        self.refresh()?;
+        self.read(|records| {
+            let node = self.read_node(records, directory)?;
+            let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
+            let rows = records.entries(directory, after, limit)?;
+            let mut sum = SetSum::default();
+            let complete = rows.len() < limit;
+            let mut entries = Vec::with_capacity(rows.len());
+            for row in rows {
+                sum.add(&keys.element(&row.tag, &row.value));
+                match keys.open(&row.tag, &row.value) {
+                    Ok(entry) => entries.push(entry),
+                    Err(error) if self.salvage => tracing::error!("passed over: {error}"),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(Listing {
+                entries,
+                complete,
+                sum,
+                directory: node,
+            })
+        })
+    }
+
+    /// A file's current content and the node it belongs to: whole if it has at most `whole` bytes.
+    ///
+    /// # Errors
+    /// When it is no file, or does not authenticate.
+    pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
+        self.refresh()?;
+        let epoch = self.cache.epoch();
+        self.read(|records| {
+            // Only a writer's cache is as new as the snapshot.
+            let node = match self.read_only {
+                true => self.read_node(records, id)?,
+                false => self.node_in(records, id, epoch)?,
+            };
+            let file = *node.file()?;
+            if file.version == 0 {
+                return Ok((node, Content::Unpublished));
+            }
+            let content = self.version_in(records, id, file.version, whole)?;
+            let length = match &content {
+                Content::Whole { bytes, .. } => bytes.len() as u64,
+                Content::Pieces(version) => version.length(),
+                Content::Unpublished => 0,
+            };
+            if length != file.size {
+                let record = format_args!("version {} of node {id}", file.version);
+                return Err(VaultError::tampered(
+                    record,
+                    "has another length than the node says",
+                ));
+            }
+            Ok((node, content))
+        })
+    }
+
+    /// One version of a file's content.
+    ///
+    /// # Errors
+    /// When it is missing or does not authenticate.
+    pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
+        self.read(|records| self.version_in(records, id, number, whole))
+    }
+
+    pub(super) fn version_in(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+        number: u64,
+        whole: u64,
+    ) -> Result<Content, VaultError> {
+        let (record, first) = records
+            .version_and_first_chunk(id, number)?
+            .ok_or_else(|| {
+                VaultError::tampered(format_args!("version {number} of node {id}"), "is missing")
+            })?;
+        let version = Version::open(&self.keyring(), id, number, &record)?;
+        if version.length() > whole {
+            return Ok(Content::Pieces(version));
+        }
+        let bytes = version.whole(records, first)?;
+        Ok(Content::Whole {
+            version: number,
+            bytes,
+        })
+    }
+
+    /// One chunk of a version, padding and all.
+    ///
+    /// # Errors
+    /// When it is missing or does not authenticate.
+    pub fn chunk(&self, version: &Version, index: u32) -> Result<SecretBytes, VaultError> {
+        self.read(|records| match version.chunk(records, index) {
+            // The same content may stand under another key by now.
+            Err(error) if error.failure() == Failure::Integrity => {
+                let (node, number) = (version.node(), version.number());
+                let record = records.version(node, number)?.ok_or(error)?;
+                Version::open(&self.keyring(), node, number, &record)?.chunk(records, index)
+            }
+            chunk => chunk,
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! Writing: transactions of jobs, and the two that change what everything else stands under.
+
+use std::sync::{Arc, PoisonError};
+
+use crate::keyring::{EventRow, Keyring, KeyringError};
+use crate::store::{self, Durability, Read, Store as _};
+
+use super::counting::for_each_key;
+use super::node::{Node, SYSTEM};
+use super::state::{State, SystemKeys};
+use super::{Job, Key, Tx, Vault, VaultError};
+
+impl Vault {
+    /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
+    /// none of them did anything.
+    ///
+    /// # Errors
+    /// When the vault is open for reading only, or the store fails.
+    pub fn transact(
+        &self,
+        durability: Durability,
+        jobs: &mut [Job<'_>],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        if self.read_only {
+            return Err(VaultError::ReadOnly);
+        }
+        let mut state = self.lock_state();
+        // Not before: whoever changes the keyring holds the state.
+        let (keyring, system) = (self.keyring(), self.system());
+        let mut outcomes = Vec::new();
+        let finished = store::write(&self.store, durability, |records| {
+            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
+            outcomes = jobs
+                .iter_mut()
+                .map(|job| tx.run(*job))
+                .collect::<Result<Vec<_>, VaultError>>()?;
+            // Nothing to commit is not worth a commit; the error only rolls back.
+            if !tx.is_touched() {
+                return Err(Rollback::Untouched);
+            }
+            Ok(tx.finish()?)
+        });
+        match finished {
+            Ok((committed, changed)) => {
+                self.cache.commit(changed.into_iter());
+                self.show(&committed);
+                *state = committed;
+            }
+            Err(Rollback::Untouched) if durability == Durability::Now => self.store.sync()?,
+            Err(Rollback::Untouched) => {}
+            Err(Rollback::Failed(error)) => {
+                self.look_again(&mut state);
+                return Err(error);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// An error after the commit leaves open whether it was one: only the store knows.
+    pub(super) fn look_again(&self, state: &mut State) {
+        self.cache.clear();
+        if let Ok(stored) = store::read(&self.store, |records| self.stored_state(records)) {
+            self.show(&stored);
+            *state = stored;
+        }
+    }
+
+    /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
+    /// `guard` is asked inside the transaction whether that is still right.
+    pub(super) fn change_keyring(
+        &self,
+        edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
+        guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let mut state = self.lock_state();
+        let mut next = Keyring::clone(&self.keyring());
+        let event = edit(&mut next)?;
+        let system = self.system();
+        die_at!("keyring-before");
+        let finished = store::write(&self.store, Durability::Now, |records| {
+            guard(&mut *records)?;
+            let mut tx = Tx::new(&next, &system, &self.cache, records, state.clone());
+            tx.put_keyring(event.as_slice())?;
+            let finished = tx.finish()?;
+            die_at!("keyring-uncommitted");
+            Ok(finished)
+        });
+        die_at!("keyring-stored");
+        let error = match finished {
+            Ok((committed, _)) => {
+                self.show(&committed);
+                *state = committed;
+                None
+            }
+            Err(error) => {
+                self.look_again(&mut state);
+                Some(error)
+            }
+        };
+        // Stored first, used then. Nothing can be written under it before the state is let go.
+        if state.keyring == next.body().sequence {
+            *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        }
+        drop(state);
+        die_at!("keyring-used");
+        if let Some(error) = error {
+            return Err(error);
+        }
+        self.lock_chronicle().take(event.as_ref())?;
+        self.refresh_anchor_keyring();
+        die_at!("keyring-anchored");
+        Ok(())
+    }
+
+    /// Replaces the system node's key, and with it all sums over the vault, in one transaction that
+    /// compares the old ones first.
+    pub(super) fn renew_system(&self, generation: u64) -> Result<(), VaultError> {
+        let mut state = self.lock_state();
+        let (keyring, old) = (self.keyring(), self.system());
+        if old.generation == generation {
+            return Ok(());
+        }
+        die_at!("system-before");
+        let renewed = store::write(&self.store, Durability::Now, |records| {
+            let record = records
+                .node(SYSTEM)?
+                .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
+            let mut node = Node::open(&keyring, SYSTEM, &record)?;
+            node.renew_key(&keyring)?;
+            let new_record = node.seal(keyring.vault())?;
+            let new = SystemKeys::of(&node);
+            let (mut before, mut after) = (state.uncounted(), state.uncounted());
+            for_each_key(records, |key, record| {
+                before.count(&old.element(key, record), true);
+                let record = match key {
+                    Key::Node(SYSTEM) => &new_record,
+                    _ => record,
+                };
+                after.count(&new.element(key, record), true);
+            })?;
+            state.must_agree_with(&before)?;
+            after.commit += 1;
+            records.put_node(SYSTEM, &new_record)?;
+            records.put_state(&new.seal(keyring.vault(), &after)?)?;
+            Ok::<_, VaultError>((after, new))
+        });
+        die_at!("system-stored");
+        match renewed {
+            Ok((after, new)) => {
+                *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+                self.cache.commit([(SYSTEM, None)].into_iter());
+                self.show(&after);
+                *state = after;
+                Ok(())
+            }
+            Err(error) => {
+                self.take_system_again();
+                self.look_again(&mut state);
+                Err(error)
+            }
+        }
+    }
+
+    /// An error after the commit leaves open whether it was one.
+    pub(super) fn take_system_again(&self) {
+        if let Ok(keys) = self.read(|records| self.system_in(records)) {
+            *self.system.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        }
+    }
+}
+
+/// Why a transaction was rolled back.
+enum Rollback {
+    Untouched,
+    Failed(VaultError),
+}
+
+impl From<store::StoreError> for Rollback {
+    fn from(error: store::StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<VaultError> for Rollback {
+    fn from(error: VaultError) -> Self {
+        Self::Failed(error)
+    }
+}
