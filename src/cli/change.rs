@@ -107,7 +107,7 @@ fn by_mount(point: &Path, request: &Request, wait: bool) -> Result<(), Error> {
             (Some(nix::libc::EBUSY), Some(running)) if !running.is_empty() => running,
             _ => why,
         };
-        return fail(class_of(&error), format!("{shown_control}: {why}"));
+        return fail(class_of(&error, &why), format!("{shown_control}: {why}"));
     }
     if !wait {
         return super::output::print(&format!(
@@ -169,13 +169,13 @@ fn last_words(control: &Path) -> Option<String> {
     Some(words.to_owned())
 }
 
-fn class_of(error: &std::io::Error) -> Class {
+fn class_of(error: &std::io::Error, why: &str) -> Class {
     match error.raw_os_error() {
         Some(nix::libc::EINVAL) => Class::Usage,
         Some(nix::libc::EBUSY) => Class::Busy,
         Some(nix::libc::ENOKEY | nix::libc::EKEYREVOKED | nix::libc::EACCES) => Class::KeyDenied,
         Some(nix::libc::ETIMEDOUT) => Class::KmsUnreachable,
-        Some(nix::libc::EIO) => Class::Integrity,
+        Some(nix::libc::EIO) if why.contains("integrity failure") => Class::Integrity,
         _ => Class::Failed,
     }
 }

@@ -58,7 +58,6 @@ impl From<&VaultError> for Errno {
             VaultError::Integrity(_)
             | VaultError::Rollback(_)
             | VaultError::Anchor(_)
-            | VaultError::Setting(_)
             | VaultError::Closed
             | VaultError::Unpublished
             | VaultError::Random(_) => libc::EIO,
@@ -71,7 +70,7 @@ impl From<&VaultError> for Errno {
             VaultError::NotEmpty => libc::ENOTEMPTY,
             VaultError::NameTooLong => libc::ENAMETOOLONG,
             VaultError::TooManyLinks => libc::EMLINK,
-            VaultError::Invalid => libc::EINVAL,
+            VaultError::Invalid | VaultError::Setting(_) => libc::EINVAL,
             VaultError::NoAttribute => libc::ENODATA,
             VaultError::AttributesFull => libc::ENOSPC,
             VaultError::ReadOnly => libc::EROFS,
