@@ -61,7 +61,12 @@ impl FromStr for KeyUri {
     fn from_str(uri: &str) -> Result<Self, KeyUriError> {
         let fail = |why| {
             Err(KeyUriError {
-                uri: uri.chars().take(200).collect(),
+                uri: uri
+                    .chars()
+                    .take(200)
+                    .collect::<String>()
+                    .escape_debug()
+                    .to_string(),
                 why,
             })
         };

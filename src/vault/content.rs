@@ -210,7 +210,7 @@ impl Version {
         self.chunks
     }
 
-    fn plain_len(&self, index: u32) -> usize {
+    pub(super) fn plain_len(&self, index: u32) -> usize {
         let start = u64::from(index) * CHUNK as u64;
         padded_content(self.length)
             .saturating_sub(start)
@@ -229,8 +229,13 @@ impl Version {
         self.open_chunk(index, &sealed, plain)
     }
 
-    fn open_chunk(&self, index: u32, sealed: &[u8], plain: &mut [u8]) -> Result<(), VaultError> {
-        let last = index + 1 == self.chunks;
+    pub(super) fn open_chunk(
+        &self,
+        index: u32,
+        sealed: &[u8],
+        plain: &mut [u8],
+    ) -> Result<(), VaultError> {
+        let last = index.checked_add(1) == Some(self.chunks);
         let context = Context::Chunk {
             node: self.node,
             version: self.number,

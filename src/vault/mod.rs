@@ -17,6 +17,7 @@ mod check;
 mod chronicle;
 mod content;
 mod counting;
+pub mod decode;
 mod entry;
 mod error;
 mod node;

@@ -1,0 +1,10 @@
+#![no_main]
+
+#[allow(dead_code, reason = "of the targets, each binary runs one")]
+#[path = "../bodies/mod.rs"]
+mod bodies;
+
+#[global_allocator]
+static HEAP: bodies::heap::Bounded = bodies::heap::Bounded;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| bodies::run("aws_answer", input));

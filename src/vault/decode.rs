@@ -1,0 +1,62 @@
+//! The decoders that meet stored bytes, one for each kind of record, as they are used everywhere
+//! here: a way in for those who try them with bytes of their own.
+
+use crate::crypto::SecretBytes;
+use crate::keyring::Keyring;
+use crate::store::{KeyedRecord, NameTag, NodeId};
+
+use super::entry::DirectoryKeys;
+use super::state::SystemKeys;
+use super::{Entry, Node, State, VaultError, Version};
+
+/// Opens the record of node `id`.
+///
+/// # Errors
+/// When it is not what was stored for this node.
+pub fn node(keyring: &Keyring, id: NodeId, record: &KeyedRecord) -> Result<Node, VaultError> {
+    Node::open(keyring, id, record)
+}
+
+/// Opens the record that `directory` files under `tag`.
+///
+/// # Errors
+/// When it is not what was stored there, or `directory` is none.
+pub fn entry(
+    keyring: &Keyring,
+    directory: &Node,
+    tag: &NameTag,
+    record: &[u8],
+) -> Result<Entry, VaultError> {
+    DirectoryKeys::of(keyring.vault(), directory)?.open(tag, record)
+}
+
+/// Opens the record of a version.
+///
+/// # Errors
+/// When it is not what was stored for this version of this node.
+pub fn version(
+    keyring: &Keyring,
+    node: NodeId,
+    number: u64,
+    record: &KeyedRecord,
+) -> Result<Version, VaultError> {
+    Version::open(keyring, node, number, record)
+}
+
+/// Opens one chunk of a version, padding and all.
+///
+/// # Errors
+/// When it is not what was stored there.
+pub fn chunk(version: &Version, index: u32, sealed: &[u8]) -> Result<SecretBytes, VaultError> {
+    let mut plain = SecretBytes::zeroed(version.plain_len(index))?;
+    version.open_chunk(index, sealed, &mut plain)?;
+    Ok(plain)
+}
+
+/// Opens the state record with the keys of the vault's own node.
+///
+/// # Errors
+/// When it is not what was stored.
+pub fn state(keyring: &Keyring, system: &Node, sealed: &[u8]) -> Result<State, VaultError> {
+    SystemKeys::of(system).open(keyring.vault(), sealed)
+}
