@@ -99,6 +99,13 @@ fn records() {
                 let length = usize::from(bytes[0]);
                 put("keyring", "body", 2, &bytes[8..8 + length]);
                 put("keyring", "body-sealed", 3, &bytes[8..8 + length]);
+                // A key's URI that steers terminals.
+                let mut body = bytes[8..8 + length].to_vec();
+                let uri = b"local-kms://default";
+                let found = body.windows(uri.len()).position(|part| part == uri);
+                let at = found.expect("the URI");
+                body[at..at + uri.len()].copy_from_slice(b"evil-kms://\n\x1b[2Jabc");
+                put("keyring", "body-foreign", 2, &body);
             }
             "file" => {
                 put("node", "file", 0, &bytes);

@@ -125,6 +125,13 @@ impl UnverifiedKeyring {
         wraps.iter().map(|wrap| wrap.uri.clone()).collect()
     }
 
+    /// The same for people: anybody may have written them.
+    fn shown_uris(&self) -> String {
+        let shown = |uri: &String| uri.escape_debug().take(200).collect::<String>();
+        let uris: Vec<String> = self.claimed_uris().iter().take(8).map(shown).collect();
+        uris.join(", ")
+    }
+
     /// Has KMS unwrap the active master key and verifies everything with it. Only keys in `pins`
     /// are asked, in the keyring's order.
     ///
@@ -266,7 +273,7 @@ impl UnverifiedKeyring {
                 "the vault names KMS keys that are not pinned on this host ({}), so none was \
                  asked; if you moved the vault to such a key elsewhere, pin it with \
                  `-o kms-key=URI`",
-                self.claimed_uris().join(", ")
+                self.shown_uris()
             )),
         })
     }

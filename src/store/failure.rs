@@ -24,9 +24,22 @@ pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -
                 Kind::Busy => "; another program keeps the database locked",
                 _ => "",
             };
+            let error = printable(&error.to_string());
             StoreError::new(kind, format!("{what} in {path}: {error}{next}"))
         }
     }
+}
+
+/// SQLite quotes from the file, which may be anybody's words: fit for one line of a terminal.
+fn printable(error: &str) -> String {
+    let mut line = String::new();
+    for c in error.chars().take(400) {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
 }
 
 /// Says that `what` on `path` failed outside of SQLite.
@@ -61,6 +74,8 @@ fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {
         ErrorCode::SystemIoFailure => match failure.extended_code {
             // What a failed sync has lost cannot be known, whatever its errno says.
             ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => Kind::Io,
+            // A file that ends before what it says it holds was cut off.
+            ffi::SQLITE_IOERR_SHORT_READ => Kind::Corrupt,
             ffi::SQLITE_IOERR_CORRUPTFS | ffi::SQLITE_IOERR_DATA => Kind::Corrupt,
             _ => match errno() {
                 libc::ENOSPC | libc::EDQUOT => Kind::Full,
