@@ -318,15 +318,6 @@ fn an_edited_missing_or_foreign_state_record_is_code_6() {
 }
 
 #[test]
-fn an_older_state_record_is_code_6() {
-    let place = filled();
-    let state = blob(&place, "SELECT value FROM state");
-    write_secret(&place, &[], "newer");
-    set_blob(&place, "UPDATE state SET value = ?1", &state);
-    refused(&place, 6, "");
-}
-
-#[test]
 fn the_keyring_of_another_vault_is_code_6() {
     let (place, other) = (filled(), filled());
     let keyring = blob(&other, "SELECT value FROM keyring");
