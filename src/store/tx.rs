@@ -29,7 +29,9 @@ impl Tx {
     /// came next would be committed statement by statement.
     pub(super) fn alive(&self) -> Result<(), StoreError> {
         match &self.trouble {
-            Some(trouble) if self.writing => Err(trouble.clone()),
+            Some(trouble) if self.writing || self.connection.is_autocommit() => {
+                Err(trouble.clone())
+            }
             _ if self.connection.is_autocommit() => Err(StoreError::new(
                 Kind::Io,
                 "the transaction has ended already",
