@@ -54,7 +54,7 @@ impl Dice {
                     input[at] = [0, 1, 0x7f, 0x80, 0xff][self.roll(5)];
                 }
                 3 => input.truncate(at),
-                4 => input.insert(at, self.roll(256) as u8),
+                4 => input.insert(self.roll(input.len() + 1), self.roll(256) as u8),
                 5 if !input.is_empty() => drop(input.remove(at)),
                 6 => {
                     let other = &corpus[self.roll(corpus.len())];

@@ -110,6 +110,7 @@ fn records() {
             }
             "file" => {
                 put("node", "file", 0, &bytes);
+                put("node", "file-longer", 0, &[&bytes[..], &[0]].concat());
                 put("node", "generation", 1, &[&[1], &bytes[..]].concat());
             }
             "entry" => put("records", "entry", 0, &bytes),
