@@ -204,6 +204,9 @@ fn settings() {
     put("settings", "flag-time", 3, b"\x03500ms");
     put("settings", "flag-id", 3, b"\x0f938a4bc0abe32b4c");
     put("settings", "uri-local", 4, b"local-kms://default");
+    put("settings", "rotate", 5, b"rotate\n");
+    let rewrap = b"rewrap --yes-leave-aws local-kms://a aws-kms://alias/b\n";
+    put("settings", "rewrap", 5, rewrap);
     let arn = b"aws-kms://arn:aws:kms:eu-central-1:111122223333:alias/app";
     put("settings", "uri-aws", 4, arn);
 }

@@ -1,4 +1,4 @@
-//! Option lists, configuration files, flags, and KMS key URIs.
+//! Option lists, configuration files, flags, KMS key URIs, and control commands.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
@@ -7,17 +7,20 @@ use std::sync::OnceLock;
 
 use secretfs::config::options::parse_options;
 use secretfs::config::{Origin, Raw, SETTINGS, Settings};
+use secretfs::fs::parse_command;
 use secretfs::kms::KeyUri;
+use secretfs::vault::Request;
 
 use super::split;
 
 pub(super) fn run(input: &[u8]) {
-    match split(input, 5) {
+    match split(input, 6) {
         Some((0, list)) => options(list, false),
         Some((1, list)) => options(list, true),
         Some((2, text)) => file(text),
         Some((3, [which, value @ ..])) => flag(*which, value),
         Some((4, uri)) => key_uri(uri),
+        Some((5, text)) => command(text),
         _ => {}
     }
 }
@@ -77,5 +80,17 @@ fn key_uri(uri: &[u8]) {
         assert_eq!(uri.as_str(), text);
         assert_eq!(text.parse(), Ok(uri.clone()));
         assert!(!uri.key().is_empty() && !uri.key().contains(char::is_control));
+    }
+}
+
+fn command(text: &[u8]) {
+    match parse_command(text) {
+        Ok(Request::Rotate) => assert!(text.trim_ascii() == b"rotate"),
+        Ok(Request::Rewrap { .. }) => assert!(text.trim_ascii().starts_with(b"rewrap")),
+        // It goes into a file that people read, and a log.
+        Err(why) => assert!(
+            !why.contains(char::is_control) && why.len() < 4096,
+            "{why:?}"
+        ),
     }
 }
