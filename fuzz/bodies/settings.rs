@@ -86,6 +86,7 @@ fn key_uri(uri: &[u8]) {
 fn command(text: &[u8]) {
     match parse_command(text) {
         Ok(Request::Rotate) => assert!(text.trim_ascii() == b"rotate"),
+        Ok(Request::Reencrypt) => assert!(text.trim_ascii() == b"reencrypt"),
         Ok(Request::Rewrap { .. }) => assert!(text.trim_ascii().starts_with(b"rewrap")),
         // It goes into a file that people read, and a log.
         Err(why) => assert!(

@@ -4,7 +4,4 @@
 #[path = "../bodies/mod.rs"]
 mod bodies;
 
-#[global_allocator]
-static HEAP: bodies::heap::Bounded = bodies::heap::Bounded;
-
 libfuzzer_sys::fuzz_target!(|input: &[u8]| bodies::run("anchor", input));
