@@ -263,6 +263,27 @@ fn a_killed_mount_is_gone_on_from_by_the_next_one() {
 }
 
 #[test]
+fn a_mount_rotates_by_itself_when_it_is_due_and_not_before() {
+    let place = Place::with_vault();
+    place.mount(&["-o", "rotate-every=90d"]).succeeded();
+    assert_eq!(status_of(&place.point())["active_generation"], 1);
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    assert_eq!(json(&place, "status")["active_generation"], 1);
+    place.mount(&["-o", "rotate-every=2s"]).succeeded();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while status_of(&place.point())["active_generation"].as_u64() < Some(4) {
+        assert!(Instant::now() < deadline, "{:#}", status_of(&place.point()));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    check_is_clean(&place);
+}
+
+#[test]
 fn one_rotation_at_a_time_and_wrong_commands_are_told_apart() {
     let place = Place::with_vault();
     place.mount(&[]).succeeded();

@@ -97,6 +97,8 @@ pub struct Settings {
     pub threads: usize,
     /// How long open files are served after a request to end.
     pub drain_timeout: Duration,
+    /// How long after its last replacement the master key is replaced; `None`: when asked to.
+    pub rotate_every: Option<Duration>,
     /// Refuse to go on without locked memory.
     pub require_mlock: bool,
     /// Owner of the root of a new vault.
@@ -140,6 +142,7 @@ impl Default for Settings {
             max_memory: 256 << 20,
             threads: 1,
             drain_timeout: Duration::from_secs(10),
+            rotate_every: None,
             require_mlock: false,
             uid: None,
             gid: None,
@@ -199,6 +202,7 @@ impl Settings {
             "max-memory" => self.max_memory = raw.number()?,
             "threads" => self.threads = raw.number()?.try_into().unwrap_or(1),
             "drain-timeout" => self.drain_timeout = raw.duration()?,
+            "rotate-every" => self.rotate_every = Some(raw.duration()?),
             "require-mlock" => self.require_mlock = raw.switch()?,
             "uid" => self.uid = raw.number()?.try_into().ok(),
             "gid" => self.gid = raw.number()?.try_into().ok(),
@@ -280,7 +284,7 @@ impl Raw {
         };
         let allowed = || {
             self.error(format!(
-                "allowed is a whole number with ms, s, m or h behind it (s if none), from {min_ms}ms to {}s",
+                "allowed is a whole number with ms, s, m, h or d behind it (s if none), from {min_ms}ms to {}s",
                 max_ms / 1000
             ))
         };

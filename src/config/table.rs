@@ -176,6 +176,18 @@ pub const SETTINGS: &[Setting] = &[
         "TIME",
         "How long open files are served after a request to end. Default 10s",
     ),
+    value(
+        "rotate-every",
+        Kind::Duration {
+            min_ms: 1000,
+            // Ten years.
+            max_ms: 315_360_000_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "Replace the master key this long after it was last replaced, for example 90d. Default \
+         off: only when asked to",
+    ),
     switch(
         "require-mlock",
         Scope::Mount,

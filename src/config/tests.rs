@@ -32,7 +32,7 @@ fn a_bad_value_is_told_with_name_value_origin_and_what_is_allowed() {
     let error = given("ttl=soon").expect_err("bad");
     assert_eq!(
         error.to_string(),
-        "bad ttl `soon` (given with -o): allowed is a whole number with ms, s, m or h behind it (s if none), from 0ms to 3600s"
+        "bad ttl `soon` (given with -o): allowed is a whole number with ms, s, m, h or d behind it (s if none), from 0ms to 3600s"
     );
     for bad in [
         "threads=0",

@@ -27,6 +27,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         "" | "s" => seconds(1),
         "m" | "min" => seconds(60),
         "h" => seconds(3600),
+        "d" => seconds(86_400),
         _ => None,
     }
 }

@@ -237,6 +237,7 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
         end_patience: Duration::from_secs(1),
+        rotate_every: settings.rotate_every,
         protection: serde_json::json!(protection),
         mountpoint: match plan.target.point() {
             Some(point) => point.display().to_string(),

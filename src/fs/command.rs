@@ -18,6 +18,10 @@ use super::{Done, Errno, FileSystem};
 const MAX_COMMAND: usize = 4096;
 /// How long after a failure a rotation is gone on with.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// How long after one that could not begin a rotation is tried again that is due.
+const BEGIN_AGAIN: Duration = Duration::from_secs(60);
+/// The clock may be set meanwhile, so it is looked at now and then.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What the file shows before there was a command.
 const HELP: &str =
@@ -118,12 +122,30 @@ impl Shared {
         }
     }
 
-    fn drive(&self, vault: &Vault) {
+    /// Drives what is begun, and begins what is due.
+    fn drive(&self, vault: &Vault, every: Option<Duration>) {
         let mut again = None;
-        while self.wait(again) {
+        let mut not_before = Instant::now();
+        loop {
+            let due = every.map(|every| {
+                let due = Instant::now() + vault.until_rotation(every).min(LONGEST_WAIT);
+                due.max(not_before)
+            });
+            if !self.wait([again, due].into_iter().flatten().min()) {
+                return;
+            }
+            again = None;
             if vault.progress().is_none() {
-                again = None;
-                continue;
+                let is_due = every.is_some_and(|every| vault.until_rotation(every).is_zero());
+                if !is_due || Instant::now() < not_before {
+                    continue;
+                }
+                if let Err(error) = vault.begin(&Request::Rotate) {
+                    tracing::warn!("the rotation that is due cannot begin: {error}");
+                    not_before = Instant::now() + BEGIN_AGAIN;
+                    continue;
+                }
+                tracing::info!("a rotation is due and has begun");
             }
             again = match vault.drive(&|| self.go_on()) {
                 Ok(Outcome::Done) => {
@@ -134,6 +156,7 @@ impl Shared {
                 // Asking again would find the same.
                 Err(error) if error.failure() == Failure::Integrity => {
                     tracing::error!("the rotation is blocked: {error}");
+                    not_before = Instant::now() + LONGEST_WAIT;
                     None
                 }
                 Err(error) => {
@@ -146,7 +169,7 @@ impl Shared {
 }
 
 impl Keeper {
-    pub(super) fn start(vault: Arc<Vault>) -> std::io::Result<Self> {
+    pub(super) fn start(vault: Arc<Vault>, every: Option<Duration>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         // What an earlier mount left is gone on with at once.
         shared.orders().wanted = true;
@@ -155,7 +178,7 @@ impl Keeper {
             .name("keys".into())
             .spawn(move || match vault.is_read_only() {
                 true => vault.follow(&|| keeper.go_on()),
-                false => keeper.drive(&vault),
+                false => keeper.drive(&vault, every),
             })?;
         Ok(Self {
             shared,

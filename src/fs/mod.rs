@@ -59,6 +59,8 @@ pub struct Settings {
     /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
     /// the rest of another content for that of its own.
     pub end_patience: Duration,
+    /// How long after its last replacement the master key is replaced; `None`: when asked to.
+    pub rotate_every: Option<Duration>,
     /// How the process is protected, for `status`.
     pub protection: serde_json::Value,
     /// Where it is mounted, for `status`.
@@ -161,7 +163,7 @@ impl FileSystem {
             table: Arc::default(),
             directories: DirectoryHandles::default(),
             control: control::Control::default(),
-            keeper: command::Keeper::start(Arc::clone(&vault))?,
+            keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
             budget: Budget::new(settings.max_memory),
             counters: Counters::default(),
             invalidate: OnceLock::new(),

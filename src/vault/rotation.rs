@@ -231,6 +231,15 @@ impl Vault {
         }
     }
 
+    /// How long it is until the master key is `every` old.
+    pub fn until_rotation(&self, every: Duration) -> Duration {
+        let keyring = self.keyring();
+        let made = keyring.body().active().map_or(0, |active| active.created);
+        // A clock that was set back makes it no longer than that.
+        let age = u64::try_from(now().saturating_sub(made)).unwrap_or(0);
+        every.saturating_sub(Duration::from_secs(age))
+    }
+
     fn busy(&self) -> VaultError {
         VaultError::Busy(match self.progress() {
             Some(p) => format!(

@@ -162,6 +162,7 @@ fn serve(
         max_memory,
         // The reference knows no time.
         end_patience,
+        rotate_every: None,
         protection: serde_json::Value::Null,
         mountpoint: "/nowhere".into(),
     };
