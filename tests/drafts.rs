@@ -4,7 +4,6 @@ mod support;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -484,89 +483,6 @@ fn writers_and_readers_that_run_out_of_memory_do_not_stop_each_other() {
     for thread in threads.collect::<Vec<_>>() {
         thread.join().expect("no panic");
     }
-    unmounted_and_clean(&place);
-}
-
-/// Pages of a file in the page cache.
-fn cached_pages(path: &Path) -> u64 {
-    let mut command = Command::new("fincore");
-    command
-        .args(["--raw", "--noheadings", "--output", "PAGES"])
-        .arg(path);
-    let output = command.output().expect("fincore runs");
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    text.trim().parse().expect("a number")
-}
-
-#[test]
-fn nothing_that_read_returns_is_in_the_page_cache() {
-    let place = mounted(&[]);
-    for size in [1000, 300 << 10] {
-        let path = file(&place, &vec![b'a'; size]);
-        let mut reader = File::open(&path).expect("open");
-        let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).expect("read");
-        assert_eq!(bytes.len(), size);
-        assert_eq!(cached_pages(&path), 0);
-    }
-    unmounted_and_clean(&place);
-}
-
-#[test]
-fn what_sendfile_and_mmap_put_into_the_page_cache_goes_with_the_last_close() {
-    let place = mounted(&[]);
-    let path = file(&place, &vec![b'a'; 100 << 10]);
-    let reader = File::open(&path).expect("open");
-    let (mut out, into) = std::os::unix::net::UnixStream::pair().expect("sockets");
-    // SAFETY: two open descriptors and no memory.
-    let sent = unsafe {
-        libc::sendfile(
-            into.as_raw_fd(),
-            reader.as_raw_fd(),
-            std::ptr::null_mut(),
-            4096,
-        )
-    };
-    assert!(sent > 0, "{}", std::io::Error::last_os_error());
-    let mut bytes = vec![0; sent as usize];
-    out.read_exact(&mut bytes).expect("sent");
-    assert!(bytes.iter().all(|byte| *byte == b'a'));
-    drop(reader);
-    wait_for("the pages to go", SOON, || cached_pages(&path) == 0);
-
-    let reader = File::open(&path).expect("open");
-    // SAFETY: the mapping is only read, within its bounds, and unmapped once.
-    unsafe {
-        let (kind, size) = (libc::MAP_PRIVATE, 100 << 10);
-        let address = libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            libc::PROT_READ,
-            kind,
-            reader.as_raw_fd(),
-            0,
-        );
-        assert_ne!(
-            address,
-            libc::MAP_FAILED,
-            "{}",
-            std::io::Error::last_os_error()
-        );
-        assert_eq!(*address.cast::<u8>().add(size - 1), b'a');
-        let mut resident = vec![0; size / 4096];
-        assert_eq!(libc::mincore(address, size, resident.as_mut_ptr()), 0);
-        assert!(resident.iter().any(|page| page & 1 == 1));
-        // Published: the old pages go although they are mapped.
-        std::fs::write(&path, vec![b'b'; size]).expect("replaced");
-        wait_for("the old pages to go", SOON, || {
-            assert_eq!(libc::mincore(address, size, resident.as_mut_ptr()), 0);
-            resident.iter().all(|page| page & 1 == 0)
-        });
-        assert_eq!(libc::munmap(address, size), 0);
-    }
-    drop(reader);
-    wait_for("the pages to go", SOON, || cached_pages(&path) == 0);
     unmounted_and_clean(&place);
 }
 

@@ -1,6 +1,7 @@
 //! What several test files share.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+pub mod cache;
 pub mod contents;
 pub mod disk;
 pub mod evil;
