@@ -7,19 +7,14 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use support::load::{Dice, Tally, Writer};
-use support::process::{Place, system, wait_for};
+use support::load::{Dice, Tally, Writer, rounds};
+use support::process::{OnFailure, Place, detach, kill, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Vaults at once, kills of each one's daemon, and writers in each.
 const VAULTS: u64 = 4;
 const KILLS: u64 = 50;
 const WRITERS: u32 = 3;
-
-fn rounds() -> u64 {
-    let set = std::env::var("SECRETFS_STRESS_ROUNDS").ok();
-    set.and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
-}
 
 #[track_caller]
 fn check(place: &Place) {
@@ -43,7 +38,13 @@ fn kill_and_compare(seed: u64, kills: u64) {
             writer.expect_what_was_acknowledged();
         }
         let tally = Tally::default();
+        let pid = server.pid();
         std::thread::scope(|scope| {
+            let _release = OnFailure(|| {
+                tally.stop.store(true, Ordering::SeqCst);
+                tally.ending.store(true, Ordering::SeqCst);
+                kill(pid, libc::SIGKILL);
+            });
             let threads: Vec<_> = writers
                 .iter_mut()
                 .map(|writer| scope.spawn(|| writer.run(&tally)))
@@ -58,28 +59,23 @@ fn kill_and_compare(seed: u64, kills: u64) {
             server.signal(libc::SIGKILL);
             wait_for("the daemon's end", SOON, || !server.is_running());
         });
-        detach(&place);
+        detach(&place.point());
         check(&place);
     }
     place.mount(&[]).succeeded();
     for writer in &mut writers {
         writer.expect_what_was_acknowledged();
     }
-    detach(&place);
+    detach(&place.point());
     wait_for("the daemon's end", SOON, || place.daemons().is_empty());
     check(&place);
-}
-
-/// Lazily: the program that another thread is just about to run may have a copy of a descriptor.
-fn detach(place: &Place) {
-    system("umount", &["-l".as_ref(), place.point().as_os_str()]);
 }
 
 #[test]
 fn a_killed_daemon_loses_nothing_that_was_acknowledged() {
     std::thread::scope(|scope| {
         for vault in 0..VAULTS {
-            scope.spawn(move || kill_and_compare(vault + 1, KILLS * rounds()));
+            scope.spawn(move || kill_and_compare(vault + 1, KILLS * rounds() as u64));
         }
     });
 }

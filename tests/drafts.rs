@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::process::{Place, system, wait_for};
+use support::process::{self, Place, system, wait_for};
+use support::tree::closed;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -50,8 +51,7 @@ fn python(script: &str, path: &Path) -> String {
 }
 
 fn status(place: &Place) -> serde_json::Value {
-    let text = std::fs::read(place.point().join(".secretfs/status")).expect("a status");
-    serde_json::from_slice(&text).expect("JSON")
+    process::status(&place.point())
 }
 
 /// The number of versions in the store; the whole of it must be in order.
@@ -602,10 +602,8 @@ fn a_full_disk_is_told_to_who_closes_and_nothing_is_lost_or_damaged() {
         writer.write_all(&big).expect("in memory");
         let refused = writer.sync_all().expect_err("no room");
         assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
-        // SAFETY: the descriptor is this test's own.
-        let closed = unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(writer)) };
-        let refused = std::io::Error::last_os_error();
-        assert_eq!((closed, refused.raw_os_error()), (-1, Some(libc::ENOSPC)));
+        let refused = closed(writer).expect_err("no room");
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
         assert!(content(&path) == "a".repeat(100 << 10));
     }
     wait_for("what nobody waits for to be given up", SOON, || {

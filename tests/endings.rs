@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use support::process::{Place, Server, system, wait_for};
+use support::tree::closed;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -30,14 +31,6 @@ fn secret(round: u32) -> Vec<u8> {
 }
 
 /// `close` that tells.
-fn closed(file: File) -> std::io::Result<()> {
-    // SAFETY: the descriptor was owned by `file`, and by nobody from here on.
-    match unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(file)) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
-    }
-}
-
 impl Load {
     fn of(writers: usize, point: &Path) -> Self {
         let rounds = Arc::new(AtomicU64::new(0));

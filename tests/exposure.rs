@@ -11,8 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::resource::{RLIM_INFINITY, Resource};
+use support::child::{limited, traceable};
+use support::core_pattern::CoreFiles;
 use support::memory::{self, Found, Needle};
-use support::process::{PROGRAM, Place, Ran, Server, kill, system, wait_for};
+use support::process::{PROGRAM, Place, Ran, Server, detach, kill, status, wait_for};
 use support::tree::{as_user, c, needs, sys};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -143,16 +146,7 @@ fn as_nobody(place: &Place) -> Command {
         };
     }
     command.uid(NOBODY).gid(NOBODY);
-    // SAFETY: setrlimit may be called between fork and exec.
-    unsafe {
-        command.pre_exec(move || {
-            let limit = libc::rlimit {
-                rlim_cur: LOCKABLE,
-                rlim_max: LOCKABLE,
-            };
-            sys(libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit)).map(drop)
-        });
-    }
+    limited(&mut command, Resource::RLIMIT_MEMLOCK, LOCKABLE);
     command
 }
 
@@ -246,8 +240,7 @@ impl Mount {
     }
 
     fn status(&self) -> serde_json::Value {
-        let text = self.with(|point| fs::read(point.join(".secretfs/status")).expect("a status"));
-        serde_json::from_slice(&text).expect("JSON")
+        self.with(status)
     }
 
     fn keys(&self) -> Vec<Needle> {
@@ -263,7 +256,7 @@ impl Mount {
 
     /// Ends the mount, which must be sound.
     fn ended(self) -> (Place, String) {
-        system("umount", &[self.place.point().as_os_str()]);
+        detach(&self.place.point());
         let (code, log) = self.server.ended(SOON);
         assert_eq!(code, Some(0), "{log}");
         let checked = match self.who {
@@ -314,6 +307,8 @@ fn nothing_is_in_swappable_memory_of_a_daemon_that_may_lock_all() {
     locked("idle");
     let secrets = mount.with(|point| Secrets::in_use(point, 16 << 20));
     let found = locked("in use");
+    // What it wraps keys with, it has in memory.
+    assert!(!found.of("the key that wraps").is_empty());
     for what in OPEN {
         // So the search finds what is there, and where.
         assert!(
@@ -345,6 +340,7 @@ fn an_ordinary_user_who_may_lock_8_mib_has_keys_names_and_contents_of_that_size_
     kept("idle");
     let secrets = mount.with(|point| Secrets::in_use(point, 1 << 20));
     let found = kept("in use");
+    assert!(!found.of("the key that wraps").is_empty());
     for what in OPEN {
         assert!(
             !found.of(&format!("the content of {what}")).is_empty(),
@@ -563,30 +559,32 @@ fn neither_command_line_nor_environment_shows_anything() {
 fn a_daemon_that_crashes_leaves_no_core_file() {
     let cores = tempfile::tempdir().expect("a directory");
     fs::set_permissions(cores.path(), fs::Permissions::from_mode(0o777)).expect("opened");
-    let _pattern = CorePattern::set(&cores.path().join("core"));
-    let unlimited = |command: &mut Command| {
-        // SAFETY: setrlimit may be called between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                let limit = libc::rlimit {
-                    rlim_cur: libc::RLIM_INFINITY,
-                    rlim_max: libc::RLIM_INFINITY,
-                };
-                sys(libc::setrlimit(libc::RLIMIT_CORE, &raw const limit)).map(drop)
-            });
-        }
+    let _pattern = CoreFiles::go_to(cores.path());
+    let with_cores = |command: &mut Command| {
+        command.current_dir(cores.path());
+        limited(command, Resource::RLIMIT_CORE, RLIM_INFINITY);
     };
-    let cores_left = || fs::read_dir(cores.path()).expect("a directory").count();
+    let cores_left = || {
+        let left = fs::read_dir(cores.path()).expect("a directory").flatten();
+        left.map(|core| core.path()).collect::<Vec<_>>()
+    };
     // So this machine would write one.
-    let mut other = Command::new("sleep");
-    unlimited(other.arg("1000"));
-    let mut other = other.spawn().expect("it runs");
-    kill(other.id() as i32, libc::SIGSEGV);
-    other.wait().expect("it ended");
-    assert_eq!(cores_left(), 1);
+    for who in [0, NOBODY] {
+        let mut other = Command::new("sleep");
+        with_cores(other.arg("1000").uid(who).gid(who));
+        let mut other = other.spawn().expect("it runs");
+        kill(other.id() as i32, libc::SIGSEGV);
+        other.wait().expect("it ended");
+        let [core] = &cores_left()[..] else {
+            panic!("not one core file: {:?}", cores_left());
+        };
+        fs::remove_file(core).expect("removed");
+    }
     for who in [Who::Root, Who::Nobody] {
         for signal in [libc::SIGSEGV, libc::SIGABRT, libc::SIGBUS] {
-            let mut mount = Mount::prepared(who, unlimited);
+            let mut mount = Mount::prepared(who, with_cores);
+            let at = fs::read_link(format!("/proc/{}/cwd", mount.server.pid()));
+            assert_eq!(at.expect("a directory"), cores.path());
             let secrets = mount.with(|point| Secrets::in_use(point, 100_000));
             // The runtime lets the first one pass and takes the next as it comes.
             wait_for("its end", SOON, || {
@@ -594,35 +592,15 @@ fn a_daemon_that_crashes_leaves_no_core_file() {
                 !mount.server.is_running()
             });
             drop(secrets);
-            assert_eq!(cores_left(), 1, "{who:?}, signal {signal}");
+            assert!(cores_left().is_empty(), "{who:?}, signal {signal}");
         }
-    }
-}
-
-/// Where core files go, until this is dropped.
-struct CorePattern(String);
-
-impl CorePattern {
-    const FILE: &str = "/proc/sys/kernel/core_pattern";
-
-    fn set(path: &Path) -> Self {
-        let before = fs::read_to_string(Self::FILE).expect("a pattern");
-        let pattern = format!("{}.%p", path.display());
-        fs::write(Self::FILE, pattern).expect("set");
-        Self(before)
-    }
-}
-
-impl Drop for CorePattern {
-    fn drop(&mut self) {
-        let _ = fs::write(Self::FILE, &self.0);
     }
 }
 
 #[test]
 fn the_user_who_runs_the_daemon_cannot_look_into_it() {
     needs(&["gdb", "gcore"]);
-    let mount = Mount::of(Who::Nobody);
+    let mount = Mount::prepared(Who::Nobody, traceable);
     let pid = mount.server.pid();
     // What a process may not be looked into belongs to root.
     assert_eq!(
@@ -681,12 +659,9 @@ fn the_user_who_runs_the_daemon_cannot_look_into_it() {
             .output()
             .expect("gcore runs")
     };
-    let mut other = Command::new("sleep")
-        .arg("1000")
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .spawn()
-        .expect("it runs");
+    let mut other = Command::new("sleep");
+    traceable(other.arg("1000").uid(NOBODY).gid(NOBODY));
+    let mut other = other.spawn().expect("it runs");
     let (allowed, refused) = (gcore(other.id()), gcore(pid as u32));
     other.kill().expect("killed");
     other.wait().expect("ended");

@@ -62,6 +62,19 @@ fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
+/// Whether a source has a test of this name, which is not merely a function.
+fn has_test(source: &str, name: &str) -> bool {
+    let definition = format!("fn {name}(");
+    let lines: Vec<&str> = source.lines().map(str::trim_start).collect();
+    let is_test = |at: usize| {
+        let mut above = lines[..at].iter().rev();
+        above
+            .find(|line| !line.starts_with("#[") || **line == "#[test]")
+            .is_some_and(|line| *line == "#[test]")
+    };
+    (0..lines.len()).any(|at| lines[at].starts_with(&definition) && is_test(at))
+}
+
 #[test]
 fn every_test_that_the_readme_names_exists() {
     let mut files = Vec::new();
@@ -76,15 +89,10 @@ fn every_test_that_the_readme_names_exists() {
         .collect();
     assert!(named.len() > 10, "README.md names no tests: {named:?}");
     for (file, test) in named {
-        let definition = format!("fn {test}(");
         let exists = files
             .iter()
             .filter(|path| path.ends_with(&file))
-            .any(|path| {
-                std::fs::read_to_string(path)
-                    .expect("UTF-8")
-                    .contains(&definition)
-            });
+            .any(|path| has_test(&std::fs::read_to_string(path).expect("UTF-8"), &test));
         assert!(
             exists,
             "README.md names `{file}::{test}`, which does not exist"

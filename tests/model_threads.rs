@@ -14,6 +14,7 @@ use secretfs::fs::{Ending, Errno, SetAttributes};
 use secretfs::vault::{Kind, RenameMode};
 
 use support::layer::{Layer, Served};
+use support::load::rounds;
 use support::reference::ROOT;
 
 const THREADS: u32 = 6;
@@ -26,11 +27,6 @@ const REPLACED: [&[u8]; 2] = [b"replaced", b"renamed-over"];
 const MIXED: &[u8] = b"mixed";
 /// Anything may happen to these.
 const ROUGH: [&[u8]; 3] = [b"rough", b"rougher", b"roughest"];
-
-fn rounds() -> u64 {
-    let set = std::env::var("SECRETFS_STRESS_ROUNDS").ok();
-    set.and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
-}
 
 /// SplitMix64: what happens should depend on a seed and on the scheduler alone.
 struct Dice(u64);
@@ -401,21 +397,21 @@ fn expect_consistent(layer: &Layer, may_be_empty: bool, end: End) {
 
 #[test]
 fn threads_are_answered_and_read_whole_contents() {
-    for seed in 0..rounds() {
+    for seed in 0..rounds() as u64 {
         play(seed, 256 << 20, End::Idle);
     }
 }
 
 #[test]
 fn threads_that_run_out_of_memory_are_answered_and_read_whole_contents() {
-    for seed in 0..rounds() {
+    for seed in 0..rounds() as u64 {
         play(seed + 1000, 900_000, End::Idle);
     }
 }
 
 #[test]
 fn a_mount_that_ends_while_threads_use_it_answers_them() {
-    for seed in 0..rounds() {
+    for seed in 0..rounds() as u64 {
         play(seed + 2000, 256 << 20, End::Busy);
     }
 }

@@ -20,7 +20,7 @@ use secretfs::vault::{Failure, InitOptions, Kind, RenameMode, check, init};
 
 use support::disk::{Disk, Event, FileId, Image};
 use support::layer::{Layer, Served};
-use support::load::Dice;
+use support::load::{Dice, rounds};
 use support::reference::ROOT;
 
 const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "below/f", "below/g", "below/h"];
@@ -29,11 +29,6 @@ const SHARES: usize = 4;
 const DIRECTORY: &str = "below/directory/";
 const SIZES: [usize; 8] = [1, 100, 700, 2_000, 5_000, 9_000, 66_000, 140_000];
 const MAX_SIZE: usize = 150_000;
-
-fn rounds() -> usize {
-    let set = std::env::var("SECRETFS_STRESS_ROUNDS").ok();
-    set.and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
-}
 
 /// What a worker's directory holds: names, the first name of the same file, contents.
 type State = BTreeMap<String, (String, Arc<Vec<u8>>)>;
@@ -313,35 +308,45 @@ fn record(workers: usize, sessions: usize, deeds: usize, seed: u64) -> Recorded 
         .collect();
     served.finish();
     let before = files_in(layer.path());
-    interpose::begin(layer.path(), before.keys().cloned());
+    let recorder = interpose::begin(layer.path(), before.keys().cloned());
     for session in 0..sessions {
         let served = layer.open();
+        let opened = recorder.events().len();
         std::thread::scope(|scope| {
             for worker in &mut workers {
                 let served = &served;
                 scope.spawn(move || (0..deeds).for_each(|_| worker.act(served)));
             }
         });
+        // Sessions are worth cutting when there were checkpoints beside writing.
+        for more in 0.. {
+            let events = recorder.events();
+            if begins_anew(&names_in(&before, &events), &events[opened..]) {
+                break;
+            }
+            assert!(more < 100, "no checkpoint under load");
+            (0..20).for_each(|_| workers[0].act(&served));
+        }
         if session % 2 == 1 {
             // What is written stays, synced or not; the process is gone. Whoever comes next must
             // not remember what only it has seen.
             workers[0].make_or_remove_directory(&served);
-            interpose::pause();
+            recorder.pause();
             served.finish();
-            layer = written(&disk_after(&before, &interpose::events()).seen());
-            interpose::resume(layer.path());
+            layer = written(&disk_after(&before, &recorder.events()).seen());
+            recorder.resume(layer.path());
         } else {
             served.finish();
             for worker in &workers {
                 worker.acknowledged();
             }
-            let seen = disk_after(&before, &interpose::events()).seen();
+            let seen = disk_after(&before, &recorder.events()).seen();
             assert!(seen == files_in(layer.path()), "not all was recorded");
         }
     }
     Recorded {
         before,
-        events: interpose::end(),
+        events: recorder.end(),
         states: workers.into_iter().map(|worker| worker.states).collect(),
     }
 }
@@ -352,17 +357,25 @@ fn disk_after(before: &Image, events: &[Event]) -> Disk {
     disk
 }
 
-impl Recorded {
-    /// Names that files had.
-    fn names(&self) -> BTreeMap<FileId, String> {
-        let before = (0..).zip(self.before.keys().cloned());
-        let made = self.events.iter().filter_map(|event| match event {
-            Event::Create(name, file) => Some((*file, name.clone())),
-            _ => None,
-        });
-        before.chain(made).collect()
-    }
+/// Names that files had.
+fn names_in(before: &Image, events: &[Event]) -> BTreeMap<FileId, String> {
+    let before = (0..).zip(before.keys().cloned());
+    let made = events.iter().filter_map(|event| match event {
+        Event::Create(name, file) => Some((*file, name.clone())),
+        _ => None,
+    });
+    before.chain(made).collect()
+}
 
+/// Whether the database was synced, as checkpoints do, and its WAL begun anew after that.
+fn begins_anew(names: &BTreeMap<FileId, String>, events: &[Event]) -> bool {
+    let is = |file: &FileId, name: &str| names[file].ends_with(name);
+    let mut events = events.iter();
+    events.any(|event| matches!(event, Event::Sync(file) if is(file, "vault.db")))
+        && events.any(|event| matches!(event, Event::Write(file, 0, _) if is(file, "vault.db-wal")))
+}
+
+impl Recorded {
     /// Where to cut: half of them anywhere, and half where names and lengths of files have just been
     /// changed, which is rare, and is when a vault is opened and closed.
     fn points(&self, cuts: usize) -> Vec<usize> {
@@ -437,13 +450,6 @@ impl Recorded {
         }
         Ok(())
     }
-
-    /// How often events of a kind happened to files of a name.
-    fn count(&self, name: &str, is: impl Fn(&Event) -> Option<FileId>) -> usize {
-        let names = self.names();
-        let files = self.events.iter().filter_map(is);
-        files.filter(|file| names[file].ends_with(name)).count()
-    }
 }
 
 /// The power is cut at later and later points.
@@ -486,29 +492,9 @@ impl<'r> Cuts<'r> {
     }
 }
 
-fn synced(event: &Event) -> Option<FileId> {
-    match event {
-        Event::Sync(file) => Some(*file),
-        _ => None,
-    }
-}
-
 #[test]
 fn what_was_acknowledged_outlives_a_power_cut_and_names_are_lost_from_the_end_only() {
     let recorded = record(1, 9, 180, 1);
-    // It was worth cutting: WALs begun anew, and checkpoints beside writing.
-    let begun_anew = |event: &Event| match event {
-        Event::Write(file, 0, _) => Some(*file),
-        _ => None,
-    };
-    assert!(
-        recorded.count("vault.db-wal", begun_anew) > 7,
-        "no WAL was begun anew"
-    );
-    assert!(
-        recorded.count("vault.db", synced) > 7,
-        "no checkpoint under load"
-    );
     assert_eq!(recorded.fault(1_000 * rounds(), |_| true, |_| true), None);
 }
 
@@ -521,7 +507,7 @@ fn what_was_acknowledged_to_many_at_once_outlives_a_power_cut() {
 #[test]
 fn a_disk_that_ignores_any_kind_of_sync_is_found_out() {
     let recorded = record(1, 3, 240, 3);
-    let names = recorded.names();
+    let names = names_in(&recorded.before, &recorded.events);
     let is_sync_of = |event: &Event, end: &str| match event {
         Event::Sync(file) => names[file].ends_with(end),
         Event::SyncDirectory(name) => name == end,
@@ -559,10 +545,10 @@ fn a_power_cut_while_a_vault_is_made_leaves_it_whole_or_leaves_room_for_another_
     // What makes a key durable is the business of the KMS.
     init(&layer.path().join("another"), &options(&layer)).unwrap();
     let before = files_in(layer.path());
-    interpose::begin(layer.path(), before.keys().cloned());
+    let recorder = interpose::begin(layer.path(), before.keys().cloned());
     init(&layer.vault(), &options(&layer)).unwrap();
     interpose::note(Event::Acknowledged(0, 0));
-    let events = interpose::end();
+    let events = recorder.end();
     assert!(disk_after(&before, &events).seen() == files_in(layer.path()));
     let mut dice = Dice(4);
     let (mut whole, mut again) = (0, 0);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 mod support;
-use support::process::{Place, Ran, kill};
+use support::process::{Place, Ran, kill, status as status_of};
 
 fn json(place: &Place, command: &str) -> Value {
     let path = place.vault();
@@ -22,11 +22,6 @@ fn json(place: &Place, command: &str) -> Value {
 fn rotated(ran: Ran) -> Ran {
     assert!(ran.0.status.success(), "{}", ran.stderr());
     ran
-}
-
-fn status_of(point: &Path) -> Value {
-    let text = std::fs::read_to_string(point.join(".secretfs/status")).expect("readable");
-    serde_json::from_str(&text).expect("JSON")
 }
 
 fn command(point: &Path, text: &str) -> std::io::Result<()> {

@@ -2,20 +2,14 @@
 //!
 //! The daemon aborts where a fail point tells it to, as if it were killed there.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 mod support;
-use support::process::{Place, wait_for};
+use support::process::{Place, status, wait_for};
 
 const SECRETS: usize = 600;
-
-fn status(point: &Path) -> Value {
-    let text = std::fs::read_to_string(point.join(".secretfs/status")).expect("readable");
-    serde_json::from_str(&text).expect("JSON")
-}
 
 fn content(n: usize) -> Vec<u8> {
     let length = if n.is_multiple_of(60) {

@@ -4,7 +4,6 @@
 mod support;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -12,11 +11,10 @@ use secretfs::crypto::schedule::Role;
 use secretfs::keyring::{KeyringError, UnverifiedKeyring};
 use secretfs::kms::{self, KeyUri};
 use secretfs::vault::{Failure, Request, Vault, VaultError};
-use serde_json::Value;
 use support::kms_proxy::{Answer, Proxy};
 use support::layer::Layer;
 use support::moto::Moto;
-use support::process::{Place, Ran};
+use support::process::{Place, Ran, status};
 
 fn rotate(layer: &Layer, request: &Request) {
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
@@ -238,11 +236,6 @@ fn a_record_that_does_not_authenticate_stops_a_rotation_after_all_others_are_don
 }
 
 // --- a KMS that refuses ------------------------------------------------------------------------
-
-fn status(point: &Path) -> Value {
-    let text = std::fs::read_to_string(point.join(".secretfs/status")).expect("readable");
-    serde_json::from_str(&text).expect("JSON")
-}
 
 #[test]
 fn a_kms_that_refuses_or_is_away_changes_nothing_and_is_told_by_errno() {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use support::process::{Place, wait_for};
+use support::process::{self, Place, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -205,8 +205,7 @@ fn readers_see_whole_secrets(size: usize, counts: [u32; 4], options: &[&str]) {
 }
 
 fn status(place: &Place) -> serde_json::Value {
-    let text = std::fs::read(place.point().join(".secretfs/status")).expect("a status");
-    serde_json::from_slice(&text).expect("JSON")
+    process::status(&place.point())
 }
 
 fn unmounted_and_clean(place: &Place) {

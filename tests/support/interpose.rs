@@ -22,6 +22,8 @@ const DESCRIPTORS: usize = 4096;
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 static TRACKED: [AtomicBool; DESCRIPTORS] = [const { AtomicBool::new(false) }; DESCRIPTORS];
 static RECORDING: Mutex<Option<Recording>> = Mutex::new(None);
+/// Held while there is a recording.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 struct Recording {
     /// What is recorded lies below; nothing is while there is none.
@@ -42,12 +44,16 @@ fn recording() -> MutexGuard<'static, Option<Recording>> {
     RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A recording under way. Tests that run beside the one that has it wait for theirs.
+pub struct Recorder {
+    _only: MutexGuard<'static, ()>,
+}
+
 /// Begins to record what happens below `root`, in which these files are, numbered from 0.
-pub fn begin(root: &Path, names: impl Iterator<Item = String>) {
+pub fn begin(root: &Path, names: impl Iterator<Item = String>) -> Recorder {
+    let only = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let names: BTreeMap<_, _> = names.zip(0..).collect();
-    let mut recording = recording();
-    assert!(recording.is_none(), "one recording at a time");
-    *recording = Some(Recording {
+    *recording() = Some(Recording {
         root: Some(root.to_owned()),
         files: names.len() as FileId,
         names,
@@ -55,11 +61,46 @@ pub fn begin(root: &Path, names: impl Iterator<Item = String>) {
         events: Vec::new(),
     });
     ACTIVE.store(true, Ordering::SeqCst);
+    Recorder { _only: only }
 }
 
-/// What was recorded so far.
-pub fn events() -> Vec<Event> {
-    recording().as_ref().expect("recording").events.clone()
+impl Recorder {
+    /// What was recorded so far.
+    pub fn events(&self) -> Vec<Event> {
+        recording().as_ref().expect("recording").events.clone()
+    }
+
+    /// From here on nothing is recorded: whatever is open belongs to a process that is dead.
+    pub fn pause(&self) {
+        let mut recording = recording();
+        let recording = recording.as_mut().expect("recording");
+        recording.root = None;
+        recording.descriptors.clear();
+        forget_descriptors();
+    }
+
+    /// Goes on below `root`, where the same files are.
+    pub fn resume(&self, root: &Path) {
+        recording().as_mut().expect("recording").root = Some(root.to_owned());
+    }
+
+    /// Ends the recording.
+    pub fn end(self) -> Vec<Event> {
+        stop().expect("recording").events
+    }
+}
+
+/// Also when the test fails.
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        stop();
+    }
+}
+
+fn stop() -> Option<Recording> {
+    ACTIVE.store(false, Ordering::SeqCst);
+    forget_descriptors();
+    recording().take()
 }
 
 /// Something that the test wants to find among the events again.
@@ -67,27 +108,6 @@ pub fn note(note: Event) {
     if let Some(recording) = recording().as_mut() {
         recording.events.push(note);
     }
-}
-
-/// From here on nothing is recorded: whatever is open belongs to a process that is dead.
-pub fn pause() {
-    let mut recording = recording();
-    let recording = recording.as_mut().expect("recording");
-    recording.root = None;
-    recording.descriptors.clear();
-    forget_descriptors();
-}
-
-/// Goes on below `root`, where the same files are.
-pub fn resume(root: &Path) {
-    recording().as_mut().expect("recording").root = Some(root.to_owned());
-}
-
-/// Ends the recording.
-pub fn end() -> Vec<Event> {
-    ACTIVE.store(false, Ordering::SeqCst);
-    forget_descriptors();
-    recording().take().expect("recording").events
 }
 
 fn forget_descriptors() {

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use super::tree::closed;
+
 /// Files of one directory, and all that may be in each; `None` where there may be no file.
 pub struct Ledger {
     at: PathBuf,
@@ -19,15 +21,6 @@ pub struct Ledger {
 pub fn content(number: usize, size: usize) -> Vec<u8> {
     let line = format!("content {number} of {size} bytes;");
     line.as_bytes().repeat(size / line.len() + 1)[..size].to_vec()
-}
-
-/// `close` that tells.
-pub fn closed(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor was owned by `file`, and by nobody from here on.
-    match unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(file)) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 impl Ledger {

@@ -9,6 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::tree::closed;
+
+/// How many times as long as usual tests are to take: `SECRETFS_STRESS_ROUNDS`.
+pub fn rounds() -> usize {
+    let rounds = std::env::var("SECRETFS_STRESS_ROUNDS");
+    rounds.map_or(1, |rounds| rounds.parse().expect("a number"))
+}
+
 /// SplitMix64: what happens depends on a seed and on the scheduler alone.
 pub struct Dice(pub u64);
 
@@ -515,15 +523,6 @@ impl Writer {
 
 fn directory_of(point: &Path, writer: u32) -> PathBuf {
     point.join(format!("writer-{writer}"))
-}
-
-/// `close` that tells.
-pub fn closed(file: File) -> io::Result<()> {
-    // SAFETY: the descriptor was owned by `file`, and by nobody from here on.
-    match unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(file)) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 /// Reads files of `writers` writers until `tally` says stop; each content must be a whole one.

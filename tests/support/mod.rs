@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 
 pub mod cache;
+pub mod child;
 pub mod contents;
+pub mod core_pattern;
 pub mod disk;
 pub mod evil;
 pub mod failing_disk;

@@ -212,6 +212,7 @@ impl Ran {
 }
 
 /// A server in the foreground.
+/// It ends with the thread that started it.
 pub struct Server {
     child: Child,
 }
@@ -220,6 +221,7 @@ impl Server {
     /// Starts `command` and waits until it announces its mount.
     #[track_caller]
     pub fn start(mut command: Command) -> Self {
+        super::child::not_outliving_us(&mut command);
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -277,6 +279,32 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Does what lets all others go on, if the test fails while this is there: threads of a scope are
+/// waited for, and would wait for something that never comes.
+pub struct OnFailure<F: FnMut()>(pub F);
+
+impl<F: FnMut()> Drop for OnFailure<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)();
+        }
+    }
+}
+
+/// What a mount tells of itself.
+#[track_caller]
+pub fn status(point: &Path) -> serde_json::Value {
+    let text = std::fs::read(point.join(".secretfs/status")).expect("a status");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+/// Unmounts lazily: a program that another thread is just about to run may have copies of
+/// descriptors, for which the mount would be busy.
+#[track_caller]
+pub fn detach(point: &Path) {
+    system("umount", &["-l".as_ref(), point.as_os_str()]);
 }
 
 pub fn kill(pid: i32, signal: i32) {

@@ -237,6 +237,13 @@ pub fn sys(result: impl Into<i64>) -> std::io::Result<i64> {
     }
 }
 
+/// `close` that tells.
+pub fn closed(file: std::fs::File) -> std::io::Result<()> {
+    use std::os::fd::IntoRawFd;
+    // SAFETY: the descriptor was owned by `file`, and by nobody from here on.
+    sys(unsafe { libc::close(file.into_raw_fd()) }).map(drop)
+}
+
 /// A path as system calls want it.
 pub fn c(path: impl AsRef<Path>) -> std::ffi::CString {
     use std::os::unix::ffi::OsStrExt;
