@@ -156,3 +156,19 @@ fn a_log_inside_of_the_vault_is_refused() {
     let option = format!("-olog-file={}", lock.display());
     place.mount(&[&option]).failed(1, "inside of the vault");
 }
+
+#[test]
+fn a_lock_file_that_is_another_file_too_is_refused_and_left_alone() {
+    let place = Place::with_vault();
+    let victim = place.path().join("victim");
+    std::fs::write(&victim, "precious").expect("written");
+    let lock = place.vault().join("lock");
+    std::fs::remove_file(&lock).expect("removed");
+    std::fs::hard_link(&victim, &lock).expect("linked");
+    place.mount(&[]).failed(1, "remove it");
+    let vault = place.vault();
+    place
+        .run(["rotate".as_ref(), vault.as_os_str()])
+        .failed(1, "remove it");
+    assert_eq!(std::fs::read(&victim).expect("read"), b"precious");
+}

@@ -423,6 +423,8 @@ fn after_a_reencryption_no_data_key_is_the_old_one_and_no_old_ciphertext_is_left
         .run(["check".as_ref(), place.vault().as_os_str()])
         .succeeded();
     let old = raw_pieces(&place);
+    let old_chunks = chunk_pieces(&place);
+    assert!(old_chunks.len() > 300, "{}", old_chunks.len());
     command(&place.point(), "reencrypt").expect("begun");
     wait_for_the_end(&place.point());
     std::io::Read::read_to_end(&mut large, &mut part).expect("read on");
@@ -431,6 +433,14 @@ fn after_a_reencryption_no_data_key_is_the_old_one_and_no_old_ciphertext_is_left
     std::io::Read::read_to_end(&mut unlinked, &mut rest).expect("read");
     assert!(rest == content(100), "what was unlinked is whole");
     drop((large, unlinked));
+    let mut raw = std::fs::read(place.vault().join("vault.db")).expect("read");
+    raw.extend(std::fs::read(place.vault().join("vault.db-wal")).unwrap_or_default());
+    let chunks: std::collections::HashSet<&[u8]> = old_chunks.iter().map(|c| &c[..]).collect();
+    let left = raw
+        .windows(24)
+        .filter(|window| chunks.contains(window))
+        .count();
+    assert_eq!(left, 0, "old ciphertext is in the raw files");
     let new = raw_pieces(&place);
     assert_eq!(
         old.intersection(&new).count(),
@@ -444,6 +454,21 @@ fn after_a_reencryption_no_data_key_is_the_old_one_and_no_old_ciphertext_is_left
         .run(["umount".as_ref(), place.point().as_os_str()])
         .succeeded();
     check_is_clean(&place);
+}
+
+/// 24 bytes out of every 1,000 of the chunks of the contents that are current.
+fn chunk_pieces(place: &Place) -> Vec<Vec<u8>> {
+    let connection = rusqlite::Connection::open(place.vault().join("vault.db")).expect("open");
+    let mut statement = connection
+        .prepare("SELECT sealed FROM chunk")
+        .expect("prepared");
+    let rows = statement.query_map([], |row| row.get::<_, Vec<u8>>(0));
+    let chunks = rows.expect("queried").map(|chunk| chunk.expect("a chunk"));
+    let pieces = chunks.flat_map(|chunk| {
+        let pieces = chunk.chunks(1000).filter(|piece| piece.len() >= 24);
+        pieces.map(|piece| piece[..24].to_vec()).collect::<Vec<_>>()
+    });
+    pieces.collect()
 }
 
 /// 24 bytes out of everything that is sealed in the vault: nonces of wrapped keys, of attributes,

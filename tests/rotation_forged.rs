@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use secretfs::crypto::schedule::Role;
-use secretfs::keyring::{KeyringError, UnverifiedKeyring};
+use secretfs::keyring::{ChangeKind, Event, EventKind, KeyringError, UnverifiedKeyring};
 use secretfs::kms::{self, KeyUri};
 use secretfs::vault::{Failure, Request, Vault, VaultError};
 use support::kms_proxy::{Answer, Proxy};
@@ -233,6 +233,117 @@ fn a_record_that_does_not_authenticate_stops_a_rotation_after_all_others_are_don
     assert_eq!(vault.summary().generations.len(), 1);
     drop(vault);
     assert_eq!(layer.check().problem_count, 0);
+}
+
+#[test]
+fn a_name_taken_out_while_all_is_encrypted_anew_is_noticed() {
+    let layer = filled(20);
+    let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    vault.begin(&Request::Reencrypt).expect("begun");
+    // Until the names are about to be filed anew.
+    let taken = std::cell::Cell::new(false);
+    let go_on = || {
+        let migrating = vault.progress().is_some_and(|p| p.total > 0);
+        if migrating && !taken.replace(true) {
+            let sql = "DELETE FROM entry WHERE tag = (SELECT min(tag) FROM entry)";
+            assert_eq!(database(&layer).execute(sql, []).expect("taken out"), 1);
+        }
+        ControlFlow::Continue(())
+    };
+    let error = vault.drive(&go_on).expect_err("noticed");
+    assert!(taken.get());
+    assert_eq!(error.failure(), Failure::Integrity, "{error}");
+    assert!(error.to_string().contains("directory 1"), "{error}");
+    assert_eq!(vault.summary().generations.len(), 2, "the old key is kept");
+}
+
+#[test]
+fn who_follows_is_led_neither_back_to_a_key_that_was_left_nor_to_a_foreign_one() {
+    let layer = filled(3);
+    let header: Vec<u8> = database(&layer)
+        .query_row("SELECT value FROM header", [], |row| row.get(0))
+        .expect("a header");
+    let kms = kms::connect(&layer.kms());
+    let pins = [KeyUri::default_local()];
+    let parse = |record: &[u8]| UnverifiedKeyring::parse(&header, record).expect("parsed");
+    let mut old = parse(&keyring_record(&layer))
+        .unlock(&pins, &kms)
+        .expect("unlocked");
+    let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    vault.begin(&Request::Rotate).expect("begun");
+    let steps = std::cell::Cell::new(0);
+    let go_on = || match vault.keyring().active() == 2 && steps.replace(steps.get() + 1) > 0 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    vault.drive(&go_on).expect("stopped");
+    let known = vault.keyring();
+    assert!(known.holds(1) && known.holds(2), "both are in use");
+    // Made with the old key, which somebody may have, and newer than all that was seen.
+    let event = Event {
+        at: 0,
+        late: false,
+        kind: EventKind::Retired { generation: 2 },
+    };
+    while old.body().sequence <= known.body().sequence {
+        old.record_event(&event);
+    }
+    let error = parse(&old.encode())
+        .follow(&known, &pins, &kms)
+        .expect_err("refused");
+    assert!(matches!(error, KeyringError::Integrity(_)), "{error}");
+    // A key of her own as the newest, beside the old one.
+    let hers: KeyUri = "local-kms://hers".parse().expect("a URI");
+    kms.local()
+        .expect("local")
+        .ensure(hers.key())
+        .expect("made");
+    let new = old
+        .make_generation(9, std::slice::from_ref(&hers), &kms, 0)
+        .expect("made");
+    old.prepare(ChangeKind::Rotate, new, 0).expect("prepared");
+    let proved = old.prove(9, &kms).expect("proved");
+    old.activate(proved, 0).expect("activated");
+    let error = parse(&old.encode())
+        .follow(&known, &pins, &kms)
+        .expect_err("refused");
+    assert!(matches!(error, KeyringError::NotPinned(_)), "{error}");
+}
+
+#[test]
+fn a_large_vault_with_an_older_part_serves_nothing_once_that_is_found() {
+    let layer = filled(1500);
+    let old: Vec<(i64, i64, Vec<u8>)> = {
+        let database = database(&layer);
+        let mut rows = database
+            .prepare("SELECT id, generation, value FROM node")
+            .expect("prepared");
+        let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+        rows.expect("queried")
+            .map(|row| row.expect("a row"))
+            .collect()
+    };
+    let served = layer.open();
+    let ino = served.lookup(1, b"s700").expect("found").ino;
+    served.set_xattr(ino, b"user.x", b"newer", 0).expect("set");
+    served.finish();
+    let (id, generation, value) = old
+        .iter()
+        .find(|(id, ..)| *id == ino as i64)
+        .expect("a node");
+    let sql = "UPDATE node SET generation = ?2, value = ?3 WHERE id = ?1";
+    database(&layer)
+        .execute(sql, (id, generation, value))
+        .expect("put back");
+    let served = layer.open();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while served.read_all(ino).is_ok() {
+        assert!(Instant::now() < deadline, "it is served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let other = served.lookup(1, b"s3").map(drop);
+    assert_eq!(other.expect_err("nothing is served").0, libc::EIO);
+    served.abort();
 }
 
 // --- a KMS that refuses ------------------------------------------------------------------------

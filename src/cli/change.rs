@@ -28,7 +28,7 @@ pub(super) fn run(
     if let Ok(Some(mount)) = mount
         && mount.is_secretfs()
     {
-        return by_mount(&mount.point, request, wait);
+        return by_mount(&mount.point, request, &options, wait);
     }
     let options = OpenOptions {
         read_only: false,
@@ -40,7 +40,7 @@ pub(super) fn run(
             Ok(vault) => return here(&vault, request),
             Err(error) if error.failure() == Failure::Busy => {
                 if let Some(point) = mount_of(path) {
-                    return by_mount(&point, request, wait);
+                    return by_mount(&point, request, &options, wait);
                 }
                 // Held but not mounted: a daemon is just letting go of it.
                 if Instant::now() > deadline {
@@ -89,8 +89,11 @@ fn follow(vault: &Vault, shown: &mut Shown) -> Result<(), Error> {
 }
 
 /// Asks the daemon of a mount.
-fn by_mount(point: &Path, request: &Request, wait: bool) -> Result<(), Error> {
+fn by_mount(point: &Path, request: &Request, pins: &OpenOptions, wait: bool) -> Result<(), Error> {
     let control = point.join(".secretfs/control");
+    let now = status(point)?;
+    must_be_the_one(point, &now, pins)?;
+    let before = ended(&now, request);
     let shown_control = control.display();
     let fail = |class, why: String| Err(Error::new(class, why));
     let written = std::fs::OpenOptions::new()
@@ -125,26 +128,89 @@ fn by_mount(point: &Path, request: &Request, wait: bool) -> Result<(), Error> {
         }
         let number = |name: &str| rotation[name].as_u64().unwrap_or_default();
         let phase = rotation["phase"].as_str().unwrap_or_default();
-        shown.update(phase, number("done"), number("total"));
-        if let Some(trouble) = rotation["trouble"].as_str() {
-            shown.say(trouble);
-            if trouble.starts_with("integrity failure") {
-                return fail(
-                    Class::Integrity,
-                    format!("the rotation is blocked: {trouble}"),
-                );
-            }
+        let trouble = rotation["trouble"].as_str();
+        match trouble {
+            None => shown.update(phase, number("done"), number("total")),
+            Some(trouble) => shown.say(trouble),
+        }
+        if let (Some(trouble), true) = (trouble, rotation["blocked"] == true) {
+            return fail(
+                Class::Integrity,
+                format!("{} is blocked: {trouble}", request.name()),
+            );
         }
         std::thread::sleep(LOOK_EVERY);
     }
     shown.end();
+    let status = status(point)?;
+    if ended(&status, request) == before {
+        return fail(
+            Class::Failed,
+            format!(
+                "{} was given up: the new key could not be unwrapped; nothing was changed, and the \
+                 history says so ({})",
+                request.name(),
+                status["last_event"]["event"].as_str().unwrap_or_default()
+            ),
+        );
+    }
     super::output::print(&format!("{}: done\n", request.name()))
+}
+
+/// A mount is asked only if it is that of the vault that is meant, and can do it.
+fn must_be_the_one(point: &Path, status: &Value, pins: &OpenOptions) -> Result<(), Error> {
+    let shown = point.display();
+    let vault = status["vault"].as_str().unwrap_or_default();
+    if let Some(pinned) = &pins.pinned_vault_id
+        && pinned != vault
+    {
+        let why =
+            format!("{shown} is a mount of vault {vault}, but vault-id={pinned} was asked for");
+        return Err(Error::new(Class::Integrity, why));
+    }
+    let pinned = |key: &str| pins.pinned_keys.iter().any(|pin| pin.as_str() == key);
+    let generations = status["generations"].as_array().into_iter().flatten();
+    let mut wraps = generations.flat_map(|g| g["wraps"].as_array().into_iter().flatten());
+    if !pins.pinned_keys.is_empty()
+        && let Some(wrap) = wraps.find(|wrap| !pinned(wrap["kms_key"].as_str().unwrap_or_default()))
+    {
+        let key = wrap["kms_key"].as_str().unwrap_or_default();
+        let why =
+            format!("the vault mounted on {shown} is under {key}, which kms-key does not name");
+        return Err(Error::new(Class::Integrity, why));
+    }
+    if status["mode"] == "read-only" {
+        let why = format!(
+            "the mount on {shown} is read-only; name the mount for writing, or the vault's directory"
+        );
+        return Err(Error::new(Class::Failed, why));
+    }
+    Ok(())
+}
+
+/// What is another once a rotation of this kind has ended well.
+fn ended(status: &Value, request: &Request) -> Value {
+    match request {
+        Request::Rotate | Request::Reencrypt => status["active_generation"].clone(),
+        Request::Rewrap { .. } => status["events"].clone(),
+    }
 }
 
 fn status(point: &Path) -> Result<Value, Error> {
     let file = point.join(".secretfs/status");
     let fail = |why: String| Error::new(Class::Failed, format!("{}: {why}", file.display()));
-    let text = std::fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
+    let text = std::fs::read_to_string(&file).map_err(|e| {
+        let gone = matches!(
+            e.raw_os_error(),
+            Some(nix::libc::ENOENT | nix::libc::ENOTCONN | nix::libc::ECONNABORTED)
+        );
+        fail(match gone {
+            true => "the mount has ended; what was begun is finished by the next mount for \
+                     writing, or by the next command on the vault"
+                .to_owned(),
+            false => e.to_string(),
+        })
+    })?;
     serde_json::from_str(&text).map_err(|e| fail(e.to_string()))
 }
 
@@ -154,6 +220,9 @@ fn running(status: &Value) -> String {
     let Some(change) = rotation["change"].as_str() else {
         return String::new();
     };
+    if let (Some(trouble), true) = (rotation["trouble"].as_str(), rotation["blocked"] == true) {
+        return format!("{change} is under way, and blocked: {trouble}");
+    }
     format!(
         "{change} is under way, {} of {} keys done; wait until it has ended",
         rotation["done"], rotation["total"]
@@ -165,8 +234,9 @@ fn last_words(control: &Path) -> Option<String> {
     let mut text = String::new();
     let file = std::fs::File::open(control).ok()?;
     file.take(4096).read_to_string(&mut text).ok()?;
-    let (_, words) = text.trim_end().split_once(' ')?;
-    Some(words.to_owned())
+    let (at, words) = text.trim_end().split_once(' ')?;
+    // Before the first command it says something else.
+    at.parse::<i64>().ok().map(|_| words.to_owned())
 }
 
 fn class_of(error: &std::io::Error, why: &str) -> Class {

@@ -66,6 +66,19 @@ impl<S: Scopes> Flags<S> {
         Ok((settings, options))
     }
 
+    /// Takes the values out that were given as `--NAME`, so that they lay over nothing.
+    pub(super) fn take(&mut self, name: &str) -> Vec<OsString> {
+        let mut taken = Vec::new();
+        self.raws.retain_mut(|raw| {
+            let keep = raw.setting.name != name;
+            if !keep {
+                taken.extend(raw.value.take());
+            }
+            keep
+        });
+        taken
+    }
+
     fn settings() -> impl Iterator<Item = &'static Setting> {
         SETTINGS.iter().filter(|s| S::SCOPES.contains(&s.scope))
     }

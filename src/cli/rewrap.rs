@@ -1,16 +1,18 @@
 //! `secretfs rewrap`.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::Error;
-use crate::vault::{OpenOptions, Request};
+use crate::daemon::{Class, Error};
+use crate::kms::{KeyUri, KeyUriError};
+use crate::vault::Request;
 
 use super::flags::{Flags, ForOpen};
 
 /// Wrap the master key anew, by the same or by other KMS keys
 ///
 /// The master key stays the same, and so does everything under it. With --kms-key the vault moves
-/// to these keys. Each is proved before anything is stored: what it wraps must unwrap to the same.
+/// to these keys; without, it stays under all that it is under. Each is proved before anything is stored: what it wraps must unwrap to the same.
 /// The key that the vault is under now must still work.
 ///
 /// Copies of the vault from before still open with the KMS keys that they were under.
@@ -32,17 +34,23 @@ pub(super) struct Rewrap {
 }
 
 impl Rewrap {
-    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+    pub(super) fn run(mut self, config: Option<&Path>) -> Result<(), Error> {
+        // On the command line they are where it goes; anywhere else, where it may be.
+        let to = self.flags.take("kms-key");
+        let to = to.iter().map(|key| parse(key));
+        let to = to.collect::<Result<_, _>>()?;
         let (settings, _) = self.flags.load(config)?;
-        let request = Request::Rewrap {
-            to: settings.kms_keys.clone(),
-            leave_aws: self.yes_leave_aws,
-        };
-        let options = OpenOptions {
-            // Those are where it goes, not where it is.
-            pinned_keys: Vec::new(),
-            ..super::check::open_options(&settings)
-        };
+        let leave_aws = self.yes_leave_aws;
+        let request = Request::Rewrap { to, leave_aws };
+        let options = super::check::open_options(&settings);
         super::change::run(&self.path, &request, options, self.wait)
     }
+}
+
+fn parse(key: &OsStr) -> Result<KeyUri, Error> {
+    let usage = |why: String| Error::new(Class::Usage, format!("bad kms-key: {why}"));
+    let text = key
+        .to_str()
+        .ok_or_else(|| usage("it is not UTF-8".into()))?;
+    text.parse().map_err(|e: KeyUriError| usage(e.to_string()))
 }

@@ -5,12 +5,49 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-struct Wiping;
+/// The system's allocator, but for the wiping. For the program to declare as its global one.
+#[derive(Clone, Copy, Debug)]
+pub struct Wiping;
 
-#[global_allocator]
-static HEAP: Wiping = Wiping;
+/// From this size on, pages are given back to the kernel instead of being overwritten: a large
+/// buffer may never have been used beyond its beginning, and overwriting it would make it resident.
+const LARGE: usize = 1 << 20;
+const PAGE: usize = 4096;
 
-// SAFETY: everything is passed on to the system's allocator, with the layouts that we are given.
+/// Overwrites a block, or has the kernel take its pages away.
+///
+/// # Safety
+/// The block must be `size` bytes of the heap's that nobody uses any more.
+unsafe fn wipe(block: *mut u8, size: usize) {
+    if size >= LARGE {
+        let skip = block.align_offset(PAGE);
+        let length = (size - skip) / PAGE * PAGE;
+        // SAFETY: these are whole pages inside of the block, of private memory, which the kernel
+        // replaces by zeros. `errno` is what it was: a destructor must not change it.
+        let taken = unsafe {
+            let errno = *libc::__errno_location();
+            let pages = block.add(skip).cast();
+            // Linux 5.18 has it for locked pages, too.
+            let taken = libc::madvise(pages, length, libc::MADV_DONTNEED_LOCKED) == 0
+                || libc::madvise(pages, length, libc::MADV_DONTNEED) == 0;
+            *libc::__errno_location() = errno;
+            taken
+        };
+        if taken {
+            // SAFETY: both ends lie inside of the block.
+            unsafe {
+                libc::explicit_bzero(block.cast(), skip);
+                libc::explicit_bzero(block.add(skip + length).cast(), size - skip - length);
+            }
+            return;
+        }
+    }
+    // SAFETY: as the caller promises.
+    unsafe { libc::explicit_bzero(block.cast(), size) }
+}
+
+// SAFETY: blocks come from the system's allocator and go back to it, with the layouts that we are
+// given. `realloc` is to allocate, copy and give back.
 unsafe impl GlobalAlloc for Wiping {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
@@ -25,7 +62,7 @@ unsafe impl GlobalAlloc for Wiping {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the block has the length of its layout, and nobody uses it any more.
         unsafe {
-            libc::explicit_bzero(block.cast(), layout.size());
+            wipe(block, layout.size());
             System.dealloc(block, layout);
         }
     }
@@ -50,6 +87,8 @@ unsafe impl GlobalAlloc for Wiping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HEAP: Wiping = Wiping;
 
     #[test]
     fn what_is_given_back_is_wiped_also_when_it_moves() {

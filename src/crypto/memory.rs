@@ -131,31 +131,31 @@ fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
     if address == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: the range is the mapping just made. On-fault, so that an unused slab costs nothing;
-    // older kernels without it get the plain lock.
-    let locked = unsafe {
-        libc::madvise(address, length, libc::MADV_DONTDUMP);
-        libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
-    };
-    let counter = if locked { &LOCKED } else { &UNLOCKED };
-    counter.fetch_add(length as u64, Ordering::Relaxed);
+    let locked = lock(address, length);
     NonNull::new(address.cast()).map(|start| (start, locked))
 }
 
 /// Keeps memory that somebody else has mapped out of swap and core files, as far as that is allowed.
-/// Of memory that is not mapped, nothing happens.
+/// Beyond a hole in it nothing is kept in, and all of it counts as unlocked.
 pub fn keep_in(start: *const u8, length: usize) {
     let first = start.addr() & !(PAGE - 1);
     let length = (start.addr() + length).next_multiple_of(PAGE) - first;
     let address = std::ptr::without_provenance_mut::<libc::c_void>(first);
-    // SAFETY: neither call changes what is in the memory, and nothing of ours depends on the
-    // success of either.
+    lock(address, length);
+}
+
+/// Locks pages and keeps them out of core files; tells whether they are locked, and counts them.
+fn lock(address: *mut libc::c_void, length: usize) -> bool {
+    // SAFETY: none of these calls changes what is in the memory, and nothing of ours depends on
+    // their success. On-fault, so that what is not used costs nothing; older kernels without it get
+    // the plain lock.
     let locked = unsafe {
         libc::madvise(address, length, libc::MADV_DONTDUMP);
         libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
     };
     let counter = if locked { &LOCKED } else { &UNLOCKED };
     counter.fetch_add(length as u64, Ordering::Relaxed);
+    locked
 }
 
 /// Keeps the stack that this thread is going to use out of swap: names and keys pass over it.
@@ -268,6 +268,8 @@ impl SecretBytes {
                 });
             }
         }
+        // Somewhere else than `status` would say.
+        KEY_HOME.fetch_max(KeyHome::Unlocked as u8, Ordering::Relaxed);
         Self::zeroed(length)
     }
 

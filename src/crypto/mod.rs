@@ -2,7 +2,7 @@
 //! the types that hold secrets. Nothing here knows of files, databases or KMS.
 
 pub mod aead;
-mod heap;
+pub mod heap;
 pub mod memory;
 pub mod padding;
 pub mod schedule;

@@ -127,7 +127,8 @@ impl Shared {
         let mut again = None;
         let mut not_before = Instant::now();
         loop {
-            let due = every.map(|every| {
+            let idle = vault.progress().is_none();
+            let due = every.filter(|_| idle).map(|every| {
                 let due = Instant::now() + vault.until_rotation(every).min(LONGEST_WAIT);
                 due.max(not_before)
             });
@@ -191,10 +192,15 @@ impl Keeper {
         self.shared.wake.notify_all();
     }
 
-    /// Ends the thread. A rotation stays where it is, to be gone on with by the next mount.
-    pub(super) fn stop(&self) {
+    /// Tells the thread to end. A rotation stays where it is, to be gone on with by the next mount.
+    pub(super) fn begin_to_stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();
+    }
+
+    /// Ends the thread.
+    pub(super) fn stop(&self) {
+        self.begin_to_stop();
         let thread = self
             .thread
             .lock()
@@ -247,9 +253,8 @@ impl FileSystem {
             let outcome = fs.vault.begin(&request);
             fs.keeper.shared.orders().busy = false;
             fs.keeper.note(request.name(), &said(&outcome));
-            if outcome.is_ok() {
-                fs.keeper.wake();
-            }
+            // One that is blocked is tried again when somebody asks for another.
+            fs.keeper.wake();
             done(super::told(outcome).map(|()| count));
         };
         let started = std::thread::Builder::new()

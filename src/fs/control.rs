@@ -153,24 +153,21 @@ impl FileSystem {
     }
 
     /// The key-management history, one JSON object a line.
-    fn render_audit(&self) -> Vec<u8> {
-        let events = match self.vault.history() {
-            Ok(events) => events,
-            Err(error) => return format!("{error}\n").into_bytes(),
-        };
+    fn render_audit(&self) -> Result<Vec<u8>, Errno> {
+        let events = self.vault.history()?;
         let lines = events.iter().map(|event| {
             let mut line = serde_json::to_vec(event).unwrap_or_default();
             line.push(b'\n');
             line
         });
-        lines.flatten().collect()
+        Ok(lines.flatten().collect())
     }
 
-    fn render(&self, ino: u64) -> Vec<u8> {
+    fn render(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         match ino {
-            STATUS => self.render_status(),
+            STATUS => Ok(self.render_status()),
             AUDIT => self.render_audit(),
-            _ => self.keeper.last().into_bytes(),
+            _ => Ok(self.keeper.last().into_bytes()),
         }
     }
 
@@ -200,7 +197,8 @@ impl FileSystem {
             size: if is_directory {
                 0
             } else {
-                self.render(ino).len() as u64
+                // Opening it tells what is wrong.
+                self.render(ino).map_or(0, |text| text.len() as u64)
             },
             accessed: now,
             modified: now,
@@ -230,7 +228,7 @@ impl FileSystem {
             return Err(Errno(libc::EROFS));
         }
         let fh = FIRST_HANDLE + self.control.next.fetch_add(1, Ordering::Relaxed);
-        let text = Arc::new(self.render(ino));
+        let text = Arc::new(self.render(ino)?);
         self.control
             .open
             .lock()

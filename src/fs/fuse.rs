@@ -44,9 +44,9 @@ thread_local! {
     static RECEIVED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Keeps the stack of this thread, and the buffer in which names and contents arrive, out of swap. A
-/// request lies at the buffer's beginning. fuser has one for each thread, and none of its pages behind the largest request
-/// is ever touched.
+/// Keeps the stack of this thread, and the buffer in which names and contents arrive, out of swap.
+/// fuser has one for each thread, and a request lies at its beginning. None of its pages behind the
+/// largest request is ever touched.
 fn received(request: &Request) {
     if !RECEIVED.replace(true) {
         let start = std::ptr::from_ref(request).cast();
@@ -210,7 +210,14 @@ impl fuser::Filesystem for Adapter {
         self.0.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<fuser::FileHandle>, reply: ReplyAttr) {
+    fn getattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: Option<fuser::FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        received(request);
         self.0.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
     }
 
@@ -232,6 +239,7 @@ impl fuser::Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        received(request);
         let set = SetAttributes {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -249,7 +257,8 @@ impl fuser::Filesystem for Adapter {
         );
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        received(request);
         match self.0.read_link(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(by_number(error)),
@@ -367,6 +376,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        received(request);
         self.0.open(
             caller(request),
             ino.0,
@@ -416,7 +426,7 @@ impl fuser::Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         offset: u64,
@@ -425,6 +435,7 @@ impl fuser::Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        received(request);
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0),
             kill_set_id: false,
@@ -480,13 +491,14 @@ impl fuser::Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        received(request);
         self.0
             .flush(fh.0, request.pid(), lock_owner.0, empty(reply));
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         _flags: OpenFlags,
@@ -494,22 +506,25 @@ impl fuser::Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        received(request);
         self.0.release(fh.0);
         reply.ok();
     }
 
     fn fsync(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        received(request);
         self.0.fsync(fh.0, empty(reply));
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        received(request);
         match self.0.open_directory(ino.0) {
             Ok(fh) => reply.opened(fuser::FileHandle(fh), FopenFlags::empty()),
             Err(error) => reply.error(by_number(error)),
@@ -518,12 +533,13 @@ impl fuser::Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: fuser::FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        received(request);
         let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             reply.add(INodeNo(entry.ino), entry.position, kind(entry.kind), name)
@@ -536,12 +552,13 @@ impl fuser::Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: fuser::FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        received(request);
         let mut failure = None;
         let mut told = Vec::new();
         let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
@@ -646,7 +663,8 @@ impl fuser::Filesystem for Adapter {
         data(self.0.get_xattr(ino.0, name.as_bytes()), size, reply);
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        received(request);
         data(self.0.list_xattrs(ino.0), size, reply);
     }
 
@@ -670,6 +688,7 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        received(request);
         self.0.changed_by(caller(request), fh.0);
         self.0.allocate(fh.0, offset, length, mode, empty(reply));
     }
@@ -705,6 +724,7 @@ impl fuser::Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        received(request);
         self.0.changed_by(caller(request), fh_out.0);
         self.0.copy_range(
             (fh_in.0, offset_in),

@@ -199,8 +199,11 @@ impl FileSystem {
     }
 
     /// Once part of the vault is known to have been replayed, inserted or deleted, nothing more is
-    /// written to it.
+    /// written to it, and nothing read: it may be old.
     fn note_integrity(&self, verdict: Integrity) {
+        if matches!(verdict, Integrity::Failed(_)) {
+            self.vault.condemn();
+        }
         self.damaged
             .store(matches!(verdict, Integrity::Failed(_)), Ordering::Relaxed);
         *self

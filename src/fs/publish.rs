@@ -402,11 +402,12 @@ impl FileSystem {
     /// When something could not be published or made durable.
     pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
-        self.keeper.stop();
+        self.keeper.begin_to_stop();
         if ending != Ending::Aborted {
             self.publish_all(ending);
         }
         self.await_publications();
+        self.keeper.stop();
         self.ending.store(true, Ordering::Relaxed);
         let Some(writer) = &self.writer else {
             return Ok(());

@@ -132,7 +132,9 @@ impl Shared {
     }
 
     fn submit(&self, job: Job) {
+        // A rotation may hold what the job would wait for.
         if job.durability == Durability::Soon
+            && !self.vault.is_rotating()
             && let Ok(running) = self.running.try_lock()
         {
             let free = {
@@ -197,15 +199,17 @@ impl Shared {
             }
             // While nobody can commit: the anchor must not be ahead of the disk.
             let due = anchored.elapsed() > ANCHOR_EVERY && self.lock().unsynced.is_none();
-            let durable = due.then(|| self.vault.state().commit);
+            let commit = due.then(|| self.vault.state().commit);
             drop(running);
             finish(finished);
             if idle && closed {
                 return;
             }
-            if let Some(commit) = durable {
+            if let Some(commit) = commit {
                 anchored = Instant::now();
-                if let Err(error) = self.vault.refresh_anchor(commit) {
+                // A rotation commits beside this thread.
+                let synced = self.vault.sync();
+                if let Err(error) = synced.and_then(|()| self.vault.refresh_anchor(commit)) {
                     tracing::warn!("{error}");
                 }
             }

@@ -256,6 +256,9 @@ impl Keyring {
             .find(|g| g.number == active)
             .ok_or(KeyringError::UnknownGeneration(active))?;
         let old = std::mem::replace(&mut generation.wraps, wraps);
+        if let Some(first) = generation.wraps.first() {
+            self.unlocked_by.clone_from(&first.uri);
+        }
         let names = |wraps: &[Wrap]| wraps.iter().map(|w| w.uri.clone()).collect();
         let event = EventKind::Rewrapped {
             generation: active,
@@ -340,12 +343,13 @@ pub struct ProvedKey {
     key: Arc<LiveKey>,
 }
 
-/// Whether asking again later may help.
-pub fn may_pass(error: &KeyringError) -> bool {
+/// Whether no asking again can help: what was wrapped is not what was meant. A key that is denied or
+/// disabled may come back.
+pub fn is_final(error: &KeyringError) -> bool {
     matches!(
         error,
         KeyringError::Kms(KmsError {
-            kind: KmsErrorKind::Unreachable | KmsErrorKind::Throttled | KmsErrorKind::NoCredentials,
+            kind: KmsErrorKind::WrongKey,
             ..
         })
     )

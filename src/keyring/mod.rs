@@ -17,7 +17,7 @@ use crate::crypto::schedule::{
 use crate::crypto::{MemoryError, OpenFailure, RandomError, SealError, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
-pub use change::{EventRow, NewGeneration, ProvedKey, may_pass};
+pub use change::{EventRow, NewGeneration, ProvedKey, is_final};
 pub use history::{Event, EventKind, History};
 pub use record::{
     Body, Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header,
@@ -163,6 +163,12 @@ impl UnverifiedKeyring {
                 "the keyring record was replaced by an older one, or by that of another vault",
             ));
         }
+        let active = self.active()?.number;
+        if active < known.active {
+            return Err(KeyringError::integrity(
+                "the keyring record goes back to a master key that was left",
+            ));
+        }
         let shared = self.body.generations.iter().filter_map(|generation| {
             let key = known.keys.get(&generation.number)?;
             let check = key
@@ -171,11 +177,12 @@ impl UnverifiedKeyring {
             same(&check, &generation.check).then(|| (generation.number, Arc::clone(key)))
         });
         let keys: BTreeMap<_, _> = shared.collect();
-        let Some((number, key)) = keys.first_key_value() else {
+        // Not by an older one: that is what is being left, perhaps because somebody has it.
+        let Some(key) = keys.get(&known.active) else {
             // More than one rotation was missed: as if it were opened for the first time.
             return self.unlock(pins, kms);
         };
-        self.must_be_authentic(*number, key)?;
+        self.must_be_authentic(known.active, key)?;
         let named = self.body.generations.iter().flat_map(|g| &g.wraps);
         let named = named.map(|wrap| wrap.uri.parse().map_err(KeyringError::integrity));
         let pins = named.collect::<Result<Vec<_>, _>>()?;

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -141,11 +141,13 @@ impl Lock {
                 .custom_flags(FLAGS)
                 .open(path)
                 .map_err(fail)?;
-            if !file.metadata().map_err(fail)?.is_file() {
+            let found = file.metadata().map_err(fail)?;
+            // With another name it is another's file, too, and would be written to.
+            if !found.is_file() || found.nlink() > 1 {
                 return Err(StoreError::new(
                     Kind::Io,
                     format!(
-                        "{what} {}: it is no regular file; remove it",
+                        "{what} {}: it is no regular file with this name alone; remove it",
                         path.display()
                     ),
                 ));

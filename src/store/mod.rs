@@ -191,6 +191,15 @@ pub trait Write: Read {
         version: u64,
         record: &KeyedRecord,
     ) -> Result<(), StoreError>;
+    /// Replaces a version and its chunks by others. What stood there is overwritten, not only
+    /// given back: the same content may be in it as before, under a key that somebody has.
+    fn replace_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError>;
     /// Removes a version and all its chunks; not an error when there is none.
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
     /// Registers a node for reaping.

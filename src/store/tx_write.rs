@@ -61,14 +61,19 @@ impl Tx {
 
     /// Removes a version's chunks: those rows that say themselves that they are its own. A forged
     /// `first_chunk` can at most leave its own chunks behind, never remove another's.
-    fn delete_chunks(&mut self, node: i64, version: i64, first: i64) -> Result<(), Refused> {
+    fn delete_chunks(
+        &mut self,
+        (node, version): (i64, i64),
+        first: i64,
+        overwrite: bool,
+    ) -> Result<(), Refused> {
         let (count, longest) = self.own_chunks(node, version, first)?;
         if count == 0 {
             return Ok(());
         }
-        // Overwriting large chunks with zeros would double what is written, and hides nothing:
-        // they are ciphertext, and their key goes in the same transaction.
-        let relaxed = longest > INLINE;
+        // Overwriting large chunks with zeros would double what is written, and mostly hides
+        // nothing: they are ciphertext, and their key goes in the same transaction.
+        let relaxed = longest > INLINE && !overwrite;
         if relaxed {
             self.connection
                 .execute_batch("PRAGMA secure_delete = FAST")?;
@@ -81,6 +86,22 @@ impl Tx {
             self.connection.execute_batch("PRAGMA secure_delete = ON")?;
         }
         deleted.map(drop)
+    }
+
+    /// Removes a version and its chunks.
+    fn remove_version(&mut self, node: i64, version: i64, overwrite: bool) -> Result<(), Refused> {
+        let sql = "SELECT first_chunk FROM version WHERE node = ?1 AND version = ?2";
+        let first = one(&self.connection, sql, (node, version), |row| {
+            Ok(row.get::<_, i64>(0)?)
+        })?;
+        match first {
+            None => return Ok(()),
+            // No version owns what has such a number; the record can go all the same.
+            Some(..=0) => {}
+            Some(first) => self.delete_chunks((node, version), first, overwrite)?,
+        }
+        let sql = "DELETE FROM version WHERE node = ?1 AND version = ?2";
+        self.execute(sql, (node, version)).map(drop)
     }
 }
 
@@ -248,21 +269,22 @@ impl Write for Tx {
         })
     }
 
+    fn replace_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.change("cannot remove a version", |tx| {
+            tx.remove_version(key(node)?, key(version)?, true)
+        })?;
+        self.insert_version(node, version, record, chunks)
+    }
+
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
         self.change("cannot remove a version", |tx| {
-            let (node, version) = (key(node)?, key(version)?);
-            let sql = "SELECT first_chunk FROM version WHERE node = ?1 AND version = ?2";
-            let first = one(&tx.connection, sql, (node, version), |row| {
-                Ok(row.get::<_, i64>(0)?)
-            })?;
-            match first {
-                None => return Ok(()),
-                // No version owns what has such a number; the record can go all the same.
-                Some(..=0) => {}
-                Some(first) => tx.delete_chunks(node, version, first)?,
-            }
-            let sql = "DELETE FROM version WHERE node = ?1 AND version = ?2";
-            tx.execute(sql, (node, version)).map(drop)
+            tx.remove_version(key(node)?, key(version)?, false)
         })
     }
 

@@ -208,6 +208,14 @@ impl Anchors {
         self.store(anchor, true)
     }
 
+    /// Forgets a vault that was not made after all.
+    pub fn forget(&self, vault: VaultId) {
+        // Nothing can be done about a failure, and another error is told already.
+        if let Ok(_lock) = self.lock() {
+            let _ = fs::remove_file(self.file(&vault.to_string()));
+        }
+    }
+
     /// Whether anchors can be stored at all: to be asked before there is something to remember.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ mod watch;
 mod writing;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::keyring::{Keyring, KeyringError};
@@ -89,6 +89,8 @@ pub struct Vault {
     salvage: bool,
     /// It was counted while it was opened.
     counted: bool,
+    /// It was found to be another than was written: nothing of it is served any more.
+    condemned: AtomicBool,
     /// This host remembers it.
     anchored: bool,
     anchor: Mutex<Option<(Anchors, Anchor)>>,
@@ -123,6 +125,12 @@ impl Vault {
         self.counted
     }
 
+    /// Serves nothing more of a vault of which part was found to have been replayed, inserted or
+    /// deleted: what is read may be old. Salvaging goes on.
+    pub fn condemn(&self) {
+        self.condemned.store(!self.salvage, Ordering::Relaxed);
+    }
+
     /// The keyring as it is now.
     pub fn keyring(&self) -> Arc<Keyring> {
         Arc::clone(&self.keyring.read().unwrap_or_else(PoisonError::into_inner))
@@ -135,6 +143,13 @@ impl Vault {
         &self,
         mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
+        if self.condemned.load(Ordering::Relaxed) {
+            return Err(VaultError::Integrity(
+                "part of the vault was replayed, inserted or deleted, so nothing of it is served; \
+                 restore it from a backup, or get out what is left with `-o ro,salvage`"
+                    .into(),
+            ));
+        }
         loop {
             let before = self.keyring().body().sequence;
             let result = store::read(&self.store, &mut body);

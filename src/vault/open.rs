@@ -3,7 +3,7 @@
 //! that is not pinned, and nothing is written before everything was verified.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, RwLock};
 
 use crate::crypto::schedule::VaultId;
@@ -146,6 +146,11 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             store::Abort
         })
     });
+    if !matches!(made, Ok(Ok(())))
+        && let Some(anchors) = &anchors
+    {
+        anchors.forget(vault);
+    }
     if let Some(error) = failure {
         return Err(error);
     }
@@ -230,7 +235,7 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
 }
 
 /// Refuses keys and vault inside of one another: who copies the vault would copy its key.
-fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
+pub(super) fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
     let (keys, vault) = (real_path(keys), real_path(vault));
     if keys.starts_with(&vault) || vault.starts_with(&keys) {
         return Err(VaultError::Setting(format!(
@@ -363,6 +368,7 @@ impl Vault {
             read_only: options.read_only,
             salvage: options.salvage,
             counted: false,
+            condemned: AtomicBool::new(false),
             anchored: false,
             anchor: Mutex::new(None),
             chronicle: Mutex::default(),

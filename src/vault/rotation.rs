@@ -14,18 +14,20 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::crypto::schedule::digest;
-use crate::keyring::{Change, ChangeKind, ChangePhase, KeyringError, UnverifiedKeyring, may_pass};
+use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
 use crate::kms::{KeyUri, Provider};
 use crate::store;
 
 use super::node::Timestamp;
-use super::{Vault, VaultError};
+use super::{Failure, Vault, VaultError};
 
 /// How long a new key is on offer before it is used: those who read beside have it by then, and
 /// need not wait for it.
 const OFFER: Duration = Duration::from_millis(600);
 /// How often what is in the way of the end is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
+/// And how often at least.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,8 @@ pub struct Progress {
     pub eta_seconds: Option<u64>,
     /// What it waits for, or what has stopped it.
     pub trouble: Option<String>,
+    /// It is not tried again by itself: a record is not what was stored.
+    pub blocked: bool,
 }
 
 /// How a run ended.
@@ -114,6 +118,8 @@ pub(super) struct Rotation {
     driving: Mutex<()>,
     figures: Mutex<Figures>,
     follower: Mutex<bool>,
+    /// The keyring record that could not be followed last, by its digest, and why.
+    failed: Mutex<Option<([u8; 32], VaultError)>>,
     followed: Condvar,
 }
 
@@ -124,6 +130,7 @@ struct Figures {
     /// When this run began to migrate, and how much was done by then.
     since: Option<(Instant, u64)>,
     trouble: Option<String>,
+    blocked: bool,
 }
 
 impl Rotation {
@@ -167,11 +174,12 @@ impl Vault {
             rate,
             eta_seconds,
             trouble: figures.trouble,
+            blocked: figures.blocked,
         })
     }
 
-    /// Begins a rotation: when this returns, it will be done, whatever happens. Asks KMS.
-    /// [`drive`](Self::drive) does the rest.
+    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
+    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
     ///
     /// # Errors
     /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
@@ -220,6 +228,9 @@ impl Vault {
                             .into(),
                     ));
                 }
+                if !to.iter().all(is_aws) {
+                    super::open::must_be_apart(self.kms.local()?.dir(), self.path())?;
+                }
                 let wraps = keyring.make_wraps(&to, &self.kms, now())?;
                 // First: a host that does not know the new keys could not mount it any more.
                 self.pin(&to)?;
@@ -229,6 +240,11 @@ impl Vault {
                 )
             }
         }
+    }
+
+    /// Whether a rotation is under way.
+    pub fn is_rotating(&self) -> bool {
+        self.keyring().body().change.is_some()
     }
 
     /// How long it is until the master key is `every` old.
@@ -261,20 +277,27 @@ impl Vault {
     /// goes on the next time.
     pub fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
         let _driving = self.rotation.drive().ok_or_else(|| self.busy())?;
+        self.note_trouble(None);
         while let Some(change) = self.keyring().body().change.clone() {
             if go_on().is_break() {
                 return Ok(Outcome::Stopped);
             }
             match self.step(&change, go_on) {
-                Ok(ControlFlow::Continue(())) => self.rotation.figures().trouble = None,
+                Ok(ControlFlow::Continue(())) => self.note_trouble(None),
                 Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
                 Err(error) => {
-                    self.rotation.figures().trouble = Some(error.to_string());
+                    self.note_trouble(Some(&error));
                     return Err(error);
                 }
             }
         }
         Ok(Outcome::Done)
+    }
+
+    fn note_trouble(&self, error: Option<&VaultError>) {
+        let mut figures = self.rotation.figures();
+        figures.trouble = error.map(ToString::to_string);
+        figures.blocked = error.is_some_and(|error| error.failure() == Failure::Integrity);
     }
 
     /// Takes one step.
@@ -317,7 +340,7 @@ impl Vault {
         }
         let proved = match self.keyring().prove(change.to, &self.kms) {
             Ok(proved) => proved,
-            Err(error @ KeyringError::Kms(_)) if !may_pass(&error) => {
+            Err(error) if is_final(&error) => {
                 tracing::error!("the new master key cannot be used and is dropped: {error}");
                 self.change_keyring(|keyring| Ok(Some(keyring.abandon(now())?)), |_| Ok(()))?;
                 return Err(error.into());
@@ -369,11 +392,15 @@ impl Vault {
     /// Removes what was replaced from the medium.
     fn scrub(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<ControlFlow<()>, VaultError> {
         die_at!("scrub-before");
-        // Readers may be in the way; each is so for a moment only.
+        // Readers may be in the way, and while it is tried nobody can write: less and less often.
+        let mut wait = TRY_AGAIN;
         while !self.store.truncate_wal()? {
-            if pause(TRY_AGAIN, go_on).is_break() {
+            self.rotation.figures().trouble =
+                Some("waits for readers of older states to come to their end".into());
+            if pause(wait, go_on).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
+            wait = (wait * 2).min(LONGEST_PAUSE);
         }
         die_at!("scrub-after");
         self.change_keyring(|keyring| Ok(Some(keyring.finish(now())?)), |_| Ok(()))?;

@@ -7,8 +7,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::crypto::SetSum;
 use crate::keyring::{EventRow, Keyring};
-use crate::store::{KeyedRecord, NameTag, NodeId, Write};
+use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
 
 use super::VaultError;
 use super::cache::NodeCache;
@@ -116,8 +117,10 @@ impl<'a> Tx<'a> {
                     self.execute(op)?;
                 }
             }
-            // The store's failures are the transaction's own.
-            Err(VaultError::Store(error)) => return Err(error.clone().into()),
+            // The store's failures are the transaction's own; not what it has found in a record.
+            Err(VaultError::Store(error)) if error.kind != StoreErrorKind::Corrupt => {
+                return Err(error.clone().into());
+            }
             Err(_) => {
                 for (id, slot) in std::mem::take(&mut self.undo) {
                     match slot {
@@ -178,10 +181,9 @@ impl<'a> Tx<'a> {
                 let element = |record| self.system.version(node, version, record);
                 self.state.count(&element(&old), false);
                 self.state.count(&element(&new), true);
-                self.records.delete_version(node, version)?;
                 let mut chunks = chunks.into_iter();
                 self.records
-                    .insert_version(node, version, &new, &mut chunks)?;
+                    .replace_version(node, version, &new, &mut chunks)?;
             }
             Op::DeleteVersion { node, version } => {
                 if let Some(record) = self.records.version(node, version)? {
@@ -433,18 +435,28 @@ impl<'a> Tx<'a> {
     fn rekey_directory(&mut self, id: NodeId) -> Result<(), VaultError> {
         const BATCH: usize = 256;
         let vault = self.keyring.vault();
+        let said = self.node(id)?.directory()?.clone();
         let old = self.directory_keys(id)?;
         let mut names = Vec::new();
+        let mut sum = SetSum::default();
         let mut after = None;
         loop {
             let batch = self.records.entries(id, after.as_ref(), BATCH)?;
             for row in &batch {
+                sum.add(&old.element(&row.tag, &row.value));
                 names.push(old.open(&row.tag, &row.value)?);
             }
             after = batch.last().map(|row| row.tag);
             if batch.len() < BATCH {
                 break;
             }
+        }
+        // The new sum must not make good what somebody has removed or put back.
+        if names.len() as u64 != said.entries || sum != said.sum() {
+            return Err(VaultError::Integrity(format!(
+                "directory {id} does not hold what it should: names were removed, replayed or \
+                 inserted"
+            )));
         }
         let keyring = self.keyring;
         let directory = self.change(id)?;

@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::keyring::{Keyring, KeyringError};
+use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
+use crate::kms::KeyUri;
 use crate::store::Read;
 
 use super::super::chronicle::Chronicle;
@@ -15,6 +16,8 @@ use super::pause;
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
 /// How long a request of such a mount waits for a master key that it lacks.
 const WAIT_FOR_KEY: Duration = Duration::from_secs(10);
+/// And how often at least, while it cannot be had.
+const FOLLOW_AT_LEAST: Duration = Duration::from_secs(30);
 
 impl Vault {
     /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
@@ -23,7 +26,11 @@ impl Vault {
         if self.keyring().body().sequence != before {
             return Ok(true);
         }
-        if !self.is_read_only() || self.stored_keyring()?.sequence() == before {
+        if !self.is_read_only() {
+            return Ok(false);
+        }
+        let stored = self.stored_keyring()?;
+        if stored.sequence() == before {
             return Ok(false);
         }
         let follower = self.rotation.follower.lock();
@@ -34,7 +41,22 @@ impl Vault {
             return Ok(self.keyring().body().sequence != before);
         }
         let deadline = Instant::now() + WAIT_FOR_KEY;
-        while self.keyring().body().sequence == before {
+        loop {
+            if self.keyring().body().sequence != before {
+                return Ok(true);
+            }
+            // What could not be had a moment ago is not waited for again.
+            let failed = self
+                .rotation
+                .failed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if let Some((digest, error)) = &*failed
+                && *digest == stored.digest()
+            {
+                return Err(error.clone());
+            }
+            drop(failed);
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(false);
@@ -42,7 +64,6 @@ impl Vault {
             let waited = self.rotation.followed.wait_timeout(follower, left);
             follower = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(true)
     }
 
     /// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
@@ -52,11 +73,14 @@ impl Vault {
         records: &mut dyn Read,
         keyring: &Keyring,
     ) -> Result<(), VaultError> {
-        let stored = records.keyring()?;
-        if stored.is_some_and(|stored| stored == keyring.encode()) {
-            return Ok(());
+        let (header, stored) = (records.header()?, records.keyring()?);
+        let stored = header
+            .zip(stored)
+            .map(|(h, k)| UnverifiedKeyring::parse(&h, &k));
+        match stored.transpose()? {
+            Some(stored) if stored.sequence() == keyring.body().sequence => Ok(()),
+            _ => Err(KeyringError::UnknownGeneration(0).into()),
         }
-        Err(KeyringError::UnknownGeneration(0).into())
     }
 
     /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
@@ -66,15 +90,17 @@ impl Vault {
             *follower.unwrap_or_else(PoisonError::into_inner) = running;
         };
         set(true);
-        let mut complained = false;
-        while pause(FOLLOW_EVERY, go_on).is_continue() {
+        let mut wait = FOLLOW_EVERY;
+        while pause(wait, go_on).is_continue() {
             match self.follow_once() {
-                Ok(()) => complained = false,
-                Err(error) if !complained => {
-                    complained = true;
-                    tracing::error!("the vault's new keys cannot be had: {error}");
+                Ok(()) => wait = FOLLOW_EVERY,
+                Err(error) => {
+                    if wait == FOLLOW_EVERY {
+                        tracing::error!("the vault's new keys cannot be had: {error}");
+                    }
+                    // A KMS that refuses, or a forged record, is not asked about at this pace.
+                    wait = (wait * 2).min(FOLLOW_AT_LEAST);
                 }
-                Err(_) => {}
             }
         }
         set(false);
@@ -86,19 +112,48 @@ impl Vault {
         if stored.sequence() == known.body().sequence {
             return Ok(());
         }
-        let keyring = stored.follow(&known, &self.pins, &self.kms)?;
+        let digest = stored.digest();
+        let followed = stored.follow(&known, &self.pins_now(), &self.kms);
+        let note = |failed| {
+            *self
+                .rotation
+                .failed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = failed;
+            let follower = self.rotation.follower.lock();
+            drop(follower.unwrap_or_else(PoisonError::into_inner));
+            self.rotation.followed.notify_all();
+        };
+        let keyring = match followed {
+            Ok(keyring) => keyring,
+            Err(error) => {
+                note(Some((digest, error.clone().into())));
+                return Err(error.into());
+            }
+        };
         let head = keyring.body().history.clone();
         *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
         // What was retired is wiped; nothing in the cache needs it.
         self.cache.clear();
-        let follower = self.rotation.follower.lock();
-        drop(follower.unwrap_or_else(PoisonError::into_inner));
-        self.rotation.followed.notify_all();
+        note(None);
         let chronicle = self.read(|records| Chronicle::read(records, &head));
         // It may have grown again meanwhile; the next round reads that.
         if let Ok(chronicle) = chronicle {
             *self.lock_chronicle() = chronicle;
         }
         Ok(())
+    }
+
+    /// The KMS keys that this host allows now: the writer may have moved the vault to others.
+    fn pins_now(&self) -> Vec<KeyUri> {
+        let guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = guard
+            .as_ref()
+            .map(|(anchors, _)| anchors.load(self.keyring().vault()));
+        let mut pins = self.pins.clone();
+        if let Some(Ok(Some(anchor))) = stored {
+            pins.extend(anchor.kms_keys.iter().filter_map(|uri| uri.parse().ok()));
+        }
+        pins
     }
 }
