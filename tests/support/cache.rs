@@ -12,7 +12,7 @@ const PAGE: usize = 4096;
 
 /// Sees which pages of a file are in the cache, and reads none. The file stays open.
 pub struct Watch {
-    _file: File,
+    pub file: File,
     address: *mut libc::c_void,
     size: usize,
 }
@@ -36,7 +36,7 @@ impl Watch {
         let why = std::io::Error::last_os_error();
         assert_ne!(address, libc::MAP_FAILED, "{why}");
         Self {
-            _file: file,
+            file,
             address,
             size,
         }
@@ -81,12 +81,23 @@ impl Drop for Watch {
     }
 }
 
-/// Whether this frame holds a page of a file, whichever.
-pub fn holds_a_page(frame: u64) -> bool {
-    const UP_TO_DATE: u64 = 1 << 3;
-    const ANONYMOUS: u64 = 1 << 12;
-    let flags = File::open("/proc/kpageflags").expect("opened");
-    word(&flags, frame) & (UP_TO_DATE | ANONYMOUS) == UP_TO_DATE
+/// The memory of the machine, by frames.
+pub struct Frames {
+    flags: File,
+}
+
+impl Frames {
+    pub fn of_this_machine() -> Self {
+        let flags = File::open("/proc/kpageflags").expect("opened");
+        Self { flags }
+    }
+
+    /// Whether this frame holds a page of a file, whichever.
+    pub fn holds_a_page(&self, frame: u64) -> bool {
+        const UP_TO_DATE: u64 = 1 << 3;
+        const ANONYMOUS: u64 = 1 << 12;
+        word(&self.flags, frame) & (UP_TO_DATE | ANONYMOUS) == UP_TO_DATE
+    }
 }
 
 fn word(table: &File, at: u64) -> u64 {
