@@ -90,6 +90,24 @@ fn a_disk_that_fills_up_under_writes_tells_enospc_and_loses_nothing() {
 }
 
 #[test]
+fn a_shell_that_replaces_a_secret_on_a_full_disk_is_told_and_the_old_value_stays() {
+    let (disk, ledger) = written(24);
+    disk.fill(0);
+    let file = disk.place.point().join("kept-1");
+    for shell in ["bash", "dash"] {
+        let mut command = std::process::Command::new(shell);
+        command.args(["-c", "echo value > \"$0\""]).arg(&file);
+        let output = command.output().expect("a shell");
+        assert!(!output.status.success(), "{shell} was told nothing");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("No space left"), "{shell}: {said}");
+    }
+    ledger.holds("full");
+    disk.free();
+    unmounted_and_whole(&disk, &ledger);
+}
+
+#[test]
 fn a_disk_that_is_full_at_the_unmount_loses_nothing_and_can_be_read() {
     let (disk, mut ledger) = written(24);
     disk.fill(2 << 10);

@@ -1,5 +1,6 @@
 //! Attributes, extended attributes and the figures of the whole file system.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use crate::store::Durability;
@@ -49,7 +50,39 @@ pub struct Figures {
     pub files_free: u64,
 }
 
+/// Bytes that must be free where the vault lies for a file to be opened for replacing: enough for
+/// the transaction of a small secret.
+const ROOM: u64 = 64 * 1024;
+
 impl FileSystem {
+    /// Fails on a full disk. Publishing would fail, too, but a shell that has redirected its output
+    /// does not look at what closing says.
+    pub(super) fn must_have_room(&self) -> Result<(), Errno> {
+        let place = self.vault.path();
+        let room = nix::sys::statvfs::statvfs(place).map(|below| {
+            below
+                .blocks_available()
+                .saturating_mul(below.fragment_size())
+        });
+        // What cannot be told is told by the transaction.
+        if room.is_err() || room.is_ok_and(|room| room >= ROOM) {
+            return Ok(());
+        }
+        // Root may use what others may not, and only trying tells how much of that there is.
+        let scratch = std::fs::OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .open(place);
+        let Ok(scratch) = scratch else {
+            return Ok(());
+        };
+        let tried = nix::fcntl::posix_fallocate(&scratch, 0, ROOM as i64);
+        match tried {
+            Err(nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT) => Err(Errno(libc::ENOSPC)),
+            _ => Ok(()),
+        }
+    }
+
     /// Attributes of a node, or of what a handle sees.
     pub fn getattr(self: &Arc<Self>, ino: u64, fh: Option<FileHandle>, done: Done<Attr>) {
         if control::is_control(ino) {

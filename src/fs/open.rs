@@ -96,6 +96,7 @@ impl FileSystem {
         if !truncate {
             return Ok(());
         }
+        self.must_have_room()?;
         let mut state = handle.node.lock();
         // Looked at under the lock: a first version may have been published until just now.
         if state.publishing > 0 || self.node(node.id)?.file()?.version > 0 {
