@@ -218,7 +218,7 @@ pub const SETTINGS: &[Setting] = &[
         Kind::KeyUris,
         Scope::Vault,
         "URI",
-        "A KMS key: local-kms://NAME, or aws-kms:// and an ARN, key id or alias/NAME. May be repeated. init wraps the master key by each (default local-kms://default); the other commands then ask no other key",
+        "A KMS key: local-kms://NAME, or aws-kms:// and an ARN, key id or alias/NAME. May be repeated. init wraps the master key by each (default local-kms://default); the other commands then open a vault with no other key",
     ),
     value(
         "kms-timeout",
