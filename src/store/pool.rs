@@ -1,7 +1,7 @@
 //! Connections for reading, kept open: opening and verifying one costs a hundred times as much as
 //! a look-up.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
@@ -20,7 +20,16 @@ const TRIES: usize = 3;
 pub(super) struct Pool {
     place: Arc<Place>,
     opened: Arc<Opened>,
-    idle: Mutex<Vec<Connection>>,
+    connections: Mutex<Connections>,
+    came_back: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    idle: Vec<Connection>,
+    in_use: usize,
+    /// Readers that could open none. To wake nobody up would be a system call for each read.
+    waiting: usize,
 }
 
 impl Pool {
@@ -28,29 +37,58 @@ impl Pool {
         Self {
             place,
             opened,
-            idle: Mutex::new(Vec::new()),
+            connections: Mutex::default(),
+            came_back: Condvar::new(),
         }
     }
 
-    /// Takes an idle connection or opens one.
-    pub(super) fn take(&self) -> Result<Connection, StoreError> {
-        if let Some(idle) = self.idle().pop() {
+    /// Takes an idle connection or opens one. Where none can be opened, as when the vault was moved
+    /// away under its mount, those that are open already serve one request after the other.
+    fn take(&self) -> Result<Connection, StoreError> {
+        let mut connections = self.connections();
+        connections.in_use += 1;
+        if let Some(idle) = connections.idle.pop() {
             return Ok(idle);
         }
-        connection::open_another(&self.place, &self.opened, Purpose::Read)
+        drop(connections);
+        let error = match connection::open_another(&self.place, &self.opened, Purpose::Read) {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        let mut connections = self.connections();
+        connections.in_use -= 1;
+        connections.waiting += 1;
+        let (mut connections, _) = self
+            .came_back
+            .wait_timeout_while(connections, connection::PATIENCE, |connections| {
+                connections.idle.is_empty() && connections.in_use > 0
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        connections.waiting -= 1;
+        match connections.idle.pop() {
+            Some(idle) => {
+                connections.in_use += 1;
+                Ok(idle)
+            }
+            None => Err(error),
+        }
     }
 
-    /// Gives a connection back. It must not be inside of a transaction.
-    pub(super) fn give(&self, connection: Connection) {
-        let mut idle = self.idle();
-        if idle.len() < IDLE {
-            idle.push(connection);
+    /// Takes back what was in use: a connection outside of any transaction, or none if it failed.
+    fn give(&self, connection: Option<Connection>) {
+        let mut connections = self.connections();
+        connections.in_use -= 1;
+        if connections.idle.len() < IDLE {
+            connections.idle.extend(connection);
+        }
+        if connections.waiting > 0 {
+            self.came_back.notify_all();
         }
     }
 
     /// Closes all that are idle.
     pub(super) fn clear(&self) {
-        self.idle().clear();
+        self.connections().idle.clear();
     }
 
     /// Runs `body` in a read transaction, and always ends it.
@@ -58,7 +96,10 @@ impl Pool {
         let mut tries = 1;
         loop {
             let connection = self.take()?;
-            begin(&connection)?;
+            if let Err(error) = begin(&connection) {
+                self.give(None);
+                return Err(error);
+            }
             let mut tx = Tx::new(connection, false);
             let outcome = body(&mut tx);
             let Tx {
@@ -67,9 +108,9 @@ impl Pool {
                 ..
             } = tx;
             // A connection that failed, or cannot end its transaction, is closed: that ends it.
-            if trouble.is_none() && (connection.is_autocommit() || end(&connection).is_ok()) {
-                self.give(connection);
-            }
+            let sound =
+                trouble.is_none() && (connection.is_autocommit() || end(&connection).is_ok());
+            self.give(sound.then_some(connection));
             let busy = trouble.is_some_and(|trouble| trouble.kind == Kind::Busy);
             if busy && outcome.is_err() && tries < TRIES {
                 tries += 1;
@@ -79,9 +120,11 @@ impl Pool {
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
         // Nothing is left half done when a push or pop panics.
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -139,7 +139,6 @@ fn a_vault_that_was_moved_away_acknowledges_nothing() {
 fn no_connection_is_opened_to_what_took_the_place_of_the_vault() {
     let vault = Vault::filled();
     let store = vault.writer();
-    put(&store, |tx| tx.put_orphan(1)).unwrap();
     for name in ["vault.db", "vault.db-wal"] {
         fs::rename(vault.file(name), vault.file(&format!("right.{name}"))).unwrap();
         fs::write(
@@ -148,21 +147,37 @@ fn no_connection_is_opened_to_what_took_the_place_of_the_vault() {
         )
         .unwrap();
     }
-    // A read within a read takes a connection that is not there yet.
-    let nested = |depth: usize| {
-        fn nest(store: &SqliteStore, depth: usize) -> Result<Vec<u64>, StoreError> {
-            get(store, |tx| match depth {
-                0 => tx.orphans(None, 10),
-                _ => nest(store, depth - 1),
-            })
-        }
-        nest(&store, depth)
-    };
-    assert_eq!(kind(nested(3)), StoreErrorKind::Moved);
+    let orphans = || get(&store, |tx| tx.orphans(None, 10));
+    assert_eq!(kind(orphans()), StoreErrorKind::Moved);
     for name in ["vault.db", "vault.db-wal"] {
         fs::rename(vault.file(&format!("right.{name}")), vault.file(name)).unwrap();
     }
-    assert_eq!(nested(3).unwrap(), [1, 9]);
+    assert_eq!(orphans().unwrap(), [9]);
+}
+
+/// The files are still there, for those that have them open.
+#[test]
+fn what_was_moved_away_is_read_by_several_over_the_connections_that_are_left() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let orphans = || get(&store, |tx| tx.orphans(None, 10));
+    orphans().unwrap();
+    fs::rename(&vault.directory, vault.directory.with_extension("moved")).unwrap();
+    std::thread::scope(|scope| {
+        let (begun, under_way) = std::sync::mpsc::channel();
+        let store = &store;
+        let first = scope.spawn(move || {
+            get(store, |tx| {
+                begun.send(()).unwrap();
+                // The second has no connection of its own meanwhile.
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                tx.orphans(None, 10)
+            })
+        });
+        under_way.recv().unwrap();
+        assert_eq!(orphans().unwrap(), [9]);
+        assert_eq!(first.join().unwrap().unwrap(), [9]);
+    });
 }
 
 #[test]
