@@ -1,10 +1,11 @@
-//! Opened nodes, kept so that a request decrypts nothing that the last one has decrypted.
+//! What was read is kept, so that it need not be had from the store again: nodes opened, contents
+//! as they are stored.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::store::NodeId;
+use crate::store::{KeyedRecord, NodeId};
 
 use super::node::Node;
 
@@ -12,6 +13,11 @@ use super::node::Node;
 const CAPACITY: usize = 16 * 1024;
 /// Nodes with more bytes of extended attributes are not kept: they bound nothing by number.
 const MAX_XATTRS: usize = 2 * 1024;
+
+/// Most bytes of sealed contents kept.
+const SEALED_CAPACITY: usize = 6 << 20;
+/// Longer first chunks are not kept: what it costs to read them is not the look-up.
+const MAX_SEALED: usize = 8 << 10;
 
 fn is_small(node: &Node) -> bool {
     let xattrs = node.attributes.xattrs.iter();
@@ -80,9 +86,65 @@ impl NodeCache {
 /// Drops an eighth of the nodes, whichever the hash puts first, when the map is full.
 fn make_room(nodes: &mut HashMap<NodeId, Arc<Node>>) {
     if nodes.len() >= CAPACITY {
-        let victims: Vec<_> = nodes.keys().take(CAPACITY / 8).copied().collect();
-        for id in victims {
-            nodes.remove(&id);
+        drop_an_eighth(nodes);
+    }
+}
+
+fn drop_an_eighth<K: Copy + Eq + std::hash::Hash, V>(kept: &mut HashMap<K, V>) {
+    let victims: Vec<_> = kept.keys().take(kept.len() / 8 + 1).copied().collect();
+    for key in victims {
+        kept.remove(&key);
+    }
+}
+
+/// A small version as it is stored: its record and its first chunk.
+pub(super) struct SealedVersion {
+    pub(super) record: KeyedRecord,
+    pub(super) first: Option<Vec<u8>>,
+}
+
+impl SealedVersion {
+    fn len(&self) -> usize {
+        // What the map itself takes is about as much as a small record.
+        256 + self.record.value.len() + self.first.as_ref().map_or(0, Vec::len)
+    }
+}
+
+#[derive(Default)]
+struct SealedVersions {
+    kept: HashMap<(NodeId, u64), Arc<SealedVersion>>,
+    bytes: usize,
+}
+
+/// Versions as they are stored: ciphertext, which is opened anew for every reader. A version is
+/// never changed but for the key that wraps its own, and the generation of that is asked for.
+#[derive(Default)]
+pub(super) struct SealedCache(RwLock<SealedVersions>);
+
+impl SealedCache {
+    /// A version whose key `generation` wraps.
+    pub(super) fn get(
+        &self,
+        version: (NodeId, u64),
+        generation: u64,
+    ) -> Option<Arc<SealedVersion>> {
+        let versions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let sealed = versions.kept.get(&version)?;
+        (sealed.record.generation == generation).then(|| Arc::clone(sealed))
+    }
+
+    pub(super) fn offer(&self, version: (NodeId, u64), sealed: SealedVersion) {
+        if sealed.first.as_ref().map_or(0, Vec::len) > MAX_SEALED {
+            return;
+        }
+        let mut versions = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if versions.bytes >= SEALED_CAPACITY {
+            drop_an_eighth(&mut versions.kept);
+            versions.bytes = versions.kept.values().map(|sealed| sealed.len()).sum();
+        }
+        versions.bytes += sealed.len();
+        if let Some(older) = versions.kept.insert(version, Arc::new(sealed)) {
+            versions.bytes = versions.bytes.saturating_sub(older.len());
         }
     }
 }

@@ -270,16 +270,30 @@ impl Version {
     pub(super) fn whole(
         &self,
         records: &mut dyn Read,
-        first: Option<Vec<u8>>,
+        first: Option<&[u8]>,
+    ) -> Result<SecretBytes, VaultError> {
+        self.assemble(|index, plain| match (index, first) {
+            (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
+            _ => self.read_chunk(records, index, plain),
+        })
+    }
+
+    /// The whole content of a version that has no more than its first chunk.
+    pub(super) fn only(&self, first: Option<&[u8]>) -> Result<SecretBytes, VaultError> {
+        self.assemble(|index, plain| match (index, first) {
+            (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
+            _ => Err(self.bad(index, "is missing")),
+        })
+    }
+
+    fn assemble(
+        &self,
+        mut open: impl FnMut(u32, &mut [u8]) -> Result<(), VaultError>,
     ) -> Result<SecretBytes, VaultError> {
         let padded = usize::try_from(padded_content(self.length));
         let mut content = SecretBytes::zeroed(padded.map_err(|_| VaultError::Invalid)?)?;
-        let mut first = first;
         for (index, plain) in (0..self.chunks).zip(content.chunks_mut(CHUNK)) {
-            match first.take() {
-                Some(sealed) => self.open_chunk(index, &sealed, plain)?,
-                None => self.read_chunk(records, index, plain)?,
-            }
+            open(index, plain)?;
         }
         content.resize(usize::try_from(self.length).map_err(|_| VaultError::Invalid)?)?;
         Ok(content)

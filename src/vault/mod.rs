@@ -60,7 +60,7 @@ pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::Tx;
 
-use cache::NodeCache;
+use cache::{NodeCache, SealedCache};
 use chronicle::Chronicle;
 use counting::Key;
 use state::SystemKeys;
@@ -78,6 +78,8 @@ pub struct Vault {
     rotation: rotation::Rotation,
     system: RwLock<Arc<SystemKeys>>,
     cache: NodeCache,
+    /// Of a writer only: what another process may change is read again.
+    sealed: SealedCache,
     /// As of the last commit; locked while a transaction runs.
     state: Mutex<State>,
     /// The same for those who only look, and must not wait for a disk.
@@ -136,13 +138,7 @@ impl Vault {
         Arc::clone(&self.keyring.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs `body` in a read transaction. What it finds may stand under a master key that was
-    /// retired since its snapshot was taken, or that this process has not fetched yet: then it is
-    /// run again.
-    fn read<T>(
-        &self,
-        mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
-    ) -> Result<T, VaultError> {
+    fn must_serve(&self) -> Result<(), VaultError> {
         if self.condemned.load(Ordering::Relaxed) {
             return Err(VaultError::Integrity(
                 "part of the vault was replayed, inserted or deleted, so nothing of it is served; \
@@ -150,6 +146,17 @@ impl Vault {
                     .into(),
             ));
         }
+        Ok(())
+    }
+
+    /// Runs `body` in a read transaction. What it finds may stand under a master key that was
+    /// retired since its snapshot was taken, or that this process has not fetched yet: then it is
+    /// run again.
+    fn read<T>(
+        &self,
+        mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        self.must_serve()?;
         loop {
             let before = self.keyring().body().sequence;
             let result = store::read(&self.store, &mut body);

@@ -13,7 +13,7 @@ use crate::kms::{self, KeyUri, KmsSettings, Provider};
 use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteStore, Store as _};
 
 use super::anchor::{Anchor, Anchors, hex};
-use super::cache::NodeCache;
+use super::cache::{NodeCache, SealedCache};
 use super::chronicle::Chronicle;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::ops::NothingOpen;
@@ -362,6 +362,7 @@ impl Vault {
             rotation: super::rotation::Rotation::default(),
             system: RwLock::new(Arc::new(system)),
             cache: NodeCache::default(),
+            sealed: SealedCache::default(),
             seen: RwLock::new(state.clone()),
             state: Mutex::new(state),
             path,

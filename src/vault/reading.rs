@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::crypto::{SecretBytes, SetSum};
 use crate::store::{NameTag, NodeId, Read};
 
+use super::cache::SealedVersion;
 use super::content::Version;
 use super::entry::{DirectoryKeys, Entry};
 use super::node::Node;
@@ -214,6 +215,19 @@ impl Vault {
     /// # Errors
     /// When it is missing or does not authenticate.
     pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
+        self.must_serve()?;
+        let keyring = self.keyring();
+        if let Some(sealed) = self.sealed.get((id, number), keyring.active()) {
+            let version = Version::open(&keyring, id, number, &sealed.record)?;
+            // What has more than one chunk is read in a transaction.
+            if version.chunks() <= 1 && version.length() <= whole {
+                let bytes = version.only(sealed.first.as_deref())?;
+                return Ok(Content::Whole {
+                    version: number,
+                    bytes,
+                });
+            }
+        }
         self.read(|records| self.version_in(records, id, number, whole))
     }
 
@@ -233,7 +247,11 @@ impl Vault {
         if version.length() > whole {
             return Ok(Content::Pieces(version));
         }
-        let bytes = version.whole(records, first)?;
+        let bytes = version.whole(records, first.as_deref())?;
+        if !self.read_only && version.chunks() <= 1 {
+            let sealed = SealedVersion { record, first };
+            self.sealed.offer((id, number), sealed);
+        }
         Ok(Content::Whole {
             version: number,
             bytes,
