@@ -1,0 +1,216 @@
+//! Measures secretfs beside other encrypted file systems. Started by `scripts/bench`, which runs it as
+//! the first process of a process namespace, in a mount namespace of its own: whatever way it ends,
+//! daemons and mounts end with it.
+
+mod bench;
+mod content;
+mod floor;
+mod noise;
+mod report;
+mod signals;
+mod stats;
+mod systems;
+mod work;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use bench::Bench;
+use systems::Setting;
+use work::{fresh, large, programs, read, replace, scale, start};
+
+/// Why the run ended, in words.
+#[derive(Debug)]
+pub struct Failure(pub String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<nix::Error> for Failure {
+    fn from(error: nix::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Measures secretfs beside other encrypted file systems, interleaved, and prints a table
+#[derive(Debug, Parser)]
+#[command(name = "scripts/bench", args_override_self = true)]
+struct Arguments {
+    /// Fewer rounds of smaller work: for development, not for figures
+    #[arg(long)]
+    quick: bool,
+    /// Measure only the rows whose names begin so; may be repeated
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// Rounds of each row
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Print the table in Markdown
+    #[arg(long)]
+    markdown: bool,
+    /// Write every sample as JSON to FILE, or to standard output in place of the table
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+    /// Measure how secretfs grows with 1,000 to 1,000,000 secrets, and nothing else
+    #[arg(long)]
+    scale: bool,
+    /// Where the vaults and mounts are made: a directory on a real disk
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// Use the vaults that the last run with this flag left in DIR, and leave them there
+    #[arg(long)]
+    keep: bool,
+    /// The program that is measured
+    #[arg(long, value_name = "PROGRAM")]
+    secretfs: PathBuf,
+    /// Another build of secretfs, measured beside it as `before`
+    #[arg(long, value_name = "PROGRAM")]
+    before: Option<PathBuf>,
+    /// An option of `secretfs mount`, as in --option=--ttl=5s; may be repeated
+    #[arg(long, value_name = "OPTION")]
+    option: Vec<String>,
+    /// Threads that read requests, of secretfs and of the floor
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let given: Vec<_> = std::env::args_os().skip(1).collect();
+    let result = match given.as_slice() {
+        // Not for people: this program is the daemon of the floor, too.
+        [what, source, point, threads] if what == floor::SERVE => {
+            let threads = threads.to_str().and_then(|n| n.parse().ok());
+            floor::serve(Path::new(source), Path::new(point), threads).map_err(Failure)
+        }
+        _ => signals::end_on_them().and_then(|()| run(&Arguments::parse())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Work = fn(&mut Bench) -> Result<(), Failure>;
+
+/// The names that `--only` knows, in the order of the run, and what measures them.
+const WORK: [(&str, Work); 15] = [
+    ("read-pinned", |b| read::one_thread(b, true)),
+    ("read", |b| read::one_thread(b, false)),
+    ("read-8", |b| read::many_threads(b, 8)),
+    ("read-32", |b| read::many_threads(b, 32)),
+    ("first", fresh::first_reads),
+    ("list", fresh::list),
+    ("replace", |b| replace::measure(b, 1)),
+    ("replace-8", |b| replace::measure(b, 8)),
+    ("syncs", replace::count_syncs),
+    ("large", large::measure),
+    ("start-100", |b| start::first_secret(b, false)),
+    ("start-100000", |b| start::first_secret(b, true)),
+    ("memory", start::memory),
+    ("sqlite", programs::sqlite),
+    ("append", programs::appends),
+];
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    for only in &arguments.only {
+        if !WORK.iter().any(|(name, _)| name.starts_with(only.as_str())) {
+            let names = WORK.map(|(name, _)| name);
+            return Err(Failure(format!(
+                "there is no row {only}; there are: {}",
+                names.join(" ")
+            )));
+        }
+    }
+    let dir = prepare(&arguments.dir, arguments.keep)?;
+    let setting = Setting {
+        dir: dir.clone(),
+        secretfs: arguments.secretfs.clone(),
+        before: arguments.before.clone(),
+        options: arguments.option.clone(),
+        threads: arguments.threads,
+    };
+    let rounds = if arguments.quick { 3 } else { arguments.rounds };
+    let mut bench = Bench::new(setting, rounds, arguments.quick)?;
+    let mut points = Vec::new();
+    if arguments.scale {
+        points = scale::measure(&mut bench)?;
+    } else {
+        for (name, measure) in WORK {
+            let only = &arguments.only;
+            if only.is_empty() || only.iter().any(|o| o == name || is_family(name, o)) {
+                measure(&mut bench)?;
+            }
+        }
+    }
+    tell(arguments, &bench, &points)?;
+    if !arguments.keep {
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(())
+}
+
+/// `list` is also asked for by `lis`, but `read` alone is not `read-8`.
+fn is_family(name: &str, only: &str) -> bool {
+    name.starts_with(only) && !WORK.iter().any(|(whole, _)| *whole == only)
+}
+
+fn tell(arguments: &Arguments, bench: &Bench, points: &[scale::Point]) -> Result<(), Failure> {
+    let mut table = match (arguments.scale, arguments.markdown) {
+        (true, _) => report::scale(points),
+        (false, true) => report::markdown(bench),
+        (false, false) => report::text(bench),
+    };
+    table.push_str(&format!("\n{}\n", bench.noise.words()?));
+    let seconds = bench.started.elapsed().as_secs();
+    if !arguments.scale {
+        table.push_str(&format!("\n{} ({seconds} s)\n", report::tally(bench)));
+    }
+    let in_place = arguments.json.as_deref() == Some(Path::new("-"));
+    match &arguments.json {
+        None => {}
+        Some(file) => {
+            let json = format!("{:#}\n", report::json(bench, points)?);
+            if in_place {
+                print!("{json}");
+            } else {
+                fs::write(file, json)?;
+            }
+        }
+    }
+    if in_place {
+        eprint!("{table}");
+    } else {
+        print!("{table}");
+    }
+    Ok(())
+}
+
+/// Makes the directory of the run. What an earlier run left in it is removed, unless it is to be used.
+fn prepare(dir: &Path, keep: bool) -> Result<PathBuf, Failure> {
+    // Only what was made here is ever removed.
+    let dir = dir.join("secretfs-bench");
+    if !keep {
+        match fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+    }
+    fs::create_dir_all(&dir)?;
+    Ok(dir.canonicalize()?)
+}

@@ -1,0 +1,408 @@
+//! The file systems that are compared: how each is prepared, mounted and unmounted.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+
+use crate::Failure;
+use crate::floor;
+
+/// A file system. Their order is that of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Secretfs,
+    /// Another build of secretfs.
+    Before,
+    Gocryptfs,
+    /// With XChaCha20-Poly1305, which secretfs uses, too.
+    GocryptfsX,
+    Securefs,
+    Cryfs,
+    Bindfs,
+    Tmpfs,
+    Floor,
+}
+
+impl Kind {
+    pub const ALL: [Self; 9] = [
+        Self::Secretfs,
+        Self::Before,
+        Self::Gocryptfs,
+        Self::GocryptfsX,
+        Self::Securefs,
+        Self::Cryfs,
+        Self::Bindfs,
+        Self::Tmpfs,
+        Self::Floor,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Secretfs => "secretfs",
+            Self::Before => "before",
+            Self::Gocryptfs => "gocryptfs",
+            Self::GocryptfsX => "gocryptfs -xchacha",
+            Self::Securefs => "securefs",
+            Self::Cryfs => "CryFS",
+            Self::Bindfs => "bindfs",
+            Self::Tmpfs => "tmpfs",
+            Self::Floor => "floor",
+        }
+    }
+
+    /// As a part of paths.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::GocryptfsX => "gocryptfs-xchacha",
+            Self::Cryfs => "cryfs",
+            // They show the same plain files.
+            Self::Bindfs | Self::Floor => "plain",
+            other => other.name(),
+        }
+    }
+
+    /// Whether what is written to it is still there after the next mount.
+    pub fn keeps(self) -> bool {
+        !matches!(self, Self::Tmpfs | Self::Floor)
+    }
+}
+
+/// What is compared, and where.
+pub struct Setting {
+    /// The directory of the run; everything is inside.
+    pub dir: PathBuf,
+    pub secretfs: PathBuf,
+    pub before: Option<PathBuf>,
+    /// More options of `secretfs mount`.
+    pub options: Vec<String>,
+    /// Of secretfs and of the floor.
+    pub threads: Option<usize>,
+}
+
+/// One tree of files as one file system stores it.
+pub struct System<'a> {
+    pub kind: Kind,
+    setting: &'a Setting,
+    /// Which tree.
+    tree: String,
+}
+
+impl<'a> System<'a> {
+    pub fn new(setting: &'a Setting, kind: Kind, tree: &str) -> Self {
+        Self {
+            kind,
+            setting,
+            tree: tree.to_owned(),
+        }
+    }
+
+    /// Where everything of this tree is.
+    pub fn home(&self) -> PathBuf {
+        let home = self.setting.dir.join("trees").join(&self.tree);
+        home.join(self.kind.directory())
+    }
+
+    /// What is stored.
+    pub fn backing(&self) -> PathBuf {
+        self.home().join("backing")
+    }
+
+    pub fn point(&self) -> PathBuf {
+        let points = self.setting.dir.join("mounts").join(&self.tree);
+        points.join(self.kind.name().replace(' ', ""))
+    }
+
+    /// Makes an empty one, unless there is one. Tells whether it was made.
+    pub fn prepare(&self) -> Result<bool, Failure> {
+        fs::create_dir_all(self.point())?;
+        if self.backing().exists() {
+            return Ok(false);
+        }
+        fs::create_dir_all(self.home())?;
+        fs::write(self.home().join("password"), "bench\n")?;
+        let made = self.backing().with_extension("new");
+        let _ = fs::remove_dir_all(&made);
+        match self.kind {
+            Kind::Secretfs | Kind::Before => {
+                self.run(self.secretfs()?.arg("init").arg(&made))?;
+            }
+            Kind::Gocryptfs | Kind::GocryptfsX => {
+                fs::create_dir(&made)?;
+                let mut init = Command::new("gocryptfs");
+                init.args(["-init", "-q", "-scryptn", "10", "-passfile"]);
+                init.arg(self.home().join("password"));
+                if self.kind == Kind::GocryptfsX {
+                    init.arg("-xchacha");
+                }
+                self.run(init.arg(&made))?;
+            }
+            Kind::Securefs => {
+                fs::create_dir(&made)?;
+                let mut create = Command::new("securefs");
+                create.args(["create", "--pass", "bench", "--rounds", "1"]);
+                self.run(create.arg(&made))?;
+            }
+            Kind::Cryfs | Kind::Bindfs | Kind::Tmpfs | Kind::Floor => fs::create_dir(&made)?,
+        }
+        fs::rename(made, self.backing())?;
+        Ok(true)
+    }
+
+    fn secretfs(&self) -> Result<Command, Failure> {
+        let program = match (self.kind, &self.setting.before) {
+            (Kind::Before, Some(before)) => before,
+            _ => &self.setting.secretfs,
+        };
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars_os() {
+            if name.as_bytes().starts_with(b"SECRETFS_") || name.as_bytes().starts_with(b"AWS_") {
+                command.env_remove(name);
+            }
+        }
+        let home = self.home();
+        command
+            .env("SECRETFS_LOCAL_KMS_DIR", home.join("kms"))
+            .env("SECRETFS_ANCHOR_DIR", home.join("anchors"))
+            .env("XDG_CONFIG_HOME", home.join("config"))
+            .env("XDG_DATA_HOME", home.join("data"))
+            .env("XDG_STATE_HOME", home.join("state"));
+        Ok(command)
+    }
+
+    /// What mounts it and returns when it is mounted. `large` lets files of 64 MiB in.
+    fn mount_command(&self, large: bool) -> Result<Command, Failure> {
+        let (backing, point) = (self.backing(), self.point());
+        let password = self.home().join("password");
+        let mut command;
+        match self.kind {
+            Kind::Secretfs | Kind::Before => {
+                command = self.secretfs()?;
+                command.arg("mount").arg(backing).arg(point);
+                command.arg("--log-file").arg(self.home().join("log"));
+                if self.kind == Kind::Secretfs {
+                    command.args(&self.setting.options);
+                }
+                if let Some(threads) = self.setting.threads {
+                    command.args(["--threads", &threads.to_string()]);
+                }
+                if large {
+                    command.args(["--max-secret-size", "128M", "--max-memory", "512M"]);
+                }
+            }
+            Kind::Gocryptfs | Kind::GocryptfsX => {
+                command = Command::new("gocryptfs");
+                command.args(["-q", "-passfile"]).arg(password);
+                command.arg(backing).arg(point);
+            }
+            Kind::Securefs => {
+                command = Command::new("securefs");
+                command.args(["mount", "-b", "--pass", "bench"]);
+                command.arg(backing).arg(point);
+            }
+            Kind::Cryfs => {
+                command = Command::new("cryfs");
+                command.arg(backing).arg(point);
+                command
+                    .env("CRYFS_FRONTEND", "noninteractive")
+                    .env("CRYFS_NO_UPDATE_CHECK", "true")
+                    .env("CRYFS_LOCAL_STATE_DIR", self.home().join("state"))
+                    .stdin(File::open(password)?);
+                return Ok(command);
+            }
+            Kind::Bindfs => {
+                command = Command::new("bindfs");
+                command.arg(backing).arg(point);
+            }
+            Kind::Tmpfs => {
+                command = Command::new("mount");
+                command.args(["-t", "tmpfs", "-o", "size=512M", "tmpfs"]);
+                command.arg(point);
+            }
+            Kind::Floor => {
+                command = Command::new(std::env::current_exe()?);
+                command.arg(floor::SERVE).arg(backing).arg(point);
+                let threads = self.setting.threads.map(|n| n.to_string());
+                command.arg(threads.as_deref().unwrap_or("default"));
+            }
+        }
+        command.stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Mounts it.
+    pub fn mount(&self) -> Result<Mounted, Failure> {
+        self.mount_for(false)
+    }
+
+    /// Mounts it, with room for files of 64 MiB if they are `large`.
+    pub fn mount_for(&self, large: bool) -> Result<Mounted, Failure> {
+        let mut command = self.mount_command(large)?;
+        let point = self.point();
+        let mut mounted = Mounted {
+            kind: self.kind,
+            point,
+            pids: Vec::new(),
+        };
+        if self.kind == Kind::Floor {
+            // It stays in the foreground.
+            let mut child = command
+                .stdout(self.output()?)
+                .stderr(self.output()?)
+                .spawn()?;
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !is_mounted(&mounted.point) {
+                if child.try_wait()?.is_some() || Instant::now() > deadline {
+                    return Err(self.said("did not mount"));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        } else {
+            self.run(&mut command)?;
+        }
+        // securefs returns a moment before.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !is_mounted(&mounted.point) {
+            if Instant::now() > deadline {
+                return Err(self.said("did not mount"));
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        mounted.pids = processes_that_name(&mounted.point);
+        if mounted.pids.is_empty() && self.kind != Kind::Tmpfs {
+            return Err(self.said("has no daemon"));
+        }
+        Ok(mounted)
+    }
+
+    fn output(&self) -> Result<Stdio, Failure> {
+        let path = self.home().join("output");
+        Ok(File::options().append(true).create(true).open(path)?.into())
+    }
+
+    /// Runs a command that must succeed. Its output goes to a file, which a daemon may keep open.
+    fn run(&self, command: &mut Command) -> Result<(), Failure> {
+        let _ = fs::remove_file(self.home().join("output"));
+        command.stdout(self.output()?).stderr(self.output()?);
+        match command.status() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(self.said(&format!("failed ({status})"))),
+            Err(e) => Err(self.said(&format!("cannot be started ({e})"))),
+        }
+    }
+
+    fn said(&self, what: &str) -> Failure {
+        let output = fs::read(self.home().join("output")).unwrap_or_default();
+        let output = String::from_utf8_lossy(&output);
+        let name = self.kind.name();
+        Failure(format!("{name} {what}; it said: {}", output.trim()))
+    }
+}
+
+/// A file system while it is mounted. Unmounts when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    pub kind: Kind,
+    pub point: PathBuf,
+    /// Its daemon.
+    pub pids: Vec<Pid>,
+}
+
+impl Mounted {
+    /// Waits until it does nothing any more that it began at the mount.
+    pub fn settle(&self) -> Result<(), Failure> {
+        if !matches!(self.kind, Kind::Secretfs | Kind::Before) {
+            return Ok(());
+        }
+        loop {
+            let status = fs::read(self.point.join(".secretfs/status"))?;
+            let status: serde_json::Value =
+                serde_json::from_slice(&status).map_err(|e| Failure(e.to_string()))?;
+            match status["integrity"].as_str() {
+                Some("counting") => std::thread::sleep(Duration::from_millis(10)),
+                Some("verified") => return Ok(()),
+                other => return Err(Failure(format!("secretfs: integrity is {other:?}"))),
+            }
+        }
+    }
+
+    /// Resident memory of its processes, in megabytes (10⁶ bytes).
+    pub fn resident(&self) -> Result<f64, Failure> {
+        let mut kib = 0.0;
+        for pid in &self.pids {
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+            let number = line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok());
+            kib += number.ok_or_else(|| Failure(format!("no VmRSS of process {pid}")))?;
+        }
+        Ok(kib * 1024.0 / 1e6)
+    }
+
+    /// Unmounts and waits for the end of the daemon.
+    pub fn unmount(self) -> Result<(), Failure> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while let Err(e) = umount2(&self.point, MntFlags::empty()) {
+            if Instant::now() > deadline {
+                let name = self.kind.name();
+                return Err(Failure(format!("{name} cannot be unmounted: {e}")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        while self.pids.iter().any(|pid| is_running(*pid)) {
+            if Instant::now() > deadline {
+                let name = self.kind.name();
+                return Err(Failure(format!("{name} did not end after its unmount")));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if is_mounted(&self.point) {
+            let _ = umount2(&self.point, MntFlags::MNT_DETACH);
+        }
+        for pid in self.pids.iter().filter(|pid| is_running(**pid)) {
+            let _ = kill(*pid, Signal::SIGKILL);
+            is_running(*pid);
+        }
+    }
+}
+
+/// Whether a process still runs. Reaps it if it is ours: as the first process of a namespace, we
+/// are the parent of every daemon.
+fn is_running(pid: Pid) -> bool {
+    let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let point = point.as_os_str();
+    mounts
+        .split(|b| *b == b'\n')
+        .any(|line| line.split(|b| *b == b' ').nth(4).map(OsStr::from_bytes) == Some(point))
+}
+
+fn processes_that_name(point: &Path) -> Vec<Pid> {
+    let me = std::process::id();
+    let point = point.as_os_str().as_bytes();
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        *pid != me && line.split(|b| *b == 0).any(|argument| argument == point)
+    })
+    .filter_map(|pid| Some(Pid::from_raw(i32::try_from(pid).ok()?)))
+    .filter(|pid| is_running(*pid))
+    .collect()
+}

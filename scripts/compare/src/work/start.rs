@@ -1,0 +1,73 @@
+//! From the start of the mounting program to the bytes of a secret; and what memory a daemon holds
+//! when everything was read.
+
+use std::time::Instant;
+
+use super::fresh::read_each;
+use crate::Failure;
+use crate::bench::{Bench, Row, Target, Unit};
+use crate::content::{Random, Tree, read_secret};
+use crate::systems::Kind;
+
+fn huge(bench: &Bench) -> Tree {
+    Tree {
+        directories: bench.count(100, 5),
+        each: 1000,
+    }
+}
+
+pub fn first_secret(bench: &mut Bench, large: bool) -> Result<(), Failure> {
+    let (name, tree) = if large {
+        ("start-100000", huge(bench))
+    } else {
+        let tree = Tree {
+            directories: 1,
+            each: 100,
+        };
+        ("start-100", tree)
+    };
+    let what = format!(
+        "from `mount` to the bytes of a secret, of {}",
+        tree.secrets()
+    );
+    let mut row = Row::new(name, &what, Unit::Milliseconds, &[Target::AtMost(50.0)]);
+    let mut kinds = bench.kinds(&[Kind::Secretfs, Kind::Gocryptfs]);
+    for kind in &kinds {
+        bench.filled(*kind, "start", tree)?;
+    }
+    let mut random = Random::new(3);
+    bench.each_round(name, bench.rounds, &mut kinds, |bench, kind, _| {
+        let system = bench.filled(*kind, "start", tree)?;
+        let secret = random.below(tree.secrets());
+        let path = system.point().join(tree.path(secret));
+        let start = Instant::now();
+        let mounted = system.mount()?;
+        read_secret(&path, secret)?;
+        row.add(*kind, start.elapsed().as_secs_f64() * 1e3);
+        mounted.unmount()
+    })?;
+    bench.rows.push(row);
+    Ok(())
+}
+
+pub fn memory(bench: &mut Bench) -> Result<(), Failure> {
+    let tree = huge(bench);
+    let what = format!(
+        "resident memory when {} secrets were read once (once)",
+        tree.secrets()
+    );
+    let mut row = Row::new("memory", &what, Unit::Megabytes, &[Target::AtMost(40.0)]);
+    let mut kinds = bench.kinds(&[Kind::Secretfs, Kind::Gocryptfs]);
+    for kind in &kinds {
+        bench.filled(*kind, "start", tree)?;
+    }
+    bench.each_round("memory", 1, &mut kinds, |bench, kind, _| {
+        let mounted = bench.filled(*kind, "start", tree)?.mount()?;
+        mounted.settle()?;
+        read_each(&tree.paths(&mounted.point))?;
+        row.add(*kind, mounted.resident()?);
+        mounted.unmount()
+    })?;
+    bench.rows.push(row);
+    Ok(())
+}
