@@ -91,6 +91,27 @@ fn an_ordinary_user_mounts_through_fusermount() {
     );
 }
 
+/// Of their own daemon, which hides its memory, ordinary users are told less by the kernel.
+#[test]
+fn what_an_ordinary_user_empties_is_empty_for_the_next_with_several_threads() {
+    let place = Place::new();
+    let script = format!(
+        r#"{OPEN_DEVICE}
+        cd "$PLACE/home"
+        as_user secretfs init v > /dev/null
+        as_user secretfs mount v m -o threads=4
+        as_user bash -c 'for ((i = 0; i < 400; i++)); do
+            echo full > m/f
+            : > m/f; seen=$(< m/f)
+            [[ -z $seen ]] || {{ echo "round $i: $seen" >&2; exit 1; }}
+        done'
+        as_user secretfs umount m
+        gone "$PLACE/home/m"
+        "#
+    );
+    in_namespace(&place, &script).succeeded();
+}
+
 #[test]
 fn the_mount_of_an_ordinary_user_ends_on_sigterm_idle_and_busy() {
     let place = Place::new();

@@ -365,6 +365,44 @@ fn an_emptied_file_is_empty_for_the_next_reader_a_thousand_times() {
     unmounted_and_clean(&place);
 }
 
+/// The last close of a file that was only emptied is what publishes it, and nobody waits for that:
+/// neither another thread of the daemon nor the closes of others may come in between.
+#[test]
+fn an_emptied_file_is_empty_for_the_next_however_many_threads_serve_and_files_are_closed() {
+    for threads in ["threads=1", "threads=2", "threads=4", "threads=8"] {
+        let place = Place::with_vault();
+        place.mount(&["-o", threads]).succeeded();
+        let path = place.point().join("f");
+        let other = place.point().join("other");
+        std::fs::write(&other, "other").expect("written");
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        let open: Vec<_> = (0..40).map(|_| File::open(&other)).collect();
+                        assert!(open.iter().all(Result::is_ok));
+                    }
+                });
+            }
+            for round in 0..250 {
+                std::fs::write(&path, "full").expect("written");
+                drop(File::create(&path).expect("open"));
+                let seen = match round % 2 {
+                    0 => std::fs::read(&path).expect("readable").len() as u64,
+                    _ => std::fs::metadata(&path).expect("there").len(),
+                };
+                if seen != 0 {
+                    stop.store(true, Ordering::Relaxed);
+                }
+                assert_eq!(seen, 0, "{threads}, round {round}");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        unmounted_and_clean(&place);
+    }
+}
+
 #[test]
 fn an_emptied_file_has_no_size_a_thousand_times() {
     let place = Place::with_vault();

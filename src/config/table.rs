@@ -164,7 +164,7 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Count { min: 1, max: 64 },
         Scope::Mount,
         "N",
-        "Threads that read requests from the kernel. Default 1, which is right unless measured otherwise",
+        "Threads that read requests from the kernel. Default 2, and 1 on a machine of one processor",
     ),
     value(
         "drain-timeout",

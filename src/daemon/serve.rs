@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::error::{Class, Error};
 use super::mount::{Mount, Unmounted};
-use crate::fs::fuse::Adapter;
+use crate::fs::fuse::{self, Adapter};
 use crate::fs::{Ending, FileSystem};
 
 /// What the main thread waits for.
@@ -43,8 +43,9 @@ pub(crate) fn start(
     // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
     // changed its uid without asking the file system.
     config.acl = fuser::SessionACL::All;
+    let threads = fuse::usable_threads(threads);
     config.n_threads = Some(threads);
-    let adapter = Adapter::new(Arc::clone(fs));
+    let adapter = Adapter::new(Arc::clone(fs), threads);
     let session =
         fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
     let notifier = session.notifier();

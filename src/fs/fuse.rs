@@ -18,19 +18,42 @@ use crate::crypto::memory;
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
 use super::io::Transfer;
+use super::readers::{self, AtWork, Readers};
 use super::{Attr, Caller, Errno, FileSystem, SetAttributes};
 
 /// Bytes of a write request: bounds what the request buffers ever hold of a secret.
 const MAX_WRITE: u32 = 128 * 1024;
 
+/// How many threads may read requests, of those that are `wanted`: one where nobody tells what the
+/// others are about.
+pub fn usable_threads(wanted: usize) -> usize {
+    if wanted > 1 && !readers::can_be_watched() {
+        tracing::info!("one thread serves: /proc does not tell what several are waiting for");
+        return 1;
+    }
+    wanted
+}
+
 /// Serves a [`FileSystem`] through fuser.
 #[derive(Debug)]
-pub struct Adapter(Arc<FileSystem>);
+pub struct Adapter {
+    fs: Arc<FileSystem>,
+    readers: Arc<Readers>,
+}
 
 impl Adapter {
-    /// Serves `fs`.
-    pub fn new(fs: Arc<FileSystem>) -> Self {
-        Self(fs)
+    /// Serves `fs` with that many threads.
+    pub fn new(fs: Arc<FileSystem>, threads: usize) -> Self {
+        let readers = Arc::new(Readers::new(threads));
+        let of_fs = Arc::clone(&readers);
+        fs.attach_releases(move || of_fs.await_releases());
+        Self { fs, readers }
+    }
+
+    /// To be called first in every request; what is returned stands for its duration.
+    fn begin(&self, request: &Request) -> AtWork {
+        received(request);
+        self.readers.begin()
     }
 }
 
@@ -194,20 +217,23 @@ impl fuser::Filesystem for Adapter {
             // Older kernels do without.
             let _ = config.add_capabilities(wanted);
         }
-        // Both only fail for values out of range, and then keep the nearest in range.
+        // As long as there are more requests under way that nobody waits for, the kernel holds back
+        // the next: a RELEASE, which publishes, would be overtaken by an OPEN made after it.
+        let _ = config.set_max_background(u16::MAX);
+        // These only fail for values out of range, and then keep the nearest in range.
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        received(request);
-        self.0
-            .lookup(parent.0, name.as_bytes(), entry(&self.0, reply));
+        let _at_work = self.begin(request);
+        self.fs
+            .lookup(parent.0, name.as_bytes(), entry(&self.fs, reply));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.0.forget(ino.0, lookups);
+        self.fs.forget(ino.0, lookups);
     }
 
     fn getattr(
@@ -217,8 +243,8 @@ impl fuser::Filesystem for Adapter {
         fh: Option<fuser::FileHandle>,
         reply: ReplyAttr,
     ) {
-        received(request);
-        self.0.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
+        let _at_work = self.begin(request);
+        self.fs.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
     }
 
     fn setattr(
@@ -239,7 +265,7 @@ impl fuser::Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let set = SetAttributes {
             mode: mode.map(|mode| mode & 0o7777),
             uid,
@@ -248,7 +274,7 @@ impl fuser::Filesystem for Adapter {
             accessed: atime.map(stamp),
             modified: mtime.map(stamp),
         };
-        self.0.setattr(
+        self.fs.setattr(
             caller(request),
             ino.0,
             fh.map(|fh| fh.0),
@@ -258,8 +284,8 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        received(request);
-        match self.0.read_link(ino.0) {
+        let _at_work = self.begin(request);
+        match self.fs.read_link(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(by_number(error)),
         }
@@ -275,7 +301,7 @@ impl fuser::Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let kind = match mode & libc::S_IFMT {
             libc::S_IFREG | 0 => Kind::File,
             libc::S_IFIFO => Kind::Fifo,
@@ -288,8 +314,8 @@ impl fuser::Filesystem for Adapter {
             device: rdev,
             ..new_node(request, kind, mode & !umask)
         };
-        self.0
-            .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
+        self.fs
+            .make(parent.0, name.as_bytes(), new, entry(&self.fs, reply));
     }
 
     fn mkdir(
@@ -301,20 +327,20 @@ impl fuser::Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let new = new_node(request, Kind::Directory, mode & !umask);
-        self.0
-            .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
+        self.fs
+            .make(parent.0, name.as_bytes(), new, entry(&self.fs, reply));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        received(request);
-        self.0.unlink(parent.0, name.as_bytes(), empty(reply));
+        let _at_work = self.begin(request);
+        self.fs.unlink(parent.0, name.as_bytes(), empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        received(request);
-        self.0.rmdir(parent.0, name.as_bytes(), empty(reply));
+        let _at_work = self.begin(request);
+        self.fs.rmdir(parent.0, name.as_bytes(), empty(reply));
     }
 
     fn symlink(
@@ -325,14 +351,14 @@ impl fuser::Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let target = target.as_os_str().as_bytes().to_vec();
         let new = NewNode {
             target,
             ..new_node(request, Kind::Symlink, 0o777)
         };
-        self.0
-            .make(parent.0, name.as_bytes(), new, entry(&self.0, reply));
+        self.fs
+            .make(parent.0, name.as_bytes(), new, entry(&self.fs, reply));
     }
 
     fn rename(
@@ -345,7 +371,7 @@ impl fuser::Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -359,7 +385,7 @@ impl fuser::Filesystem for Adapter {
             (parent.0, name.as_bytes()),
             (new_parent.0, new_name.as_bytes()),
         );
-        self.0.rename(from, to, mode, empty(reply));
+        self.fs.rename(from, to, mode, empty(reply));
     }
 
     fn link(
@@ -370,14 +396,14 @@ impl fuser::Filesystem for Adapter {
         name: &OsStr,
         reply: ReplyEntry,
     ) {
-        received(request);
-        self.0
-            .link(ino.0, parent.0, name.as_bytes(), entry(&self.0, reply));
+        let _at_work = self.begin(request);
+        self.fs
+            .link(ino.0, parent.0, name.as_bytes(), entry(&self.fs, reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        received(request);
-        self.0.open(
+        let _at_work = self.begin(request);
+        self.fs.open(
             caller(request),
             ino.0,
             flags.0,
@@ -400,9 +426,9 @@ impl fuser::Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        received(request);
-        let fs = Arc::clone(&self.0);
-        self.0.create(
+        let _at_work = self.begin(request);
+        let fs = Arc::clone(&self.fs);
+        self.fs.create(
             caller(request),
             parent.0,
             name.as_bytes(),
@@ -435,12 +461,12 @@ impl fuser::Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0),
             kill_set_id: false,
         };
-        self.0.read(
+        self.fs.read(
             fh.0,
             offset,
             size,
@@ -464,13 +490,13 @@ impl fuser::Filesystem for Adapter {
         lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0).filter(|_| !cached),
             kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
         };
-        self.0.write_flagged(
+        self.fs.write_flagged(
             fh.0,
             offset,
             data,
@@ -491,8 +517,8 @@ impl fuser::Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        received(request);
-        self.0
+        let _at_work = self.begin(request);
+        self.fs
             .flush(fh.0, request.pid(), lock_owner.0, empty(reply));
     }
 
@@ -507,7 +533,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         received(request);
-        self.0.release(fh.0);
+        let _at_work = self.readers.begin_release();
+        self.fs.release(fh.0);
         reply.ok();
     }
 
@@ -519,13 +546,13 @@ impl fuser::Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        received(request);
-        self.0.fsync(fh.0, empty(reply));
+        let _at_work = self.begin(request);
+        self.fs.fsync(fh.0, empty(reply));
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        received(request);
-        match self.0.open_directory(ino.0) {
+        let _at_work = self.begin(request);
+        match self.fs.open_directory(ino.0) {
             Ok(fh) => reply.opened(fuser::FileHandle(fh), FopenFlags::empty()),
             Err(error) => reply.error(by_number(error)),
         }
@@ -539,8 +566,8 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        received(request);
-        let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
+        let _at_work = self.begin(request);
+        let read = self.fs.read_directory(ino.0, fh.0, offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             reply.add(INodeNo(entry.ino), entry.position, kind(entry.kind), name)
         });
@@ -558,11 +585,11 @@ impl fuser::Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        received(request);
+        let _at_work = self.begin(request);
         let mut failure = None;
         let mut told = Vec::new();
-        let read = self.0.read_directory(ino.0, fh.0, offset, |entry| {
-            match self.0.entry_attr(entry) {
+        let read = self.fs.read_directory(ino.0, fh.0, offset, |entry| {
+            match self.fs.entry_attr(entry) {
                 Ok(attr) => {
                     let full = reply.add(
                         INodeNo(entry.ino),
@@ -581,7 +608,7 @@ impl fuser::Filesystem for Adapter {
                 // Removed since the entry was read; beside a writer that is ESTALE.
                 Err(Errno(libc::ENOENT | libc::ESTALE)) => false,
                 // It was logged; what is left is to be got out.
-                Err(Errno(libc::EIO)) if self.0.vault().is_salvage() => false,
+                Err(Errno(libc::EIO)) if self.fs.vault().is_salvage() => false,
                 Err(error) => {
                     failure = Some(error);
                     true
@@ -590,7 +617,7 @@ impl fuser::Filesystem for Adapter {
         });
         match read.and(failure.map_or(Ok(()), Err)) {
             Ok(()) => {
-                told.iter().for_each(|attr| self.0.remember(attr));
+                told.iter().for_each(|attr| self.fs.remember(attr));
                 reply.ok();
             }
             Err(error) => reply.error(error.into()),
@@ -605,7 +632,7 @@ impl fuser::Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.0.release_directory(fh.0);
+        self.fs.release_directory(fh.0);
         reply.ok();
     }
 
@@ -617,11 +644,11 @@ impl fuser::Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.barrier(empty(reply));
+        self.fs.barrier(empty(reply));
     }
 
     fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.0.figures() {
+        match self.fs.figures() {
             Ok(f) => reply.statfs(
                 f.blocks,
                 f.free,
@@ -646,8 +673,8 @@ impl fuser::Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        received(request);
-        self.0
+        let _at_work = self.begin(request);
+        self.fs
             .set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
     }
 
@@ -659,18 +686,18 @@ impl fuser::Filesystem for Adapter {
         size: u32,
         reply: ReplyXattr,
     ) {
-        received(request);
-        data(self.0.get_xattr(ino.0, name.as_bytes()), size, reply);
+        let _at_work = self.begin(request);
+        data(self.fs.get_xattr(ino.0, name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        received(request);
-        data(self.0.list_xattrs(ino.0), size, reply);
+        let _at_work = self.begin(request);
+        data(self.fs.list_xattrs(ino.0), size, reply);
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        received(request);
-        self.0.remove_xattr(ino.0, name.as_bytes(), empty(reply));
+        let _at_work = self.begin(request);
+        self.fs.remove_xattr(ino.0, name.as_bytes(), empty(reply));
     }
 
     fn access(&self, _: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -688,9 +715,9 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        received(request);
-        self.0.changed_by(caller(request), fh.0);
-        self.0.allocate(fh.0, offset, length, mode, empty(reply));
+        let _at_work = self.begin(request);
+        self.fs.changed_by(caller(request), fh.0);
+        self.fs.allocate(fh.0, offset, length, mode, empty(reply));
     }
 
     fn lseek(
@@ -704,7 +731,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let sought = u64::try_from(offset)
             .map_err(|_| Errno(libc::EINVAL))
-            .and_then(|offset| self.0.seek(fh.0, offset, whence));
+            .and_then(|offset| self.fs.seek(fh.0, offset, whence));
         match sought {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(error.into()),
@@ -724,9 +751,9 @@ impl fuser::Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        received(request);
-        self.0.changed_by(caller(request), fh_out.0);
-        self.0.copy_range(
+        let _at_work = self.begin(request);
+        self.fs.changed_by(caller(request), fh_out.0);
+        self.fs.copy_range(
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),
             length,

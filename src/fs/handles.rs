@@ -72,6 +72,8 @@ pub(super) struct HandleState {
     pub(super) pin: Option<Pin>,
     /// Since when the reader knows the end of what it has pinned.
     ended: Option<Instant>,
+    /// A descriptor of it was closed: it may have been the last.
+    pub(super) flushed: bool,
     /// Number of the last change that came through it, in the draft it writes to.
     pub(super) wrote: u64,
     /// Lock owners that wrote, for when process ids are not to be seen.
@@ -134,6 +136,14 @@ impl NodeState {
         let versions: Vec<_> = pins.map(|pin| pin.version).collect();
         self.kept |= !versions.is_empty();
         versions
+    }
+
+    /// Whether a handle that has left something unpublished may be closed by now.
+    pub(super) fn may_be_closed(&self) -> bool {
+        let unpublished = |draft: &Option<Draft>| draft.as_ref().is_some_and(Draft::is_unpublished);
+        self.handles
+            .values()
+            .any(|h| h.flushed && (unpublished(&h.own) || unpublished(&self.shared)))
     }
 
     pub(super) fn has_writers(&self) -> bool {

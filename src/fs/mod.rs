@@ -18,6 +18,7 @@ mod names;
 mod open;
 mod process;
 mod publish;
+mod readers;
 mod write;
 mod writer;
 
@@ -125,6 +126,8 @@ pub struct FileSystem {
     keeper: command::Keeper,
     budget: Arc<Budget>,
     counters: Counters,
+    /// Waits for every close that the transport has been told of.
+    releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Nodes whose pages the kernel should drop.
     invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
     ending: AtomicBool,
@@ -166,6 +169,7 @@ impl FileSystem {
             keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
             budget: Budget::new(settings.max_memory),
             counters: Counters::default(),
+            releases: OnceLock::new(),
             invalidate: OnceLock::new(),
             ending: AtomicBool::new(false),
             integrity: Mutex::new(Integrity::Counting),
@@ -232,6 +236,13 @@ impl FileSystem {
         Ok(())
     }
 
+    /// Tells how to wait until every last close of a file of which the kernel has told before is
+    /// seen here. Not needed of a transport that begins requests in their order.
+    pub fn attach_releases(&self, wait: impl Fn() + Send + Sync + 'static) {
+        // A second one would only do the same.
+        let _ = self.releases.set(Box::new(wait));
+    }
+
     /// The kernel should drop the pages of a node, if it has any.
     fn drop_pages(&self, node: NodeId) {
         if self.ending.load(Ordering::Relaxed) {
@@ -267,6 +278,13 @@ impl FileSystem {
     fn when_settled(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
         if let Some(open) = self.table.node(node) {
             let mut state = open.lock();
+            if state.may_be_closed()
+                && let Some(wait) = self.releases.get()
+            {
+                drop(state);
+                wait();
+                state = open.lock();
+            }
             if state.publishing > 0 {
                 state.waiting.push(Box::new(then));
                 return;

@@ -83,9 +83,10 @@ impl FileSystem {
             return done(Ok(()));
         }
         let mut state = handle.node.lock();
-        let Some(own) = state.handles.get(&fh) else {
+        let Some(own) = state.handles.get_mut(&fh) else {
             return done(Ok(()));
         };
+        own.flushed = true;
         let wrote = own.wrote;
         let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);

@@ -1,0 +1,266 @@
+//! The threads that take requests from the kernel, and what of theirs is still on its way.
+//!
+//! The kernel hands requests over in the order in which they were made, but with several threads
+//! one that was taken later may be begun earlier. That matters for one kind alone: the RELEASE that
+//! follows a close is not waited for, and may publish what an OPEN made after it must see.
+
+use std::cell::RefCell;
+use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::unistd::gettid;
+
+/// What fuser calls its threads, with a number behind.
+const NAME: &str = "fuser-";
+/// How long the others are waited for: a thread that is ready to run is run before that.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+// What a thread is about: the lowest bits of a number that every change raises.
+/// Waiting for a request, or just about to begin one.
+const AWAY: u64 = 0;
+/// At a request that nobody needs to wait for.
+const BUSY: u64 = 1;
+/// At a RELEASE.
+const RELEASING: u64 = 2;
+const PHASES: u64 = 4;
+
+#[derive(Debug)]
+struct Reader {
+    thread: i32,
+    phase: AtomicU64,
+}
+
+impl Reader {
+    fn enter(&self, phase: u64) {
+        let raised = (self.phase.load(Ordering::Relaxed) / PHASES + 1) * PHASES;
+        self.phase.store(raised + phase, Ordering::SeqCst);
+    }
+
+    /// Whether it holds no request that was not begun: it is seen asleep while it waits for one. A
+    /// thread that has ended holds none either.
+    fn is_asleep(&self) -> bool {
+        let task = format!("/proc/self/task/{}", self.thread);
+        match fs::read_to_string(format!("{task}/stat")) {
+            // Its name stands in brackets before the state, and may hold anything.
+            Ok(stat) => {
+                stat.rsplit(')')
+                    .next()
+                    .is_some_and(|rest| rest.starts_with(" S"))
+                    && waits_in_read(&task)
+            }
+            Err(_) => true,
+        }
+    }
+}
+
+/// Whether a thread that sleeps does so in read(2). Who may not ask for the system call, as ordinary
+/// users may not of a process that hides its memory, asks for the kernel's function.
+fn waits_in_read(task: &str) -> bool {
+    match fs::read_to_string(format!("{task}/syscall")) {
+        Ok(call) => call.split(' ').next() == Some(&libc::SYS_read.to_string()),
+        Err(_) => fs::read_to_string(format!("{task}/wchan"))
+            .is_ok_and(|function| function.starts_with("fuse_dev")),
+    }
+}
+
+/// Whether this system tells of a thread what [`Readers`] need to know.
+pub(super) fn can_be_watched() -> bool {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return false;
+    };
+    tasks.flatten().any(|task| {
+        fs::read(task.path().join("syscall")).is_ok()
+            // Of those that run, it is "0" everywhere.
+            || fs::read(task.path().join("wchan")).is_ok_and(|function| function != b"0")
+    })
+}
+
+thread_local! {
+    static OWN: RefCell<Option<Arc<Reader>>> = const { RefCell::new(None) };
+}
+
+/// All threads that take requests.
+#[derive(Debug)]
+pub(super) struct Readers {
+    count: usize,
+    known: Mutex<Vec<Arc<Reader>>>,
+}
+
+/// A thread is at a request until this is dropped.
+pub(super) struct AtWork(());
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        OWN.with_borrow(|own| own.iter().for_each(|own| own.enter(AWAY)));
+    }
+}
+
+impl Readers {
+    /// There are `count` of them.
+    pub(super) fn new(count: usize) -> Self {
+        Self {
+            count,
+            known: Mutex::default(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Vec<Arc<Reader>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn named(&self, thread: i32) -> Arc<Reader> {
+        let mut known = self.known();
+        if let Some(reader) = known.iter().find(|reader| reader.thread == thread) {
+            return Arc::clone(reader);
+        }
+        let reader = Arc::new(Reader {
+            thread,
+            phase: AtomicU64::new(AWAY),
+        });
+        known.push(Arc::clone(&reader));
+        reader
+    }
+
+    fn at(&self, phase: u64) -> AtWork {
+        OWN.with_borrow_mut(|own| {
+            own.get_or_insert_with(|| self.named(gettid().as_raw()))
+                .enter(phase);
+        });
+        AtWork(())
+    }
+
+    /// The calling thread is at a request.
+    pub(super) fn begin(&self) -> AtWork {
+        self.at(BUSY)
+    }
+
+    /// The calling thread is at a RELEASE.
+    pub(super) fn begin_release(&self) -> AtWork {
+        self.at(RELEASING)
+    }
+
+    /// Returns when every RELEASE that was taken from the kernel before this call is through. Not
+    /// to be called from within one.
+    pub(super) fn await_releases(&self) {
+        if self.count < 2 {
+            return;
+        }
+        if self.known().len() < self.count {
+            self.look_for_all();
+        }
+        let own = gettid().as_raw();
+        let others: Vec<_> = self
+            .known()
+            .iter()
+            .filter(|r| r.thread != own)
+            .cloned()
+            .collect();
+        let deadline = Instant::now() + PATIENCE;
+        for other in others {
+            let first = other.phase.load(Ordering::SeqCst);
+            loop {
+                let seen = other.phase.load(Ordering::SeqCst);
+                let through = match seen % PHASES {
+                    RELEASING => false,
+                    // What it had when this was called, it has begun, or holds no more.
+                    AWAY => seen != first || other.is_asleep(),
+                    _ => true,
+                };
+                if through || Instant::now() >= deadline {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Those that have not had a request yet may have their first one now.
+    fn look_for_all(&self) {
+        let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+            return;
+        };
+        for task in tasks.flatten() {
+            let name = fs::read_to_string(task.path().join("comm"));
+            let thread = task.file_name().to_str().and_then(|id| id.parse().ok());
+            if let (Ok(name), Some(thread)) = (name, thread)
+                && name.starts_with(NAME)
+            {
+                self.named(thread);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// A thread that sleeps in read(2) is not waited for; one that is on its way to a request is,
+    /// and one that is at a RELEASE until that is through.
+    #[test]
+    fn who_holds_a_request_is_waited_for_and_who_sleeps_is_not() {
+        let readers = Arc::new(Readers::new(2));
+        let (waiting, wake) = nix::unistd::pipe().unwrap();
+        let (on_its_way, done) = (
+            Arc::new(AtomicBool::new(true)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let thread = {
+            let (readers, on_its_way, done) = (
+                Arc::clone(&readers),
+                Arc::clone(&on_its_way),
+                Arc::clone(&done),
+            );
+            std::thread::Builder::new()
+                .name(format!("{NAME}1"))
+                .spawn(move || {
+                    let mut byte = [0];
+                    assert_eq!(nix::unistd::read(&waiting, &mut byte), Ok(1));
+                    // Taken, and not begun.
+                    while on_its_way.load(Ordering::SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                    let at_work = readers.begin_release();
+                    std::thread::sleep(Duration::from_millis(30));
+                    done.store(true, Ordering::SeqCst);
+                    drop(at_work);
+                    assert_eq!(
+                        nix::unistd::read(&waiting, &mut byte),
+                        Ok(0),
+                        "{}",
+                        waiting.as_raw_fd()
+                    );
+                })
+                .unwrap()
+        };
+        let _here = readers.begin();
+        readers.await_releases();
+        assert!(!done.load(Ordering::SeqCst));
+        nix::unistd::write(&wake, b"x").unwrap();
+        let releaser = {
+            let on_its_way = Arc::clone(&on_its_way);
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                on_its_way.store(false, Ordering::SeqCst);
+            })
+        };
+        // The byte is there: the thread has it, or is about to take it.
+        while readers
+            .known()
+            .iter()
+            .any(|reader| reader.thread != gettid().as_raw() && reader.is_asleep())
+        {
+            std::hint::spin_loop();
+        }
+        readers.await_releases();
+        assert!(done.load(Ordering::SeqCst));
+        drop(wake);
+        thread.join().unwrap();
+        releaser.join().unwrap();
+    }
+}
