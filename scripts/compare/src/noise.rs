@@ -11,7 +11,7 @@ use crate::Failure;
 use crate::content::mixed;
 use crate::stats::{median, variation};
 
-const SPINS: u64 = 10_000_000;
+const SPINS: u64 = 5_000_000;
 const TURNS: usize = 400;
 
 /// What the probes found.

@@ -25,7 +25,7 @@ const SYSTEMS: [Kind; 7] = [
 const COMMITS: u64 = 100;
 const APPENDS: u64 = 1000;
 /// A round of commits ends at the latest then.
-const LONGEST: Duration = Duration::from_secs(2);
+const LONGEST: Duration = Duration::from_millis(1500);
 /// Rows of 1,000 bytes that make up 8 MiB.
 const ROWS: u64 = 8192;
 

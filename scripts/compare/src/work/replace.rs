@@ -149,7 +149,7 @@ pub fn count_syncs(bench: &mut Bench) -> Result<(), Failure> {
         bench.say(row.name);
         for mounted in &mounts {
             let trace = Trace::start(&mounted.pids, bench.scratch())?;
-            let (done, _) = replace_with(mounted, *threads, Until::Count(400 / *threads))?;
+            let (done, _) = replace_with(mounted, *threads, Until::Count(200 / *threads))?;
             let calls: u64 = trace.stop()?.values().sum();
             row.add(mounted.kind, calls as f64 / done as f64);
         }
