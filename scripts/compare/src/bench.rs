@@ -10,9 +10,10 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Failure;
 use crate::content::Tree;
+use crate::mounted::Mounted;
 use crate::noise::Noise;
 use crate::stats::{median, paired_ratio};
-use crate::systems::{Kind, Mounted, Setting, System};
+use crate::systems::{Kind, Setting, System};
 
 /// In what samples are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,10 +203,8 @@ impl Bench {
         }
         std::fs::write(complete, "")?;
         if let Some(in_memory) = in_memory {
-            in_memory.to_disk()?;
+            in_memory.move_to_disk()?;
         }
-        // Not to be done during a measurement.
-        nix::unistd::sync();
         self.say(&format!(
             "wrote {} secrets through {} in {:.1} s",
             tree.secrets(),
@@ -234,6 +233,8 @@ impl Bench {
         mut work: impl FnMut(&Self, &mut S, usize) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         self.say(what);
+        // What was written before is not to be written during the measurement.
+        nix::unistd::sync();
         for round in 0..rounds {
             self.noise.probe()?;
             for place in 0..systems.len() {
@@ -272,7 +273,7 @@ impl InMemory {
         })
     }
 
-    fn to_disk(self) -> Result<(), Failure> {
+    fn move_to_disk(self) -> Result<(), Failure> {
         let copy = self.directory.with_extension("copy");
         let _ = std::fs::remove_dir_all(&copy);
         let mut command = Command::new("cp");

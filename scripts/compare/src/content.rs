@@ -127,3 +127,35 @@ pub fn read_secret(path: &Path, secret: u64) -> Result<(), Failure> {
         Err(Failure(format!("{}: wrong content", path.display())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_short_or_foreign_content_is_noticed() {
+        let mut content = [0; SECRET];
+        fill(5, &mut content);
+        assert!(is_right(5, &content, SECRET));
+        assert!(!is_right(6, &content, SECRET));
+        assert!(!is_right(5, &content[..SECRET - 8], SECRET));
+        assert!(!is_right(5, &[], SECRET));
+        for place in [0, SECRET - 1] {
+            content[place] ^= 1;
+            assert!(!is_right(5, &content, SECRET));
+            content[place] ^= 1;
+        }
+    }
+
+    #[test]
+    fn every_secret_has_a_path_of_its_own() {
+        let tree = Tree {
+            directories: 3,
+            each: 7,
+        };
+        let mut paths = tree.paths(Path::new("/"));
+        paths.sort();
+        paths.dedup();
+        assert_eq!(paths.len(), 21);
+    }
+}

@@ -1,13 +1,15 @@
 //! The floor: a file system in memory that does as little as fuser allows, opened and served with the
 //! flags that secretfs uses. What it takes is what FUSE takes.
 
+mod tree;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
@@ -17,6 +19,8 @@ use fuser::{
 };
 use nix::mount::{MsFlags, mount};
 
+use tree::{Node, Tree};
+
 /// As secretfs has them: see its `daemon/serve.rs`, `daemon/mount.rs` and `fs/fuse.rs`.
 const THREADS: usize = 1;
 const TTL: Duration = Duration::from_secs(1);
@@ -25,85 +29,6 @@ const GENERATION: Generation = Generation(0);
 
 /// The argument that makes this program a daemon.
 pub const SERVE: &str = "serve-floor";
-
-enum Node {
-    Directory(BTreeMap<OsString, u64>),
-    File(Vec<u8>),
-}
-
-#[derive(Default)]
-struct Tree {
-    /// Inode 1 is the first.
-    nodes: Vec<Node>,
-}
-
-impl Tree {
-    fn add(&mut self, node: Node) -> u64 {
-        self.nodes.push(node);
-        self.nodes.len() as u64
-    }
-
-    fn get(&mut self, ino: u64) -> Option<&mut Node> {
-        self.nodes
-            .get_mut(usize::try_from(ino.checked_sub(1)?).ok()?)
-    }
-
-    fn children(&mut self, ino: u64) -> Option<&mut BTreeMap<OsString, u64>> {
-        match self.get(ino)? {
-            Node::Directory(children) => Some(children),
-            Node::File(_) => None,
-        }
-    }
-
-    fn child(&mut self, parent: u64, name: &OsStr) -> Option<u64> {
-        self.children(parent)?.get(name).copied()
-    }
-
-    fn load(&mut self, directory: &Path) -> std::io::Result<u64> {
-        let mut children = BTreeMap::new();
-        for entry in std::fs::read_dir(directory)? {
-            let entry = entry?;
-            let ino = if entry.file_type()?.is_dir() {
-                self.load(&entry.path())?
-            } else {
-                self.add(Node::File(std::fs::read(entry.path())?))
-            };
-            children.insert(entry.file_name(), ino);
-        }
-        Ok(self.add(Node::Directory(children)))
-    }
-
-    fn attr(&mut self, ino: u64) -> Option<FileAttr> {
-        let (kind, size, perm, nlink) = match self.get(ino)? {
-            Node::Directory(_) => (FileType::Directory, 4096, 0o755, 2),
-            Node::File(content) => (FileType::RegularFile, content.len() as u64, 0o644, 1),
-        };
-        Some(FileAttr {
-            ino: INodeNo(ino),
-            size,
-            blocks: size.div_ceil(512),
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind,
-            perm,
-            nlink,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        })
-    }
-
-    fn entry(&mut self, ino: Option<u64>, reply: ReplyEntry) {
-        match ino.and_then(|ino| self.attr(ino)) {
-            Some(attr) => reply.entry(&TTL, &attr, GENERATION),
-            None => reply.error(Errno::ENOENT),
-        }
-    }
-}
 
 struct Floor(Mutex<Tree>);
 
@@ -148,6 +73,13 @@ pub fn serve(source: &Path, point: &Path, threads: Option<usize>) -> Result<(), 
         .map_err(|e| fail("the session ended", &e))
 }
 
+fn entry(attr: Option<FileAttr>, reply: ReplyEntry) {
+    match attr {
+        Some(attr) => reply.entry(&TTL, &attr, GENERATION),
+        None => reply.error(Errno::ENOENT),
+    }
+}
+
 impl fuser::Filesystem for Floor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         for wanted in [
@@ -170,7 +102,7 @@ impl fuser::Filesystem for Floor {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut tree = self.tree();
         let child = tree.child(parent.0, name);
-        tree.entry(child, reply);
+        entry(child.and_then(|ino| tree.attr(ino)), reply);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -218,7 +150,7 @@ impl fuser::Filesystem for Floor {
         if let Some(children) = tree.children(parent.0) {
             children.insert(name.to_owned(), ino);
         }
-        tree.entry(Some(ino), reply);
+        entry(tree.attr(ino), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -5,6 +5,7 @@
 mod bench;
 mod content;
 mod floor;
+mod mounted;
 mod noise;
 mod report;
 mod signals;
@@ -56,8 +57,8 @@ struct Arguments {
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Rounds of each row
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
     /// Print the table in Markdown
     #[arg(long)]
     markdown: bool,
@@ -67,13 +68,13 @@ struct Arguments {
     /// Measure how secretfs grows with 1,000 to 1,000,000 secrets, and nothing else
     #[arg(long)]
     scale: bool,
-    /// Where the vaults and mounts are made: a directory on a real disk
+    /// Where the vaults and mounts are made: a directory on a real disk; if not given, target/bench
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// Use the vaults that the last run with this flag left in DIR, and leave them there
     #[arg(long)]
     keep: bool,
-    /// The program that is measured
+    /// The program that is measured; if not given, it is built
     #[arg(long, value_name = "PROGRAM")]
     secretfs: PathBuf,
     /// Another build of secretfs, measured beside it as `before`
@@ -145,7 +146,11 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         options: arguments.option.clone(),
         threads: arguments.threads,
     };
-    let rounds = if arguments.quick { 3 } else { arguments.rounds };
+    let rounds = if arguments.quick {
+        3
+    } else {
+        arguments.rounds.into()
+    };
     let mut bench = Bench::new(setting, rounds, arguments.quick)?;
     let mut points = Vec::new();
     if arguments.scale {

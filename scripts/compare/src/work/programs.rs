@@ -10,7 +10,8 @@ use super::read::end;
 use crate::Failure;
 use crate::bench::{Bench, Row, Unit};
 use crate::content::{Random, fill};
-use crate::systems::{Kind, Mounted};
+use crate::mounted::Mounted;
+use crate::systems::Kind;
 
 const SYSTEMS: [Kind; 7] = [
     Kind::Secretfs,

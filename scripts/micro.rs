@@ -1,0 +1,212 @@
+//! What the parts of a request take, without a kernel: `scripts/bench --micro`. The vault is a real
+//! one, on the disk of the target directory.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use divan::{Bencher, black_box};
+use secretfs::crypto::SecretKey;
+use secretfs::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId};
+use secretfs::kms::{KeyUri, KmsSettings};
+use secretfs::store::{Durability, NodeId};
+use secretfs::vault::{
+    InitOptions, Kind, NewNode, OpenOptions, Publication, ROOT, Tx, Vault, VaultError, init,
+};
+
+const VAULT: VaultId = VaultId([7; 16]);
+const SIZES: [usize; 2] = [1 << 10, 1 << 16];
+const NAMES: usize = 10_000;
+const CONTEXT: Context<'static> = Context::Chunk {
+    node: 2,
+    version: 1,
+    index: 0,
+    last: true,
+};
+
+fn main() {
+    divan::main();
+    remove();
+}
+
+fn chunk_key() -> ChunkKey {
+    ChunkKey::derive(&ContentKey(SecretKey::generate().expect("random bytes")))
+}
+
+#[divan::bench(args = SIZES)]
+fn seal(bencher: Bencher<'_, '_>, size: usize) {
+    let (key, plain) = (chunk_key(), vec![1; size]);
+    bencher.bench(|| key.seal(VAULT, CONTEXT, black_box(&plain)).expect("a seal"));
+}
+
+#[divan::bench(args = SIZES)]
+fn open(bencher: Bencher<'_, '_>, size: usize) {
+    let key = chunk_key();
+    let sealed = key.seal(VAULT, CONTEXT, &vec![1; size]).expect("a seal");
+    bencher.bench(|| {
+        key.open(VAULT, CONTEXT, black_box(&sealed))
+            .expect("opened")
+    });
+}
+
+#[divan::bench]
+fn wrap(bencher: Bencher<'_, '_>) {
+    let keyring = shared().vault.keyring();
+    let key = SecretKey::generate().expect("random bytes");
+    bencher.bench(|| keyring.wrap(2, ROLE, black_box(&key)).expect("wrapped"));
+}
+
+#[divan::bench]
+fn unwrap(bencher: Bencher<'_, '_>) {
+    let keyring = shared().vault.keyring();
+    let key = SecretKey::generate().expect("random bytes");
+    let (generation, wrapped) = keyring.wrap(2, ROLE, &key).expect("wrapped");
+    bencher.bench(|| {
+        keyring
+            .unwrap(generation, 2, ROLE, black_box(&wrapped))
+            .expect("unwrapped")
+    });
+}
+
+const ROLE: Role = Role::Content { version: 1 };
+
+/// The node of a name in a directory of 10,000.
+#[divan::bench]
+fn lookup(bencher: Bencher<'_, '_>) {
+    let next = AtomicUsize::new(0);
+    bencher
+        .with_inputs(move || name(next.fetch_add(7919, Ordering::Relaxed) % NAMES))
+        .bench_values(|name| {
+            shared()
+                .vault
+                .lookup(shared().directory, &name)
+                .expect("found")
+        });
+}
+
+/// A content of 1 KiB: read, unwrapped and opened.
+#[divan::bench]
+fn content(bencher: Bencher<'_, '_>) {
+    let file = shared().file;
+    bencher.bench(|| {
+        shared()
+            .vault
+            .content(black_box(file), 1 << 17)
+            .expect("a content")
+    });
+}
+
+/// A version of 1 KiB in a transaction of its own, which the disk need not have.
+#[divan::bench(max_time = 2)]
+fn publish(bencher: Bencher<'_, '_>) {
+    bencher.bench(|| shared().publish(Durability::Soon));
+}
+
+/// The same, with the sync that makes it durable.
+#[divan::bench(max_time = 2)]
+fn publish_durably(bencher: Bencher<'_, '_>) {
+    bencher.bench(|| shared().publish(Durability::Now));
+}
+
+struct Shared {
+    vault: Vault,
+    /// Has 10,000 names.
+    directory: NodeId,
+    /// Has 1 KiB.
+    file: NodeId,
+}
+
+fn place() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("micro")
+}
+
+fn remove() {
+    match std::fs::remove_dir_all(place()) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            panic!("cannot remove {}: {e}", place().display())
+        }
+        _ => {}
+    }
+}
+
+fn name(number: usize) -> Vec<u8> {
+    format!("secret-{number:05}").into_bytes()
+}
+
+fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        remove();
+        Shared::make().expect("a vault")
+    })
+}
+
+impl Shared {
+    fn make() -> Result<Self, VaultError> {
+        let (path, anchors) = (place().join("vault"), place().join("anchors"));
+        std::fs::create_dir_all(place()).expect("a directory");
+        let kms = KmsSettings {
+            local_dir: Some(place().join("kms")),
+            ..KmsSettings::default()
+        };
+        init(
+            &path,
+            &InitOptions {
+                kms_keys: vec![KeyUri::default_local()],
+                uid: 0,
+                gid: 0,
+                kms: kms.clone(),
+                anchor_dir: Some(anchors.clone()),
+            },
+        )?;
+        let options = OpenOptions {
+            kms,
+            anchor_dir: Some(anchors),
+            ..OpenOptions::default()
+        };
+        let mut shared = Self {
+            vault: Vault::open(&path, &options)?,
+            directory: ROOT,
+            file: ROOT,
+        };
+        let (mut directory, mut file) = (ROOT, ROOT);
+        shared.transact(Durability::Now, &mut |tx| {
+            directory = tx.create(ROOT, b"directory", &new(Kind::Directory))?;
+            for number in 0..NAMES {
+                file = tx.create(directory, &name(number), &new(Kind::File))?;
+            }
+            Ok(())
+        })?;
+        (shared.directory, shared.file) = (directory, file);
+        shared.publish(Durability::Now);
+        Ok(shared)
+    }
+
+    fn transact(
+        &self,
+        durability: Durability,
+        job: &mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let outcomes = self.vault.transact(durability, &mut [job])?;
+        outcomes.into_iter().collect()
+    }
+
+    fn publish(&self, durability: Durability) {
+        let mut job = |tx: &mut Tx<'_>| {
+            tx.publish(self.file, &[1; 1024], Publication::Replacement, None, &[])
+                .map(drop)
+        };
+        self.transact(durability, &mut job).expect("published");
+    }
+}
+
+fn new(kind: Kind) -> NewNode {
+    NewNode {
+        kind,
+        mode: 0o700,
+        uid: 0,
+        gid: 0,
+        device: 0,
+        target: Vec::new(),
+    }
+}
