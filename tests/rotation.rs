@@ -1,7 +1,6 @@
 //! Rotations, on real vaults and mounts: what they replace, what they leave alone, and that they
 //! end, whatever happens meanwhile.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,74 +9,15 @@ use serde_json::Value;
 
 mod support;
 use support::process::{Place, Ran, kill, status as status_of};
-
-fn json(place: &Place, command: &str) -> Value {
-    let path = place.vault();
-    let ran = place.run([command.as_ref(), path.as_os_str(), "--json".as_ref()]);
-    serde_json::from_str(&ran.succeeded().stdout()).expect("JSON")
-}
+use support::rotating::{
+    all_is_there, check_is_clean, command, content, fill, json, secret, wait_for_the_end,
+};
 
 /// It succeeded; how far it got is told on standard error.
 #[track_caller]
 fn rotated(ran: Ran) -> Ran {
     assert!(ran.0.status.success(), "{}", ran.stderr());
     ran
-}
-
-fn command(point: &Path, text: &str) -> std::io::Result<()> {
-    std::fs::write(point.join(".secretfs/control"), text)
-}
-
-/// Waits until no rotation is under way.
-fn wait_for_the_end(point: &Path) -> Value {
-    let deadline = Instant::now() + Duration::from_secs(120);
-    loop {
-        let status = status_of(point);
-        if status["rotation"].is_null() {
-            return status;
-        }
-        assert!(Instant::now() < deadline, "{status:#}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn fill(point: &Path, count: usize) {
-    for directory in 0..4 {
-        std::fs::create_dir_all(point.join(format!("d{directory}"))).expect("made");
-    }
-    for n in 0..count {
-        std::fs::write(secret(point, n), content(n)).expect("written");
-    }
-}
-
-fn secret(point: &Path, n: usize) -> std::path::PathBuf {
-    point.join(format!("d{}/secret-{n}", n % 4))
-}
-
-fn content(n: usize) -> Vec<u8> {
-    // Some of several chunks.
-    let length = if n.is_multiple_of(50) {
-        150_000
-    } else {
-        20 + n % 700
-    };
-    format!("the content of secret {n} ")
-        .into_bytes()
-        .repeat(length / 20 + 1)
-}
-
-fn all_is_there(point: &Path, count: usize) {
-    for n in 0..count {
-        assert!(
-            std::fs::read(secret(point, n)).expect("readable") == content(n),
-            "secret {n}"
-        );
-    }
-}
-
-fn check_is_clean(place: &Place) {
-    let report = json(place, "check");
-    assert_eq!(report["problem_count"], 0, "{report:#}");
 }
 
 #[test]

@@ -8,10 +8,10 @@ mod support;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use support::load::{Dice, Tally, Writer, read};
+use support::at_work::Load;
+use support::load::{Dice, Tally, Writer};
 use support::process::{Place, Server, system, wait_for};
 
 const WRITERS: u32 = 4;
@@ -72,12 +72,8 @@ impl Soak {
             self.compared += writer.expect_what_was_acknowledged();
         }
         let tally = Arc::new(Tally::default());
-        let load = Load::start(
-            place,
-            std::mem::take(&mut self.writers),
-            &mut self.dice,
-            &tally,
-        );
+        let writers = std::mem::take(&mut self.writers);
+        let load = Load::start(place, writers, READERS, &mut self.dice, &tally);
         load.has_done(self.dice.roll(60), &tally);
         if self.dice.roll(2) == 0 {
             self.check(place);
@@ -187,51 +183,6 @@ fn umount(place: &Place) {
     place
         .run(["umount".as_ref(), place.point().as_os_str()])
         .succeeded();
-}
-
-/// Writers and readers at work.
-struct Load {
-    writers: Vec<JoinHandle<Writer>>,
-    readers: Vec<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(place: &Place, writers: Vec<Writer>, dice: &mut Dice, tally: &Arc<Tally>) -> Self {
-        let writers = writers.into_iter().map(|mut writer| {
-            let tally = Arc::clone(tally);
-            std::thread::spawn(move || {
-                writer.run(&tally);
-                writer
-            })
-        });
-        let readers = (0..READERS).map(|_| {
-            let (tally, point, seed) = (Arc::clone(tally), place.point(), dice.roll(u64::MAX));
-            std::thread::spawn(move || read(&point, WRITERS, seed, &tally))
-        });
-        Self {
-            writers: writers.collect(),
-            readers: readers.collect(),
-        }
-    }
-
-    fn has_done(&self, more: u64, tally: &Tally) {
-        let before = tally.deeds();
-        wait_for("the writers", PATIENCE, || {
-            // Without a fault none of them ends; with one, joining tells which.
-            tally.deeds() >= before + more || self.writers.iter().any(JoinHandle::is_finished)
-        });
-    }
-
-    /// Waits for the writers, who end with the mount or when told to, then for the readers.
-    fn ended(self, tally: &Tally) -> Vec<Writer> {
-        let join = |thread: JoinHandle<Writer>| thread.join().unwrap_or_else(|e| resume_unwind(e));
-        let writers = self.writers.into_iter().map(join).collect();
-        tally.stop.store(true, Ordering::Relaxed);
-        for reader in self.readers {
-            reader.join().unwrap_or_else(|e| resume_unwind(e));
-        }
-        writers
-    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What several test files share.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+pub mod at_work;
 pub mod cache;
 pub mod child;
 pub mod contents;
@@ -19,4 +20,5 @@ pub mod memory;
 pub mod moto;
 pub mod process;
 pub mod reference;
+pub mod rotating;
 pub mod tree;
