@@ -87,6 +87,14 @@ fn command(text: &[u8]) {
     match parse_command(text) {
         Ok(Request::Rotate) => assert!(text.trim_ascii() == b"rotate"),
         Ok(Request::Reencrypt) => assert!(text.trim_ascii() == b"reencrypt"),
+        Ok(request @ Request::Despite(_)) => {
+            let words = request.to_string();
+            assert!(
+                text.split(u8::is_ascii_whitespace)
+                    .filter(|w| !w.is_empty())
+                    .eq(words.split(' ').map(str::as_bytes))
+            );
+        }
         Ok(Request::Rewrap { .. }) => assert!(text.trim_ascii().starts_with(b"rewrap")),
         // It goes into a file that people read, and a log.
         Err(why) => assert!(

@@ -34,7 +34,11 @@ pub(super) struct Audit {
 impl Audit {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        let options = super::check::open_options(&settings);
+        // The history is a chain of its own, which is to be seen above all when something is wrong.
+        let options = vault::OpenOptions {
+            salvage: true,
+            ..super::check::open_options(&settings)
+        };
         let history = vault::Vault::open(&self.vault, &options)?.history()?;
         if self.verify {
             return output::print(&format!(

@@ -3,13 +3,14 @@
 use std::io::{IsTerminal, Read as _, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use crate::daemon::{self, Class, Error};
-use crate::vault::{Failure, OpenOptions, Request, Vault};
+use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault};
 
 /// How long a daemon that has just been unmounted may take to let go of its vault.
 const GRACE: Duration = Duration::from_secs(5);
@@ -24,23 +25,29 @@ pub(super) fn run(
     options: OpenOptions,
     wait: bool,
 ) -> Result<(), Error> {
+    let stop = daemon::interruptions()?;
     let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
     if let Ok(Some(mount)) = mount
         && mount.is_secretfs()
     {
-        return by_mount(&mount.point, request, &options, wait);
+        return by_mount(&mount.point, request, &options, wait, &stop);
     }
     let options = OpenOptions {
         read_only: false,
         ..options
     };
+    let despite = matches!(request, Request::Despite(_));
     let deadline = Instant::now() + GRACE;
     loop {
-        match Vault::open(path, &options) {
-            Ok(vault) => return here(&vault, request),
+        let opened = match despite {
+            true => Vault::open_to_mend(path, &options),
+            false => Vault::open(path, &options),
+        };
+        match opened {
+            Ok(vault) => return here(&vault, request, &stop),
             Err(error) if error.failure() == Failure::Busy => {
                 if let Some(point) = mount_of(path) {
-                    return by_mount(&point, request, &options, wait);
+                    return by_mount(&point, request, &options, wait, &stop);
                 }
                 // Held but not mounted: a daemon is just letting go of it.
                 if Instant::now() > deadline {
@@ -48,27 +55,44 @@ pub(super) fn run(
                 }
                 std::thread::sleep(LOOK_EVERY);
             }
+            Err(error) if error.failure() == Failure::NotAVault => {
+                let shown = path.display();
+                return Err(Error::new(
+                    Class::NotAVault,
+                    format!(
+                        "{shown} is no vault, and nothing is mounted there; name the vault's \
+                         directory, or mount it first ({error})"
+                    ),
+                ));
+            }
             Err(error) => return Err(error.into()),
         }
     }
 }
 
 /// Does the work in this process, on a vault that nobody has mounted for writing.
-fn here(vault: &Vault, request: &Request) -> Result<(), Error> {
+fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error> {
     let mut shown = Shown::new(request.name());
-    if vault.progress().is_some() {
+    let earlier = vault.progress();
+    let joins = earlier.as_ref();
+    let joins = joins.is_some_and(|earlier| *request == Request::Despite(earlier.change));
+    if earlier.is_some() && !joins {
         shown.say("an earlier rotation was not finished; it goes first");
-        follow(vault, &mut shown)?;
+        follow(vault, &mut shown, stop)?;
     }
     vault.begin(request)?;
-    follow(vault, &mut shown)?;
+    follow(vault, &mut shown, stop)?;
     shown.end();
     super::output::print(&format!("{}: done\n", request.name()))
 }
 
-fn follow(vault: &Vault, shown: &mut Shown) -> Result<(), Error> {
+fn follow(vault: &Vault, shown: &mut Shown, stop: &AtomicBool) -> Result<(), Error> {
+    let go_on = || match stop.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
     let ended = std::thread::scope(|scope| {
-        let drive = scope.spawn(|| vault.drive(&|| ControlFlow::Continue(())));
+        let drive = scope.spawn(|| vault.drive(&go_on));
         while !drive.is_finished() {
             if let Some(progress) = vault.progress() {
                 let phase = serde_json::to_value(progress.phase).unwrap_or_default();
@@ -83,13 +107,51 @@ fn follow(vault: &Vault, shown: &mut Shown) -> Result<(), Error> {
         drive.join()
     });
     match ended {
-        Ok(result) => Ok(result.map(drop)?),
+        Ok(Ok(Outcome::Done)) => Ok(()),
+        Ok(Ok(Outcome::Stopped)) => Err(Error::new(
+            Class::Interrupted,
+            "interrupted; what was begun goes on with the next mount for writing, or the next \
+             command on the vault",
+        )),
+        Ok(Err(error)) => match vault.progress() {
+            Some(progress) if progress.blocked => Err(Error::new(
+                Class::Integrity,
+                blocked(progress.change, &error, progress.damaged, &progress.records),
+            )),
+            _ => Err(error.into()),
+        },
         Err(_) => Err(Error::new(Class::Internal, "the rotation has panicked")),
     }
 }
 
+/// What is in the way, and what can be done.
+fn blocked(
+    change: impl std::fmt::Display,
+    trouble: impl std::fmt::Display,
+    count: u64,
+    records: &[String],
+) -> String {
+    const SHOWN: usize = 10;
+    let named = records[..records.len().min(SHOWN)].join(", ");
+    let more = match count.saturating_sub(SHOWN as u64) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let records = match count {
+        0 => String::new(),
+        _ => format!(" (in the way: {named}{more})"),
+    };
+    format!("{change} is blocked: {trouble}{records}; {BLOCKED}")
+}
+
 /// Asks the daemon of a mount.
-fn by_mount(point: &Path, request: &Request, pins: &OpenOptions, wait: bool) -> Result<(), Error> {
+fn by_mount(
+    point: &Path,
+    request: &Request,
+    pins: &OpenOptions,
+    wait: bool,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
     let control = point.join(".secretfs/control");
     let now = status(point)?;
     must_be_the_one(point, &now, pins)?;
@@ -100,7 +162,16 @@ fn by_mount(point: &Path, request: &Request, pins: &OpenOptions, wait: bool) -> 
         .write(true)
         .open(&control)
         .and_then(|mut file| file.write_all(request.to_string().as_bytes()));
-    if let Err(error) = written {
+    let joined = match &written {
+        Ok(()) if matches!(request, Request::Despite(_)) => !now["rotation"].is_null(),
+        Err(error) if wait && error.raw_os_error() == Some(nix::libc::EBUSY) => {
+            status(point).is_ok_and(|status| is_same(&status["rotation"]["change"], request))
+        }
+        _ => false,
+    };
+    if let Err(error) = written
+        && !joined
+    {
         let why = match last_words(&control) {
             Some(words) if error.raw_os_error() != Some(nix::libc::EBUSY) => words,
             _ => error.to_string(),
@@ -120,12 +191,23 @@ fn by_mount(point: &Path, request: &Request, pins: &OpenOptions, wait: bool) -> 
         ));
     }
     let mut shown = Shown::new(request.name());
+    if joined {
+        shown.say("one is under way already; this waits for its end");
+    }
+    let mut entered = Value::Null;
     loop {
+        if stop.load(Ordering::Relaxed) {
+            return fail(
+                Class::Interrupted,
+                format!("interrupted; {} goes on in the mount", request.name()),
+            );
+        }
         let status = status(point)?;
         let rotation = &status["rotation"];
         if rotation.is_null() {
             break;
         }
+        entered = rotation["to"].clone();
         let number = |name: &str| rotation[name].as_u64().unwrap_or_default();
         let phase = rotation["phase"].as_str().unwrap_or_default();
         let trouble = rotation["trouble"].as_str();
@@ -134,16 +216,17 @@ fn by_mount(point: &Path, request: &Request, pins: &OpenOptions, wait: bool) -> 
             Some(trouble) => shown.say(trouble),
         }
         if let (Some(trouble), true) = (trouble, rotation["blocked"] == true) {
-            return fail(
-                Class::Integrity,
-                format!("{} is blocked: {trouble}", request.name()),
-            );
+            return fail(Class::Integrity, blocked_as_told(rotation, trouble));
         }
         std::thread::sleep(LOOK_EVERY);
     }
     shown.end();
     let status = status(point)?;
-    if ended(&status, request) == before {
+    let done = match joined {
+        true => entered.is_null() || status["active_generation"] == entered,
+        false => ended(&status, request) != before,
+    };
+    if !done {
         return fail(
             Class::Failed,
             format!(
@@ -188,10 +271,21 @@ fn must_be_the_one(point: &Path, status: &Value, pins: &OpenOptions) -> Result<(
     Ok(())
 }
 
+/// Whether what is under way is what is asked for.
+fn is_same(change: &Value, request: &Request) -> bool {
+    let anywhere = match request {
+        Request::Rewrap { to, .. } => to.is_empty(),
+        Request::Rotate | Request::Reencrypt | Request::Despite(_) => true,
+    };
+    anywhere && *change == request.name()
+}
+
 /// What is another once a rotation of this kind has ended well.
 fn ended(status: &Value, request: &Request) -> Value {
     match request {
-        Request::Rotate | Request::Reencrypt => status["active_generation"].clone(),
+        Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
+            status["active_generation"].clone()
+        }
         Request::Rewrap { .. } => status["events"].clone(),
     }
 }
@@ -221,12 +315,33 @@ fn running(status: &Value) -> String {
         return String::new();
     };
     if let (Some(trouble), true) = (rotation["trouble"].as_str(), rotation["blocked"] == true) {
-        return format!("{change} is under way, and blocked: {trouble}");
+        return format!(
+            "{change} is under way; {}",
+            blocked_as_told(rotation, trouble)
+        );
     }
+    let now = std::time::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default()
+        .as_secs();
+    let began = rotation["started"].as_u64().unwrap_or(now);
     format!(
-        "{change} is under way, {} of {} keys done; wait until it has ended",
-        rotation["done"], rotation["total"]
+        "{change} is under way since {} s, {} of {} keys done; wait until it has ended",
+        now.saturating_sub(began),
+        rotation["done"],
+        rotation["total"]
     )
+}
+
+/// What is in the way of a mount's rotation.
+fn blocked_as_told(rotation: &Value, trouble: &str) -> String {
+    let records = rotation["records"].as_array().into_iter().flatten();
+    let records: Vec<_> = records
+        .filter_map(|r| r.as_str().map(str::to_owned))
+        .collect();
+    let change = rotation["change"].as_str().unwrap_or_default();
+    let count = rotation["damaged"].as_u64().unwrap_or_default();
+    blocked(change, trouble, count, &records)
 }
 
 /// What the daemon says of the last command.

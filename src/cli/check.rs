@@ -13,6 +13,12 @@ use super::output;
 ///
 /// Opens and verifies every record and recomputes all sums. Changes nothing, and may run while the
 /// vault is mounted. Exits with code 6 when anything is not what was written.
+///
+/// With --repair, what is damaged is moved out of the way of everything else: a file that has lost
+/// part of its content, and what has lost its name, go to `lost+found` in the vault; records that do
+/// not open go, as they are, to a file beside the vault. What it did is printed, and stands in the
+/// key-management history. What was replayed cannot be told from what was not: the vault is taken as
+/// it is. Nobody may have it mounted for writing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
     /// The vault's directory
@@ -22,6 +28,10 @@ pub(super) struct Check {
     #[arg(long)]
     json: bool,
 
+    /// Move what is damaged aside
+    #[arg(long)]
+    repair: bool,
+
     #[command(flatten)]
     flags: Flags<ForOpen>,
 }
@@ -29,14 +39,31 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        let report = vault::check(&self.vault, &open_options(&settings))?;
-        output::show(&report, self.json)?;
-        match report.problem_count {
+        let options = open_options(&settings);
+        let (found, remedy) = match self.repair {
+            true => {
+                let report = vault::repair(&self.vault, &options)?;
+                output::show(&report, self.json)?;
+                (
+                    report.check.problem_count,
+                    "what is left cannot be repaired: restore it from a backup",
+                )
+            }
+            false => {
+                let report = vault::check(&self.vault, &options)?;
+                output::show(&report, self.json)?;
+                (
+                    report.problem_count,
+                    "restore it from a backup, or see what --repair does",
+                )
+            }
+        };
+        match found {
             0 => Ok(()),
             found => Err(Error::new(
                 Class::Integrity,
                 format!(
-                    "{} is damaged or was tampered with: {found} problem{}, listed above; restore it from a backup",
+                    "{} is damaged or was tampered with: {found} problem{}, listed above; {remedy}",
                     self.vault.display(),
                     if found == 1 { "" } else { "s" }
                 ),

@@ -62,17 +62,24 @@ pub(super) fn show_line(result: &impl Serialize, json: bool) -> Result<(), Error
 }
 
 fn write_lines(text: &mut String, value: &Value, depth: usize) {
+    write_member(text, "", value, depth);
+}
+
+fn write_member(text: &mut String, of: &str, value: &Value, depth: usize) {
     let indent = "  ".repeat(depth);
     match value {
         Value::Object(members) => {
             for (name, member) in members {
-                let shown = moment(name, member).or_else(|| scalar(member));
+                // Its members are named by kinds of rotations.
+                let what = if of == "last_rotations" { "at" } else { name };
+                let shown = moment(what, member).or_else(|| scalar(member));
+                let key = name;
                 let name = name.replace('_', " ");
                 match shown {
                     Some(shown) => drop(writeln!(text, "{indent}{name}: {shown}")),
                     None => {
                         let _ = writeln!(text, "{indent}{name}:");
-                        write_lines(text, member, depth + 1);
+                        write_member(text, key, member, depth + 1);
                     }
                 }
             }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::daemon::Error;
+use crate::keyring::ChangeKind;
 use crate::vault::Request;
 
 use super::flags::{Flags, ForOpen};
@@ -23,6 +24,14 @@ pub(super) struct Reencrypt {
     #[arg(long)]
     wait: bool,
 
+    /// Remove the old master key although records do not open
+    ///
+    /// For when one that is damaged keeps a key alive that must go, and `check --repair` is no way:
+    /// what stands under the old key then never opens again. The history says what that was. Goes
+    /// on with one that is blocked, or begins one.
+    #[arg(long)]
+    retire_despite: bool,
+
     #[command(flatten)]
     flags: Flags<ForOpen>,
 }
@@ -31,6 +40,10 @@ impl Reencrypt {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
         let options = super::check::open_options(&settings);
-        super::change::run(&self.path, &Request::Reencrypt, options, self.wait)
+        let request = match self.retire_despite {
+            true => Request::Despite(ChangeKind::Reencrypt),
+            false => Request::Reencrypt,
+        };
+        super::change::run(&self.path, &request, options, self.wait)
     }
 }

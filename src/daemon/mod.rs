@@ -22,6 +22,7 @@ pub use harden::{Locked, Protection};
 pub use mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
 pub use panics::{caught, install_hook};
 pub use plan::{Request, Target, check as plan};
+pub(crate) use signals::interruptions;
 pub use start::mount;
 pub use sys::ignore_file_size_signal;
 pub use unmount::unmount;

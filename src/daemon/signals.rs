@@ -36,6 +36,26 @@ pub(crate) fn block() -> Result<(), Error> {
         .map_err(|e| Error::new(Class::System, format!("cannot block signals: {e}")))
 }
 
+/// For commands that stop in good order: true once one of these signals came. The second ends the
+/// process at once. To be called before other threads are started.
+pub(crate) fn interruptions() -> Result<Arc<AtomicBool>, Error> {
+    block()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mine = Arc::clone(&stop);
+    let watch = move || {
+        while handled().wait().is_ok() {
+            if mine.swap(true, Ordering::Relaxed) {
+                std::process::exit(1);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(watch)
+        .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
+    Ok(stop)
+}
+
 /// What the watching thread must know of the daemon's state.
 #[derive(Default)]
 pub(crate) struct Watch {

@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
-use crate::vault::{Failure, Outcome, Request, Timestamp, Vault, VaultError};
+use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError};
 
 use super::{Done, Errno, FileSystem};
 
@@ -24,8 +25,8 @@ const BEGIN_AGAIN: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What the file shows before there was a command.
-const HELP: &str =
-    "no command yet; write one of: rotate, reencrypt, rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
+const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
+     does not open), rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
 
 /// Takes a command apart.
 ///
@@ -41,7 +42,13 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
         Some(name @ ("rotate" | "reencrypt")) => match words.next() {
             None if name == "rotate" => Ok(Request::Rotate),
             None => Ok(Request::Reencrypt),
-            Some(_) => Err(format!("`{name}` takes no arguments")),
+            Some("--retire-despite") if words.next().is_none() => {
+                Ok(Request::Despite(match name {
+                    "rotate" => ChangeKind::Rotate,
+                    _ => ChangeKind::Reencrypt,
+                }))
+            }
+            Some(_) => Err(format!("`{name}` takes no argument but --retire-despite")),
         },
         Some("rewrap") => {
             let mut leave_aws = false;
@@ -156,7 +163,7 @@ impl Shared {
                 Ok(Outcome::Stopped) => return,
                 // Asking again would find the same.
                 Err(error) if error.failure() == Failure::Integrity => {
-                    tracing::error!("the rotation is blocked: {error}");
+                    tracing::error!("the rotation is blocked: {error}; {BLOCKED}");
                     not_before = Instant::now() + LONGEST_WAIT;
                     None
                 }
@@ -282,6 +289,8 @@ mod tests {
     #[test]
     fn commands_are_taken_apart_and_anything_else_is_refused_in_words() {
         assert_eq!(parse(b"rotate\n"), Ok(Request::Rotate));
+        let despite = Request::Despite(ChangeKind::Reencrypt);
+        assert_eq!(parse(despite.to_string().as_bytes()), Ok(despite));
         let to = vec!["local-kms://b".parse().expect("a URI")];
         assert_eq!(
             parse(b"rewrap  local-kms://b\n"),
@@ -294,6 +303,7 @@ mod tests {
             &b""[..],
             b"\n",
             b"rotate now",
+            b"rotate --retire-despite now",
             b"rewrap nonsense",
             b"\xff",
             &[b'r'; 5000],

@@ -51,7 +51,7 @@ impl From<&VaultError> for Errno {
                 KeyringError::Memory(_) => libc::ENOMEM,
                 KeyringError::Integrity(_)
                 | KeyringError::Newer { .. }
-                | KeyringError::UnknownGeneration(_)
+                | KeyringError::UnknownGeneration(..)
                 | KeyringError::Random(_)
                 | KeyringError::Seal(_) => libc::EIO,
             },

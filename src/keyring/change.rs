@@ -239,6 +239,30 @@ impl Keyring {
         ))
     }
 
+    /// The same although `count` records, of which `records` names some, do not open and may stand
+    /// under it.
+    ///
+    /// # Errors
+    /// As for [`retire`](Self::retire).
+    pub fn retire_despite(
+        &mut self,
+        count: u64,
+        records: Vec<String>,
+        now: i64,
+    ) -> Result<EventRow, KeyringError> {
+        let change = self.change_in(&[ChangePhase::Verifying])?.clone();
+        self.drop_generation(change.from);
+        self.enter(ChangePhase::Retired);
+        Ok(self.record(
+            now,
+            EventKind::RetiredDespite {
+                generation: change.from,
+                count,
+                records,
+            },
+        ))
+    }
+
     /// Replaces the wraps of the active master key: the one durable state of a rewrap, but for
     /// what is to be scrubbed from the medium.
     ///
@@ -254,7 +278,7 @@ impl Keyring {
             .generations
             .iter_mut()
             .find(|g| g.number == active)
-            .ok_or(KeyringError::UnknownGeneration(active))?;
+            .ok_or_else(|| KeyringError::unknown(active, "the keyring record"))?;
         let old = std::mem::replace(&mut generation.wraps, wraps);
         if let Some(first) = generation.wraps.first() {
             self.unlocked_by.clone_from(&first.uri);
@@ -306,7 +330,7 @@ impl Keyring {
         let mut generations = self.body.generations.iter();
         generations
             .find(|g| g.number == number)
-            .ok_or(KeyringError::UnknownGeneration(number))
+            .ok_or_else(|| KeyringError::unknown(number, "the keyring record"))
     }
 
     fn drop_generation(&mut self, number: u64) {

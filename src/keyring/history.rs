@@ -84,6 +84,23 @@ pub enum EventKind {
         /// The generation in use.
         generation: u64,
     },
+    /// A master key was removed because somebody insisted: records that do not open may have stood
+    /// under it.
+    RetiredDespite {
+        /// Its generation.
+        generation: u64,
+        /// How many there are.
+        count: u64,
+        /// Some of them.
+        records: Vec<String>,
+    },
+    /// Records that do not open, or do not fit, were taken out or moved.
+    Repaired {
+        /// Number of deeds.
+        count: u64,
+        /// Some of them.
+        done: Vec<String>,
+    },
 }
 
 impl HistoryHead {

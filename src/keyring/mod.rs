@@ -50,8 +50,8 @@ pub enum KeyringError {
     #[error(transparent)]
     Kms(#[from] KmsError),
     /// A record is wrapped under a generation that the keyring does not name.
-    #[error("master key generation {0} is not in the keyring")]
-    UnknownGeneration(u64),
+    #[error("{1} is under master key generation {0}, which is not in the keyring")]
+    UnknownGeneration(u64, String),
     /// The keyring is not in the state that a step begins from.
     #[error("the keyring has changed meanwhile; look at `secretfs status` and ask again")]
     OutOfStep,
@@ -69,6 +69,11 @@ pub enum KeyringError {
 impl KeyringError {
     pub(crate) fn integrity(why: impl std::fmt::Display) -> Self {
         Self::Integrity(why.to_string())
+    }
+
+    /// What stands under a generation that the keyring does not name.
+    pub(crate) fn unknown(generation: u64, what: impl std::fmt::Display) -> Self {
+        Self::UnknownGeneration(generation, what.to_string())
     }
 }
 
@@ -214,7 +219,7 @@ impl UnverifiedKeyring {
         let active = self.active()?.number;
         let key = keys
             .get(&active)
-            .ok_or(KeyringError::UnknownGeneration(active))?;
+            .ok_or_else(|| KeyringError::unknown(active, "the keyring record"))?;
         self.must_be_authentic(active, key)?;
         Ok(Keyring {
             active,
@@ -465,20 +470,20 @@ impl Keyring {
             role,
             generation,
         };
-        let key = match self
-            .live(generation)?
-            .wrap
-            .open(self.vault, context, wrapped)
-        {
+        let what = || match role {
+            Role::Metadata => format!("the wrapped key of node {node}"),
+            Role::Content { version } => {
+                format!("the wrapped key of version {version} of node {node}")
+            }
+        };
+        let live = self.keys.get(&generation);
+        let live = live.ok_or_else(|| KeyringError::unknown(generation, what()))?;
+        let key = match live.wrap.open(self.vault, context, wrapped) {
             Ok(key) => SecretKey::from_slice(&key),
             Err(OpenFailure::Open(_)) => None,
             Err(OpenFailure::Memory(error)) => return Err(error.into()),
         };
-        key.ok_or_else(|| {
-            KeyringError::integrity(format!(
-                "the wrapped key of node {node} does not authenticate"
-            ))
-        })
+        key.ok_or_else(|| KeyringError::integrity(format!("{} does not authenticate", what())))
     }
 
     /// Adds an event to the history and raises the sequence; returns the event's number and bytes,
@@ -492,7 +497,7 @@ impl Keyring {
         self.keys
             .get(&generation)
             .map(|key| &**key)
-            .ok_or(KeyringError::UnknownGeneration(generation))
+            .ok_or_else(|| KeyringError::unknown(generation, "a data key"))
     }
 }
 

@@ -106,6 +106,8 @@ pub trait Read {
     fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError>;
     /// One sealed chunk.
     fn chunk(&mut self, key: ChunkKey) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Every row that says that it is this chunk, wherever it is. Looks at all chunks: for repairs.
+    fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError>;
     /// Nodes registered for reaping, ascending, at most `limit` greater than `after`.
     fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError>;
     /// Events from sequence `from` on, in order.
@@ -202,6 +204,8 @@ pub trait Write: Read {
     ) -> Result<(), StoreError>;
     /// Removes a version and all its chunks; not an error when there is none.
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
+    /// Removes the chunks that no version owns; how many there were.
+    fn delete_stray_chunks(&mut self) -> Result<u64, StoreError>;
     /// Registers a node for reaping.
     fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError>;
     /// Takes a node off the list for reaping.

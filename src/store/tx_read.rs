@@ -171,6 +171,20 @@ impl Read for Tx {
         )
     }
 
+    fn chunk_copies(
+        &mut self,
+        (node, version, index): ChunkKey,
+    ) -> Result<Vec<Vec<u8>>, StoreError> {
+        // More are somebody's attempt to keep us busy.
+        let sql = "SELECT node, version, idx, sealed FROM chunk \
+                   WHERE node = ?1 AND version = ?2 AND idx = ?3 AND length(sealed) <= ?4 LIMIT 64";
+        let most = rows(schema::MAX_CHUNK);
+        let params = (key(node)?, key(version)?, index, most);
+        self.many("cannot look for a chunk", sql, params, |row| {
+            chunk_of(row, 0, (node, version, index))
+        })
+    }
+
     fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError> {
         let what = "cannot list the orphans";
         let take = |row: &Row<'_>| hostile::id(row, 0);

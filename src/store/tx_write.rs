@@ -288,6 +288,16 @@ impl Write for Tx {
         })
     }
 
+    fn delete_stray_chunks(&mut self) -> Result<u64, StoreError> {
+        self.change("cannot remove chunks", |tx| {
+            // By the numbers that reading goes by.
+            let sql = "DELETE FROM chunk WHERE NOT EXISTS (SELECT 1 FROM version AS v \
+                       WHERE v.node = chunk.node AND v.version = chunk.version \
+                       AND v.first_chunk > 0 AND chunk.id - v.first_chunk = chunk.idx)";
+            Ok(tx.execute(sql, [])? as u64)
+        })
+    }
+
     fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
         self.change("cannot register an orphan", |tx| {
             let sql = "INSERT INTO orphan (id) VALUES (?1) ON CONFLICT (id) DO NOTHING";

@@ -75,22 +75,31 @@ pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultErr
         salvage: true,
         ..options.clone()
     };
-    let vault = Vault::open(path, &options)?;
-    vault.read(|records| {
-        let keyring = vault.keyring();
-        vault.must_be_current(records, &keyring)?;
-        let system = vault.system_in(records)?;
-        let mut check = Check {
-            system: &system,
-            keyring: &keyring,
-            report: CheckReport::default(),
-            nodes: HashMap::new(),
-            recount: State::empty(ROOT),
-        };
-        check.report.vault = check.id().to_string();
-        check.run(records)?;
-        Ok(check.report)
-    })
+    Vault::open(path, &options)?.check()
+}
+
+impl Vault {
+    /// Checks all that is stored.
+    ///
+    /// # Errors
+    /// As for [`check`].
+    pub(super) fn check(&self) -> Result<CheckReport, VaultError> {
+        self.read(|records| {
+            let keyring = self.keyring();
+            self.must_be_current(records, &keyring)?;
+            let system = self.system_in(records)?;
+            let mut check = Check {
+                system: &system,
+                keyring: &keyring,
+                report: CheckReport::default(),
+                nodes: HashMap::new(),
+                recount: State::empty(ROOT),
+            };
+            check.report.vault = check.id().to_string();
+            check.run(records)?;
+            Ok(check.report)
+        })
+    }
 }
 
 /// What has to fit what is said elsewhere.

@@ -85,10 +85,12 @@ impl Chronicle {
             EventKind::ChangeStarted { to, .. } => {
                 self.newest_generation = self.newest_generation.max(*to);
             }
-            EventKind::Retired { generation } => self.retired.push(RetiredGeneration {
-                generation: *generation,
-                retired: event.at,
-            }),
+            EventKind::Retired { generation } | EventKind::RetiredDespite { generation, .. } => {
+                self.retired.push(RetiredGeneration {
+                    generation: *generation,
+                    retired: event.at,
+                })
+            }
             EventKind::ChangeFinished { change, .. } => {
                 self.finished.insert(*change, event.at);
             }
@@ -96,7 +98,8 @@ impl Chronicle {
             | EventKind::RollbackAccepted { .. }
             | EventKind::Activated { .. }
             | EventKind::ChangeAbandoned { .. }
-            | EventKind::Rewrapped { .. } => {}
+            | EventKind::Rewrapped { .. }
+            | EventKind::Repaired { .. } => {}
         }
         self.last = Some(event);
     }

@@ -9,10 +9,19 @@ use super::node::Node;
 use super::{Vault, VaultError};
 
 /// What a data key belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Key {
     Node(NodeId),
     Version(NodeId, u64),
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Node(node) => write!(f, "node {node}"),
+            Key::Version(node, version) => write!(f, "version {version} of node {node}"),
+        }
+    }
 }
 
 /// Hands all records that carry data keys to `take`, in order.
@@ -100,7 +109,8 @@ impl Vault {
         }
         Err(VaultError::Integrity(format!(
             "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
-             {entries}, and their sums differ; `secretfs check` names what does not fit",
+             {entries}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
+             moves it aside",
             said.entries,
         )))
     }

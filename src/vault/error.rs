@@ -116,7 +116,7 @@ impl VaultError {
                 | StoreErrorKind::Io => Failure::Failed,
             },
             VaultError::Keyring(error) => match error {
-                KeyringError::Integrity(_) | KeyringError::UnknownGeneration(_) => {
+                KeyringError::Integrity(_) | KeyringError::UnknownGeneration(..) => {
                     Failure::Integrity
                 }
                 // A URI that nobody pinned is how an attacker would have us use her key.

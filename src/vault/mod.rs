@@ -24,6 +24,7 @@ mod node;
 mod open;
 mod ops;
 mod reading;
+mod repair;
 mod rotation;
 mod state;
 mod summary;
@@ -55,7 +56,8 @@ pub use ops::{
     RenameMode,
 };
 pub use reading::{Content, Listing};
-pub use rotation::{Outcome, Phase, Progress, Request};
+pub use repair::{RepairReport, Repairs, repair};
+pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::Tx;
@@ -161,7 +163,7 @@ impl Vault {
             let before = self.keyring().body().sequence;
             let result = store::read(&self.store, &mut body);
             match result {
-                Err(VaultError::Keyring(KeyringError::UnknownGeneration(_)))
+                Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
                     if self.has_newer_keyring(before)? => {}
                 other => return other,
             }

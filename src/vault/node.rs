@@ -173,6 +173,16 @@ impl DirectoryBody {
         (self.entries, self.subdirectories, self.sum) = (0, 0, [0; 32]);
     }
 
+    /// Takes over what does not fit: between what the directory said and what was found of it.
+    pub(super) fn carry(&mut self, said: &Self, found: &Self) {
+        let entries = self.entries.saturating_add(said.entries);
+        self.entries = entries.saturating_sub(found.entries);
+        let mut sum = self.sum();
+        sum.add(&said.sum);
+        sum.remove(&found.sum);
+        self.sum = sum.0;
+    }
+
     pub(super) fn take(&mut self, element: &[u8; 32], is_directory: bool) {
         self.entries = self.entries.saturating_sub(1);
         self.subdirectories = self.subdirectories.saturating_sub(u32::from(is_directory));

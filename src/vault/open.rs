@@ -302,6 +302,24 @@ impl Vault {
                     .into(),
             ));
         }
+        Self::open_as(path, options)
+    }
+
+    /// Opens and unlocks it for writing although what is stored does not fit together: to repair it,
+    /// or to remove a key all the same.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_to_mend(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
+        let options = OpenOptions {
+            read_only: false,
+            salvage: true,
+            ..options.clone()
+        };
+        Self::open_as(path, &options)
+    }
+
+    fn open_as(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
         let path = path.canonicalize().map_err(|e| {
             VaultError::Store(store::StoreError::new(
                 store::StoreErrorKind::NotAVault,
@@ -376,7 +394,7 @@ impl Vault {
         };
         // `check` says what is wrong with the history, too.
         match vault.read_history() {
-            Err(_) if options.salvage => {}
+            Err(_) if options.salvage && options.read_only => {}
             chronicle => *vault.lock_chronicle() = chronicle?,
         }
         if records <= RECOUNT_AT_ONCE && !options.salvage {
@@ -407,7 +425,11 @@ impl Vault {
             };
             self.change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
         }
-        self.reap_orphans()
+        // What does not fit must not decide what goes.
+        match self.salvage {
+            true => Ok(()),
+            false => self.reap_orphans(),
+        }
     }
 
     /// Reads the key-management history and verifies it, as far as the keyring goes.

@@ -4,10 +4,12 @@
 //! what this process remembers, so it does not matter who did the steps before. One at a time
 //! drives. KMS is never asked while a transaction is open.
 
+mod damage;
 mod follow;
 mod migrate;
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,7 @@ use crate::store;
 
 use super::node::Timestamp;
 use super::{Failure, Vault, VaultError};
+use damage::Damage;
 
 /// How long a new key is on offer before it is used: those who read beside have it by then, and
 /// need not wait for it.
@@ -29,6 +32,10 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// And how often at least.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// What can be done about a rotation that is blocked.
+pub const BLOCKED: &str = "restore what is damaged, have `secretfs check --repair` move it aside while \
+                           the vault is not mounted, or give it up with --retire-despite";
+
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -36,6 +43,9 @@ pub enum Request {
     Rotate,
     /// New data keys and a new master key; everything is encrypted anew.
     Reencrypt,
+    /// That one of these two, which is under way or begins now, removes the old master key although
+    /// records do not open.
+    Despite(ChangeKind),
     /// New wraps of the same master key.
     Rewrap {
         /// Under these KMS keys; none: under those that it has.
@@ -51,7 +61,9 @@ impl Request {
         match self {
             Request::Rotate => "rotate",
             Request::Reencrypt => "reencrypt",
-            Request::Rewrap { .. } => "rewrap",
+            Request::Despite(ChangeKind::Rotate) => "rotate",
+            Request::Despite(ChangeKind::Reencrypt) => "reencrypt",
+            Request::Rewrap { .. } | Request::Despite(ChangeKind::Rewrap) => "rewrap",
         }
     }
 }
@@ -60,6 +72,9 @@ impl std::fmt::Display for Request {
     /// As the control file takes it.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())?;
+        if let Request::Despite(_) = self {
+            f.write_str(" --retire-despite")?;
+        }
         if let Request::Rewrap { to, leave_aws } = self {
             if *leave_aws {
                 f.write_str(" --yes-leave-aws")?;
@@ -100,6 +115,10 @@ pub struct Progress {
     pub trouble: Option<String>,
     /// It is not tried again by itself: a record is not what was stored.
     pub blocked: bool,
+    /// Number of records that do not open, or sums that are not right.
+    pub damaged: u64,
+    /// Some of them, by number.
+    pub records: Vec<String>,
 }
 
 /// How a run ended.
@@ -116,6 +135,10 @@ pub enum Outcome {
 pub(super) struct Rotation {
     /// Held by whoever begins or drives one.
     driving: Mutex<()>,
+    /// Somebody insists that the old key goes although records do not open. Not remembered beyond
+    /// this process.
+    despite: AtomicBool,
+    damage: Mutex<Damage>,
     figures: Mutex<Figures>,
     follower: Mutex<bool>,
     /// The keyring record that could not be followed last, by its digest, and why.
@@ -138,6 +161,14 @@ impl Rotation {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn damage(&self) -> MutexGuard<'_, Damage> {
+        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_despite(&self) -> bool {
+        self.despite.load(Ordering::Relaxed)
+    }
+
     fn drive(&self) -> Option<MutexGuard<'_, ()>> {
         match self.driving.try_lock() {
             Ok(guard) => Some(guard),
@@ -157,6 +188,7 @@ impl Vault {
         let keyring = self.keyring();
         let change = keyring.body().change.clone()?;
         let figures = self.rotation.figures().clone();
+        let damage = self.rotation.damage().clone();
         let rate = figures.since.map_or(0.0, |(since, done)| {
             figures.done.saturating_sub(done) as f64 / since.elapsed().as_secs_f64().max(1e-3)
         });
@@ -175,6 +207,8 @@ impl Vault {
             eta_seconds,
             trouble: figures.trouble,
             blocked: figures.blocked,
+            damaged: damage.count,
+            records: damage.named,
         })
     }
 
@@ -188,6 +222,16 @@ impl Vault {
         if self.is_read_only() {
             return Err(VaultError::ReadOnly);
         }
+        if matches!(request, Request::Despite(_)) && self.condemned.load(Ordering::Relaxed) {
+            return Err(VaultError::Integrity(
+                "nothing of a vault is read of which part was replayed, inserted or deleted; unmount \
+                 it, and give this command the vault's directory"
+                    .into(),
+            ));
+        }
+        if self.insists(request) {
+            return Ok(());
+        }
         if self.keyring().body().change.is_some() {
             return Err(self.busy());
         }
@@ -200,11 +244,17 @@ impl Vault {
         // Whoever begins must be able to go back to the copies that exist.
         keyring.prove_active(&self.kms)?;
         *self.rotation.figures() = Figures::default();
+        *self.rotation.damage() = Damage::default();
+        let despite = matches!(request, Request::Despite(_));
+        self.rotation.despite.store(despite, Ordering::Relaxed);
         match request {
-            Request::Rotate | Request::Reencrypt => {
-                let kind = match *request == Request::Reencrypt {
-                    true => ChangeKind::Reencrypt,
-                    false => ChangeKind::Rotate,
+            Request::Despite(ChangeKind::Rewrap) => Err(VaultError::Invalid),
+            Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
+                let kind = match request {
+                    Request::Reencrypt | Request::Despite(ChangeKind::Reencrypt) => {
+                        ChangeKind::Reencrypt
+                    }
+                    _ => ChangeKind::Rotate,
                 };
                 let number = self.lock_chronicle().newest_generation.saturating_add(1);
                 let new =
@@ -242,6 +292,18 @@ impl Vault {
         }
     }
 
+    /// Whether `request` is to insist on the rotation that is under way.
+    fn insists(&self, request: &Request) -> bool {
+        let change = self.keyring().body().change.clone();
+        let joins = change.is_some_and(|change| *request == Request::Despite(change.kind));
+        if joins {
+            self.rotation.despite.store(true, Ordering::Relaxed);
+            // It is no longer, until it is again.
+            self.note_trouble(None);
+        }
+        joins
+    }
+
     /// Whether a rotation is under way.
     pub fn is_rotating(&self) -> bool {
         self.keyring().body().change.is_some()
@@ -259,11 +321,15 @@ impl Vault {
     fn busy(&self) -> VaultError {
         VaultError::Busy(match self.progress() {
             Some(p) => format!(
-                "{} is under way since {} s, {} of {} keys done; wait until it has ended",
+                "{} is under way since {} s, {} of {} keys done; {}",
                 p.change,
                 now().saturating_sub(p.started).max(0),
                 p.done,
-                p.total
+                p.total,
+                match (p.blocked, p.trouble) {
+                    (true, Some(trouble)) => format!("it is blocked: {trouble}; {BLOCKED}"),
+                    _ => "wait until it has ended".into(),
+                }
             ),
             None => "another rotation is just being begun; wait until it has ended".into(),
         })
@@ -278,6 +344,7 @@ impl Vault {
     pub fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
         let _driving = self.rotation.drive().ok_or_else(|| self.busy())?;
         self.note_trouble(None);
+        *self.rotation.damage() = Damage::default();
         while let Some(change) = self.keyring().body().change.clone() {
             if go_on().is_break() {
                 return Ok(Outcome::Stopped);
@@ -366,12 +433,25 @@ impl Vault {
         if self.verify(change, go_on)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
+        let damage = self.rotation.damage().clone();
+        match damage.first() {
+            Some(error) if !self.rotation.is_despite() => return Err(error),
+            Some(error) => tracing::warn!(
+                "{} records do not open, and the old key is removed all the same: {error}",
+                damage.count
+            ),
+            None => {}
+        }
         let left = std::cell::Cell::new(0);
         let retired = self.change_keyring(
-            |keyring| Ok(Some(keyring.retire(now())?)),
+            |keyring| {
+                Ok(Some(match damage.count {
+                    0 => keyring.retire(now())?,
+                    count => keyring.retire_despite(count, damage.named.clone(), now())?,
+                }))
+            },
             |records| {
-                let (under, total) = records.keys_under(change.to)?;
-                left.set(total - under);
+                left.set(damage.others_left(records, change.to)?);
                 match left.get() {
                     0 => Ok(()),
                     left => Err(VaultError::Busy(format!(
@@ -404,6 +484,8 @@ impl Vault {
         }
         die_at!("scrub-after");
         self.change_keyring(|keyring| Ok(Some(keyring.finish(now())?)), |_| Ok(()))?;
+        self.rotation.despite.store(false, Ordering::Relaxed);
+        *self.rotation.damage() = Damage::default();
         Ok(ControlFlow::Continue(()))
     }
 

@@ -79,6 +79,17 @@ impl State {
         });
     }
 
+    /// Takes over what does not fit: between what was said and what was found.
+    pub(super) fn carry(&mut self, said: &State, found: &State) {
+        let over = |to: u64, said: u64, found: u64| to.saturating_add(said).saturating_sub(found);
+        self.nodes = over(self.nodes, said.nodes, found.nodes);
+        self.versions = over(self.versions, said.versions, found.versions);
+        self.change(|sum| {
+            sum.add(&said.sum);
+            sum.remove(&found.sum);
+        });
+    }
+
     /// Compares with a recount.
     ///
     /// # Errors
@@ -90,7 +101,7 @@ impl State {
         Err(VaultError::Integrity(format!(
             "nodes or versions were replayed, inserted or deleted: the vault's state record \
              counts {} nodes and {} versions, found are {} and {}, and their sums differ; \
-             `secretfs check` names what does not fit",
+             `secretfs check` names what does not fit, `secretfs check --repair` moves it aside",
             self.nodes, self.versions, recount.nodes, recount.versions,
         )))
     }

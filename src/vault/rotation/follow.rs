@@ -79,7 +79,7 @@ impl Vault {
             .map(|(h, k)| UnverifiedKeyring::parse(&h, &k));
         match stored.transpose()? {
             Some(stored) if stored.sequence() == keyring.body().sequence => Ok(()),
-            _ => Err(KeyringError::UnknownGeneration(0).into()),
+            _ => Err(KeyringError::unknown(0, "the snapshot").into()),
         }
     }
 

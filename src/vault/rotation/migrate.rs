@@ -1,6 +1,6 @@
 //! Re-wrapping every data key, and showing that none is left.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use crate::keyring::Change;
 use crate::store::{Durability, NodeId};
 
 use super::super::node::{Node, SYSTEM};
-use super::super::{Job, Key, Tx, Vault, VaultError, content};
+use super::super::{Failure, Job, Key, Tx, Vault, VaultError, content};
+use super::damage::Damage;
 
 /// Keys looked for in one read.
 const BATCH: usize = 256;
@@ -16,10 +17,11 @@ const BATCH: usize = 256;
 const SLICE: Duration = Duration::from_millis(20);
 
 impl Key {
-    fn migrate(self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
+    /// Whether something of it had to be left behind.
+    fn migrate(self, tx: &mut Tx<'_>, despite: bool) -> Result<bool, VaultError> {
         match self {
-            Key::Node(node) => tx.migrate_node(node),
-            Key::Version(node, version) => tx.migrate_version(node, version),
+            Key::Node(node) => tx.migrate_node(node, despite),
+            Key::Version(node, version) => tx.migrate_version(node, version).map(|()| false),
         }
     }
 }
@@ -38,7 +40,7 @@ impl Vault {
             (figures.done, figures.total) = (under, total);
             figures.since = Some((Instant::now(), under));
         }
-        let mut failed = None;
+        let mut damage = Damage::default();
         let mut after = None;
         loop {
             let nodes = self.read(|r| Ok(r.nodes_not_under(change.to, after, BATCH)?))?;
@@ -46,7 +48,7 @@ impl Vault {
             let waits = |node: &&NodeId| **node == SYSTEM && self.keyring().renews_data_keys();
             let now = nodes.iter().filter(|node| !waits(node));
             let keys: Vec<_> = now.map(|node| Key::Node(*node)).collect();
-            if self.rewrap_all(&keys, &mut failed, go_on)?.is_break() {
+            if self.rewrap_all(&keys, &mut damage, go_on)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             after = nodes.last().copied();
@@ -61,7 +63,7 @@ impl Vault {
                 .iter()
                 .map(|(node, version)| Key::Version(*node, *version))
                 .collect();
-            if self.rewrap_all(&keys, &mut failed, go_on)?.is_break() {
+            if self.rewrap_all(&keys, &mut damage, go_on)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             after = versions.last().copied();
@@ -70,22 +72,29 @@ impl Vault {
             }
         }
         self.sync()?;
-        if let Some(error) = failed {
-            // All others are done: one bad record keeps no more than itself under the old key.
+        if let Some(error) = damage.passing.take() {
             return Err(error);
         }
+        let error = damage.first();
+        *self.rotation.damage() = damage;
+        let despite = self.rotation.is_despite();
+        match error {
+            // All others are done: one bad record keeps no more than itself under the old key.
+            Some(error) if !despite => return Err(error),
+            _ => {}
+        }
         if self.keyring().renews_data_keys() {
-            self.renew_system(change.to)?;
+            self.renew_system(change.to, despite)?;
         }
         Ok(ControlFlow::Continue(()))
     }
 
     /// Re-wraps `keys` in transactions that end in time. What does not authenticate is passed over;
-    /// `failed` keeps the first of that.
+    /// `damage` names it.
     fn rewrap_all(
         &self,
         keys: &[Key],
-        failed: &mut Option<VaultError>,
+        damage: &mut Damage,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let mut rest = keys;
@@ -94,21 +103,27 @@ impl Vault {
                 return Ok(ControlFlow::Break(()));
             }
             let (begun, taken) = (Cell::new(Instant::now()), Cell::new(0));
+            let left_behind = RefCell::new(Vec::new());
+            let despite = self.rotation.is_despite();
             // Each a job of its own: one that fails leaves nothing half done.
             let mut jobs: Vec<_> = rest
                 .iter()
                 .enumerate()
                 .map(|(at, key)| {
-                    let (begun, taken) = (&begun, &taken);
+                    let (begun, taken, left_behind) = (&begun, &taken, &left_behind);
                     move |tx: &mut Tx<'_>| {
                         if at == 0 {
                             begun.set(Instant::now());
+                            left_behind.borrow_mut().clear();
                         } else if begun.get().elapsed() > SLICE {
                             return Ok(());
                         }
                         taken.set(at + 1);
                         die_at!("migrate-within");
-                        key.migrate(tx)
+                        if key.migrate(tx, despite)? {
+                            left_behind.borrow_mut().push(*key);
+                        }
+                        Ok(())
                     }
                 })
                 .collect();
@@ -116,10 +131,26 @@ impl Vault {
             die_at!("migrate-before");
             let outcomes = self.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
-            if let Some(Err(error)) = outcomes.into_iter().find(Result::is_err) {
-                // Once in a batch: somebody may have forged them all.
-                tracing::error!("a key cannot be replaced: {error}");
-                failed.get_or_insert(error);
+            let mut told = false;
+            for (key, outcome) in rest.iter().zip(outcomes) {
+                match outcome {
+                    Ok(()) => {}
+                    Err(error) if error.failure() == Failure::Integrity => {
+                        // Once in a batch: somebody may have forged them all.
+                        if !std::mem::replace(&mut told, true) {
+                            tracing::error!("a key cannot be replaced: {error}");
+                        }
+                        damage.leave(*key, error);
+                    }
+                    Err(error) => drop(damage.passing.get_or_insert(error)),
+                }
+            }
+            for key in left_behind.into_inner() {
+                let what = format!("entries of {key}");
+                damage.note(
+                    &what,
+                    VaultError::tampered(&what, "are not what was stored"),
+                );
             }
             let taken = taken.get();
             rest = &rest[taken..];
@@ -128,7 +159,8 @@ impl Vault {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Opens every key with the new master key, and recounts the vault.
+    /// Opens every key with the new master key, and recounts the vault. Names what does not open or
+    /// does not fit.
     pub(super) fn verify(
         &self,
         change: &Change,
@@ -140,7 +172,7 @@ impl Vault {
             let batch = self.read(|records| Ok(records.scan_nodes(after, BATCH)?))?;
             for (id, record) in &batch {
                 if record.generation == change.to {
-                    Node::open(&keyring, *id, record)?;
+                    self.verified(Key::Node(*id), Node::open(&keyring, *id, record).map(drop))?;
                 }
             }
             after = batch.last().map(|(id, _)| *id);
@@ -156,7 +188,8 @@ impl Vault {
             let batch = self.read(|records| Ok(records.scan_versions(after, BATCH)?))?;
             for ((node, version), record) in &batch {
                 if record.generation == change.to {
-                    content::must_unwrap(&keyring, *node, *version, record)?;
+                    let unwrapped = content::must_unwrap(&keyring, *node, *version, record);
+                    self.verified(Key::Version(*node, *version), unwrapped)?;
                 }
             }
             after = batch.last().map(|(key, _)| *key);
@@ -167,7 +200,22 @@ impl Vault {
                 return Ok(ControlFlow::Break(()));
             }
         }
-        self.recount()?;
+        self.verified("the sums over all records", self.recount())?;
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Notes an integrity failure, and passes on any other.
+    fn verified(
+        &self,
+        what: impl std::fmt::Display,
+        result: Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        match result {
+            Err(error) if error.failure() == Failure::Integrity => {
+                self.rotation.damage().note(what, error);
+                Ok(())
+            }
+            result => result,
+        }
     }
 }

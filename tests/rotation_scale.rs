@@ -1,0 +1,166 @@
+//! How rotations grow with the vault: their memory does not, and their time is compared with that of
+//! the bare work, in the same run.
+//!
+//! The suite does it with a few secrets and looks at memory alone; `scripts/rotation-scale` does it
+//! with many and shows the figures.
+
+mod support;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use secretfs::crypto::SecretKey;
+use secretfs::crypto::schedule::Role;
+use secretfs::store::Durability;
+use secretfs::vault::{Job, Kind, Publication, ROOT, Request, Tx, Vault};
+use support::layer::{Layer, new_node};
+
+/// Of the suite.
+const SECRETS: usize = 4_000;
+const IN_A_DIRECTORY: usize = 100;
+/// Changed in one transaction.
+const BATCH: usize = 256;
+/// What a vault may take more for being four times as large, in KiB.
+const GROWTH: u64 = 6 << 10;
+
+fn number(name: &str, otherwise: usize) -> usize {
+    let value = std::env::var(name).ok();
+    value.map_or(otherwise, |value| value.parse().expect("a number"))
+}
+
+fn transact(vault: &Vault, durability: Durability, job: Job<'_>) {
+    for outcome in vault.transact(durability, &mut [job]).expect("committed") {
+        outcome.expect("done");
+    }
+}
+
+/// Makes `count` secrets of `size` bytes, a hundred in a directory, a hundred in a transaction; how
+/// long that took.
+fn fill(vault: &Vault, count: usize, size: usize) -> Duration {
+    let began = Instant::now();
+    let content = vec![7; size];
+    for first in (0..count).step_by(IN_A_DIRECTORY) {
+        transact(vault, Durability::Soon, &mut |tx: &mut Tx<'_>| {
+            let name = format!("d{first}");
+            let directory = tx.create(ROOT, name.as_bytes(), &new_node(Kind::Directory, 0o700))?;
+            for n in first..count.min(first + IN_A_DIRECTORY) {
+                let name = format!("s{n}");
+                let file = tx.create(directory, name.as_bytes(), &new_node(Kind::File, 0o600))?;
+                tx.publish(file, &content, Publication::Replacement, None, &[])?;
+            }
+            Ok(())
+        });
+    }
+    vault.sync().expect("synced");
+    began.elapsed()
+}
+
+/// Field of /proc/self/status, in KiB.
+fn memory(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("readable");
+    let line = status.lines().find(|line| line.starts_with(field));
+    let words = line.expect("a line").split_whitespace().nth(1);
+    words.and_then(|word| word.parse().ok()).expect("a number")
+}
+
+/// Runs a rotation to its end: how long, and how much memory it took at most beyond what was there.
+fn rotated(layer: &Layer, request: &Request) -> (Duration, u64) {
+    let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    std::fs::write("/proc/self/clear_refs", "5").expect("the peak is forgotten");
+    let before = memory("VmRSS:");
+    let began = Instant::now();
+    vault.begin(request).expect("begun");
+    vault.drive(&|| ControlFlow::Continue(())).expect("driven");
+    (began.elapsed(), memory("VmHWM:").saturating_sub(before))
+}
+
+fn filled(count: usize, size: usize) -> (Layer, Duration) {
+    let layer = Layer::new();
+    let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    let took = fill(&vault, count, size);
+    (layer, took)
+}
+
+/// Unwraps and wraps as many data keys, and updates as many records of a table in batches.
+fn bare_work(layer: &Layer, count: usize) -> Duration {
+    let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    let keyring = vault.keyring();
+    let role = Role::Metadata;
+    let wrapped: Vec<_> = (0..count as u64)
+        .map(|node| {
+            let key = SecretKey::generate().expect("a key");
+            keyring.wrap(node, role, &key).expect("wrapped")
+        })
+        .collect();
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut database = Connection::open(dir.path().join("bare.db")).expect("open");
+    let sql = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; \
+               CREATE TABLE record (id INTEGER PRIMARY KEY, generation INTEGER NOT NULL, \
+               value BLOB NOT NULL) STRICT";
+    database.execute_batch(sql).expect("made");
+    // Of the size of a node's.
+    let size = {
+        let vault = Connection::open(layer.vault().join("vault.db")).expect("open");
+        let sql = "SELECT length(value) FROM node ORDER BY id DESC LIMIT 1";
+        vault
+            .query_row(sql, [], |row| row.get::<_, u32>(0))
+            .expect("a size")
+    };
+    let insert = database.transaction().expect("begun");
+    for id in 0..count as i64 {
+        let sql = "INSERT INTO record VALUES (?1, 1, ?2)";
+        let mut statement = insert.prepare_cached(sql).expect("prepared");
+        statement
+            .execute((id, vec![1; size as usize]))
+            .expect("inserted");
+    }
+    insert.commit().expect("committed");
+    let began = Instant::now();
+    for (node, (generation, wrapped)) in (0..).zip(&wrapped) {
+        let key = keyring
+            .unwrap(*generation, node, role, wrapped)
+            .expect("unwrapped");
+        keyring.wrap(node, role, &key).expect("wrapped");
+    }
+    let value = vec![2; size as usize];
+    for first in (0..count as i64).step_by(BATCH) {
+        let batch = database.transaction().expect("begun");
+        for id in first..(count as i64).min(first + BATCH as i64) {
+            let sql = "UPDATE record SET generation = 2, value = ?2 WHERE id = ?1";
+            let mut statement = batch.prepare_cached(sql).expect("prepared");
+            statement.execute((id, &value)).expect("updated");
+        }
+        batch.commit().expect("committed");
+    }
+    began.elapsed()
+}
+
+#[test]
+fn the_memory_of_a_rotation_does_not_grow_with_the_number_of_secrets() {
+    let count = number("SECRETFS_SCALE_SECRETS", SECRETS);
+    let size = number("SECRETFS_SCALE_SIZE", 300);
+    let mut small = Vec::new();
+    let (layer, _) = filled(count / 4, size);
+    for request in [Request::Rotate, Request::Reencrypt] {
+        small.push(rotated(&layer, &request).1);
+    }
+    let (layer, written) = filled(count, size);
+    let bare = bare_work(&layer, count);
+    println!("{count} secrets of {size} bytes: written in {written:?}, bare work {bare:?}");
+    for (request, small) in [Request::Rotate, Request::Reencrypt].iter().zip(small) {
+        let (took, peak) = rotated(&layer, request);
+        println!(
+            "{}: {took:?}, {:.2} times the bare work, {:.2} times the writing; memory {peak} KiB, \
+             and {small} KiB for a quarter of it",
+            request.name(),
+            took.as_secs_f64() / bare.as_secs_f64(),
+            took.as_secs_f64() / written.as_secs_f64(),
+        );
+        assert!(
+            peak < small + GROWTH,
+            "{peak} KiB, and {small} KiB for a quarter of it"
+        );
+    }
+    drop(layer);
+}
