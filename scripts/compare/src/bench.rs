@@ -135,6 +135,23 @@ impl Bench {
         })
     }
 
+    /// Serves the floor with as many threads as secretfs has.
+    pub fn learn_threads(&mut self) -> Result<(), Failure> {
+        let mounted = self.empty(Kind::Secretfs, "threads")?.mount()?;
+        mounted.settle()?;
+        // All are started when one has answered, and name themselves at once.
+        std::thread::sleep(Duration::from_millis(100));
+        let servers = mounted.servers();
+        mounted.unmount()?;
+        if servers == 0 {
+            return Err(Failure(
+                "secretfs has no thread that is called as fuser calls them".into(),
+            ));
+        }
+        self.setting.floor_threads = servers;
+        Ok(())
+    }
+
     /// A full run's number, or a smaller one.
     pub fn count(&self, full: u64, quick: u64) -> u64 {
         if self.quick { quick } else { full }

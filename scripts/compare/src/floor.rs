@@ -22,7 +22,6 @@ use nix::mount::{MsFlags, mount};
 use tree::{Node, Tree};
 
 /// As secretfs has them: see its `daemon/serve.rs`, `daemon/mount.rs` and `fs/fuse.rs`.
-const THREADS: usize = 1;
 const TTL: Duration = Duration::from_secs(1);
 const MAX_WRITE: u32 = 128 * 1024;
 const GENERATION: Generation = Generation(0);
@@ -39,7 +38,7 @@ impl Floor {
 }
 
 /// Serves a copy of what is in `source` on `point`, until it is unmounted.
-pub fn serve(source: &Path, point: &Path, threads: Option<usize>) -> Result<(), String> {
+pub fn serve(source: &Path, point: &Path, threads: usize) -> Result<(), String> {
     let fail = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
     let mut tree = Tree::default();
     tree.add(Node::Directory(BTreeMap::new()));
@@ -66,7 +65,7 @@ pub fn serve(source: &Path, point: &Path, threads: Option<usize>) -> Result<(), 
     .map_err(|e| fail("cannot mount", &e))?;
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
-    config.n_threads = Some(threads.unwrap_or(THREADS));
+    config.n_threads = Some(threads);
     let floor = Floor(Mutex::new(tree));
     fuser::Session::from_fd(floor, OwnedFd::from(device), fuser::SessionACL::All, config)
         .and_then(fuser::Session::run)
@@ -94,6 +93,7 @@ impl fuser::Filesystem for Floor {
         ] {
             let _ = config.add_capabilities(wanted);
         }
+        let _ = config.set_max_background(u16::MAX);
         let _ = config.set_max_write(MAX_WRITE);
         let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())

@@ -94,7 +94,7 @@ fn main() -> ExitCode {
         // Not for people: this program is the daemon of the floor, too.
         [what, source, point, threads] if what == floor::SERVE => {
             let threads = threads.to_str().and_then(|n| n.parse().ok());
-            floor::serve(Path::new(source), Path::new(point), threads).map_err(Failure)
+            floor::serve(Path::new(source), Path::new(point), threads.unwrap_or(1)).map_err(Failure)
         }
         _ => signals::end_on_them().and_then(|()| run(&Arguments::parse())),
     };
@@ -145,6 +145,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         before: arguments.before.clone(),
         options: arguments.option.clone(),
         threads: arguments.threads,
+        floor_threads: 1,
     };
     let rounds = if arguments.quick {
         3
@@ -152,6 +153,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         arguments.rounds.into()
     };
     let mut bench = Bench::new(setting, rounds, arguments.quick)?;
+    bench.learn_threads()?;
     let mut points = Vec::new();
     if arguments.scale {
         points = scale::measure(&mut bench)?;

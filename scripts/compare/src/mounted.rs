@@ -41,6 +41,17 @@ impl Mounted {
         }
     }
 
+    /// How many threads of fuser serve it.
+    pub fn servers(&self) -> usize {
+        let tasks = self.pids.iter().map(|pid| format!("/proc/{pid}/task"));
+        let tasks = tasks.filter_map(|path| fs::read_dir(path).ok()).flatten();
+        tasks
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok())
+            .filter_map(|name| name.strip_prefix("fuser-")?.trim_end().parse::<u32>().ok())
+            .count()
+    }
+
     /// Resident memory of its processes, in megabytes (10⁶ bytes).
     pub fn resident(&self) -> Result<f64, Failure> {
         let mut kib = 0.0;

@@ -175,6 +175,7 @@ pub fn json(bench: &Bench, points: &[Point]) -> Result<Value, Failure> {
     Ok(json!({
         "cpus": std::thread::available_parallelism()?.get(),
         "kernel": std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim(),
+        "threads": bench.setting.floor_threads,
         "rounds": bench.rounds,
         "quick": bench.quick,
         "seconds": bench.started.elapsed().as_secs_f64(),

@@ -78,8 +78,10 @@ pub struct Setting {
     pub before: Option<PathBuf>,
     /// More options of `secretfs mount`.
     pub options: Vec<String>,
-    /// Of secretfs and of the floor.
+    /// How many threads of secretfs read requests, if not as many as it chooses.
     pub threads: Option<usize>,
+    /// As many have the floor.
+    pub floor_threads: usize,
 }
 
 /// One tree of files as one file system stores it.
@@ -224,8 +226,7 @@ impl<'a> System<'a> {
             Kind::Floor => {
                 command = Command::new(std::env::current_exe()?);
                 command.arg(floor::SERVE).arg(backing).arg(point);
-                let threads = self.setting.threads.map(|n| n.to_string());
-                command.arg(threads.as_deref().unwrap_or("default"));
+                command.arg(self.setting.floor_threads.to_string());
             }
         }
         command.stdin(Stdio::null());
