@@ -13,10 +13,16 @@ use crate::work::scale::{COLUMNS, Point};
 /// With as many digits as mean something.
 fn figure(number: f64) -> String {
     match number.abs() {
-        n if n >= 10_000.0 => {
+        n if n >= 1000.0 => {
             let digits = format!("{number:.0}");
-            let (front, back) = digits.split_at(digits.len() - 3);
-            format!("{front},{back}")
+            let mut grouped = String::new();
+            for (place, digit) in digits.chars().enumerate() {
+                if place > 0 && (digits.len() - place) % 3 == 0 {
+                    grouped.push(',');
+                }
+                grouped.push(digit);
+            }
+            grouped
         }
         n if n >= 100.0 => format!("{number:.0}"),
         n if n >= 10.0 => format!("{number:.1}"),
@@ -188,4 +194,18 @@ pub fn json(bench: &Bench, points: &[Point]) -> Result<Value, Failure> {
         "rows": rows,
         "scale": scale,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_have_as_many_digits_as_mean_something() {
+        assert_eq!(figure(1_000_000.0), "1,000,000");
+        assert_eq!(figure(1234.5), "1,234");
+        assert_eq!(figure(999.4), "999");
+        assert_eq!(figure(12.34), "12.3");
+        assert_eq!(figure(1.234), "1.23");
+    }
 }

@@ -24,7 +24,7 @@ pub struct Point {
 
 pub const COLUMNS: [&str; 9] = [
     "mount to first read, ms",
-    "recounted in the background after, ms",
+    "mount to the end of the recount in the background, ms",
     "first read of a random secret, µs",
     "`ls -l` of 1,000 first, ms",
     "repeated, ms",
