@@ -50,6 +50,7 @@ impl World {
         let point = self.place.point();
         let umount = ["umount".as_ref(), point.as_os_str()];
         self.place.run(umount).succeeded();
+        wait_for("the daemon's end", SOON, || self.place.daemons().is_empty());
     }
 
     fn run(&self, args: &[&str]) -> Ran {

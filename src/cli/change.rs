@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 use crate::daemon::{self, Class, Error};
-use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault};
+use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
 /// How long a daemon that has just been unmounted may take to let go of its vault.
 const GRACE: Duration = Duration::from_secs(5);
@@ -37,36 +37,44 @@ pub(super) fn run(
         ..options
     };
     let despite = matches!(request, Request::Despite(_));
+    let opened = patiently(path, || match despite {
+        true => Vault::open_to_mend(path, &options),
+        false => Vault::open(path, &options),
+    });
+    match opened {
+        Ok(vault) => here(&vault, request, &stop),
+        Err(error) if error.failure() == Failure::Busy => match mount_of(path) {
+            Some(point) => by_mount(&point, request, &options, wait, &stop),
+            None => Err(error.into()),
+        },
+        Err(error) if error.failure() == Failure::NotAVault => Err(Error::new(
+            Class::NotAVault,
+            format!(
+                "{} is no vault, and nothing is mounted there; name the vault's directory, or mount \
+                 it first ({error})",
+                path.display()
+            ),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tries once more while somebody holds the vault who has it not mounted: a daemon that is just
+/// letting go of it.
+pub(super) fn patiently<T>(
+    path: &Path,
+    mut open: impl FnMut() -> Result<T, VaultError>,
+) -> Result<T, VaultError> {
     let deadline = Instant::now() + GRACE;
     loop {
-        let opened = match despite {
-            true => Vault::open_to_mend(path, &options),
-            false => Vault::open(path, &options),
-        };
-        match opened {
-            Ok(vault) => return here(&vault, request, &stop),
-            Err(error) if error.failure() == Failure::Busy => {
-                if let Some(point) = mount_of(path) {
-                    return by_mount(&point, request, &options, wait, &stop);
-                }
-                // Held but not mounted: a daemon is just letting go of it.
-                if Instant::now() > deadline {
-                    return Err(error.into());
-                }
-                std::thread::sleep(LOOK_EVERY);
-            }
-            Err(error) if error.failure() == Failure::NotAVault => {
-                let shown = path.display();
-                return Err(Error::new(
-                    Class::NotAVault,
-                    format!(
-                        "{shown} is no vault, and nothing is mounted there; name the vault's \
-                         directory, or mount it first ({error})"
-                    ),
-                ));
-            }
-            Err(error) => return Err(error.into()),
+        match open() {
+            Err(error)
+                if error.failure() == Failure::Busy
+                    && mount_of(path).is_none()
+                    && Instant::now() < deadline => {}
+            opened => return opened,
         }
+        std::thread::sleep(LOOK_EVERY);
     }
 }
 

@@ -42,7 +42,8 @@ impl Check {
         let options = open_options(&settings);
         let (found, remedy) = match self.repair {
             true => {
-                let report = vault::repair(&self.vault, &options)?;
+                let repair = || vault::repair(&self.vault, &options);
+                let report = super::change::patiently(&self.vault, repair)?;
                 output::show(&report, self.json)?;
                 (
                     report.check.problem_count,
