@@ -9,6 +9,8 @@ mod support;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use rusqlite::Connection;
 use secretfs::crypto::SecretKey;
 use secretfs::crypto::schedule::Role;
@@ -35,10 +37,8 @@ fn transact(vault: &Vault, durability: Durability, job: Job<'_>) {
     }
 }
 
-/// Makes `count` secrets of `size` bytes, a hundred in a directory, a hundred in a transaction; how
-/// long that took.
-fn fill(vault: &Vault, count: usize, size: usize) -> Duration {
-    let began = Instant::now();
+/// Makes `count` secrets of `size` bytes, a hundred in a directory, a hundred in a transaction.
+fn fill(vault: &Vault, count: usize, size: usize) {
     let content = vec![7; size];
     for first in (0..count).step_by(IN_A_DIRECTORY) {
         transact(vault, Durability::Soon, &mut |tx: &mut Tx<'_>| {
@@ -53,7 +53,47 @@ fn fill(vault: &Vault, count: usize, size: usize) -> Duration {
         });
     }
     vault.sync().expect("synced");
-    began.elapsed()
+}
+
+/// How long something took: on the clock, and of processors, which others may have been using.
+#[derive(Clone, Copy)]
+struct Took {
+    clock: Duration,
+    processors: Duration,
+}
+
+/// Does it, and says how long it took.
+fn timed<T>(deed: impl FnOnce() -> T) -> (T, Took) {
+    let spent = || {
+        let usage = getrusage(UsageWho::RUSAGE_SELF).expect("usage");
+        let [user, system] = [usage.user_time(), usage.system_time()];
+        let micros = user.num_microseconds() + system.num_microseconds();
+        Duration::from_micros(micros as u64)
+    };
+    let (began, before) = (Instant::now(), spent());
+    let done = deed();
+    let took = Took {
+        clock: began.elapsed(),
+        processors: spent() - before,
+    };
+    (done, took)
+}
+
+impl Took {
+    fn times(self, other: Self) -> String {
+        let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+        format!(
+            "{:.2} (of processor time {:.2})",
+            ratio(self.clock, other.clock),
+            ratio(self.processors, other.processors)
+        )
+    }
+}
+
+impl std::fmt::Display for Took {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2?} ({:.2?})", self.clock, self.processors)
+    }
 }
 
 /// Field of /proc/self/status, in KiB.
@@ -65,25 +105,26 @@ fn memory(field: &str) -> u64 {
 }
 
 /// Runs a rotation to its end: how long, and how much memory it took at most beyond what was there.
-fn rotated(layer: &Layer, request: &Request) -> (Duration, u64) {
+fn rotated(layer: &Layer, request: &Request) -> (Took, u64) {
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
     std::fs::write("/proc/self/clear_refs", "5").expect("the peak is forgotten");
     let before = memory("VmRSS:");
-    let began = Instant::now();
-    vault.begin(request).expect("begun");
-    vault.drive(&|| ControlFlow::Continue(())).expect("driven");
-    (began.elapsed(), memory("VmHWM:").saturating_sub(before))
+    let ((), took) = timed(|| {
+        vault.begin(request).expect("begun");
+        vault.drive(&|| ControlFlow::Continue(())).expect("driven");
+    });
+    (took, memory("VmHWM:").saturating_sub(before))
 }
 
-fn filled(count: usize, size: usize) -> (Layer, Duration) {
+fn filled(count: usize, size: usize) -> (Layer, Took) {
     let layer = Layer::new();
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
-    let took = fill(&vault, count, size);
+    let ((), took) = timed(|| fill(&vault, count, size));
     (layer, took)
 }
 
 /// Unwraps and wraps as many data keys, and updates as many records of a table in batches.
-fn bare_work(layer: &Layer, count: usize) -> Duration {
+fn bare_work(layer: &Layer, count: usize) -> Took {
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
     let keyring = vault.keyring();
     let role = Role::Metadata;
@@ -116,24 +157,25 @@ fn bare_work(layer: &Layer, count: usize) -> Duration {
             .expect("inserted");
     }
     insert.commit().expect("committed");
-    let began = Instant::now();
-    for (node, (generation, wrapped)) in (0..).zip(&wrapped) {
-        let key = keyring
-            .unwrap(*generation, node, role, wrapped)
-            .expect("unwrapped");
-        keyring.wrap(node, role, &key).expect("wrapped");
-    }
-    let value = vec![2; size as usize];
-    for first in (0..count as i64).step_by(BATCH) {
-        let batch = database.transaction().expect("begun");
-        for id in first..(count as i64).min(first + BATCH as i64) {
-            let sql = "UPDATE record SET generation = 2, value = ?2 WHERE id = ?1";
-            let mut statement = batch.prepare_cached(sql).expect("prepared");
-            statement.execute((id, &value)).expect("updated");
+    let work = || {
+        for (node, (generation, wrapped)) in (0..).zip(&wrapped) {
+            let key = keyring
+                .unwrap(*generation, node, role, wrapped)
+                .expect("unwrapped");
+            keyring.wrap(node, role, &key).expect("wrapped");
         }
-        batch.commit().expect("committed");
-    }
-    began.elapsed()
+        let value = vec![2; size as usize];
+        for first in (0..count as i64).step_by(BATCH) {
+            let batch = database.transaction().expect("begun");
+            for id in first..(count as i64).min(first + BATCH as i64) {
+                let sql = "UPDATE record SET generation = 2, value = ?2 WHERE id = ?1";
+                let mut statement = batch.prepare_cached(sql).expect("prepared");
+                statement.execute((id, &value)).expect("updated");
+            }
+            batch.commit().expect("committed");
+        }
+    };
+    timed(work).1
 }
 
 #[test]
@@ -147,15 +189,15 @@ fn the_memory_of_a_rotation_does_not_grow_with_the_number_of_secrets() {
     }
     let (layer, written) = filled(count, size);
     let bare = bare_work(&layer, count);
-    println!("{count} secrets of {size} bytes: written in {written:?}, bare work {bare:?}");
+    println!("{count} secrets of {size} bytes: written in {written}, bare work {bare}");
     for (request, small) in [Request::Rotate, Request::Reencrypt].iter().zip(small) {
         let (took, peak) = rotated(&layer, request);
         println!(
-            "{}: {took:?}, {:.2} times the bare work, {:.2} times the writing; memory {peak} KiB, \
+            "{}: {took}, {} times the bare work, {} times the writing; memory {peak} KiB, \
              and {small} KiB for a quarter of it",
             request.name(),
-            took.as_secs_f64() / bare.as_secs_f64(),
-            took.as_secs_f64() / written.as_secs_f64(),
+            took.times(bare),
+            took.times(written),
         );
         assert!(
             peak < small + GROWTH,
