@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::{Durability, NodeId};
-use crate::vault::{Publication, Timestamp, VaultError};
+use crate::vault::{Publication, Timestamp, Tx, VaultError};
 
 use super::draft::Draft;
 use super::handles::{Handle, OpenNode, Reaper};
@@ -69,6 +69,13 @@ enum Source {
     Nobody,
 }
 
+/// Whether a program waits until it is published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    Yes,
+    No,
+}
+
 impl FileSystem {
     /// A descriptor was closed, one of perhaps several of this handle.
     pub fn flush(self: &Arc<Self>, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
@@ -106,7 +113,7 @@ impl FileSystem {
         } else {
             Source::Shared
         };
-        self.publish(&handle.node, pending, source, done);
+        self.publish(&handle.node, pending, source, Awaited::Yes, done);
     }
 
     /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
@@ -130,7 +137,7 @@ impl FileSystem {
                 } else {
                     Source::Shared
                 };
-                self.publish(&handle.node, pending, source, done);
+                self.publish(&handle.node, pending, source, Awaited::Yes, done);
             }
             None => {
                 drop(state);
@@ -157,7 +164,7 @@ impl FileSystem {
         };
         state.publishing += 1;
         drop(state);
-        self.publish(node, pending, Source::Shared, done);
+        self.publish(node, pending, Source::Shared, Awaited::Yes, done);
     }
 
     /// The caller has raised `publishing`.
@@ -166,6 +173,7 @@ impl FileSystem {
         node: &Arc<OpenNode>,
         pending: Pending,
         source: Source,
+        awaited: Awaited,
         done: Done<()>,
     ) {
         let writer = match self.writer() {
@@ -180,30 +188,32 @@ impl FileSystem {
         let job = pending.clone();
         let fs = Arc::clone(self);
         let node = Arc::clone(node);
-        writer.submit(
-            Durability::Now,
-            move |tx| {
-                if let Some(version) = job.only_over
-                    && tx.current_version(id)? != version
-                {
-                    return Ok(false);
-                }
-                tx.publish(id, &job.bytes, job.publication, job.modified, &keep)?;
-                Ok(true)
-            },
-            move |outcome| {
-                if matches!(outcome, Ok(true)) {
-                    fs.counters.published.fetch_add(1, Ordering::Relaxed);
-                    fs.note_published(&node, &pending, source);
-                }
-                fs.settle(&node);
-                done(match super::told(outcome) {
-                    Ok(true) => Ok(()),
-                    Ok(false) => Err(Errno(libc::ESTALE)),
-                    Err(error) => Err(error),
-                });
-            },
-        );
+        let run = move |tx: &mut Tx<'_>| {
+            if let Some(version) = job.only_over
+                && tx.current_version(id)? != version
+            {
+                return Ok(false);
+            }
+            tx.publish(id, &job.bytes, job.publication, job.modified, &keep)?;
+            Ok(true)
+        };
+        let done = move |outcome: Result<bool, VaultError>| {
+            if matches!(outcome, Ok(true)) {
+                fs.counters.published.fetch_add(1, Ordering::Relaxed);
+                fs.note_published(&node, &pending, source);
+            }
+            fs.settle(&node);
+            done(match super::told(outcome) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Errno(libc::ESTALE)),
+                Err(error) => Err(error),
+            });
+        };
+        match awaited {
+            Awaited::Yes => writer.submit_awaited(run, done),
+            // What its program does next must not come before it.
+            Awaited::No => writer.submit(Durability::Now, run, done),
+        }
     }
 
     fn note_published(&self, node: &Arc<OpenNode>, pending: &Pending, source: Source) {
@@ -346,7 +356,7 @@ impl FileSystem {
                 }
             }
         });
-        self.publish(node, pending, source, done);
+        self.publish(node, pending, source, Awaited::No, done);
     }
 
     fn drop_idle_draft(&self, node: &Arc<OpenNode>) {
@@ -375,8 +385,7 @@ impl FileSystem {
     pub(super) fn reap(&self, id: NodeId) {
         let Ok(writer) = self.writer() else { return };
         let reaper = self.reaper();
-        writer.submit(
-            Durability::Soon,
+        writer.submit_later(
             move |tx| {
                 let open = reaper.table.node(id);
                 let keep = open

@@ -1,9 +1,10 @@
 //! The one place where a mount writes: jobs are gathered and committed in one transaction and one
 //! fsync.
 //!
-//! A job that need not be on disk at once runs on the caller's thread when nothing is going on,
+//! A job that need not be on disk at once runs on the caller's thread when nothing else is committing,
 //! because waking another thread costs more than the job. Everything else goes to the writer's own
-//! thread, so that nothing that waits for the disk stops the thread that reads requests.
+//! thread, so that nothing that waits for the disk stops the thread that reads requests. While that
+//! one syncs, others commit, and what is to be on disk gathers for the next sync.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +26,9 @@ type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
 
 struct Job {
     durability: Durability,
+    /// Whoever made it waits for it and asks for nothing else before it is done, so that others may
+    /// be done first.
+    awaited: bool,
     run: Run,
     done: Done,
 }
@@ -32,6 +36,10 @@ struct Job {
 #[derive(Default)]
 struct Queue {
     jobs: Vec<Job>,
+    /// How many of them must not be overtaken.
+    in_order: usize,
+    /// What goes along with the next ones.
+    later: Vec<Job>,
     /// Since when something is committed but not on disk.
     unsynced: Option<Instant>,
     closed: bool,
@@ -75,38 +83,41 @@ impl Writer {
     }
 
     /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
-    /// may be run more than once; the last result counts.
+    /// may be run more than once; the last result counts. What is submitted later is done later.
     pub(super) fn submit<T: Send + 'static>(
         &self,
         durability: Durability,
-        mut run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) {
-        let value = Arc::new(Mutex::new(None));
-        let slot = Arc::clone(&value);
-        let job = Job {
-            durability,
-            run: Box::new(move |tx| {
-                let result = run(tx)?;
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-                Ok(())
-            }),
-            done: Box::new(move |outcome| {
-                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
-                // A job that succeeded has left its value.
-                done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
-            }),
-        };
-        self.shared.submit(job);
+        self.shared.submit(Job::new(durability, false, run, done));
+    }
+
+    /// As [`submit`](Self::submit), and on disk, for somebody who waits for it. What others submit
+    /// later may be done earlier.
+    pub(super) fn submit_awaited<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) {
+        self.shared
+            .submit(Job::new(Durability::Now, true, run, done));
+    }
+
+    /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
+    /// next, so that it costs no transaction of its own.
+    pub(super) fn submit_later<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) {
+        self.shared
+            .submit_later(Job::new(Durability::Soon, true, run, done));
     }
 
     /// Makes durable what was committed before, then calls `done`.
     pub(super) fn barrier(&self, done: impl FnOnce(Result<(), VaultError>) + Send + 'static) {
-        self.shared.submit(Job {
-            durability: Durability::Now,
-            run: Box::new(|_| Ok(())),
-            done: Box::new(done),
-        });
+        self.submit_awaited(|_| Ok(()), done);
     }
 
     /// Runs what is queued, makes everything durable and ends the thread.
@@ -126,6 +137,32 @@ impl Writer {
     }
 }
 
+impl Job {
+    fn new<T: Send + 'static>(
+        durability: Durability,
+        awaited: bool,
+        mut run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) -> Self {
+        let value = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&value);
+        Self {
+            durability,
+            awaited,
+            run: Box::new(move |tx| {
+                let result = run(tx)?;
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                Ok(())
+            }),
+            done: Box::new(move |outcome| {
+                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // A job that succeeded has left its value.
+                done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
+            }),
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -139,10 +176,10 @@ impl Shared {
         {
             let free = {
                 let queue = self.lock();
-                queue.jobs.is_empty() && !queue.closed
+                queue.in_order == 0 && !queue.closed
             };
             if free {
-                let finished = self.commit(vec![job], false);
+                let (finished, _) = self.commit(vec![job]);
                 drop(running);
                 finish(finished);
                 // The thread must know that there is something to sync.
@@ -156,9 +193,26 @@ impl Shared {
             (job.done)(Err(VaultError::Closed));
             return;
         }
+        queue.in_order += usize::from(!job.awaited);
         queue.jobs.push(job);
         drop(queue);
         self.wake.notify_one();
+    }
+
+    fn submit_later(&self, job: Job) {
+        let mut queue = self.lock();
+        if queue.closed {
+            drop(queue);
+            return (job.done)(Err(VaultError::Closed));
+        }
+        queue.later.push(job);
+        // With nothing else to do, the thread comes by when it is time to sync.
+        let due = queue.later.len() >= MAX_BATCH || queue.unsynced.is_none();
+        queue.unsynced.get_or_insert_with(Instant::now);
+        drop(queue);
+        if due {
+            self.wake.notify_one();
+        }
     }
 
     /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
@@ -171,7 +225,10 @@ impl Shared {
         let waiting = {
             let mut queue = self.lock();
             queue.closed = true;
-            std::mem::take(&mut queue.jobs)
+            queue.in_order = 0;
+            let mut jobs = std::mem::take(&mut queue.jobs);
+            jobs.append(&mut queue.later);
+            jobs
         };
         for job in waiting {
             (job.done)(Err(VaultError::Closed));
@@ -181,38 +238,43 @@ impl Shared {
     fn serve(&self) {
         let mut anchored = Instant::now();
         loop {
-            let (sync, closed) = self.wait();
+            let (overdue, closed) = self.wait();
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            let jobs = {
+            let (jobs, since) = {
                 let mut queue = self.lock();
                 let count = queue.jobs.len().min(MAX_BATCH);
-                queue.jobs.drain(..count).collect::<Vec<_>>()
+                let mut jobs = queue.jobs.drain(..count).collect::<Vec<_>>();
+                queue.in_order -= jobs.iter().filter(|job| !job.awaited).count();
+                let room = queue.later.len().min(MAX_BATCH - count);
+                jobs.extend(queue.later.drain(..room));
+                (jobs, queue.unsynced)
             };
             let idle = jobs.is_empty();
-            let overdue = self
-                .lock()
-                .unsynced
-                .is_some_and(|since| since.elapsed() >= SYNC_AFTER);
-            let finished = self.commit(jobs, overdue);
-            if sync && idle {
-                self.sync();
-            }
-            // While nobody can commit: the anchor must not be ahead of the disk.
-            let due = anchored.elapsed() > ANCHOR_EVERY && self.lock().unsynced.is_none();
-            let commit = due.then(|| self.vault.state().commit);
+            let overdue = overdue || since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
+            let (soon, now) = self.commit(jobs);
             drop(running);
-            finish(finished);
+            finish(soon);
+            if overdue || !now.is_empty() {
+                finish(self.sync(now));
+            }
             if idle && closed {
                 return;
             }
-            if let Some(commit) = commit {
+            if anchored.elapsed() > ANCHOR_EVERY && self.lock().unsynced.is_none() {
                 anchored = Instant::now();
-                // A rotation commits beside this thread.
-                let synced = self.vault.sync();
-                if let Err(error) = synced.and_then(|()| self.vault.refresh_anchor(commit)) {
-                    tracing::warn!("{error}");
-                }
+                self.refresh_anchor();
             }
+        }
+    }
+
+    fn refresh_anchor(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let commit = self.vault.state().commit;
+        drop(running);
+        // The anchor must not be ahead of the disk, and a rotation commits beside this thread.
+        let synced = self.vault.sync();
+        if let Err(error) = synced.and_then(|()| self.vault.refresh_anchor(commit)) {
+            tracing::warn!("{error}");
         }
     }
 
@@ -220,7 +282,7 @@ impl Shared {
     fn wait(&self) -> (bool, bool) {
         let mut queue = self.lock();
         loop {
-            if !queue.jobs.is_empty() || queue.closed {
+            if !queue.jobs.is_empty() || queue.later.len() >= MAX_BATCH || queue.closed {
                 return (queue.closed, queue.closed);
             }
             let Some(since) = queue.unsynced else {
@@ -239,60 +301,70 @@ impl Shared {
         }
     }
 
-    fn sync(&self) {
+    /// Makes durable all that was committed, and `waiting` with it.
+    fn sync(&self, waiting: Finished) -> Finished {
+        // What is committed from now on is not certain to go along.
+        let since = self.lock().unsynced.take();
         match self.vault.sync() {
-            Ok(()) => self.lock().unsynced = None,
+            Ok(()) => waiting,
             Err(error) => {
-                tracing::error!("names and attributes could not be made durable: {error}");
-                self.lock().unsynced = Some(Instant::now());
+                self.lock().unsynced.get_or_insert_with(Instant::now);
+                if waiting.is_empty() && since.is_some() {
+                    tracing::error!("names and attributes could not be made durable: {error}");
+                }
+                let failed =
+                    |(done, outcome): (Done, Result<_, _>)| (done, outcome.and(Err(error.clone())));
+                waiting.into_iter().map(failed).collect()
             }
         }
     }
 
     /// Runs jobs in one transaction; after a failure of the store each alone, so that one that
-    /// does not fit on the disk does not take the others with it.
-    fn commit(&self, mut jobs: Vec<Job>, overdue: bool) -> Vec<(Done, Result<(), VaultError>)> {
-        let now = |job: &Job| job.durability == Durability::Now;
-        // What waited too long goes along: one fsync serves all.
-        let durability = if overdue || jobs.iter().any(now) {
-            Durability::Now
-        } else {
-            Durability::Soon
-        };
+    /// does not fit on the disk does not take the others with it. Returns those that are done, and
+    /// those that are when they are on disk.
+    fn commit(&self, mut jobs: Vec<Job>) -> (Finished, Finished) {
         if jobs.is_empty() {
-            return Vec::new();
+            return Default::default();
         }
         let outcomes = {
             let mut runs: Vec<VaultJob<'_>> = jobs
                 .iter_mut()
                 .map(|job| &mut *job.run as VaultJob<'_>)
                 .collect();
-            self.vault.transact(durability, &mut runs)
+            self.vault.transact(Durability::Soon, &mut runs)
         };
         match outcomes {
             Ok(outcomes) => {
-                let mut queue = self.lock();
-                match durability {
-                    Durability::Now => queue.unsynced = None,
-                    Durability::Soon => {
-                        queue.unsynced.get_or_insert_with(Instant::now);
+                self.lock().unsynced.get_or_insert_with(Instant::now);
+                let (mut soon, mut now) = (Vec::new(), Vec::new());
+                for (job, outcome) in jobs.into_iter().zip(outcomes) {
+                    match (job.durability, &outcome) {
+                        (Durability::Now, Ok(())) => now.push((job.done, outcome)),
+                        _ => soon.push((job.done, outcome)),
                     }
                 }
-                jobs.into_iter().map(|job| job.done).zip(outcomes).collect()
+                (soon, now)
             }
-            Err(error) if jobs.len() == 1 => jobs
-                .into_iter()
-                .map(|job| (job.done, Err(error.clone())))
-                .collect(),
-            Err(_) => jobs
-                .into_iter()
-                .flat_map(|job| self.commit(vec![job], false))
-                .collect(),
+            Err(error) if jobs.len() == 1 => {
+                let failed = jobs.into_iter().map(|job| (job.done, Err(error.clone())));
+                (failed.collect(), Vec::new())
+            }
+            Err(_) => jobs.into_iter().map(|job| self.commit(vec![job])).fold(
+                Default::default(),
+                |(mut soon, mut now), more| {
+                    soon.extend(more.0);
+                    now.extend(more.1);
+                    (soon, now)
+                },
+            ),
         }
     }
 }
 
-fn finish(finished: Vec<(Done, Result<(), VaultError>)>) {
+/// Jobs that have run, and what came of them.
+type Finished = Vec<(Done, Result<(), VaultError>)>;
+
+fn finish(finished: Finished) {
     for (done, outcome) in finished {
         done(outcome);
     }

@@ -43,7 +43,7 @@ const UNSAFE_FILESYSTEMS: [(u32, &str); 20] = [
     (0xAAD7_AAEA, "PanFS"),
 ];
 
-type Identity = (u64, u64);
+pub(super) type Identity = (u64, u64);
 
 /// A vault's directory, its path resolved once.
 #[derive(Debug)]
@@ -116,6 +116,11 @@ impl Place {
         })
     }
 
+    /// Where the WAL is, if there is one.
+    pub(super) fn wal(&self) -> &Path {
+        &self.wal
+    }
+
     /// Length of the WAL in bytes; 0 when there is none.
     pub(super) fn wal_len(&self) -> u64 {
         fs::symlink_metadata(&self.wal).map_or(0, |metadata| metadata.len())
@@ -158,6 +163,13 @@ pub(super) struct Opened {
     wal: OnceLock<Identity>,
     /// There was a WAL, perhaps an empty one.
     pub(super) wal_existed: bool,
+}
+
+impl Opened {
+    /// Whether that is the WAL.
+    pub(super) fn is_wal(&self, found: Identity) -> bool {
+        self.wal.get() == Some(&found)
+    }
 }
 
 /// Device and inode.

@@ -21,6 +21,7 @@ use super::connection::{self, Purpose};
 use super::lock::{Holder, Lock};
 use super::place::{Opened, Place};
 use super::pool::Pool;
+use super::wal::Wal;
 use super::writer::{Writer, data_version, truncate};
 use super::{
     Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write, create,
@@ -58,6 +59,7 @@ enum Side {
     Write {
         holder: Holder,
         writer: Mutex<Writer>,
+        wal: Arc<Wal>,
         foreign: AtomicU64,
     },
     /// The connection that looks for the commits of others.
@@ -124,10 +126,12 @@ impl SqliteStore {
                     Checkpointer::new(Arc::clone(&place), Arc::clone(&opened), Arc::clone(&desk));
                 // What a killed writer left may not be on disk yet.
                 let unsynced = place.wal_len() > 0;
-                let writer = Writer::new(connection, cookie, unsynced, lock, thread)?;
+                let wal = Arc::new(Wal::new(Arc::clone(&place), Arc::clone(&opened), unsynced));
+                let writer = Writer::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
                 Side::Write {
                     holder,
                     writer: Mutex::new(writer),
+                    wal,
                     foreign: AtomicU64::new(0),
                 }
             }
@@ -206,14 +210,25 @@ impl Store for SqliteStore {
         };
         // Commits without a pause would keep the checkpoint from its lock as readers do.
         self.desk.pass();
-        locked(writer).write(&self.place, &self.opened, durability, body)
+        let written = locked(writer).write(&self.place, &self.opened, durability, body)?;
+        match (written, durability) {
+            (Ok(()), Durability::Now) => self.sync().map(Ok),
+            (written, _) => Ok(written),
+        }
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        match &self.side {
-            Side::Write { writer, .. } => locked(writer).sync(&self.place, &self.opened),
-            Side::Read { .. } => Ok(()),
+        let Side::Write { writer, wal, .. } = &self.side else {
+            return Ok(());
+        };
+        let before = wal.is_synced();
+        locked(writer).may_sync(&self.place, &self.opened)?;
+        if before {
+            return Ok(());
         }
+        // Others go on to commit meanwhile.
+        let synced = wal.sync();
+        locked(writer).synced(&self.place, &self.opened, synced)
     }
 
     fn foreign_changes(&self) -> Result<u64, StoreError> {
@@ -246,13 +261,15 @@ impl Drop for SqliteStore {
                     close_last(connection, &self.place, &self.opened, false);
                 }
             }
-            Side::Write { writer, .. } => {
+            Side::Write { writer, wal, .. } => {
                 let mut writer = locked(writer);
                 writer.checkpointer.stop();
-                let synced = if writer.wrote {
-                    writer.sync(&self.place, &self.opened)
-                } else {
-                    Ok(())
+                let synced = match writer.wrote {
+                    true => writer
+                        .may_sync(&self.place, &self.opened)
+                        .and_then(|()| wal.sync())
+                        .and_then(|()| writer.synced(&self.place, &self.opened, Ok(()))),
+                    false => Ok(()),
                 };
                 if let Err(error) = &synced {
                     tracing::error!(%error, "the last changes may not be on disk");

@@ -1,7 +1,7 @@
 //! The one connection that writes.
 //!
-//! It acknowledges nothing as durable that is not synced into the file that lies at the vault's
-//! path, and after an I/O failure in a commit it stops instead of guessing what is on disk.
+//! It commits nothing into a file that no longer lies at the vault's path, and after an I/O failure
+//! in a commit or a sync it stops instead of guessing what is on disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -15,6 +15,7 @@ use super::hostile::Fault;
 use super::lock::Lock;
 use super::place::{Opened, Place};
 use super::tx::Tx;
+use super::wal::Wal;
 use super::{Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema};
 
 /// How often a body is run when a lock is in its way.
@@ -30,10 +31,7 @@ pub(super) struct Writer {
     cookie: i64,
     /// Pages in the WAL after the last commit that wrote any; set by SQLite's hook.
     pages: Arc<AtomicI32>,
-    /// `PRAGMA synchronous` is FULL.
-    full: bool,
-    /// Something was committed and not synced since.
-    unsynced: bool,
+    wal: Arc<Wal>,
     /// Something was committed.
     pub(super) wrote: bool,
     /// Why nothing is written any more.
@@ -44,7 +42,7 @@ impl Writer {
     pub(super) fn new(
         mut connection: Connection,
         cookie: i64,
-        unsynced: bool,
+        wal: Arc<Wal>,
         lock: Lock,
         checkpointer: Checkpointer,
     ) -> Result<Self, StoreError> {
@@ -61,8 +59,7 @@ impl Writer {
             checkpointer,
             cookie,
             pages,
-            full: false,
-            unsynced,
+            wal,
             wrote: false,
             latch: None,
         })
@@ -78,7 +75,8 @@ impl Writer {
         data_version(self.connection.as_ref().ok_or_else(gone)?)
     }
 
-    /// Runs `body` in a transaction.
+    /// Runs `body` in a transaction. It is not durable yet, whatever `durability` says: that tells
+    /// whether it is going to be.
     pub(super) fn write(
         &mut self,
         place: &Place,
@@ -138,26 +136,31 @@ impl Writer {
             self.give_back(connection);
             return Attempt::of(error);
         }
-        let committed = self
-            .commit(connection, durability)
-            .and_then(|()| match durability {
-                Durability::Now => self.acknowledge(place, opened),
-                Durability::Soon => Ok(()),
-            });
-        match committed {
+        match self.commit(connection) {
             Ok(()) => Attempt::Done(Ok(Ok(()))),
             Err(error) => Attempt::of(error),
         }
     }
 
-    /// Makes durable what was committed.
-    pub(super) fn sync(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
-        if !self.unsynced {
+    /// Whether something may be written, or made durable.
+    pub(super) fn may_sync(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
+        if self.wal.is_synced() {
             return self.latch.clone().map_or(Ok(()), Err);
         }
-        self.usable(place, opened, Durability::Now)?;
-        self.barrier()?;
-        self.acknowledge(place, opened)
+        self.usable(place, opened, Durability::Now)
+    }
+
+    /// After a sync: that went where the next mount will look.
+    pub(super) fn synced(
+        &mut self,
+        place: &Place,
+        opened: &Opened,
+        outcome: Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        if let Err(error) = &outcome {
+            self.latch(error);
+        }
+        outcome.and_then(|()| self.acknowledge(place, opened))
     }
 
     /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold
@@ -167,7 +170,9 @@ impl Writer {
         place: &Place,
         opened: &Opened,
     ) -> Result<bool, StoreError> {
-        self.sync(place, opened)?;
+        self.may_sync(place, opened)?;
+        let synced = self.wal.sync();
+        self.synced(place, opened, synced)?;
         let connection = self.connection.as_ref().ok_or_else(gone)?;
         match truncate(connection) {
             Ok(_) => Ok(true),
@@ -199,29 +204,10 @@ impl Writer {
             // Again after the commit: here it can still be refused without a trace.
             self.check_place(place, opened)?;
         }
-        self.synchronous(durability == Durability::Now)
-    }
-
-    /// `synchronous` cannot change inside of a transaction, and a compiled statement for it does
-    /// nothing (SQLite acts on it while compiling).
-    fn synchronous(&mut self, full: bool) -> Result<(), StoreError> {
-        if self.full == full {
-            return Ok(());
-        }
-        let connection = self.connection.as_ref().ok_or_else(gone)?;
-        let sql = if full {
-            "PRAGMA synchronous = FULL"
-        } else {
-            "PRAGMA synchronous = NORMAL"
-        };
-        connection
-            .execute_batch(sql)
-            .map_err(|error| failure::of(connection, "cannot set the durability", error))?;
-        self.full = full;
         Ok(())
     }
 
-    fn commit(&mut self, connection: Connection, durability: Durability) -> Result<(), StoreError> {
+    fn commit(&mut self, connection: Connection) -> Result<(), StoreError> {
         self.pages.store(0, Ordering::Relaxed);
         let outcome = execute(&connection, "COMMIT");
         let result = outcome.map_err(|error| failure::of(&connection, "cannot commit", error));
@@ -233,56 +219,14 @@ impl Writer {
             }
             return Err(error);
         }
-        // The hook has run if there was something to write. A transaction that changed nothing
-        // has synced nothing either, whatever `synchronous` says.
+        // The hook has run if there was something to write.
         let pages = self.pages.load(Ordering::Relaxed);
         if pages > 0 {
             self.wrote = true;
-            self.unsynced = durability == Durability::Soon;
+            self.wal.has_grown();
             self.checkpointer.wal_has(pages);
         }
-        if durability == Durability::Now && self.unsynced {
-            return self.barrier();
-        }
         Ok(())
-    }
-
-    /// Commits one page that is as it was, so that SQLite has something to sync.
-    fn barrier(&mut self) -> Result<(), StoreError> {
-        self.synchronous(true)?;
-        let connection = self.connection.take().ok_or_else(gone)?;
-        // Writes the first page always; an UPDATE with the same value would write none.
-        let dirty = begin(&connection, self.cookie).and_then(|()| {
-            execute(
-                &connection,
-                &format!("PRAGMA user_version = {}", schema::USER_VERSION),
-            )
-            .map_err(|error| failure::of(&connection, "cannot sync", error))
-        });
-        if let Err(error) = dirty {
-            self.give_back(connection);
-            return Err(error);
-        }
-        self.pages.store(0, Ordering::Relaxed);
-        let synced = execute(&connection, "COMMIT")
-            .map_err(|error| failure::of(&connection, "cannot sync", error));
-        self.give_back(connection);
-        match synced {
-            Ok(()) if self.pages.load(Ordering::Relaxed) > 0 => {
-                self.unsynced = false;
-                Ok(())
-            }
-            Ok(()) => Err(StoreError::new(
-                Kind::Io,
-                "cannot sync: SQLite wrote nothing",
-            )),
-            Err(error) => {
-                if !matches!(error.kind, Kind::Full | Kind::Busy) {
-                    self.latch(&error);
-                }
-                Err(error)
-            }
-        }
     }
 
     /// Before a commit, and before a durable one is acknowledged: it goes where the next mount will

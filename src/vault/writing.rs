@@ -12,7 +12,7 @@ use super::{Job, Key, Tx, Vault, VaultError};
 
 impl Vault {
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
-    /// none of them did anything.
+    /// none of them did anything, or that it is not known whether they are on disk.
     ///
     /// # Errors
     /// When the vault is open for reading only, or the store fails.
@@ -28,7 +28,7 @@ impl Vault {
         // Not before: whoever changes the keyring holds the state.
         let (keyring, system) = (self.keyring(), self.system());
         let mut outcomes = Vec::new();
-        let finished = store::write(&self.store, durability, |records| {
+        let finished = store::write(&self.store, Durability::Soon, |records| {
             let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
             outcomes = jobs
                 .iter_mut()
@@ -46,12 +46,16 @@ impl Vault {
                 self.show(&committed);
                 *state = committed;
             }
-            Err(Rollback::Untouched) if durability == Durability::Now => self.store.sync()?,
             Err(Rollback::Untouched) => {}
             Err(Rollback::Failed(error)) => {
                 self.look_again(&mut state);
                 return Err(error);
             }
+        }
+        drop(state);
+        // Others go on to commit while this one waits for the disk.
+        if durability == Durability::Now {
+            self.store.sync()?;
         }
         Ok(outcomes)
     }

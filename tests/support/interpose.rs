@@ -285,8 +285,19 @@ pub unsafe extern "C" fn ftruncate64(descriptor: c_int, length: i64) -> c_int {
 /// As fsync(2).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fsync(descriptor: c_int) -> c_int {
+    synced(descriptor, libc::SYS_fsync)
+}
+
+/// # Safety
+/// As fdatasync(2). A file's length is on disk after it as well.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn fdatasync(descriptor: c_int) -> c_int {
+    synced(descriptor, libc::SYS_fdatasync)
+}
+
+fn synced(descriptor: c_int, how: c_long) -> c_int {
     // SAFETY: no memory is involved.
-    let call = || unsafe { libc::syscall(libc::SYS_fsync, descriptor) };
+    let call = || unsafe { libc::syscall(how, descriptor) };
     if !is_tracked(descriptor) {
         return call() as c_int;
     }

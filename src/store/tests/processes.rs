@@ -336,17 +336,6 @@ fn after_an_io_failure_nothing_is_written_until_the_vault_is_reopened() {
 }
 
 #[test]
-fn what_a_killed_writer_left_unsynced_is_synced_when_asked_for() {
-    let vault = Vault::filled();
-    Process::start(&vault, "commit and hang").kill();
-    let wal = || fs::metadata(vault.file("vault.db-wal")).unwrap().len();
-    let left = wal();
-    let store = vault.writer();
-    store.sync().unwrap();
-    assert!(wal() > left);
-}
-
-#[test]
 fn a_reader_that_hangs_does_not_stop_the_writer_from_closing() {
     let vault = Vault::filled();
     let reader = Process::start(&vault, "hold a read transaction and hang");
