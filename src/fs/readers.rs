@@ -195,7 +195,6 @@ impl Readers {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd;
     use std::sync::atomic::AtomicBool;
 
     use super::*;
@@ -229,16 +228,19 @@ mod tests {
                     std::thread::sleep(Duration::from_millis(30));
                     done.store(true, Ordering::SeqCst);
                     drop(at_work);
-                    assert_eq!(
-                        nix::unistd::read(&waiting, &mut byte),
-                        Ok(0),
-                        "{}",
-                        waiting.as_raw_fd()
-                    );
+                    assert_eq!(nix::unistd::read(&waiting, &mut byte), Ok(0));
                 })
                 .unwrap()
         };
         let _here = readers.begin();
+        let other_sleeps = || {
+            let known = readers.known();
+            let mut others = known.iter().filter(|r| r.thread != gettid().as_raw());
+            others.next().map(|other| other.is_asleep())
+        };
+        while other_sleeps() != Some(true) {
+            readers.look_for_all();
+        }
         readers.await_releases();
         assert!(!done.load(Ordering::SeqCst));
         nix::unistd::write(&wake, b"x").unwrap();
@@ -250,11 +252,7 @@ mod tests {
             })
         };
         // The byte is there: the thread has it, or is about to take it.
-        while readers
-            .known()
-            .iter()
-            .any(|reader| reader.thread != gettid().as_raw() && reader.is_asleep())
-        {
+        while other_sleeps() == Some(true) {
             std::hint::spin_loop();
         }
         readers.await_releases();
