@@ -176,7 +176,7 @@ fn transact(vault: &Vault, tasks: &[Task]) -> Vec<bool> {
 
 /// All that can be seen of a vault but numbers of nodes and times.
 fn view(vault: &Vault, directory: u64, path: &str, seen: &mut Vec<String>) {
-    for entry in vault.list(directory, None, 1000).unwrap().entries {
+    for entry in vault.list(directory, None, 1000, false).unwrap().entries {
         let node = vault.node(entry.node).unwrap();
         let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
         let a = &node.attributes;

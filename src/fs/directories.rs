@@ -165,6 +165,28 @@ impl FileSystem {
         ino: u64,
         fh: FileHandle,
         position: u64,
+        take: impl FnMut(&DirectoryEntry) -> bool,
+    ) -> Result<(), Errno> {
+        self.read_entries(ino, fh, position, false, take)
+    }
+
+    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
+    pub fn read_directory_plus(
+        &self,
+        ino: u64,
+        fh: FileHandle,
+        position: u64,
+        take: impl FnMut(&DirectoryEntry) -> bool,
+    ) -> Result<(), Errno> {
+        self.read_entries(ino, fh, position, true, take)
+    }
+
+    fn read_entries(
+        &self,
+        ino: u64,
+        fh: FileHandle,
+        position: u64,
+        with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
         if control::is_control(ino) {
@@ -215,13 +237,14 @@ impl FileSystem {
             if reading.complete {
                 return Ok(());
             }
-            self.read_on(ino, &mut reading)?;
+            self.read_on(ino, &mut reading, with_nodes)?;
         }
     }
 
     /// Opens the next batch.
-    fn read_on(&self, ino: NodeId, reading: &mut Reading) -> Result<(), Errno> {
-        let listing = match self.vault.list(ino, reading.after.as_ref(), BATCH) {
+    fn read_on(&self, ino: NodeId, reading: &mut Reading, with_nodes: bool) -> Result<(), Errno> {
+        let after = reading.after.as_ref();
+        let listing = match self.vault.list(ino, after, BATCH, with_nodes) {
             Ok(listing) => listing,
             // Removed while it is open: nothing is in it.
             Err(VaultError::NotFound) => {

@@ -588,7 +588,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let mut failure = None;
         let mut told = Vec::new();
-        let read = self.fs.read_directory(ino.0, fh.0, offset, |entry| {
+        let read = self.fs.read_directory_plus(ino.0, fh.0, offset, |entry| {
             match self.fs.entry_attr(entry) {
                 Ok(attr) => {
                     let full = reply.add(

@@ -1,14 +1,16 @@
 //! A name in a directory, and how it becomes a sealed record and back.
 
+use std::sync::Arc;
+
 use bincode::{Decode, Encode};
 
 use crate::codec;
 use crate::crypto::OpenFailure;
-use crate::crypto::schedule::{Context, EntryKey, NameTagKey, SetKey, VaultId};
+use crate::crypto::schedule::{Context, VaultId};
 use crate::store::{NameTag, NodeId};
 
 use super::VaultError;
-use super::node::{Kind, Node};
+use super::node::{Kind, NameKeys, Node};
 
 /// Longest name in bytes.
 pub const MAX_NAME: usize = 255;
@@ -46,9 +48,7 @@ pub(super) struct DirectoryKeys {
     directory: NodeId,
     vault: VaultId,
     epoch: u32,
-    entry: EntryKey,
-    tag: NameTagKey,
-    set: SetKey,
+    keys: Arc<NameKeys>,
 }
 
 impl DirectoryKeys {
@@ -57,9 +57,7 @@ impl DirectoryKeys {
             directory: directory.id,
             vault,
             epoch: directory.directory()?.epoch,
-            entry: EntryKey::derive(&directory.key),
-            tag: NameTagKey::derive(&directory.key),
-            set: SetKey::derive(&directory.key),
+            keys: directory.key.of_names(),
         })
     }
 
@@ -74,12 +72,12 @@ impl DirectoryKeys {
         if matches!(name, b"" | b"." | b"..") || name.iter().any(|b| matches!(b, b'/' | 0)) {
             return Err(VaultError::Invalid);
         }
-        Ok(self.tag.tag(name))
+        Ok(self.keys.tag.tag(name))
     }
 
     /// What an entry's record adds to the directory's sum.
     pub(super) fn element(&self, tag: &NameTag, record: &[u8]) -> [u8; 32] {
-        self.set.entry(tag, record)
+        self.keys.set.entry(tag, record)
     }
 
     pub(super) fn seal(&self, entry: &Entry) -> Result<Vec<u8>, VaultError> {
@@ -100,7 +98,7 @@ impl DirectoryKeys {
             tag: &entry.tag,
             epoch: self.epoch,
         };
-        let sealed = self.entry.seal(self.vault, context, &plain)?;
+        let sealed = self.keys.entry.seal(self.vault, context, &plain)?;
         Ok(codec::encode(&Stored {
             epoch: self.epoch,
             sealed,
@@ -126,6 +124,7 @@ impl DirectoryKeys {
             epoch: self.epoch,
         };
         let plain = self
+            .keys
             .entry
             .open(self.vault, context, &stored.sealed)
             .map_err(|e| match e {

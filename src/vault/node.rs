@@ -1,12 +1,16 @@
 //! What a node is, and how its attributes become a sealed record and back.
 
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bincode::{Decode, Encode};
 
 use crate::codec;
 use crate::crypto::padding::padded_attributes;
-use crate::crypto::schedule::{AttributesKey, Context, MetadataKey, Role, VaultId};
+use crate::crypto::schedule::{
+    AttributesKey, Context, EntryKey, MetadataKey, NameTagKey, Role, SetKey, VaultId,
+};
 use crate::crypto::{OpenFailure, SecretBytes, SecretKey, SetSum};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NameTag, NodeId};
@@ -217,6 +221,48 @@ pub struct Attributes {
     pub body: Body,
 }
 
+/// What a directory's names stand under.
+pub(super) struct NameKeys {
+    pub(super) entry: EntryKey,
+    pub(super) tag: NameTagKey,
+    pub(super) set: SetKey,
+}
+
+/// A metadata key, and once they were needed the keys for names that are derived from it.
+#[derive(Clone)]
+pub(super) struct NodeKey {
+    key: MetadataKey,
+    of_names: OnceLock<Arc<NameKeys>>,
+}
+
+impl NodeKey {
+    fn new(key: SecretKey) -> Self {
+        Self {
+            key: MetadataKey(key),
+            of_names: OnceLock::new(),
+        }
+    }
+
+    pub(super) fn of_names(&self) -> Arc<NameKeys> {
+        let derive = || {
+            Arc::new(NameKeys {
+                entry: EntryKey::derive(self),
+                tag: NameTagKey::derive(self),
+                set: SetKey::derive(self),
+            })
+        };
+        Arc::clone(self.of_names.get_or_init(derive))
+    }
+}
+
+impl Deref for NodeKey {
+    type Target = MetadataKey;
+
+    fn deref(&self) -> &MetadataKey {
+        &self.key
+    }
+}
+
 /// A node, opened and verified.
 #[derive(Clone)]
 pub struct Node {
@@ -231,7 +277,7 @@ pub struct Node {
     /// Its attributes.
     pub attributes: Attributes,
     /// The key of its metadata.
-    pub(super) key: MetadataKey,
+    pub(super) key: NodeKey,
     wrapped: Vec<u8>,
 }
 
@@ -264,14 +310,13 @@ impl Node {
     ) -> Result<Self, VaultError> {
         let key = SecretKey::generate()?;
         let (generation, wrapped) = keyring.wrap(id, Role::Metadata, &key)?;
-        let key = MetadataKey(key);
         Ok(Self {
             id,
             kind,
             revision: 0,
             generation,
             attributes,
-            key,
+            key: NodeKey::new(key),
             wrapped,
         })
     }
@@ -287,7 +332,7 @@ impl Node {
             codec::decode(&record.value, "node").map_err(|_| bad("is not encoded as a node"))?;
         let kind = Kind::from_number(stored.kind).ok_or_else(|| bad("has an unknown kind"))?;
         let key = keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
-        let key = MetadataKey(key);
+        let key = NodeKey::new(key);
         let context = Context::Attributes {
             node: id,
             kind: stored.kind,
@@ -373,7 +418,7 @@ impl Node {
     pub(super) fn renew_key(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
         let key = SecretKey::generate()?;
         (self.generation, self.wrapped) = keyring.wrap(self.id, Role::Metadata, &key)?;
-        self.key = MetadataKey(key);
+        self.key = NodeKey::new(key);
         Ok(())
     }
 

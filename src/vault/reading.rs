@@ -141,7 +141,8 @@ impl Vault {
         Ok(node)
     }
 
-    /// At most `limit` entries of a directory, those filed after `after`.
+    /// At most `limit` entries of a directory, those filed after `after`. Who is going to ask for
+    /// their nodes has them read `with_nodes`, in one transaction instead of many.
     ///
     /// # Errors
     /// When it is no directory, or an entry does not authenticate.
@@ -150,8 +151,10 @@ impl Vault {
         directory: NodeId,
         after: Option<&NameTag>,
         limit: usize,
+        with_nodes: bool,
     ) -> Result<Listing, VaultError> {
         self.refresh()?;
+        let epoch = self.cache.epoch();
         self.read(|records| {
             let node = self.read_node(records, directory)?;
             let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
@@ -167,6 +170,11 @@ impl Vault {
                     Err(error) => return Err(error),
                 }
             }
+            // What is wrong with a node is told when it is asked for.
+            let _ = entries
+                .iter()
+                .filter(|_| with_nodes)
+                .try_for_each(|entry| self.node_in(records, entry.node, epoch).map(drop));
             Ok(Listing {
                 entries,
                 complete,

@@ -138,6 +138,9 @@ for path in ("f", "d"):
     os.setxattr(path, "user.large", b"z" * 50_000)
     assert os.getxattr(path, "user.large") == b"z" * 50_000
     refused(errno.ENOSPC, os.setxattr, path, "user.larger", b"z" * 50_000)
+for path in ("f", "d", ".secretfs/status"):
+    for other in ("trusted.a", "security.selinux", "system.posix_acl_access"):
+        refused(errno.EOPNOTSUPP, os.getxattr, path, other)
 refused(errno.EOPNOTSUPP, os.setxattr, "f", "trusted.a", b"1")
 os.symlink("f", "l"); os.mkfifo("p")
 for path in ("l", "p"): refused(errno.EPERM, os.setxattr, path, "user.a", b"1", follow_symlinks=False)

@@ -26,7 +26,7 @@ impl Reading {
         let mut after = None;
         loop {
             // Several pages, also of few names.
-            let listing = match vault.list(id, after.as_ref(), 5) {
+            let listing = match vault.list(id, after.as_ref(), 5, false) {
                 Ok(listing) => listing,
                 Err(error) => return self.errors.push(error),
             };

@@ -470,6 +470,9 @@ impl Reference {
 
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Answer<Vec<u8>> {
         let node = &self.nodes[&ino];
+        if !name.starts_with(b"user.") {
+            return Err(EOPNOTSUPP);
+        }
         if name == b"user.secretfs.version" && node.kind == Kind::File {
             return Ok(node.current.number.to_string().into_bytes());
         }
