@@ -133,6 +133,12 @@ impl SealedCache {
         (sealed.record.generation == generation).then(|| Arc::clone(sealed))
     }
 
+    /// Whether a version is there, under whichever key.
+    pub(super) fn holds(&self, version: (NodeId, u64)) -> bool {
+        let versions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        versions.kept.contains_key(&version)
+    }
+
     pub(super) fn offer(&self, version: (NodeId, u64), sealed: SealedVersion) {
         if sealed.first.as_ref().map_or(0, Vec::len) > MAX_SEALED {
             return;

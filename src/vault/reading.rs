@@ -11,6 +11,9 @@ use super::entry::{DirectoryKeys, Entry};
 use super::node::Node;
 use super::{Failure, Vault, VaultError};
 
+/// Contents up to this many bytes are fetched when they are looked up.
+const AHEAD: u64 = 4 << 10;
+
 /// What a file holds, as far as it was read.
 #[derive(Debug)]
 pub enum Content {
@@ -89,7 +92,11 @@ impl Vault {
         let may_move = self.read_only || self.keyring().renews_data_keys();
         let parent = self.node(directory)?;
         let epoch = self.cache.epoch();
-        let found = self.read(|records| self.lookup_in(records, &parent, name, epoch));
+        let found = self.read(|records| {
+            let node = self.lookup_in(records, &parent, name, epoch)?;
+            self.fetch_small(records, &node);
+            Ok(node)
+        });
         match found {
             Err(error)
                 if may_move
@@ -103,6 +110,20 @@ impl Vault {
                 })
             }
             found => found,
+        }
+    }
+
+    /// Who looks up a secret is about to read it: one transaction for both. What is wrong with the
+    /// content is told when it is asked for.
+    fn fetch_small(&self, records: &mut dyn Read, node: &Node) {
+        let Ok(file) = node.file() else { return };
+        let version = (node.id, file.version);
+        // What another process may change is not kept.
+        if self.read_only || file.version == 0 || file.size > AHEAD || self.sealed.holds(version) {
+            return;
+        }
+        if let Ok(Some((record, first))) = records.version_and_first_chunk(node.id, file.version) {
+            self.sealed.offer(version, SealedVersion { record, first });
         }
     }
 

@@ -89,7 +89,7 @@ pub struct Sample {
     killed: (Vec<u8>, Vec<u8>),
 }
 
-fn write(served: &Served, parent: u64, name: &str, content: &[u8]) -> u64 {
+pub fn write(served: &Served, parent: u64, name: &str, content: &[u8]) -> u64 {
     let (ino, fh) = match served.lookup(parent, name.as_bytes()) {
         Ok(attr) => {
             let flags = libc::O_WRONLY | libc::O_TRUNC;
