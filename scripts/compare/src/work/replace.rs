@@ -29,7 +29,10 @@ enum Until {
     Count(u64),
 }
 
+/// Each thread has a directory of its own: the kernel makes and renames one name at a time in one.
 fn replace(directory: &Path, thread: u64, until: Until) -> Result<u64, Failure> {
+    let directory = directory.join(format!("of-{thread}"));
+    fs::create_dir_all(&directory)?;
     let path = |secret: u64| directory.join(format!("secret-{thread}-{secret}"));
     let temporary = directory.join(format!(".new-{thread}"));
     let start = Instant::now();
