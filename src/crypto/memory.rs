@@ -1,7 +1,8 @@
 //! Memory for secrets: locked where the system allows it, left out of core files, wiped when let
 //! go. Never shrinks in place without wiping, never moves without wiping what it left.
 //!
-//! Small buffers come from slabs that are locked once; larger ones are mappings of their own.
+//! Small buffers come from slabs that are locked once; larger ones are mappings of their own, of
+//! which some are kept for reuse.
 //! Master keys live in `memfd_secret` pages where the kernel has them: those are gone from the
 //! kernel's own direct map too.
 #![allow(unsafe_code)]
@@ -10,7 +11,9 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::spares::{Spare, Spares};
 
 /// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
 const MIN_PIECE: usize = 64;
@@ -32,7 +35,7 @@ pub struct MemoryError {
 /// What became of the memory asked for so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryReport {
-    /// Bytes mapped for secrets that are locked.
+    /// Bytes mapped for secrets that are locked, in use or to be used again.
     pub locked: u64,
     /// Bytes mapped for secrets that the system refused to lock.
     pub unlocked: u64,
@@ -59,6 +62,7 @@ static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
     free: [const { Vec::new() }; CLASSES],
     keys: Vec::new(),
 });
+static SPARES: Mutex<Spares> = Mutex::new(Spares::new());
 
 /// How the memory handed out so far is protected.
 pub fn report() -> MemoryReport {
@@ -73,7 +77,7 @@ pub fn report() -> MemoryReport {
     }
 }
 
-struct Piece(NonNull<u8>);
+pub(super) struct Piece(NonNull<u8>);
 // SAFETY: a piece on a free list is owned by the list alone.
 unsafe impl Send for Piece {}
 
@@ -149,13 +153,36 @@ fn lock(address: *mut libc::c_void, length: usize) -> bool {
     // SAFETY: none of these calls changes what is in the memory, and nothing of ours depends on
     // their success. On-fault, so that what is not used costs nothing; older kernels without it get
     // the plain lock.
-    let locked = unsafe {
+    let lock = || unsafe {
         libc::madvise(address, length, libc::MADV_DONTDUMP);
         libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
     };
+    // What is in use goes before what is kept for later.
+    let locked = lock() || (unmap_spares() && lock());
     let counter = if locked { &LOCKED } else { &UNLOCKED };
     counter.fetch_add(length as u64, Ordering::Relaxed);
     locked
+}
+
+fn spares() -> MutexGuard<'static, Spares> {
+    SPARES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives back what is kept for later; tells whether there was anything.
+fn unmap_spares() -> bool {
+    let all = spares().clear();
+    unmap(all)
+}
+
+/// Unmaps spare buffers, which are locked ones; tells whether there were any.
+fn unmap(spares: Vec<Spare>) -> bool {
+    for spare in &spares {
+        // SAFETY: the mapping was made by `map_private` with this length, and the list that it was
+        // taken from was its only owner.
+        unsafe { libc::munmap(spare.start.0.as_ptr().cast(), spare.capacity) };
+        LOCKED.fetch_sub(spare.capacity as u64, Ordering::Relaxed);
+    }
+    !spares.is_empty()
 }
 
 /// Keeps the stack that this thread is going to use out of swap: names and keys pass over it.
@@ -238,8 +265,15 @@ impl SecretBytes {
                 origin: Origin::Slab(class),
             });
         }
-        let capacity = wanted.checked_next_multiple_of(PAGE).ok_or(out_of_memory)?;
-        let (start, locked) = map_private(capacity).ok_or(out_of_memory)?;
+        let spare = spares().take(wanted);
+        let (start, capacity, locked) = match spare {
+            Some(spare) => (spare.start.0, spare.capacity, true),
+            None => {
+                let capacity = wanted.checked_next_multiple_of(PAGE).ok_or(out_of_memory)?;
+                let (start, locked) = map_private(capacity).ok_or(out_of_memory)?;
+                (start, capacity, locked)
+            }
+        };
         Ok(Self {
             start,
             capacity,
@@ -334,12 +368,19 @@ impl Drop for SecretBytes {
         match self.origin {
             Origin::Slab(class) => slabs().free[class].push(Piece(self.start)),
             Origin::Key => slabs().keys.push(Piece(self.start)),
-            Origin::Mapping { locked } => {
+            Origin::Mapping { locked: true } => {
+                let spare = Spare {
+                    start: Piece(self.start),
+                    capacity: self.capacity,
+                };
+                let surplus = spares().keep(spare);
+                unmap(surplus);
+            }
+            Origin::Mapping { locked: false } => {
                 // SAFETY: the mapping was made by `map_private` with this length, and this was
                 // its only owner.
                 unsafe { libc::munmap(self.start.as_ptr().cast(), self.capacity) };
-                let counter = if locked { &LOCKED } else { &UNLOCKED };
-                counter.fetch_sub(self.capacity as u64, Ordering::Relaxed);
+                UNLOCKED.fetch_sub(self.capacity as u64, Ordering::Relaxed);
             }
         }
     }
@@ -381,6 +422,18 @@ mod tests {
             let mut buffer = SecretBytes::zeroed(1000).unwrap();
             assert!(buffer.iter().all(|b| *b == 0));
             buffer.fill(0xaa);
+        }
+    }
+
+    #[test]
+    fn a_large_buffer_that_is_used_again_is_zero_also_beyond_its_length() {
+        let large = 150_000;
+        for length in [large, large / 2 + 1, large - 5] {
+            let mut buffer = SecretBytes::zeroed(length).unwrap();
+            buffer.resize(buffer.capacity()).unwrap();
+            assert!(buffer.iter().all(|b| *b == 0));
+            buffer.fill(0xaa);
+            buffer.resize(length).unwrap();
         }
     }
 

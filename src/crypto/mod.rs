@@ -7,6 +7,7 @@ pub mod memory;
 pub mod padding;
 pub mod schedule;
 pub mod secret;
+mod spares;
 pub mod sum;
 
 pub use aead::{OpenError, OpenFailure, SealError};

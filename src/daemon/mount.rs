@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use crate::fs::fuse::MAX_TRANSFER;
+
 use super::error::{Class, Error};
 use super::helper::Helper;
 use super::sys::{self, MountId};
@@ -25,9 +27,6 @@ pub(crate) struct MountOptions {
     pub(crate) allow_other: bool,
     pub(crate) exec: bool,
 }
-
-/// Bound on one READ, in bytes; the same as the bound on one WRITE.
-const MAX_READ: usize = 128 * 1024;
 
 /// Who mounts.
 pub(crate) enum Mounter {
@@ -171,7 +170,7 @@ fn mount_by_system(point: &Path, options: &MountOptions) -> Result<OwnedFd, Erro
         .map_err(|e| device_error(e.raw_os_error()))?
         .into();
     let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_READ}",
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,max_read={MAX_TRANSFER}",
         device.as_raw_fd(),
         nix::unistd::geteuid(),
         nix::unistd::getegid(),
@@ -236,7 +235,7 @@ pub(crate) fn fusermount_options(options: &MountOptions) -> OsString {
         text.push(byte);
     }
     text.extend_from_slice(b",subtype=secretfs,default_permissions,nosuid,nodev");
-    text.extend_from_slice(format!(",max_read={MAX_READ}").as_bytes());
+    text.extend_from_slice(format!(",max_read={MAX_TRANSFER}").as_bytes());
     text.extend_from_slice(if options.exec { b",exec" } else { b",noexec" });
     text.extend_from_slice(if options.read_only { b",ro" } else { b",rw" });
     if options.allow_other {

@@ -21,8 +21,9 @@ use super::io::Transfer;
 use super::readers::{self, AtWork, Readers};
 use super::{Attr, Caller, Errno, FileSystem, SetAttributes};
 
-/// Bytes of a write request: bounds what the request buffers ever hold of a secret.
-const MAX_WRITE: u32 = 128 * 1024;
+/// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold
+/// of a secret: the 128 KiB that many programs ask for, wherever in a page their buffer begins.
+pub const MAX_TRANSFER: u32 = 132 * 1024;
 
 /// How many threads may read requests, of those that are `wanted`: one where nobody tells what the
 /// others are about.
@@ -73,7 +74,7 @@ thread_local! {
 fn received(request: &Request) {
     if !RECEIVED.replace(true) {
         let start = std::ptr::from_ref(request).cast();
-        memory::keep_in(start, MAX_WRITE as usize + 4096);
+        memory::keep_in(start, MAX_TRANSFER as usize + 4096);
         memory::keep_stack_in();
     }
 }
@@ -221,7 +222,7 @@ impl fuser::Filesystem for Adapter {
         // the next: a RELEASE, which publishes, would be overtaken by an OPEN made after it.
         let _ = config.set_max_background(u16::MAX);
         // These only fail for values out of range, and then keep the nearest in range.
-        let _ = config.set_max_write(MAX_WRITE);
+        let _ = config.set_max_write(MAX_TRANSFER);
         let _ = config.set_time_granularity(Duration::from_nanos(1));
         Ok(())
     }

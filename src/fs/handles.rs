@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{Kind, OpenFiles, Version};
+use crate::vault::{Kind, LastChunk, OpenFiles, Version};
 
 use super::Errno;
 use super::budget::Reservation;
@@ -49,9 +49,9 @@ pub(super) enum Loaded {
     Pieces(Version),
 }
 
-/// The piece of a content that a handle read last, for the small reads that go on in it. Not
-/// shared: readers at different places would take it from each other.
-pub(super) type LastPiece = Arc<Mutex<Option<(u32, SecretBytes)>>>;
+/// The chunk that a handle read last. Not shared: readers at different places would take it from
+/// each other.
+pub(super) type LastPiece = Arc<Mutex<LastChunk>>;
 
 /// The version that a reader has settled on.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::crypto::SecretBytes;
-use crate::vault::{CHUNK, Content, Version};
+use crate::vault::{Content, LastChunk, Version};
 
 use super::control;
 use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
@@ -195,33 +195,13 @@ impl FileSystem {
     fn read_pieces(
         &self,
         version: &Version,
-        last: &mut Option<(u32, SecretBytes)>,
+        last: &mut LastChunk,
         offset: u64,
         size: u32,
     ) -> Result<SecretBytes, Errno> {
         let end = offset.saturating_add(size.into()).min(version.length());
-        let length = end.saturating_sub(offset) as usize;
-        let mut out = SecretBytes::zeroed(length)?;
-        let mut filled = 0;
-        while filled < length {
-            let at = offset + filled as u64;
-            let index = (at / CHUNK as u64) as u32;
-            if last.as_ref().is_none_or(|(held, _)| *held != index) {
-                *last = Some((index, self.vault.chunk(version, index)?));
-            }
-            let Some((_, chunk)) = last else {
-                return Err(Errno(libc::EIO));
-            };
-            let part = chunk
-                .get((at % CHUNK as u64) as usize..)
-                .unwrap_or_default();
-            let count = part.len().min(length - filled);
-            if count == 0 {
-                return Err(Errno(libc::EIO));
-            }
-            out[filled..filled + count].copy_from_slice(&part[..count]);
-            filled += count;
-        }
+        let mut out = SecretBytes::zeroed(end.saturating_sub(offset) as usize)?;
+        self.vault.read_at(version, offset, &mut out, last)?;
         Ok(out)
     }
 

@@ -50,8 +50,13 @@ pub(super) fn index(row: &Row<'_>, column: usize) -> Result<u32, Fault> {
 
 /// A value of at most `max` bytes.
 pub(super) fn blob(row: &Row<'_>, column: usize, max: usize) -> Result<Vec<u8>, Fault> {
+    bytes(row, column, max).map(<[u8]>::to_vec)
+}
+
+/// The same where it lies.
+pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize, max: usize) -> Result<&'a [u8], Fault> {
     match row.get_ref(column)? {
-        ValueRef::Blob(bytes) if bytes.len() <= max => Ok(bytes.to_vec()),
+        ValueRef::Blob(bytes) if bytes.len() <= max => Ok(bytes),
         ValueRef::Blob(bytes) => Err(Fault::corrupt(format!(
             "a value has {} bytes where {max} are the most",
             bytes.len()

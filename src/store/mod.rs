@@ -105,8 +105,18 @@ pub trait Read {
     ) -> Result<Option<(KeyedRecord, Option<Vec<u8>>)>, StoreError>;
     /// The version numbers stored for a node, ascending.
     fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError>;
-    /// One sealed chunk.
-    fn chunk(&mut self, key: ChunkKey) -> Result<Option<Vec<u8>>, StoreError>;
+    /// Shows one sealed chunk to `take`; tells whether there is one.
+    fn with_chunk(
+        &mut self,
+        key: ChunkKey,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, StoreError>;
+    /// A copy of one sealed chunk.
+    fn chunk(&mut self, key: ChunkKey) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut copy = None;
+        self.with_chunk(key, &mut |sealed| copy = Some(sealed.to_vec()))?;
+        Ok(copy)
+    }
     /// Every row that says that it is this chunk, wherever it is. Looks at all chunks: for repairs.
     fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError>;
     /// Nodes registered for reaping, ascending, at most `limit` greater than `after`.

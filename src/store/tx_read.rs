@@ -27,7 +27,7 @@ fn entry_row(row: &Row<'_>) -> Result<EntryRow, Fault> {
 
 /// Takes a chunk out of a row that begins at column `at` with node, version and index, if it is
 /// the one that was asked for: the row was found through a number that anybody may have forged.
-fn chunk_of(row: &Row<'_>, at: usize, expected: ChunkKey) -> Result<Vec<u8>, Fault> {
+fn chunk_of<'a>(row: &'a Row<'_>, at: usize, expected: ChunkKey) -> Result<&'a [u8], Fault> {
     let found = (
         hostile::id(row, at)?,
         hostile::id(row, at + 1)?,
@@ -39,7 +39,7 @@ fn chunk_of(row: &Row<'_>, at: usize, expected: ChunkKey) -> Result<Vec<u8>, Fau
             expected.2, expected.1, expected.0
         )));
     }
-    hostile::blob(row, at + 3, schema::MAX_CHUNK)
+    hostile::bytes(row, at + 3, schema::MAX_CHUNK)
 }
 
 impl Read for Tx {
@@ -142,7 +142,8 @@ impl Read for Tx {
                         "version {version} of node {node} lacks its first chunk"
                     )));
                 }
-                Ok((record, Some(chunk_of(row, 4, (node, version, 0))?)))
+                let first = chunk_of(row, 4, (node, version, 0))?.to_vec();
+                Ok((record, Some(first)))
             },
         )
     }
@@ -159,16 +160,21 @@ impl Read for Tx {
         Ok(found)
     }
 
-    fn chunk(&mut self, (node, version, index): ChunkKey) -> Result<Option<Vec<u8>>, StoreError> {
+    fn with_chunk(
+        &mut self,
+        (node, version, index): ChunkKey,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, StoreError> {
         let sql = "SELECT c.node, c.version, c.idx, c.sealed \
                    FROM version AS v JOIN chunk AS c ON c.id = v.first_chunk + ?3 \
                    WHERE v.node = ?1 AND v.version = ?2 AND v.first_chunk > 0";
-        self.one(
+        let found = self.one(
             "cannot read a chunk",
             sql,
             (key(node)?, key(version)?, index),
-            |row| chunk_of(row, 0, (node, version, index)),
-        )
+            |row| chunk_of(row, 0, (node, version, index)).map(&mut *take),
+        )?;
+        Ok(found.is_some())
     }
 
     fn chunk_copies(
@@ -181,7 +187,7 @@ impl Read for Tx {
         let most = rows(schema::MAX_CHUNK);
         let params = (key(node)?, key(version)?, index, most);
         self.many("cannot look for a chunk", sql, params, |row| {
-            chunk_of(row, 0, (node, version, index))
+            chunk_of(row, 0, (node, version, index)).map(<[u8]>::to_vec)
         })
     }
 

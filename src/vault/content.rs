@@ -218,15 +218,17 @@ impl Version {
     }
 
     /// Reads and opens one chunk into `plain`, which must have the chunk's padded length.
-    fn read_chunk(
+    pub(super) fn read_chunk(
         &self,
         records: &mut dyn Read,
         index: u32,
         plain: &mut [u8],
     ) -> Result<(), VaultError> {
-        let sealed = records.chunk((self.node, self.number, index))?;
-        let sealed = sealed.ok_or_else(|| self.bad(index, "is missing"))?;
-        self.open_chunk(index, &sealed, plain)
+        let mut opened = None;
+        records.with_chunk((self.node, self.number, index), &mut |sealed| {
+            opened = Some(self.open_chunk(index, sealed, plain));
+        })?;
+        opened.unwrap_or_else(|| Err(self.bad(index, "is missing")))
     }
 
     pub(super) fn open_chunk(

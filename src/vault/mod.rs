@@ -23,6 +23,7 @@ mod error;
 mod node;
 mod open;
 mod ops;
+mod pieces;
 mod reading;
 mod repair;
 mod rotation;
@@ -55,6 +56,7 @@ pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
 };
+pub use pieces::LastChunk;
 pub use reading::{Content, Listing};
 pub use repair::{RepairReport, Repairs, repair};
 pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};

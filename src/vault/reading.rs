@@ -286,20 +286,4 @@ impl Vault {
             bytes,
         })
     }
-
-    /// One chunk of a version, padding and all.
-    ///
-    /// # Errors
-    /// When it is missing or does not authenticate.
-    pub fn chunk(&self, version: &Version, index: u32) -> Result<SecretBytes, VaultError> {
-        self.read(|records| match version.chunk(records, index) {
-            // The same content may stand under another key by now.
-            Err(error) if error.failure() == Failure::Integrity => {
-                let (node, number) = (version.node(), version.number());
-                let record = records.version(node, number)?.ok_or(error)?;
-                Version::open(&self.keyring(), node, number, &record)?.chunk(records, index)
-            }
-            chunk => chunk,
-        })
-    }
 }

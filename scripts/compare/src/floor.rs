@@ -23,7 +23,7 @@ use tree::{Node, Tree};
 
 /// As secretfs has them: see its `daemon/serve.rs`, `daemon/mount.rs` and `fs/fuse.rs`.
 const TTL: Duration = Duration::from_secs(1);
-const MAX_WRITE: u32 = 128 * 1024;
+const MAX_WRITE: u32 = 132 * 1024;
 const GENERATION: Generation = Generation(0);
 
 /// The argument that makes this program a daemon.

@@ -1,0 +1,94 @@
+//! Reading part of a content: what is wanted of each chunk, from one snapshot, opened and verified.
+
+use crate::crypto::SecretBytes;
+use crate::store::Read;
+
+use super::content::{CHUNK, Version};
+use super::{Failure, Vault, VaultError};
+
+/// The chunk that was last read in part, for the small reads that go on in it.
+#[derive(Debug, Default)]
+pub struct LastChunk(Option<(u32, SecretBytes)>);
+
+impl LastChunk {
+    /// Copies what it has of the content from `at` on; tells how many bytes.
+    fn copy_to(&self, at: u64, out: &mut [u8]) -> usize {
+        let (index, skip) = position(at);
+        let part = match &self.0 {
+            Some((held, chunk)) if *held == index => chunk.get(skip..).unwrap_or_default(),
+            _ => &[],
+        };
+        let length = part.len().min(out.len());
+        out[..length].copy_from_slice(&part[..length]);
+        length
+    }
+}
+
+fn position(at: u64) -> (u32, usize) {
+    let chunk = CHUNK as u64;
+    let index = u32::try_from(at / chunk).unwrap_or(u32::MAX);
+    (index, (at % chunk) as usize)
+}
+
+impl Vault {
+    /// Fills `out` with a version's content from `offset` on, which must have that much. After an
+    /// error nothing of what is in `out` may be used.
+    ///
+    /// # Errors
+    /// When a chunk is missing or does not authenticate.
+    pub fn read_at(
+        &self,
+        version: &Version,
+        offset: u64,
+        out: &mut [u8],
+        last: &mut LastChunk,
+    ) -> Result<(), VaultError> {
+        let held = last.copy_to(offset, out);
+        if held == out.len() {
+            return Ok(());
+        }
+        self.read(|records| {
+            let mut filled = held;
+            while filled < out.len() {
+                let at = offset + filled as u64;
+                let (index, skip) = position(at);
+                let rest = &mut out[filled..];
+                let length = version.plain_len(index);
+                if skip >= length {
+                    return Err(VaultError::Invalid);
+                }
+                // A chunk that is wanted whole is opened where it is wanted.
+                filled += if skip == 0 && length <= rest.len() {
+                    self.chunk_into(records, version, index, &mut rest[..length])?;
+                    length
+                } else {
+                    let mut plain = SecretBytes::zeroed(length)?;
+                    self.chunk_into(records, version, index, &mut plain)?;
+                    last.0 = Some((index, plain));
+                    last.copy_to(at, rest)
+                };
+            }
+            Ok(())
+        })
+    }
+
+    /// Opens one chunk into `plain`, padding and all.
+    fn chunk_into(
+        &self,
+        records: &mut dyn Read,
+        version: &Version,
+        index: u32,
+        plain: &mut [u8],
+    ) -> Result<(), VaultError> {
+        match version.read_chunk(records, index, plain) {
+            // The same content may stand under another key by now.
+            Err(error) if error.failure() == Failure::Integrity => {
+                let (node, number) = (version.node(), version.number());
+                let record = records.version(node, number)?.ok_or(error)?;
+                Version::open(&self.keyring(), node, number, &record)?
+                    .read_chunk(records, index, plain)
+            }
+            other => other,
+        }
+    }
+}
