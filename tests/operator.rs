@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use support::evil::{copy, execute};
@@ -130,6 +131,51 @@ fn status_tells_of_reads_that_did_not_authenticate() {
         "{}",
         integrity(&place)
     );
+    unmount(&place);
+}
+
+#[test]
+fn a_read_that_meets_a_damaged_chunk_gives_nothing_and_what_lies_beside_it_is_served() {
+    const CHUNK: usize = 64 << 10;
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    // The last chunk is padded.
+    let content: Vec<u8> = (0..5 * CHUNK - 100).map(|at| (at % 251) as u8).collect();
+    fs::write(place.point().join("a"), &content).expect("written");
+    unmount(&place);
+    let other = "UPDATE chunk SET sealed = (SELECT sealed FROM chunk WHERE idx = 3) WHERE idx = 2";
+    execute(&place, other);
+    place.mount(&[]).succeeded();
+    let file = fs::File::open(place.point().join("a")).expect("opened");
+    for _ in 0..2 {
+        for (offset, length) in [
+            (0, 2 * CHUNK),
+            (3 * CHUNK, 2 * CHUNK),
+            (3 * CHUNK + 5, 2 * CHUNK),
+            (4 * CHUNK - 5, 10),
+            (CHUNK + 1, CHUNK - 1),
+            (5 * CHUNK - 110, 20),
+        ] {
+            let mut read = vec![0xff; length];
+            let count = file.read_at(&mut read, offset as u64).expect("read");
+            let end = content.len().min(offset + length);
+            assert_eq!(count, end - offset, "{offset} {length}");
+            assert!(read[..count] == content[offset..end], "{offset} {length}");
+        }
+        for (offset, length) in [
+            (CHUNK, 2 * CHUNK),
+            (2 * CHUNK, 2 * CHUNK),
+            (2 * CHUNK - 5, 10),
+            (2 * CHUNK + 5, 10),
+            (3 * CHUNK - 5, 10),
+        ] {
+            let mut read = vec![0xff; length];
+            let error = file.read_at(&mut read, offset as u64).expect_err("damaged");
+            assert_eq!(error.raw_os_error(), Some(nix::libc::EIO));
+            assert!(read.iter().all(|byte| *byte == 0xff), "{offset} {length}");
+        }
+    }
+    drop(file);
     unmount(&place);
 }
 

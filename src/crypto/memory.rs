@@ -10,10 +10,11 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use super::spares::{Spare, Spares};
+use super::pages::{self, Mapping, PAGE, map_memfd_secret, map_private};
+pub use super::pages::{keep_in, keep_stack_in};
 
 /// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
 const MIN_PIECE: usize = 64;
@@ -21,7 +22,6 @@ const MIN_PIECE: usize = 64;
 const MAX_PIECE: usize = 32 * 1024;
 /// Size of a slab, in bytes: small enough for the 8 MiB that an ordinary user may lock.
 const SLAB: usize = 64 * 1024;
-const PAGE: usize = 4096;
 const CLASSES: usize = (MAX_PIECE / MIN_PIECE).ilog2() as usize + 1;
 
 /// Buffers that hold secrets could not be had.
@@ -54,21 +54,18 @@ pub enum KeyHome {
     Unlocked,
 }
 
-static LOCKED: AtomicU64 = AtomicU64::new(0);
-static UNLOCKED: AtomicU64 = AtomicU64::new(0);
 /// That of the first is that of all but for a lack of memory, and the worst is told.
 static KEY_HOME: AtomicU8 = AtomicU8::new(KeyHome::MemfdSecret as u8);
 static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
     free: [const { Vec::new() }; CLASSES],
     keys: Vec::new(),
 });
-static SPARES: Mutex<Spares> = Mutex::new(Spares::new());
-
 /// How the memory handed out so far is protected.
 pub fn report() -> MemoryReport {
+    let (locked, unlocked) = pages::counts();
     MemoryReport {
-        locked: LOCKED.load(Ordering::Relaxed),
-        unlocked: UNLOCKED.load(Ordering::Relaxed),
+        locked,
+        unlocked,
         master_keys: match KEY_HOME.load(Ordering::Relaxed) {
             0 => KeyHome::MemfdSecret,
             1 => KeyHome::Locked,
@@ -77,7 +74,7 @@ pub fn report() -> MemoryReport {
     }
 }
 
-pub(super) struct Piece(NonNull<u8>);
+struct Piece(NonNull<u8>);
 // SAFETY: a piece on a free list is owned by the list alone.
 unsafe impl Send for Piece {}
 
@@ -117,109 +114,6 @@ fn carve(start: NonNull<u8>, length: usize, piece: usize, into: &mut Vec<Piece>)
         // SAFETY: `offset < length`, and the mapping is `length` bytes long.
         into.push(Piece(unsafe { start.add(offset) }));
     }
-}
-
-/// Maps zeroed, private, undumpable memory and locks it if that is allowed.
-fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
-    // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
-    };
-    if address == libc::MAP_FAILED {
-        return None;
-    }
-    let locked = lock(address, length);
-    NonNull::new(address.cast()).map(|start| (start, locked))
-}
-
-/// Keeps memory that somebody else has mapped out of swap and core files, as far as that is allowed.
-/// Beyond a hole in it nothing is kept in, and all of it counts as unlocked.
-pub fn keep_in(start: *const u8, length: usize) {
-    let first = start.addr() & !(PAGE - 1);
-    let length = (start.addr() + length).next_multiple_of(PAGE) - first;
-    let address = std::ptr::without_provenance_mut::<libc::c_void>(first);
-    lock(address, length);
-}
-
-/// Locks pages and keeps them out of core files; tells whether they are locked, and counts them.
-fn lock(address: *mut libc::c_void, length: usize) -> bool {
-    // SAFETY: none of these calls changes what is in the memory, and nothing of ours depends on
-    // their success. On-fault, so that what is not used costs nothing; older kernels without it get
-    // the plain lock.
-    let lock = || unsafe {
-        libc::madvise(address, length, libc::MADV_DONTDUMP);
-        libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
-    };
-    // What is in use goes before what is kept for later.
-    let locked = lock() || (unmap_spares() && lock());
-    let counter = if locked { &LOCKED } else { &UNLOCKED };
-    counter.fetch_add(length as u64, Ordering::Relaxed);
-    locked
-}
-
-fn spares() -> MutexGuard<'static, Spares> {
-    SPARES.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Gives back what is kept for later; tells whether there was anything.
-fn unmap_spares() -> bool {
-    let all = spares().clear();
-    unmap(all)
-}
-
-/// Unmaps spare buffers, which are locked ones; tells whether there were any.
-fn unmap(spares: Vec<Spare>) -> bool {
-    for spare in &spares {
-        // SAFETY: the mapping was made by `map_private` with this length, and the list that it was
-        // taken from was its only owner.
-        unsafe { libc::munmap(spare.start.0.as_ptr().cast(), spare.capacity) };
-        LOCKED.fetch_sub(spare.capacity as u64, Ordering::Relaxed);
-    }
-    !spares.is_empty()
-}
-
-/// Keeps the stack that this thread is going to use out of swap: names and keys pass over it.
-pub fn keep_stack_in() {
-    const DEPTH: usize = 128 * 1024;
-    let here = 0_u8;
-    keep_in((&raw const here).wrapping_sub(DEPTH), DEPTH);
-}
-
-/// Maps memory that not even the kernel has in its direct map; `None` where there is no such thing.
-fn map_memfd_secret(length: usize) -> Option<NonNull<u8>> {
-    // SAFETY: the call takes flags only.
-    let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
-    let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-    let size = libc::off_t::try_from(length).ok()?;
-    // SAFETY: `fd` is ours and is closed exactly once; the mapping outlives it by design.
-    let address = unsafe {
-        let address = if libc::ftruncate(fd, size) == 0 {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                fd,
-                0,
-            )
-        } else {
-            libc::MAP_FAILED
-        };
-        libc::close(fd);
-        address
-    };
-    if address == libc::MAP_FAILED {
-        return None;
-    }
-    LOCKED.fetch_add(length as u64, Ordering::Relaxed);
-    NonNull::new(address.cast())
 }
 
 #[derive(Clone, Copy)]
@@ -265,15 +159,11 @@ impl SecretBytes {
                 origin: Origin::Slab(class),
             });
         }
-        let spare = spares().take(wanted);
-        let (start, capacity, locked) = match spare {
-            Some(spare) => (spare.start.0, spare.capacity, true),
-            None => {
-                let capacity = wanted.checked_next_multiple_of(PAGE).ok_or(out_of_memory)?;
-                let (start, locked) = map_private(capacity).ok_or(out_of_memory)?;
-                (start, capacity, locked)
-            }
-        };
+        let Mapping {
+            start,
+            capacity,
+            locked,
+        } = Mapping::of(wanted).ok_or(out_of_memory)?;
         Ok(Self {
             start,
             capacity,
@@ -368,19 +258,15 @@ impl Drop for SecretBytes {
         match self.origin {
             Origin::Slab(class) => slabs().free[class].push(Piece(self.start)),
             Origin::Key => slabs().keys.push(Piece(self.start)),
-            Origin::Mapping { locked: true } => {
-                let spare = Spare {
-                    start: Piece(self.start),
+            Origin::Mapping { locked } => {
+                let mapping = Mapping {
+                    start: self.start,
                     capacity: self.capacity,
+                    locked,
                 };
-                let surplus = spares().keep(spare);
-                unmap(surplus);
-            }
-            Origin::Mapping { locked: false } => {
-                // SAFETY: the mapping was made by `map_private` with this length, and this was
-                // its only owner.
-                unsafe { libc::munmap(self.start.as_ptr().cast(), self.capacity) };
-                UNLOCKED.fetch_sub(self.capacity as u64, Ordering::Relaxed);
+                // SAFETY: this was its only owner, and has wiped it; what lies behind the end was
+                // never used or was wiped when it was cut off.
+                unsafe { mapping.let_go() };
             }
         }
     }

@@ -5,6 +5,7 @@ pub mod aead;
 pub mod heap;
 pub mod memory;
 pub mod padding;
+mod pages;
 pub mod schedule;
 pub mod secret;
 mod spares;

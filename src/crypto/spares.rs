@@ -1,22 +1,16 @@
 //! Large buffers that were let go, wiped and still locked, for the next that needs one: to map, lock
 //! and fault in the pages of a new one takes longer than to decrypt what comes into it.
 
-use super::memory::Piece;
+use super::pages::Mapping;
 
 /// Bytes of all that are kept: little of the 8 MiB that an ordinary user may lock.
 const MOST: usize = 1 << 20;
 /// Bytes of the largest one kept: what a request reads or writes fits.
 const LARGEST: usize = 256 * 1024;
 
-/// A mapping of zero bytes.
-pub(super) struct Spare {
-    pub(super) start: Piece,
-    pub(super) capacity: usize,
-}
-
 pub(super) struct Spares {
     /// Those let go last are at the end.
-    kept: Vec<Spare>,
+    kept: Vec<Mapping>,
 }
 
 impl Spares {
@@ -25,8 +19,8 @@ impl Spares {
     }
 
     /// The smallest of at least `wanted` bytes, unless most of it would lie idle.
-    pub(super) fn take(&mut self, wanted: usize) -> Option<Spare> {
-        let fits = |spare: &Spare| spare.capacity >= wanted && spare.capacity / 2 <= wanted;
+    pub(super) fn take(&mut self, wanted: usize) -> Option<Mapping> {
+        let fits = |spare: &Mapping| spare.capacity >= wanted && spare.capacity / 2 <= wanted;
         let kept = self.kept.iter().enumerate().rev();
         let (at, _) = kept
             .filter(|(_, spare)| fits(spare))
@@ -35,7 +29,7 @@ impl Spares {
     }
 
     /// Keeps one; returns what there is no room for, to be unmapped.
-    pub(super) fn keep(&mut self, spare: Spare) -> Vec<Spare> {
+    pub(super) fn keep(&mut self, spare: Mapping) -> Vec<Mapping> {
         if spare.capacity > LARGEST {
             return vec![spare];
         }
@@ -50,7 +44,48 @@ impl Spares {
     }
 
     /// All of them, to be unmapped.
-    pub(super) fn clear(&mut self) -> Vec<Spare> {
+    pub(super) fn clear(&mut self) -> Vec<Mapping> {
         std::mem::take(&mut self.kept)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::NonNull;
+
+    use super::*;
+
+    fn mapping(capacity: usize) -> Mapping {
+        Mapping {
+            start: NonNull::dangling(),
+            capacity,
+            locked: true,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_and_found_by_its_size() {
+        let mut spares = Spares::new();
+        let mut kept = 0;
+        for _ in 0..100 {
+            for capacity in [40 << 10, 64 << 10, 132 << 10, LARGEST + 1] {
+                kept += capacity;
+                let gone = spares.keep(mapping(capacity));
+                kept -= gone.iter().map(|gone| gone.capacity).sum::<usize>();
+                assert!(kept <= MOST);
+            }
+        }
+        assert!(kept > MOST - LARGEST);
+        for (wanted, found) in [
+            (64 << 10, Some(64 << 10)),
+            (33 << 10, Some(40 << 10)),
+            (128 << 10, Some(132 << 10)),
+            (133 << 10, None),
+            (19 << 10, None),
+        ] {
+            let spare = spares.take(wanted).map(|spare| spare.capacity);
+            assert_eq!(spare, found, "{wanted}");
+        }
+        assert!(!spares.clear().is_empty() && spares.clear().is_empty());
     }
 }
