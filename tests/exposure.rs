@@ -370,9 +370,19 @@ fn closed_contents_and_names_are_wiped_from_the_memory_of_the_daemon() {
         let mount = Mount::of(who);
         drop(mount.with(|point| Secrets::in_use(point, 1 << 20)));
         mount.with(|point| {
-            // fuser keeps the last request of a length: this one is the longest there is.
-            fs::write(point.join("others"), vec![b'.'; 1 << 20]).expect("written");
-            fs::remove_file(point.join("others")).expect("removed");
+            // Each thread of fuser keeps its last request of a length: these are the longest there
+            // are, under way at the same time so that every thread gets some.
+            std::thread::scope(|scope| {
+                for name in ["others", "more", "still more", "the rest"] {
+                    let path = point.join(name);
+                    scope.spawn(move || {
+                        for _ in 0..8 {
+                            fs::write(&path, vec![b'.'; 1 << 20]).expect("written");
+                        }
+                        fs::remove_file(&path).expect("removed");
+                    });
+                }
+            });
         });
         let mut found = mount.search();
         let known = [
