@@ -285,6 +285,9 @@ impl Shared {
             if !queue.jobs.is_empty() || queue.later.len() >= MAX_BATCH || queue.closed {
                 return (queue.closed, queue.closed);
             }
+            if !queue.later.is_empty() {
+                queue.unsynced.get_or_insert_with(Instant::now);
+            }
             let Some(since) = queue.unsynced else {
                 queue = self
                     .wake

@@ -57,6 +57,9 @@ impl Pool {
         };
         let mut connections = self.connections();
         connections.in_use -= 1;
+        if connections.waiting > 0 {
+            self.came_back.notify_all();
+        }
         connections.waiting += 1;
         let (mut connections, _) = self
             .came_back

@@ -63,7 +63,10 @@ enum Side {
         foreign: AtomicU64,
     },
     /// The connection that looks for the commits of others.
-    Read { watch: Mutex<Option<Connection>> },
+    Read {
+        watch: Mutex<Option<Connection>>,
+        wal: Wal,
+    },
 }
 
 impl SqliteStore {
@@ -127,6 +130,7 @@ impl SqliteStore {
                 // What a killed writer left may not be on disk yet.
                 let unsynced = place.wal_len() > 0;
                 let wal = Arc::new(Wal::new(Arc::clone(&place), Arc::clone(&opened), unsynced));
+                wal.open_early();
                 let writer = Writer::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
                 Side::Write {
                     holder,
@@ -137,6 +141,7 @@ impl SqliteStore {
             }
             _ => Side::Read {
                 watch: Mutex::new(Some(connection)),
+                wal: Wal::new(Arc::clone(&place), Arc::clone(&opened), false),
             },
         };
         let pool = Pool::new(Arc::clone(&place), Arc::clone(&opened));
@@ -218,8 +223,9 @@ impl Store for SqliteStore {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
-        let Side::Write { writer, wal, .. } = &self.side else {
-            return Ok(());
+        let (writer, wal) = match &self.side {
+            Side::Write { writer, wal, .. } => (writer, wal),
+            Side::Read { wal, .. } => return wal.sync_of_others(),
         };
         let before = wal.is_synced();
         locked(writer).may_sync(&self.place, &self.opened)?;
@@ -243,7 +249,7 @@ impl Store for SqliteStore {
                 }
                 Ok(foreign.load(Ordering::Relaxed))
             }
-            Side::Read { watch } => match locked(watch).as_ref() {
+            Side::Read { watch, .. } => match locked(watch).as_ref() {
                 Some(connection) => data_version(connection),
                 None => Err(StoreError::new(Kind::Io, "the vault was closed")),
             },
@@ -256,7 +262,7 @@ impl Drop for SqliteStore {
         // The last connection decides what happens to the WAL, so the others go first.
         self.pool.clear();
         match &mut self.side {
-            Side::Read { watch } => {
+            Side::Read { watch, .. } => {
                 if let Some(connection) = locked(watch).take() {
                     close_last(connection, &self.place, &self.opened, false);
                 }

@@ -27,6 +27,9 @@ pub(super) struct Wal {
     /// Commits so far, and how many of them are on disk.
     committed: AtomicU64,
     synced: AtomicU64,
+    /// Why nobody knows what is on disk. Held during a sync: the kernel tells of a failure once, and
+    /// whoever syncs at the same time or after it must not take its silence for success.
+    failed: Mutex<Option<StoreError>>,
 }
 
 impl Wal {
@@ -38,7 +41,13 @@ impl Wal {
             file: Mutex::default(),
             committed: AtomicU64::new(u64::from(unsynced)),
             synced: AtomicU64::new(0),
+            failed: Mutex::default(),
         }
+    }
+
+    /// Opens it while there are descriptors to be had; if it cannot be, the first sync says so.
+    pub(super) fn open_early(&self) {
+        let _ = self.file();
     }
 
     /// Something was committed into it.
@@ -54,26 +63,46 @@ impl Wal {
     /// Returns when all that was committed before is on disk. After a failure nobody knows what is:
     /// nothing more must be written.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = &*failed {
+            return Err(error.clone());
+        }
+        // Read now: one sync serves all who waited for the last one.
         let upto = self.committed.load(Ordering::Acquire);
         if self.synced.load(Ordering::Acquire) >= upto {
             return Ok(());
         }
         let file = self.file()?;
+        let outcome = self.flush(&file);
+        match &outcome {
+            Ok(()) => {
+                self.synced.fetch_max(upto, Ordering::AcqRel);
+            }
+            Err(error) => *failed = Some(error.clone()),
+        }
+        outcome
+    }
+
+    /// Makes durable what other processes have committed, for one that only reads.
+    pub(super) fn sync_of_others(&self) -> Result<(), StoreError> {
+        if self.place.wal_len() == 0 {
+            return Ok(());
+        }
+        self.has_grown();
+        self.sync()
+    }
+
+    fn flush(&self, file: &File) -> Result<(), StoreError> {
         loop {
-            match fdatasync(&*file) {
-                Ok(()) => break,
+            match fdatasync(file) {
+                Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
-                    let what = "cannot sync";
-                    return Err(StoreError::new(
-                        Kind::Io,
-                        failure::io(what, self.place.wal(), &errno.into()).to_string(),
-                    ));
+                    let error = failure::io("cannot sync", self.place.wal(), &errno.into());
+                    return Err(StoreError::new(Kind::Io, error.to_string()));
                 }
             }
         }
-        self.synced.fetch_max(upto, Ordering::AcqRel);
-        Ok(())
     }
 
     /// The WAL that SQLite has open. It stays the same file until the vault is closed.

@@ -427,7 +427,7 @@ impl Vault {
         }
         // What does not fit must not decide what goes.
         match self.salvage {
-            true => Ok(()),
+            true => self.sync(),
             false => self.reap_orphans(),
         }
     }

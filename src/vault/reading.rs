@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::crypto::{SecretBytes, SetSum};
+use crate::keyring::Keyring;
 use crate::store::{NameTag, NodeId, Read};
 
 use super::cache::SealedVersion;
@@ -246,16 +247,13 @@ impl Vault {
     pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
         self.must_serve()?;
         let keyring = self.keyring();
-        if let Some(sealed) = self.sealed.get((id, number), keyring.active()) {
-            let version = Version::open(&keyring, id, number, &sealed.record)?;
-            // What has more than one chunk is read in a transaction.
-            if version.chunks() <= 1 && version.length() <= whole {
-                let bytes = version.only(sealed.first.as_deref())?;
-                return Ok(Content::Whole {
-                    version: number,
-                    bytes,
-                });
-            }
+        if let Some(sealed) = self.sealed.get((id, number), keyring.active())
+            && let Ok(Some(bytes)) = open_kept(&keyring, (id, number), &sealed, whole)
+        {
+            return Ok(Content::Whole {
+                version: number,
+                bytes,
+            });
         }
         self.read(|records| self.version_in(records, id, number, whole))
     }
@@ -285,5 +283,20 @@ impl Vault {
             version: number,
             bytes,
         })
+    }
+}
+
+/// The whole content of a version that was kept as it is stored. `None` when it is to be read piece
+/// by piece.
+fn open_kept(
+    keyring: &Keyring,
+    (node, number): (NodeId, u64),
+    sealed: &SealedVersion,
+    whole: u64,
+) -> Result<Option<SecretBytes>, VaultError> {
+    let version = Version::open(keyring, node, number, &sealed.record)?;
+    match version.chunks() <= 1 && version.length() <= whole {
+        true => version.only(sealed.first.as_deref()).map(Some),
+        false => Ok(None),
     }
 }

@@ -152,6 +152,14 @@ impl Watch {
         {
             anchor.path.clone_from(&old.path);
         }
+        // Another process may just be storing the keyring that was read: the anchor must not know
+        // what a power cut can still take away.
+        if vault.read_only
+            && let Err(error) = vault.sync()
+        {
+            tracing::warn!("{error}; this host does not remember what it has seen of the vault");
+            return Ok(());
+        }
         let keyring = vault.keyring();
         anchor.keyring_sequence = keyring.body().sequence;
         anchor.keyring_digest = match lower {
