@@ -132,7 +132,7 @@ pub struct Settings {
 }
 
 /// Two, where they can run at once: on a virtual machine a processor that sleeps takes longer to wake
-/// up than a request takes, and with two threads one is awake more often. More were not faster.
+/// up than a request takes, and with two threads one is awake more often. More gain little.
 fn default_threads() -> usize {
     match std::thread::available_parallelism() {
         Ok(one) if one.get() == 1 => 1,
