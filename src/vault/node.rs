@@ -263,6 +263,24 @@ impl Deref for NodeKey {
     }
 }
 
+impl Attributes {
+    /// Of a node that is made now and has one name.
+    pub(super) fn of_new(mode: u32, (uid, gid): (u32, u32), now: Timestamp, body: Body) -> Self {
+        Self {
+            mode,
+            uid,
+            gid,
+            links: 1,
+            accessed: now,
+            modified: now,
+            changed: now,
+            created: now,
+            xattrs: Vec::new(),
+            body,
+        }
+    }
+}
+
 /// A node, opened and verified.
 #[derive(Clone)]
 pub struct Node {

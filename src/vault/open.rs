@@ -177,18 +177,8 @@ fn first_nodes(
     options: &InitOptions,
     now: Timestamp,
 ) -> Result<(Node, Attributes), VaultError> {
-    let attributes = |body, mode| Attributes {
-        mode,
-        uid: options.uid,
-        gid: options.gid,
-        links: 1,
-        accessed: now,
-        modified: now,
-        changed: now,
-        created: now,
-        xattrs: Vec::new(),
-        body,
-    };
+    let owner = (options.uid, options.gid);
+    let attributes = |body, mode| Attributes::of_new(mode, owner, now, body);
     let system = Node::create(
         keyring,
         SYSTEM,

@@ -411,22 +411,16 @@ impl<'a> Repair<'a> {
         content: &SecretBytes,
     ) -> Result<String, VaultError> {
         let now = tx.now;
-        let attributes = Attributes {
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            links: 1,
-            accessed: now,
-            modified: now,
-            changed: now,
-            created: now,
-            xattrs: Vec::new(),
-            body: Body::File(super::FileBody {
+        let attributes = Attributes::of_new(
+            0o600,
+            (0, 0),
+            now,
+            Body::File(super::FileBody {
                 version: 1,
                 replaced: 1,
                 size: content.len() as u64,
             }),
-        };
+        );
         let new = tx.create_node(Kind::File, attributes)?;
         tx.put_version(new, 1, content)?;
         let known = self.names.get(&id).cloned();
@@ -528,18 +522,12 @@ impl<'a> Repair<'a> {
                     None => LOST_FOUND.to_owned(),
                 };
                 let now = tx.now;
-                let attributes = Attributes {
-                    mode: 0o700,
-                    uid: 0,
-                    gid: 0,
-                    links: 1,
-                    accessed: now,
-                    modified: now,
-                    changed: now,
-                    created: now,
-                    xattrs: Vec::new(),
-                    body: Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
-                };
+                let attributes = Attributes::of_new(
+                    0o700,
+                    (0, 0),
+                    now,
+                    Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
+                );
                 let id = tx.create_node(Kind::Directory, attributes)?;
                 let tag = tx.put_entry(ROOT, name.as_bytes(), id, Kind::Directory)?;
                 tx.change(id)?.directory_mut()?.tag = tag;

@@ -53,18 +53,12 @@ impl Tx<'_> {
     /// An empty root directory under a new key, in the place of one that is lost.
     pub(in crate::vault) fn found_root(&mut self) -> Result<(), VaultError> {
         let now = self.now;
-        let attributes = Attributes {
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            links: 1,
-            accessed: now,
-            modified: now,
-            changed: now,
-            created: now,
-            xattrs: Vec::new(),
-            body: Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
-        };
+        let attributes = Attributes::of_new(
+            0o755,
+            (0, 0),
+            now,
+            Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
+        );
         let root = Node::create(self.keyring, ROOT, Kind::Directory, attributes)?;
         self.remember(ROOT);
         let slot = Slot {
