@@ -168,7 +168,13 @@ impl Readers {
                     AWAY => seen != first || other.is_asleep(),
                     _ => true,
                 };
-                if through || Instant::now() >= deadline {
+                if through {
+                    break;
+                }
+                if Instant::now() >= deadline {
+                    tracing::warn!(
+                        "a thread that reads requests does not run: a close may be late"
+                    );
                     break;
                 }
                 std::thread::yield_now();
