@@ -113,6 +113,14 @@ fn records() {
                 put("node", "file-longer", 0, &[&bytes[..], &[0]].concat());
                 put("node", "generation", 1, &[&[1], &bytes[..]].concat());
             }
+            "moving" => {
+                put("node", "moving", 4, &bytes);
+                let new = &bytes[bytes.len() - 80..];
+                put("node", "moving-cut", 4, &bytes[..bytes.len() - 80]);
+                put("node", "moving-key", 4, &[&bytes[..], new].concat());
+            }
+            "moved" => put("records", "moved", 8, &bytes),
+            "stays" => put("records", "stays", 9, &bytes),
             "entry" => put("records", "entry", 0, &bytes),
             "version" => put("records", "version", 2, &bytes),
             "chunk" => put("records", "chunk", 4, &bytes),
@@ -147,7 +155,15 @@ fn records() {
         attributes.extend(1_700_000_000i64.to_le_bytes());
         attributes.extend(5u32.to_le_bytes());
     }
-    let bodies: [(&str, u8, Vec<u8>); 4] = [
+    let under_way = [
+        &[4, 0, 0, 0][..],
+        &[1; 84],
+        &[2, 0, 0, 0],
+        &[1, 0, 0, 0],
+        &[1; 40],
+    ];
+    let bodies: [(&str, u8, Vec<u8>); 5] = [
+        ("directory-under-way", 2, under_way.concat()),
         ("file", 1, [vec![0; 4], vec![4; 24]].concat()),
         ("directory", 2, [vec![1, 0, 0, 0], vec![1; 88]].concat()),
         ("symlink", 3, b"\x02\0\0\0\x06\0\0\0\0\0\0\0target".to_vec()),
@@ -157,6 +173,9 @@ fn records() {
     for (name, kind, body) in bodies {
         let plain = [&[kind], &attributes[..], xattrs, &body].concat();
         put("node", &format!("{name}-plain"), 3, &plain);
+        if name == "directory-under-way" {
+            put("node", &format!("{name}-keys"), 5, &plain);
+        }
     }
 }
 

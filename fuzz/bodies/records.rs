@@ -4,14 +4,14 @@ use secretfs::codec;
 use secretfs::crypto::padding::padded_content;
 use secretfs::crypto::schedule::{Context, EntryKey, NameTagKey, StateKey, VersionKey};
 use secretfs::keyring::History;
-use secretfs::vault::{CHUNK, ROOT, Version, decode};
+use secretfs::vault::{CHUNK, Node, ROOT, Version, decode};
 
 use super::split;
 use super::world::{FILE, VERSION, WRAPPED, keyed, world};
 
 pub(super) fn run(input: &[u8]) {
-    match split(input, 8) {
-        Some((0, record)) => entry(record),
+    match split(input, 10) {
+        Some((0, record)) => entry(&world().root, ("tag", "entry"), record),
         Some((1, plain)) => entry_inside(plain),
         Some((2, record)) => version(record),
         Some((3, plain)) => version_inside(plain),
@@ -19,18 +19,18 @@ pub(super) fn run(input: &[u8]) {
         Some((5, sealed)) => state(sealed),
         Some((6, plain)) => state_inside(plain),
         Some((7, bytes)) => event(bytes),
+        Some((8, record)) => entry(&world().moving, ("moved_tag", "moved"), record),
+        Some((9, record)) => entry(&world().moving, ("stays_tag", "stays"), record),
         _ => {}
     }
 }
 
-fn tag() -> [u8; 32] {
-    world().vectors["tag"][..].try_into().expect("a tag")
-}
-
-fn entry(record: &[u8]) {
+/// Nothing but the genuine record opens where it is filed.
+fn entry(directory: &Node, (tag, name): (&str, &str), record: &[u8]) {
     let world = world();
-    let opened = decode::entry(&world.keyring, &world.root, &tag(), record);
-    assert_eq!(opened.is_ok(), record == world.vectors["entry"]);
+    let tag = world.vectors[tag][..].try_into().expect("a tag");
+    let opened = decode::entry(&world.keyring, directory, &tag, record);
+    assert_eq!(opened.is_ok(), record == world.vectors[name]);
 }
 
 fn entry_inside(plain: &[u8]) {

@@ -14,7 +14,9 @@ use secretfs::vault::{Node, ROOT, SYSTEM, decode};
 
 /// The file in it.
 pub(super) const FILE: u64 = 2;
-/// The version of its content.
+/// A directory whose names are being moved under another key.
+pub(super) const MOVING: u64 = 3;
+/// The version of the file's content.
 pub(super) const VERSION: u64 = 4;
 /// Length of a wrapped data key.
 pub(super) const WRAPPED: usize = 72;
@@ -56,6 +58,7 @@ pub(super) struct World {
     pub(super) keyring: Keyring,
     pub(super) system: Node,
     pub(super) root: Node,
+    pub(super) moving: Node,
 }
 
 pub(super) fn keyed(generation: u64, value: &[u8]) -> KeyedRecord {
@@ -78,6 +81,7 @@ pub(super) fn world() -> &'static World {
         World {
             system: node(SYSTEM, "system"),
             root: node(ROOT, "root"),
+            moving: node(MOVING, "moving"),
             vectors,
             keyring,
         }
@@ -106,6 +110,19 @@ impl World {
             .keyring
             .unwrap(1, id, Role::Metadata, self.wrapped(name));
         MetadataKey(key.expect("the key of a node"))
+    }
+
+    /// The wrapped new key of the directory with two, at the end of its record.
+    pub(super) fn wrapped_new(&self) -> &[u8] {
+        let record = &self.vectors["moving"];
+        &record[record.len() - WRAPPED..]
+    }
+
+    pub(super) fn new_key(&self) -> MetadataKey {
+        let key = self
+            .keyring
+            .unwrap(1, MOVING, Role::Metadata, self.wrapped_new());
+        MetadataKey(key.expect("the new key of a directory"))
     }
 
     pub(super) fn content_key(&self) -> ContentKey {

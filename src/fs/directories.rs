@@ -1,20 +1,18 @@
 //! Reading directories: in the order of the name tags, so that a position stays valid whatever is
 //! made and removed meanwhile.
-//!
-//! When a directory's key is replaced, all its tags are others. A listing under way then begins
-//! anew, and leaves out what it has shown: of each name that was shown a hash is kept.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{DefaultHasher, Hasher};
+mod reading;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::crypto::SetSum;
-use crate::store::{NameTag, NodeId};
-use crate::vault::{Entry, Kind, ROOT, VaultError};
+use crate::store::NodeId;
+use crate::vault::{Kind, ROOT, VaultError};
 
 use super::control;
 use super::handles::Access;
 use super::{Attr, Errno, FileHandle, FileSystem};
+use reading::{FIRST_NAME, Found, Reading};
 
 /// Entries opened at a time.
 const BATCH: usize = 64;
@@ -32,91 +30,10 @@ pub struct DirectoryEntry {
     pub position: u64,
 }
 
-/// An open directory.
-#[derive(Debug, Default)]
-struct Reading {
-    /// Entries opened and not yet passed on.
-    ahead: VecDeque<DirectoryEntry>,
-    /// The position that `ahead` begins at.
-    position: u64,
-    /// Where the store goes on after `ahead`; `None` at the end.
-    after: Option<NameTag>,
-    complete: bool,
-    /// For comparing what was read with what the directory should hold: sum, count, and the
-    /// revision in which reading began. `None` once somebody has sought.
-    whole: Option<(SetSum, u64, u64)>,
-    /// Key epoch of the directory that positions and tags are of.
-    epoch: Option<u32>,
-    /// What was shown since reading began, in this epoch: position and hash of the name.
-    shown: Vec<(u64, u64)>,
-    /// What was shown in earlier epochs.
-    earlier: HashSet<u64>,
-    /// The position that was gone on from when this epoch was entered: it is of the one before.
-    turned_at: Option<u64>,
-}
-
-impl Reading {
-    /// Goes on from a position: at the beginning, where it is, or somewhere else.
-    fn seek(&mut self, position: u64) {
-        if position == FIRST_NAME {
-            *self = Self {
-                position,
-                whole: Some((SetSum::default(), 0, 0)),
-                ..Self::default()
-            };
-        } else if position != self.position {
-            self.ahead.clear();
-            (self.complete, self.whole) = (false, None);
-            if self.turned_at == Some(position) {
-                self.after = None;
-                self.shown.clear();
-            } else {
-                self.after = Some(tag_at(position));
-                self.shown.retain(|(shown, _)| *shown <= position);
-            }
-            self.position = position;
-        }
-    }
-
-    /// Begins anew among the tags of another key, leaving out what was shown.
-    fn turn(&mut self) {
-        self.earlier
-            .extend(self.shown.drain(..).map(|(_, hash)| hash));
-        self.turned_at = Some(self.position);
-        (self.after, self.whole) = (None, None);
-    }
-}
-
-fn hash_of(name: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(name);
-    hasher.finish()
-}
-
 /// All open directories.
 #[derive(Default)]
 pub(super) struct DirectoryHandles {
     open: Mutex<HashMap<FileHandle, Arc<Mutex<Reading>>>>,
-}
-
-/// `.` and `..` come first.
-const FIRST_NAME: u64 = 2;
-
-/// The position after the entry filed under `tag`: 63 bits of a keyed hash, and never one of the
-/// first positions.
-fn position_of(tag: &NameTag) -> u64 {
-    let (first, _) = tag.split_at(8);
-    let number = first
-        .iter()
-        .fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
-    (number >> 1).max(FIRST_NAME + 1)
-}
-
-/// The last tag at a position.
-fn tag_at(position: u64) -> NameTag {
-    let mut tag = [0xff; 32];
-    tag[..8].copy_from_slice(&(position << 1 | 1).to_be_bytes());
-    tag
 }
 
 impl FileSystem {
@@ -223,18 +140,12 @@ impl FileSystem {
         reading.seek(position.max(FIRST_NAME));
         loop {
             while let Some(entry) = reading.ahead.pop_front() {
-                let hash = hash_of(&entry.name);
-                if reading.earlier.contains(&hash) {
-                    continue;
-                }
-                if take(&entry) {
+                if !reading.show(&entry, &mut take) {
                     reading.ahead.push_front(entry);
                     return Ok(());
                 }
-                reading.position = entry.position;
-                reading.shown.push((entry.position, hash));
             }
-            if reading.complete {
+            if reading.is_complete() {
                 return Ok(());
             }
             self.read_on(ino, &mut reading, with_nodes)?;
@@ -248,20 +159,18 @@ impl FileSystem {
             Ok(listing) => listing,
             // Removed while it is open: nothing is in it.
             Err(VaultError::NotFound) => {
-                reading.complete = true;
+                reading.is_gone = true;
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        let epoch = listing.directory.directory()?.epoch;
-        if reading.epoch.replace(epoch).is_some_and(|of| of != epoch) {
-            reading.turn();
-            return Ok(());
-        }
-        if let Some(last) = listing.entries.last() {
-            reading.after = Some(last.tag);
-        }
-        reading.complete = listing.complete;
+        let directory = listing.directory.directory()?;
+        let found = Found {
+            epoch: directory.epoch,
+            is_moving: directory.remainder.is_some(),
+        };
+        reading.note(found);
+        reading.after = listing.after;
         let revision = listing.directory.revision;
         if let Some((sum, count, begun)) = &mut reading.whole {
             if *count == 0 {
@@ -269,7 +178,6 @@ impl FileSystem {
             }
             *count += listing.entries.len() as u64;
             sum.add(&listing.sum.0);
-            let directory = listing.directory.directory()?;
             if listing.complete
                 && !self.vault.is_salvage()
                 && *begun == revision
@@ -282,7 +190,16 @@ impl FileSystem {
                 .into());
             }
         }
-        reading.ahead.extend(listing.entries.into_iter().map(shown));
+        for entry in listing.entries {
+            let shown = DirectoryEntry {
+                ino: entry.node,
+                kind: entry.kind,
+                position: reading.position_of(&entry.tag),
+                name: entry.name,
+            };
+            reading.ahead.push_back(shown);
+        }
+        reading.ended = listing.complete.then_some(found);
         Ok(())
     }
 
@@ -300,33 +217,5 @@ impl FileSystem {
             return Err(VaultError::Integrity(text).into());
         }
         Ok(self.attr_of(&node))
-    }
-}
-
-fn shown(entry: Entry) -> DirectoryEntry {
-    DirectoryEntry {
-        ino: entry.node,
-        kind: entry.kind,
-        position: position_of(&entry.tag),
-        name: entry.name,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_and_tags_have_the_same_order() {
-        let mut tag = [0u8; 32];
-        for first in [0u64, 1, 2, 5, 6, 7, 1 << 40, u64::MAX - 1, u64::MAX] {
-            tag[..8].copy_from_slice(&first.to_be_bytes());
-            let position = position_of(&tag);
-            assert!(position > FIRST_NAME && position <= i64::MAX as u64);
-            assert!(
-                tag_at(position) >= tag,
-                "going on after an entry must not repeat it"
-            );
-        }
     }
 }

@@ -1,7 +1,6 @@
 //! Counting everything and comparing with the sealed sums: shows whether part of the vault was
 //! replayed, inserted or deleted.
 
-use crate::crypto::SetSum;
 use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::entry::DirectoryKeys;
@@ -90,28 +89,27 @@ impl Vault {
         const BATCH: usize = 256;
         let node = self.read_node(records, id)?;
         let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
-        let (mut sum, mut entries) = (SetSum::default(), 0);
+        let said = node.directory()?;
+        let mut found = said.uncounted();
         let mut after = None;
         loop {
             let batch = records.entries(id, after.as_ref(), BATCH)?;
             for row in &batch {
-                sum.add(&keys.element(&row.tag, &row.value));
-                entries += 1;
+                keys.count(&mut found, &row.tag, &row.value, false);
             }
             after = batch.last().map(|row| row.tag);
             if batch.len() < BATCH {
                 break;
             }
         }
-        let said = node.directory()?;
-        if said.entries == entries && said.sum() == sum {
+        if said.agrees_with(&found) {
             return Ok(());
         }
         Err(VaultError::Integrity(format!(
             "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
-             {entries}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
+             {}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
              moves it aside",
-            said.entries,
+            said.entries, found.entries,
         )))
     }
 }

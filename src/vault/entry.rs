@@ -7,10 +7,10 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::crypto::OpenFailure;
 use crate::crypto::schedule::{Context, VaultId};
-use crate::store::{NameTag, NodeId};
+use crate::store::{NameTag, NodeId, Read};
 
 use super::VaultError;
-use super::node::{Kind, NameKeys, Node};
+use super::node::{DirectoryBody, Kind, NameKeys, Node};
 
 /// Longest name in bytes.
 pub const MAX_NAME: usize = 255;
@@ -43,22 +43,100 @@ struct Plain {
     name: [u8; MAX_NAME],
 }
 
-/// A directory's keys.
+/// A directory's keys: those that its entries are filed under, and while they are being moved under
+/// others, also those of the epoch before.
 pub(super) struct DirectoryKeys {
     directory: NodeId,
     vault: VaultId,
     epoch: u32,
     keys: Arc<NameKeys>,
+    previous: Option<(u32, Arc<NameKeys>)>,
+}
+
+fn must_be_a_name(name: &[u8]) -> Result<(), VaultError> {
+    if name.len() > MAX_NAME {
+        return Err(VaultError::NameTooLong);
+    }
+    if matches!(name, b"" | b"." | b"..") || name.iter().any(|b| matches!(b, b'/' | 0)) {
+        return Err(VaultError::Invalid);
+    }
+    Ok(())
+}
+
+/// Under which of its directory's keys a record says that it stands.
+pub(super) fn epoch_of(record: &[u8]) -> Option<u32> {
+    let (epoch, _) = codec::decode_prefix(record, "entry").ok()?;
+    Some(epoch)
 }
 
 impl DirectoryKeys {
     pub(super) fn of(vault: VaultId, directory: &Node) -> Result<Self, VaultError> {
+        let body = directory.directory()?;
+        let previous = directory.previous.as_ref().zip(body.remainder.as_ref());
         Ok(Self {
             directory: directory.id,
             vault,
-            epoch: directory.directory()?.epoch,
+            epoch: body.epoch,
             keys: directory.key.of_names(),
+            previous: previous.map(|(previous, left)| (left.epoch, previous.key.of_names())),
         })
+    }
+
+    /// The keys of an epoch, if there are any.
+    fn of_epoch(&self, epoch: u32) -> Option<&NameKeys> {
+        let previous = self.previous.iter().find(|(of, _)| *of == epoch);
+        match epoch == self.epoch {
+            true => Some(&self.keys),
+            false => previous.map(|(_, keys)| &**keys),
+        }
+    }
+
+    /// Whether a record stands under the previous key.
+    pub(super) fn is_previous(&self, record: &[u8]) -> bool {
+        let previous = self.previous.as_ref().map(|(epoch, _)| *epoch);
+        previous.is_some() && previous == epoch_of(record)
+    }
+
+    /// Finds a name, under whichever key; returns the entry and its record.
+    pub(super) fn find(
+        &self,
+        records: &mut (impl Read + ?Sized),
+        name: &[u8],
+    ) -> Result<Option<(Entry, Vec<u8>)>, VaultError> {
+        let mut tag = self.tag(name)?;
+        let mut found = records.entry(self.directory, &tag)?;
+        if let (None, Some((_, keys))) = (&found, &self.previous) {
+            tag = keys.tag.tag(name);
+            found = records.entry(self.directory, &tag)?;
+        }
+        match found {
+            Some(record) => Ok(Some((self.open(&tag, &record)?, record))),
+            None => Ok(None),
+        }
+    }
+
+    /// Counts a record into what the directory holds.
+    pub(super) fn count(
+        &self,
+        into: &mut DirectoryBody,
+        tag: &NameTag,
+        record: &[u8],
+        is_directory: bool,
+    ) {
+        let epoch = epoch_of(record).unwrap_or(self.epoch);
+        into.put(epoch, &self.element(tag, record), is_directory);
+    }
+
+    /// The reverse, for one that is taken out.
+    pub(super) fn discount(
+        &self,
+        from: &mut DirectoryBody,
+        tag: &NameTag,
+        record: &[u8],
+        is_directory: bool,
+    ) {
+        let epoch = epoch_of(record).unwrap_or(self.epoch);
+        from.take(epoch, &self.element(tag, record), is_directory);
     }
 
     /// Where `name` is filed.
@@ -66,18 +144,14 @@ impl DirectoryKeys {
     /// # Errors
     /// When it is no name: empty, too long, `.` or `..`, or with a slash or NUL in it.
     pub(super) fn tag(&self, name: &[u8]) -> Result<NameTag, VaultError> {
-        if name.len() > MAX_NAME {
-            return Err(VaultError::NameTooLong);
-        }
-        if matches!(name, b"" | b"." | b"..") || name.iter().any(|b| matches!(b, b'/' | 0)) {
-            return Err(VaultError::Invalid);
-        }
+        must_be_a_name(name)?;
         Ok(self.keys.tag.tag(name))
     }
 
     /// What an entry's record adds to the directory's sum.
     pub(super) fn element(&self, tag: &NameTag, record: &[u8]) -> [u8; 32] {
-        self.keys.set.entry(tag, record)
+        let keys = epoch_of(record).and_then(|epoch| self.of_epoch(epoch));
+        keys.unwrap_or(&self.keys).set.entry(tag, record)
     }
 
     pub(super) fn seal(&self, entry: &Entry) -> Result<Vec<u8>, VaultError> {
@@ -115,16 +189,14 @@ impl DirectoryKeys {
         };
         let stored: Stored =
             codec::decode(record, "entry").map_err(|_| bad("is not encoded as one"))?;
-        if stored.epoch != self.epoch {
-            return Err(bad("has an unknown key epoch"));
-        }
+        let keys = self.of_epoch(stored.epoch);
+        let keys = keys.ok_or_else(|| bad("has an unknown key epoch"))?;
         let context = Context::Entry {
             directory: self.directory,
             tag,
-            epoch: self.epoch,
+            epoch: stored.epoch,
         };
-        let plain = self
-            .keys
+        let plain = keys
             .entry
             .open(self.vault, context, &stored.sealed)
             .map_err(|e| match e {
@@ -135,7 +207,8 @@ impl DirectoryKeys {
             codec::decode(&plain, "entry").map_err(|_| bad("has an unknown content"))?;
         let kind = Kind::from_number(plain.kind).ok_or_else(|| bad("has an unknown kind"))?;
         let name = plain.name[..usize::from(plain.length)].to_vec();
-        if self.tag(&name).map_err(|_| bad("holds no name"))? != *tag {
+        must_be_a_name(&name).map_err(|_| bad("holds no name"))?;
+        if keys.tag.tag(&name) != *tag {
             return Err(bad("is filed under another name"));
         }
         Ok(Entry {

@@ -49,7 +49,9 @@ pub use chronicle::{HistoryLine, RetiredGeneration};
 pub use content::{CHUNK, Version};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
-pub use node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
+pub use node::{
+    Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
+};
 pub(crate) use open::real_path;
 pub use open::{Created, InitOptions, OpenOptions, init};
 pub use ops::{

@@ -1,5 +1,7 @@
 //! What a node is, and how its attributes become a sealed record and back.
 
+mod body;
+
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,11 +13,12 @@ use crate::crypto::padding::padded_attributes;
 use crate::crypto::schedule::{
     AttributesKey, Context, EntryKey, MetadataKey, NameTagKey, Role, SetKey, VaultId,
 };
-use crate::crypto::{OpenFailure, SecretBytes, SecretKey, SetSum};
+use crate::crypto::{OpenFailure, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
-use crate::store::{KeyedRecord, NameTag, NodeId};
+use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
+pub use body::{Body, DirectoryBody, FileBody, Remainder};
 
 /// The vault's own node, which carries no file.
 pub const SYSTEM: NodeId = 0;
@@ -100,99 +103,6 @@ impl Kind {
         ]
         .into_iter()
         .find(|kind| *kind as u8 == number)
-    }
-}
-
-/// What only some kinds have.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum Body {
-    /// Of a regular file.
-    File(FileBody),
-    /// Of a directory.
-    Directory(DirectoryBody),
-    /// Of a symbolic link: its target.
-    Symlink(Vec<u8>),
-    /// Of a device: its number; of a pipe or socket: 0.
-    Special(u32),
-}
-
-/// Which content a file has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct FileBody {
-    /// Current version; 0 when nothing was published yet.
-    pub version: u64,
-    /// The version that last replaced the content as a whole: readers that hold this one or a
-    /// later one follow to the current.
-    pub replaced: u64,
-    /// Its length in bytes.
-    pub size: u64,
-}
-
-/// How a directory is held together.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct DirectoryBody {
-    /// The directory above; the root is its own.
-    pub parent: NodeId,
-    /// Where the directory above files its name.
-    pub tag: NameTag,
-    /// Number of entries.
-    pub entries: u64,
-    /// Number of directories among them.
-    pub subdirectories: u32,
-    /// Sum over all entry records.
-    sum: [u8; 32],
-    /// Key epoch of new entries.
-    pub epoch: u32,
-}
-
-impl DirectoryBody {
-    /// An empty directory.
-    pub fn new(parent: NodeId, tag: NameTag) -> Self {
-        Self {
-            parent,
-            tag,
-            entries: 0,
-            subdirectories: 0,
-            sum: [0; 32],
-            epoch: 1,
-        }
-    }
-
-    /// The sum over all entry records.
-    pub fn sum(&self) -> SetSum {
-        SetSum(self.sum)
-    }
-
-    pub(super) fn put(&mut self, element: &[u8; 32], is_directory: bool) {
-        self.entries += 1;
-        self.subdirectories += u32::from(is_directory);
-        let mut sum = self.sum();
-        sum.add(element);
-        self.sum = sum.0;
-    }
-
-    /// The directory as it is before its entries are filed under another key.
-    pub(super) fn begin_epoch(&mut self) {
-        self.epoch = self.epoch.wrapping_add(1);
-        (self.entries, self.subdirectories, self.sum) = (0, 0, [0; 32]);
-    }
-
-    /// Takes over what does not fit: between what the directory said and what was found of it.
-    pub(super) fn carry(&mut self, said: &Self, found: &Self) {
-        let entries = self.entries.saturating_add(said.entries);
-        self.entries = entries.saturating_sub(found.entries);
-        let mut sum = self.sum();
-        sum.add(&said.sum);
-        sum.remove(&found.sum);
-        self.sum = sum.0;
-    }
-
-    pub(super) fn take(&mut self, element: &[u8; 32], is_directory: bool) {
-        self.entries = self.entries.saturating_sub(1);
-        self.subdirectories = self.subdirectories.saturating_sub(u32::from(is_directory));
-        let mut sum = self.sum();
-        sum.remove(element);
-        self.sum = sum.0;
     }
 }
 
@@ -297,6 +207,21 @@ pub struct Node {
     /// The key of its metadata.
     pub(super) key: NodeKey,
     wrapped: Vec<u8>,
+    /// Of a directory whose entries are being moved under another key: the one before.
+    pub(super) previous: Option<PreviousKey>,
+}
+
+/// The key that some of a directory's entries still stand under.
+///
+/// The record has both keys, each wrapped by the master key of its own generation, and is filed under
+/// the older generation. So the query for what an old master key wraps finds the directory until its
+/// last entry has moved, whoever began; and until then that master key is not removed. What is sealed
+/// by the new key is never under an old one, so that who has that one does not get to the new names.
+#[derive(Clone)]
+pub(super) struct PreviousKey {
+    generation: u64,
+    pub(super) key: NodeKey,
+    wrapped: Vec<u8>,
 }
 
 impl std::fmt::Debug for Node {
@@ -318,6 +243,19 @@ struct Stored {
     sealed: Vec<u8>,
 }
 
+/// What follows it in the record of a directory with two keys: the new one. All that is sealed there
+/// is sealed with it.
+#[derive(Encode, Decode)]
+struct NewKey {
+    generation: u64,
+    wrapped: [u8; WRAPPED_LEN],
+}
+
+fn fixed(wrapped: &[u8]) -> Result<[u8; WRAPPED_LEN], VaultError> {
+    let length = |_| VaultError::Integrity("a wrapped key has a wrong length".into());
+    wrapped.try_into().map_err(length)
+}
+
 impl Node {
     /// A new node with a key of its own.
     pub(super) fn create(
@@ -336,6 +274,7 @@ impl Node {
             attributes,
             key: NodeKey::new(key),
             wrapped,
+            previous: None,
         })
     }
 
@@ -346,11 +285,27 @@ impl Node {
         record: &KeyedRecord,
     ) -> Result<Self, VaultError> {
         let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
-        let stored: Stored =
-            codec::decode(&record.value, "node").map_err(|_| bad("is not encoded as a node"))?;
+        let not_one = |_| bad("is not encoded as a node");
+        let (stored, used) =
+            codec::decode_prefix::<Stored>(&record.value, "node").map_err(not_one)?;
         let kind = Kind::from_number(stored.kind).ok_or_else(|| bad("has an unknown kind"))?;
-        let key = keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
-        let key = NodeKey::new(key);
+        let unwrap = |generation, wrapped: &[u8; WRAPPED_LEN]| {
+            let key = keyring.unwrap(generation, id, Role::Metadata, wrapped)?;
+            Ok::<_, VaultError>((generation, NodeKey::new(key), wrapped.to_vec()))
+        };
+        let first = unwrap(record.generation, &stored.wrapped)?;
+        let ((generation, key, wrapped), previous) = match &record.value[used..] {
+            [] => (first, None),
+            more => {
+                let new: NewKey = codec::decode(more, "node").map_err(not_one)?;
+                (unwrap(new.generation, &new.wrapped)?, Some(first))
+            }
+        };
+        let previous = previous.map(|(generation, key, wrapped)| PreviousKey {
+            generation,
+            key,
+            wrapped,
+        });
         let context = Context::Attributes {
             node: id,
             kind: stored.kind,
@@ -363,24 +318,27 @@ impl Node {
                 OpenFailure::Memory(error) => error.into(),
             })?;
         let attributes = decode_attributes(&plain).ok_or_else(|| bad("has unknown attributes"))?;
-        let fits = match attributes.body {
-            Body::File(_) => kind == Kind::File,
-            Body::Directory(_) => kind == Kind::Directory,
-            Body::Symlink(_) => kind == Kind::Symlink,
-            Body::Special(_) => !matches!(kind, Kind::File | Kind::Directory | Kind::Symlink),
+        let (fits, two_keys) = match &attributes.body {
+            Body::File(_) => (kind == Kind::File, false),
+            Body::Directory(directory) => (kind == Kind::Directory, directory.remainder.is_some()),
+            Body::Symlink(_) => (kind == Kind::Symlink, false),
+            Body::Special(_) => {
+                let others = [Kind::File, Kind::Directory, Kind::Symlink];
+                (!others.contains(&kind), false)
+            }
         };
-        if !fits {
+        if !fits || two_keys != previous.is_some() {
             return Err(bad("has attributes of another kind"));
         }
-        let wrapped = stored.wrapped.to_vec();
         Ok(Self {
             id,
             kind,
             revision: stored.revision,
-            generation: record.generation,
+            generation,
             attributes,
             key,
             wrapped,
+            previous,
         })
     }
 
@@ -399,19 +357,29 @@ impl Node {
             revision: self.revision,
         };
         let sealed = AttributesKey::derive(&self.key).seal(vault, context, &plain)?;
-        let wrapped = self.wrapped[..]
-            .try_into()
-            .map_err(|_| VaultError::Integrity("a wrapped key has a wrong length".into()))?;
+        let (generation, wrapped, new) = match &self.previous {
+            None => (self.generation, &self.wrapped, None),
+            Some(previous) => (previous.generation, &previous.wrapped, Some(&self.wrapped)),
+        };
         let stored = Stored {
             kind: self.kind as u8,
             revision: self.revision,
-            wrapped,
+            wrapped: fixed(wrapped)?,
             sealed,
         };
-        Ok(KeyedRecord {
-            generation: self.generation,
-            value: codec::encode(&stored),
-        })
+        let mut value = codec::encode(&stored);
+        if let Some(new) = new {
+            value.extend(codec::encode(&NewKey {
+                generation: self.generation,
+                wrapped: fixed(new)?,
+            }));
+        }
+        Ok(KeyedRecord { generation, value })
+    }
+
+    /// Whether nothing of it stands under another master key than that of this generation.
+    pub(super) fn is_under(&self, generation: u64) -> bool {
+        self.generation == generation && self.previous.is_none()
     }
 
     /// Wraps the metadata key anew if another generation than the active one wraps it, or replaces
@@ -437,6 +405,26 @@ impl Node {
         let key = SecretKey::generate()?;
         (self.generation, self.wrapped) = keyring.wrap(self.id, Role::Metadata, &key)?;
         self.key = NodeKey::new(key);
+        Ok(())
+    }
+
+    /// Gives a directory another key, beside the one that its entries stand under so far.
+    pub(super) fn begin_epoch(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
+        let previous = PreviousKey {
+            generation: self.generation,
+            key: self.key.clone(),
+            wrapped: self.wrapped.clone(),
+        };
+        self.renew_key(keyring)?;
+        self.previous = Some(previous);
+        self.directory_mut()?.begin_epoch();
+        Ok(())
+    }
+
+    /// Drops a directory's previous key, with which nothing that is still there can be opened.
+    pub(super) fn end_epoch(&mut self) -> Result<(), VaultError> {
+        self.previous = None;
+        self.directory_mut()?.remainder = None;
         Ok(())
     }
 

@@ -36,6 +36,8 @@ pub enum Content {
 pub struct Listing {
     /// The entries.
     pub entries: Vec<Entry>,
+    /// Where to go on after them.
+    pub after: Option<NameTag>,
     /// Whether the directory ends here.
     pub complete: bool,
     /// Sum over the records of these entries.
@@ -136,11 +138,8 @@ impl Vault {
         epoch: u64,
     ) -> Result<Arc<Node>, VaultError> {
         let keys = DirectoryKeys::of(self.keyring().vault(), parent)?;
-        let tag = keys.tag(name)?;
-        let record = records
-            .entry(parent.id, &tag)?
-            .ok_or(VaultError::NotFound)?;
-        let entry = keys.open(&tag, &record)?;
+        let found = keys.find(&mut *records, name)?;
+        let (entry, _) = found.ok_or(VaultError::NotFound)?;
         self.node_of(records, parent.id, &entry, epoch)
     }
 
@@ -183,6 +182,7 @@ impl Vault {
             let rows = records.entries(directory, after, limit)?;
             let mut sum = SetSum::default();
             let complete = rows.len() < limit;
+            let last = rows.last().map(|row| row.tag);
             let mut entries = Vec::with_capacity(rows.len());
             for row in rows {
                 sum.add(&keys.element(&row.tag, &row.value));
@@ -199,6 +199,7 @@ impl Vault {
                 .try_for_each(|entry| self.node_in(records, entry.node, epoch).map(drop));
             Ok(Listing {
                 entries,
+                after: last.or(after.copied()),
                 complete,
                 sum,
                 directory: node,

@@ -7,6 +7,7 @@
 mod damage;
 mod follow;
 mod migrate;
+mod names;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};

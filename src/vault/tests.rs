@@ -229,8 +229,96 @@ fn names_and_the_sums_over_them_are_pinned() {
     assert_eq!(v["entry"].len(), 4 + 8 + (24 + 265 + 16));
     assert_eq!(keys.seal(&password(tag)).unwrap().len(), v["entry"].len());
     let mut body = DirectoryBody::new(ROOT, [0; 32]);
-    body.put(&keys.element(&tag, &v["entry"]), false);
+    keys.count(&mut body, &tag, &v["entry"], false);
     assert_eq!(root.attributes, attributes(0o755, Body::Directory(body)));
+}
+
+#[test]
+fn a_directory_whose_names_are_being_moved_is_pinned() {
+    let v = vectors();
+    let directory = open(3, &v["moving"]);
+    assert_eq!((directory.kind, directory.revision), (Kind::Directory, 7));
+    let keys = DirectoryKeys::of(keyring().vault(), &directory).unwrap();
+    // Kind, revision, two wrapped keys, the generation of the new one, and sealed attributes.
+    assert_eq!(v["moving"].len(), 1 + 8 + 72 + 8 + (24 + 256 + 16) + 8 + 72);
+    let tag = |name: &str| <[u8; 32]>::try_from(&v[name][..]).unwrap();
+    let mut counted = directory.directory().unwrap().uncounted();
+    for (name, tag, node) in [
+        ("stays", tag("stays_tag"), 4),
+        ("moved", tag("moved_tag"), 5),
+    ] {
+        let entry = Entry {
+            tag,
+            node,
+            kind: Kind::File,
+            name: name.into(),
+        };
+        assert_eq!(keys.open(&tag, &v[name]).unwrap(), entry);
+        assert_eq!(keys.is_previous(&v[name]), name == "stays");
+        keys.count(&mut counted, &tag, &v[name], false);
+    }
+    assert_eq!(keys.tag(b"moved").unwrap(), tag("moved_tag"));
+    assert_ne!(keys.tag(b"stays").unwrap(), tag("stays_tag"));
+    (counted.parent, counted.tag) = (ROOT, [9; 32]);
+    let remainder = counted.remainder.as_ref().unwrap();
+    assert_eq!((counted.epoch, remainder.epoch), (2, 1));
+    assert_eq!((counted.entries, remainder.entries), (2, 1));
+    assert_eq!(
+        directory.attributes,
+        attributes(0o700, Body::Directory(counted.clone()))
+    );
+    let mut again = directory.clone();
+    let sealed = again.seal(keyring().vault()).unwrap();
+    assert_eq!(
+        (sealed.generation, sealed.value.len()),
+        (1, v["moving"].len())
+    );
+    assert_eq!(sealed.value[9..81], v["moving"][9..81]);
+    assert_eq!(sealed.value[81 + 8 + 296..], v["moving"][81 + 8 + 296..]);
+    // Once the last entry has moved, it is a directory like all others.
+    again.end_epoch().unwrap();
+    let sealed = again.seal(keyring().vault()).unwrap();
+    let ended = open(3, &sealed.value);
+    assert_eq!(sealed.value.len(), v["root"].len());
+    assert_eq!(sealed.value[9..81], v["moving"][81 + 8 + 296 + 8..]);
+    let keys = DirectoryKeys::of(keyring().vault(), &ended).unwrap();
+    assert!(keys.open(&tag("moved_tag"), &v["moved"]).is_ok());
+    assert!(keys.open(&tag("stays_tag"), &v["stays"]).is_err());
+}
+
+#[test]
+fn a_directory_with_two_keys_opens_with_both_of_them_and_no_others() {
+    let v = vectors();
+    let moving = &v["moving"];
+    let fails = |value: &[u8]| Node::open(&keyring(), 3, &record(value)).is_err();
+    assert!(!fails(moving));
+    let end = moving.len() - 80;
+    let [old, new] = [&moving[9..81], &moving[end + 8..]];
+    let put = |at: usize, bytes: &[u8]| {
+        let mut other = moving.clone();
+        other[at..at + bytes.len()].copy_from_slice(bytes);
+        other
+    };
+    // Exchanged; one of them twice; another node's; without the new one, or with more.
+    let exchanged = [&moving[..9], new, &moving[81..end + 8], old].concat();
+    assert!(fails(&exchanged));
+    assert!(fails(&put(end + 8, old)));
+    assert!(fails(&put(9, &v["root"][9..81])));
+    assert!(fails(&put(end + 8, &v["root"][9..81])));
+    assert!(fails(&put(end, &2u64.to_le_bytes())));
+    assert!(fails(&moving[..end]) && fails(&[&moving[..], &[0]].concat()));
+    // One that has no use for it.
+    let root = [&v["root"][..], &moving[end..]].concat();
+    assert!(Node::open(&keyring(), ROOT, &record(&root)).is_err());
+    // Entries of one epoch under the key of the other.
+    let keys = DirectoryKeys::of(keyring().vault(), &open(3, moving)).unwrap();
+    for (name, epoch) in [("stays", 2u32), ("moved", 1)] {
+        let tag = v[&format!("{name}_tag")[..]][..].try_into().unwrap();
+        let mut other = v[name].clone();
+        other[..4].copy_from_slice(&epoch.to_le_bytes());
+        assert!(keys.open(&tag, &v[name]).is_ok());
+        assert!(keys.open(&tag, &other).is_err());
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! did is forgotten and the other jobs of the transaction go on. Nodes are sealed once, when the
 //! transaction ends, however often they were changed.
 
+mod directory;
 mod mend;
 
 use std::collections::HashMap;
@@ -12,12 +13,13 @@ use std::sync::Arc;
 use crate::keyring::{EventRow, Keyring};
 use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
 
+use super::VaultError;
 use super::cache::NodeCache;
 use super::content;
 use super::entry::{DirectoryKeys, Entry};
-use super::node::{Attributes, DirectoryBody, Kind, Node, Timestamp};
+use super::node::{Attributes, Kind, Node, Timestamp};
 use super::state::{State, SystemKeys};
-use super::{Failure, VaultError};
+pub(super) use directory::Migrated;
 
 /// A node as the transaction has it; `None` once it is deleted.
 #[derive(Clone)]
@@ -344,11 +346,7 @@ impl<'a> Tx<'a> {
         name: &[u8],
     ) -> Result<Option<(Entry, Vec<u8>)>, VaultError> {
         let keys = self.directory_keys(directory)?;
-        let tag = keys.tag(name)?;
-        match self.records.entry(directory, &tag)? {
-            Some(record) => Ok(Some((keys.open(&tag, &record)?, record))),
-            None => Ok(None),
-        }
+        keys.find(&mut *self.records, name)
     }
 
     /// Files a name, which must be free or taken out by this job.
@@ -367,12 +365,10 @@ impl<'a> Tx<'a> {
             kind,
             name: name.to_vec(),
         })?;
-        let element = keys.element(&tag, &record);
         let now = self.now;
         let parent = self.change(directory)?;
-        parent
-            .directory_mut()?
-            .put(&element, kind == Kind::Directory);
+        let body = parent.directory_mut()?;
+        keys.count(body, &tag, &record, kind == Kind::Directory);
         (parent.attributes.modified, parent.attributes.changed) = (now, now);
         self.ops.push(Op::PutEntry {
             directory,
@@ -388,12 +384,11 @@ impl<'a> Tx<'a> {
         directory: NodeId,
         (entry, record): &(Entry, Vec<u8>),
     ) -> Result<(), VaultError> {
-        let element = self.directory_keys(directory)?.element(&entry.tag, record);
+        let keys = self.directory_keys(directory)?;
         let now = self.now;
         let parent = self.change(directory)?;
-        parent
-            .directory_mut()?
-            .take(&element, entry.kind == Kind::Directory);
+        let body = parent.directory_mut()?;
+        keys.discount(body, &entry.tag, record, entry.kind == Kind::Directory);
         (parent.attributes.modified, parent.attributes.changed) = (now, now);
         self.ops.push(Op::DeleteEntry {
             directory,
@@ -423,95 +418,6 @@ impl<'a> Tx<'a> {
 
     pub(super) fn delete_version(&mut self, node: NodeId, version: u64) {
         self.ops.push(Op::DeleteVersion { node, version });
-    }
-
-    /// Has a node stand under the active master key, with another metadata key if those are being
-    /// replaced. One that is gone needs nothing. With `despite`, entries of a directory that do not
-    /// open are left where they are; whether there were any, or others than there should be.
-    pub(super) fn migrate_node(&mut self, id: NodeId, despite: bool) -> Result<bool, VaultError> {
-        let node = match self.node(id) {
-            Ok(node) if node.generation != self.keyring.active() => node,
-            Ok(_) | Err(VaultError::NotFound) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        match node.kind {
-            Kind::Directory if self.keyring.renews_data_keys() => self.rekey_directory(id, despite),
-            // Whatever is changed is sealed under the active key.
-            _ => self.change(id).map(|_| false),
-        }
-    }
-
-    /// Replaces a directory's key: files and seals all its names anew.
-    fn rekey_directory(&mut self, id: NodeId, despite: bool) -> Result<bool, VaultError> {
-        const BATCH: usize = 256;
-        let vault = self.keyring.vault();
-        let said = self.node(id)?.directory()?.clone();
-        let old = self.directory_keys(id)?;
-        let mut names = Vec::new();
-        let mut found = DirectoryBody::new(said.parent, said.tag);
-        let mut after = None;
-        loop {
-            let batch = self.records.entries(id, after.as_ref(), BATCH)?;
-            for row in &batch {
-                match old.open(&row.tag, &row.value) {
-                    Err(error) if despite && error.failure() == Failure::Integrity => {}
-                    entry => {
-                        found.put(&old.element(&row.tag, &row.value), false);
-                        names.push(entry?);
-                    }
-                }
-            }
-            after = batch.last().map(|row| row.tag);
-            if batch.len() < BATCH {
-                break;
-            }
-        }
-        // The new sum must not make good what somebody has removed or put back.
-        let fits = found.entries == said.entries && found.sum() == said.sum();
-        if !fits && !despite {
-            return Err(VaultError::Integrity(format!(
-                "directory {id} does not hold what it should: names were removed, replayed or \
-                 inserted"
-            )));
-        }
-        let keyring = self.keyring;
-        let directory = self.change(id)?;
-        directory.renew_key(keyring)?;
-        directory.directory_mut()?.begin_epoch();
-        let new = DirectoryKeys::of(vault, directory)?;
-        for old in names {
-            let entry = Entry {
-                tag: new.tag(&old.name)?,
-                ..old
-            };
-            let record = new.seal(&entry)?;
-            let is_directory = entry.kind == Kind::Directory;
-            let element = new.element(&entry.tag, &record);
-            self.change(id)?
-                .directory_mut()?
-                .put(&element, is_directory);
-            if is_directory {
-                match self.change(entry.node) {
-                    // It stays behind by itself.
-                    Err(error) if despite && error.failure() == Failure::Integrity => {}
-                    child => child?.directory_mut()?.tag = entry.tag,
-                }
-            }
-            let directory = id;
-            self.ops.push(Op::DeleteEntry {
-                directory,
-                tag: old.tag,
-            });
-            self.ops.push(Op::PutEntry {
-                directory,
-                tag: entry.tag,
-                record,
-            });
-        }
-        if !fits {
-            self.change(id)?.directory_mut()?.carry(&said, &found);
-        }
-        Ok(!fits)
     }
 
     /// Has a version stand under the active master key: its content key is wrapped anew, or its

@@ -135,5 +135,29 @@ total = sum(int.from_bytes(e, "little") for e in elements) % 2**256
 plain_state = u64(9) + u64(1) + u64(3) + u64(3) + u64(1) + total.to_bytes(32, "little")
 state = seal(subkey(METADATA[SYSTEM], b"metadata state"), aad(6), pad(plain_state, 256))
 
-for what in "header keyring event system root file tag entry version chunk state".split():
+# A directory whose entries are being moved under another key: one has not moved, one has.
+MOVING = 3
+METADATA[MOVING] = bytes([0x13]) * 32
+BEFORE = bytes([0x14]) * 32
+
+
+def filed(key, epoch, number, text):
+    tag = mac(subkey(key, b"metadata name-tag"), text)
+    name = u64(number) + u8(1) + u8(len(text)) + text.ljust(255, b"\0")
+    bound = aad(3, u64(MOVING), tag, u32(epoch))
+    record = u32(epoch) + data(seal(subkey(key, b"metadata entry"), bound, name))
+    return tag, record, mac(subkey(key, b"metadata set"), b"e", tag, sha(record))
+
+
+stays_tag, stays, left = filed(BEFORE, 1, 4, b"stays")
+moved_tag, moved, gone = filed(METADATA[MOVING], 2, 5, b"moved")
+both = sum(int.from_bytes(e, "little") for e in (left, gone)) % 2**256
+directory = u32(4) + u64(ROOT) + bytes([9]) * 32 + u64(2) + u32(0) + both.to_bytes(32, "little") + u32(2)
+moving = node(MOVING, 2, 7, attributes(0o700, directory + u32(1) + u64(1) + left))
+# The previous key stands where others have theirs, and the new one at the end.
+moving = moving[:9] + wrapped(MOVING, 0, 0, BEFORE) + moving[9 + 72:] + u64(1) + moving[9:9 + 72]
+
+for what in "header keyring event system root file tag entry version chunk state".split() + [
+    "stays_tag", "stays", "moved_tag", "moved", "moving"
+]:
     print(what, globals()[what].hex())

@@ -4,8 +4,8 @@ use crate::crypto::SecretBytes;
 use crate::store::{NameTag, NodeId, Read};
 
 use super::super::content::Version;
-use super::super::entry::Entry;
-use super::super::node::{Body, DirectoryBody, Kind, Node, SYSTEM};
+use super::super::entry::{DirectoryKeys, Entry};
+use super::super::node::{Body, Kind, Node, SYSTEM};
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
 
@@ -129,19 +129,18 @@ impl Repair<'_> {
     fn directory(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let keys = tx.directory_keys(id)?;
         let said = tx.node(id)?.directory()?.clone();
-        let mut counted = DirectoryBody::new(said.parent, said.tag);
-        counted.epoch = said.epoch;
+        let mut counted = said.uncounted();
         let mut after: Option<NameTag> = None;
         loop {
             let batch = tx.records.entries(id, after.as_ref(), BATCH)?;
             for row in &batch {
                 let why = match opened(keys.open(&row.tag, &row.value))? {
                     None => "an entry that does not open",
-                    Some(entry) => match self.refused(tx, id, &entry)? {
+                    Some(entry) => match self.refused(tx, id, &keys, &entry)? {
                         Some(why) => why,
                         None => {
                             let is_directory = entry.kind == Kind::Directory;
-                            counted.put(&keys.element(&row.tag, &row.value), is_directory);
+                            keys.count(&mut counted, &row.tag, &row.value, is_directory);
                             continue;
                         }
                     },
@@ -170,9 +169,15 @@ impl Repair<'_> {
         &mut self,
         tx: &mut Tx<'_>,
         directory: NodeId,
+        keys: &DirectoryKeys,
         entry: &Entry,
     ) -> Result<Option<&'static str>, VaultError> {
         let here = (directory, entry.tag);
+        // Of a name that has moved, what stands under the previous key was put back.
+        let tag = keys.tag(&entry.name)?;
+        if tag != entry.tag && tx.records.entry(directory, &tag)?.is_some() {
+            return Ok(Some("a name that is there twice"));
+        }
         let damaged = match self.nodes.get(&entry.node) {
             None => Some("the name of a node that is missing or does not open"),
             Some(seen) if seen.kind != entry.kind => Some("the name of a node of another kind"),

@@ -8,20 +8,27 @@ use crate::keyring::Change;
 use crate::store::{Durability, NodeId};
 
 use super::super::node::{Node, SYSTEM};
+use super::super::tx::Migrated;
 use super::super::{Failure, Job, Key, Tx, Vault, VaultError, content};
 use super::damage::Damage;
 
 /// Keys looked for in one read.
 const BATCH: usize = 256;
 /// How long a transaction may keep others from writing.
-const SLICE: Duration = Duration::from_millis(20);
+pub(super) const SLICE: Duration = Duration::from_millis(20);
 
 impl Key {
-    /// Whether something of it had to be left behind.
-    fn migrate(self, tx: &mut Tx<'_>, despite: bool) -> Result<bool, VaultError> {
+    fn migrate(
+        self,
+        tx: &mut Tx<'_>,
+        despite: bool,
+        until: Instant,
+    ) -> Result<Migrated, VaultError> {
         match self {
-            Key::Node(node) => tx.migrate_node(node, despite),
-            Key::Version(node, version) => tx.migrate_version(node, version).map(|()| false),
+            Key::Node(node) => tx.migrate_node(node, despite, until),
+            Key::Version(node, version) => {
+                tx.migrate_version(node, version).map(|()| Migrated::Done)
+            }
         }
     }
 }
@@ -103,25 +110,26 @@ impl Vault {
                 return Ok(ControlFlow::Break(()));
             }
             let (begun, taken) = (Cell::new(Instant::now()), Cell::new(0));
-            let left_behind = RefCell::new(Vec::new());
+            let unfinished = RefCell::new(Vec::new());
             let despite = self.rotation.is_despite();
             // Each a job of its own: one that fails leaves nothing half done.
             let mut jobs: Vec<_> = rest
                 .iter()
                 .enumerate()
                 .map(|(at, key)| {
-                    let (begun, taken, left_behind) = (&begun, &taken, &left_behind);
+                    let (begun, taken, unfinished) = (&begun, &taken, &unfinished);
                     move |tx: &mut Tx<'_>| {
                         if at == 0 {
                             begun.set(Instant::now());
-                            left_behind.borrow_mut().clear();
+                            unfinished.borrow_mut().clear();
                         } else if begun.get().elapsed() > SLICE {
                             return Ok(());
                         }
                         taken.set(at + 1);
                         die_at!("migrate-within");
-                        if key.migrate(tx, despite)? {
-                            left_behind.borrow_mut().push(*key);
+                        match key.migrate(tx, despite, begun.get() + SLICE)? {
+                            Migrated::Done => {}
+                            migrated => unfinished.borrow_mut().push((*key, migrated)),
                         }
                         Ok(())
                     }
@@ -145,12 +153,10 @@ impl Vault {
                     Err(error) => drop(damage.passing.get_or_insert(error)),
                 }
             }
-            for key in left_behind.into_inner() {
-                let what = format!("entries of {key}");
-                damage.note(
-                    &what,
-                    VaultError::tampered(&what, "are not what was stored"),
-                );
+            for (key, migrated) in unfinished.into_inner() {
+                if self.move_names(key, migrated, damage, go_on)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             let taken = taken.get();
             rest = &rest[taken..];

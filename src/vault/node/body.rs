@@ -1,0 +1,211 @@
+//! What only some kinds of node have, and the bytes it is stored as.
+
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
+use bincode::{Decode, Encode};
+
+use crate::crypto::SetSum;
+use crate::store::{NameTag, NodeId};
+
+/// What only some kinds have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Of a regular file.
+    File(FileBody),
+    /// Of a directory.
+    Directory(DirectoryBody),
+    /// Of a symbolic link: its target.
+    Symlink(Vec<u8>),
+    /// Of a device: its number; of a pipe or socket: 0.
+    Special(u32),
+}
+
+/// Which content a file has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct FileBody {
+    /// Current version; 0 when nothing was published yet.
+    pub version: u64,
+    /// The version that last replaced the content as a whole: readers that hold this one or a
+    /// later one follow to the current.
+    pub replaced: u64,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// How a directory is held together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectoryBody {
+    /// The directory above; the root is its own.
+    pub parent: NodeId,
+    /// Where the directory above files its name.
+    pub tag: NameTag,
+    /// Number of entries, under whichever key.
+    pub entries: u64,
+    /// Number of directories among them.
+    pub subdirectories: u32,
+    /// Sum over all entry records, each under the key of its epoch.
+    sum: [u8; 32],
+    /// Key epoch of new entries.
+    pub epoch: u32,
+    /// While its entries are being moved under another key: what of them still stands under the one
+    /// before.
+    pub remainder: Option<Remainder>,
+}
+
+/// The entries of a directory that stand under its previous key. They only get fewer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Remainder {
+    /// Their key epoch.
+    pub epoch: u32,
+    /// How many there are.
+    pub entries: u64,
+    /// Sum over their records.
+    sum: [u8; 32],
+}
+
+impl Remainder {
+    /// Whether nothing is left, and all that left it had been counted in.
+    pub(in crate::vault) fn is_nothing(&self) -> bool {
+        self.entries == 0 && self.sum == [0; 32]
+    }
+}
+
+fn add(sum: &mut [u8; 32], element: &[u8; 32]) {
+    let mut more = SetSum(*sum);
+    more.add(element);
+    *sum = more.0;
+}
+
+fn remove(sum: &mut [u8; 32], element: &[u8; 32]) {
+    let mut less = SetSum(*sum);
+    less.remove(element);
+    *sum = less.0;
+}
+
+impl DirectoryBody {
+    /// An empty directory.
+    pub fn new(parent: NodeId, tag: NameTag) -> Self {
+        Self {
+            parent,
+            tag,
+            entries: 0,
+            subdirectories: 0,
+            sum: [0; 32],
+            epoch: 1,
+            remainder: None,
+        }
+    }
+
+    /// The same directory, with nothing counted.
+    pub(in crate::vault) fn uncounted(&self) -> Self {
+        let remainder = self.remainder.as_ref().map(|remainder| Remainder {
+            epoch: remainder.epoch,
+            entries: 0,
+            sum: [0; 32],
+        });
+        Self {
+            epoch: self.epoch,
+            remainder,
+            ..Self::new(self.parent, self.tag)
+        }
+    }
+
+    /// Whether a count of what is there came to the same entries, whatever they name.
+    pub(in crate::vault) fn agrees_with(&self, found: &Self) -> bool {
+        (self.entries, self.sum, &self.remainder) == (found.entries, found.sum, &found.remainder)
+    }
+
+    /// The sum over all entry records.
+    pub fn sum(&self) -> SetSum {
+        SetSum(self.sum)
+    }
+
+    /// Takes up an entry of this epoch.
+    pub(in crate::vault) fn put(&mut self, epoch: u32, element: &[u8; 32], is_directory: bool) {
+        self.entries += 1;
+        self.subdirectories += u32::from(is_directory);
+        add(&mut self.sum, element);
+        if let Some(remainder) = self.remainder.as_mut().filter(|r| r.epoch == epoch) {
+            remainder.entries += 1;
+            add(&mut remainder.sum, element);
+        }
+    }
+
+    /// Drops an entry of this epoch.
+    pub(in crate::vault) fn take(&mut self, epoch: u32, element: &[u8; 32], is_directory: bool) {
+        self.entries = self.entries.saturating_sub(1);
+        self.subdirectories = self.subdirectories.saturating_sub(u32::from(is_directory));
+        remove(&mut self.sum, element);
+        if let Some(remainder) = self.remainder.as_mut().filter(|r| r.epoch == epoch) {
+            remainder.entries = remainder.entries.saturating_sub(1);
+            remove(&mut remainder.sum, element);
+        }
+    }
+
+    /// From now on new entries are filed under another key.
+    pub(super) fn begin_epoch(&mut self) {
+        self.remainder = Some(Remainder {
+            epoch: self.epoch,
+            entries: self.entries,
+            sum: self.sum,
+        });
+        self.epoch = self.epoch.wrapping_add(1);
+    }
+}
+
+/// Numbers of the forms in records. A directory whose entries are being moved has one of its own, so
+/// that all others stay as they are.
+const FILE: u32 = 0;
+const DIRECTORY: u32 = 1;
+const SYMLINK: u32 = 2;
+const SPECIAL: u32 = 3;
+const DIRECTORY_UNDER_WAY: u32 = 4;
+
+impl Encode for Body {
+    fn encode<E: Encoder>(&self, to: &mut E) -> Result<(), EncodeError> {
+        match self {
+            Body::File(file) => (FILE, file).encode(to),
+            Body::Directory(directory) => {
+                let number = match directory.remainder {
+                    None => DIRECTORY,
+                    Some(_) => DIRECTORY_UNDER_WAY,
+                };
+                (number, directory.parent, directory.tag).encode(to)?;
+                (directory.entries, directory.subdirectories).encode(to)?;
+                (directory.sum, directory.epoch).encode(to)?;
+                match &directory.remainder {
+                    None => Ok(()),
+                    Some(remainder) => remainder.encode(to),
+                }
+            }
+            Body::Symlink(target) => (SYMLINK, target).encode(to),
+            Body::Special(device) => (SPECIAL, device).encode(to),
+        }
+    }
+}
+
+impl<Context> Decode<Context> for Body {
+    fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
+        Ok(match u32::decode(from)? {
+            FILE => Body::File(FileBody::decode(from)?),
+            number @ (DIRECTORY | DIRECTORY_UNDER_WAY) => Body::Directory(DirectoryBody {
+                parent: NodeId::decode(from)?,
+                tag: NameTag::decode(from)?,
+                entries: u64::decode(from)?,
+                subdirectories: u32::decode(from)?,
+                sum: <[u8; 32]>::decode(from)?,
+                epoch: u32::decode(from)?,
+                remainder: match number {
+                    DIRECTORY => None,
+                    _ => Some(Remainder::decode(from)?),
+                },
+            }),
+            SYMLINK => Body::Symlink(Vec::decode(from)?),
+            SPECIAL => Body::Special(u32::decode(from)?),
+            _ => return Err(DecodeError::Other("no body has this number")),
+        })
+    }
+}
+
+bincode::impl_borrow_decode!(Body);

@@ -1,0 +1,73 @@
+//! Moving a directory's names from one key to another, a few in each transaction, however many there
+//! are.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use crate::store::Durability;
+
+use super::super::tx::Migrated;
+use super::super::{Failure, Key, Tx, Vault, VaultError};
+use super::damage::Damage;
+use super::migrate::SLICE;
+
+impl Vault {
+    /// Goes on with a directory that was begun, to its end. `damage` names it if it keeps its
+    /// previous key.
+    pub(super) fn move_names(
+        &self,
+        key: Key,
+        begun: Migrated,
+        damage: &mut Damage,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        let mut migrated = begun;
+        loop {
+            let despite = self.rotation.is_despite();
+            let (after, node) = match (migrated, key) {
+                (Migrated::Stuck(error), _) => {
+                    damage.leave(key, error);
+                    return Ok(ControlFlow::Continue(()));
+                }
+                (Migrated::LeftBehind, _) => {
+                    let what = format!("entries of {key}");
+                    let error = VaultError::tampered(&what, "are not what was stored");
+                    damage.note(&what, error);
+                    return Ok(ControlFlow::Continue(()));
+                }
+                (Migrated::GoOn(after, trouble), Key::Node(node)) => {
+                    if let Some(error) = trouble.filter(|_| !despite) {
+                        damage.leave(key, error);
+                    }
+                    (after, node)
+                }
+                (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
+            };
+            if go_on().is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            let mut moved = Migrated::Done;
+            let mut job = |tx: &mut Tx<'_>| {
+                die_at!("names-within");
+                moved = tx.move_names(node, Some(&after), despite, Instant::now() + SLICE)?;
+                Ok(())
+            };
+            die_at!("names-before");
+            let outcomes = self.transact(Durability::Soon, &mut [&mut job])?;
+            die_at!("names-after");
+            for outcome in outcomes {
+                match outcome {
+                    Err(error) if error.failure() == Failure::Integrity => {
+                        moved = Migrated::Stuck(error);
+                    }
+                    Err(error) => {
+                        damage.passing.get_or_insert(error);
+                        moved = Migrated::Done;
+                    }
+                    Ok(()) => {}
+                }
+            }
+            migrated = moved;
+        }
+    }
+}

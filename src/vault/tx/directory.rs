@@ -1,0 +1,168 @@
+//! Putting nodes under the active master key. A directory whose key is replaced gets its new one at
+//! once, beside the one before; its entries are moved from that to the new one a few at a time. Each
+//! transaction leaves a directory of which all that it says is true.
+
+use std::time::Instant;
+
+use crate::store::{EntryRow, NameTag, NodeId};
+
+use super::super::entry::DirectoryKeys;
+use super::super::node::Kind;
+use super::super::{Failure, VaultError};
+use super::{Op, Tx};
+
+/// Entries looked at in one transaction.
+fn at_most() -> usize {
+    fail::fail_point!("names-at-a-time", |number| {
+        number.and_then(|number| number.parse().ok()).unwrap_or(1)
+    });
+    256
+}
+
+/// How far a node has come.
+pub(in crate::vault) enum Migrated {
+    /// It stands under the active master key.
+    Done,
+    /// It does, and entries that cannot be moved, or that are missing, were given up.
+    LeftBehind,
+    /// Its entries after this one remain to be looked at. Why some of those before cannot be moved.
+    GoOn(NameTag, Option<VaultError>),
+    /// What remains cannot be moved, or is not what should be there: it keeps its previous key.
+    Stuck(VaultError),
+}
+
+impl Tx<'_> {
+    /// Has a node stand under the active master key, with another metadata key if those are being
+    /// replaced. One that is gone needs nothing. With `despite`, entries of a directory that do not
+    /// open are left where they are.
+    pub(in crate::vault) fn migrate_node(
+        &mut self,
+        id: NodeId,
+        despite: bool,
+        until: Instant,
+    ) -> Result<Migrated, VaultError> {
+        let node = match self.node(id) {
+            Ok(node) if !node.is_under(self.keyring.active()) => node,
+            Ok(_) | Err(VaultError::NotFound) => return Ok(Migrated::Done),
+            Err(error) => return Err(error),
+        };
+        match (node.kind, &node.previous) {
+            (Kind::Directory, Some(_)) => {}
+            (Kind::Directory, None) if self.keyring.renews_data_keys() => {
+                let keyring = self.keyring;
+                self.change(id)?.begin_epoch(keyring)?;
+            }
+            // Whatever is changed is sealed under the active key.
+            _ => return self.change(id).map(|_| Migrated::Done),
+        }
+        self.move_names(id, None, despite, until)
+    }
+
+    /// Moves entries of a directory with two keys from the previous to the new one, those filed
+    /// after `after`. None is filed under the previous key meanwhile, so once all were looked at,
+    /// and the directory says the same, that key goes.
+    pub(in crate::vault) fn move_names(
+        &mut self,
+        id: NodeId,
+        after: Option<&NameTag>,
+        despite: bool,
+        until: Instant,
+    ) -> Result<Migrated, VaultError> {
+        match self.node(id) {
+            Ok(node) if node.previous.is_some() => {}
+            Ok(_) | Err(VaultError::NotFound) => return Ok(Migrated::Done),
+            Err(error) => return Err(error),
+        }
+        let keys = self.directory_keys(id)?;
+        let limit = at_most();
+        let rows = self.records.entries(id, after, limit)?;
+        let mut trouble = None;
+        for (at, row) in rows.iter().enumerate() {
+            if keys.is_previous(&row.value) {
+                match self.move_name(id, &keys, row, despite) {
+                    Err(error) if error.failure() == Failure::Integrity => {
+                        trouble.get_or_insert(error);
+                    }
+                    moved => moved?,
+                }
+            }
+            if at + 1 == limit || Instant::now() >= until {
+                return Ok(Migrated::GoOn(row.tag, trouble));
+            }
+        }
+        let node = self.node(id)?;
+        let remainder = node.directory()?.remainder.as_ref();
+        let fits = remainder.is_none_or(|remainder| remainder.is_nothing());
+        if !fits && !despite {
+            return Ok(Migrated::Stuck(trouble.unwrap_or_else(|| {
+                VaultError::Integrity(format!(
+                    "directory {id} does not hold what it should: names were removed, replayed or \
+                     inserted"
+                ))
+            })));
+        }
+        // What does not fit goes on not to fit: the sum over all entries was not made anew.
+        self.change(id)?.end_epoch()?;
+        Ok(match fits {
+            true => Migrated::Done,
+            false => Migrated::LeftBehind,
+        })
+    }
+
+    fn move_name(
+        &mut self,
+        directory: NodeId,
+        keys: &DirectoryKeys,
+        row: &EntryRow,
+        despite: bool,
+    ) -> Result<(), VaultError> {
+        let mut entry = keys.open(&row.tag, &row.value)?;
+        entry.tag = keys.tag(&entry.name)?;
+        // A name is under one key at a time: this one was put back after it had moved.
+        if self.records.entry(directory, &entry.tag)?.is_some() {
+            let what = format_args!("an entry of directory {directory}");
+            return Err(VaultError::tampered(what, "is there twice"));
+        }
+        let is_directory = entry.kind == Kind::Directory;
+        if is_directory {
+            match self.tell_child(entry.node, (directory, row.tag), entry.tag) {
+                // It stays behind by itself.
+                Err(error) if despite && error.failure() == Failure::Integrity => {}
+                told => told?,
+            }
+        }
+        let record = keys.seal(&entry)?;
+        let body = self.change(directory)?.directory_mut()?;
+        keys.discount(body, &row.tag, &row.value, is_directory);
+        keys.count(body, &entry.tag, &record, is_directory);
+        self.ops.push(Op::DeleteEntry {
+            directory,
+            tag: row.tag,
+        });
+        self.ops.push(Op::PutEntry {
+            directory,
+            tag: entry.tag,
+            record,
+        });
+        Ok(())
+    }
+
+    /// Has a directory that says that it is here know the tag that its name is filed under now.
+    fn tell_child(
+        &mut self,
+        id: NodeId,
+        here: (NodeId, NameTag),
+        tag: NameTag,
+    ) -> Result<(), VaultError> {
+        let bad = |why| VaultError::tampered(format_args!("an entry of directory {}", here.0), why);
+        let child = match self.change(id) {
+            Err(VaultError::NotFound) => return Err(bad("names a node that is missing")),
+            child => child?.directory_mut(),
+        };
+        let child = child.map_err(|_| bad("names a node of another kind"))?;
+        if (child.parent, child.tag) == here {
+            child.tag = tag;
+        }
+        Ok(())
+    }
+}
