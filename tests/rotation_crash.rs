@@ -10,6 +10,7 @@ mod support;
 use support::process::{Place, status, wait_for};
 
 const SECRETS: usize = 600;
+const DIRECTORIES: usize = 40;
 
 fn content(n: usize) -> Vec<u8> {
     let length = if n.is_multiple_of(60) {
@@ -20,11 +21,14 @@ fn content(n: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 7 + n) as u8).collect()
 }
 
+/// What lasts long enough to die in its middle: a few names at a time.
+const FEW_NAMES: &str = "names-at-a-time=return(37)";
+
 fn mount(place: &Place, fail_at: Option<&str>) {
     let mut command = place.command();
     command.arg("mount").arg(place.vault()).arg(place.point());
     if let Some(fail_at) = fail_at {
-        command.env("FAILPOINTS", fail_at);
+        command.env("FAILPOINTS", format!("{FEW_NAMES};{fail_at}"));
     }
     let mounted = command.output().expect("the program runs");
     assert!(
@@ -48,6 +52,9 @@ fn dies_and_is_finished(text: &str, cases: &[String]) {
     for n in 0..SECRETS {
         std::fs::write(place.point().join(format!("s{n}")), content(n)).expect("written");
     }
+    for n in 0..DIRECTORIES {
+        std::fs::create_dir(place.point().join(format!("d{n}"))).expect("made");
+    }
     place
         .run(["umount".as_ref(), place.point().as_os_str()])
         .succeeded();
@@ -58,6 +65,9 @@ fn dies_and_is_finished(text: &str, cases: &[String]) {
         let asked = std::fs::write(place.point().join(".secretfs/control"), text);
         wait_for(case, Duration::from_secs(60), || place.daemons().is_empty());
         let _ = nix::mount::umount2(&place.point(), nix::mount::MntFlags::MNT_DETACH);
+        // What it has left fits together as it is.
+        let vault = place.vault();
+        place.run(["check".as_ref(), vault.as_os_str()]).succeeded();
         mount(&place, None);
         let deadline = Instant::now() + Duration::from_secs(60);
         let after = loop {
@@ -84,10 +94,17 @@ fn dies_and_is_finished(text: &str, cases: &[String]) {
             let found = std::fs::read(place.point().join(format!("s{n}"))).expect("readable");
             assert!(found == content(n), "{case}: secret {n}");
         }
+        let listed = std::fs::read_dir(place.point()).expect("listed").count();
+        assert_eq!(listed, SECRETS + DIRECTORIES, "{case}");
+        for n in 0..DIRECTORIES {
+            // By its name, and by what it says itself of its place.
+            let above = place.point().join(format!("d{n}/.."));
+            let above = std::fs::metadata(above).expect("there");
+            assert_eq!(std::os::unix::fs::MetadataExt::ino(&above), 1, "{case}");
+        }
         place
             .run(["umount".as_ref(), place.point().as_os_str()])
             .succeeded();
-        let vault = place.vault();
         place.run(["check".as_ref(), vault.as_os_str()]).succeeded();
     }
 }
@@ -148,6 +165,20 @@ fn a_reencryption_that_dies_while_it_seals_anew_is_finished() {
         "system-stored=return",
         "keyring-uncommitted=4*off->return",
         "scrub-before=return",
+    ];
+    dies_and_is_finished("reencrypt", &cases.map(str::to_owned));
+}
+
+#[test]
+fn a_reencryption_that_dies_while_it_moves_the_names_of_a_directory_is_finished() {
+    let cases = [
+        "names-before=return",
+        "names-before=9*off->return",
+        "names-within=return",
+        "names-within=5*off->return",
+        "names-after=return",
+        "names-after=3*off->return",
+        "names-after=16*off->return",
     ];
     dies_and_is_finished("reencrypt", &cases.map(str::to_owned));
 }

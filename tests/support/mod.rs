@@ -15,6 +15,7 @@ pub mod kms_call;
 pub mod kms_proxy;
 pub mod layer;
 pub mod ledger;
+pub mod listing;
 pub mod load;
 pub mod memory;
 pub mod moto;
