@@ -5,6 +5,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use libc::{O_APPEND, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -13,7 +15,9 @@ use secretfs::fs::{Attr, DirectoryEntry, Errno, SetAttributes};
 use secretfs::vault::{Kind, RenameMode, Timestamp};
 
 use support::layer::{Layer, Served, caller_as};
+use support::process::wait_for;
 use support::reference::{Answer, CONTROL, Fh, Ino, Opening, ROOT, Reference, Stream, When};
+use support::rotating::reencrypt;
 
 const CASES: u32 = 100;
 
@@ -91,6 +95,8 @@ enum Request {
     ReadDirectory(Index, usize),
     CloseDirectory(Index),
     List(Index, usize, bool),
+    /// So many transactions more of what replaces all keys.
+    Reencrypt(u32),
 }
 
 #[derive(Clone, Debug)]
@@ -235,7 +241,8 @@ fn names() -> impl Strategy<Value = Request> {
 }
 
 fn run() -> impl Strategy<Value = Run> {
-    let request = prop_oneof![3 => contents(), 1 => names()];
+    let reencrypt = (1u32..8).prop_map(Request::Reencrypt);
+    let request = prop_oneof![90 => contents(), 30 => names(), 2 => reencrypt];
     let end = select(&[End::Orderly, End::Aborted, End::Crash][..]);
     let limits = select(&LIMITS[..]);
     (limits, prop::collection::vec(request, 1..60), end).prop_map(|(limits, requests, end)| Run {
@@ -628,6 +635,7 @@ impl Both {
                 same(found, self.reference.get_xattr(ino, name));
                 self.expect_xattr_names(ino);
             }
+            Request::Reencrypt(transactions) => reencrypt(self.fs.0.vault(), *transactions),
             other => unreachable!("{other:?} is asked elsewhere"),
         }
         Some(())
@@ -797,6 +805,10 @@ fn expect_clean(layer: &Layer) -> secretfs::vault::CheckReport {
 
 fn open(layer: &Layer, reference: Option<Reference>, (size, memory): (u64, u64)) -> Both {
     let fs = layer.open_with(size, memory);
+    // Replacing keys is gone on with by itself; from here on nothing is done that is not asked for.
+    wait_for("the end of what was begun", Duration::from_secs(60), || {
+        !fs.0.vault().is_rotating()
+    });
     let reference = reference.unwrap_or_else(|| Reference::new(&fs.getattr(ROOT, None).unwrap()));
     let mut both = Both {
         fs,

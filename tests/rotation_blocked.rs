@@ -4,125 +4,12 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::Connection;
 use serde_json::Value;
-use support::process::{Place, Ran, status, wait_for};
-use support::rotating::{check_is_clean, command, content, fill, secret, wait_for_the_end};
-
-const SECRETS: usize = 60;
-const SOON: Duration = Duration::from_secs(60);
-
-/// A vault with secrets, and the numbers of their nodes and of the directories.
-struct World {
-    place: Place,
-    nodes: Vec<u64>,
-    directories: Vec<u64>,
-}
-
-impl World {
-    /// Mounted.
-    fn new() -> Self {
-        let place = Place::with_vault();
-        place.mount(&[]).succeeded();
-        let point = place.point();
-        fill(&point, SECRETS);
-        let number = |path: PathBuf| std::fs::metadata(path).expect("there").ino();
-        Self {
-            nodes: (0..SECRETS).map(|n| number(secret(&point, n))).collect(),
-            directories: (0..4)
-                .map(|d| number(point.join(format!("d{d}"))))
-                .collect(),
-            place,
-        }
-    }
-
-    fn unmounted() -> Self {
-        let world = Self::new();
-        world.umount();
-        world
-    }
-
-    fn umount(&self) {
-        let point = self.place.point();
-        let umount = ["umount".as_ref(), point.as_os_str()];
-        self.place.run(umount).succeeded();
-        wait_for("the daemon's end", SOON, || self.place.daemons().is_empty());
-    }
-
-    fn run(&self, args: &[&str]) -> Ran {
-        let vault = self.place.vault();
-        let (command, flags) = args.split_first().expect("a command");
-        let args = [command.as_ref(), vault.as_os_str()];
-        self.place
-            .run(args.into_iter().chain(flags.iter().map(AsRef::as_ref)))
-    }
-
-    fn edit(&self, sql: &str) -> usize {
-        let database = Connection::open(self.place.vault().join("vault.db")).expect("open");
-        let changed = database.execute(sql, []).expect("edited");
-        assert!(changed > 0, "{sql}");
-        changed
-    }
-
-    /// Changes one bit of a blob.
-    fn flip(&self, table: &str, column: &str, which: &str, at: usize) {
-        let database = Connection::open(self.place.vault().join("vault.db")).expect("open");
-        let sql = format!("SELECT {column} FROM {table} WHERE {which}");
-        let mut value: Vec<u8> = database.query_row(&sql, [], |row| row.get(0)).expect("one");
-        value[at] ^= 1;
-        let sql = format!("UPDATE {table} SET {column} = ?1 WHERE {which}");
-        assert_eq!(database.execute(&sql, [value]).expect("changed"), 1);
-    }
-
-    /// The secrets that are where they were, whole.
-    fn in_place(&self) -> Vec<usize> {
-        let all = 0..SECRETS;
-        all.filter(|n| {
-            std::fs::read(secret(&self.place.point(), *n)).is_ok_and(|found| found == content(*n))
-        })
-        .collect()
-    }
-
-    /// What is in `lost+found`.
-    fn lost(&self) -> BTreeMap<String, Vec<u8>> {
-        let directory = self.place.point().join("lost+found");
-        let Ok(entries) = std::fs::read_dir(directory) else {
-            return BTreeMap::new();
-        };
-        let entries = entries.map(|entry| entry.expect("an entry"));
-        entries
-            .map(|entry| {
-                let name = entry.file_name().into_string().expect("UTF-8");
-                (name, std::fs::read(entry.path()).unwrap_or_default())
-            })
-            .collect()
-    }
-
-    fn events(&self) -> Vec<Value> {
-        let lines = self.run(&["audit", "--json"]).succeeded().stdout();
-        let lines = lines.lines();
-        lines
-            .map(|line| serde_json::from_str(line).expect("JSON"))
-            .collect()
-    }
-
-    /// Files beside the vault with what was taken out of it.
-    fn taken_out(&self) -> Vec<PathBuf> {
-        let entries = std::fs::read_dir(self.place.path()).expect("listed");
-        let entries = entries.map(|entry| entry.expect("an entry").path());
-        entries
-            .filter(|path| path.to_string_lossy().contains("/v.removed-"))
-            .collect()
-    }
-}
-
-fn all_but(damaged: &[usize]) -> Vec<usize> {
-    (0..SECRETS).filter(|n| !damaged.contains(n)).collect()
-}
+use support::damaged::{SECRETS, World, all_but, wait_until_blocked};
+use support::process::status;
+use support::rotating::{check_is_clean, command, content, secret, wait_for_the_end};
 
 /// Two versions, of which one does not open and one says that it stands under another key.
 fn damage_two(world: &World) -> [String; 2] {
@@ -132,16 +19,6 @@ fn damage_two(world: &World) -> [String; 2] {
         "UPDATE version SET generation = 77 WHERE node = {other}"
     ));
     [one, other].map(|node| format!("version 1 of node {node}"))
-}
-
-#[track_caller]
-fn wait_until_blocked(point: &Path) -> Value {
-    let mut now = Value::Null;
-    wait_for("it to be blocked", SOON, || {
-        now = status(point)["rotation"].take();
-        now["blocked"] == true
-    });
-    now
 }
 
 #[test]

@@ -5,19 +5,21 @@
 
 mod support;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use support::damaged::{SECRETS, World, all_but, wait_until_blocked};
 use support::listing::Slow;
 use support::load::Dice;
-use support::process::{Place, Server, status};
-use support::rotating::{check_is_clean, command, serve_with, wait_for_the_end};
+use support::process::{Place, Server, status, wait_for};
+use support::rotating::{check_is_clean, command, content, secret, serve_with, wait_for_the_end};
 
 /// In one directory.
 const NAMES: usize = 2500;
+const SOON: Duration = Duration::from_secs(60);
 /// That many listings are made of it while its names move.
 const LISTINGS: u64 = 6;
 
@@ -147,4 +149,205 @@ fn a_listing_shows_every_name_once_while_all_of_them_move() {
     let _ = nix::mount::umount(&reader_at);
     ended(&place, server);
     check_is_clean(&place);
+}
+
+// --- records that are not what was stored ---------------------------------------------------------
+
+/// Rows of `entry` of a directory by the epoch that they say they are of, first the older ones.
+fn by_epoch(world: &World, directory: u64) -> Vec<(u32, Vec<Row>)> {
+    let mut found: BTreeMap<u32, Vec<Row>> = BTreeMap::new();
+    for (tag, value) in rows(world, directory) {
+        let epoch = u32::from_le_bytes(value[..4].try_into().expect("4 bytes"));
+        found.entry(epoch).or_default().push((tag, value));
+    }
+    found.into_iter().collect()
+}
+
+/// Tag and value.
+type Row = (Vec<u8>, Vec<u8>);
+
+fn rows(world: &World, directory: u64) -> Vec<Row> {
+    let database = world.database();
+    let sql = "SELECT tag, value FROM entry WHERE directory = ?1 ORDER BY tag";
+    let mut statement = database.prepare(sql).expect("prepared");
+    let rows = statement.query_map([directory as i64], |row| Ok((row.get(0)?, row.get(1)?)));
+    rows.expect("queried")
+        .map(|row| row.expect("a row"))
+        .collect()
+}
+
+/// Puts a row where it was, or in the place of what is there.
+fn put(world: &World, directory: u64, (tag, value): &Row) {
+    let sql = "INSERT OR REPLACE INTO entry (directory, tag, value) VALUES (?1, ?2, ?3)";
+    let put = world
+        .database()
+        .execute(sql, (directory as i64, tag, value));
+    assert_eq!(put.expect("put"), 1);
+}
+
+/// A mounted vault in which one name of directory `d1` does not open, so that the directory keeps
+/// both keys: the world, the directory, all its rows from before, and the one that was damaged.
+fn stuck() -> (World, u64, Vec<Row>, Row) {
+    let world = World::new();
+    let directory = world.directories[1];
+    let before = rows(&world, directory);
+    let (tag, value) = before[5].clone();
+    let mut damaged = value.clone();
+    damaged[60] ^= 1;
+    put(&world, directory, &(tag.clone(), damaged));
+    command(&world.place.point(), "reencrypt").expect("begun");
+    let blocked = wait_until_blocked(&world.place.point());
+    let named = format!("node {directory}");
+    assert_eq!(
+        blocked["records"],
+        serde_json::json!([named]),
+        "{blocked:#}"
+    );
+    assert_eq!(blocked["damaged"], 1);
+    let epochs = by_epoch(&world, directory);
+    let counts: Vec<_> = epochs
+        .iter()
+        .map(|(epoch, rows)| (*epoch, rows.len()))
+        .collect();
+    assert_eq!(counts, [(1, 1), (2, before.len() - 1)]);
+    // Nothing but this directory, and the vault's own node, which is replaced last.
+    let sql = "SELECT id FROM node WHERE generation = 1 ORDER BY id";
+    let database = world.database();
+    let mut statement = database.prepare(sql).expect("prepared");
+    let left = statement.query_map([], |row| row.get(0)).expect("queried");
+    let left: Vec<i64> = left.map(|id| id.expect("a number")).collect();
+    assert_eq!(left, [0, directory as i64]);
+    (world, directory, before, (tag, value))
+}
+
+/// The secrets of `d1`.
+fn below() -> impl Iterator<Item = usize> {
+    (0..SECRETS).filter(|n| n % 4 == 1)
+}
+
+/// The secret whose name is not there.
+#[track_caller]
+fn missing(world: &World) -> usize {
+    let mut gone = Vec::new();
+    // The kernel knows names for a second.
+    wait_for("the name to be missed", SOON, || {
+        let left = world.in_place();
+        gone = (0..SECRETS).filter(|n| !left.contains(n)).collect();
+        !gone.is_empty()
+    });
+    assert_eq!(gone.len(), 1, "{gone:?}");
+    assert!(below().any(|n| n == gone[0]));
+    gone[0]
+}
+
+#[test]
+fn a_name_that_does_not_open_holds_up_no_other_and_is_repaired_or_given_up() {
+    for way in ["restored", "repaired", "given up"] {
+        let (world, directory, _, row) = stuck();
+        let point = world.place.point();
+        let gone = missing(&world);
+        // The others can be used, and there can be more and fewer.
+        let name = |n: usize| secret(&point, n);
+        let [first, second] = [0, 1].map(|at| below().filter(|n| *n != gone).nth(at).expect("one"));
+        std::fs::rename(name(first), point.join("d1/renamed")).expect("renamed");
+        std::fs::rename(point.join("d1/renamed"), name(first)).expect("renamed");
+        std::fs::remove_file(name(second)).expect("removed");
+        std::fs::write(name(second), content(second)).expect("written");
+        assert_eq!(world.in_place(), all_but(&[gone]));
+        match way {
+            "restored" => {
+                put(&world, directory, &row);
+                command(&point, "reencrypt").expect_err("it is under way");
+                world.umount();
+                world.run(&["check"]).succeeded();
+                world.place.mount(&[]).succeeded();
+            }
+            "repaired" => {
+                world.umount();
+                let checked = world.run(&["check"]);
+                assert_eq!(checked.0.status.code(), Some(6));
+                let said = checked.stdout();
+                assert!(said.contains(&format!("directory {directory}")), "{said}");
+                world.run(&["check", "--repair"]).succeeded();
+                // It has both keys still, and all fits.
+                check_is_clean(&world.place);
+                world.place.mount(&[]).succeeded();
+            }
+            _ => {
+                let ran = world.run(&["reencrypt", "--retire-despite", "--wait"]);
+                assert!(ran.0.status.success(), "{}", ran.stderr());
+                world.umount();
+                assert_eq!(world.run(&["check"]).0.status.code(), Some(6));
+                world.run(&["check", "--repair"]).succeeded();
+                world.place.mount(&[]).succeeded();
+            }
+        }
+        let after = wait_for_the_end(&point);
+        assert_eq!(after["active_generation"], 2, "{way}");
+        assert_eq!(after["generations"].as_array().map(Vec::len), Some(1));
+        let lost = world.lost();
+        match way {
+            "restored" => assert_eq!(world.in_place(), all_but(&[])),
+            _ => {
+                assert_eq!(world.in_place(), all_but(&[gone]), "{way}");
+                let contents: Vec<_> = lost.into_values().collect();
+                assert_eq!(contents, [content(gone)], "{way}");
+            }
+        }
+        world.umount();
+        check_is_clean(&world.place);
+        assert_eq!(by_epoch(&world, directory).len(), 1, "{way}");
+    }
+}
+
+#[test]
+fn what_was_put_back_into_a_directory_whose_names_move_is_noticed() {
+    // A name that has moved, under its former key once more; one that was removed since.
+    for removed in [false, true] {
+        let (world, directory, before, row) = stuck();
+        let point = world.place.point();
+        let gone = missing(&world);
+        let others = below().filter(|n| *n != gone);
+        let mut all = all_but(&[]);
+        if removed {
+            for n in others {
+                std::fs::remove_file(secret(&point, n)).expect("removed");
+                all.retain(|left| *left != n);
+            }
+        }
+        let old = before.iter().find(|(tag, _)| *tag != row.0).expect("one");
+        put(&world, directory, old);
+        put(&world, directory, &row);
+        // It is tried again: what was damaged moves, and the other does not make itself at home.
+        command(&point, "reencrypt").expect_err("it is under way");
+        let left = || {
+            let epochs = by_epoch(&world, directory);
+            epochs
+                .first()
+                .is_some_and(|(epoch, rows)| (*epoch, &rows[..]) == (1, std::slice::from_ref(old)))
+        };
+        match removed {
+            false => wait_for("the others to move", SOON, left),
+            // Nothing tells it from a name that is to be moved, but what the directory says.
+            true => wait_for("all to move", SOON, || {
+                by_epoch(&world, directory).len() == 1
+            }),
+        }
+        let blocked = wait_until_blocked(&point);
+        let named = serde_json::json!([format!("node {directory}")]);
+        assert_eq!(blocked["records"], named, "{blocked:#}");
+        world.umount();
+        let checked = world.run(&["check"]);
+        assert_eq!(checked.0.status.code(), Some(6), "{}", checked.stdout());
+        let said = checked.stdout();
+        assert!(said.contains(&format!("directory {directory}")), "{said}");
+        world.run(&["check", "--repair"]).succeeded();
+        check_is_clean(&world.place);
+        world.place.mount(&[]).succeeded();
+        wait_for_the_end(&point);
+        assert_eq!(world.in_place(), all);
+        assert!(world.lost().is_empty(), "{:?}", world.lost().keys());
+        world.umount();
+        check_is_clean(&world.place);
+    }
 }

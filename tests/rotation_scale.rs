@@ -7,6 +7,7 @@
 mod support;
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -15,7 +16,7 @@ use rusqlite::Connection;
 use secretfs::crypto::SecretKey;
 use secretfs::crypto::schedule::Role;
 use secretfs::store::Durability;
-use secretfs::vault::{Job, Kind, Publication, ROOT, Request, Tx, Vault};
+use secretfs::vault::{AttributeChange, Job, Kind, Publication, ROOT, Request, Tx, Vault};
 use support::layer::{Layer, new_node};
 
 /// Of the suite.
@@ -37,13 +38,16 @@ fn transact(vault: &Vault, durability: Durability, job: Job<'_>) {
     }
 }
 
-/// Makes `count` secrets of `size` bytes, a hundred in a directory, a hundred in a transaction.
-fn fill(vault: &Vault, count: usize, size: usize) {
+/// Makes `count` secrets of `size` bytes, so many in a directory, a hundred in a transaction.
+fn fill(vault: &Vault, (count, size): (usize, usize), in_a_directory: usize) {
     let content = vec![7; size];
     for first in (0..count).step_by(IN_A_DIRECTORY) {
         transact(vault, Durability::Soon, &mut |tx: &mut Tx<'_>| {
-            let name = format!("d{first}");
-            let directory = tx.create(ROOT, name.as_bytes(), &new_node(Kind::Directory, 0o700))?;
+            let name = format!("d{}", first / in_a_directory);
+            let directory = match first % in_a_directory {
+                0 => tx.create(ROOT, name.as_bytes(), &new_node(Kind::Directory, 0o700))?,
+                _ => vault.lookup(ROOT, name.as_bytes())?.id,
+            };
             for n in first..count.min(first + IN_A_DIRECTORY) {
                 let name = format!("s{n}");
                 let file = tx.create(directory, name.as_bytes(), &new_node(Kind::File, 0o600))?;
@@ -116,10 +120,10 @@ fn rotated(layer: &Layer, request: &Request) -> (Took, u64) {
     (took, memory("VmHWM:").saturating_sub(before))
 }
 
-fn filled(count: usize, size: usize) -> (Layer, Took) {
+fn filled(secrets: (usize, usize), in_a_directory: usize) -> (Layer, Took) {
     let layer = Layer::new();
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
-    let ((), took) = timed(|| fill(&vault, count, size));
+    let ((), took) = timed(|| fill(&vault, secrets, in_a_directory));
     (layer, took)
 }
 
@@ -183,11 +187,11 @@ fn the_memory_of_a_rotation_does_not_grow_with_the_number_of_secrets() {
     let count = number("SECRETFS_SCALE_SECRETS", SECRETS);
     let size = number("SECRETFS_SCALE_SIZE", 300);
     let mut small = Vec::new();
-    let (layer, _) = filled(count / 4, size);
+    let (layer, _) = filled((count / 4, size), IN_A_DIRECTORY);
     for request in [Request::Rotate, Request::Reencrypt] {
         small.push(rotated(&layer, &request).1);
     }
-    let (layer, written) = filled(count, size);
+    let (layer, written) = filled((count, size), IN_A_DIRECTORY);
     let bare = bare_work(&layer, count);
     println!("{count} secrets of {size} bytes: written in {written}, bare work {bare}");
     for (request, small) in [Request::Rotate, Request::Reencrypt].iter().zip(small) {
@@ -205,4 +209,50 @@ fn the_memory_of_a_rotation_does_not_grow_with_the_number_of_secrets() {
         );
     }
     drop(layer);
+}
+
+/// Lets others write all the time; how long the longest of them had to wait for a transaction.
+fn longest_wait(vault: &Vault, meanwhile: impl FnOnce()) -> Duration {
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !ended.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                transact(vault, Durability::Soon, &mut |tx: &mut Tx<'_>| {
+                    tx.set_attributes(ROOT, &AttributeChange::default())
+                });
+                longest = longest.max(began.elapsed());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            longest
+        });
+        meanwhile();
+        ended.store(true, Ordering::Relaxed);
+        writer.join().expect("a writer")
+    })
+}
+
+#[test]
+fn the_memory_of_a_reencryption_does_not_grow_with_the_number_of_names_in_a_directory() {
+    let count = number("SECRETFS_SCALE_SECRETS", SECRETS * 3);
+    let size = number("SECRETFS_SCALE_SIZE", 10);
+    let (layer, _) = filled((count / 4, size), count);
+    let (_, small) = rotated(&layer, &Request::Reencrypt);
+    let (layer, _) = filled((count, size), count);
+    let (took, peak) = rotated(&layer, &Request::Reencrypt);
+    println!(
+        "reencrypt of one directory of {count}: {took}; memory {peak} KiB, and {small} KiB for a \
+         quarter of it"
+    );
+    assert!(
+        peak < small + GROWTH,
+        "{peak} KiB, and {small} KiB for a quarter of it"
+    );
+    let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    let waited = longest_wait(&vault, || {
+        vault.begin(&Request::Reencrypt).expect("begun");
+        vault.drive(&|| ControlFlow::Continue(())).expect("driven");
+    });
+    println!("others waited for it at most {waited:.1?}");
 }

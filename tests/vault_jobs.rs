@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
 use proptest::sample::select;
-use proptest::test_runner::FileFailurePersistence;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use secretfs::store::Durability;
 use secretfs::vault::{
     AttributeChange, Body, Content, Job, Kind, NothingOpen, OpenFiles, Publication, ROOT,
@@ -13,6 +15,7 @@ use secretfs::vault::{
 };
 
 use support::layer::{Layer, new_node};
+use support::rotating::reencrypt;
 
 const CASES: u32 = 25;
 
@@ -259,9 +262,27 @@ fn founded() -> (Layer, Vault) {
     (layer, vault)
 }
 
-fn play(transactions: &[Vec<Task>]) {
+/// How many directories have names under two keys.
+fn under_way(vault: &Vault) -> usize {
+    let Places(directories) = Places::of(vault);
+    let has_two = |(id, _): &&(u64, _)| {
+        let node = vault.node(*id).unwrap();
+        let remainder = &node.directory().unwrap().remainder;
+        let left = remainder.as_ref().map_or(0, |remainder| remainder.entries);
+        0 < left && left < node.directory().unwrap().entries
+    };
+    directories.iter().filter(has_two).count()
+}
+
+/// Plays them, and tells how often directories had names under two keys meanwhile.
+fn play(transactions: &[Vec<Task>], reencrypts: bool) -> usize {
     let ((layer, vault), (other_layer, other)) = (founded(), founded());
+    let mut found = 0;
     for tasks in transactions {
+        if reencrypts {
+            reencrypt(&vault, 2 + tasks.len() as u32);
+            found += under_way(&vault);
+        }
         let before = rows(&layer);
         let done = transact(&vault, tasks);
         if !done.contains(&true) {
@@ -278,6 +299,13 @@ fn play(transactions: &[Vec<Task>]) {
         assert!(!all_done.contains(&false), "they succeeded beside failures");
         assert_eq!(seen(&vault), seen(&other));
     }
+    if reencrypts {
+        let report = layer.check();
+        assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+        reencrypt(&vault, u32::MAX);
+        assert_eq!((vault.is_rotating(), under_way(&vault)), (false, 0));
+        assert_eq!(seen(&vault), seen(&other));
+    }
     drop((vault, other));
     for layer in [layer, other_layer] {
         let report = layer.check();
@@ -286,22 +314,41 @@ fn play(transactions: &[Vec<Task>]) {
         let report = layer.check();
         assert_eq!(report.problem_count, 0, "{:?}", report.problems);
     }
+    found
+}
+
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    ProptestConfig {
+        cases: cases.and_then(|n| n.parse().ok()).unwrap_or(CASES),
+        max_shrink_iters: 400,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
+            "proptest-regressions",
+        ))),
+        source_file: Some(file!()),
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(CASES),
-        max_shrink_iters: 400,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource(
-            "proptest-regressions"
-        ))),
-        ..ProptestConfig::default()
-    })]
+    #![proptest_config(config())]
 
     #[test]
     fn a_job_that_fails_leaves_nothing_and_the_others_are_done(
         transactions in prop::collection::vec(prop::collection::vec(task(), 1..6), 1..12)
     ) {
-        play(&transactions);
+        play(&transactions, false);
     }
+}
+
+#[test]
+fn jobs_do_the_same_while_the_names_of_all_directories_move() {
+    let found = Cell::new(0);
+    let transactions = prop::collection::vec(prop::collection::vec(task(), 1..6), 4..12);
+    let played = TestRunner::new(config()).run(&transactions, |transactions| {
+        found.set(found.get() + play(&transactions, true));
+        Ok(())
+    });
+    played.unwrap();
+    assert!(found.get() > 0, "no directory had names under two keys");
 }

@@ -33,6 +33,11 @@ const TRY_AGAIN: Duration = Duration::from_millis(200);
 /// And how often at least.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+fn offer() -> Duration {
+    fail::fail_point!("offer", |_| Duration::ZERO);
+    OFFER
+}
+
 /// What can be done about a rotation that is blocked.
 pub const BLOCKED: &str = "restore what is damaged, have `secretfs check --repair` move it aside while \
                            the vault is not mounted, or give it up with --retire-despite";
@@ -415,7 +420,7 @@ impl Vault {
             }
             Err(error) => return Err(error.into()),
         };
-        if pause(OFFER, go_on).is_break() {
+        if pause(offer(), go_on).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         self.change_keyring(

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod child;
 pub mod contents;
 pub mod core_pattern;
+pub mod damaged;
 pub mod disk;
 pub mod evil;
 pub mod failing_disk;

@@ -1,8 +1,11 @@
 //! What tests of rotations have in common: secrets that are known, and how to ask and to wait.
 
+use std::cell::Cell;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use secretfs::vault::{Phase, Request, Vault};
 use serde_json::Value;
 
 use super::process::{Place, Server, status};
@@ -103,4 +106,25 @@ pub fn wait_for_the_middle(point: &Path) -> Value {
         assert!(Instant::now() < deadline, "{status:#}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Begins to replace all data keys, or goes on with it, by about as many transactions, each of which
+/// looks at one name of a directory.
+pub fn reencrypt(vault: &Vault, transactions: u32) {
+    fail::cfg("names-at-a-time", "return(1)").expect("a fail point");
+    fail::cfg("offer", "return").expect("a fail point");
+    if !vault.is_rotating() {
+        vault.begin(&Request::Reencrypt).expect("begun");
+    }
+    let migrates = || {
+        vault
+            .progress()
+            .is_some_and(|p| p.phase == Phase::Migrating)
+    };
+    let left = Cell::new(transactions);
+    let go_on = || match migrates() && left.replace(left.get().saturating_sub(1)) == 0 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    vault.drive(&go_on).expect("driven");
 }

@@ -52,6 +52,8 @@ struct Pass {
     begun: Option<Found>,
     /// The epoch that the pass before ended in.
     before: Option<u32>,
+    /// It began somewhere that nothing was shown of: what has been shown is not known.
+    is_part: bool,
 }
 
 /// An open directory.
@@ -121,6 +123,12 @@ impl Reading {
             let of_pass = self.passes.last().map_or(0, |pass| pass.shown);
             let kept = self.shown[of_pass..].partition_point(|(shown, _)| *shown <= position);
             self.shown.truncate(of_pass + kept);
+            let is_known = self.shown[of_pass..]
+                .last()
+                .is_some_and(|(p, _)| *p == position);
+            if let Some(pass) = self.passes.last_mut().filter(|_| !is_known) {
+                pass.is_part = true;
+            }
             if self.left_out.take().is_some() {
                 self.leave_out();
             }
@@ -181,13 +189,13 @@ impl Reading {
             let in_one_epoch = pass.begun.is_some_and(|begun| begun.epoch == found.epoch);
             let moving = pass.begun.is_some_and(|begun| begun.is_moving);
             // What moved while the pass before was under way stands where it stays.
-            in_one_epoch && (!moving || pass.before == Some(found.epoch))
+            pass.is_part || in_one_epoch && (!moving || pass.before == Some(found.epoch))
         });
         if !stood_still {
             self.passes.push(Pass {
                 shown: self.shown.len(),
-                begun: None,
                 before: Some(found.epoch),
+                ..Pass::default()
             });
             (self.after, self.ended) = (None, None);
             self.whole = Some((SetSum::default(), 0, 0));

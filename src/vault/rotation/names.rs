@@ -24,7 +24,7 @@ impl Vault {
         let mut migrated = begun;
         loop {
             let despite = self.rotation.is_despite();
-            let (after, node) = match (migrated, key) {
+            let (after, trouble, node) = match (migrated, key) {
                 (Migrated::Stuck(error), _) => {
                     damage.leave(key, error);
                     return Ok(ControlFlow::Continue(()));
@@ -35,12 +35,7 @@ impl Vault {
                     damage.note(&what, error);
                     return Ok(ControlFlow::Continue(()));
                 }
-                (Migrated::GoOn(after, trouble), Key::Node(node)) => {
-                    if let Some(error) = trouble.filter(|_| !despite) {
-                        damage.leave(key, error);
-                    }
-                    (after, node)
-                }
+                (Migrated::GoOn(after, trouble), Key::Node(node)) => (after, trouble, node),
                 (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
             };
             if go_on().is_break() {
@@ -49,7 +44,8 @@ impl Vault {
             let mut moved = Migrated::Done;
             let mut job = |tx: &mut Tx<'_>| {
                 die_at!("names-within");
-                moved = tx.move_names(node, Some(&after), despite, Instant::now() + SLICE)?;
+                let from = (Some(&after), trouble.clone());
+                moved = tx.move_names(node, from, despite, Instant::now() + SLICE)?;
                 Ok(())
             };
             die_at!("names-before");

@@ -25,7 +25,7 @@ pub(in crate::vault) enum Migrated {
     Done,
     /// It does, and entries that cannot be moved, or that are missing, were given up.
     LeftBehind,
-    /// Its entries after this one remain to be looked at. Why some of those before cannot be moved.
+    /// Its entries after this one remain to be looked at. Why one of those before cannot be moved.
     GoOn(NameTag, Option<VaultError>),
     /// What remains cannot be moved, or is not what should be there: it keeps its previous key.
     Stuck(VaultError),
@@ -55,16 +55,17 @@ impl Tx<'_> {
             // Whatever is changed is sealed under the active key.
             _ => return self.change(id).map(|_| Migrated::Done),
         }
-        self.move_names(id, None, despite, until)
+        self.move_names(id, (None, None), despite, until)
     }
 
     /// Moves entries of a directory with two keys from the previous to the new one, those filed
-    /// after `after`. None is filed under the previous key meanwhile, so once all were looked at,
-    /// and the directory says the same, that key goes.
+    /// after the one that it had come to, with the trouble that it met before. None is filed under
+    /// the previous key meanwhile, so once all were looked at, and the directory says the same, that
+    /// key goes.
     pub(in crate::vault) fn move_names(
         &mut self,
         id: NodeId,
-        after: Option<&NameTag>,
+        (after, mut trouble): (Option<&NameTag>, Option<VaultError>),
         despite: bool,
         until: Instant,
     ) -> Result<Migrated, VaultError> {
@@ -76,7 +77,6 @@ impl Tx<'_> {
         let keys = self.directory_keys(id)?;
         let limit = at_most();
         let rows = self.records.entries(id, after, limit)?;
-        let mut trouble = None;
         for (at, row) in rows.iter().enumerate() {
             if keys.is_previous(&row.value) {
                 match self.move_name(id, &keys, row, despite) {
@@ -92,7 +92,7 @@ impl Tx<'_> {
         }
         let node = self.node(id)?;
         let remainder = node.directory()?.remainder.as_ref();
-        let fits = remainder.is_none_or(|remainder| remainder.is_nothing());
+        let fits = trouble.is_none() && remainder.is_none_or(|remainder| remainder.is_nothing());
         if !fits && !despite {
             return Ok(Migrated::Stuck(trouble.unwrap_or_else(|| {
                 VaultError::Integrity(format!(
