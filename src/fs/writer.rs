@@ -42,6 +42,8 @@ struct Queue {
     later: Vec<Job>,
     /// Since when something is committed but not on disk.
     unsynced: Option<Instant>,
+    /// The thread does not come by itself to look for that.
+    asleep: bool,
     closed: bool,
 }
 
@@ -182,9 +184,7 @@ impl Shared {
                 let (finished, _) = self.commit(vec![job]);
                 drop(running);
                 finish(finished);
-                // The thread must know that there is something to sync.
-                self.wake.notify_one();
-                return;
+                return self.wake_if_asleep(&self.lock());
             }
         }
         let mut queue = self.lock();
@@ -207,10 +207,17 @@ impl Shared {
         }
         queue.later.push(job);
         // With nothing else to do, the thread comes by when it is time to sync.
-        let due = queue.later.len() >= MAX_BATCH || queue.unsynced.is_none();
         queue.unsynced.get_or_insert_with(Instant::now);
-        drop(queue);
-        if due {
+        match queue.later.len() < MAX_BATCH {
+            true => self.wake_if_asleep(&queue),
+            false => self.wake.notify_one(),
+        }
+    }
+
+    /// There is something to sync: the thread must know, unless it looks soon. To wake it for
+    /// nothing would cost as much as a commit.
+    fn wake_if_asleep(&self, queue: &Queue) {
+        if queue.asleep {
             self.wake.notify_one();
         }
     }
@@ -281,6 +288,8 @@ impl Shared {
     /// Waits until there is something to do: whether to sync, and whether this is the end.
     fn wait(&self) -> (bool, bool) {
         let mut queue = self.lock();
+        // What others commit meanwhile is not older than this.
+        let mut idle = Instant::now();
         loop {
             if !queue.jobs.is_empty() || queue.later.len() >= MAX_BATCH || queue.closed {
                 return (queue.closed, queue.closed);
@@ -288,19 +297,23 @@ impl Shared {
             if !queue.later.is_empty() {
                 queue.unsynced.get_or_insert_with(Instant::now);
             }
-            let Some(since) = queue.unsynced else {
-                queue = self
-                    .wake
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
+            let since = queue.unsynced.unwrap_or(idle);
             let rest = SYNC_AFTER.saturating_sub(since.elapsed());
-            if rest.is_zero() {
-                return (true, false);
-            }
-            let waited = self.wake.wait_timeout(queue, rest);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            queue = match (rest.is_zero(), queue.unsynced) {
+                (true, Some(_)) => return (true, false),
+                (true, None) => {
+                    queue.asleep = true;
+                    let woken = self.wake.wait(queue);
+                    let mut queue = woken.unwrap_or_else(PoisonError::into_inner);
+                    queue.asleep = false;
+                    idle = Instant::now();
+                    queue
+                }
+                (false, _) => {
+                    let waited = self.wake.wait_timeout(queue, rest);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 

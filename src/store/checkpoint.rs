@@ -113,9 +113,11 @@ impl Checkpointer {
         if pages < WORTHWHILE {
             return;
         }
-        self.desk.orders().wanted = true;
+        let known = std::mem::replace(&mut self.desk.orders().wanted, true);
         if self.thread.is_some() {
-            self.desk.changed.notify_all();
+            if !known {
+                self.desk.changed.notify_all();
+            }
             return;
         }
         let (place, opened) = (Arc::clone(&self.place), Arc::clone(&self.opened));

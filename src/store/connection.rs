@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::hostile::Fault;
 use super::place::{Opened, Place};
-use super::{StoreError, StoreErrorKind as Kind, failure, schema};
+use super::{StoreError, StoreErrorKind as Kind, failure, schema, vfs};
 
 /// How long a connection waits for another one's lock. Longer than any checkpoint of ours waits
 /// for readers, so that the two never give up on each other.
@@ -34,7 +34,7 @@ pub(super) fn open(
     purpose: Purpose,
     close: impl FnOnce(Connection),
 ) -> Result<(Connection, i64), StoreError> {
-    let connection = connect(path, OpenFlags::empty()).map_err(|error| {
+    let connection = connect(path, purpose).map_err(|error| {
         StoreError::new(Kind::Io, format!("cannot open {}: {error}", path.display()))
     })?;
     match prepare(&connection, purpose) {
@@ -60,14 +60,16 @@ pub(super) fn open_another(
 }
 
 /// Makes a connection and sets all that is set without looking at the file.
-pub(super) fn connect(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
+pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connection> {
     // Without write permission SQLite falls back to reading by itself. Asking for no more than
     // reading would leave empty WAL files behind: such a connection cannot remove them.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_NOFOLLOW
-        | more;
-    let connection = Connection::open_with_flags(path, flags)?;
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = match (purpose, vfs::name()) {
+        (Purpose::Write, Some(vfs)) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,
+        _ => Connection::open_with_flags(path, flags)?,
+    };
     for (setting, value) in [
         (DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true),
         (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),

@@ -8,9 +8,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
-use rusqlite::{Connection, OpenFlags};
 
+use super::connection::Purpose;
 use super::lock::Lock;
 use super::place::Place;
 use super::tx::Tx;
@@ -146,7 +147,7 @@ fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> 
         .mode(0o600)
         .open(draft)
         .map_err(|error| failure::io("cannot make", draft, &error))?;
-    let connection = connection::connect(draft, OpenFlags::empty())
+    let connection = connection::connect(draft, Purpose::Write)
         .map_err(|error| StoreError::new(Kind::Io, format!("cannot make a database: {error}")))?;
     if let Err(error) = lay_out(&connection) {
         return Err(failure::of(&connection, "cannot make the tables", error));

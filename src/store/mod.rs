@@ -19,6 +19,7 @@ mod tests;
 mod tx;
 mod tx_read;
 mod tx_write;
+mod vfs;
 mod wal;
 mod writer;
 

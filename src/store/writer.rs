@@ -147,7 +147,8 @@ impl Writer {
         if self.wal.is_synced() {
             return self.latch.clone().map_or(Ok(()), Err);
         }
-        self.usable(place, opened, Durability::Now)
+        // Where it goes is looked at before it is acknowledged.
+        self.usable(place, opened, Durability::Soon)
     }
 
     /// After a sync: that went where the next mount will look.

@@ -5,6 +5,7 @@ mod disk;
 mod hostility;
 mod processes;
 mod records;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::fs;
