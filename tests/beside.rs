@@ -7,47 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::process::{PROGRAM, Place, Ran, Server, kill, wait_for};
+use support::process::{Place, Ran, Server, apart, kill, root_of, wait_for};
 
 const READERS: usize = 4;
 /// The default ttl is a second; the rest is for a machine that has other things to do.
 const SEEN: Duration = Duration::from_secs(15);
-
-/// A server with a mount namespace of its own: nobody outside sees its mount, save through
-/// `/proc/PID/root`.
-fn apart(place: &Place, point: &str, options: &str) -> Server {
-    fs::create_dir_all(place.path().join(point)).expect("a mount point");
-    let mut command = Command::new("unshare");
-    command.args(["-m", "--propagation", "private", PROGRAM, "mount"]);
-    command
-        .arg(place.vault())
-        .arg(place.path().join(point))
-        .args(["-f", "-o", options])
-        .envs(
-            place
-                .command()
-                .get_envs()
-                .filter_map(|(k, v)| Some((k, v?))),
-        )
-        .stdin(Stdio::null());
-    Server::start(command)
-}
-
-/// The mount of a server, as seen from here.
-fn root_of(place: &Place, server: &Server, point: &str) -> PathBuf {
-    let root = PathBuf::from(format!("/proc/{}/root", server.pid()));
-    root.join(
-        place
-            .path()
-            .join(point)
-            .strip_prefix("/")
-            .expect("absolute"),
-    )
-}
 
 /// A writer and four readers.
 struct Five {

@@ -91,6 +91,37 @@ fn an_ordinary_user_mounts_through_fusermount() {
     );
 }
 
+#[test]
+fn an_ordinary_user_and_root_have_the_daemon_of_that_user_rotate() {
+    let place = Place::new();
+    let script = format!(
+        r#"{OPEN_DEVICE}
+        cd "$PLACE/home"
+        as_user secretfs init v > /dev/null
+        as_user secretfs mount v m > /dev/null
+        test "$(stat -c '%a %U %F' v/control.sock)" = '600 nobody socket'
+        as_user secretfs rotate v --wait 2> /dev/null
+        # Root has no key of this vault, the daemon has.
+        secretfs reencrypt v --wait 2> /dev/null
+        secretfs status v | grep '^active generation'
+        secretfs audit v --verify
+        as_user secretfs umount m
+        gone "$PLACE/home/m"
+        test ! -e v/control.sock
+        "#
+    );
+    let ran = in_namespace(&place, &script);
+    assert!(
+        ran.0.status.success(),
+        "{:?} {}",
+        ran.0.status,
+        ran.stderr()
+    );
+    let told =
+        "rotate: done\nreencrypt: done\nactive generation: 3\n9 events, none missing or changed\n";
+    assert_eq!(ran.stdout(), told);
+}
+
 /// Of their own daemon, which hides its memory, ordinary users are told less by the kernel.
 #[test]
 fn what_an_ordinary_user_empties_is_empty_for_the_next_with_several_threads() {

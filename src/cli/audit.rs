@@ -2,18 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::daemon::Error;
+use serde_json::Value;
+
+use crate::daemon::{Answer, Class, Error, Writer};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
-use super::output;
+use super::{asked, output};
 
 /// Show the key-management history of a vault
 ///
 /// One line for each event: when the vault was made, when keys were replaced and by whom they are
 /// wrapped, when an older state was accepted. The chain of its hashes ends under the MAC of the
 /// master key and is verified first; exits with code 6 when an event was changed, removed,
-/// reordered or cut off.
+/// reordered or cut off. A daemon that has the vault mounted for writing is asked to do that, if it
+/// may be asked; otherwise it takes the vault's KMS key.
 #[derive(Debug, clap::Args)]
 pub(super) struct Audit {
     /// The vault's directory
@@ -39,7 +42,14 @@ impl Audit {
             salvage: true,
             ..super::check::open_options(&settings)
         };
-        let history = vault::Vault::open(&self.vault, &options)?.history()?;
+        let history = match asked::told(&self.vault, Writer::audit) {
+            Ok(Some(Answer::Audit(events))) => events,
+            // A daemon that has found something wrong shows nothing more.
+            told => match read(&self.vault, &options) {
+                Err(error) => return Err(told.err().unwrap_or(error)),
+                read => read?,
+            },
+        };
         if self.verify {
             return output::print(&format!(
                 "{} events, none missing or changed\n",
@@ -50,4 +60,13 @@ impl Audit {
             .iter()
             .try_for_each(|line| output::show_line(line, self.json))
     }
+}
+
+/// The history as it is stored.
+fn read(vault: &Path, options: &vault::OpenOptions) -> Result<Vec<Value>, Error> {
+    let history = vault::Vault::open(vault, options)?.history()?;
+    let events = history.iter().map(serde_json::to_value);
+    events
+        .collect::<Result<_, _>>()
+        .map_err(|e| Error::new(Class::Internal, format!("cannot show the history: {e}")))
 }

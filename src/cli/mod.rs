@@ -11,6 +11,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::daemon::{self, Class, Error};
 
+mod asked;
 mod audit;
 mod change;
 mod check;

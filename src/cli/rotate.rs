@@ -11,9 +11,10 @@ use super::flags::{Flags, ForOpen};
 /// Replace the master key
 ///
 /// Makes a new master key, wraps every data key by it, shows that nothing is left under the old one
-/// and removes it. Contents are not encrypted anew. Goes on while the vault is used: a mount is
-/// asked to do it; a vault that nobody has mounted is rotated by this command. What was begun is
-/// finished, whatever happens: by the next mount or the next command.
+/// and removes it. Contents are not encrypted anew. Goes on while the vault is used: the daemon that
+/// has it mounted for writing, wherever on this host, is asked to do it; a vault that nobody has
+/// mounted is rotated by this command. What was begun is finished, whatever happens: by the next
+/// mount or the next command.
 ///
 /// Copies of the vault from before still open with the old master key.
 #[derive(Debug, clap::Args)]

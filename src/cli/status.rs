@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::{self, Class, Error, MountInfo};
+use crate::daemon::{self, Answer, Class, Error, MountInfo, Writer};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
-use super::output;
+use super::{asked, output};
 
 /// Show the state of a vault or a mount
 ///
-/// For a mount, shows what its daemon tells in .secretfs/status. For a vault, opens it read-only,
-/// which takes its KMS key, and shows what it holds and who has it mounted for writing.
+/// For a mount, shows what its daemon tells in .secretfs/status. For a vault that is mounted for
+/// writing, wherever that is on this host, asks its daemon for the same, if it may. Otherwise opens
+/// the vault read-only, which takes its KMS key, and shows what it holds.
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
     /// The vault's directory, or where it is mounted
@@ -42,9 +43,17 @@ impl Status {
 }
 
 fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
-    let vault = vault::Vault::open(path, options)?;
-    let mut value = serde_json::to_value(vault.summary())
-        .map_err(|e| Error::new(Class::Internal, format!("cannot show the status: {e}")))?;
+    let mut value = match asked::told(path, Writer::status)? {
+        Some(Answer::Status(status)) => {
+            asked::must_be_the_one(path, &status, options)?;
+            status
+        }
+        _ => {
+            let vault = vault::Vault::open(path, options)?;
+            serde_json::to_value(vault.summary())
+                .map_err(|e| Error::new(Class::Internal, format!("cannot show the status: {e}")))?
+        }
+    };
     if let Value::Object(members) = &mut value {
         // Who only looks on may lack the right to ask.
         let holder = crate::store::holder(path).ok().flatten();

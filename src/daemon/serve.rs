@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::error::{Class, Error};
 use super::mount::{Mount, Unmounted};
+use super::socket::Socket;
 use crate::fs::fuse::{self, Adapter};
 use crate::fs::{Ending, FileSystem};
 
@@ -75,6 +76,8 @@ pub(crate) fn start(
 
 /// What the end of a mount needs to know.
 pub(crate) struct Serving {
+    /// Where the vault can be asked, if it can. Goes before the vault is let go.
+    pub(crate) socket: Option<Socket>,
     pub(crate) fs: Arc<FileSystem>,
     /// `None` when the mount belongs to whoever passed the descriptor.
     pub(crate) mount: Option<Arc<Mount>>,
@@ -87,7 +90,7 @@ impl Serving {
     ///
     /// # Errors
     /// When it ended otherwise than it should.
-    pub(crate) fn until_the_end(&self) -> Result<(), Error> {
+    pub(crate) fn until_the_end(mut self) -> Result<(), Error> {
         let mut cut_off = false;
         let ended = match self.events.recv() {
             Ok(Event::SessionEnded(ended)) => ended,
@@ -103,6 +106,7 @@ impl Serving {
             Ending::Orderly if cut_off => Ending::CutOff,
             ending => ending,
         };
+        self.socket = None;
         let finished = self.fs.finish(ending).map_err(Error::from);
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");

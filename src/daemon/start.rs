@@ -16,6 +16,7 @@ use crate::{config, fs, vault};
 
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
+use super::socket::Socket;
 use super::{Protection, harden, panics, sys};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
@@ -91,6 +92,7 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
             return Err(e);
         }
     };
+    let socket = Socket::open(&fs);
     watch.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
@@ -108,6 +110,7 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
 
     // 6. Serve until the end.
     let serving = Serving {
+        socket,
         fs,
         mount,
         events,

@@ -13,16 +13,19 @@ use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError};
 
-use super::{Done, Errno, FileSystem};
+use super::{Errno, FileSystem};
 
 /// Longest command, in bytes.
-const MAX_COMMAND: usize = 4096;
+pub(crate) const MAX_COMMAND: usize = 4096;
 /// How long after a failure a rotation is gone on with.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// How long after one that could not begin a rotation is tried again that is due.
 const BEGIN_AGAIN: Duration = Duration::from_secs(60);
 /// The clock may be set meanwhile, so it is looked at now and then.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// What an answer begins with when a record is not what was stored.
+pub(crate) const INTEGRITY: &str = "integrity failure: ";
 
 /// What the file shows before there was a command.
 const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
@@ -238,47 +241,83 @@ impl Drop for Keeper {
     }
 }
 
+/// Why a command was not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// What whoever writes to the control file is told.
+    pub(crate) errno: Errno,
+    /// In words.
+    pub(crate) why: String,
+}
+
+impl Refusal {
+    fn new(errno: i32, why: &str) -> Self {
+        Self {
+            errno: Errno(errno),
+            why: why.to_owned(),
+        }
+    }
+}
+
+impl From<VaultError> for Refusal {
+    fn from(error: VaultError) -> Self {
+        let mut why = error.to_string();
+        // EIO alone does not tell a failing disk from a record that somebody changed.
+        if error.failure() == Failure::Integrity && !why.starts_with(INTEGRITY) {
+            why.insert_str(0, INTEGRITY);
+        }
+        Self {
+            errno: error.into(),
+            why,
+        }
+    }
+}
+
+/// What a command tells its caller, once it is begun or refused.
+pub(crate) type Told = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
+
 impl FileSystem {
-    /// Takes a command.
-    pub(super) fn command(self: &Arc<Self>, text: &[u8], done: Done<u32>) {
-        let count = text.len() as u32;
+    /// Takes a command, from the control file or the socket. `told` is called once, perhaps from
+    /// another thread, perhaps before this returns.
+    pub(crate) fn command(self: &Arc<Self>, text: &[u8], told: Told) {
         let request = match parse(text) {
             Ok(request) => request,
             Err(why) => {
                 self.keeper.note("refused", &why);
-                return done(Err(Errno(libc::EINVAL)));
+                return told(Err(Refusal::new(libc::EINVAL, &why)));
             }
         };
         if self.vault.is_read_only() {
-            return done(Err(Errno(libc::EROFS)));
+            return told(Err(Refusal::new(libc::EROFS, "the mount is read-only")));
         }
         if std::mem::replace(&mut self.keeper.shared.orders().busy, true) {
-            return done(Err(Errno(libc::EBUSY)));
+            let why = "another command is just being begun";
+            return told(Err(Refusal::new(libc::EBUSY, why)));
         }
         let fs = Arc::clone(self);
         let worker = move || {
-            let outcome = fs.vault.begin(&request);
+            let outcome = fs.vault.begin(&request).map_err(Refusal::from);
             fs.keeper.shared.orders().busy = false;
             fs.keeper.note(request.name(), &said(&outcome));
             // One that is blocked is tried again when somebody asks for another.
             fs.keeper.wake();
-            done(super::told(outcome).map(|()| count));
+            told(outcome);
         };
         let started = std::thread::Builder::new()
             .name("command".into())
             .spawn(worker);
         if let Err(error) = started {
-            // The kernel is told by the reply that was dropped with the worker.
+            // Whoever asks is told by the reply that was dropped with the worker.
             self.keeper.shared.orders().busy = false;
             tracing::error!("no thread for a command: {error}");
         }
     }
 }
 
-fn said(outcome: &Result<(), VaultError>) -> String {
+fn said(outcome: &Result<(), Refusal>) -> String {
     match outcome {
         Ok(()) => "begun; `status` tells how far it is".to_owned(),
-        Err(error) => format!("failed: {error}"),
+        Err(refusal) => format!("failed: {}", refusal.why),
     }
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::crypto::memory::{self, KeyHome};
 use crate::vault::{Kind, ROOT, Summary, Timestamp};
 
+use super::command::Refusal;
 use super::directories::DirectoryEntry;
 use super::errno::UNAUTHENTIC;
 use super::io::ReadDone;
@@ -77,8 +78,9 @@ impl Control {
     }
 }
 
+/// How a mount is.
 #[derive(Serialize)]
-struct Status {
+pub(crate) struct Status {
     #[serde(flatten)]
     vault: Summary,
     mountpoint: String,
@@ -105,9 +107,10 @@ struct Memory {
 }
 
 impl FileSystem {
-    fn render_status(&self) -> Vec<u8> {
+    /// How the mount is, and its vault.
+    pub(crate) fn status(&self) -> Status {
         let report = memory::report();
-        let status = Status {
+        Status {
             vault: self.vault.summary(),
             mountpoint: self.settings.mountpoint.clone(),
             state: "unlocked",
@@ -143,7 +146,11 @@ impl FileSystem {
             pid: std::process::id(),
             uptime_seconds: self.started.elapsed().as_secs(),
             program: concat!("secretfs ", env!("CARGO_PKG_VERSION")),
-        };
+        }
+    }
+
+    fn render_status(&self) -> Vec<u8> {
+        let status = self.status();
         // Structs of strings and numbers always have a JSON form.
         let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
         let padded = (text.len() + 1).next_multiple_of(ROUND);
@@ -247,7 +254,14 @@ impl FileSystem {
     /// One write is one command, wherever it is written to.
     pub(super) fn write_control(self: &Arc<Self>, fh: FileHandle, data: &[u8], done: Done<u32>) {
         match self.control.get(fh) {
-            Some(open) if open.commands => self.command(data, done),
+            Some(open) if open.commands => {
+                let count = data.len() as u32;
+                let told = move |begun: Result<(), Refusal>| match begun {
+                    Ok(()) => done(Ok(count)),
+                    Err(refusal) => done(Err(refusal.errno)),
+                };
+                self.command(data, Box::new(told));
+            }
             _ => done(Err(Errno(libc::EBADF))),
         }
     }

@@ -15,6 +15,13 @@ pub(super) static UNAUTHENTIC: AtomicU64 = AtomicU64::new(0);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Errno(pub i32);
 
+impl Errno {
+    /// Its name, `EBUSY` for one.
+    pub fn name(self) -> String {
+        format!("{:?}", nix::errno::Errno::from_raw(self.0))
+    }
+}
+
 impl From<MemoryError> for Errno {
     fn from(_: MemoryError) -> Self {
         Errno(libc::ENOMEM)

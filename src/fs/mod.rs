@@ -31,6 +31,7 @@ use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
 
 pub use attributes::{Figures, SetAttributes};
 pub use command::parse as parse_command;
+pub(crate) use command::{INTEGRITY, MAX_COMMAND, Refusal};
 pub use control::CONTROL_DIRECTORY;
 pub use directories::DirectoryEntry;
 pub use errno::Errno;

@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, DirEntry, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
@@ -13,7 +13,7 @@ use rusqlite::wal::CheckpointMode;
 
 use super::connection::Purpose;
 use super::lock::Lock;
-use super::place::Place;
+use super::place::{Place, SOCKET};
 use super::tx::Tx;
 use super::{
     Abort, OpenOptions, StoreError, StoreErrorKind as Kind, Write, checkpoint, connection, failure,
@@ -91,7 +91,7 @@ pub(super) fn create(
     Ok(Ok(()))
 }
 
-/// Fails unless the directory is empty but for what a crashed `create` left. Returns whether the
+/// Fails unless the directory is empty but for what a crash left. Returns whether the
 /// lock's file is there.
 fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
     let fail = |error| failure::io("cannot list the directory", &place.directory, &error);
@@ -116,14 +116,17 @@ fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
     Ok(lock_is_there)
 }
 
-/// Whether something in a directory was left by a crash while a vault was made there.
+/// Whether something in a directory was left by a crash while a vault was made there, or by the
+/// daemon of one that is gone.
 pub fn is_left_over(entry: &DirEntry) -> bool {
     let name = entry.file_name();
     // Only an empty lock is ours: nobody announces itself before there is a vault.
     entry.metadata().is_ok_and(|found| {
-        found.is_file()
-            && (LEFTOVERS.iter().any(|leftover| name == *leftover)
-                || (name == "lock" && found.len() == 0))
+        let empty_lock = name == "lock" && found.len() == 0;
+        match found.is_file() {
+            true => empty_lock || LEFTOVERS.iter().any(|leftover| name == *leftover),
+            false => name == SOCKET && found.file_type().is_socket(),
+        }
     })
 }
 

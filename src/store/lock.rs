@@ -109,7 +109,7 @@ pub(super) struct Lock {
     file: File,
     /// The directory, locked too: somebody may remove the file as a stale one, and what is made
     /// anew in its place is not locked by us.
-    _directory: Flock<File>,
+    directory: Flock<File>,
     announced: bool,
 }
 
@@ -167,7 +167,7 @@ impl Lock {
             if fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == identity(&ours)) {
                 return Ok(Self {
                     file,
-                    _directory: held,
+                    directory: held,
                     announced: false,
                 });
             }
@@ -184,6 +184,11 @@ impl Lock {
         self.announced = true;
         self.file.set_len(0)?;
         self.file.write_all_at(&text, 0)
+    }
+
+    /// The directory that is locked, wherever it is by now.
+    pub(super) fn directory(&self) -> io::Result<File> {
+        self.directory.try_clone()
     }
 
     /// Fails unless the file at `path` still is the one that is locked: else a second writer

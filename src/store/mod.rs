@@ -27,6 +27,7 @@ use std::fmt;
 
 pub use create::is_left_over;
 pub use lock::{Holder, holder};
+pub use place::SOCKET;
 pub use sqlite::{Mode, OpenOptions, SqliteStore};
 
 /// A node's id: what the kernel sees as inode number. Never reused. 0 is the vault's own system

@@ -17,6 +17,8 @@ use super::{StoreError, StoreErrorKind as Kind};
 
 const DATABASE: &str = "vault.db";
 const LOCK: &str = "lock";
+/// Where a mount for writing can be asked. A socket, of which the store knows only the name.
+pub const SOCKET: &str = "control.sock";
 
 /// File systems on which SQLite's shared memory, locks or syncs cannot be relied upon.
 /// Magic numbers: linux/magic.h, and the sources of those that live outside of the kernel.

@@ -9,6 +9,7 @@
 //! SQLite's bookkeeping along. Fork first, open afterwards. For the same reason nothing else in
 //! the process may open `vault.db` or the files beside it, not even to copy them.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -171,6 +172,29 @@ impl SqliteStore {
     /// The vault's directory, absolute and without symlinks.
     pub fn directory(&self) -> &Path {
         &self.place.directory
+    }
+
+    /// That directory, wherever it is by now; nobody else writes to it while this store is open.
+    ///
+    /// # Errors
+    /// When the store was opened for reading, or the system has no descriptor left.
+    pub fn locked_directory(&self) -> Result<File, StoreError> {
+        let Side::Write { writer, .. } = &self.side else {
+            return Err(self.read_only());
+        };
+        let cloned = locked(writer).lock.directory();
+        cloned.map_err(|error| {
+            super::failure::io("cannot use the directory", &self.place.directory, &error)
+        })
+    }
+
+    /// Fails when the vault no longer is at its path: what is read and written here then is not
+    /// what others find there.
+    ///
+    /// # Errors
+    /// [`Moved`](Kind::Moved).
+    pub fn check_unmoved(&self) -> Result<(), StoreError> {
+        self.place.check_unmoved(&self.opened)
     }
 
     /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold

@@ -118,6 +118,22 @@ impl Vault {
         &self.path
     }
 
+    /// Its directory, which nobody else writes to; not for a vault opened for reading.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn locked_directory(&self) -> Result<std::fs::File, VaultError> {
+        Ok(self.store.locked_directory()?)
+    }
+
+    /// Fails when what is at its path is no longer this vault.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn check_unmoved(&self) -> Result<(), VaultError> {
+        Ok(self.store.check_unmoved()?)
+    }
+
     /// Whether it was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.read_only

@@ -23,4 +23,5 @@ pub mod moto;
 pub mod process;
 pub mod reference;
 pub mod rotating;
+pub mod socket;
 pub mod tree;

@@ -281,6 +281,38 @@ impl Drop for Server {
     }
 }
 
+/// A server with a mount namespace of its own: nobody outside sees its mount, save through
+/// `/proc/PID/root`.
+pub fn apart(place: &Place, point: &str, options: &str) -> Server {
+    std::fs::create_dir_all(place.path().join(point)).expect("a mount point");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", PROGRAM, "mount"]);
+    command
+        .arg(place.vault())
+        .arg(place.path().join(point))
+        .args(["-f", "-o", options])
+        .envs(
+            place
+                .command()
+                .get_envs()
+                .filter_map(|(k, v)| Some((k, v?))),
+        )
+        .stdin(Stdio::null());
+    Server::start(command)
+}
+
+/// The mount of a server, as seen from here.
+pub fn root_of(place: &Place, server: &Server, point: &str) -> PathBuf {
+    let root = PathBuf::from(format!("/proc/{}/root", server.pid()));
+    root.join(
+        place
+            .path()
+            .join(point)
+            .strip_prefix("/")
+            .expect("absolute"),
+    )
+}
+
 /// Does what lets all others go on, if the test fails while this is there: threads of a scope are
 /// waited for, and would wait for something that never comes.
 pub struct OnFailure<F: FnMut()>(pub F);

@@ -1,0 +1,181 @@
+//! The side of who asks. Who answers may be somebody who could put a socket there: it must be root,
+//! this user, or the owner of the vault's directory, or it is not listened to.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
+
+use super::{Answer, MAX_ANSWER, mark, path_of};
+use crate::daemon::{Class, Error};
+use crate::store::SOCKET;
+
+/// Longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait until a command is begun, for which several KMS are asked, some more than once.
+const TO_BEGIN: Duration = Duration::from_secs(600);
+
+/// Who has a vault mounted for writing.
+pub(crate) struct Writer {
+    directory: File,
+    shown: PathBuf,
+}
+
+/// What asking came to.
+pub(crate) enum Asked {
+    /// An answer.
+    Answered(Answer),
+    /// Nobody is there to answer.
+    Gone,
+}
+
+impl Writer {
+    /// Who listens in the directory of `vault`; `None` when nobody does.
+    ///
+    /// # Errors
+    /// When somebody does who may not be asked, or is not to be believed.
+    pub(crate) fn of(vault: &Path) -> Result<Option<Self>, Error> {
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY)
+            .open(vault);
+        let Ok(directory) = directory else {
+            return Ok(None);
+        };
+        let writer = Self {
+            directory,
+            shown: vault.to_owned(),
+        };
+        Ok(writer.connect()?.map(|_| writer))
+    }
+
+    /// How the mount is.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(crate) fn status(&self) -> Result<Asked, Error> {
+        self.ask("status", PATIENCE)
+    }
+
+    /// The key-management history.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(crate) fn audit(&self) -> Result<Asked, Error> {
+        self.ask("audit", PATIENCE)
+    }
+
+    /// Has a command begun.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub(crate) fn command(&self, command: &str) -> Result<Asked, Error> {
+        self.ask(&format!("control {command}"), TO_BEGIN)
+    }
+
+    fn ask(&self, question: &str, patience: Duration) -> Result<Asked, Error> {
+        let Some(mut stream) = self.connect()? else {
+            return Ok(Asked::Gone);
+        };
+        let fail = |error: &io::Error| self.fail(Class::Failed, &error.to_string());
+        let directory = self.directory.metadata().map_err(|e| fail(&e))?;
+        let line = format!("{} {question}\n", mark(&directory));
+        // Somebody who refuses may not even read it.
+        let asked = stream.write_all(line.as_bytes());
+        match (answer(&stream, Instant::now() + patience), asked) {
+            (Ok(Some(answer)), _) => Ok(Asked::Answered(answer)),
+            (Ok(None), Ok(())) => Ok(Asked::Gone),
+            (Err(error), Ok(())) if error.kind() == io::ErrorKind::TimedOut => Err(self.fail(
+                Class::Failed,
+                &format!("no answer within {} s", patience.as_secs()),
+            )),
+            (Err(error), _) | (Ok(None), Err(error)) => Err(fail(&error)),
+        }
+    }
+
+    fn connect(&self) -> Result<Option<UnixStream>, Error> {
+        match self.try_connect() {
+            Ok(Ok(stream)) => Ok(Some(stream)),
+            Ok(Err(uid)) => Err(self.fail(
+                Class::NotPermitted,
+                &format!(
+                    "it is that of user {uid}, who is neither root, nor you, nor the owner of the \
+                     vault's directory, and is not asked; find out who put it there"
+                ),
+            )),
+            Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
+                Errno::ENOENT | Errno::ECONNREFUSED => Ok(None),
+                Errno::EACCES => Err(self.fail(
+                    Class::NotPermitted,
+                    "only root and the user who mounted the vault may ask",
+                )),
+                Errno::EAGAIN => Err(self.fail(Class::Failed, "nobody takes the call")),
+                _ => Err(self.fail(Class::Failed, &error.to_string())),
+            },
+        }
+    }
+
+    /// Connects; to whom, when not to somebody who is to be believed.
+    fn try_connect(&self) -> io::Result<Result<UnixStream, u32>> {
+        // What is there itself, never what a link leads to.
+        let there = OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
+            .open(path_of(&self.directory).join(SOCKET))?;
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        let stream = UnixStream::from(made);
+        // Who connects waits, too, while too many others do.
+        stream.set_write_timeout(Some(PATIENCE))?;
+        connect(stream.as_raw_fd(), &UnixAddr::new(&path_of(&there))?)?;
+        let uid = getsockopt(&stream, PeerCredentials)?.uid();
+        let owner = self.directory.metadata()?.uid();
+        let own = nix::unistd::geteuid().as_raw();
+        match [0, own, owner].contains(&uid) {
+            true => Ok(Ok(stream)),
+            false => Ok(Err(uid)),
+        }
+    }
+
+    fn fail(&self, class: Class, why: &str) -> Error {
+        let shown = self.shown.join(SOCKET);
+        Error::new(class, format!("{}: {why}", shown.display()))
+    }
+}
+
+/// One line of JSON; `None` when the other side left without one.
+fn answer(mut stream: &UnixStream, until: Instant) -> io::Result<Option<Answer>> {
+    let mut line = Vec::new();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        let count = match stream.read(&mut piece) {
+            Ok(0) => return Ok(None),
+            Ok(count) => count,
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => continue,
+                io::ErrorKind::ConnectionReset => return Ok(None),
+                _ => return Err(error),
+            },
+        };
+        let end = piece[..count].iter().position(|byte| *byte == b'\n');
+        line.extend_from_slice(&piece[..end.unwrap_or(count)]);
+        if end.is_some() {
+            return Ok(Some(serde_json::from_slice(&line)?));
+        }
+        if line.len() > MAX_ANSWER {
+            return Err(io::Error::other("the answer is too long"));
+        }
+    }
+}

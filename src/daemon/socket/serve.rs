@@ -1,0 +1,316 @@
+//! The daemon's side. Whoever connects is taken for hostile: a connection has a thread of its own,
+//! a time in which it must have asked and one in which it must have taken the answer; there are
+//! only so many at once; and none of them ever holds what serves the file system.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, getsockopt, listen,
+    shutdown, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::{Answer, MAX_QUESTION, mark, path_of};
+use crate::fs::{FileSystem, Refusal};
+use crate::store::SOCKET;
+
+/// How long somebody may take to ask.
+const TO_ASK: Duration = Duration::from_secs(2);
+/// How long somebody may take to read the answer.
+const TO_TAKE: Duration = Duration::from_secs(5);
+/// Connections that are served at once; others wait.
+const AT_ONCE: usize = 8;
+/// Connections that wait.
+const WAITING: i32 = 64;
+
+/// The socket of a vault that is mounted for writing. Gone when dropped.
+pub(crate) struct Socket {
+    shared: Arc<Shared>,
+    directory: File,
+}
+
+struct Shared {
+    listener: UnixListener,
+    /// Which directory it is in.
+    mark: String,
+    /// `None` once the mount ends. Held while it is asked, so that nobody uses it longer.
+    fs: RwLock<Option<Arc<FileSystem>>>,
+    busy: Mutex<usize>,
+    free: Condvar,
+}
+
+impl Socket {
+    /// Listens, if `fs` may be written. That it cannot is no reason not to mount.
+    pub(crate) fn open(fs: &Arc<FileSystem>) -> Option<Self> {
+        if fs.vault().is_read_only() {
+            return None;
+        }
+        let opened = || {
+            let directory = fs.vault().locked_directory().map_err(io::Error::other)?;
+            let socket = Self {
+                shared: Arc::new(Shared {
+                    listener: listen_in(&directory)?,
+                    mark: mark(&directory.metadata()?),
+                    fs: RwLock::new(Some(Arc::clone(fs))),
+                    busy: Mutex::new(0),
+                    free: Condvar::new(),
+                }),
+                directory,
+            };
+            let shared = Arc::clone(&socket.shared);
+            std::thread::Builder::new()
+                .name("socket".to_owned())
+                .spawn(move || shared.accept())?;
+            Ok(socket)
+        };
+        opened()
+            .inspect_err(|error: &io::Error| {
+                tracing::warn!(
+                    "no {SOCKET} in the vault's directory: {error}; commands must be given the \
+                     mount point"
+                );
+            })
+            .ok()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // While this process has the vault, which is for as long as its name is its own.
+        let path = path_of(&self.directory).join(SOCKET);
+        if let Err(error) = fs::symlink_metadata(&path).and_then(|found| remove(&path, &found)) {
+            tracing::debug!("cannot remove {SOCKET}: {error}");
+        }
+        *self
+            .shared
+            .fs
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        // Wakes the thread that accepts.
+        let _ = shutdown(self.shared.listener.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+fn remove(path: &std::path::Path, found: &Metadata) -> io::Result<()> {
+    match found.file_type().is_socket() {
+        true => fs::remove_file(path),
+        false => Err(io::Error::other("something else has its name")),
+    }
+}
+
+/// A socket in `directory`, in place of one that a killed daemon left: nobody listens there while
+/// this process holds the writer's lock.
+fn listen_in(directory: &File) -> io::Result<UnixListener> {
+    let path = path_of(directory).join(SOCKET);
+    match fs::symlink_metadata(&path) {
+        Ok(found) => remove(&path, &found)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // What bind(2) makes has the mode of the socket, so that it never has another.
+    fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(made.as_raw_fd(), &UnixAddr::new(&path)?)?;
+    listen(&made, Backlog::new(WAITING)?)?;
+    Ok(UnixListener::from(made))
+}
+
+impl Shared {
+    fn is_over(&self) -> bool {
+        let fs = self.fs.read().unwrap_or_else(PoisonError::into_inner);
+        fs.is_none()
+    }
+
+    fn accept(self: Arc<Self>) {
+        loop {
+            let turn = Turn::take(&self);
+            let accepted = self.listener.accept();
+            if self.is_over() {
+                return;
+            }
+            let serve = |stream: UnixStream| {
+                std::thread::Builder::new()
+                    .name("asked".to_owned())
+                    .spawn(move || {
+                        // Who leaves early, or dawdles, is not waited for.
+                        let _ = turn.shared.serve(&stream);
+                    })
+            };
+            if let Err(error) = accepted.and_then(|(stream, _)| serve(stream)) {
+                tracing::warn!("cannot serve who asks at {SOCKET}: {error}");
+                // Descriptors or memory may be had again in a moment.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+        let peer = getsockopt(stream, PeerCredentials)?;
+        let own = nix::unistd::geteuid().as_raw();
+        if peer.uid() != 0 && peer.uid() != own {
+            let (uid, pid) = (peer.uid(), peer.pid());
+            tracing::warn!("refused at {SOCKET}: user {uid}, process {pid}");
+            let why =
+                format!("user {uid} may not ask; root may, and the user of the daemon, {own}");
+            return tell(stream, &refused("EACCES", why));
+        }
+        match question(stream, Instant::now() + TO_ASK)? {
+            Some(question) => self.answer(&question, stream),
+            None => tell(stream, &refused("EINVAL", "this is no question".to_owned())),
+        }
+    }
+
+    fn answer(&self, question: &str, stream: &UnixStream) -> io::Result<()> {
+        let (mark, question) = question.split_once(' ').unwrap_or((question, ""));
+        if mark != self.mark {
+            let why = "this is the socket of a vault in another directory".to_owned();
+            return tell(stream, &refused("ESTALE", why));
+        }
+        let guard = self.fs.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(fs) = &*guard else {
+            return Ok(());
+        };
+        let answer = match question.split_once(' ') {
+            // It is answered from the thread that asks KMS.
+            Some(("control", command)) => {
+                let stream = stream.try_clone()?;
+                fs.command(
+                    command.as_bytes(),
+                    Box::new(move |told| {
+                        // Whoever asked may have left. What is begun is done all the same.
+                        let _ = match told {
+                            Ok(()) => tell(&stream, &Answer::Begun),
+                            Err(refusal) => tell(&stream, &refusal.into()),
+                        };
+                    }),
+                );
+                return Ok(());
+            }
+            _ => look(fs, question),
+        };
+        // The answer may take its time to be read.
+        drop(guard);
+        tell(stream, &answer.unwrap_or_else(Answer::from))
+    }
+}
+
+/// What can be asked without changing anything.
+fn look(fs: &FileSystem, question: &str) -> Result<Answer, Refusal> {
+    // Who asks by the vault's path means what is there.
+    fs.vault().check_unmoved()?;
+    match question {
+        "status" => {
+            // Structs of strings and numbers always have a JSON form.
+            let status = serde_json::to_value(fs.status()).unwrap_or_default();
+            Ok(Answer::Status(status))
+        }
+        "audit" => {
+            let events = fs.vault().history()?;
+            let events = events.iter().map(serde_json::to_value);
+            Ok(Answer::Audit(events.filter_map(Result::ok).collect()))
+        }
+        _ => Ok(refused(
+            "EINVAL",
+            "unknown question; ask for status, audit or control COMMAND".to_owned(),
+        )),
+    }
+}
+
+fn refused(errno: &str, why: String) -> Answer {
+    let errno = errno.to_owned();
+    Answer::Refused { errno, why }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        refused(&refusal.errno.name(), refusal.why)
+    }
+}
+
+/// One line, without its end; `None` for what is too long or not text.
+fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let mut piece = [0; 1024];
+    loop {
+        stream.set_read_timeout(Some(left(until)?))?;
+        let count = match stream.read(&mut piece) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        line.extend_from_slice(&piece[..count]);
+        if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            line.truncate(end);
+            return Ok(String::from_utf8(line).ok());
+        }
+        if line.len() > MAX_QUESTION {
+            return Ok(None);
+        }
+    }
+}
+
+fn tell(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+    let until = Instant::now() + TO_TAKE;
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    let mut rest = &text[..];
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(left(until)?))?;
+        match stream.write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Time until `until`, of which there must be some.
+fn left(until: Instant) -> io::Result<Duration> {
+    match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// One of the connections that are served at once.
+struct Turn {
+    shared: Arc<Shared>,
+}
+
+impl Turn {
+    /// Waits until one is free.
+    fn take(shared: &Arc<Shared>) -> Self {
+        let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        while *busy >= AT_ONCE {
+            busy = shared
+                .free
+                .wait(busy)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *busy += 1;
+        Self {
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self
+            .shared
+            .busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.shared.free.notify_one();
+    }
+}
