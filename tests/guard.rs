@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secretfs::keyring::Wrap;
-use secretfs::kms::KmsSettings;
-use secretfs::kms::local::LocalKms;
 use support::evil::{Record, blob, copy, edit_page, execute, footprint, root_page, set_blob};
+use support::keys::local_kms;
 use support::kms_proxy::{Answer, Proxy};
 use support::moto::Moto;
 use support::process::{Place, Ran};
@@ -93,14 +92,6 @@ fn found_by_mount_and_check(place: &Place) {
     command(place, "check", &[], &[]).failed(6, "");
     assert!(!place.is_mounted());
     assert_eq!(footprint(&all_of(place)), before, "something was changed");
-}
-
-fn local_kms(place: &Place) -> LocalKms {
-    let settings = KmsSettings {
-        local_dir: Some(place.path().join("kms")),
-        ..KmsSettings::default()
-    };
-    LocalKms::new(&settings).expect("a local KMS")
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 mod support;
+use support::evil::blob;
 use support::process::{Place, Ran, kill, status as status_of};
 use support::rotating::{
     all_is_there, check_is_clean, command, content, fill, json, secret, wait_for_the_end,
@@ -461,16 +462,43 @@ fn the_history_is_shown_and_every_change_of_it_is_found() {
         ]
     );
     audit("--verify").succeeded();
-    let edits = [
-        "DELETE FROM event WHERE sequence = 2",
-        "DELETE FROM event WHERE sequence = 5",
-        "UPDATE event SET value = (SELECT value FROM event WHERE sequence = 4) WHERE sequence = 3",
-        "UPDATE event SET sequence = -sequence WHERE sequence IN (2, 3)",
-    ];
+    let swap = |one: usize, other: usize| {
+        format!(
+            "UPDATE event SET sequence = -sequence WHERE sequence IN ({one}, {other}); \
+             UPDATE event SET sequence = {one} + {other} + sequence WHERE sequence < 0"
+        )
+    };
+    let mut edits = Vec::new();
+    for at in 1..=events.len() {
+        edits.push(format!("DELETE FROM event WHERE sequence = {at}"));
+        // The tail from here on, however long.
+        edits.push(format!("DELETE FROM event WHERE sequence >= {at}"));
+        // Removed, and the rest moved up.
+        edits.push(format!(
+            "DELETE FROM event WHERE sequence = {at}; \
+             UPDATE event SET sequence = sequence - 1 WHERE sequence > {at}"
+        ));
+        for other in at + 1..=events.len() {
+            edits.push(swap(at, other));
+            edits.push(format!(
+                "UPDATE event SET value = (SELECT value FROM event WHERE sequence = {other}) \
+                 WHERE sequence = {at}"
+            ));
+        }
+        let value = format!("SELECT value FROM event WHERE sequence = {at}");
+        for byte in (0..blob(&place, &value).len()).step_by(7) {
+            let mut changed = blob(&place, &value);
+            changed[byte] ^= 1 << (byte % 8);
+            let hex: String = changed.iter().map(|b| format!("{b:02x}")).collect();
+            edits.push(format!(
+                "UPDATE event SET value = x'{hex}' WHERE sequence = {at}"
+            ));
+        }
+    }
     for edit in edits {
         let saved = std::fs::read(vault.join("vault.db")).expect("read");
         let connection = rusqlite::Connection::open(vault.join("vault.db")).expect("open");
-        connection.execute_batch(edit).expect("edited");
+        connection.execute_batch(&edit).expect("edited");
         connection.close().expect("closed");
         let ran = audit("--verify");
         assert_eq!(ran.0.status.code(), Some(6), "{edit}: {}", ran.stderr());

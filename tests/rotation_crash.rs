@@ -165,6 +165,7 @@ fn a_reencryption_that_dies_while_it_seals_anew_is_finished() {
         "system-stored=return",
         "keyring-uncommitted=4*off->return",
         "scrub-before=return",
+        "scrub-after=return",
     ];
     dies_and_is_finished("reencrypt", &cases.map(str::to_owned));
 }
@@ -181,6 +182,21 @@ fn a_reencryption_that_dies_while_it_moves_the_names_of_a_directory_is_finished(
         "names-after=16*off->return",
     ];
     dies_and_is_finished("reencrypt", &cases.map(str::to_owned));
+}
+
+#[test]
+fn a_reencryption_that_dies_around_the_first_of_its_states_is_finished() {
+    dies_and_is_finished("reencrypt", &around_transitions(7)[..12]);
+}
+
+#[test]
+fn a_reencryption_that_dies_around_those_in_its_middle_is_finished() {
+    dies_and_is_finished("reencrypt", &around_transitions(7)[12..24]);
+}
+
+#[test]
+fn a_reencryption_that_dies_around_the_last_of_its_states_is_finished() {
+    dies_and_is_finished("reencrypt", &around_transitions(7)[24..]);
 }
 
 #[test]

@@ -7,56 +7,21 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::Moto;
-use support::process::{Place, Ran, detach, status, wait_for};
+use support::aws::World;
+use support::kms_proxy::Answer;
+use support::process::{detach, status, wait_for};
 use support::rotating::{all_is_there, command, fill, wait_for_the_end};
 
 const SECRETS: usize = 40;
 const SOON: Duration = Duration::from_secs(60);
 const DENIED: Answer = Answer::Error(400, "AccessDeniedException", "no.");
 
-/// A vault under two keys of a KMS that can be made to fail.
-struct World {
-    place: Place,
-    proxy: Proxy,
-    env: Vec<(String, String)>,
-    _moto: Moto,
-}
-
-impl World {
-    fn new() -> Self {
-        let moto = Moto::start();
-        let proxy = Proxy::before(moto.address());
-        let world = Self {
-            place: Place::new(),
-            env: moto.env_at(&proxy.url()),
-            proxy,
-            _moto: moto,
-        };
-        let key = || format!("aws-kms://{}", world._moto.create_key());
-        let (one, other) = (key(), key());
-        let keys = ["--kms-key", &one, "--kms-key", &other];
-        world.run("init", &keys, "").succeeded();
-        world.mount("").succeeded();
-        fill(&world.place.point(), SECRETS);
-        world
-    }
-
-    fn run(&self, name: &str, more: &[&str], fail_points: &str) -> Ran {
-        let mut command = self.place.command();
-        command.envs(self.env.iter().map(|(k, v)| (k, v)));
-        command.env("FAILPOINTS", fail_points).arg(name);
-        command.arg(self.place.vault());
-        if name == "mount" {
-            command.arg(self.place.point());
-        }
-        Ran(command.args(more).output().expect("it runs"))
-    }
-
-    fn mount(&self, fail_points: &str) -> Ran {
-        self.run("mount", &["-o", "kms-timeout=1"], fail_points)
-    }
+/// A mounted vault under two keys.
+fn world() -> World {
+    let world = World::with_vault(2);
+    world.mount("").succeeded();
+    fill(&world.place.point(), SECRETS);
+    world
 }
 
 /// What the rotation under way waits for.
@@ -115,7 +80,7 @@ fn failing_after(world: &World, calls: usize, answer: &Answer, what: &str) -> Ou
 
 #[test]
 fn whichever_call_kms_refuses_a_rotation_is_not_begun_or_ends_once_kms_is_back() {
-    let world = World::new();
+    let world = world();
     // One proves the key of now; two for each new wrap; one proves the stored wraps before use.
     let calls = [("rotate", 6), ("reencrypt", 6), ("rewrap", 5)];
     for (what, calls) in calls {
@@ -138,7 +103,7 @@ fn whichever_call_kms_refuses_a_rotation_is_not_begun_or_ends_once_kms_is_back()
 
 #[test]
 fn one_call_that_fails_is_made_up_for_by_the_other_key_or_tells_and_changes_nothing() {
-    let world = World::new();
+    let world = world();
     let point = world.place.point();
     for what in ["rotate", "reencrypt", "rewrap"] {
         for call in 0..6 {
@@ -162,7 +127,7 @@ fn one_call_that_fails_is_made_up_for_by_the_other_key_or_tells_and_changes_noth
 
 #[test]
 fn a_mount_goes_without_a_new_key_that_kms_does_not_unwrap_and_uses_it_later() {
-    let world = World::new();
+    let world = world();
     let point = world.place.point();
     for what in ["rotate", "reencrypt"] {
         detach(&point);

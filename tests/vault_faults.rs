@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use support::clock::faketime;
 use support::evil::{copy, footprint};
 use support::ledger::{Ledger, content};
 use support::process::{self, OnFailure, Place, Ran, Server, detach, system, wait_for};
@@ -283,15 +284,6 @@ fn a_daemon_without_memory_refuses_or_ends_and_loses_nothing() {
     check(&place).succeeded();
     place.mount(&["-o", "max-secret-size=64M"]).succeeded();
     ledger.holds("mounted again");
-}
-
-/// Where Debian has it.
-fn faketime() -> PathBuf {
-    let found = fs::read_dir("/usr/lib").expect("libraries").flatten();
-    let library = found
-        .map(|entry| entry.path().join("faketime/libfaketimeMT.so.1"))
-        .find(|path| path.exists());
-    library.expect("this test needs libfaketime: scripts/test installs it")
 }
 
 #[test]

@@ -188,7 +188,10 @@ impl Shown {
     pub(super) fn update(&mut self, phase: &str, done: u64, total: u64) {
         match &self.bar {
             Some(bar) => {
-                bar.set_length(total);
+                // A bar of which nobody knows the length yet would be drawn full.
+                if total > 0 {
+                    bar.set_length(total);
+                }
                 bar.set_position(done);
                 bar.set_message(phase.to_owned());
             }

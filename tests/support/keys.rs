@@ -6,12 +6,22 @@ use secretfs::codec;
 use secretfs::crypto::schedule::{Context, Role, VaultId};
 use secretfs::crypto::{SecretBytes, SecretKey, aead};
 use secretfs::keyring::{Header, WRAPPED_LEN};
+use secretfs::kms::local::LocalKms;
 use secretfs::kms::{EncryptionContext, KeyService, KmsSettings, connect};
 use sha2::Sha256;
 
 use super::evil::{self, Record};
 use super::memory::Needle;
 use super::process::Place;
+
+/// The local KMS of a place, as its administrator has it.
+pub fn local_kms(place: &Place) -> LocalKms {
+    let settings = KmsSettings {
+        local_dir: Some(place.path().join("kms")),
+        ..KmsSettings::default()
+    };
+    LocalKms::new(&settings).expect("a local KMS")
+}
 
 /// A subkey, derived as the key schedule says.
 fn subkey(key: &[u8; 32], label: &[u8]) -> Vec<u8> {

@@ -1,0 +1,54 @@
+//! Vaults under keys of an AWS KMS that can be made to fail.
+
+use super::kms_proxy::Proxy;
+use super::moto::Moto;
+use super::process::{Place, Ran};
+
+/// A place, and moto behind a proxy.
+pub struct World {
+    pub place: Place,
+    pub proxy: Proxy,
+    /// Its keys, as URIs.
+    pub keys: Vec<String>,
+    pub moto: Moto,
+    env: Vec<(String, String)>,
+}
+
+impl World {
+    /// With a vault under `keys` keys.
+    pub fn with_vault(keys: usize) -> Self {
+        let moto = Moto::start();
+        let proxy = Proxy::before(moto.address());
+        let world = Self {
+            place: Place::new(),
+            env: moto.env_at(&proxy.url()),
+            keys: (0..keys)
+                .map(|_| format!("aws-kms://{}", moto.create_key()))
+                .collect(),
+            proxy,
+            moto,
+        };
+        let flags = world.keys.iter().flat_map(|key| ["--kms-key", key]);
+        world
+            .run("init", &flags.collect::<Vec<_>>(), "")
+            .succeeded();
+        world
+    }
+
+    /// A command on the vault, with arguments behind its path.
+    pub fn run(&self, name: &str, more: &[&str], fail_points: &str) -> Ran {
+        let mut command = self.place.command();
+        command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        command.env("FAILPOINTS", fail_points).arg(name);
+        command.arg(self.place.vault());
+        if name == "mount" {
+            command.arg(self.place.point());
+        }
+        Ran(command.args(more).output().expect("it runs"))
+    }
+
+    /// Mounts it with a KMS that is soon taken to be away.
+    pub fn mount(&self, fail_points: &str) -> Ran {
+        self.run("mount", &["-o", "kms-timeout=1"], fail_points)
+    }
+}
