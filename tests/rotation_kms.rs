@@ -19,7 +19,7 @@ const DENIED: Answer = Answer::Error(400, "AccessDeniedException", "no.");
 /// A mounted vault under two keys.
 fn world() -> World {
     let world = World::with_vault(2);
-    world.mount("").succeeded();
+    world.mount_impatient("").succeeded();
     fill(&world.place.point(), SECRETS);
     world
 }
@@ -135,7 +135,7 @@ fn a_mount_goes_without_a_new_key_that_kms_does_not_unwrap_and_uses_it_later() {
             world.place.daemons().is_empty()
         });
         // It dies with the new key stored, and not in use.
-        world.mount("keyring-stored=return").succeeded();
+        world.mount_impatient("keyring-stored=return").succeeded();
         command(&point, what).expect_err("it died");
         wait_for("the daemon's end", SOON, || {
             world.place.daemons().is_empty()
@@ -144,7 +144,7 @@ fn a_mount_goes_without_a_new_key_that_kms_does_not_unwrap_and_uses_it_later() {
         world.proxy.set(DENIED);
         // The key of now is unwrapped.
         world.proxy.set_times(1, Answer::Forward);
-        world.mount("").succeeded();
+        world.mount_impatient("").succeeded();
         wait_for("trouble", SOON, || trouble(&point).is_some());
         let now = trouble(&point).expect("trouble");
         assert_eq!(now["phase"], "prepared", "{now:#}");

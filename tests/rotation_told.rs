@@ -90,7 +90,7 @@ fn what_a_command_fails_with_is_told_by_errno_in_words_and_by_exit_code() {
     assert_eq!(status(&point)["active_generation"], 3);
 
     let world = World::with_vault(1);
-    world.mount("").succeeded();
+    world.mount_impatient("").succeeded();
     let point = world.place.point();
     let denied = Answer::Error(400, "AccessDeniedException", "User is not authorized.");
     for (answer, errno, words, code) in [
