@@ -4,7 +4,10 @@
 //! for a transaction that is forty kilobytes in all. This is SQLite's own way to the files
 //! (<https://www.sqlite.org/vfs.html>) but for one thing: frames that are appended are held back
 //! until the one comes that commits, and then written in one piece. The write of that one fails if
-//! it fails, and it returns before SQLite tells anybody that the frames are there.
+//! that fails, and it returns before SQLite tells anybody that the frames are there.
+//!
+//! So what is held back belongs to a transaction that is not committed, and nobody but its own
+//! connection may want to see it. If it is given up, [`forget`] must be told: SQLite does not tell.
 //!
 //! Only the connection that writes uses it, and only its WAL goes through it. Everything else is
 //! passed on.
@@ -15,7 +18,7 @@ use std::mem::size_of;
 use std::ptr;
 use std::sync::OnceLock;
 
-use rusqlite::ffi;
+use rusqlite::{Connection, ffi};
 
 /// Bytes of a frame's header (<https://www.sqlite.org/fileformat2.html#walformat>); the size of the
 /// database after the commit is in the second four, and not zero in a frame that commits.
@@ -52,6 +55,28 @@ fn register() -> bool {
     unsafe { ffi::sqlite3_vfs_register(ours, 0) == ffi::SQLITE_OK }
 }
 
+/// Drops what is held back of a transaction of this connection's that was given up: by now somebody
+/// else may have written where it belonged.
+pub(super) fn forget(connection: &Connection) {
+    let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
+    // SAFETY: the connection is open and in nobody else's hands; this stores a pointer to the file
+    // of its WAL, or to one that has no methods.
+    let code = unsafe {
+        ffi::sqlite3_file_control(
+            connection.handle(),
+            c"main".as_ptr(),
+            ffi::SQLITE_FCNTL_JOURNAL_POINTER,
+            (&raw mut file).cast(),
+        )
+    };
+    // SAFETY: SQLite's file is valid while the connection is open.
+    let opened = unsafe { file.as_ref() };
+    if code == ffi::SQLITE_OK && opened.is_some_and(|file| ptr::eq(file.pMethods, &METHODS)) {
+        // SAFETY: `open` has opened the file, as its methods show, and SQLite is not using it.
+        unsafe { held(file) }.forget();
+    }
+}
+
 /// What SQLite sees of a WAL; the file itself lies right behind it, in the memory that SQLite has
 /// reserved for both.
 #[repr(C)]
@@ -70,6 +95,14 @@ struct Held {
     next: Option<i64>,
     /// The last one has its header, and this is whether it commits.
     open: Option<bool>,
+}
+
+impl Held {
+    fn forget(&mut self) {
+        if !self.frames.is_empty() {
+            *self = Self::default();
+        }
+    }
 }
 
 static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
@@ -159,7 +192,7 @@ unsafe fn held<'a>(file: *mut ffi::sqlite3_file) -> &'a mut Held {
     unsafe { &mut *(*file.cast::<WalFile>()).held }
 }
 
-/// Writes what is held back. After a failure it is forgotten: so is the transaction.
+/// Writes what is held back. After a failure it is forgotten, and the transaction must not go on.
 fn let_go(file: *mut ffi::sqlite3_file, held: &mut Held) -> c_int {
     held.open = None;
     if held.frames.is_empty() {
@@ -232,17 +265,6 @@ unsafe extern "C" fn write(
     }
 }
 
-/// Passes on what is not a write, once what is held back is written.
-macro_rules! settled {
-    ($file:expr, $method:ident $(, $argument:expr)*) => {
-        // SAFETY: the file is open, and SQLite calls one method at a time.
-        match let_go($file, unsafe { held($file) }) {
-            ffi::SQLITE_OK => pass_on!($file, $method $(, $argument)*),
-            code => code,
-        }
-    };
-}
-
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
     // What is held back belongs to a transaction that was given up.
     // SAFETY: the box that `open` has made; SQLite closes a file once and does not use it again.
@@ -256,31 +278,41 @@ unsafe extern "C" fn read(
     length: c_int,
     at: i64,
 ) -> c_int {
-    settled!(file, xRead, bytes, length, at)
+    // SAFETY: the file is open, and SQLite calls one method at a time.
+    let held = unsafe { held(file) };
+    if at.saturating_add(length.into()) > held.at {
+        match let_go(file, held) {
+            ffi::SQLITE_OK => {}
+            // Who reads may go on after a full disk, and would commit without these frames.
+            ffi::SQLITE_FULL => return ffi::SQLITE_IOERR_WRITE,
+            code => return code,
+        }
+    }
+    pass_on!(file, xRead, bytes, length, at)
 }
 
 unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int {
-    settled!(file, xTruncate, size)
+    pass_on!(file, xTruncate, size)
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
-    settled!(file, xSync, flags)
+    pass_on!(file, xSync, flags)
 }
 
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
-    settled!(file, xFileSize, size)
+    pass_on!(file, xFileSize, size)
 }
 
 unsafe extern "C" fn lock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
-    settled!(file, xLock, level)
+    pass_on!(file, xLock, level)
 }
 
 unsafe extern "C" fn unlock(file: *mut ffi::sqlite3_file, level: c_int) -> c_int {
-    settled!(file, xUnlock, level)
+    pass_on!(file, xUnlock, level)
 }
 
 unsafe extern "C" fn check_reserved_lock(file: *mut ffi::sqlite3_file, out: *mut c_int) -> c_int {
-    settled!(file, xCheckReservedLock, out)
+    pass_on!(file, xCheckReservedLock, out)
 }
 
 unsafe extern "C" fn file_control(
@@ -288,7 +320,7 @@ unsafe extern "C" fn file_control(
     what: c_int,
     argument: *mut c_void,
 ) -> c_int {
-    settled!(file, xFileControl, what, argument)
+    pass_on!(file, xFileControl, what, argument)
 }
 
 unsafe extern "C" fn sector_size(file: *mut ffi::sqlite3_file) -> c_int {

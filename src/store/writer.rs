@@ -16,7 +16,9 @@ use super::lock::Lock;
 use super::place::{Opened, Place};
 use super::tx::Tx;
 use super::wal::Wal;
-use super::{Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema};
+use super::{
+    Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema, vfs,
+};
 
 /// How often a body is run when a lock is in its way.
 const TRIES: usize = 3;
@@ -256,6 +258,7 @@ impl Writer {
     /// Takes the connection back, out of any transaction.
     fn give_back(&mut self, connection: Connection) {
         if connection.is_autocommit() || execute(&connection, "ROLLBACK").is_ok() {
+            vfs::forget(&connection);
             self.connection = Some(connection);
         }
         // Else it is closed here, which rolls back, and nothing is written any more.

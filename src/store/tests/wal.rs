@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use rusqlite::Connection;
 
 use super::super::connection::{self, Purpose};
+use super::super::vfs;
 use super::*;
 
 /// How often this thread has written to files or devices.
@@ -73,9 +74,11 @@ fn take(connection: &Connection, step: &Step, number: usize) {
             connection.execute(sql, (rows.start, rows.end)).unwrap();
         }
         Step::Commit => connection.execute_batch("COMMIT; BEGIN IMMEDIATE").unwrap(),
-        Step::Rollback => connection
-            .execute_batch("ROLLBACK; BEGIN IMMEDIATE")
-            .unwrap(),
+        Step::Rollback => {
+            connection.execute_batch("ROLLBACK").unwrap();
+            vfs::forget(connection);
+            connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        }
         Step::Savepoint => connection.execute_batch("SAVEPOINT s").unwrap(),
         Step::RollbackToSavepoint => {
             // There may be none.
@@ -112,6 +115,39 @@ fn make(path: &Path, purpose: Purpose) -> Connection {
                CREATE TABLE row (id INTEGER PRIMARY KEY, value BLOB NOT NULL) STRICT";
     connection.execute_batch(sql).unwrap();
     connection
+}
+
+#[test]
+fn what_was_given_up_is_not_written_over_what_others_have_committed_since() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("ours.db");
+    let ours = make(&path, Purpose::Write);
+    let put = |connection: &Connection, number| {
+        let all = Step::Put(0..40, 3_000);
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        take(connection, &all, number);
+    };
+    put(&ours, 1);
+    ours.execute_batch("COMMIT").unwrap();
+    let other = Connection::open(&path).unwrap();
+    let length = || fs::metadata(home.path().join("ours.db-wal")).unwrap().len();
+    for number in [2, 4, 6] {
+        let before = length();
+        put(&ours, number);
+        // It has spilled, and that is held back.
+        assert!(length() - before < 40 * 3_000);
+        ours.execute_batch("ROLLBACK").unwrap();
+        vfs::forget(&ours);
+        put(&other, number + 1);
+        other.execute_batch("COMMIT").unwrap();
+        assert_eq!(rows(&ours), rows(&other));
+        assert_eq!(rows(&ours)[0].1[0], number as u8 + 1);
+        let fresh = Connection::open(&path).unwrap();
+        let sound: String = fresh
+            .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(sound, "ok");
+    }
 }
 
 proptest! {
