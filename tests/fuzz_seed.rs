@@ -119,6 +119,8 @@ fn records() {
                 put("node", "moving-cut", 4, &bytes[..bytes.len() - 80]);
                 put("node", "moving-key", 4, &[&bytes[..], new].concat());
             }
+            "summing_system" => put("node", "summing", 6, &bytes),
+            "summing_state" => put("records", "summing-state", 10, &bytes),
             "moved" => put("records", "moved", 8, &bytes),
             "stays" => put("records", "stays", 9, &bytes),
             "entry" => put("records", "entry", 0, &bytes),
@@ -144,6 +146,11 @@ fn records() {
     let mut state = vec![0; 256];
     (state[0], state[8], state[16], state[24]) = (9, 1, 3, 3);
     put("records", "state-plain", 6, &state);
+    // Counted anew up to a node, and up to a version.
+    (state[72], state[73], state[78]) = (1, 1, 1);
+    put("records", "state-renewed-nodes", 11, &state);
+    state[74] = 1;
+    put("records", "state-renewed-versions", 11, &state);
     let rolled_back: Vec<u8> = [&[2, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0][..], &[3; 32]].concat();
     put("records", "event-rollback", 7, &rolled_back);
 

@@ -21,14 +21,14 @@ fn content(n: usize) -> Vec<u8> {
     (0..length).map(|at| (at * 7 + n) as u8).collect()
 }
 
-/// What lasts long enough to die in its middle: a few names at a time.
-const FEW_NAMES: &str = "names-at-a-time=return(37)";
+/// What lasts long enough to die in its middle: a few names at a time, and a few records.
+const FEW: &str = "names-at-a-time=return(37);keys-at-a-time=return(100)";
 
 fn mount(place: &Place, fail_at: Option<&str>) {
     let mut command = place.command();
     command.arg("mount").arg(place.vault()).arg(place.point());
     if let Some(fail_at) = fail_at {
-        command.env("FAILPOINTS", format!("{FEW_NAMES};{fail_at}"));
+        command.env("FAILPOINTS", format!("{FEW};{fail_at}"));
     }
     let mounted = command.output().expect("the program runs");
     assert!(
@@ -197,6 +197,23 @@ fn a_reencryption_that_dies_around_those_in_its_middle_is_finished() {
 #[test]
 fn a_reencryption_that_dies_around_the_last_of_its_states_is_finished() {
     dies_and_is_finished("reencrypt", &around_transitions(7)[24..]);
+}
+
+#[test]
+fn a_reencryption_that_dies_while_it_makes_the_sums_anew_is_finished() {
+    let cases = [
+        "system-before=1*off->return",
+        "system-before=9*off->return",
+        "system-within=return",
+        "system-within=1*off->return",
+        "system-within=5*off->return",
+        "system-stored=1*off->return",
+        "system-stored=7*off->return",
+        "system-stored=13*off->return",
+        "system-within=14*off->return",
+        "system-stored=14*off->return",
+    ];
+    dies_and_is_finished("reencrypt", &cases.map(str::to_owned));
 }
 
 #[test]

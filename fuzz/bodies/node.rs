@@ -2,13 +2,13 @@
 
 use secretfs::codec;
 use secretfs::crypto::schedule::{AttributesKey, Context};
-use secretfs::vault::decode;
+use secretfs::vault::{SYSTEM, decode};
 
 use super::split;
 use super::world::{FILE, MOVING, keyed, world};
 
 pub(super) fn run(input: &[u8]) {
-    match split(input, 6) {
+    match split(input, 7) {
         Some((0, record)) => outside((FILE, "file"), 1, record),
         Some((1, [generation, record @ ..])) => {
             outside((FILE, "file"), u64::from(*generation), record);
@@ -17,6 +17,7 @@ pub(super) fn run(input: &[u8]) {
         Some((3, [kind, plain @ ..])) => inside(*kind, plain, (true, false)),
         Some((4, record)) => outside((MOVING, "moving"), 1, record),
         Some((5, [kind, plain @ ..])) => inside(*kind, plain, (true, true)),
+        Some((6, record)) => outside((SYSTEM, "summing_system"), 1, record),
         _ => {}
     }
 }
@@ -39,7 +40,7 @@ fn inside(kind: u8, plain: &[u8], (padded, two_keys): (bool, bool)) {
     let revision = 5u64;
     let (node, name, key) = match two_keys {
         false => (FILE, "file", world.metadata_key(FILE, "file")),
-        true => (MOVING, "moving", world.new_key()),
+        true => (MOVING, "moving", world.new_key(MOVING, "moving")),
     };
     let context = Context::Attributes {
         node,
@@ -56,7 +57,7 @@ fn inside(kind: u8, plain: &[u8], (padded, two_keys): (bool, bool)) {
     record.extend(sealed);
     if two_keys {
         record.extend(1u64.to_le_bytes());
-        record.extend(world.wrapped_new());
+        record.extend(world.wrapped_new(name));
     }
     if let Ok(opened) = decode::node(&world.keyring, node, &keyed(1, &record)) {
         // There is one encoding of everything.

@@ -2,25 +2,35 @@
 
 use secretfs::codec;
 use secretfs::crypto::padding::padded_content;
-use secretfs::crypto::schedule::{Context, EntryKey, NameTagKey, StateKey, VersionKey};
+use secretfs::crypto::schedule::{
+    Context, EntryKey, MetadataKey, NameTagKey, StateKey, VersionKey,
+};
 use secretfs::keyring::History;
-use secretfs::vault::{CHUNK, Node, ROOT, Version, decode};
+use secretfs::vault::{CHUNK, Node, ROOT, SYSTEM, Version, decode};
 
 use super::split;
 use super::world::{FILE, VERSION, WRAPPED, keyed, world};
 
 pub(super) fn run(input: &[u8]) {
-    match split(input, 10) {
+    match split(input, 12) {
         Some((0, record)) => entry(&world().root, ("tag", "entry"), record),
         Some((1, plain)) => entry_inside(plain),
         Some((2, record)) => version(record),
         Some((3, plain)) => version_inside(plain),
         Some((4, sealed)) => chunk(sealed),
-        Some((5, sealed)) => state(sealed),
-        Some((6, plain)) => state_inside(plain),
+        Some((5, sealed)) => state((&world().system, "state"), sealed),
+        Some((6, plain)) => {
+            let key = world().metadata_key(SYSTEM, "system");
+            state_inside(&world().system, &key, plain);
+        }
         Some((7, bytes)) => event(bytes),
         Some((8, record)) => entry(&world().moving, ("moved_tag", "moved"), record),
         Some((9, record)) => entry(&world().moving, ("stays_tag", "stays"), record),
+        Some((10, sealed)) => state((&world().summing, "summing_state"), sealed),
+        Some((11, plain)) => {
+            let key = world().new_key(SYSTEM, "summing_system");
+            state_inside(&world().summing, &key, plain);
+        }
         _ => {}
     }
 }
@@ -96,19 +106,18 @@ fn chunk(sealed: &[u8]) {
     assert_eq!(opened.is_ok(), sealed == world().vectors["chunk"]);
 }
 
-fn state(sealed: &[u8]) {
+fn state((system, name): (&Node, &str), sealed: &[u8]) {
     let world = world();
-    let opened = decode::state(&world.keyring, &world.system, sealed);
-    assert_eq!(opened.is_ok(), sealed == world.vectors["state"]);
+    let opened = decode::state(&world.keyring, system, sealed);
+    assert_eq!(opened.is_ok(), sealed == world.vectors[name]);
 }
 
-fn state_inside(plain: &[u8]) {
+fn state_inside(system: &Node, key: &MetadataKey, plain: &[u8]) {
     let world = world();
-    let key = world.metadata_key(0, "system");
-    let sealed = StateKey::derive(&key)
+    let sealed = StateKey::derive(key)
         .seal(world.keyring.vault(), Context::State, plain)
         .expect("sealed");
-    if let Ok(state) = decode::state(&world.keyring, &world.system, &sealed) {
+    if let Ok(state) = decode::state(&world.keyring, system, &sealed) {
         assert!(plain.starts_with(&codec::encode(&state)));
     }
 }

@@ -59,6 +59,7 @@ pub(super) struct World {
     pub(super) system: Node,
     pub(super) root: Node,
     pub(super) moving: Node,
+    pub(super) summing: Node,
 }
 
 pub(super) fn keyed(generation: u64, value: &[u8]) -> KeyedRecord {
@@ -82,6 +83,7 @@ pub(super) fn world() -> &'static World {
             system: node(SYSTEM, "system"),
             root: node(ROOT, "root"),
             moving: node(MOVING, "moving"),
+            summing: node(SYSTEM, "summing_system"),
             vectors,
             keyring,
         }
@@ -112,17 +114,17 @@ impl World {
         MetadataKey(key.expect("the key of a node"))
     }
 
-    /// The wrapped new key of the directory with two, at the end of its record.
-    pub(super) fn wrapped_new(&self) -> &[u8] {
-        let record = &self.vectors["moving"];
+    /// The wrapped new key of a node with two, at the end of its record.
+    pub(super) fn wrapped_new(&self, name: &str) -> &[u8] {
+        let record = &self.vectors[name];
         &record[record.len() - WRAPPED..]
     }
 
-    pub(super) fn new_key(&self) -> MetadataKey {
+    pub(super) fn new_key(&self, id: u64, name: &str) -> MetadataKey {
         let key = self
             .keyring
-            .unwrap(1, MOVING, Role::Metadata, self.wrapped_new());
-        MetadataKey(key.expect("the new key of a directory"))
+            .unwrap(1, id, Role::Metadata, self.wrapped_new(name));
+        MetadataKey(key.expect("the new key of a node"))
     }
 
     pub(super) fn content_key(&self) -> ContentKey {

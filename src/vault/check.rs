@@ -87,12 +87,18 @@ impl Vault {
             let keyring = self.keyring();
             self.must_be_current(records, &keyring)?;
             let system = self.system_in(records)?;
+            // What is wrong with it is told when all was counted.
+            let mut recount = State::empty(ROOT);
+            if let Ok(state) = self.stored_state(records) {
+                recount = state.uncounted();
+                recount.next_node = ROOT;
+            }
             let mut check = Check {
                 system: &system,
                 keyring: &keyring,
                 report: CheckReport::default(),
                 nodes: HashMap::new(),
-                recount: State::empty(ROOT),
+                recount,
             };
             check.report.vault = check.id().to_string();
             check.run(records)?;

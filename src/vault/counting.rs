@@ -1,6 +1,8 @@
 //! Counting everything and comparing with the sealed sums: shows whether part of the vault was
 //! replayed, inserted or deleted.
 
+use bincode::{Decode, Encode};
+
 use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::entry::DirectoryKeys;
@@ -8,7 +10,7 @@ use super::node::Node;
 use super::{Vault, VaultError};
 
 /// What a data key belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub(super) enum Key {
     Node(NodeId),
     Version(NodeId, u64),
@@ -21,6 +23,29 @@ impl std::fmt::Display for Key {
             Key::Version(node, version) => write!(f, "version {version} of node {node}"),
         }
     }
+}
+
+/// The records that carry data keys, in order, those after `after`; none at the end.
+pub(super) fn keys_after(
+    records: &mut (impl Read + ?Sized),
+    after: Option<Key>,
+    limit: usize,
+) -> Result<Vec<(Key, KeyedRecord)>, VaultError> {
+    let (node, version) = match after {
+        None => (Some(None), None),
+        Some(Key::Node(id)) => (Some(Some(id)), None),
+        Some(Key::Version(node, version)) => (None, Some((node, version))),
+    };
+    if let Some(after) = node {
+        let nodes = records.scan_nodes(after, limit)?;
+        if !nodes.is_empty() {
+            let nodes = nodes.into_iter();
+            return Ok(nodes.map(|(id, record)| (Key::Node(id), record)).collect());
+        }
+    }
+    let versions = records.scan_versions(version, limit)?.into_iter();
+    let key = |(node, version)| Key::Version(node, version);
+    Ok(versions.map(|(id, record)| (key(id), record)).collect())
 }
 
 /// Hands all records that carry data keys to `take`, in order.

@@ -226,7 +226,7 @@ impl Vault {
         let record = records
             .node(SYSTEM)?
             .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
-        if record.generation == known.generation {
+        if known.record == (record.generation, Node::revision_of(&record)) {
             return Ok(known);
         }
         let keys = Arc::new(SystemKeys::of(&Node::open(

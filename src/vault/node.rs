@@ -207,16 +207,18 @@ pub struct Node {
     /// The key of its metadata.
     pub(super) key: NodeKey,
     wrapped: Vec<u8>,
-    /// Of a directory whose entries are being moved under another key: the one before.
+    /// Of a directory whose entries are being moved under another key, and of the system node while
+    /// the sums are made anew: the key before.
     pub(super) previous: Option<PreviousKey>,
 }
 
-/// The key that some of a directory's entries still stand under.
+/// The key that some of what a directory holds still stands under, or the sums of the system node.
 ///
 /// The record has both keys, each wrapped by the master key of its own generation, and is filed under
-/// the older generation. So the query for what an old master key wraps finds the directory until its
-/// last entry has moved, whoever began; and until then that master key is not removed. What is sealed
-/// by the new key is never under an old one, so that who has that one does not get to the new names.
+/// the older generation. So the query for what an old master key wraps finds the node until nothing
+/// needs that key any more, whoever began; and until then that master key is not removed. What is
+/// sealed by the new key is never under an old one, so that who has that one does not get to what is
+/// new.
 #[derive(Clone)]
 pub(super) struct PreviousKey {
     generation: u64,
@@ -243,8 +245,8 @@ struct Stored {
     sealed: Vec<u8>,
 }
 
-/// What follows it in the record of a directory with two keys: the new one. All that is sealed there
-/// is sealed with it.
+/// What follows it in the record of a node with two keys: the new one. The attributes are sealed with
+/// it.
 #[derive(Encode, Decode)]
 struct NewKey {
     generation: u64,
@@ -324,7 +326,9 @@ impl Node {
             Body::Symlink(_) => (kind == Kind::Symlink, false),
             Body::Special(_) => {
                 let others = [Kind::File, Kind::Directory, Kind::Symlink];
-                (!others.contains(&kind), false)
+                // Whether the system node has two keys, the state says.
+                let has_two = kind == Kind::System && previous.is_some();
+                (!others.contains(&kind), has_two)
             }
         };
         if !fits || two_keys != previous.is_some() {
@@ -347,6 +351,12 @@ impl Node {
         record.value.first() == Some(&(Kind::Directory as u8))
     }
 
+    /// The revision that a record claims to be. Opening it verifies that.
+    pub(super) fn revision_of(record: &KeyedRecord) -> u64 {
+        let bytes = record.value.get(1..9).and_then(|b| b.try_into().ok());
+        bytes.map_or(0, u64::from_le_bytes)
+    }
+
     /// The next revision of the node as a record.
     pub(super) fn seal(&mut self, vault: VaultId) -> Result<KeyedRecord, VaultError> {
         self.revision += 1;
@@ -357,9 +367,10 @@ impl Node {
             revision: self.revision,
         };
         let sealed = AttributesKey::derive(&self.key).seal(vault, context, &plain)?;
-        let (generation, wrapped, new) = match &self.previous {
-            None => (self.generation, &self.wrapped, None),
-            Some(previous) => (previous.generation, &previous.wrapped, Some(&self.wrapped)),
+        let generation = self.stored_under();
+        let (wrapped, new) = match &self.previous {
+            None => (&self.wrapped, None),
+            Some(previous) => (&previous.wrapped, Some(&self.wrapped)),
         };
         let stored = Stored {
             kind: self.kind as u8,
@@ -375,6 +386,12 @@ impl Node {
             }));
         }
         Ok(KeyedRecord { generation, value })
+    }
+
+    /// The generation that its record is filed under.
+    pub(super) fn stored_under(&self) -> u64 {
+        let previous = self.previous.as_ref();
+        previous.map_or(self.generation, |previous| previous.generation)
     }
 
     /// Whether nothing of it stands under another master key than that of this generation.
@@ -408,8 +425,8 @@ impl Node {
         Ok(())
     }
 
-    /// Gives a directory another key, beside the one that its entries stand under so far.
-    pub(super) fn begin_epoch(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
+    /// Gives it another metadata key, beside the one that it has.
+    pub(super) fn add_key(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
         let previous = PreviousKey {
             generation: self.generation,
             key: self.key.clone(),
@@ -417,6 +434,12 @@ impl Node {
         };
         self.renew_key(keyring)?;
         self.previous = Some(previous);
+        Ok(())
+    }
+
+    /// Gives a directory another key, beside the one that its entries stand under so far.
+    pub(super) fn begin_epoch(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
+        self.add_key(keyring)?;
         self.directory_mut()?.begin_epoch();
         Ok(())
     }

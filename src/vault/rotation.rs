@@ -8,6 +8,7 @@ mod damage;
 mod follow;
 mod migrate;
 mod names;
+mod system;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};

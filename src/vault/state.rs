@@ -27,6 +27,63 @@ pub struct State {
     /// Number of version records.
     pub versions: u64,
     sum: [u8; 32],
+    /// While the sum is made anew under another key: how far that has come. None takes one byte, zero,
+    /// as the padding that follows it.
+    renewal: Option<Renewal>,
+}
+
+/// What was counted once more, record after record, to go on with under another key. Every
+/// transaction keeps it true for the records up to where it has come.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct Renewal {
+    /// The last record that was counted.
+    upto: Option<Key>,
+    nodes: u64,
+    versions: u64,
+    /// Sum over these records as before: at the end it must have become that of the state.
+    found: [u8; 32],
+    /// Sum over them under the new key.
+    sum: [u8; 32],
+}
+
+impl Renewal {
+    fn begun_at(upto: Option<Key>) -> Self {
+        Self {
+            upto,
+            nodes: 0,
+            versions: 0,
+            found: [0; 32],
+            sum: [0; 32],
+        }
+    }
+
+    fn count(&mut self, element: &Element, present: bool) {
+        change_number(&mut self.nodes, &mut self.versions, element.key, present);
+        change_sum(&mut self.found, &element.hash, present);
+        if let Some(hash) = &element.renewed {
+            change_sum(&mut self.sum, hash, present);
+        }
+    }
+}
+
+fn change_number(nodes: &mut u64, versions: &mut u64, key: Key, present: bool) {
+    let counter = match key {
+        Key::Node(_) => nodes,
+        Key::Version(..) => versions,
+    };
+    *counter = match present {
+        true => counter.saturating_add(1),
+        false => counter.saturating_sub(1),
+    };
+}
+
+fn change_sum(sum: &mut [u8; 32], hash: &[u8; 32], present: bool) {
+    let mut changed = SetSum(*sum);
+    match present {
+        true => changed.add(hash),
+        false => changed.remove(hash),
+    }
+    *sum = changed.0;
 }
 
 impl State {
@@ -39,55 +96,72 @@ impl State {
             nodes: 0,
             versions: 0,
             sum: [0; 32],
+            renewal: None,
         }
     }
 
     /// The same commits and numbers, with nothing counted.
     pub(super) fn uncounted(&self) -> Self {
+        let renewal = self.renewal.as_ref();
         Self {
             nodes: 0,
             versions: 0,
             sum: [0; 32],
+            renewal: renewal.map(|renewal| Renewal::begun_at(renewal.upto)),
             ..self.clone()
         }
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut SetSum)) {
-        let mut sum = SetSum(self.sum);
-        change(&mut sum);
-        self.sum = sum.0;
-    }
-
     /// Takes up or drops a record.
     pub(super) fn count(&mut self, element: &Element, present: bool) {
-        let counter = if element.is_version {
-            &mut self.versions
-        } else {
-            &mut self.nodes
-        };
-        *counter = if present {
-            counter.saturating_add(1)
-        } else {
-            counter.saturating_sub(1)
-        };
-        self.change(|sum| {
-            if present {
-                sum.add(&element.hash)
-            } else {
-                sum.remove(&element.hash)
-            }
-        });
+        change_number(&mut self.nodes, &mut self.versions, element.key, present);
+        change_sum(&mut self.sum, &element.hash, present);
+        if let Some(renewal) = &mut self.renewal
+            && Some(element.key) <= renewal.upto
+        {
+            renewal.count(element, present);
+        }
     }
 
-    /// Takes over what does not fit: between what was said and what was found.
-    pub(super) fn carry(&mut self, said: &State, found: &State) {
-        let over = |to: u64, said: u64, found: u64| to.saturating_add(said).saturating_sub(found);
-        self.nodes = over(self.nodes, said.nodes, found.nodes);
-        self.versions = over(self.versions, said.versions, found.versions);
-        self.change(|sum| {
-            sum.add(&said.sum);
-            sum.remove(&found.sum);
-        });
+    /// From now on the sum is made anew.
+    pub(super) fn begin_renewal(&mut self) {
+        self.renewal = Some(Renewal::begun_at(None));
+    }
+
+    /// Where that has come to.
+    pub(super) fn renewed_upto(&self) -> Option<Key> {
+        self.renewal.as_ref().and_then(|renewal| renewal.upto)
+    }
+
+    /// Takes up the record that follows.
+    pub(super) fn renew(&mut self, element: &Element) {
+        if let Some(renewal) = &mut self.renewal {
+            renewal.upto = Some(element.key);
+            renewal.count(element, true);
+        }
+    }
+
+    /// Goes on with the sum that was made, of all records. With `despite`, what did not fit goes on
+    /// not to fit: the new sum must not make good what somebody has removed or put back.
+    ///
+    /// # Errors
+    /// `Integrity` when there are other records than there should be.
+    pub(super) fn end_renewal(&mut self, despite: bool) -> Result<(), VaultError> {
+        let Some(renewal) = self.renewal.take() else {
+            return Ok(());
+        };
+        let found = Self {
+            nodes: renewal.nodes,
+            versions: renewal.versions,
+            sum: renewal.found,
+            ..self.clone()
+        };
+        if !despite {
+            self.must_agree_with(&found)?;
+        }
+        change_sum(&mut self.sum, &renewal.found, false);
+        change_sum(&mut self.sum, &renewal.sum, true);
+        Ok(())
     }
 
     /// Compares with a recount.
@@ -108,57 +182,70 @@ impl State {
 
     /// Whether a recount came to the same.
     pub(super) fn agrees_with(&self, recount: &State) -> bool {
-        self.nodes == recount.nodes && self.versions == recount.versions && self.sum == recount.sum
+        let counted = |state: &Self| (state.nodes, state.versions, state.sum);
+        counted(self) == counted(recount) && self.renewal == recount.renewal
     }
 }
 
 /// A record's part in the sum.
 pub(super) struct Element {
+    key: Key,
     hash: [u8; 32],
-    is_version: bool,
+    /// The same under the new key, while the sum is made anew.
+    renewed: Option<[u8; 32]>,
 }
 
 /// The system node's keys.
 pub(super) struct SystemKeys {
-    /// Generation of the record that they are from.
-    pub(super) generation: u64,
+    /// The record that they are from, by generation and revision.
+    pub(super) record: (u64, u64),
+    /// Always of the newest key: the state is sealed anew by every transaction.
     state: StateKey,
     set: SetKey,
+    /// What the sum is being made anew with.
+    renewed: Option<SetKey>,
 }
 
 impl SystemKeys {
     pub(super) fn of(system: &Node) -> Self {
+        let renewed = || SetKey::derive(&system.key);
+        let (set, renewed) = match &system.previous {
+            None => (renewed(), None),
+            Some(previous) => (SetKey::derive(&previous.key), Some(renewed())),
+        };
         Self {
-            generation: system.generation,
+            record: (system.stored_under(), system.revision),
             state: StateKey::derive(&system.key),
-            set: SetKey::derive(&system.key),
+            set,
+            renewed,
         }
+    }
+
+    /// Whether the sum is being made anew.
+    pub(super) fn is_renewing(&self) -> bool {
+        self.renewed.is_some()
     }
 
     /// A record's part in the sum.
     pub(super) fn element(&self, key: Key, record: &KeyedRecord) -> Element {
-        match key {
-            Key::Node(id) => self.node(id, record),
-            Key::Version(node, version) => self.version(node, version, record),
+        let KeyedRecord { generation, value } = record;
+        let hash = |set: &SetKey| match key {
+            Key::Node(id) => set.node(id, *generation, value),
+            Key::Version(node, version) => set.version(node, version, *generation, value),
+        };
+        Element {
+            key,
+            hash: hash(&self.set),
+            renewed: self.renewed.as_ref().map(hash),
         }
     }
 
     pub(super) fn node(&self, id: NodeId, record: &KeyedRecord) -> Element {
-        let hash = self.set.node(id, record.generation, &record.value);
-        Element {
-            hash,
-            is_version: false,
-        }
+        self.element(Key::Node(id), record)
     }
 
     pub(super) fn version(&self, node: NodeId, version: u64, record: &KeyedRecord) -> Element {
-        let hash = self
-            .set
-            .version(node, version, record.generation, &record.value);
-        Element {
-            hash,
-            is_version: true,
-        }
+        self.element(Key::Version(node, version), record)
     }
 
     pub(super) fn seal(&self, vault: VaultId, state: &State) -> Result<Vec<u8>, VaultError> {
@@ -177,8 +264,11 @@ impl SystemKeys {
                     OpenFailure::Open(_) => bad("does not authenticate"),
                     OpenFailure::Memory(error) => error.into(),
                 })?;
-        let (state, _) =
+        let (state, _): (State, _) =
             codec::decode_prefix(&plain, "state").map_err(|_| bad("is not encoded as one"))?;
+        if state.renewal.is_some() != self.renewed.is_some() {
+            return Err(bad("does not fit the system node"));
+        }
         Ok(state)
     }
 }

@@ -17,6 +17,7 @@ use crate::kms::{
 };
 use crate::store::{self, KeyedRecord, SqliteStore};
 
+use super::Key;
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
 use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
@@ -350,6 +351,59 @@ fn the_state_and_the_sums_in_it_are_pinned() {
     (recount.commit, recount.keyring) = (9, 1);
     assert_eq!(state, recount);
     assert_eq!(keys.seal(vault, &state).unwrap().len(), v["state"].len());
+}
+
+#[test]
+fn a_state_whose_sums_are_being_made_anew_is_pinned() {
+    let v = vectors();
+    let vault = keyring().vault();
+    let system = open(SYSTEM, &v["summing_system"]);
+    assert_eq!((system.revision, system.is_under(1)), (2, false));
+    let keys = SystemKeys::of(&system);
+    let state = keys.open(vault, &v["summing_state"]).unwrap();
+    assert_eq!(v["summing_state"].len(), v["state"].len());
+    let mut recount = state.uncounted();
+    let elements = || {
+        let node = |(id, name): (u64, &str)| keys.node(id, &record(&v[name]));
+        let nodes = [(SYSTEM, "summing_system"), (ROOT, "root"), (FILE, "file")].map(node);
+        let version = keys.version(FILE, 4, &record(&v["version"]));
+        nodes.into_iter().chain([version])
+    };
+    elements().for_each(|element| recount.count(&element, true));
+    assert_eq!(state, recount);
+    assert_eq!(state.renewed_upto(), Some(Key::Node(ROOT)));
+    // What comes after is taken up by going on, and not by being written.
+    for element in elements().skip(2) {
+        recount.renew(&element);
+    }
+    let mut ended = recount.clone();
+    ended.end_renewal(false).unwrap();
+    let mut node = system.clone();
+    node.previous = None;
+    let new = SystemKeys::of(&node);
+    let mut expected = State::empty(3);
+    (expected.commit, expected.keyring) = (10, 1);
+    for (id, name) in [(SYSTEM, "summing_system"), (ROOT, "root"), (FILE, "file")] {
+        expected.count(&new.node(id, &record(&v[name])), true);
+    }
+    expected.count(&new.version(FILE, 4, &record(&v["version"])), true);
+    assert_eq!(ended, expected);
+    // Something that was not counted before is not made good, unless by order.
+    let mut inserted = state.clone();
+    elements()
+        .skip(1)
+        .for_each(|element| inserted.renew(&element));
+    assert!(inserted.clone().end_renewal(false).is_err());
+    inserted.end_renewal(true).unwrap();
+    assert!(!inserted.agrees_with(&expected));
+    // A state and a system node that do not belong together.
+    let of_one = SystemKeys::of(&open(SYSTEM, &v["system"]));
+    assert!(of_one.open(vault, &v["summing_state"]).is_err());
+    assert!(keys.open(vault, &v["state"]).is_err());
+    let sealed = new.seal(vault, &state).unwrap();
+    assert!(keys.open(vault, &sealed).is_ok() && new.open(vault, &sealed).is_err());
+    let sealed = new.seal(vault, &ended).unwrap();
+    assert!(new.open(vault, &sealed).is_ok() && keys.open(vault, &sealed).is_err());
 }
 
 // ---------------------------------------------------------------------------------------------

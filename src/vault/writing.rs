@@ -5,10 +5,8 @@ use std::sync::{Arc, PoisonError};
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
 
-use super::counting::for_each_key;
-use super::node::{Node, SYSTEM};
-use super::state::{State, SystemKeys};
-use super::{Job, Key, Tx, Vault, VaultError};
+use super::state::State;
+use super::{Job, Tx, Vault, VaultError};
 
 impl Vault {
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -114,67 +112,6 @@ impl Vault {
         self.refresh_anchor_keyring();
         die_at!("keyring-anchored");
         Ok(())
-    }
-
-    /// Replaces the system node's key, and with it all sums over the vault, in one transaction that
-    /// compares the old ones first.
-    ///
-    /// With `despite`, what did not fit goes on not to fit.
-    pub(super) fn renew_system(&self, generation: u64, despite: bool) -> Result<(), VaultError> {
-        let mut state = self.lock_state();
-        let (keyring, old) = (self.keyring(), self.system());
-        if old.generation == generation {
-            return Ok(());
-        }
-        die_at!("system-before");
-        let renewed = store::write(&self.store, Durability::Now, |records| {
-            let record = records
-                .node(SYSTEM)?
-                .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
-            let mut node = Node::open(&keyring, SYSTEM, &record)?;
-            node.renew_key(&keyring)?;
-            let new_record = node.seal(keyring.vault())?;
-            let new = SystemKeys::of(&node);
-            let (mut before, mut after) = (state.uncounted(), state.uncounted());
-            for_each_key(records, |key, record| {
-                before.count(&old.element(key, record), true);
-                let record = match key {
-                    Key::Node(SYSTEM) => &new_record,
-                    _ => record,
-                };
-                after.count(&new.element(key, record), true);
-            })?;
-            match despite {
-                true => after.carry(&state, &before),
-                false => state.must_agree_with(&before)?,
-            }
-            after.commit += 1;
-            records.put_node(SYSTEM, &new_record)?;
-            records.put_state(&new.seal(keyring.vault(), &after)?)?;
-            Ok::<_, VaultError>((after, new))
-        });
-        die_at!("system-stored");
-        match renewed {
-            Ok((after, new)) => {
-                *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-                self.cache.commit([(SYSTEM, None)].into_iter());
-                self.show(&after);
-                *state = after;
-                Ok(())
-            }
-            Err(error) => {
-                self.take_system_again();
-                self.look_again(&mut state);
-                Err(error)
-            }
-        }
-    }
-
-    /// An error after the commit leaves open whether it was one.
-    pub(super) fn take_system_again(&self) {
-        if let Ok(keys) = self.read(|records| self.system_in(records)) {
-            *self.system.write().unwrap_or_else(PoisonError::into_inner) = keys;
-        }
     }
 }
 

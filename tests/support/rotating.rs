@@ -109,9 +109,10 @@ pub fn wait_for_the_middle(point: &Path) -> Value {
 }
 
 /// Begins to replace all data keys, or goes on with it, by about as many transactions, each of which
-/// looks at one name of a directory.
+/// looks at one name of a directory, or at one record.
 pub fn reencrypt(vault: &Vault, transactions: u32) {
     fail::cfg("names-at-a-time", "return(1)").expect("a fail point");
+    fail::cfg("keys-at-a-time", "return(1)").expect("a fail point");
     fail::cfg("offer", "return").expect("a fail point");
     if !vault.is_rotating() {
         vault.begin(&Request::Reencrypt).expect("begun");

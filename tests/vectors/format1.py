@@ -157,7 +157,34 @@ moving = node(MOVING, 2, 7, attributes(0o700, directory + u32(1) + u64(1) + left
 # The previous key stands where others have theirs, and the new one at the end.
 moving = moving[:9] + wrapped(MOVING, 0, 0, BEFORE) + moving[9 + 72:] + u64(1) + moving[9:9 + 72]
 
+# The system node and the state while the sums are made anew: up to the root directory so far.
+AFTER = bytes([0x15]) * 32
+METADATA[SYSTEM], before = AFTER, METADATA[SYSTEM]
+summing_system = node(SYSTEM, 8, 2, attributes(0, u32(3) + u32(0)))
+summing_system = (
+    summing_system[:9]
+    + wrapped(SYSTEM, 0, 0, before)
+    + summing_system[9 + 72:]
+    + u64(1)
+    + summing_system[9:9 + 72]
+)
+nodes = ((0, summing_system), (1, root), (2, file))
+
+
+def sums(key, over):
+    key = subkey(key, b"metadata set")
+    elements = [mac(key, b"n", u64(n), sha(u64(1), r)) for n, r in over]
+    if len(over) == 3:
+        elements.append(mac(key, b"v", of_version, sha(u64(1), version)))
+    return (sum(int.from_bytes(e, "little") for e in elements) % 2**256).to_bytes(32, "little")
+
+
+plain_state = u64(10) + u64(1) + u64(3) + u64(3) + u64(1) + sums(before, nodes)
+plain_state += u8(1) + u8(1) + u32(0) + u64(ROOT) + u64(2) + u64(0)
+plain_state += sums(before, nodes[:2]) + sums(AFTER, nodes[:2])
+summing_state = seal(subkey(AFTER, b"metadata state"), aad(6), pad(plain_state, 256))
+
 for what in "header keyring event system root file tag entry version chunk state".split() + [
-    "stays_tag", "stays", "moved_tag", "moved", "moving"
+    "stays_tag", "stays", "moved_tag", "moved", "moving", "summing_system", "summing_state"
 ]:
     print(what, globals()[what].hex())

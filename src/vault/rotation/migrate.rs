@@ -91,7 +91,7 @@ impl Vault {
             _ => {}
         }
         if self.keyring().renews_data_keys() {
-            self.renew_system(change.to, despite)?;
+            return self.renew_system(change.to, despite, go_on);
         }
         Ok(ControlFlow::Continue(()))
     }
