@@ -200,19 +200,20 @@ fn is_refused(world: &World, edits: &[Edit], hers: &str) {
             refused(name, more, what, false);
         }
         assert_eq!(world.proxy.count(), mark, "{what}: a KMS was asked");
-        // It could be newer than what this host has seen, or the host could be another: then the
-        // key that the host was told of is asked for its own wrap, and the MACs are wrong.
+        // On a host that has not seen it, the key that the host was told of is asked for its own wrap;
+        // then the MACs are wrong.
+        std::fs::rename(&anchors, &kept).expect("moved");
+        let pin = format!("kms-key={}", world.keys[0]);
+        refused("mount", &["-o", &pin], what, true);
+        let _ = std::fs::remove_dir_all(&anchors);
+        std::fs::rename(&kept, &anchors).expect("back");
+        // So it is where it could be newer than what was seen.
         set_blob(&world.place, STORE, &stored);
         forge(&|body| {
             body.sequence += 1;
             edit(body);
         });
         refused(commands[1].0, commands[1].1, what, true);
-        std::fs::rename(&anchors, &kept).expect("moved");
-        let pin = format!("kms-key={}", world.keys[0]);
-        refused("mount", &["-o", &pin], what, true);
-        let _ = std::fs::remove_dir_all(&anchors);
-        std::fs::rename(&kept, &anchors).expect("back");
         set_blob(&world.place, STORE, &stored);
     }
     let hers = hers.trim_start_matches("aws-kms://");

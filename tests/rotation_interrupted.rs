@@ -40,6 +40,7 @@ struct Stored {
     keyring: Vec<u8>,
     generation: i64,
     keys: i64,
+    all: i64,
 }
 
 impl Stored {
@@ -50,15 +51,22 @@ impl Stored {
         database.busy_timeout(SOON).expect("set");
         let sql = "WITH newest(g) AS (SELECT max(generation) FROM node) SELECT keyring.value, g, \
                    (SELECT count(*) FROM node WHERE generation = g) \
-                   + (SELECT count(*) FROM version WHERE generation = g) FROM keyring, newest";
+                   + (SELECT count(*) FROM version WHERE generation = g), \
+                   (SELECT count(*) FROM node) + (SELECT count(*) FROM version) \
+                   FROM keyring, newest";
         let row = database.query_row(sql, [], |row| {
             Ok(Self {
                 keyring: row.get(0)?,
                 generation: row.get(1)?,
                 keys: row.get(2)?,
+                all: row.get(3)?,
             })
         });
         row.expect("a row")
+    }
+
+    fn is_in_the_middle(&self) -> bool {
+        (1..self.all).contains(&self.keys)
     }
 }
 
@@ -85,8 +93,10 @@ fn let_it_come_further(place: &Place, before: &Stored, run: &mut dyn FnMut() -> 
     }
 }
 
-/// Has runs killed until one rotation more has ended; how many were killed.
-fn interrupted(place: &Place, kind: &str, run: &mut dyn FnMut(&Stored, bool)) -> usize {
+/// Has runs killed until one rotation more has ended; how many were killed, and how many of them
+/// with some keys done and some not.
+fn interrupted(place: &Place, kind: &str, run: &mut dyn FnMut(&Stored, bool)) -> (usize, usize) {
+    let mut in_the_middle = 0;
     let at_first = ended(place);
     let mut last = Stored::in_vault(place);
     for killed in 0.. {
@@ -96,10 +106,11 @@ fn interrupted(place: &Place, kind: &str, run: &mut dyn FnMut(&Stored, bool)) ->
             "{kind}: what was done before a kill is done"
         );
         if ended(place) > at_first {
-            return killed;
+            return (killed, in_the_middle);
         }
         assert!(killed < 10_000, "{kind} does not end");
         run(&before, killed == 0);
+        in_the_middle += usize::from(Stored::in_vault(place).is_in_the_middle());
         last = before;
     }
     unreachable!()
@@ -127,14 +138,18 @@ fn filled() -> Place {
 }
 
 /// In the suite there is a kill for every few transactions of a rotation that has many.
-fn enough(kind: &str, killed: usize) {
-    println!("{kind}: ended after {killed} kills");
-    let least = if kind == "rewrap" || every().is_some() {
-        1
-    } else {
-        8
+fn enough(kind: &str, (killed, in_the_middle): (usize, usize)) {
+    println!("{kind}: ended after {killed} kills, {in_the_middle} of them with some keys done");
+    let (least, in_it) = match kind {
+        "rewrap" => (1, 0),
+        _ if every().is_some() => (1, 0),
+        _ => (8, 4),
     };
     assert!(killed >= least, "{kind} was killed {killed} times only");
+    assert!(
+        in_the_middle >= in_it,
+        "{kind}: {in_the_middle} in its middle only"
+    );
 }
 
 #[test]
