@@ -117,20 +117,28 @@ impl Reading {
             let mut pass = self.passes.len() - 1;
             pass -= pass.min((pass + odd) % 2);
             if let Some(later) = self.passes.get(pass + 1) {
-                self.shown.truncate(later.shown);
+                self.show_again(later.shown);
             }
             self.passes.truncate(pass + 1);
             let of_pass = self.passes.last().map_or(0, |pass| pass.shown);
             let kept = self.shown[of_pass..].partition_point(|(shown, _)| *shown <= position);
-            self.shown.truncate(of_pass + kept);
+            self.show_again(of_pass + kept);
             let is_known = self.shown[of_pass..]
                 .last()
                 .is_some_and(|(p, _)| *p == position);
             if let Some(pass) = self.passes.last_mut().filter(|_| !is_known) {
                 pass.is_part = true;
             }
-            if self.left_out.take().is_some() {
-                self.leave_out();
+        }
+    }
+
+    /// Takes what was shown after the first so many for not shown. The kernel goes back some way
+    /// whenever a program's buffer is full, so this costs no more than that.
+    fn show_again(&mut self, first: usize) {
+        let again = self.shown.drain(first.min(self.shown.len())..);
+        if let Some(left_out) = &mut self.left_out {
+            for (_, hash) in again {
+                left_out.remove(&hash);
             }
         }
     }
