@@ -301,6 +301,35 @@ fn a_name_that_does_not_open_holds_up_no_other_and_is_repaired_or_given_up() {
 }
 
 #[test]
+fn a_row_that_is_none_costs_those_who_insist_no_name_that_has_moved() {
+    let world = World::new();
+    let directory = world.directories[1];
+    let (last, _) = rows(&world, directory).pop().expect("rows");
+    put(&world, directory, &(last, vec![0; 20_000]));
+    let point = world.place.point();
+    command(&point, "reencrypt").expect("begun");
+    wait_until_blocked(&point);
+    let ran = world.run(&["reencrypt", "--retire-despite", "--wait"]);
+    assert!(ran.0.status.success(), "{}", ran.stderr());
+    let gone = missing(&world);
+    assert_eq!(world.in_place(), all_but(&[gone]));
+    world.umount();
+    let database = world.database();
+    let sql = "DELETE FROM entry WHERE length(value) = 20000";
+    assert_eq!(database.execute(sql, []).expect("removed"), 1);
+    drop(database);
+    world.run(&["check", "--repair"]).succeeded();
+    world.place.mount(&[]).succeeded();
+    assert_eq!(world.in_place(), all_but(&[gone]));
+    assert_eq!(
+        world.lost().into_values().collect::<Vec<_>>(),
+        [content(gone)]
+    );
+    world.umount();
+    check_is_clean(&world.place);
+}
+
+#[test]
 fn what_was_put_back_into_a_directory_whose_names_move_is_noticed() {
     // A name that has moved, under its former key once more; one that was removed since.
     for removed in [false, true] {

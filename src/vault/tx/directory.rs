@@ -75,8 +75,14 @@ impl Tx<'_> {
             Err(error) => return Err(error),
         }
         let keys = self.directory_keys(id)?;
-        let limit = at_most();
-        let rows = self.records.entries(id, after, limit)?;
+        let (rows, limit) = match self.next_entries(id, after) {
+            // What lies behind a row that is none cannot be told.
+            Err(error) if despite && error.failure() == Failure::Integrity => {
+                trouble.get_or_insert(error);
+                (Vec::new(), 0)
+            }
+            found => found?,
+        };
         for (at, row) in rows.iter().enumerate() {
             if keys.is_previous(&row.value) {
                 match self.move_name(id, &keys, row, despite) {
@@ -107,6 +113,20 @@ impl Tx<'_> {
             true => Migrated::Done,
             false => Migrated::LeftBehind,
         })
+    }
+
+    /// Entries after the one that was come to, and how many there would be if there were more. Up to
+    /// a row that is none, one at a time.
+    fn next_entries(
+        &mut self,
+        directory: NodeId,
+        after: Option<&NameTag>,
+    ) -> Result<(Vec<EntryRow>, usize), VaultError> {
+        let many = at_most();
+        if let Ok(rows) = self.records.entries(directory, after, many) {
+            return Ok((rows, many));
+        }
+        Ok((self.records.entries(directory, after, 1)?, 1))
     }
 
     fn move_name(
