@@ -51,7 +51,9 @@ fn fill(vault: &Vault, (count, size): (usize, usize), in_a_directory: usize) {
             for n in first..count.min(first + IN_A_DIRECTORY) {
                 let name = format!("s{n}");
                 let file = tx.create(directory, name.as_bytes(), &new_node(Kind::File, 0o600))?;
-                tx.publish(file, &content, Publication::Replacement, None, &[])?;
+                if size > 0 {
+                    tx.publish(file, &content, Publication::Replacement, None, &[])?;
+                }
             }
             Ok(())
         });
@@ -235,8 +237,10 @@ fn longest_wait(vault: &Vault, meanwhile: impl FnOnce()) -> Duration {
 
 #[test]
 fn the_memory_of_a_reencryption_does_not_grow_with_the_number_of_names_in_a_directory() {
-    let count = number("SECRETFS_SCALE_SECRETS", SECRETS * 3);
-    let size = number("SECRETFS_SCALE_SIZE", 10);
+    let campaign = std::env::var_os("SECRETFS_SCALE_SECRETS").is_some();
+    let count = number("SECRETFS_SCALE_SECRETS", SECRETS * 10);
+    // Names are what is looked at.
+    let size = 0;
     let (layer, _) = filled((count / 4, size), count);
     let (_, small) = rotated(&layer, &Request::Reencrypt);
     let (layer, _) = filled((count, size), count);
@@ -249,6 +253,9 @@ fn the_memory_of_a_reencryption_does_not_grow_with_the_number_of_names_in_a_dire
         peak < small + GROWTH,
         "{peak} KiB, and {small} KiB for a quarter of it"
     );
+    if !campaign {
+        return;
+    }
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");
     let waited = longest_wait(&vault, || {
         vault.begin(&Request::Reencrypt).expect("begun");
