@@ -41,9 +41,66 @@ pub enum SealError {
 /// # Errors
 /// When no nonce can be drawn.
 pub fn seal(key: &SecretKey, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
+    let mut nonce = [0; NONCE];
+    fill_random(&mut nonce)?;
+    seal_once(key, &nonce, context, plain)
+}
+
+/// Nonces that were drawn many at a time: one call to the system for each would take as long as the
+/// sealing of a key. Each is handed out once.
+#[derive(Debug)]
+pub struct Nonces {
+    drawn: Vec<u8>,
+    used: usize,
+}
+
+impl Nonces {
+    /// Draws `count` of them; when they are used up, as many again.
+    ///
+    /// # Errors
+    /// When none can be drawn.
+    pub fn draw(count: usize) -> Result<Self, RandomError> {
+        let mut drawn = vec![0; count.max(1) * NONCE];
+        fill_random(&mut drawn)?;
+        Ok(Self { drawn, used: 0 })
+    }
+
+    fn next(&mut self) -> Result<[u8; NONCE], RandomError> {
+        if self.used >= self.drawn.len() {
+            fill_random(&mut self.drawn)?;
+            self.used = 0;
+        }
+        let mut nonce = [0; NONCE];
+        let (from, to) = (self.used, self.used + NONCE);
+        nonce.copy_from_slice(&self.drawn[from..to]);
+        self.used = to;
+        Ok(nonce)
+    }
+}
+
+/// [`seal`] with one of `nonces`.
+///
+/// # Errors
+/// When no more can be drawn.
+pub fn seal_with(
+    key: &SecretKey,
+    nonces: &mut Nonces,
+    context: &[u8],
+    plain: &[u8],
+) -> Result<Vec<u8>, SealError> {
+    seal_once(key, &nonces.next()?, context, plain)
+}
+
+/// Never twice with the same nonce.
+fn seal_once(
+    key: &SecretKey,
+    nonce: &[u8; NONCE],
+    context: &[u8],
+    plain: &[u8],
+) -> Result<Vec<u8>, SealError> {
     let mut sealed = vec![0; plain.len() + OVERHEAD];
-    let (nonce, rest) = sealed.split_at_mut(NONCE);
-    fill_random(nonce)?;
+    let (head, rest) = sealed.split_at_mut(NONCE);
+    head.copy_from_slice(nonce);
     let (ciphertext, tag) = rest.split_at_mut(plain.len());
     let (key, nonce) = one_time(key, nonce).ok_or(SealError::TooLong)?;
     // From one buffer into the other: the plain text is never in this one, which is not locked.
@@ -134,6 +191,17 @@ mod tests {
                 "cut to {length}"
             );
         }
+    }
+
+    #[test]
+    fn no_nonce_is_handed_out_twice_also_when_more_are_drawn() {
+        let mut nonces = Nonces::draw(7).unwrap();
+        let seen: std::collections::HashSet<_> = (0..100).map(|_| nonces.next().unwrap()).collect();
+        assert_eq!(seen.len(), 100);
+        assert!(!seen.contains(&[0; NONCE]));
+        let key = SecretKey::generate().unwrap();
+        let sealed = seal_with(&key, &mut nonces, b"context", b"a secret").unwrap();
+        assert_eq!(&open(&key, b"context", &sealed).unwrap()[..], b"a secret");
     }
 
     #[test]

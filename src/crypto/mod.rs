@@ -11,7 +11,7 @@ pub mod secret;
 mod spares;
 pub mod sum;
 
-pub use aead::{OpenError, OpenFailure, SealError};
+pub use aead::{Nonces, OpenError, OpenFailure, SealError};
 pub use memory::{MemoryError, SecretBytes};
 pub use secret::{RandomError, SecretKey};
 pub use sum::SetSum;

@@ -53,10 +53,17 @@ fn expand(key: &SecretKey, info: &[&[u8]]) -> SecretKey {
     })
 }
 
-fn hmac(key: &SecretKey, parts: &[&[u8]]) -> Tag {
+fn keyed(key: &SecretKey) -> Hmac<Sha256> {
     // HMAC takes keys of any length.
     let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(key.expose());
-    let mut mac = mac.unwrap_or_else(|_| std::process::abort());
+    mac.unwrap_or_else(|_| std::process::abort())
+}
+
+fn hmac(key: &SecretKey, parts: &[&[u8]]) -> Tag {
+    finish(keyed(key), parts)
+}
+
+fn finish(mut mac: Hmac<Sha256>, parts: &[&[u8]]) -> Tag {
     parts.iter().for_each(|part| mac.update(part));
     mac.finalize().into_bytes().into()
 }
@@ -153,19 +160,34 @@ impl SetKey {
         hmac(&self.0, &[b"e", tag, &digest(&[record])])
     }
 
+    /// The same key, made ready for many records.
+    pub fn ready(&self) -> RecordHash {
+        RecordHash(keyed(&self.0))
+    }
+}
+
+/// Hashes records for the vault's sum: a [`SetKey`] that has been taken in already. To be dropped
+/// soon, which wipes it: unlike the key it is not in memory of its own.
+pub struct RecordHash(Hmac<Sha256>);
+
+impl fmt::Debug for RecordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecordHash(..)")
+    }
+}
+
+impl RecordHash {
     /// What a node's record adds to the vault's sum.
     pub fn node(&self, id: u64, generation: u64, record: &[u8]) -> Tag {
         let hash = digest(&[&generation.to_le_bytes(), record]);
-        hmac(&self.0, &[b"n", &id.to_le_bytes(), &hash])
+        finish(self.0.clone(), &[b"n", &id.to_le_bytes(), &hash])
     }
 
     /// What a version's record adds to the vault's sum.
     pub fn version(&self, node: u64, version: u64, generation: u64, record: &[u8]) -> Tag {
         let hash = digest(&[&generation.to_le_bytes(), record]);
-        hmac(
-            &self.0,
-            &[b"v", &node.to_le_bytes(), &version.to_le_bytes(), &hash],
-        )
+        let (node, version) = (node.to_le_bytes(), version.to_le_bytes());
+        finish(self.0.clone(), &[b"v", &node, &version, &hash])
     }
 }
 
@@ -333,6 +355,22 @@ macro_rules! seals {
 }
 
 seals!(WrapKey AttributesKey EntryKey StateKey VersionKey ChunkKey);
+
+impl WrapKey {
+    /// Seals a data key with one of `nonces`, of which many were drawn at once.
+    ///
+    /// # Errors
+    /// When no more can be drawn.
+    pub fn seal_with(
+        &self,
+        nonces: &mut super::Nonces,
+        vault: VaultId,
+        context: Context<'_>,
+        plain: &[u8],
+    ) -> Result<Vec<u8>, super::SealError> {
+        super::aead::seal_with(&self.0, nonces, &context.bytes(vault), plain)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -11,21 +11,32 @@ pub struct SetSum(pub [u8; 32]);
 impl SetSum {
     /// Puts a record into the set.
     pub fn add(&mut self, element: &[u8; 32]) {
-        let mut carry = 0u16;
-        for (digit, other) in self.0.iter_mut().zip(element) {
-            let sum = u16::from(*digit) + u16::from(*other) + carry;
-            *digit = (sum & 0xff) as u8;
-            carry = sum >> 8;
-        }
+        let mut carry = false;
+        self.combine(element, |digit, other| {
+            let (sum, over) = digit.overflowing_add(other);
+            let (sum, again) = sum.overflowing_add(u64::from(carry));
+            carry = over | again;
+            sum
+        });
     }
 
     /// Takes a record out of the set.
     pub fn remove(&mut self, element: &[u8; 32]) {
-        let mut borrow = 0i16;
-        for (digit, other) in self.0.iter_mut().zip(element) {
-            let difference = i16::from(*digit) - i16::from(*other) - borrow;
-            *digit = (difference & 0xff) as u8;
-            borrow = i16::from(difference < 0);
+        let mut borrow = false;
+        self.combine(element, |digit, other| {
+            let (difference, under) = digit.overflowing_sub(other);
+            let (difference, again) = difference.overflowing_sub(u64::from(borrow));
+            borrow = under | again;
+            difference
+        });
+    }
+
+    /// Goes through both, digits of 64 bit, the lowest first.
+    fn combine(&mut self, element: &[u8; 32], mut with: impl FnMut(u64, u64) -> u64) {
+        let (ours, _) = self.0.as_chunks_mut::<8>();
+        let (theirs, _) = element.as_chunks::<8>();
+        for (digit, other) in ours.iter_mut().zip(theirs) {
+            *digit = with(u64::from_le_bytes(*digit), u64::from_le_bytes(*other)).to_le_bytes();
         }
     }
 }

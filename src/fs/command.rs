@@ -13,6 +13,7 @@ use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError};
 
+use super::nice::step_back;
 use super::{Errno, FileSystem};
 
 /// Longest command, in bytes.
@@ -189,7 +190,10 @@ impl Keeper {
             .name("keys".into())
             .spawn(move || match vault.is_read_only() {
                 true => vault.follow(&|| keeper.go_on()),
-                false => keeper.drive(&vault, every),
+                false => {
+                    step_back();
+                    keeper.drive(&vault, every);
+                }
             })?;
         Ok(Self {
             shared,

@@ -15,6 +15,7 @@ pub mod fuse;
 mod handles;
 mod io;
 mod names;
+mod nice;
 mod open;
 mod process;
 mod publish;

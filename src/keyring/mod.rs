@@ -14,7 +14,7 @@ use crate::codec;
 use crate::crypto::schedule::{
     Context, KeyringMacKey, MasterKey, Role, VaultId, WrapKey, digest, same,
 };
-use crate::crypto::{MemoryError, OpenFailure, RandomError, SealError, SecretKey};
+use crate::crypto::{MemoryError, Nonces, RandomError, SealError, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
 pub use change::{EventRow, NewGeneration, ProvedKey, is_final};
@@ -441,17 +441,41 @@ impl Keyring {
         role: Role,
         key: &SecretKey,
     ) -> Result<(u64, Vec<u8>), KeyringError> {
+        let (generation, live, context) = self.wrapping(node, role)?;
+        let wrapped = live.wrap.seal(self.vault, context, key.expose())?;
+        Ok((generation, wrapped))
+    }
+
+    /// [`wrap`](Self::wrap) for many keys, with one of `nonces`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn wrap_with(
+        &self,
+        nonces: &mut Nonces,
+        node: u64,
+        role: Role,
+        key: &SecretKey,
+    ) -> Result<(u64, Vec<u8>), KeyringError> {
+        let (generation, live, context) = self.wrapping(node, role)?;
+        let wrapped = live
+            .wrap
+            .seal_with(nonces, self.vault, context, key.expose())?;
+        Ok((generation, wrapped))
+    }
+
+    fn wrapping(
+        &self,
+        node: u64,
+        role: Role,
+    ) -> Result<(u64, &LiveKey, Context<'static>), KeyringError> {
         let generation = self.active;
         let context = Context::Key {
             node,
             role,
             generation,
         };
-        let wrapped = self
-            .live(generation)?
-            .wrap
-            .seal(self.vault, context, key.expose())?;
-        Ok((generation, wrapped))
+        Ok((generation, self.live(generation)?, context))
     }
 
     /// Unwraps a data key.
@@ -478,12 +502,17 @@ impl Keyring {
         };
         let live = self.keys.get(&generation);
         let live = live.ok_or_else(|| KeyringError::unknown(generation, what()))?;
-        let key = match live.wrap.open(self.vault, context, wrapped) {
-            Ok(key) => SecretKey::from_slice(&key),
-            Err(OpenFailure::Open(_)) => None,
-            Err(OpenFailure::Memory(error)) => return Err(error.into()),
-        };
-        key.ok_or_else(|| KeyringError::integrity(format!("{} does not authenticate", what())))
+        let mut opened = Ok(());
+        let key = SecretKey::filled_by(|key| {
+            opened = live.wrap.open_into(self.vault, context, wrapped, key);
+        });
+        match opened {
+            Ok(()) => Ok(key),
+            Err(_) => {
+                let why = format!("{} does not authenticate", what());
+                Err(KeyringError::integrity(why))
+            }
+        }
     }
 
     /// Adds an event to the history and raises the sequence; returns the event's number and bytes,

@@ -8,7 +8,8 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
@@ -207,6 +208,33 @@ impl Drop for Lock {
             // Left behind, it would only name a holder that a free lock disproves.
             let _ = self.file.set_len(0);
         }
+    }
+}
+
+/// Shows the writer, for as long as it is kept, that somebody reads beside it. Readers hold nothing up
+/// and nothing is decided by them; the writer is kind to them if it knows. `None` where that cannot be
+/// shown.
+///
+/// It is another kind of lock than the writer's own, which it is not in the way of.
+pub(super) fn show_reader(path: &Path) -> Option<File> {
+    let mut options = fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(FLAGS).open(path).ok()?;
+    // The writer may just be looking, which takes it no time.
+    let shown = (0..20).any(|again| {
+        if again > 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        file.try_lock_shared().is_ok()
+    });
+    shown.then_some(file)
+}
+
+/// Whether somebody reads beside the writer, who asks.
+pub(super) fn has_readers(path: &Path) -> bool {
+    let mut options = fs::OpenOptions::new();
+    match options.read(true).custom_flags(FLAGS).open(path) {
+        Ok(file) => file.try_lock().is_err(),
+        Err(_) => true,
     }
 }
 

@@ -71,6 +71,9 @@ pub struct EntryRow {
     pub value: Vec<u8>,
 }
 
+/// Records that are this long together, in bytes, are enough to be had at once.
+pub const MANY_BYTES: usize = 512 << 10;
+
 /// Names a chunk: node, version, index.
 pub type ChunkKey = (NodeId, u64, u32);
 
@@ -160,6 +163,13 @@ pub trait Read {
         after: Option<NodeId>,
         limit: usize,
     ) -> Result<Vec<NodeId>, StoreError>;
+    /// The same with their records: fewer than `limit` once they are [`MANY_BYTES`] long.
+    fn node_records_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError>;
     /// Versions under any other generation than `generation`.
     fn versions_not_under(
         &mut self,
@@ -167,6 +177,14 @@ pub trait Read {
         after: Option<(NodeId, u64)>,
         limit: usize,
     ) -> Result<Vec<(NodeId, u64)>, StoreError>;
+    /// The same with their records: fewer than `limit` once they are [`MANY_BYTES`] long.
+    #[allow(clippy::type_complexity)]
+    fn version_records_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError>;
 }
 
 /// Writing inside one transaction.
@@ -206,6 +224,21 @@ pub trait Write: Read {
         version: u64,
         record: &KeyedRecord,
     ) -> Result<(), StoreError>;
+    /// Puts `new` in the place of a node's record if that is `old`; whether it was.
+    fn exchange_node(
+        &mut self,
+        id: NodeId,
+        old: &KeyedRecord,
+        new: &KeyedRecord,
+    ) -> Result<bool, StoreError>;
+    /// The same for a version's record; its chunks are left alone.
+    fn exchange_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        old: &KeyedRecord,
+        new: &KeyedRecord,
+    ) -> Result<bool, StoreError>;
     /// Replaces a version and its chunks by others. What stood there is overwritten, not only
     /// given back: the same content may be in it as before, under a key that somebody has.
     fn replace_version(

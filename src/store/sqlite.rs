@@ -19,7 +19,7 @@ use rusqlite::config::DbConfig;
 
 use super::checkpoint::{Checkpointer, Desk};
 use super::connection::{self, Purpose};
-use super::lock::{Holder, Lock};
+use super::lock::{self, Holder, Lock};
 use super::place::{Opened, Place};
 use super::pool::Pool;
 use super::wal::Wal;
@@ -67,6 +67,8 @@ enum Side {
     Read {
         watch: Mutex<Option<Connection>>,
         wal: Wal,
+        /// Shows the writer that we are here.
+        _shown: Option<File>,
     },
 }
 
@@ -143,6 +145,7 @@ impl SqliteStore {
             _ => Side::Read {
                 watch: Mutex::new(Some(connection)),
                 wal: Wal::new(Arc::clone(&place), Arc::clone(&opened), false),
+                _shown: lock::show_reader(&place.lock),
             },
         };
         let pool = Pool::new(Arc::clone(&place), Arc::clone(&opened));
@@ -209,6 +212,12 @@ impl SqliteStore {
             return Err(self.read_only());
         };
         locked(writer).truncate_wal(&self.place, &self.opened)
+    }
+
+    /// Whether another process reads the vault beside this one, which writes it. True when that
+    /// cannot be told.
+    pub fn has_readers(&self) -> bool {
+        lock::has_readers(&self.place.lock)
     }
 
     fn read_only(&self) -> StoreError {

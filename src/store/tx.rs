@@ -68,8 +68,20 @@ impl Tx {
         params: impl Params,
         take: impl FnMut(&Row<'_>) -> Result<T, Fault>,
     ) -> Result<Vec<T>, StoreError> {
+        self.until(what, sql, params, take, |_| false)
+    }
+
+    /// Rows up to one of which `enough` says so.
+    pub(super) fn until<T>(
+        &mut self,
+        what: &str,
+        sql: &str,
+        params: impl Params,
+        take: impl FnMut(&Row<'_>) -> Result<T, Fault>,
+        enough: impl FnMut(&T) -> bool,
+    ) -> Result<Vec<T>, StoreError> {
         self.alive()?;
-        many(&self.connection, sql, params, take).map_err(|fault| self.blame(what, fault))
+        many(&self.connection, sql, params, take, enough).map_err(|fault| self.blame(what, fault))
     }
 
     pub(super) fn ordered<K: Ord>(
@@ -99,12 +111,18 @@ fn many<T>(
     sql: &str,
     params: impl Params,
     mut take: impl FnMut(&Row<'_>) -> Result<T, Fault>,
+    mut enough: impl FnMut(&T) -> bool,
 ) -> Result<Vec<T>, Fault> {
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query(params)?;
     let mut taken = Vec::new();
     while let Some(row) = rows.next()? {
-        taken.push(take(row)?);
+        let one = take(row)?;
+        let enough = enough(&one);
+        taken.push(one);
+        if enough {
+            break;
+        }
     }
     Ok(taken)
 }

@@ -8,7 +8,9 @@ use rusqlite::types::ValueRef;
 
 use super::hostile::{self, Fault};
 use super::tx::{Tx, key, rows};
-use super::{ChunkKey, EntryRow, KeyedRecord, NameTag, NodeId, Read, StoreError, schema};
+use super::{
+    ChunkKey, EntryRow, KeyedRecord, MANY_BYTES, NameTag, NodeId, Read, StoreError, schema,
+};
 
 fn keyed(row: &Row<'_>, at: usize, max: usize) -> Result<KeyedRecord, Fault> {
     Ok(KeyedRecord {
@@ -335,9 +337,12 @@ impl Read for Tx {
     }
 
     fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError> {
-        let sql = "SELECT (SELECT count(*) FROM node WHERE generation = ?1) \
-                          + (SELECT count(*) FROM version WHERE generation = ?1), \
-                          (SELECT count(*) FROM node) + (SELECT count(*) FROM version)";
+        // Each table is read once.
+        let sql = "SELECT n.under + v.under, n.total + v.total FROM \
+                   (SELECT count(*) AS total, count(*) FILTER (WHERE generation = ?1) AS under \
+                    FROM node) AS n, \
+                   (SELECT count(*) AS total, count(*) FILTER (WHERE generation = ?1) AS under \
+                    FROM version) AS v";
         let take = |row: &Row<'_>| Ok((hostile::id(row, 0)?, hostile::id(row, 1)?));
         let found = self.one("cannot count the keys", sql, [key(generation)?], take)?;
         Ok(found.unwrap_or_default())
@@ -358,6 +363,23 @@ impl Read for Tx {
         Ok(found)
     }
 
+    fn node_records_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError> {
+        let what = "cannot read the nodes to re-wrap";
+        let sql = "SELECT id, generation, value FROM node WHERE id >= ?1 AND generation <> ?2 \
+                   ORDER BY id LIMIT ?3";
+        let from = after.map_or(0, |after| after + 1);
+        let params = (key(from)?, key(generation)?, rows(limit));
+        let take = |row: &Row<'_>| Ok((hostile::id(row, 0)?, keyed(row, 1, schema::MAX_NODE)?));
+        let found = self.until(what, sql, params, take, enough())?;
+        self.ordered(what, after, found.iter().map(|(id, _)| *id))?;
+        Ok(found)
+    }
+
     fn versions_not_under(
         &mut self,
         generation: u64,
@@ -374,5 +396,35 @@ impl Read for Tx {
         let found = self.many(what, sql, params, take)?;
         self.ordered(what, after, found.iter().copied())?;
         Ok(found)
+    }
+
+    fn version_records_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError> {
+        let what = "cannot read the versions to re-wrap";
+        let sql = "SELECT node, version, generation, value FROM version \
+                   WHERE (node, version) >= (?1, ?2) AND generation <> ?3 \
+                   ORDER BY node, version LIMIT ?4";
+        let (node, version) = after.map_or((0, 0), |(node, version)| (node, version + 1));
+        let params = (key(node)?, key(version)?, key(generation)?, rows(limit));
+        let take = |row: &Row<'_>| {
+            let key = (hostile::id(row, 0)?, hostile::id(row, 1)?);
+            Ok((key, keyed(row, 2, schema::MAX_VERSION)?))
+        };
+        let found = self.until(what, sql, params, take, enough())?;
+        self.ordered(what, after, found.iter().map(|(key, _)| *key))?;
+        Ok(found)
+    }
+}
+
+/// Says of one record after the other whether there are enough of them.
+fn enough<K>() -> impl FnMut(&(K, KeyedRecord)) -> bool {
+    let mut bytes = 0;
+    move |(_, record)| {
+        bytes += record.value.len();
+        bytes >= MANY_BYTES
     }
 }

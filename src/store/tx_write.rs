@@ -269,6 +269,40 @@ impl Write for Tx {
         })
     }
 
+    fn exchange_node(
+        &mut self,
+        id: NodeId,
+        old: &KeyedRecord,
+        new: &KeyedRecord,
+    ) -> Result<bool, StoreError> {
+        self.change("cannot rewrite a node", |tx| {
+            let sql = "UPDATE node SET generation = ?2, value = ?3 \
+                       WHERE id = ?1 AND generation = ?4 AND value = ?5";
+            let [was, is] = [&old.value, &new.value];
+            let (id, value) = (key(id)?, fits(is, schema::MAX_NODE)?);
+            let (before, after) = (key(old.generation)?, key(new.generation)?);
+            Ok(tx.execute(sql, (id, after, value, before, was))? == 1)
+        })
+    }
+
+    fn exchange_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        old: &KeyedRecord,
+        new: &KeyedRecord,
+    ) -> Result<bool, StoreError> {
+        self.change("cannot rewrite a version's record", |tx| {
+            let sql = "UPDATE version SET generation = ?3, value = ?4 \
+                       WHERE node = ?1 AND version = ?2 AND generation = ?5 AND value = ?6";
+            let [was, is] = [&old.value, &new.value];
+            let (node, version) = (key(node)?, key(version)?);
+            let value = fits(is, schema::MAX_VERSION)?;
+            let (before, after) = (key(old.generation)?, key(new.generation)?);
+            Ok(tx.execute(sql, (node, version, after, value, before, was))? == 1)
+        })
+    }
+
     fn replace_version(
         &mut self,
         node: NodeId,

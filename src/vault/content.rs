@@ -8,7 +8,7 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::crypto::padding::padded_content;
 use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, VersionKey};
-use crate::crypto::{OpenFailure, SecretBytes, SecretKey};
+use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId, Read};
 
@@ -88,9 +88,11 @@ pub(super) fn seal(
 }
 
 /// Wraps a version's content key under the active master key; nothing else of it changes. The new
-/// wrap is opened again before it may take the place of the old one.
+/// wrap is opened again before it may take the place of the old one, and nothing is taken over of a
+/// record that does not authenticate: it is left for whoever restores it.
 pub(super) fn rewrap(
     keyring: &Keyring,
+    nonces: &mut Nonces,
     node: NodeId,
     version: u64,
     record: &KeyedRecord,
@@ -99,8 +101,16 @@ pub(super) fn rewrap(
     let mut stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
     let role = Role::Content { version };
-    let key = keyring.unwrap(record.generation, node, role, &stored.wrapped)?;
-    let (generation, wrapped) = keyring.wrap(node, role, &key)?;
+    let key = ContentKey(keyring.unwrap(record.generation, node, role, &stored.wrapped)?);
+    let context = Context::Version { node, version };
+    VersionKey::derive(&key)
+        .open(keyring.vault(), context, &stored.sealed)
+        .map_err(|error| match error {
+            OpenFailure::Open(_) => bad("does not authenticate"),
+            OpenFailure::Memory(error) => error.into(),
+        })?;
+    let key = key.0;
+    let (generation, wrapped) = keyring.wrap_with(nonces, node, role, &key)?;
     if keyring.unwrap(generation, node, role, &wrapped)? != key {
         return Err(bad("cannot be wrapped anew"));
     }

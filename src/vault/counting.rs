@@ -16,6 +16,13 @@ pub(super) enum Key {
     Version(NodeId, u64),
 }
 
+impl Key {
+    /// Whether it is a node's.
+    pub(super) fn is_node(self) -> bool {
+        matches!(self, Key::Node(_))
+    }
+}
+
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -89,9 +96,10 @@ impl Vault {
             let state = self.stored_state(records)?;
             let system = self.system_in(records)?;
             let mut recount = state.uncounted();
+            let elements = system.elements();
             let mut directories = Vec::new();
             for_each_key(records, |key, record| {
-                recount.count(&system.element(key, record), true);
+                recount.count(&elements.of(key, record), true);
                 if let Key::Node(id) = key
                     && Node::says_directory(record)
                 {

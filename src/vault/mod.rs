@@ -70,6 +70,7 @@ use cache::{NodeCache, SealedCache};
 use chronicle::Chronicle;
 use counting::Key;
 use state::SystemKeys;
+use writing::Turns;
 
 /// A job of a write transaction. It may be run more than once.
 pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
@@ -88,6 +89,7 @@ pub struct Vault {
     sealed: SealedCache,
     /// As of the last commit; locked while a transaction runs.
     state: Mutex<State>,
+    turns: Turns,
     /// The same for those who only look, and must not wait for a disk.
     seen: RwLock<State>,
     foreign: AtomicU64,

@@ -13,7 +13,7 @@ use crate::crypto::padding::padded_attributes;
 use crate::crypto::schedule::{
     AttributesKey, Context, EntryKey, MetadataKey, NameTagKey, Role, SetKey, VaultId,
 };
-use crate::crypto::{OpenFailure, SecretBytes, SecretKey};
+use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId};
 
@@ -258,6 +258,14 @@ fn fixed(wrapped: &[u8]) -> Result<[u8; WRAPPED_LEN], VaultError> {
     wrapped.try_into().map_err(length)
 }
 
+/// Its beginning.
+#[derive(Decode)]
+struct Head {
+    _kind: u8,
+    _revision: u64,
+    wrapped: [u8; WRAPPED_LEN],
+}
+
 impl Node {
     /// A new node with a key of its own.
     pub(super) fn create(
@@ -415,6 +423,54 @@ impl Node {
                 Ok(())
             }
         }
+    }
+
+    /// Whether a node's metadata key can be had; nothing else of it is looked at.
+    pub(super) fn must_unwrap(
+        keyring: &Keyring,
+        id: NodeId,
+        record: &KeyedRecord,
+    ) -> Result<(), VaultError> {
+        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let (stored, _): (Head, _) = codec::decode_prefix(&record.value, "node")
+            .map_err(|_| bad("is not encoded as a node"))?;
+        keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
+        Ok(())
+    }
+
+    /// A record with its metadata key wrapped by the active master key; nothing else of it changes.
+    /// Nothing is taken over of a record that does not authenticate: it is left for whoever restores
+    /// it.
+    pub(super) fn rewrapped(
+        keyring: &Keyring,
+        nonces: &mut Nonces,
+        id: NodeId,
+        record: &KeyedRecord,
+    ) -> Result<KeyedRecord, VaultError> {
+        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let mut stored: Stored =
+            codec::decode(&record.value, "node").map_err(|_| bad("is not encoded as a node"))?;
+        let role = Role::Metadata;
+        let key = MetadataKey(keyring.unwrap(record.generation, id, role, &stored.wrapped)?);
+        let context = Context::Attributes {
+            node: id,
+            kind: stored.kind,
+            revision: stored.revision,
+        };
+        AttributesKey::derive(&key)
+            .open(keyring.vault(), context, &stored.sealed)
+            .map_err(|error| match error {
+                OpenFailure::Open(_) => bad("does not authenticate"),
+                OpenFailure::Memory(error) => error.into(),
+            })?;
+        let (generation, wrapped) = keyring.wrap_with(nonces, id, role, &key.0)?;
+        stored.wrapped = wrapped[..]
+            .try_into()
+            .map_err(|_| bad("was wrapped to a wrong length"))?;
+        Ok(KeyedRecord {
+            generation,
+            value: codec::encode(&stored),
+        })
     }
 
     /// Replaces the metadata key. The caller replaces what stands under it.

@@ -20,6 +20,7 @@ use super::ops::NothingOpen;
 use super::state::{State, SystemKeys};
 use super::tx::Tx;
 use super::watch::Watch;
+use super::writing::Turns;
 use super::{Vault, VaultError};
 
 /// Vaults with at most this many records are recounted before they are used, larger ones in the
@@ -373,6 +374,7 @@ impl Vault {
             sealed: SealedCache::default(),
             seen: RwLock::new(state.clone()),
             state: Mutex::new(state),
+            turns: Turns::default(),
             path,
             read_only: options.read_only,
             salvage: options.salvage,

@@ -4,11 +4,15 @@
 //! what this process remembers, so it does not matter who did the steps before. One at a time
 //! drives. KMS is never asked while a transaction is open.
 
+mod crew;
 mod damage;
 mod follow;
 mod migrate;
 mod names;
+mod prepare;
+mod search;
 mod system;
+mod verify;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +30,8 @@ use super::node::Timestamp;
 use super::{Failure, Vault, VaultError};
 use damage::Damage;
 
-/// How long a new key is on offer before it is used: those who read beside have it by then, and
-/// need not wait for it.
+/// How long a new key is on offer before it is used, if somebody reads beside: those have it by then,
+/// and need not wait for it.
 const OFFER: Duration = Duration::from_millis(600);
 /// How often what is in the way of the end is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
@@ -421,7 +425,7 @@ impl Vault {
             }
             Err(error) => return Err(error.into()),
         };
-        if pause(offer(), go_on).is_break() {
+        if self.store.has_readers() && pause(offer(), go_on).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         self.change_keyring(

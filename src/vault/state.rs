@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 
 use crate::codec;
 use crate::crypto::padding::padded_attributes;
-use crate::crypto::schedule::{Context, SetKey, StateKey, VaultId};
+use crate::crypto::schedule::{Context, RecordHash, SetKey, StateKey, VaultId};
 use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
@@ -164,6 +164,19 @@ impl State {
         Ok(())
     }
 
+    /// Takes up what was counted elsewhere, beginning with the same that was uncounted.
+    pub(super) fn add(&mut self, part: &State) {
+        self.nodes = self.nodes.saturating_add(part.nodes);
+        self.versions = self.versions.saturating_add(part.versions);
+        change_sum(&mut self.sum, &part.sum, true);
+        if let (Some(renewal), Some(part)) = (&mut self.renewal, &part.renewal) {
+            renewal.nodes = renewal.nodes.saturating_add(part.nodes);
+            renewal.versions = renewal.versions.saturating_add(part.versions);
+            change_sum(&mut renewal.found, &part.found, true);
+            change_sum(&mut renewal.sum, &part.sum, true);
+        }
+    }
+
     /// Compares with a recount.
     ///
     /// # Errors
@@ -193,6 +206,27 @@ pub(super) struct Element {
     hash: [u8; 32],
     /// The same under the new key, while the sum is made anew.
     renewed: Option<[u8; 32]>,
+}
+
+/// Makes elements of records; not to be kept.
+pub(super) struct Elements {
+    hash: RecordHash,
+    renewed: Option<RecordHash>,
+}
+
+impl Elements {
+    pub(super) fn of(&self, key: Key, record: &KeyedRecord) -> Element {
+        let KeyedRecord { generation, value } = record;
+        let hash = |hash: &RecordHash| match key {
+            Key::Node(id) => hash.node(id, *generation, value),
+            Key::Version(node, version) => hash.version(node, version, *generation, value),
+        };
+        Element {
+            key,
+            hash: hash(&self.hash),
+            renewed: self.renewed.as_ref().map(hash),
+        }
+    }
 }
 
 /// The system node's keys.
@@ -226,18 +260,17 @@ impl SystemKeys {
         self.renewed.is_some()
     }
 
+    /// What hashes many records for the sum.
+    pub(super) fn elements(&self) -> Elements {
+        Elements {
+            hash: self.set.ready(),
+            renewed: self.renewed.as_ref().map(SetKey::ready),
+        }
+    }
+
     /// A record's part in the sum.
     pub(super) fn element(&self, key: Key, record: &KeyedRecord) -> Element {
-        let KeyedRecord { generation, value } = record;
-        let hash = |set: &SetKey| match key {
-            Key::Node(id) => set.node(id, *generation, value),
-            Key::Version(node, version) => set.version(node, version, *generation, value),
-        };
-        Element {
-            key,
-            hash: hash(&self.set),
-            renewed: self.renewed.as_ref().map(hash),
-        }
+        self.elements().of(key, record)
     }
 
     pub(super) fn node(&self, id: NodeId, record: &KeyedRecord) -> Element {

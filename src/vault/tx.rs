@@ -5,11 +5,13 @@
 //! transaction ends, however often they were changed.
 
 mod directory;
+mod exchange;
 mod mend;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::crypto::Nonces;
 use crate::keyring::{EventRow, Keyring};
 use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
 
@@ -20,6 +22,7 @@ use super::entry::{DirectoryKeys, Entry};
 use super::node::{Attributes, Kind, Node, Timestamp};
 use super::state::{State, SystemKeys};
 pub(super) use directory::Migrated;
+pub(super) use exchange::Exchange;
 
 /// A node as the transaction has it; `None` once it is deleted.
 #[derive(Clone)]
@@ -82,6 +85,8 @@ pub struct Tx<'a> {
     /// What the current job found, to be put back if it fails.
     undo: HashMap<NodeId, Option<Slot>>,
     ops: Vec<Op>,
+    /// Nodes of which another record was put in the place of the one that was there.
+    exchanged: Vec<NodeId>,
     touched: bool,
 }
 
@@ -103,6 +108,7 @@ impl<'a> Tx<'a> {
             nodes: HashMap::new(),
             undo: HashMap::new(),
             ops: Vec::new(),
+            exchanged: Vec::new(),
             touched: false,
         }
     }
@@ -214,7 +220,9 @@ impl<'a> Tx<'a> {
     pub(super) fn finish(
         mut self,
     ) -> Result<(State, Vec<(NodeId, Option<Arc<Node>>)>), VaultError> {
-        let mut changed = Vec::new();
+        // What is known of these is not what is stored any more.
+        let exchanged = std::mem::take(&mut self.exchanged);
+        let mut changed: Vec<_> = exchanged.into_iter().map(|id| (id, None)).collect();
         for (id, slot) in std::mem::take(&mut self.nodes) {
             if !slot.changed {
                 continue;
@@ -446,7 +454,8 @@ impl<'a> Tx<'a> {
             return Ok(());
         };
         if old.generation != self.keyring.active() {
-            let new = content::rewrap(self.keyring, node, version, &old)?;
+            let mut nonces = Nonces::draw(1)?;
+            let new = content::rewrap(self.keyring, &mut nonces, node, version, &old)?;
             self.ops.push(Op::RewrapVersion {
                 node,
                 version,

@@ -1,6 +1,8 @@
 //! Writing: transactions of jobs, and the two that change what everything else stands under.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
@@ -22,7 +24,7 @@ impl Vault {
         if self.read_only {
             return Err(VaultError::ReadOnly);
         }
-        let mut state = self.lock_state();
+        let mut state = self.turns.take(|| self.lock_state());
         // Not before: whoever changes the keyring holds the state.
         let (keyring, system) = (self.keyring(), self.system());
         let mut outcomes = Vec::new();
@@ -112,6 +114,36 @@ impl Vault {
         self.refresh_anchor_keyring();
         die_at!("keyring-anchored");
         Ok(())
+    }
+}
+
+/// Who waits to write. A rotation that wrote again and again would be let in before them each time.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    waiting: AtomicUsize,
+    taken: AtomicU64,
+}
+
+impl Turns {
+    fn take<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let turn = wait();
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        turn
+    }
+
+    /// Lets somebody who waits go first. Returns when somebody has begun, or soon in any case.
+    pub(super) fn give_way(&self) {
+        let taken = self.taken.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            if self.waiting.load(Ordering::Relaxed) == 0
+                || self.taken.load(Ordering::Relaxed) != taken
+            {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 }
 

@@ -58,6 +58,28 @@ impl Process {
 }
 
 #[test]
+fn a_writer_knows_whether_somebody_reads_beside_it() {
+    let vault = Vault::filled();
+    let writer = vault.writer();
+    assert!(!writer.has_readers());
+    let reader = Process::start(&vault, "hold a read transaction and hang");
+    let here = SqliteStore::open(&vault.directory, Mode::ReadOnly, OpenOptions::default()).unwrap();
+    assert!(writer.has_readers());
+    reader.kill();
+    assert!(writer.has_readers());
+    drop(here);
+    assert!(!writer.has_readers());
+    // It is not in the way of readers, nor they of writers.
+    let reader = Process::start(&vault, "hold a read transaction and hang");
+    drop(writer);
+    let writer = vault.writer();
+    assert!(writer.has_readers());
+    put(&writer, |tx| tx.put_node(41, &record(4, b"x"))).unwrap();
+    reader.kill();
+    assert!(!writer.has_readers());
+}
+
+#[test]
 #[ignore = "run by other tests"]
 fn child() {
     let Some(directory) = std::env::var_os(VAULT) else {

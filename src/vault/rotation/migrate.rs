@@ -1,19 +1,20 @@
-//! Re-wrapping every data key, and showing that none is left.
+//! Putting every data key under the new master key.
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use crate::keyring::Change;
-use crate::store::{Durability, NodeId};
+use crate::store::Durability;
 
 use super::super::node::{Node, SYSTEM};
-use super::super::tx::Migrated;
-use super::super::{Failure, Job, Key, Tx, Vault, VaultError, content};
+use super::super::tx::{Exchange, Migrated};
+use super::super::{Failure, Job, Key, Tx, Vault, VaultError};
+use super::crew::Crew;
 use super::damage::Damage;
+use super::prepare::Keyed;
+use super::search::{BATCH, Search};
 
-/// Keys looked for in one read.
-const BATCH: usize = 256;
 /// How long a transaction may keep others from writing.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
 
@@ -48,35 +49,8 @@ impl Vault {
             figures.since = Some((Instant::now(), under));
         }
         let mut damage = Damage::default();
-        let mut after = None;
-        loop {
-            let nodes = self.read(|r| Ok(r.nodes_not_under(change.to, after, BATCH)?))?;
-            // Sums over everything stand under the system node's key: it is replaced last.
-            let waits = |node: &&NodeId| **node == SYSTEM && self.keyring().renews_data_keys();
-            let now = nodes.iter().filter(|node| !waits(node));
-            let keys: Vec<_> = now.map(|node| Key::Node(*node)).collect();
-            if self.rewrap_all(&keys, &mut damage, go_on)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            after = nodes.last().copied();
-            if after.is_none() {
-                break;
-            }
-        }
-        let mut after = None;
-        loop {
-            let versions = self.read(|r| Ok(r.versions_not_under(change.to, after, BATCH)?))?;
-            let keys: Vec<_> = versions
-                .iter()
-                .map(|(node, version)| Key::Version(*node, *version))
-                .collect();
-            if self.rewrap_all(&keys, &mut damage, go_on)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            after = versions.last().copied();
-            if after.is_none() {
-                break;
-            }
+        if self.exchange_all(change, &mut damage, go_on)?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
         self.sync()?;
         if let Some(error) = damage.passing.take() {
@@ -92,6 +66,124 @@ impl Vault {
         }
         if self.keyring().renews_data_keys() {
             return self.renew_system(change.to, despite, go_on);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Reads what the old key wraps, has it put under the new one on all processors, and stores that.
+    fn exchange_all(
+        &self,
+        change: &Change,
+        damage: &mut Damage,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        let (keyring, system) = (self.keyring(), self.system());
+        let prepare = |batch| self.prepare(&keyring, &system, batch);
+        Crew::with(&prepare, |crew, prepare| {
+            let mut search = Search::for_all_but(change.to);
+            let mut slow = Vec::new();
+            loop {
+                while crew.room() > 0
+                    && let Some((fast, others)) = self.next_batch(&mut search)?
+                {
+                    if !fast.is_empty() {
+                        crew.give(fast);
+                    }
+                    slow.extend(others);
+                    if slow.len() >= BATCH {
+                        let keys = std::mem::take(&mut slow);
+                        if self.rewrap_all(&keys, damage, go_on)?.is_break() {
+                            return Ok(ControlFlow::Break(()));
+                        }
+                    }
+                }
+                let Some(prepared) = crew.take(prepare) else {
+                    return self.rewrap_all(&slow, damage, go_on);
+                };
+                if self
+                    .exchange(&prepared.exchanges, damage, go_on)?
+                    .is_break()
+                    || self.rewrap_all(&prepared.rest, damage, go_on)?.is_break()
+                {
+                    return Ok(ControlFlow::Break(()));
+                }
+                if !prepared.left.is_empty() {
+                    crew.give(prepared.left);
+                }
+            }
+        })
+    }
+
+    /// The next keys that are not under the new master key: those whose records can be made anew
+    /// outside of a transaction, and the others. `None` at the end.
+    #[allow(clippy::type_complexity)]
+    fn next_batch(
+        &self,
+        search: &mut Search,
+    ) -> Result<Option<(Vec<Keyed>, Vec<Key>)>, VaultError> {
+        let found = match self.read(|records| search.with_records(records)) {
+            // One record that cannot be read keeps no other one back.
+            Err(error) if error.failure() == Failure::Integrity => {
+                let keys = self.read(|records| search.without_records(records))?;
+                keys.into_iter().map(|key| (key, None)).collect()
+            }
+            found => found?,
+        };
+        let Some((last, _)) = found.last() else {
+            return Ok(None);
+        };
+        search.after(*last);
+        let renews = self.keyring().renews_data_keys();
+        let (mut fast, mut slow) = (Vec::new(), Vec::new());
+        for (key, record) in found {
+            match (key, record) {
+                // Sums over everything stand under the system node's key: it is replaced last.
+                (Key::Node(SYSTEM), _) if renews => {}
+                (Key::Node(SYSTEM), _) | (_, None) => slow.push(key),
+                // Names stand under its key.
+                (Key::Node(_), Some(record)) if Node::says_directory(&record) => slow.push(key),
+                (_, Some(record)) => fast.push((key, record)),
+            }
+        }
+        Ok(Some((fast, slow)))
+    }
+
+    /// Stores what was prepared, in transactions that end in time.
+    fn exchange(
+        &self,
+        exchanges: &[Exchange],
+        damage: &mut Damage,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        let mut rest = exchanges;
+        while !rest.is_empty() {
+            if go_on().is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            let mut taken = 0;
+            let mut job = |tx: &mut Tx<'_>| {
+                let begun = Instant::now();
+                taken = 0;
+                for exchange in rest {
+                    if taken > 0 && begun.elapsed() > SLICE {
+                        break;
+                    }
+                    die_at!("migrate-within");
+                    tx.exchange(exchange)?;
+                    taken += 1;
+                }
+                Ok(())
+            };
+            self.turns.give_way();
+            die_at!("migrate-before");
+            let outcomes = self.transact(Durability::Soon, &mut [&mut job])?;
+            die_at!("migrate-after");
+            self.rotation.figures().done += taken as u64;
+            rest = &rest[taken..];
+            if outcomes.into_iter().any(|outcome| outcome.is_err()) {
+                let keys: Vec<_> = rest.iter().map(|exchange| exchange.key).collect();
+                return self.rewrap_all(&keys, damage, go_on);
+            }
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -136,6 +228,7 @@ impl Vault {
                 })
                 .collect();
             let mut jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| job as Job<'_>).collect();
+            self.turns.give_way();
             die_at!("migrate-before");
             let outcomes = self.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
@@ -163,65 +256,5 @@ impl Vault {
             self.rotation.figures().done += taken as u64;
         }
         Ok(ControlFlow::Continue(()))
-    }
-
-    /// Opens every key with the new master key, and recounts the vault. Names what does not open or
-    /// does not fit.
-    pub(super) fn verify(
-        &self,
-        change: &Change,
-        go_on: &dyn Fn() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, VaultError> {
-        let keyring = self.keyring();
-        let mut after = None;
-        loop {
-            let batch = self.read(|records| Ok(records.scan_nodes(after, BATCH)?))?;
-            for (id, record) in &batch {
-                if record.generation == change.to {
-                    self.verified(Key::Node(*id), Node::open(&keyring, *id, record).map(drop))?;
-                }
-            }
-            after = batch.last().map(|(id, _)| *id);
-            if after.is_none() {
-                break;
-            }
-            if go_on().is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        let mut after = None;
-        loop {
-            let batch = self.read(|records| Ok(records.scan_versions(after, BATCH)?))?;
-            for ((node, version), record) in &batch {
-                if record.generation == change.to {
-                    let unwrapped = content::must_unwrap(&keyring, *node, *version, record);
-                    self.verified(Key::Version(*node, *version), unwrapped)?;
-                }
-            }
-            after = batch.last().map(|(key, _)| *key);
-            if after.is_none() {
-                break;
-            }
-            if go_on().is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        self.verified("the sums over all records", self.recount())?;
-        Ok(ControlFlow::Continue(()))
-    }
-
-    /// Notes an integrity failure, and passes on any other.
-    fn verified(
-        &self,
-        what: impl std::fmt::Display,
-        result: Result<(), VaultError>,
-    ) -> Result<(), VaultError> {
-        match result {
-            Err(error) if error.failure() == Failure::Integrity => {
-                self.rotation.damage().note(what, error);
-                Ok(())
-            }
-            result => result,
-        }
     }
 }

@@ -45,6 +45,7 @@ impl Vault {
             if go_on().is_break() {
                 return Ok(ControlFlow::Break(()));
             }
+            self.turns.give_way();
             let mut state = self.lock_state();
             let (keyring, keys) = (self.keyring(), self.system());
             die_at!("system-before");
@@ -123,13 +124,14 @@ impl Renewing<'_> {
     /// Counts what follows, as much as there is time for; whether that was all.
     fn count(&mut self) -> Result<bool, VaultError> {
         let (begun, limit) = (Instant::now(), at_most());
+        let elements = self.keys.elements();
         loop {
             let batch = keys_after(self.records, self.state.renewed_upto(), limit)?;
             if batch.is_empty() {
                 return Ok(true);
             }
             for (key, record) in &batch {
-                self.state.renew(&self.keys.element(*key, record));
+                self.state.renew(&elements.of(*key, record));
             }
             if limit < 256 || begun.elapsed() > SLICE {
                 return Ok(false);

@@ -16,9 +16,9 @@ impl Tx<'_> {
     /// Counts all that is there, and goes on from that. Whether it was what the state said.
     pub(in crate::vault) fn recount(&mut self) -> Result<bool, VaultError> {
         let mut found = self.state.uncounted();
-        let system = self.system;
+        let elements = self.system.elements();
         for_each_key(&mut *self.records, |key, record| {
-            found.count(&system.element(key, record), true);
+            found.count(&elements.of(key, record), true);
         })?;
         let agrees = self.state.agrees_with(&found);
         self.state = found;

@@ -1,0 +1,184 @@
+//! Work that is shared among the processors: whoever drives a rotation reads and stores, and the
+//! rest of its work is done on other threads beside it, or by itself while these are busy.
+
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Builder};
+
+/// Most threads at work, with the one that drives: it stores what all others prepare.
+const MOST: usize = 4;
+
+/// Pieces of work handed out, and what came of them.
+pub(super) struct Crew<T, U> {
+    desk: Mutex<Desk<T, U>>,
+    given: Condvar,
+    done: Condvar,
+    threads: usize,
+}
+
+struct Desk<T, U> {
+    given: VecDeque<T>,
+    /// `None` for one that was not done, because its thread panicked.
+    done: VecDeque<Option<U>>,
+    /// Pieces that somebody is working on.
+    held: usize,
+    closed: bool,
+}
+
+impl<T: Send, U: Send> Crew<T, U> {
+    /// Runs `drive` beside threads that do `work` on what it gives them. There are as many as
+    /// processors, with the one that drives; on one processor that does all.
+    pub(super) fn with<R>(
+        work: &(dyn Fn(T) -> U + Sync),
+        drive: impl FnOnce(&Self, &(dyn Fn(T) -> U + Sync)) -> R,
+    ) -> R {
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let crew = Self {
+            desk: Mutex::new(Desk {
+                given: VecDeque::new(),
+                done: VecDeque::new(),
+                held: 0,
+                closed: false,
+            }),
+            given: Condvar::new(),
+            done: Condvar::new(),
+            threads: threads.min(MOST),
+        };
+        thread::scope(|scope| {
+            for _ in 1..crew.threads {
+                // Without it there is less help, and nothing is lost.
+                let _ = Builder::new()
+                    .name("rotation".into())
+                    .spawn_scoped(scope, || crew.help(work));
+            }
+            let _closed = Closed(&crew);
+            drive(&crew, work)
+        })
+    }
+
+    /// Pieces of work that are worth handing out before something is taken.
+    pub(super) fn room(&self) -> usize {
+        let desk = self.desk();
+        let under_way = desk.given.len() + desk.held + desk.done.len();
+        (2 * self.threads).saturating_sub(under_way)
+    }
+
+    /// Hands out a piece of work.
+    pub(super) fn give(&self, piece: T) {
+        self.desk().given.push_back(piece);
+        self.given.notify_one();
+    }
+
+    /// What came of a piece of work, in any order; `None` when nothing is under way.
+    pub(super) fn take(&self, work: &(dyn Fn(T) -> U + Sync)) -> Option<U> {
+        let mut desk = self.desk();
+        loop {
+            if let Some(done) = desk.done.pop_front() {
+                // As it would have here.
+                return Some(done.unwrap_or_else(|| panic!("a thread of the rotation panicked")));
+            }
+            if let Some(piece) = desk.given.pop_front() {
+                drop(desk);
+                return Some(work(piece));
+            }
+            if desk.held == 0 {
+                return None;
+            }
+            desk = self.done.wait(desk).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn help(&self, work: &(dyn Fn(T) -> U + Sync)) {
+        loop {
+            let mut desk = self.desk();
+            let piece = loop {
+                if desk.closed {
+                    return;
+                }
+                if let Some(piece) = desk.given.pop_front() {
+                    break piece;
+                }
+                desk = self
+                    .given
+                    .wait(desk)
+                    .unwrap_or_else(PoisonError::into_inner);
+            };
+            desk.held += 1;
+            drop(desk);
+            let mut held = Held {
+                crew: self,
+                done: None,
+            };
+            held.done = Some(work(piece));
+        }
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk<T, U>> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A piece of work that is put back when it is done, or when it panics.
+struct Held<'c, T: Send, U: Send> {
+    crew: &'c Crew<T, U>,
+    done: Option<U>,
+}
+
+impl<T: Send, U: Send> Drop for Held<'_, T, U> {
+    fn drop(&mut self) {
+        let mut desk = self.crew.desk();
+        desk.held -= 1;
+        desk.done.push_back(self.done.take());
+        drop(desk);
+        self.crew.done.notify_one();
+    }
+}
+
+/// Sends the helpers home, also when whoever drives panics.
+struct Closed<'c, T: Send, U: Send>(&'c Crew<T, U>);
+
+impl<T: Send, U: Send> Drop for Closed<'_, T, U> {
+    fn drop(&mut self) {
+        self.0.desk().closed = true;
+        self.0.given.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_of_work_is_done_once_whoever_does_it() {
+        let work = |n: u64| n * n;
+        let sum: u64 = Crew::with(&work, |crew, work| {
+            let (mut next, mut sum) = (0, 0);
+            loop {
+                while next < 1000 && crew.room() > 0 {
+                    crew.give(next);
+                    next += 1;
+                }
+                match crew.take(work) {
+                    Some(square) => sum += square,
+                    None => return sum,
+                }
+            }
+        });
+        assert_eq!(sum, (0..1000).map(|n| n * n).sum::<u64>());
+    }
+
+    #[test]
+    fn a_panic_on_another_thread_is_one_here_and_nobody_waits_for_ever() {
+        let work = |n: u64| assert!(n != 17, "on purpose");
+        let outcome = std::panic::catch_unwind(|| {
+            Crew::with(&work, |crew, work| {
+                for n in 0..40 {
+                    crew.give(n);
+                }
+                while crew.take(work).is_some() {}
+            });
+        });
+        assert!(outcome.is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Finding the keys that are not under a generation, a few at a time.
+
+use crate::store::{KeyedRecord, Read};
+
+use super::super::{Key, VaultError};
+
+/// Keys looked for in one read, and changed in one transaction if it does not take too long.
+pub(super) const BATCH: usize = 256;
+
+/// A search among the nodes, and then among the versions.
+pub(super) struct Search {
+    /// Of which generation none is looked for.
+    but: u64,
+    after: Option<Key>,
+    /// No node comes any more.
+    past_nodes: bool,
+}
+
+impl Search {
+    /// For what stands under any other generation.
+    pub(super) fn for_all_but(generation: u64) -> Self {
+        Self {
+            but: generation,
+            after: None,
+            past_nodes: false,
+        }
+    }
+
+    /// Goes on after `key`.
+    pub(super) fn after(&mut self, key: Key) {
+        self.past_nodes |= !key.is_node();
+        self.after = Some(key);
+    }
+
+    /// The next ones with their records; none at the end.
+    pub(super) fn with_records(
+        &mut self,
+        records: &mut dyn Read,
+    ) -> Result<Vec<(Key, Option<KeyedRecord>)>, VaultError> {
+        if !self.past_nodes {
+            let nodes = records.node_records_not_under(self.but, self.node(), BATCH)?;
+            self.past_nodes = nodes.is_empty();
+            if !self.past_nodes {
+                let keyed = |(id, record)| (Key::Node(id), Some(record));
+                return Ok(nodes.into_iter().map(keyed).collect());
+            }
+        }
+        let versions = records.version_records_not_under(self.but, self.version(), BATCH)?;
+        let keyed = |((node, version), record)| (Key::Version(node, version), Some(record));
+        Ok(versions.into_iter().map(keyed).collect())
+    }
+
+    /// The next ones alone.
+    pub(super) fn without_records(
+        &mut self,
+        records: &mut dyn Read,
+    ) -> Result<Vec<Key>, VaultError> {
+        if !self.past_nodes {
+            let nodes = records.nodes_not_under(self.but, self.node(), BATCH)?;
+            self.past_nodes = nodes.is_empty();
+            if !self.past_nodes {
+                return Ok(nodes.into_iter().map(Key::Node).collect());
+            }
+        }
+        let versions = records.versions_not_under(self.but, self.version(), BATCH)?;
+        let key = |(node, version)| Key::Version(node, version);
+        Ok(versions.into_iter().map(key).collect())
+    }
+
+    fn node(&self) -> Option<u64> {
+        match self.after {
+            Some(Key::Node(node)) => Some(node),
+            _ => None,
+        }
+    }
+
+    fn version(&self) -> Option<(u64, u64)> {
+        match self.after {
+            Some(Key::Version(node, version)) => Some((node, version)),
+            _ => None,
+        }
+    }
+}
