@@ -104,6 +104,37 @@ fn a_blocked_rotation_names_its_records_and_goes_on_after_a_repair() {
 }
 
 #[test]
+fn a_record_that_is_restored_lets_a_blocked_rotation_end() {
+    for what in ["rotate", "reencrypt"] {
+        let world = World::new();
+        let point = world.place.point();
+        let (one, other) = (world.nodes[7], world.nodes[20]);
+        // The sealed attributes, and the sealed length: of both the wrapped keys open.
+        let change = || {
+            world.flip("node", "value", &format!("id = {one}"), 150);
+            world.flip("version", "value", &format!("node = {other}"), 110);
+        };
+        change();
+        command(&point, what).expect("begun");
+        let blocked = wait_until_blocked(&point);
+        let records = [format!("node {one}"), format!("version 1 of node {other}")];
+        assert_eq!(
+            blocked["records"],
+            serde_json::json!(records),
+            "{blocked:#}"
+        );
+        world.umount();
+        change();
+        world.place.mount(&[]).succeeded();
+        let after = wait_for_the_end(&point);
+        assert_eq!(after["generations"].as_array().map(Vec::len), Some(1));
+        assert_eq!(world.in_place(), all_but(&[]));
+        world.umount();
+        check_is_clean(&world.place);
+    }
+}
+
+#[test]
 fn who_insists_has_the_old_key_removed_and_the_history_says_what_was_given_up() {
     for what in ["rotate", "reencrypt"] {
         let world = World::new();

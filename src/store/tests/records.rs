@@ -99,6 +99,68 @@ fn records_are_replaced_and_removed() {
 }
 
 #[test]
+fn a_record_is_exchanged_only_for_what_it_was_made_from() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let again = get(&store, |tx| {
+        let nodes = tx.node_records_not_under(9, Some(1), 10)?;
+        let versions = tx.version_records_not_under(9, Some((2, 1)), 1)?;
+        assert_eq!(nodes, [(2, tx.node(2)?.unwrap())]);
+        assert_eq!(versions, [((2, 2), tx.version(2, 2)?.unwrap())]);
+        assert_eq!(tx.version_records_not_under(9, None, 10)?.len(), 3);
+        let first = versions[0].1.generation;
+        let others = tx.version_records_not_under(first, None, 10)?;
+        assert!(others.iter().all(|(_, record)| record.generation != first));
+        Ok((nodes[0].1.clone(), versions[0].1.clone()))
+    });
+    let (node, version) = again.unwrap();
+    let other = |old: &KeyedRecord| {
+        [
+            record(old.generation + 1, &old.value),
+            record(old.generation, b"?"),
+        ]
+    };
+    put(&store, |tx| {
+        let new = record(9, b"new");
+        for wrong in other(&node) {
+            assert!(!tx.exchange_node(2, &wrong, &new)?);
+        }
+        for wrong in other(&version) {
+            assert!(!tx.exchange_version(2, 2, &wrong, &new)?);
+        }
+        assert!(!tx.exchange_node(77, &node, &new)?);
+        assert!(!tx.exchange_version(2, 77, &version, &new)?);
+        assert_eq!(tx.node(2)?.unwrap(), node);
+        assert_eq!(tx.version(2, 2)?.unwrap(), version);
+        assert!(tx.exchange_node(2, &node, &new)?);
+        assert!(tx.exchange_version(2, 2, &version, &new)?);
+        assert_eq!(tx.node(2)?.unwrap(), new);
+        assert_eq!(tx.version(2, 2)?.unwrap(), new);
+        assert_eq!(tx.chunk((2, 2, 2))?.unwrap(), vec![2; 10]);
+        assert_eq!(tx.node_records_not_under(9, None, 10)?.len(), 1);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn many_bytes_of_records_are_had_a_few_at_a_time() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    put(&store, |tx| {
+        (10..20).try_for_each(|id| tx.put_node(id, &record(3, &vec![1; 200_000])))
+    })
+    .unwrap();
+    get(&store, |tx| {
+        let found = tx.node_records_not_under(9, Some(9), 100)?;
+        let ids: Vec<_> = found.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [10, 11, 12]);
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_version_is_never_inserted_over_another() {
     let vault = Vault::filled();
     let store = vault.writer();
