@@ -17,9 +17,12 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// Whether it is a node's.
-    pub(super) fn is_node(self) -> bool {
-        matches!(self, Key::Node(_))
+    /// The node whose it is; `None` for that of a version.
+    pub(super) fn node(self) -> Option<NodeId> {
+        match self {
+            Key::Node(node) => Some(node),
+            Key::Version(..) => None,
+        }
     }
 }
 

@@ -100,6 +100,9 @@ impl Vault {
                 let Some(prepared) = crew.take(prepare) else {
                     return self.rewrap_all(&slow, damage, go_on);
                 };
+                // What is stored decides, not what was read when it was whole.
+                let doubtful = prepared.rest.iter().filter_map(|key| key.node());
+                self.cache.commit(doubtful.map(|id| (id, None)));
                 if self
                     .exchange(&prepared.exchanges, damage, go_on)?
                     .is_break()

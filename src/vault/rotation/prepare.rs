@@ -35,7 +35,7 @@ impl Vault {
         system: &SystemKeys,
         records: Vec<Keyed>,
     ) -> Prepared {
-        if keyring.renews_data_keys() && records.iter().any(|(key, _)| !key.is_node()) {
+        if keyring.renews_data_keys() && records.iter().any(|(key, _)| key.node().is_none()) {
             return self.seal_anew(keyring, system, records);
         }
         let elements = system.elements();

@@ -28,7 +28,7 @@ impl Search {
 
     /// Goes on after `key`.
     pub(super) fn after(&mut self, key: Key) {
-        self.past_nodes |= !key.is_node();
+        self.past_nodes |= key.node().is_none();
         self.after = Some(key);
     }
 
