@@ -5,13 +5,19 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use secretfs::keyring::ChangeKind;
+use secretfs::store::Durability;
+use secretfs::vault::{Kind, Outcome, Phase, ROOT, Request, Tx, Vault};
 use support::damaged::{SECRETS, World, all_but, wait_until_blocked};
+use support::layer::{Layer, new_node};
 use support::listing::Slow;
 use support::load::Dice;
 use support::process::{Place, Server, status, wait_for};
@@ -327,6 +333,57 @@ fn a_row_that_is_none_costs_those_who_insist_no_name_that_has_moved() {
     );
     world.umount();
     check_is_clean(&world.place);
+}
+
+#[test]
+fn who_insists_in_the_middle_of_a_run_loses_no_more_than_who_insists_before_it() {
+    let layer = Layer::new();
+    let open = || Vault::open(&layer.vault(), &layer.options()).expect("opened");
+    let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
+    let directory = {
+        let vault = open();
+        let mut directory = 0;
+        // It is looked at first, and others after it.
+        let mut fill = |tx: &mut Tx<'_>| {
+            directory = tx.create(ROOT, b"first", &new_node(Kind::Directory, 0o700))?;
+            for name in &names {
+                tx.create(directory, name.as_bytes(), &new_node(Kind::File, 0o600))?;
+            }
+            for n in 0..2_000 {
+                let name = format!("other-{n}");
+                tx.create(ROOT, name.as_bytes(), &new_node(Kind::File, 0o600))?;
+            }
+            Ok(())
+        };
+        let filled = vault.transact(Durability::Now, &mut [&mut fill]);
+        filled.expect("filled").remove(0).expect("filled");
+        directory
+    };
+    let database = rusqlite::Connection::open(layer.vault().join("vault.db")).expect("open");
+    let sql = "UPDATE entry SET value = CAST(value || x'00' AS BLOB) WHERE (directory, tag) IN \
+               (SELECT directory, tag FROM entry WHERE directory = ?1 LIMIT 1)";
+    assert_eq!(
+        database.execute(sql, [directory as i64]).expect("damaged"),
+        1
+    );
+    drop(database);
+    let vault = open();
+    vault.begin(&Request::Reencrypt).expect("begun");
+    let insisted = Cell::new(false);
+    let go_on = || {
+        let progress = vault.progress().expect("under way");
+        if progress.done > 1 && !insisted.get() {
+            assert_eq!(progress.phase, Phase::Migrating);
+            insisted.set(true);
+            let insist = Request::Despite(ChangeKind::Reencrypt);
+            vault.begin(&insist).expect("joined");
+        }
+        ControlFlow::Continue(())
+    };
+    assert_eq!(vault.drive(&go_on).expect("driven"), Outcome::Done);
+    assert!(insisted.get());
+    let there = |name: &&String| vault.lookup(directory, name.as_bytes()).is_ok();
+    assert_eq!(names.iter().filter(there).count(), names.len() - 1);
 }
 
 #[test]

@@ -360,9 +360,14 @@ impl Vault {
             if go_on().is_break() {
                 return Ok(Outcome::Stopped);
             }
+            let despite = self.rotation.is_despite();
             match self.step(&change, go_on) {
                 Ok(ControlFlow::Continue(())) => self.note_trouble(None),
                 Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
+                // Somebody has come to insist meanwhile: once more, for them.
+                Err(_) if !despite && self.rotation.is_despite() => {
+                    *self.rotation.damage() = Damage::default();
+                }
                 Err(error) => {
                     self.note_trouble(Some(&error));
                     return Err(error);

@@ -12,6 +12,9 @@ const MAX_NAMED: usize = 100;
 /// What one run has found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Damage {
+    /// What does not open is given up. Whoever insists on that while a run is under way does so for
+    /// the next one: in this one, whole directories wait for an entry that does not open.
+    pub(super) despite: bool,
     /// Keys that stay under the old master key.
     left: BTreeSet<Key>,
     /// Number of records and sums.
@@ -24,6 +27,14 @@ pub(super) struct Damage {
 }
 
 impl Damage {
+    /// None yet.
+    pub(super) fn of_a_run(despite: bool) -> Self {
+        Self {
+            despite,
+            ..Self::default()
+        }
+    }
+
     /// A key that cannot be put under the new master key.
     pub(super) fn leave(&mut self, key: Key, error: VaultError) {
         if self.left.insert(key) {

@@ -48,7 +48,7 @@ impl Vault {
             (figures.done, figures.total) = (under, total);
             figures.since = Some((Instant::now(), under));
         }
-        let mut damage = Damage::default();
+        let mut damage = Damage::of_a_run(self.rotation.is_despite());
         if self.exchange_all(change, &mut damage, go_on)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -56,9 +56,8 @@ impl Vault {
         if let Some(error) = damage.passing.take() {
             return Err(error);
         }
-        let error = damage.first();
+        let (error, despite) = (damage.first(), damage.despite);
         *self.rotation.damage() = damage;
-        let despite = self.rotation.is_despite();
         match error {
             // All others are done: one bad record keeps no more than itself under the old key.
             Some(error) if !despite => return Err(error),
@@ -206,7 +205,7 @@ impl Vault {
             }
             let (begun, taken) = (Cell::new(Instant::now()), Cell::new(0));
             let unfinished = RefCell::new(Vec::new());
-            let despite = self.rotation.is_despite();
+            let despite = damage.despite;
             // Each a job of its own: one that fails leaves nothing half done.
             let mut jobs: Vec<_> = rest
                 .iter()

@@ -23,9 +23,9 @@ impl Vault {
     ) -> Result<ControlFlow<()>, VaultError> {
         let mut migrated = begun;
         loop {
-            let despite = self.rotation.is_despite();
             let (after, trouble, node) = match (migrated, key) {
                 (Migrated::Stuck(error), _) => {
+                    tracing::error!("names of {key} cannot be moved: {error}");
                     damage.leave(key, error);
                     return Ok(ControlFlow::Continue(()));
                 }
@@ -41,7 +41,7 @@ impl Vault {
             if go_on().is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            let mut moved = Migrated::Done;
+            let (mut moved, despite) = (Migrated::Done, damage.despite);
             let mut job = |tx: &mut Tx<'_>| {
                 die_at!("names-within");
                 let from = (Some(&after), trouble.clone());
