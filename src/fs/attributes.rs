@@ -138,9 +138,7 @@ impl FileSystem {
             Ok(()) => fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done),
             Err(error) => done(Err(error)),
         });
-        if caller.uid != 0 {
-            self.drop_set_id_bits(ino);
-        }
+        let then = self.without_set_id_bits(caller, ino, then);
         match fh {
             Some(fh) => self.truncate_handle(fh, size, then),
             None => self.truncate_path(ino, size, then),

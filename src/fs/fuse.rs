@@ -717,8 +717,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _at_work = self.begin(request);
-        self.fs.changed_by(caller(request), fh.0);
-        self.fs.allocate(fh.0, offset, length, mode, empty(reply));
+        let done = self.fs.changed_by(caller(request), fh.0, empty(reply));
+        self.fs.allocate(fh.0, offset, length, mode, done);
     }
 
     fn lseek(
@@ -753,15 +753,15 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _at_work = self.begin(request);
-        self.fs.changed_by(caller(request), fh_out.0);
+        let done: super::Done<u32> = Box::new(move |copied| match copied {
+            Ok(count) => reply.written(count),
+            Err(error) => reply.error(error.into()),
+        });
         self.fs.copy_range(
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),
             length,
-            Box::new(move |copied| match copied {
-                Ok(count) => reply.written(count),
-                Err(error) => reply.error(error.into()),
-            }),
+            self.fs.changed_by(caller(request), fh_out.0, done),
         );
     }
 }

@@ -34,14 +34,11 @@ impl FileSystem {
         let fs = Arc::clone(self);
         if flags & libc::O_TRUNC != 0 && !access.write {
             // Nothing can be written through it, so no closing publishes: as truncate(2).
-            if caller.uid != 0 {
-                self.drop_set_id_bits(ino);
-            }
             let then: Done<()> = Box::new(move |truncated| match truncated {
                 Ok(()) => fs.open(caller, ino, flags & !libc::O_TRUNC, done),
                 Err(error) => done(Err(error)),
             });
-            return self.truncate_path(ino, 0, then);
+            return self.truncate_path(ino, 0, self.without_set_id_bits(caller, ino, then));
         }
         self.when_settled(ino, move || {
             // Only those who write are asked who they are.
@@ -50,7 +47,11 @@ impl FileSystem {
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            done(fs.open_settled(ino, access, opener, truncate, caller));
+            let opened = fs.open_settled(ino, access, opener, truncate);
+            match opened.is_ok() && truncate {
+                true => fs.without_set_id_bits(caller, ino, done)(opened),
+                false => done(opened),
+            }
         });
     }
 
@@ -60,7 +61,6 @@ impl FileSystem {
         access: Access,
         opener: Option<u32>,
         truncate: bool,
-        caller: Caller,
     ) -> Result<Opened, Errno> {
         // Registered first: from here on the node is not deleted.
         let (fh, handle) = self.table.open(ino, access, opener)?;
@@ -71,9 +71,6 @@ impl FileSystem {
             self.table.discard(fh);
             self.tidy(ino);
             return Err(error);
-        }
-        if truncate && caller.uid != 0 {
-            self.drop_set_id_bits(ino);
         }
         Ok(Opened {
             fh,
@@ -145,7 +142,7 @@ impl FileSystem {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                let opened = fs.open_settled(attr.ino, access, opener, false, caller);
+                let opened = fs.open_settled(attr.ino, access, opener, false);
                 done(opened.map(|opened| (attr, opened)));
             }
             // Somebody was faster.
@@ -176,25 +173,56 @@ impl FileSystem {
         self.lookup(parent, name, opened);
     }
 
-    /// What writing does to set-id bits, for calls that change a content without writing.
-    pub fn changed_by(self: &Arc<Self>, caller: Caller, fh: FileHandle) {
-        if caller.uid != 0
-            && let Ok(handle) = self.table.get(fh)
-        {
-            self.drop_set_id_bits(handle.node.id);
+    /// What writing does to set-id bits, for calls that change a content without writing: before
+    /// `done`.
+    pub fn changed_by<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: Caller,
+        fh: FileHandle,
+        done: Done<T>,
+    ) -> Done<T> {
+        match self.table.get(fh) {
+            Ok(handle) => self.without_set_id_bits(caller, handle.node.id, done),
+            Err(_) => done,
         }
     }
 
-    /// What every write does to set-id bits when the writer is not privileged.
-    pub(super) fn drop_set_id_bits(self: &Arc<Self>, ino: NodeId) {
-        let Ok(node) = self.node(ino) else { return };
+    /// `done`, once set-id bits are gone that somebody changes the content of who is not privileged.
+    pub(super) fn without_set_id_bits<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: NodeId,
+        done: Done<T>,
+    ) -> Done<T> {
+        match caller.uid {
+            0 => done,
+            _ => self.dropping_set_id_bits(ino, done),
+        }
+    }
+
+    /// What every write does to set-id bits when the writer is not privileged: before `done`.
+    pub(super) fn dropping_set_id_bits<T: Send + 'static>(
+        self: &Arc<Self>,
+        ino: NodeId,
+        done: Done<T>,
+    ) -> Done<T> {
+        let fs = Arc::clone(self);
+        Box::new(move |outcome| fs.drop_set_id_bits(ino, Box::new(move || done(outcome))))
+    }
+
+    fn drop_set_id_bits(&self, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
+        let Ok(node) = self.node(ino) else {
+            return then();
+        };
         let mode = node.attributes.mode;
         let dropped = without_set_id(mode);
         // Whatever else is opened for writing is not written to.
         if dropped == mode || node.kind != Kind::File {
-            return;
+            return then();
         }
-        let Ok(writer) = self.writer() else { return };
+        let Ok(writer) = self.writer() else {
+            return then();
+        };
         let change = crate::vault::AttributeChange {
             mode: Some(dropped),
             ..Default::default()
@@ -206,6 +234,7 @@ impl FileSystem {
                 if let Err(error) = outcome {
                     tracing::error!("set-id bits of node {ino} could not be cleared: {error}");
                 }
+                then();
             },
         );
     }

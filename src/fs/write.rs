@@ -42,9 +42,14 @@ impl FileSystem {
             Ok(handle) => handle,
             Err(error) => return done(Err(error)),
         };
-        if transfer.kill_set_id {
-            self.drop_set_id_bits(handle.node.id);
-        }
+        let done = match transfer.kill_set_id {
+            true => self.dropping_set_id_bits(handle.node.id, done),
+            false => done,
+        };
+        let transfer = Transfer {
+            kill_set_id: false,
+            ..transfer
+        };
         let count = data.len() as u32;
         // The page cache writes back whole pages where they belong.
         let append = handle.append.load(Ordering::Relaxed) && transfer.lock_owner.is_some();
