@@ -1,6 +1,7 @@
 //! Rotations, on real vaults and mounts: what they replace, what they leave alone, and that they
 //! end, whatever happens meanwhile.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -52,14 +53,43 @@ fn a_mount_reencrypts_while_files_are_read_and_written_and_no_operation_fails() 
     goes_on_while_files_are_read_and_written("reencrypt", 10);
 }
 
+#[test]
+fn a_mount_rewraps_while_files_are_read_and_written_and_no_operation_fails() {
+    goes_on_while_files_are_read_and_written("rewrap", 10);
+}
+
+/// Mounts the vault twice more, read-only.
+fn read_only_mounts(place: &Place) -> Vec<PathBuf> {
+    let mount = |n| {
+        let point = place.path().join(format!("r{n}"));
+        std::fs::create_dir(&point).expect("made");
+        let vault = place.vault();
+        let args = ["mount".as_ref(), vault.as_os_str(), point.as_os_str()];
+        place
+            .run(args.into_iter().chain(["-o".as_ref(), "ro".as_ref()]))
+            .succeeded();
+        point
+    };
+    (0..2).map(mount).collect()
+}
+
 fn goes_on_while_files_are_read_and_written(what: &str, rounds: u64) {
     let place = Place::with_vault();
     place.mount(&[]).succeeded();
     let point = place.point();
     fill(&point, 400);
+    let beside = read_only_mounts(&place);
     let stop = Arc::new(AtomicBool::new(false));
     let reads = Arc::new(AtomicU64::new(0));
     let mut threads = Vec::new();
+    for point in &beside {
+        let (point, stop) = (point.clone(), Arc::clone(&stop));
+        threads.push(std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                all_is_there(&point, 400);
+            }
+        }));
+    }
     for reader in 0..8 {
         let (point, stop, reads) = (point.clone(), Arc::clone(&stop), Arc::clone(&reads));
         threads.push(std::thread::spawn(move || {
@@ -101,15 +131,25 @@ fn goes_on_while_files_are_read_and_written(what: &str, rounds: u64) {
             }
         }));
     }
+    let events = |status: &Value| status["events"].as_u64().expect("a number");
+    let mut before = events(&status_of(&point));
     for round in 0..rounds {
         command(&point, what).expect("begun");
         let status = wait_for_the_end(&point);
-        assert_eq!(status["active_generation"], round + 2, "{status:#}");
+        let generation = if what == "rewrap" { 1 } else { round + 2 };
+        assert_eq!(status["active_generation"], generation, "{status:#}");
         assert_eq!(status["generations"].as_array().map(Vec::len), Some(1));
+        assert!(events(&status) > before, "{status:#}");
+        before = events(&status);
     }
     stop.store(true, Ordering::Relaxed);
     for thread in threads {
         thread.join().expect("no operation failed");
+    }
+    for point in &beside {
+        place
+            .run(["umount".as_ref(), point.as_os_str()])
+            .succeeded();
     }
     assert!(reads.load(Ordering::Relaxed) > 1000);
     place
@@ -123,18 +163,7 @@ fn read_only_mounts_follow_and_end_up_with_the_new_key() {
     let place = Place::with_vault();
     place.mount(&[]).succeeded();
     fill(&place.point(), 300);
-    let points: Vec<_> = (0..2)
-        .map(|n| {
-            let point = place.path().join(format!("r{n}"));
-            std::fs::create_dir(&point).expect("made");
-            let vault = place.vault();
-            let args = ["mount".as_ref(), vault.as_os_str(), point.as_os_str()];
-            place
-                .run(args.into_iter().chain(["-o".as_ref(), "ro".as_ref()]))
-                .succeeded();
-            point
-        })
-        .collect();
+    let points = read_only_mounts(&place);
     let stop = Arc::new(AtomicBool::new(false));
     let readers: Vec<_> = points
         .iter()
