@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::crypto::memory;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError};
@@ -188,11 +189,14 @@ impl Keeper {
         let keeper = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("keys".into())
-            .spawn(move || match vault.is_read_only() {
-                true => vault.follow(&|| keeper.go_on()),
-                false => {
-                    step_back();
-                    keeper.drive(&vault, every);
+            .spawn(move || {
+                memory::keep_stack_in();
+                match vault.is_read_only() {
+                    true => vault.follow(&|| keeper.go_on()),
+                    false => {
+                        step_back();
+                        keeper.drive(&vault, every);
+                    }
                 }
             })?;
         Ok(Self {

@@ -418,8 +418,13 @@ impl Node {
             (true, Kind::Directory | Kind::System) => Ok(()),
             (true, _) => self.renew_key(keyring),
             (false, _) => {
-                (self.generation, self.wrapped) =
-                    keyring.wrap(self.id, Role::Metadata, &self.key.0)?;
+                let (id, role) = (self.id, Role::Metadata);
+                let (generation, wrapped) = keyring.wrap(id, role, &self.key.0)?;
+                if keyring.unwrap(generation, id, role, &wrapped)? != self.key.0 {
+                    let node = format_args!("node {id}");
+                    return Err(VaultError::tampered(node, "cannot be wrapped anew"));
+                }
+                (self.generation, self.wrapped) = (generation, wrapped);
                 Ok(())
             }
         }
@@ -464,6 +469,9 @@ impl Node {
                 OpenFailure::Memory(error) => error.into(),
             })?;
         let (generation, wrapped) = keyring.wrap_with(nonces, id, role, &key.0)?;
+        if keyring.unwrap(generation, id, role, &wrapped)? != key.0 {
+            return Err(bad("cannot be wrapped anew"));
+        }
         stored.wrapped = wrapped[..]
             .try_into()
             .map_err(|_| bad("was wrapped to a wrong length"))?;

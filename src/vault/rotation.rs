@@ -364,13 +364,15 @@ impl Vault {
             match self.step(&change, go_on) {
                 Ok(ControlFlow::Continue(())) => self.note_trouble(None),
                 Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
-                // Somebody has come to insist meanwhile: once more, for them.
-                Err(_) if !despite && self.rotation.is_despite() => {
-                    *self.rotation.damage() = Damage::default();
-                }
                 Err(error) => {
                     self.note_trouble(Some(&error));
-                    return Err(error);
+                    // Somebody may have come to insist meanwhile: once more, for them.
+                    let insists = !despite && self.rotation.is_despite();
+                    if !insists || error.failure() != Failure::Integrity {
+                        return Err(error);
+                    }
+                    *self.rotation.damage() = Damage::default();
+                    self.note_trouble(None);
                 }
             }
         }

@@ -6,6 +6,8 @@ use std::num::NonZero;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 
+use crate::crypto::memory;
+
 /// Most threads at work, with the one that drives: it stores what all others prepare.
 const MOST: usize = 4;
 
@@ -90,6 +92,7 @@ impl<T: Send, U: Send> Crew<T, U> {
     }
 
     fn help(&self, work: &(dyn Fn(T) -> U + Sync)) {
+        memory::keep_stack_in();
         loop {
             let mut desk = self.desk();
             let piece = loop {

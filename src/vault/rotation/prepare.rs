@@ -101,7 +101,10 @@ impl Vault {
 fn renewed(keyring: &Keyring, id: NodeId, old: &KeyedRecord) -> Result<KeyedRecord, VaultError> {
     let mut node = Node::open(keyring, id, old)?;
     node.renew_key(keyring)?;
-    node.seal(keyring.vault())
+    let new = node.seal(keyring.vault())?;
+    // What it takes the place of is gone then.
+    Node::open(keyring, id, &new)?;
+    Ok(new)
 }
 
 /// A version under another content key, and the length of its content. `None` for one that is not

@@ -14,6 +14,8 @@ pub(super) struct Search {
     after: Option<Key>,
     /// No node comes any more.
     past_nodes: bool,
+    /// Nothing does.
+    ended: bool,
 }
 
 impl Search {
@@ -23,6 +25,7 @@ impl Search {
             but: generation,
             after: None,
             past_nodes: false,
+            ended: false,
         }
     }
 
@@ -37,6 +40,9 @@ impl Search {
         &mut self,
         records: &mut dyn Read,
     ) -> Result<Vec<(Key, Option<KeyedRecord>)>, VaultError> {
+        if self.ended {
+            return Ok(Vec::new());
+        }
         if !self.past_nodes {
             let nodes = records.node_records_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
@@ -46,6 +52,7 @@ impl Search {
             }
         }
         let versions = records.version_records_not_under(self.but, self.version(), BATCH)?;
+        self.ended = versions.is_empty();
         let keyed = |((node, version), record)| (Key::Version(node, version), Some(record));
         Ok(versions.into_iter().map(keyed).collect())
     }
@@ -63,6 +70,7 @@ impl Search {
             }
         }
         let versions = records.versions_not_under(self.but, self.version(), BATCH)?;
+        self.ended = versions.is_empty();
         let key = |(node, version)| Key::Version(node, version);
         Ok(versions.into_iter().map(key).collect())
     }

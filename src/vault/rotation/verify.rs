@@ -1,14 +1,14 @@
 //! Showing that nothing is left under the old master key, and that all that there is opens with the
 //! new one and is what was stored.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 
 use crate::keyring::{Change, Keyring};
-use crate::store::NodeId;
+use crate::store::{MANY_BYTES, NodeId};
 
 use super::super::counting::keys_after;
-use super::super::node::Node;
+use super::super::node::{Node, SYSTEM};
 use super::super::state::{State, SystemKeys};
 use super::super::{Failure, Key, Vault, VaultError, Version, content};
 use super::crew::Crew;
@@ -54,7 +54,8 @@ impl Vault {
                 let mut after = None;
                 let mut recount = state.uncounted();
                 let (mut directories, mut names) = (VecDeque::new(), Ok(()));
-                let mut ended = false;
+                let (mut ended, mut limit) = (false, BATCH);
+                let mut broken = BTreeMap::new();
                 loop {
                     while crew.room() > 0 {
                         if let Some(directory) = directories.pop_front() {
@@ -63,8 +64,9 @@ impl Vault {
                         }
                         let batch = match ended {
                             true => Vec::new(),
-                            false => keys_after(records, after, BATCH)?,
+                            false => keys_after(records, after, limit)?,
                         };
+                        limit = as_many(&batch);
                         after = batch.last().map(|(key, _)| *key).or(after);
                         ended = batch.is_empty();
                         if ended {
@@ -82,22 +84,25 @@ impl Vault {
                         }) => {
                             recount.add(&sums);
                             directories.extend(more);
-                            for (key, error) in failed {
-                                self.verified(key, Err(error))?;
-                            }
+                            broken.extend(failed);
                         }
                     }
                     if go_on().is_break() {
                         return Ok(None);
                     }
                 }
-                Ok(Some((state.must_agree_with(&recount), names)))
+                Ok(Some((state.must_agree_with(&recount), names, broken)))
             })
         })?;
-        let Some((sums, names)) = verified else {
+        let Some((sums, names, broken)) = verified else {
             return Ok(ControlFlow::Break(()));
         };
-        if sums.is_err() && self.name_what_does_not_open(&keyring, go_on)?.is_break() {
+        for (key, error) in &broken {
+            self.verified(key, Err(error.clone()))?;
+        }
+        let named = |key: &Key| broken.contains_key(key);
+        let search = || self.name_what_does_not_open(&keyring, &named, go_on);
+        if sums.is_err() && search()?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
         self.verified("the sums over all records", sums.and(names))?;
@@ -114,18 +119,20 @@ impl Vault {
     }
 
     /// The sums tell that a record is not what was stored, not which: looks for one that does not
-    /// authenticate although its key does.
+    /// authenticate although its key does, besides those that are `named`.
     fn name_what_does_not_open(
         &self,
         keyring: &Keyring,
+        named: &dyn Fn(&Key) -> bool,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
-        let mut after = None;
+        let (mut after, mut limit) = (None, BATCH);
         loop {
-            let batch = self.read(|records| keys_after(records, after, BATCH))?;
+            let batch = self.read(|records| keys_after(records, after, limit))?;
             after = batch.last().map(|(key, _)| *key).or(after);
+            limit = as_many(&batch);
             for (key, record) in &batch {
-                if record.generation != keyring.active() {
+                if record.generation != keyring.active() || named(key) {
                     continue;
                 }
                 let (key, opened) = match *key {
@@ -162,6 +169,12 @@ impl Vault {
     }
 }
 
+/// How many records like these are enough at a time.
+fn as_many(batch: &[Keyed]) -> usize {
+    let bytes: usize = batch.iter().map(|(_, record)| record.value.len()).sum();
+    (batch.len() * MANY_BYTES / bytes.max(1)).clamp(1, BATCH)
+}
+
 /// Counts records, and unwraps the keys of those that are under generation `to`. What else is in a
 /// record was authenticated before it was stored, and the sums show that it is what was stored.
 fn counted(
@@ -175,15 +188,19 @@ fn counted(
     let (mut directories, mut failed) = (Vec::new(), Vec::new());
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
+        let mut is_whole = false;
         if let Key::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);
+            is_whole = true;
         }
         if record.generation != to {
             continue;
         }
         let unwrapped = match *key {
+            // Their records were made in transactions, where they were not opened again.
+            Key::Node(id) if is_whole || id == SYSTEM => Node::open(keyring, id, record).map(drop),
             Key::Node(id) => Node::must_unwrap(keyring, id, record),
             Key::Version(node, version) => content::must_unwrap(keyring, node, version, record),
         };
