@@ -446,11 +446,12 @@ impl Keyring {
         Ok((generation, wrapped))
     }
 
-    /// [`wrap`](Self::wrap) for many keys, with one of `nonces`.
+    /// [`wrap`](Self::wrap) for a key that is wrapped otherwise so far, with one of `nonces`: the new
+    /// wrap takes the place of the only other one, so it is opened first, and compared.
     ///
     /// # Errors
-    /// As there.
-    pub fn wrap_with(
+    /// As there, and when it does not hold the key.
+    pub fn wrap_anew(
         &self,
         nonces: &mut Nonces,
         node: u64,
@@ -461,7 +462,12 @@ impl Keyring {
         let wrapped = live
             .wrap
             .seal_with(nonces, self.vault, context, key.expose())?;
-        Ok((generation, wrapped))
+        match self.unwrap(generation, node, role, &wrapped)? == *key {
+            true => Ok((generation, wrapped)),
+            false => Err(KeyringError::integrity(format!(
+                "a key of node {node} cannot be wrapped anew: what was wrapped is another one"
+            ))),
+        }
     }
 
     fn wrapping(

@@ -109,11 +109,7 @@ pub(super) fn rewrap(
             OpenFailure::Open(_) => bad("does not authenticate"),
             OpenFailure::Memory(error) => error.into(),
         })?;
-    let key = key.0;
-    let (generation, wrapped) = keyring.wrap_with(nonces, node, role, &key)?;
-    if keyring.unwrap(generation, node, role, &wrapped)? != key {
-        return Err(bad("cannot be wrapped anew"));
-    }
+    let (generation, wrapped) = keyring.wrap_anew(nonces, node, role, &key.0)?;
     stored.wrapped = wrapped[..]
         .try_into()
         .map_err(|_| bad("was wrapped to a wrong length"))?;

@@ -418,13 +418,9 @@ impl Node {
             (true, Kind::Directory | Kind::System) => Ok(()),
             (true, _) => self.renew_key(keyring),
             (false, _) => {
-                let (id, role) = (self.id, Role::Metadata);
-                let (generation, wrapped) = keyring.wrap(id, role, &self.key.0)?;
-                if keyring.unwrap(generation, id, role, &wrapped)? != self.key.0 {
-                    let node = format_args!("node {id}");
-                    return Err(VaultError::tampered(node, "cannot be wrapped anew"));
-                }
-                (self.generation, self.wrapped) = (generation, wrapped);
+                let (mut nonces, role) = (Nonces::draw(1)?, Role::Metadata);
+                (self.generation, self.wrapped) =
+                    keyring.wrap_anew(&mut nonces, self.id, role, &self.key.0)?;
                 Ok(())
             }
         }
@@ -468,10 +464,7 @@ impl Node {
                 OpenFailure::Open(_) => bad("does not authenticate"),
                 OpenFailure::Memory(error) => error.into(),
             })?;
-        let (generation, wrapped) = keyring.wrap_with(nonces, id, role, &key.0)?;
-        if keyring.unwrap(generation, id, role, &wrapped)? != key.0 {
-            return Err(bad("cannot be wrapped anew"));
-        }
+        let (generation, wrapped) = keyring.wrap_anew(nonces, id, role, &key.0)?;
         stored.wrapped = wrapped[..]
             .try_into()
             .map_err(|_| bad("was wrapped to a wrong length"))?;
