@@ -1,5 +1,5 @@
-//! Moves what was committed from the WAL into the database, on a thread of its own, so that no
-//! commit has to wait for it.
+//! Moves what was committed from the WAL into the database, on a thread of its own, so that commits
+//! have to wait for no more of it than what was committed meanwhile.
 //!
 //! It must never be what makes a commit durable, and never touch the files before the first
 //! commit: the thread is started by the writer when the WAL has grown.
@@ -18,6 +18,12 @@ use super::{StoreError, StoreErrorKind as Kind, failure};
 
 /// Pages in the WAL from which on it is worth moving them: 4 MiB.
 const WORTHWHILE: i32 = 1024;
+
+/// How long a checkpoint that begins the WAL anew waits for readers, while nobody can write.
+const WAIT_WITH_WRITERS: Duration = Duration::from_millis(2);
+
+/// After one that readers were in the way of, time without one.
+const LEAVE_READERS: Duration = Duration::from_millis(500);
 
 /// Pages in the WAL from which on new transactions are held up until it could be begun anew: 64 MiB. An
 /// unbroken chain of overlapping readers would let it grow forever.
@@ -40,6 +46,11 @@ pub(super) struct Desk {
     changed: Condvar,
     /// New transactions are held up. Beside the mutex, so that a read costs no lock.
     held_up: AtomicBool,
+    /// The same for those that write.
+    writes_held_up: AtomicBool,
+    /// Held by whoever writes in this process, the checkpoint that begins the WAL anew among them:
+    /// SQLite's own lock is waited for asleep, a millisecond at the least.
+    writes: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -53,12 +64,23 @@ struct Orders {
 impl Desk {
     /// Holds up a new transaction while the WAL is being begun anew; bounded.
     pub(super) fn pass(&self) {
-        if !self.held_up.load(Ordering::Acquire) {
+        self.pass_if_not(&self.held_up);
+    }
+
+    /// The same for a transaction that writes: to be held for its duration.
+    pub(super) fn turn_to_write(&self) -> MutexGuard<'_, ()> {
+        self.pass_if_not(&self.held_up);
+        self.pass_if_not(&self.writes_held_up);
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pass_if_not(&self, held_up: &AtomicBool) {
+        if !held_up.load(Ordering::Acquire) {
             return;
         }
         let deadline = Instant::now() + HOLD_UP;
         let mut orders = self.orders();
-        while self.held_up.load(Ordering::Acquire) && !orders.stop {
+        while held_up.load(Ordering::Acquire) && !orders.stop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -76,11 +98,15 @@ impl Desk {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold_up(&self, held_up: bool) {
-        self.held_up.store(held_up, Ordering::Release);
-        // The lock orders this with a reader that has just looked and is about to wait.
+    /// Runs `work` while new transactions wait that look at `held_up`.
+    fn holding_up<T>(&self, held_up: &AtomicBool, work: impl FnOnce() -> T) -> T {
+        held_up.store(true, Ordering::Release);
+        let outcome = work();
+        held_up.store(false, Ordering::Release);
+        // The lock orders this with one that has just looked and is about to wait.
         drop(self.orders());
         self.changed.notify_all();
+        outcome
     }
 }
 
@@ -147,31 +173,57 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
             return;
         }
     };
-    if connection.busy_timeout(WAIT_FOR_READERS).is_err() {
-        return;
-    }
     let mut respite_until = Instant::now();
-    while next_order(desk) {
+    let mut readers_until = Instant::now();
+    // After an I/O error the WAL may have what the database has not: it must not be begun anew.
+    while next_order(desk) && desk.failed().is_none() {
+        // Most of the work, while others go on to commit.
         let pages = match checkpoint(&connection, CheckpointMode::PASSIVE) {
-            Ok((pages, done)) if done < pages => pages,
-            Ok(_) => continue,
+            Ok((pages, _)) => pages,
             Err(error) => {
                 fail(desk, error);
                 continue;
             }
         };
+        if Instant::now() >= readers_until {
+            match begin_anew(&connection, desk) {
+                Ok(()) => continue,
+                Err(error) if error.kind == Kind::Busy => {
+                    readers_until = Instant::now() + LEAVE_READERS;
+                }
+                Err(error) => {
+                    fail(desk, error);
+                    continue;
+                }
+            }
+        }
         if pages < TOO_MANY || Instant::now() < respite_until {
             continue;
         }
-        desk.hold_up(true);
-        let truncated = checkpoint(&connection, CheckpointMode::TRUNCATE);
-        desk.hold_up(false);
+        let truncated = desk.holding_up(&desk.held_up, || {
+            connection::waiting(&connection, WAIT_FOR_READERS, |connection| {
+                checkpoint(connection, CheckpointMode::TRUNCATE)
+            })
+        });
         match truncated {
             Ok(_) => {}
             Err(error) if error.kind == Kind::Busy => respite_until = Instant::now() + RESPITE,
             Err(error) => fail(desk, error),
         }
     }
+}
+
+/// Moves what was committed since the last checkpoint, while nobody writes, so that the next commit
+/// begins the WAL anew. Where commits follow each other closely, it would grow for as long as they do,
+/// and to sync a file that grows takes more than twice as long.
+fn begin_anew(connection: &Connection, desk: &Desk) -> Result<(), StoreError> {
+    // Else one that writes again and again would have the lock again and again.
+    desk.holding_up(&desk.writes_held_up, || {
+        let _nobody_writes = desk.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        connection::waiting(connection, WAIT_WITH_WRITERS, |connection| {
+            checkpoint(connection, CheckpointMode::RESTART).map(drop)
+        })
+    })
 }
 
 /// Waits until there is something to do; false when it is to stop.

@@ -107,6 +107,23 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
     Ok(connection)
 }
 
+/// Runs `work` on a connection that waits for others' locks for so long, and no longer.
+pub(super) fn waiting<T>(
+    connection: &Connection,
+    time: Duration,
+    work: impl FnOnce(&Connection) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let wait_for = |time| {
+        connection
+            .busy_timeout(time)
+            .map_err(|error| failure::of(connection, "cannot set a time limit", error))
+    };
+    wait_for(time)?;
+    let outcome = work(connection);
+    wait_for(PATIENCE)?;
+    outcome
+}
+
 /// The settings that belong to the connection but may read the file.
 ///
 /// `secure_delete` is on: a removed or replaced record (a wrapped key, a wrap of the master key)

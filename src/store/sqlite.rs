@@ -247,8 +247,9 @@ impl Store for SqliteStore {
             return Err(self.read_only());
         };
         // Commits without a pause would keep the checkpoint from its lock as readers do.
-        self.desk.pass();
+        let turn = self.desk.turn_to_write();
         let written = locked(writer).write(&self.place, &self.opened, durability, body)?;
+        drop(turn);
         match (written, durability) {
             (Ok(()), Durability::Now) => self.sync().map(Ok),
             (written, _) => Ok(written),

@@ -10,7 +10,7 @@ use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
 use super::checkpoint::{Checkpointer, WAIT_FOR_READERS, checkpoint};
-use super::connection::PATIENCE;
+use super::connection;
 use super::hostile::Fault;
 use super::lock::Lock;
 use super::place::{Opened, Place};
@@ -277,15 +277,9 @@ impl Writer {
 
 /// Moves everything into the database and empties the WAL, if the readers let it.
 pub(super) fn truncate(connection: &Connection) -> Result<(), StoreError> {
-    let patience = |time| {
-        connection
-            .busy_timeout(time)
-            .map_err(|error| failure::of(connection, "cannot set a time limit", error))
-    };
-    patience(WAIT_FOR_READERS)?;
-    let outcome = checkpoint(connection, CheckpointMode::TRUNCATE);
-    patience(PATIENCE)?;
-    outcome.map(drop)
+    connection::waiting(connection, WAIT_FOR_READERS, |connection| {
+        checkpoint(connection, CheckpointMode::TRUNCATE).map(drop)
+    })
 }
 
 enum Attempt {

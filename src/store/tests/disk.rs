@@ -280,6 +280,23 @@ fn the_wal_stays_bounded_while_readers_overlap() {
 }
 
 #[test]
+fn commits_without_a_pause_do_not_make_the_wal_grow() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let value = [7; 64 << 10];
+    let mut longest = 0;
+    for i in 0..2_500_u64 {
+        write(&store, Durability::Soon, |tx: &mut dyn Write| {
+            tx.put_node(i % 4 + 10, &record(i, &value))
+        })
+        .unwrap();
+        longest = longest.max(fs::metadata(vault.file("vault.db-wal")).unwrap().len());
+    }
+    // 160 MiB and more went through it.
+    assert!(longest < 32 << 20, "{longest}");
+}
+
+#[test]
 fn replaced_and_removed_records_are_gone_from_the_raw_files() {
     let vault = Vault::new();
     let store = vault.writer();
