@@ -1,11 +1,11 @@
-//! What was read is kept, so that it need not be had from the store again: nodes opened, contents
-//! as they are stored.
+//! What was read is kept, so that it need not be had from the store again: nodes opened, names and
+//! contents as they are stored.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::store::{KeyedRecord, NodeId};
+use crate::store::{KeyedRecord, NameTag, NodeId};
 
 use super::node::Node;
 
@@ -13,6 +13,9 @@ use super::node::Node;
 const CAPACITY: usize = 16 * 1024;
 /// Nodes with more bytes of extended attributes are not kept: they bound nothing by number.
 const MAX_XATTRS: usize = 2 * 1024;
+
+/// Most entries of directories kept: about 1 MB.
+const ENTRIES: usize = 2 * 1024;
 
 /// Most bytes of sealed contents kept.
 const SEALED_CAPACITY: usize = 6 << 20;
@@ -27,15 +30,42 @@ fn is_small(node: &Node) -> bool {
         <= MAX_XATTRS
 }
 
-/// A bounded map of nodes as of the last commit.
+/// An entry by directory and tag, and what is stored of it now.
+pub(super) type ChangedEntry = ((NodeId, NameTag), Option<Vec<u8>>);
+
+/// What a transaction has changed.
 #[derive(Default)]
-pub(super) struct NodeCache {
+pub(super) struct Changes {
+    /// `None`: gone, or not known as it is now.
+    pub(super) nodes: Vec<(NodeId, Option<Arc<Node>>)>,
+    /// `None`: gone.
+    pub(super) entries: Vec<ChangedEntry>,
+}
+
+impl Changes {
+    /// That nodes are not known any more as they are.
+    pub(super) fn forgotten(nodes: impl IntoIterator<Item = NodeId>) -> Self {
+        Self {
+            nodes: nodes.into_iter().map(|id| (id, None)).collect(),
+            entries: Vec::new(),
+        }
+    }
+}
+
+/// What a directory says of a tag, as it is stored; `None`: that there is nothing.
+type KeptEntry = Option<Arc<[u8]>>;
+
+/// Bounded maps of nodes and of entries, as of the last commit.
+#[derive(Default)]
+pub(super) struct RecordCache {
     nodes: RwLock<HashMap<NodeId, Arc<Node>>>,
+    /// Taken after the one of the nodes where both are.
+    entries: RwLock<HashMap<(NodeId, NameTag), KeptEntry>>,
     /// Raised whenever something was committed: what was read before then may be stale.
     epoch: AtomicU64,
 }
 
-impl NodeCache {
+impl RecordCache {
     pub(super) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
         self.nodes
             .read()
@@ -53,23 +83,56 @@ impl NodeCache {
     pub(super) fn offer(&self, epoch: u64, node: &Arc<Node>) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
         if self.epoch() == epoch && is_small(node) {
-            make_room(&mut nodes);
+            make_room(&mut nodes, CAPACITY);
             nodes.insert(node.id, Arc::clone(node));
         }
     }
 
-    /// Takes what a transaction has changed; `None` for nodes that are gone.
-    pub(super) fn commit(&self, changed: impl Iterator<Item = (NodeId, Option<Arc<Node>>)>) {
+    /// What a directory is known to have under a tag; the outer `None`: nothing is known.
+    pub(super) fn entry(&self, directory: NodeId, tag: &NameTag) -> Option<KeptEntry> {
+        self.entries
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(directory, *tag))
+            .cloned()
+    }
+
+    /// As [`offer`](Self::offer), for an entry.
+    pub(super) fn offer_entry(&self, epoch: u64, directory: NodeId, tag: NameTag, record: &[u8]) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if self.epoch() == epoch {
+            make_room(&mut entries, ENTRIES);
+            entries.insert((directory, tag), Some(record.into()));
+        }
+    }
+
+    /// Takes what a transaction has changed.
+    pub(super) fn commit(&self, changed: Changes) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         self.epoch.fetch_add(1, Ordering::AcqRel);
-        for (id, node) in changed {
+        for (id, node) in changed.nodes {
             match node {
                 Some(node) if is_small(&node) => {
-                    make_room(&mut nodes);
+                    make_room(&mut nodes, CAPACITY);
                     nodes.insert(id, node);
                 }
                 Some(_) | None => {
                     nodes.remove(&id);
+                }
+            }
+        }
+        for (key, record) in changed.entries {
+            match record {
+                Some(record) => {
+                    make_room(&mut entries, ENTRIES);
+                    entries.insert(key, Some(record.into()));
+                }
+                // Of what nobody has asked for it is not worth knowing that it is gone.
+                None => {
+                    if let Some(known) = entries.get_mut(&key) {
+                        *known = None;
+                    }
                 }
             }
         }
@@ -78,15 +141,17 @@ impl NodeCache {
     /// Forgets everything: somebody else has written.
     pub(super) fn clear(&self) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         self.epoch.fetch_add(1, Ordering::AcqRel);
         nodes.clear();
+        entries.clear();
     }
 }
 
-/// Drops an eighth of the nodes, whichever the hash puts first, when the map is full.
-fn make_room(nodes: &mut HashMap<NodeId, Arc<Node>>) {
-    if nodes.len() >= CAPACITY {
-        drop_an_eighth(nodes);
+/// Drops an eighth of what is kept, whichever the hash puts first, when the map is full.
+fn make_room<K: Copy + Eq + std::hash::Hash, V>(kept: &mut HashMap<K, V>, capacity: usize) {
+    if kept.len() >= capacity {
+        drop_an_eighth(kept);
     }
 }
 
@@ -152,5 +217,63 @@ impl SealedCache {
         if let Some(older) = versions.kept.insert(version, Arc::new(sealed)) {
             versions.bytes = versions.bytes.saturating_sub(older.len());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: NameTag = [7; 32];
+
+    fn changed(tag: NameTag, record: Option<&[u8]>) -> Changes {
+        Changes {
+            nodes: Vec::new(),
+            entries: vec![((1, tag), record.map(<[u8]>::to_vec))],
+        }
+    }
+
+    #[test]
+    fn an_entry_is_known_as_it_was_last_committed() {
+        let cache = RecordCache::default();
+        cache.commit(changed(TAG, None));
+        assert_eq!(cache.entry(1, &TAG), None, "nobody has asked for it");
+        cache.offer_entry(cache.epoch(), 1, TAG, b"read");
+        assert_eq!(cache.entry(1, &TAG), Some(Some(b"read".as_slice().into())));
+        assert_eq!(cache.entry(2, &TAG), None);
+        cache.commit(changed(TAG, Some(b"new")));
+        assert_eq!(cache.entry(1, &TAG), Some(Some(b"new".as_slice().into())));
+        cache.commit(changed(TAG, None));
+        assert_eq!(cache.entry(1, &TAG), Some(None));
+        cache.clear();
+        assert_eq!(cache.entry(1, &TAG), None);
+    }
+
+    #[test]
+    fn an_entry_that_was_read_before_a_commit_is_not_taken_after_it() {
+        let cache = RecordCache::default();
+        let epoch = cache.epoch();
+        cache.commit(changed([8; 32], Some(b"another")));
+        cache.offer_entry(epoch, 1, TAG, b"old");
+        assert_eq!(cache.entry(1, &TAG), None);
+        let epoch = cache.epoch();
+        cache.clear();
+        cache.offer_entry(epoch, 1, TAG, b"old");
+        assert_eq!(cache.entry(1, &TAG), None);
+    }
+
+    #[test]
+    fn no_more_entries_are_kept_than_there_is_room_for() {
+        let cache = RecordCache::default();
+        for i in 0..3 * ENTRIES as u64 {
+            let mut tag = TAG;
+            tag[..8].copy_from_slice(&i.to_le_bytes());
+            match i % 2 {
+                0 => cache.offer_entry(cache.epoch(), 1, tag, b"read"),
+                _ => cache.commit(changed(tag, Some(b"stored"))),
+            }
+            assert!(cache.entry(1, &tag).is_some());
+        }
+        assert!(cache.entries.read().unwrap().len() <= ENTRIES);
     }
 }

@@ -82,6 +82,11 @@ impl DirectoryKeys {
         })
     }
 
+    /// Whose they are.
+    pub(super) fn directory(&self) -> NodeId {
+        self.directory
+    }
+
     /// The keys of an epoch, if there are any.
     fn of_epoch(&self, epoch: u32) -> Option<&NameKeys> {
         let previous = self.previous.iter().find(|(of, _)| *of == epoch);
@@ -103,7 +108,16 @@ impl DirectoryKeys {
         records: &mut (impl Read + ?Sized),
         name: &[u8],
     ) -> Result<Option<(Entry, Vec<u8>)>, VaultError> {
-        let mut tag = self.tag(name)?;
+        self.find_filed(records, self.tag(name)?, name)
+    }
+
+    /// The same for a name whose [`tag`](Self::tag) is known.
+    pub(super) fn find_filed(
+        &self,
+        records: &mut (impl Read + ?Sized),
+        mut tag: NameTag,
+        name: &[u8],
+    ) -> Result<Option<(Entry, Vec<u8>)>, VaultError> {
         let mut found = records.entry(self.directory, &tag)?;
         if let (None, Some((_, keys))) = (&found, &self.previous) {
             tag = keys.tag.tag(name);

@@ -66,7 +66,7 @@ pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::Tx;
 
-use cache::{NodeCache, SealedCache};
+use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
 use counting::Key;
 use state::SystemKeys;
@@ -84,7 +84,7 @@ pub struct Vault {
     pins: Vec<KeyUri>,
     rotation: rotation::Rotation,
     system: RwLock<Arc<SystemKeys>>,
-    cache: NodeCache,
+    cache: RecordCache,
     /// Of a writer only: what another process may change is read again.
     sealed: SealedCache,
     /// As of the last commit; locked while a transaction runs.

@@ -13,7 +13,7 @@ use crate::kms::{self, KeyUri, KmsSettings, Provider};
 use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteStore, Store as _};
 
 use super::anchor::{Anchor, Anchors, hex};
-use super::cache::{NodeCache, SealedCache};
+use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::ops::NothingOpen;
@@ -126,7 +126,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             records.put_header(keyring.header_bytes())?;
             let (system, root) = first_nodes(&keyring, options, now)?;
             let keys = SystemKeys::of(&system);
-            let cache = NodeCache::default();
+            let cache = RecordCache::default();
             let mut tx = Tx::new(&keyring, &keys, &cache, records, State::empty(ROOT));
             tx.put_keyring(std::slice::from_ref(&event))?;
             tx.found(system, root)?;
@@ -370,7 +370,7 @@ impl Vault {
             pins: watch.pins.clone(),
             rotation: super::rotation::Rotation::default(),
             system: RwLock::new(Arc::new(system)),
-            cache: NodeCache::default(),
+            cache: RecordCache::default(),
             sealed: SealedCache::default(),
             seen: RwLock::new(state.clone()),
             state: Mutex::new(state),

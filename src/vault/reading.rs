@@ -94,26 +94,52 @@ impl Vault {
         // The directory's key may be replaced between the two reads, here or by the writer beside.
         let may_move = self.read_only || self.keyring().renews_data_keys();
         let parent = self.node(directory)?;
+        self.must_serve()?;
+        let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+        let tag = keys.tag(name)?;
+        if !may_move && let Some(found) = self.lookup_kept(&parent, &keys, &tag) {
+            return found;
+        }
         let epoch = self.cache.epoch();
         let found = self.read(|records| {
-            let node = self.lookup_in(records, &parent, name, epoch)?;
+            let node = self.lookup_in(records, &keys, tag, name, epoch)?;
             self.fetch_small(records, &node);
             Ok(node)
         });
         match found {
             Err(error)
-                if may_move
+                if (may_move || self.keyring().renews_data_keys())
                     && (matches!(error, VaultError::NotFound)
                         || error.failure() == Failure::Integrity) =>
             {
                 // With the key that the snapshot has.
                 self.read(|records| {
                     let parent = self.read_node(records, directory)?;
-                    self.lookup_in(records, &parent, name, epoch)
+                    let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+                    self.lookup_in(records, &keys, keys.tag(name)?, name, epoch)
                 })
             }
             found => found,
         }
+    }
+
+    /// What a name names, if all that it takes was kept.
+    fn lookup_kept(
+        &self,
+        parent: &Arc<Node>,
+        keys: &DirectoryKeys,
+        tag: &NameTag,
+    ) -> Option<Result<Arc<Node>, VaultError>> {
+        let Some(record) = self.cache.entry(parent.id, tag)? else {
+            // It may be filed elsewhere since, if the directory has changed.
+            let now = self.cache.get(parent.id)?;
+            let is_same = Arc::ptr_eq(&now, parent) && parent.previous.is_none();
+            return is_same.then_some(Err(VaultError::NotFound));
+        };
+        // What is wrong with them is told when they are had from the store.
+        let entry = keys.open(tag, &record).ok()?;
+        let node = self.cache.get(entry.node)?;
+        (node.kind == entry.kind).then_some(Ok(node))
     }
 
     /// Who looks up a secret is about to read it: one transaction for both. What is wrong with the
@@ -130,20 +156,24 @@ impl Vault {
         }
     }
 
-    pub(super) fn lookup_in(
+    fn lookup_in(
         &self,
         records: &mut dyn Read,
-        parent: &Node,
+        keys: &DirectoryKeys,
+        tag: NameTag,
         name: &[u8],
         epoch: u64,
     ) -> Result<Arc<Node>, VaultError> {
-        let keys = DirectoryKeys::of(self.keyring().vault(), parent)?;
-        let found = keys.find(&mut *records, name)?;
-        let (entry, _) = found.ok_or(VaultError::NotFound)?;
-        self.node_of(records, parent.id, &entry, epoch)
+        let found = keys.find_filed(&mut *records, tag, name)?;
+        let (entry, record) = found.ok_or(VaultError::NotFound)?;
+        let directory = keys.directory();
+        if !self.read_only {
+            self.cache.offer_entry(epoch, directory, entry.tag, &record);
+        }
+        self.node_of(records, directory, &entry, epoch)
     }
 
-    pub(super) fn node_of(
+    fn node_of(
         &self,
         records: &mut dyn Read,
         directory: NodeId,

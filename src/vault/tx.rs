@@ -16,7 +16,7 @@ use crate::keyring::{EventRow, Keyring};
 use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
 
 use super::VaultError;
-use super::cache::NodeCache;
+use super::cache::{ChangedEntry, Changes, RecordCache};
 use super::content;
 use super::entry::{DirectoryKeys, Entry};
 use super::node::{Attributes, Kind, Node, Timestamp};
@@ -78,7 +78,7 @@ pub struct Tx<'a> {
     pub(super) keyring: &'a Keyring,
     pub(super) now: Timestamp,
     system: &'a SystemKeys,
-    cache: &'a NodeCache,
+    cache: &'a RecordCache,
     pub(super) records: &'a mut dyn Write,
     state: State,
     nodes: HashMap<NodeId, Slot>,
@@ -87,6 +87,8 @@ pub struct Tx<'a> {
     ops: Vec<Op>,
     /// Nodes of which another record was put in the place of the one that was there.
     exchanged: Vec<NodeId>,
+    /// Entries that were stored and deleted.
+    entries: Vec<ChangedEntry>,
     touched: bool,
 }
 
@@ -94,7 +96,7 @@ impl<'a> Tx<'a> {
     pub(super) fn new(
         keyring: &'a Keyring,
         system: &'a SystemKeys,
-        cache: &'a NodeCache,
+        cache: &'a RecordCache,
         records: &'a mut dyn Write,
         state: State,
     ) -> Self {
@@ -109,6 +111,7 @@ impl<'a> Tx<'a> {
             undo: HashMap::new(),
             ops: Vec::new(),
             exchanged: Vec::new(),
+            entries: Vec::new(),
             touched: false,
         }
     }
@@ -157,8 +160,12 @@ impl<'a> Tx<'a> {
                 record,
             } => {
                 self.records.put_entry(directory, &tag, &record)?;
+                self.entries.push(((directory, tag), Some(record)));
             }
-            Op::DeleteEntry { directory, tag } => self.records.delete_entry(directory, &tag)?,
+            Op::DeleteEntry { directory, tag } => {
+                self.records.delete_entry(directory, &tag)?;
+                self.entries.push(((directory, tag), None));
+            }
             Op::PutVersion {
                 node,
                 version,
@@ -215,14 +222,11 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Seals what has changed and the state; returns the new state and the changed nodes.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn finish(
-        mut self,
-    ) -> Result<(State, Vec<(NodeId, Option<Arc<Node>>)>), VaultError> {
+    /// Seals what has changed and the state; returns the new state and what has changed.
+    pub(super) fn finish(mut self) -> Result<(State, Changes), VaultError> {
         // What is known of these is not what is stored any more.
-        let exchanged = std::mem::take(&mut self.exchanged);
-        let mut changed: Vec<_> = exchanged.into_iter().map(|id| (id, None)).collect();
+        let mut changed = Changes::forgotten(std::mem::take(&mut self.exchanged));
+        changed.entries = std::mem::take(&mut self.entries);
         for (id, slot) in std::mem::take(&mut self.nodes) {
             if !slot.changed {
                 continue;
@@ -239,11 +243,11 @@ impl<'a> Tx<'a> {
                     sealed.rewrap(self.keyring)?;
                     let record = sealed.seal(self.keyring.vault())?;
                     self.put_node(id, &record)?;
-                    changed.push((id, Some(node)));
+                    changed.nodes.push((id, Some(node)));
                 }
                 None => {
                     self.records.delete_node(id)?;
-                    changed.push((id, None));
+                    changed.nodes.push((id, None));
                 }
             }
         }

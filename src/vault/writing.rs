@@ -42,7 +42,7 @@ impl Vault {
         });
         match finished {
             Ok((committed, changed)) => {
-                self.cache.commit(changed.into_iter());
+                self.cache.commit(changed);
                 self.show(&committed);
                 *state = committed;
             }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::keyring::Change;
 use crate::store::Durability;
 
+use super::super::cache::Changes;
 use super::super::node::{Node, SYSTEM};
 use super::super::tx::{Exchange, Migrated};
 use super::super::{Failure, Job, Key, Tx, Vault, VaultError};
@@ -101,7 +102,7 @@ impl Vault {
                 };
                 // What is stored decides, not what was read when it was whole.
                 let doubtful = prepared.rest.iter().filter_map(|key| key.node());
-                self.cache.commit(doubtful.map(|id| (id, None)));
+                self.cache.commit(Changes::forgotten(doubtful));
                 if self
                     .exchange(&prepared.exchanges, damage, go_on)?
                     .is_break()

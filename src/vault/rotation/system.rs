@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::keyring::Keyring;
 use crate::store::{self, Durability, Write};
 
+use super::super::cache::Changes;
 use super::super::counting::keys_after;
 use super::super::node::{Node, SYSTEM};
 use super::super::state::{State, SystemKeys};
@@ -78,7 +79,7 @@ impl Vault {
                 Ok(Step::Changed(changed, keys)) => {
                     let is_last = !keys.is_renewing();
                     *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-                    self.cache.commit([(SYSTEM, None)].into_iter());
+                    self.cache.commit(Changes::forgotten([SYSTEM]));
                     (changed, is_last)
                 }
                 Err(error) => {
