@@ -95,6 +95,8 @@ pub struct Settings {
     pub max_memory: u64,
     /// Threads that read requests.
     pub threads: usize,
+    /// How long one that has answered looks for the next request before it sleeps.
+    pub busy_poll: Duration,
     /// How long open files are served after a request to end.
     pub drain_timeout: Duration,
     /// How long after its last replacement the master key is replaced; `None`: when asked to.
@@ -131,12 +133,23 @@ pub struct Settings {
     pub config_files: Vec<PathBuf>,
 }
 
+/// Whether the threads of the daemon can only run in turns.
+fn has_one_processor() -> bool {
+    std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1)
+}
+
 /// Two, where they can run at once: on a virtual machine a processor that sleeps takes longer to wake
 /// up than a request takes, and with two threads one is awake more often. More gain little.
 fn default_threads() -> usize {
-    match std::thread::available_parallelism() {
-        Ok(one) if one.get() == 1 => 1,
-        _ => 2,
+    if has_one_processor() { 1 } else { 2 }
+}
+
+/// A little longer than a program needs to come with its next request. With one processor it could
+/// not come while it is looked for.
+fn default_busy_poll() -> Duration {
+    match has_one_processor() {
+        true => Duration::ZERO,
+        false => Duration::from_micros(50),
     }
 }
 
@@ -150,6 +163,7 @@ impl Default for Settings {
             max_secret_size: 16 << 20,
             max_memory: 256 << 20,
             threads: default_threads(),
+            busy_poll: default_busy_poll(),
             drain_timeout: Duration::from_secs(10),
             rotate_every: None,
             require_mlock: false,
@@ -210,6 +224,7 @@ impl Settings {
             "max-secret-size" => self.max_secret_size = raw.number()?,
             "max-memory" => self.max_memory = raw.number()?,
             "threads" => self.threads = raw.number()?.try_into().unwrap_or(1),
+            "busy-poll" => self.busy_poll = Duration::from_micros(raw.number()?),
             "drain-timeout" => self.drain_timeout = raw.duration()?,
             "rotate-every" => self.rotate_every = Some(raw.duration()?),
             "require-mlock" => self.require_mlock = raw.switch()?,

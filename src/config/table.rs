@@ -167,6 +167,13 @@ pub const SETTINGS: &[Setting] = &[
         "Threads that read requests from the kernel. Default 2, and 1 on a machine of one processor",
     ),
     value(
+        "busy-poll",
+        Kind::Count { min: 0, max: 1000 },
+        Scope::Mount,
+        "MICROSECONDS",
+        "How long a thread that has answered looks for the next request before it sleeps; 0: not at all. Default 50, and 0 on a machine of one processor",
+    ),
+    value(
         "drain-timeout",
         Kind::Duration {
             min_ms: 0,

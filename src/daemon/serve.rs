@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use super::error::{Class, Error};
 use super::mount::{Mount, Unmounted};
 use super::socket::Socket;
+use crate::config::Settings;
 use crate::fs::fuse::{self, Adapter};
 use crate::fs::{Ending, FileSystem};
 
@@ -31,7 +32,7 @@ pub(crate) enum Event {
 pub(crate) fn start(
     fs: &Arc<FileSystem>,
     device: OwnedFd,
-    threads: usize,
+    settings: &Settings,
     events: Sender<Event>,
 ) -> Result<(), Error> {
     let fail = |e: io::Error| {
@@ -44,9 +45,10 @@ pub(crate) fn start(
     // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
     // changed its uid without asking the file system.
     config.acl = fuser::SessionACL::All;
-    let threads = fuse::usable_threads(threads);
+    let threads = fuse::usable_threads(settings.threads);
     config.n_threads = Some(threads);
-    let adapter = Adapter::new(Arc::clone(fs), threads);
+    let looked_at = device.try_clone().map_err(fail)?;
+    let adapter = Adapter::new(Arc::clone(fs), threads, looked_at, settings.busy_poll);
     let session =
         fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
     let notifier = session.notifier();

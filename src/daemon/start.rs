@@ -173,7 +173,7 @@ fn mount_and_serve(
     }
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
-    serve::start(fs, device, plan.settings.threads, tell)?;
+    serve::start(fs, device, &plan.settings, tell)?;
     if plan.foreground {
         // In the background, whoever started us asks.
         plan.target.point().map_or(Ok(()), detach::answers)?;

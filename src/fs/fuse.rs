@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::crypto::memory;
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
 use super::io::Transfer;
+use super::lookout::Lookout;
 use super::readers::{self, AtWork, Readers};
 use super::{Attr, Caller, Errno, FileSystem, SetAttributes};
 
@@ -43,11 +45,18 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Serves `fs` with that many threads.
-    pub fn new(fs: Arc<FileSystem>, threads: usize) -> Self {
-        let readers = Arc::new(Readers::new(threads));
-        let of_fs = Arc::clone(&readers);
-        fs.attach_releases(move || of_fs.await_releases());
+    /// Serves `fs` with that many threads, which look for the next request on `device` for so long
+    /// before they sleep.
+    pub fn new(fs: Arc<FileSystem>, threads: usize, device: OwnedFd, patience: Duration) -> Self {
+        let lookout = Lookout::new(device, patience);
+        let readers = Arc::new(Readers::new(threads, lookout));
+        // The device goes with the session, which ends before the file system does.
+        let of_session = Arc::downgrade(&readers);
+        fs.attach_releases(move || {
+            if let Some(readers) = of_session.upgrade() {
+                readers.await_releases();
+            }
+        });
         Self { fs, readers }
     }
 

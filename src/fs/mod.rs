@@ -14,6 +14,7 @@ mod errno;
 pub mod fuse;
 mod handles;
 mod io;
+mod lookout;
 mod names;
 mod nice;
 mod open;
@@ -289,7 +290,7 @@ impl FileSystem {
             }
             if state.publishing > 0 {
                 state.waiting.push(Box::new(then));
-                return;
+                return readers::hand_over();
             }
         }
         then();

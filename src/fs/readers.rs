@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::gettid;
 
+use super::lookout::{Lookout, Recent};
+
 /// What fuser calls its threads, with a number behind.
 const NAME: &str = "fuser-";
 /// How long the others are waited for: a thread that is ready to run is run before that.
@@ -24,9 +26,13 @@ const AWAY: u64 = 0;
 const BUSY: u64 = 1;
 /// At a RELEASE.
 const RELEASING: u64 = 2;
+/// Without a request, and not about to take one before it says so.
+const LOOKING: u64 = 3;
 const PHASES: u64 = 4;
 
+// Apart from others in memory: each changes twice with every request.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Reader {
     thread: i32,
     phase: AtomicU64,
@@ -77,8 +83,42 @@ pub(super) fn can_be_watched() -> bool {
     })
 }
 
+/// What a thread knows of itself.
+struct Post {
+    readers: Arc<Readers>,
+    reader: Arc<Reader>,
+    recent: Recent,
+}
+
+impl Post {
+    /// The calling thread's, at its first request.
+    fn new(readers: &Arc<Readers>) -> Self {
+        Self {
+            reader: readers.named(gettid().as_raw()),
+            readers: Arc::clone(readers),
+            recent: Recent::default(),
+        }
+    }
+
+    fn begin(&mut self, phase: u64) {
+        self.reader.enter(phase);
+        self.recent.note(&self.readers.lookout);
+    }
+
+    fn end(&mut self) {
+        self.reader.enter(LOOKING);
+        self.readers.lookout.look(&mut self.recent);
+        self.reader.enter(AWAY);
+    }
+}
+
+/// What the calling thread was asked for is going to be answered by another.
+pub(super) fn hand_over() {
+    OWN.with_borrow_mut(|own| own.iter_mut().for_each(|own| own.recent.hand_over()));
+}
+
 thread_local! {
-    static OWN: RefCell<Option<Arc<Reader>>> = const { RefCell::new(None) };
+    static OWN: RefCell<Option<Post>> = const { RefCell::new(None) };
 }
 
 /// All threads that take requests.
@@ -86,6 +126,7 @@ thread_local! {
 pub(super) struct Readers {
     count: usize,
     known: Mutex<Vec<Arc<Reader>>>,
+    lookout: Lookout,
 }
 
 /// A thread is at a request until this is dropped.
@@ -93,16 +134,17 @@ pub(super) struct AtWork(());
 
 impl Drop for AtWork {
     fn drop(&mut self) {
-        OWN.with_borrow(|own| own.iter().for_each(|own| own.enter(AWAY)));
+        OWN.with_borrow_mut(|own| own.iter_mut().for_each(Post::end));
     }
 }
 
 impl Readers {
     /// There are `count` of them.
-    pub(super) fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize, lookout: Lookout) -> Self {
         Self {
             count,
             known: Mutex::default(),
+            lookout,
         }
     }
 
@@ -123,21 +165,18 @@ impl Readers {
         reader
     }
 
-    fn at(&self, phase: u64) -> AtWork {
-        OWN.with_borrow_mut(|own| {
-            own.get_or_insert_with(|| self.named(gettid().as_raw()))
-                .enter(phase);
-        });
+    fn at(self: &Arc<Self>, phase: u64) -> AtWork {
+        OWN.with_borrow_mut(|own| own.get_or_insert_with(|| Post::new(self)).begin(phase));
         AtWork(())
     }
 
     /// The calling thread is at a request.
-    pub(super) fn begin(&self) -> AtWork {
+    pub(super) fn begin(self: &Arc<Self>) -> AtWork {
         self.at(BUSY)
     }
 
     /// The calling thread is at a RELEASE.
-    pub(super) fn begin_release(&self) -> AtWork {
+    pub(super) fn begin_release(self: &Arc<Self>) -> AtWork {
         self.at(RELEASING)
     }
 
@@ -209,8 +248,9 @@ mod tests {
     /// and one that is at a RELEASE until that is through.
     #[test]
     fn who_holds_a_request_is_waited_for_and_who_sleeps_is_not() {
-        let readers = Arc::new(Readers::new(2));
         let (waiting, wake) = nix::unistd::pipe().unwrap();
+        let lookout = Lookout::new(waiting.try_clone().unwrap(), Duration::ZERO);
+        let readers = Arc::new(Readers::new(2, lookout));
         let (on_its_way, done) = (
             Arc::new(AtomicBool::new(true)),
             Arc::new(AtomicBool::new(false)),
@@ -266,5 +306,32 @@ mod tests {
         drop(wake);
         thread.join().unwrap();
         releaser.join().unwrap();
+    }
+
+    /// It has taken no request, and is not seen asleep either.
+    #[test]
+    fn who_looks_for_a_request_is_not_waited_for() {
+        let (nothing, _wake) = nix::unistd::pipe().unwrap();
+        let readers = Arc::new(Readers::new(2, Lookout::new(nothing, Duration::ZERO)));
+        let _here = readers.begin();
+        let looking = Arc::new(AtomicBool::new(true));
+        let thread = {
+            let (readers, looking) = (Arc::clone(&readers), Arc::clone(&looking));
+            std::thread::spawn(move || {
+                let other = readers.named(gettid().as_raw());
+                other.enter(LOOKING);
+                while looking.load(Ordering::SeqCst) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        while readers.known().len() < 2 {
+            std::hint::spin_loop();
+        }
+        let begun = Instant::now();
+        readers.await_releases();
+        assert!(begun.elapsed() < PATIENCE);
+        looking.store(false, Ordering::SeqCst);
+        thread.join().unwrap();
     }
 }

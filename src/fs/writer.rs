@@ -14,6 +14,8 @@ use crate::crypto::memory;
 use crate::store::Durability;
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
+use super::readers;
+
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
 /// Most jobs in a transaction: bounds what one failure makes run again.
@@ -194,8 +196,12 @@ impl Shared {
             return;
         }
         queue.in_order += usize::from(!job.awaited);
+        let nobody_waits = job.durability == Durability::Now && !job.awaited;
         queue.jobs.push(job);
         drop(queue);
+        if !nobody_waits {
+            readers::hand_over();
+        }
         self.wake.notify_one();
     }
 

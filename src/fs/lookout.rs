@@ -1,0 +1,193 @@
+//! Looking for the next request for a moment, before the kernel is asked to wake the thread for it.
+//!
+//! A program that reads a secret makes three requests in a row or more. To wake a thread that sleeps
+//! on another processor takes longer than to serve one of them, above all on a virtual machine, where
+//! the processor itself was given away meanwhile. So a thread that has answered looks whether the
+//! next one is there before it sleeps: not for long, not if that was in vain lately, and only one
+//! thread at a time, which steps back whenever another wants its processor.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// What comes so soon after an answer was waiting by then.
+const AT_ONCE: Duration = Duration::from_micros(3);
+/// So many requests in a row were waiting: there is no need to look whether there is one.
+const CROWDED: u32 = 8;
+/// So often in a row nothing came while it was looked for: it is not, until requests come fast again.
+const IN_VAIN: u32 = 3;
+
+/// What all threads share.
+#[derive(Debug)]
+pub(super) struct Lookout {
+    device: OwnedFd,
+    /// How long a thread looks; zero: never.
+    patience: Duration,
+    /// One looks. More would take processors from the programs.
+    taken: AtomicBool,
+    /// Requests that came while somebody looked.
+    requests: AtomicU64,
+}
+
+/// What one thread remembers from one request to the next.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    /// When the last one was answered.
+    answered: Option<Instant>,
+    /// Requests in a row that were waiting.
+    waiting: u32,
+    /// Looks in a row that were in vain.
+    in_vain: u32,
+    /// Another thread answers the request: its program does not come with the next one before.
+    handed_over: bool,
+}
+
+impl Recent {
+    /// There is a request.
+    pub(super) fn note(&mut self, lookout: &Lookout) {
+        // Told to who looks: else each request would take the number from the other processor.
+        if lookout.taken.load(Ordering::Relaxed) {
+            lookout.requests.fetch_add(1, Ordering::Relaxed);
+        }
+        self.handed_over = false;
+        let Some(answered) = self.answered.take() else {
+            return;
+        };
+        let gap = answered.elapsed();
+        self.waiting = match gap < AT_ONCE {
+            true => self.waiting.saturating_add(1),
+            false => 0,
+        };
+        // It was found, or would have been but for the time that waking up takes.
+        if gap < 2 * lookout.patience {
+            self.in_vain = 0;
+        }
+    }
+
+    /// The request is going to be answered by another thread.
+    pub(super) fn hand_over(&mut self) {
+        self.handed_over = true;
+    }
+}
+
+impl Lookout {
+    /// `device` is where requests come from.
+    pub(super) fn new(device: OwnedFd, patience: Duration) -> Self {
+        Self {
+            device,
+            patience,
+            taken: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    /// The thread is through with a request: returns when there is another, or it is to sleep.
+    pub(super) fn look(&self, recent: &mut Recent) {
+        if std::mem::take(&mut recent.handed_over) || self.patience.is_zero() {
+            return;
+        }
+        let answered = Instant::now();
+        recent.answered = Some(answered);
+        if recent.waiting >= CROWDED
+            || recent.in_vain >= IN_VAIN
+            || self.taken.swap(true, Ordering::Relaxed)
+        {
+            return;
+        }
+        let requests = self.requests.load(Ordering::Relaxed);
+        while !self.is_request_waiting() {
+            // What was looked for has gone to another thread.
+            if self.requests.load(Ordering::Relaxed) != requests {
+                break;
+            }
+            if answered.elapsed() >= self.patience {
+                recent.in_vain += 1;
+                break;
+            }
+            std::thread::yield_now();
+        }
+        self.taken.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether read(2) would return at once, be it with the end.
+    fn is_request_waiting(&self) -> bool {
+        let mut device = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
+        poll(&mut device, PollTimeout::ZERO) != Ok(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lookout(patience: Duration) -> (Lookout, OwnedFd) {
+        let (requests, sender) = nix::unistd::pipe().unwrap();
+        (Lookout::new(requests, patience), sender)
+    }
+
+    #[test]
+    fn a_request_that_is_there_or_comes_is_found() {
+        let (lookout, sender) = lookout(Duration::from_secs(60));
+        let mut recent = Recent::default();
+        let sending = std::thread::spawn(move || {
+            nix::unistd::write(&sender, b"x").unwrap();
+            sender
+        });
+        lookout.look(&mut recent);
+        assert!(lookout.is_request_waiting());
+        recent.note(&lookout);
+        lookout.look(&mut recent);
+        assert_eq!(recent.in_vain, 0);
+        // The end is something to be found, too.
+        drop(sending.join().unwrap());
+        nix::unistd::read(&lookout.device, &mut [0]).unwrap();
+        lookout.look(&mut recent);
+        assert_eq!(recent.in_vain, 0);
+    }
+
+    #[test]
+    fn nothing_is_looked_for_that_does_not_come() {
+        let (lookout, _sender) = lookout(Duration::from_micros(1));
+        let mut recent = Recent::default();
+        for times in [1, 2, 3, 3, 3] {
+            lookout.look(&mut recent);
+            assert_eq!(recent.in_vain, times);
+            std::thread::sleep(Duration::from_millis(1));
+            recent.note(&lookout);
+            assert_eq!((recent.in_vain, recent.waiting), (times, 0));
+        }
+    }
+
+    #[test]
+    fn when_requests_are_always_waiting_nothing_is_looked_for() {
+        let (lookout, _sender) = lookout(Duration::from_micros(50));
+        let mut recent = Recent {
+            waiting: CROWDED,
+            ..Recent::default()
+        };
+        lookout.look(&mut recent);
+        assert_eq!(recent.in_vain, 0);
+        std::thread::sleep(Duration::from_millis(1));
+        recent.note(&lookout);
+        lookout.look(&mut recent);
+        assert_eq!(recent.in_vain, 1);
+    }
+
+    #[test]
+    fn only_one_thread_looks() {
+        let (lookout, _sender) = lookout(Duration::from_secs(60));
+        lookout.taken.store(true, Ordering::Relaxed);
+        lookout.look(&mut Recent::default());
+        assert!(lookout.taken.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn without_patience_nothing_is_looked_for() {
+        let (lookout, _sender) = lookout(Duration::ZERO);
+        let mut recent = Recent::default();
+        lookout.look(&mut recent);
+        assert!(recent.answered.is_none() && recent.in_vain == 0);
+    }
+}
