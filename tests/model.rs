@@ -788,7 +788,9 @@ impl Both {
             End::Aborted => fs.abort(),
             End::Crash => {
                 fs.barrier();
-                layer.crash(|| fs.abort());
+                let mounted = std::sync::Arc::downgrade(&fs.0);
+                let commits = || mounted.upgrade().expect("mounted").vault().state().commit;
+                layer.crash_while(commits, || fs.abort());
             }
         }
         expect_clean(layer);

@@ -131,18 +131,44 @@ impl Layer {
     /// What a crash of the machine would leave now, all being quiet and durable, in the vault's
     /// place after `end` has closed it.
     pub fn crash(&self, end: impl FnOnce()) {
-        let (vault, kept) = (self.vault(), self.dir.path().join("kept"));
-        std::fs::create_dir(&kept).unwrap();
+        self.crash_while(|| 0, end);
+    }
+
+    /// The same while keys may be being replaced; `commits` counts what is committed.
+    pub fn crash_while(&self, commits: impl Fn() -> u64, end: impl FnOnce()) {
+        let kept = self.dir.path().join("kept");
         // The database before its log: a checkpoint moves pages from the log to the database.
-        for name in ["vault.db", "vault.db-wal", "lock"] {
-            if vault.join(name).exists() {
-                std::fs::copy(vault.join(name), kept.join(name)).unwrap();
+        let files = ["vault.db", "vault.db-wal", "lock"].map(|name| (self.vault(), name));
+        let anchors = std::fs::read_dir(self.anchors()).unwrap();
+        let anchors: Vec<_> = anchors.map(|anchor| anchor.unwrap().file_name()).collect();
+        let anchors = anchors
+            .iter()
+            .map(|name| (self.anchors(), name.to_str().unwrap()));
+        let files: Vec<_> = files.into_iter().chain(anchors).collect();
+        loop {
+            let before = commits();
+            std::fs::create_dir(&kept).unwrap();
+            for (from, name) in &files {
+                if from.join(name).exists() {
+                    std::fs::copy(from.join(name), kept.join(name)).unwrap();
+                }
+            }
+            if commits() == before {
+                break;
+            }
+            std::fs::remove_dir_all(&kept).unwrap();
+        }
+        let permissions = std::fs::metadata(self.vault()).unwrap().permissions();
+        end();
+        std::fs::remove_dir_all(self.vault()).unwrap();
+        std::fs::create_dir(self.vault()).unwrap();
+        std::fs::set_permissions(self.vault(), permissions).unwrap();
+        for (to, name) in &files {
+            if kept.join(name).exists() {
+                std::fs::copy(kept.join(name), to.join(name)).unwrap();
             }
         }
-        std::fs::set_permissions(&kept, std::fs::metadata(&vault).unwrap().permissions()).unwrap();
-        end();
-        std::fs::remove_dir_all(&vault).unwrap();
-        std::fs::rename(&kept, &vault).unwrap();
+        std::fs::remove_dir_all(&kept).unwrap();
     }
 
     pub fn check(&self) -> CheckReport {
