@@ -25,6 +25,10 @@ const WAIT_WITH_WRITERS: Duration = Duration::from_millis(2);
 /// After one that readers were in the way of, time without one.
 const LEAVE_READERS: Duration = Duration::from_millis(500);
 
+/// One that took longer is not tried again for a while: many pages of the database had to be synced,
+/// as when all keys are replaced.
+const SHORT: Duration = Duration::from_millis(5);
+
 /// Pages in the WAL from which on new transactions are held up until it could be begun anew: 64 MiB. An
 /// unbroken chain of overlapping readers would let it grow forever.
 const TOO_MANY: i32 = 16 * 1024;
@@ -174,22 +178,28 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
         }
     };
     let mut respite_until = Instant::now();
-    let mut readers_until = Instant::now();
+    let mut rest_until = Instant::now();
     // After an I/O error the WAL may have what the database has not: it must not be begun anew.
     while next_order(desk) && desk.failed().is_none() {
         // Most of the work, while others go on to commit.
-        let pages = match checkpoint(&connection, CheckpointMode::PASSIVE) {
-            Ok((pages, _)) => pages,
+        let (pages, done) = match checkpoint(&connection, CheckpointMode::PASSIVE) {
+            Ok(outcome) => outcome,
             Err(error) => {
                 fail(desk, error);
                 continue;
             }
         };
-        if Instant::now() >= readers_until {
+        if Instant::now() >= rest_until {
+            let begun = Instant::now();
             match begin_anew(&connection, desk) {
-                Ok(()) => continue,
+                Ok(()) => {
+                    if begun.elapsed() > SHORT {
+                        rest_until = Instant::now() + RESPITE;
+                    }
+                    continue;
+                }
                 Err(error) if error.kind == Kind::Busy => {
-                    readers_until = Instant::now() + LEAVE_READERS;
+                    rest_until = Instant::now() + LEAVE_READERS;
                 }
                 Err(error) => {
                     fail(desk, error);
@@ -197,7 +207,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
                 }
             }
         }
-        if pages < TOO_MANY || Instant::now() < respite_until {
+        if pages < TOO_MANY || done == pages || Instant::now() < respite_until {
             continue;
         }
         let truncated = desk.holding_up(&desk.held_up, || {
