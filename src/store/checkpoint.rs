@@ -182,7 +182,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
     // After an I/O error the WAL may have what the database has not: it must not be begun anew.
     while next_order(desk) && desk.failed().is_none() {
         // Most of the work, while others go on to commit.
-        let (pages, done) = match checkpoint(&connection, CheckpointMode::PASSIVE) {
+        let (pages, _) = match checkpoint(&connection, CheckpointMode::PASSIVE) {
             Ok(outcome) => outcome,
             Err(error) => {
                 fail(desk, error);
@@ -207,7 +207,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
                 }
             }
         }
-        if pages < TOO_MANY || done == pages || Instant::now() < respite_until {
+        if pages < TOO_MANY || Instant::now() < respite_until {
             continue;
         }
         let truncated = desk.holding_up(&desk.held_up, || {
