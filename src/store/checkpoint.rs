@@ -1,10 +1,10 @@
-//! Moves what was committed from the WAL into the database, on a thread of its own, so that commits
-//! have to wait for no more of it than what was committed meanwhile.
+//! Moves what was committed from the WAL into the database, on a thread of its own, while commits go
+//! on. They wait only while the last of it is moved, so that the WAL can be begun anew.
 //!
 //! It must never be what makes a commit durable, and never touch the files before the first
 //! commit: the thread is started by the writer when the WAL has grown.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,20 +14,23 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::connection::{self, Purpose};
 use super::place::{Opened, Place};
-use super::{StoreError, StoreErrorKind as Kind, failure};
+use super::{StoreError, StoreErrorKind as Kind, failure, vfs};
 
 /// Pages in the WAL from which on it is worth moving them: 4 MiB.
 const WORTHWHILE: i32 = 1024;
 
+/// Pages committed beside a checkpoint that are few enough to be moved while nobody can write: 2 MiB.
+const FEW: i32 = 512;
+
+/// Pages in the WAL from which on any number of them is: 16 MiB. Who writes faster than they are moved
+/// (as when all keys are replaced) has to wait some day.
+const MANY: i32 = 4 * 1024;
+
 /// How long a checkpoint that begins the WAL anew waits for readers, while nobody can write.
 const WAIT_WITH_WRITERS: Duration = Duration::from_millis(2);
 
-/// After one that readers were in the way of, time without one.
+/// After one that readers were in the way of, time without trying again.
 const LEAVE_READERS: Duration = Duration::from_millis(500);
-
-/// One that took longer is not tried again for a while: many pages of the database had to be synced,
-/// as when all keys are replaced.
-const SHORT: Duration = Duration::from_millis(5);
 
 /// Pages in the WAL from which on new transactions are held up until it could be begun anew: 64 MiB. An
 /// unbroken chain of overlapping readers would let it grow forever.
@@ -52,6 +55,8 @@ pub(super) struct Desk {
     held_up: AtomicBool,
     /// The same for those that write.
     writes_held_up: AtomicBool,
+    /// Pages in the WAL after the last commit.
+    pages: AtomicI32,
     /// Held by whoever writes in this process, the checkpoint that begins the WAL anew among them:
     /// SQLite's own lock is waited for asleep, a millisecond at the least.
     writes: Mutex<()>,
@@ -140,6 +145,7 @@ impl Checkpointer {
 
     /// Told by the writer how many pages the WAL has after a commit.
     pub(super) fn wal_has(&mut self, pages: i32) {
+        self.desk.pages.store(pages, Ordering::Relaxed);
         if pages < WORTHWHILE {
             return;
         }
@@ -177,29 +183,24 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
             return;
         }
     };
-    let mut respite_until = Instant::now();
-    let mut rest_until = Instant::now();
+    // When it is tried again to begin the WAL anew, and to hold everybody up for that.
+    let (mut anew_from, mut hold_up_from) = (Instant::now(), Instant::now());
     // After an I/O error the WAL may have what the database has not: it must not be begun anew.
     while next_order(desk) && desk.failed().is_none() {
         // Most of the work, while others go on to commit.
-        let (pages, _) = match checkpoint(&connection, CheckpointMode::PASSIVE) {
+        let (pages, moved) = match move_and_sync(&connection) {
             Ok(outcome) => outcome,
             Err(error) => {
                 fail(desk, error);
                 continue;
             }
         };
-        if Instant::now() >= rest_until {
-            let begun = Instant::now();
+        let left = desk.pages.load(Ordering::Relaxed).saturating_sub(moved);
+        if (left <= FEW || pages >= MANY) && Instant::now() >= anew_from {
             match begin_anew(&connection, desk) {
-                Ok(()) => {
-                    if begun.elapsed() > SHORT {
-                        rest_until = Instant::now() + RESPITE;
-                    }
-                    continue;
-                }
+                Ok(()) => continue,
                 Err(error) if error.kind == Kind::Busy => {
-                    rest_until = Instant::now() + LEAVE_READERS;
+                    anew_from = Instant::now() + LEAVE_READERS;
                 }
                 Err(error) => {
                     fail(desk, error);
@@ -207,7 +208,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
                 }
             }
         }
-        if pages < TOO_MANY || Instant::now() < respite_until {
+        if pages < TOO_MANY || Instant::now() < hold_up_from {
             continue;
         }
         let truncated = desk.holding_up(&desk.held_up, || {
@@ -217,10 +218,19 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
         });
         match truncated {
             Ok(_) => {}
-            Err(error) if error.kind == Kind::Busy => respite_until = Instant::now() + RESPITE,
+            Err(error) if error.kind == Kind::Busy => hold_up_from = Instant::now() + RESPITE,
             Err(error) => fail(desk, error),
         }
     }
+}
+
+/// Moves what was committed so far, and has it on disk: SQLite itself leaves that to the checkpoint that
+/// moves the last of it, and then nobody can write meanwhile.
+fn move_and_sync(connection: &Connection) -> Result<(i32, i32), StoreError> {
+    let outcome = checkpoint(connection, CheckpointMode::PASSIVE)?;
+    vfs::sync_database(connection)
+        .map_err(|error| failure::of(connection, "cannot sync the database", error))?;
+    Ok(outcome)
 }
 
 /// Moves what was committed since the last checkpoint, while nobody writes, so that the next commit

@@ -10,7 +10,7 @@
 //! connection may want to see it. If it is given up, [`forget`] must be told: SQLite does not tell.
 //!
 //! Only the connection that writes uses it, and only its WAL goes through it. Everything else is
-//! passed on.
+//! passed on. [`sync_database`] is here because it takes the same way to a file.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -55,25 +55,49 @@ fn register() -> bool {
     unsafe { ffi::sqlite3_vfs_register(ours, 0) == ffi::SQLITE_OK }
 }
 
+/// A file of this connection's: `which` is `SQLITE_FCNTL_FILE_POINTER` for the database,
+/// `SQLITE_FCNTL_JOURNAL_POINTER` for its WAL. `None`: it is not open.
+fn file_of(
+    connection: &Connection,
+    which: c_int,
+) -> Option<(*mut ffi::sqlite3_file, &ffi::sqlite3_io_methods)> {
+    let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
+    // SAFETY: the connection is open and in nobody else's hands; both of these store a pointer to a
+    // file, or to one that has no methods.
+    let code = unsafe {
+        let schema = c"main".as_ptr();
+        ffi::sqlite3_file_control(connection.handle(), schema, which, (&raw mut file).cast())
+    };
+    if code != ffi::SQLITE_OK {
+        return None;
+    }
+    // SAFETY: SQLite's file and its methods are valid while the connection is open.
+    let methods = unsafe { file.as_ref()?.pMethods.as_ref()? };
+    Some((file, methods))
+}
+
 /// Drops what is held back of a transaction of this connection's that was given up: by now somebody
 /// else may have written where it belonged.
 pub(super) fn forget(connection: &Connection) {
-    let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
-    // SAFETY: the connection is open and in nobody else's hands; this stores a pointer to the file
-    // of its WAL, or to one that has no methods.
-    let code = unsafe {
-        ffi::sqlite3_file_control(
-            connection.handle(),
-            c"main".as_ptr(),
-            ffi::SQLITE_FCNTL_JOURNAL_POINTER,
-            (&raw mut file).cast(),
-        )
-    };
-    // SAFETY: SQLite's file is valid while the connection is open.
-    let opened = unsafe { file.as_ref() };
-    if code == ffi::SQLITE_OK && opened.is_some_and(|file| ptr::eq(file.pMethods, &METHODS)) {
+    if let Some((file, methods)) = file_of(connection, ffi::SQLITE_FCNTL_JOURNAL_POINTER)
+        && ptr::eq(methods, &METHODS)
+    {
         // SAFETY: `open` has opened the file, as its methods show, and SQLite is not using it.
         unsafe { held(file) }.forget();
+    }
+}
+
+/// Returns when what was written into the database, the WAL aside, is on disk.
+pub(super) fn sync_database(connection: &Connection) -> rusqlite::Result<()> {
+    let found = file_of(connection, ffi::SQLITE_FCNTL_FILE_POINTER);
+    let code = match found.and_then(|(file, methods)| Some((file, methods.xSync?))) {
+        // SAFETY: the method is the file's own, and SQLite is not using it.
+        Some((file, sync)) => unsafe { sync(file, ffi::SQLITE_SYNC_NORMAL) },
+        None => ffi::SQLITE_IOERR_FSYNC,
+    };
+    match code {
+        ffi::SQLITE_OK => Ok(()),
+        code => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)),
     }
 }
 

@@ -293,7 +293,7 @@ fn commits_without_a_pause_do_not_make_the_wal_grow() {
         longest = longest.max(fs::metadata(vault.file("vault.db-wal")).unwrap().len());
     }
     // 160 MiB and more went through it.
-    assert!(longest < 96 << 20, "{longest}");
+    assert!(longest < 32 << 20, "{longest}");
 }
 
 #[test]

@@ -4,8 +4,6 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::store::Durability;
-
 use super::super::tx::Migrated;
 use super::super::{Failure, Key, Tx, Vault, VaultError};
 use super::damage::Damage;
@@ -49,7 +47,7 @@ impl Vault {
                 Ok(())
             };
             die_at!("names-before");
-            let outcomes = self.transact(Durability::Soon, &mut [&mut job])?;
+            let outcomes = self.transact_after_others(&mut [&mut job])?;
             die_at!("names-after");
             for outcome in outcomes {
                 match outcome {
