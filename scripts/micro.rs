@@ -1,22 +1,27 @@
 //! What the parts of a request take, without a kernel: `scripts/bench --micro`. The vault is a real
 //! one, on the disk of the target directory.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use divan::{Bencher, black_box};
+use rusqlite::{Connection, Params, Transaction, TransactionBehavior};
 use secretfs::crypto::SecretKey;
 use secretfs::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId};
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::store::{Durability, NodeId};
 use secretfs::vault::{
-    InitOptions, Kind, NewNode, OpenOptions, Publication, ROOT, Tx, Vault, VaultError, init,
+    InitOptions, Kind, NewNode, NothingOpen, OpenOptions, Publication, ROOT, RenameMode, Tx, Vault,
+    VaultError, init,
 };
 
 const VAULT: VaultId = VaultId([7; 16]);
 const SIZES: [usize; 2] = [1 << 10, 1 << 16];
 const NAMES: usize = 10_000;
+/// Of which so many are replaced in turn.
+const REPLACED: usize = 8;
 const CONTEXT: Context<'static> = Context::Chunk {
     node: 2,
     version: 1,
@@ -108,6 +113,115 @@ fn publish_durably(bencher: Bencher<'_, '_>) {
     bencher.bench(|| shared().publish(Durability::Now));
 }
 
+/// Create, publish durably and rename over, as a program that replaces a secret asks for it.
+#[divan::bench(max_time = 3)]
+fn replace(bencher: Bencher<'_, '_>) {
+    let next = AtomicUsize::new(0);
+    bencher.bench(|| {
+        let over = name(next.fetch_add(1, Ordering::Relaxed) % REPLACED);
+        shared().replace(&over).expect("replaced");
+    });
+}
+
+/// The least that a replacement takes in SQLite: the same three transactions with records as long,
+/// encrypted and checked by nobody, and the sync.
+#[divan::bench(max_time = 3)]
+fn replace_in_sqlite_alone(bencher: Bencher<'_, '_>) {
+    std::fs::create_dir_all(place()).expect("a directory");
+    let mut alone = Alone::make(&place().join("alone.db")).expect("a database");
+    bencher.bench_local(|| alone.replace().expect("replaced"));
+}
+
+/// A database of the shape of a vault's.
+struct Alone {
+    database: Connection,
+    wal: File,
+    next: i64,
+    /// The node that each name has.
+    nodes: [i64; REPLACED],
+}
+
+impl Alone {
+    fn make(path: &Path) -> rusqlite::Result<Self> {
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", path.display()));
+        }
+        let database = Connection::open(path)?;
+        database.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
+             CREATE TABLE state (id INTEGER PRIMARY KEY, value BLOB);
+             CREATE TABLE node (id INTEGER PRIMARY KEY, value BLOB);
+             CREATE TABLE entry (tag BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID;
+             CREATE TABLE content (node INTEGER PRIMARY KEY, version BLOB, sealed BLOB)",
+        )?;
+        let wal = File::open(format!("{}-wal", path.display())).expect("a WAL");
+        let mut alone = Self {
+            database,
+            wal,
+            next: 1,
+            nodes: [0; REPLACED],
+        };
+        alone.transact(&[(DIRECTORY, b"")])?;
+        for _ in 0..100 {
+            alone.replace()?;
+        }
+        Ok(alone)
+    }
+
+    /// Puts the state and the directory, as every transaction does, and these nodes and names.
+    fn transact(&mut self, puts: &[(i64, &[u8])]) -> rusqlite::Result<()> {
+        self.within(|tx| {
+            for (node, tag) in puts {
+                put(tx, "REPLACE INTO node VALUES (?1, zeroblob(385))", [node])?;
+                put(tx, "REPLACE INTO entry VALUES (?1, zeroblob(317))", [tag])?;
+            }
+            Ok(())
+        })
+    }
+
+    fn within(
+        &mut self,
+        body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<()> {
+        let tx = (self.database).transaction_with_behavior(TransactionBehavior::Immediate)?;
+        body(&tx)?;
+        put(
+            &tx,
+            "REPLACE INTO node VALUES (?1, zeroblob(385))",
+            [DIRECTORY],
+        )?;
+        put(&tx, "REPLACE INTO state VALUES (?1, zeroblob(296))", [0])?;
+        tx.commit()
+    }
+
+    fn replace(&mut self) -> rusqlite::Result<()> {
+        self.next += 1;
+        let (new, place) = (self.next, self.next as usize % REPLACED);
+        let old = std::mem::replace(&mut self.nodes[place], new);
+        self.transact(&[(new, b"temporary")])?;
+        self.within(|tx| {
+            put(tx, "REPLACE INTO node VALUES (?1, zeroblob(385))", [new])?;
+            let content = "INSERT INTO content VALUES (?1, zeroblob(132), randomblob(1064))";
+            put(tx, content, [new])
+        })?;
+        self.wal.sync_data().expect("synced");
+        let tag = [place as u8; 32];
+        self.within(|tx| {
+            put(tx, "DELETE FROM entry WHERE tag = ?1", [b"temporary"])?;
+            put(tx, "REPLACE INTO entry VALUES (?1, zeroblob(317))", [tag])?;
+            put(tx, "REPLACE INTO node VALUES (?1, zeroblob(385))", [new])?;
+            put(tx, "DELETE FROM node WHERE id = ?1", [old])?;
+            put(tx, "DELETE FROM content WHERE node = ?1", [old])
+        })
+    }
+}
+
+const DIRECTORY: i64 = 1;
+
+fn put(tx: &Transaction<'_>, sql: &str, values: impl Params) -> rusqlite::Result<()> {
+    tx.prepare_cached(sql)?.execute(values).map(drop)
+}
+
 struct Shared {
     vault: Vault,
     /// Has 10,000 names.
@@ -189,6 +303,23 @@ impl Shared {
     ) -> Result<(), VaultError> {
         let outcomes = self.vault.transact(durability, &mut [job])?;
         outcomes.into_iter().collect()
+    }
+
+    fn replace(&self, over: &[u8]) -> Result<(), VaultError> {
+        let temporary = b"temporary";
+        let mut file = ROOT;
+        self.transact(Durability::Soon, &mut |tx| {
+            file = tx.create(self.directory, temporary, &new(Kind::File))?;
+            Ok(())
+        })?;
+        self.transact(Durability::Now, &mut |tx| {
+            tx.publish(file, &[1; 1024], Publication::Replacement, None, &[])
+                .map(drop)
+        })?;
+        self.transact(Durability::Soon, &mut |tx| {
+            let (from, to) = ((self.directory, &temporary[..]), (self.directory, over));
+            tx.rename(from, to, RenameMode::Replace, &NothingOpen)
+        })
     }
 
     fn publish(&self, durability: Durability) {

@@ -122,6 +122,26 @@ fn an_ordinary_user_and_root_have_the_daemon_of_that_user_rotate() {
     assert_eq!(ran.stdout(), told);
 }
 
+#[test]
+fn who_may_use_a_mount_but_not_command_it_is_told_so() {
+    let place = Place::new();
+    let script = r#"
+        cd "$PLACE"
+        export SECRETFS_ANCHOR_DIR="$PLACE/anchors"
+        secretfs init v > /dev/null
+        secretfs mount v m -o allow-other > /dev/null
+        as_user secretfs rotate m 2> told && status=0 || status=$?
+        secretfs umount m
+        cat told >&2
+        exit $status
+        "#;
+    let ran = in_namespace(&place, script);
+    assert_eq!(ran.0.status.code(), Some(1), "{}", ran.stderr());
+    let told = "m/.secretfs/control: Permission denied (os error 13); only the owner of the mount \
+                and root may command it";
+    assert!(ran.stderr().contains(told), "{}", ran.stderr());
+}
+
 /// Of their own daemon, which hides its memory, ordinary users are told less by the kernel.
 #[test]
 fn what_an_ordinary_user_empties_is_empty_for_the_next_with_several_threads() {

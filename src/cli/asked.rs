@@ -1,7 +1,7 @@
 //! Has a rotation done by the daemon that holds the vault, and waits for it: through the control
 //! files of its mount, or through the socket in the vault's directory.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,10 +67,15 @@ impl Holder {
         match self {
             Self::Mount(point) => {
                 let control = point.join(".secretfs/control");
-                let written = std::fs::OpenOptions::new()
-                    .write(true)
-                    .open(&control)
-                    .and_then(|mut file| file.write_all(request.as_bytes()));
+                let opened = std::fs::OpenOptions::new().write(true).open(&control);
+                if let Err(error) = &opened
+                    && error.kind() == io::ErrorKind::PermissionDenied
+                {
+                    let may = "only the owner of the mount and root may command it";
+                    let message = format!("cannot open {}: {error}; {may}", control.display());
+                    return Err(Error::new(Class::Failed, message));
+                }
+                let written = opened.and_then(|mut file| file.write_all(request.as_bytes()));
                 Ok(written.map_err(|error| {
                     let errno = error.raw_os_error().unwrap_or_default();
                     // When it is busy, the last words are about what it is busy with.

@@ -226,7 +226,7 @@ impl Settings {
             "threads" => self.threads = raw.number()?.try_into().unwrap_or(1),
             "busy-poll" => self.busy_poll = Duration::from_micros(raw.number()?),
             "drain-timeout" => self.drain_timeout = raw.duration()?,
-            "rotate-every" => self.rotate_every = Some(raw.duration()?),
+            "rotate-every" => self.rotate_every = raw.duration_or_off()?,
             "require-mlock" => self.require_mlock = raw.switch()?,
             "uid" => self.uid = raw.number()?.try_into().ok(),
             "gid" => self.gid = raw.number()?.try_into().ok(),
@@ -315,6 +315,14 @@ impl Raw {
         value::duration(self.text()?)
             .filter(|d| (u128::from(min_ms)..=u128::from(max_ms)).contains(&d.as_millis()))
             .ok_or_else(allowed)
+    }
+
+    /// `None` is what the word says.
+    fn duration_or_off(&self) -> Result<Option<Duration>, ConfigError> {
+        match self.text()? {
+            "off" => Ok(None),
+            _ => self.duration().map(Some),
+        }
     }
 
     fn number(&self) -> Result<u64, ConfigError> {

@@ -164,14 +164,14 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Count { min: 1, max: 64 },
         Scope::Mount,
         "N",
-        "Threads that read requests from the kernel. Default 2, and 1 on a machine of one processor",
+        "Threads that read requests from the kernel, 1 to 64. Default 2, and 1 on a machine of one processor",
     ),
     value(
         "busy-poll",
         Kind::Count { min: 0, max: 1000 },
         Scope::Mount,
         "MICROSECONDS",
-        "How long a thread that has answered looks for the next request before it sleeps; 0: not at all. Default 50, and 0 on a machine of one processor",
+        "How long a thread that has answered looks for the next request before it sleeps, up to 1000; 0: not at all. Default 50, and 0 on a machine of one processor",
     ),
     value(
         "drain-timeout",
@@ -192,8 +192,8 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "TIME",
-        "Replace the master key this long after it was last replaced, for example 90d. Default \
-         off: only when asked to",
+        "Replace the master key this long after it was last replaced, for example 90d; off: only \
+         when asked to. Default off",
     ),
     switch(
         "require-mlock",

@@ -54,6 +54,9 @@ fn the_last_option_wins() {
     assert!(!given("ro,rw").expect("good").read_only);
     assert!(given("rw,ro").expect("good").read_only);
     assert!(!given("exec,noexec").expect("good").exec);
+    let rotated = |text| given(text).expect("good").rotate_every;
+    assert!(rotated("rotate-every=off,rotate-every=90d").is_some());
+    assert!(rotated("rotate-every=90d,rotate-every=off").is_none());
 }
 
 #[test]

@@ -159,7 +159,8 @@ impl SqliteStore {
     }
 
     /// Writes into the lock who holds it. For the caller to do once the vault is verified: until
-    /// then nothing in it may change. Does nothing in a store opened for reading.
+    /// then nothing in it may change. What a killed writer has left in the WAL is this one's from
+    /// then on, to be moved into the database at the end. Does nothing in a store opened for reading.
     ///
     /// # Errors
     /// When the lock's file cannot be written.
@@ -167,7 +168,9 @@ impl SqliteStore {
         let Side::Write { holder, writer, .. } = &self.side else {
             return Ok(());
         };
-        locked(writer).lock.announce(holder).map_err(|error| {
+        let mut writer = locked(writer);
+        writer.wrote |= self.place.wal_len() > 0;
+        writer.lock.announce(holder).map_err(|error| {
             super::failure::io("cannot write into the lock", &self.place.lock, &error)
         })
     }

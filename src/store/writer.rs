@@ -34,7 +34,7 @@ pub(super) struct Writer {
     /// Pages in the WAL after the last commit that wrote any; set by SQLite's hook.
     pages: Arc<AtomicI32>,
     wal: Arc<Wal>,
-    /// Something was committed.
+    /// Something was committed, by this one or by one that was killed.
     pub(super) wrote: bool,
     /// Why nothing is written any more.
     latch: Option<StoreError>,

@@ -278,6 +278,23 @@ fn a_killed_writer_leaves_its_commits_and_no_lock() {
     );
 }
 
+#[test]
+fn what_a_killed_writer_left_goes_into_the_database_with_the_next_one_without_a_write() {
+    let vault = Vault::filled();
+    Process::start(&vault, "commit and hang").kill();
+    let store = vault.writer();
+    store.announce().unwrap();
+    drop(store);
+    assert_eq!(
+        vault.snapshot().keys().collect::<Vec<_>>(),
+        ["lock", "vault.db"]
+    );
+    assert_eq!(
+        get(&vault.reader(), |tx| tx.node(40)).unwrap().unwrap(),
+        record(4, b"durable")
+    );
+}
+
 const OPEN: [fn(&Vault) -> SqliteStore; 2] = [Vault::reader, Vault::writer];
 
 #[test]
