@@ -344,6 +344,17 @@ fn a_rotation_is_due_so_long_after_the_last_one_and_a_rewrap_is_none() {
 }
 
 #[test]
+fn who_names_a_mount_where_the_vault_is_meant_is_told() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    for command in ["audit", "check"] {
+        place
+            .run([command.as_ref(), place.point().as_os_str()])
+            .failed(3, "not the vault: name its directory");
+    }
+}
+
+#[test]
 fn audit_is_for_people_for_programs_and_for_who_wants_to_know_if_it_is_whole() {
     let place = Place::with_vault();
     let vault = place.vault();

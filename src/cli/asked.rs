@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::change::{LOOK_EVERY, Shown, blocked};
-use crate::daemon::{Answer, Asked, Class, Error, Writer};
+use crate::daemon::{self, Answer, Asked, Class, Error, Writer};
 use crate::fs::INTEGRITY;
 use crate::vault::{OpenOptions, Request};
 
@@ -92,6 +92,24 @@ impl Holder {
                 other => Err(unexpected(path, other)),
             },
         }
+    }
+}
+
+/// Refuses a mount, for commands that look at what is stored.
+///
+/// # Errors
+/// When `path` is where a vault is mounted.
+pub(super) fn must_be_a_vault(path: &Path) -> Result<(), Error> {
+    let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
+    match mount {
+        Ok(Some(mount)) if mount.is_secretfs() => Err(Error::new(
+            Class::NotAVault,
+            format!(
+                "{} is where a vault is mounted, not the vault: name its directory",
+                path.display()
+            ),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) struct Audit {
 impl Audit {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
+        asked::must_be_a_vault(&self.vault)?;
         // The history is a chain of its own, which is to be seen above all when something is wrong.
         let options = vault::OpenOptions {
             salvage: true,
