@@ -9,6 +9,7 @@ mod support;
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
@@ -27,6 +28,12 @@ const IN_A_DIRECTORY: usize = 100;
 const BATCH: usize = 256;
 /// What a vault may take more for being four times as large, in KiB.
 const GROWTH: u64 = 6 << 10;
+
+/// They look at the memory of the whole process, and at processors.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn number(name: &str, otherwise: usize) -> usize {
     let value = std::env::var(name).ok();
@@ -187,6 +194,7 @@ fn bare_work(layer: &Layer, count: usize) -> Took {
 
 #[test]
 fn the_memory_of_a_rotation_does_not_grow_with_the_number_of_secrets() {
+    let _alone = alone();
     let count = number("SECRETFS_SCALE_SECRETS", SECRETS);
     let size = number("SECRETFS_SCALE_SIZE", 300);
     let mut small = Vec::new();
@@ -266,6 +274,7 @@ fn reencrypt_beside_a_writer(vault: &Vault) -> Beside {
 
 #[test]
 fn the_memory_of_a_reencryption_does_not_grow_with_the_number_of_names_in_a_directory() {
+    let _alone = alone();
     let count = number("SECRETFS_SCALE_SECRETS", SECRETS * 10);
     // Names are what is looked at.
     let size = 0;
@@ -285,6 +294,7 @@ fn the_memory_of_a_reencryption_does_not_grow_with_the_number_of_names_in_a_dire
 
 #[test]
 fn who_writes_is_not_passed_over_while_a_large_directory_is_reencrypted() {
+    let _alone = alone();
     let count = number("SECRETFS_SCALE_SECRETS", SECRETS * 10);
     let (layer, _) = filled((count, 0), count);
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");

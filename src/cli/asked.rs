@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::change::{LOOK_EVERY, Shown, blocked};
-use crate::daemon::{self, Answer, Asked, Class, Error, Writer};
+use crate::daemon::{self, Answer, Asked, Class, Error, MountInfo, Writer};
 use crate::fs::INTEGRITY;
 use crate::vault::{OpenOptions, Request};
 
@@ -71,7 +71,7 @@ impl Holder {
                 if let Err(error) = &opened
                     && error.kind() == io::ErrorKind::PermissionDenied
                 {
-                    let may = "only the owner of the mount and root may command it";
+                    let may = "only the owner of its top directory and root may command it";
                     let message = format!("cannot open {}: {error}; {may}", control.display());
                     return Err(Error::new(Class::Failed, message));
                 }
@@ -95,21 +95,27 @@ impl Holder {
     }
 }
 
+/// The mount of secretfs that `path` is.
+pub(super) fn mounted_at(path: &Path) -> Option<MountInfo> {
+    // What cannot be looked up is told when it is opened.
+    let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
+    mount.ok().flatten().filter(MountInfo::is_secretfs)
+}
+
 /// Refuses a mount, for commands that look at what is stored.
 ///
 /// # Errors
 /// When `path` is where a vault is mounted.
 pub(super) fn must_be_a_vault(path: &Path) -> Result<(), Error> {
-    let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
-    match mount {
-        Ok(Some(mount)) if mount.is_secretfs() => Err(Error::new(
+    match mounted_at(path) {
+        Some(_) => Err(Error::new(
             Class::NotAVault,
             format!(
                 "{} is where a vault is mounted, not the vault: name its directory",
                 path.display()
             ),
         )),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 

@@ -26,10 +26,7 @@ pub(super) fn run(
     wait: bool,
 ) -> Result<(), Error> {
     let stop = daemon::interruptions()?;
-    let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
-    if let Ok(Some(mount)) = mount
-        && mount.is_secretfs()
-    {
+    if let Some(mount) = asked::mounted_at(path) {
         let holder = Holder::Mount(mount.point);
         return asked::to(&holder, request, &options, wait, &stop);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::{self, Answer, Class, Error, MountInfo, Writer};
+use crate::daemon::{Answer, Class, Error, MountInfo, Writer};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
@@ -33,10 +33,9 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        let mount = daemon::absolute(&self.path).and_then(|path| daemon::mount_at(&path));
-        let value = match mount {
-            Ok(Some(mount)) if mount.is_secretfs() => of_mount(&mount)?,
-            _ => of_vault(&self.path, &super::check::open_options(&settings))?,
+        let value = match asked::mounted_at(&self.path) {
+            Some(mount) => of_mount(&mount)?,
+            None => of_vault(&self.path, &super::check::open_options(&settings))?,
         };
         output::show(&value, self.json)
     }

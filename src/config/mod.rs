@@ -303,12 +303,17 @@ impl Raw {
     }
 
     fn duration(&self) -> Result<Duration, ConfigError> {
+        self.duration_or("")
+    }
+
+    /// `otherwise`: what else is allowed, for the error.
+    fn duration_or(&self, otherwise: &str) -> Result<Duration, ConfigError> {
         let Kind::Duration { min_ms, max_ms } = self.setting.kind else {
             return Err(self.error("internal error: not a time span"));
         };
         let allowed = || {
             self.error(format!(
-                "allowed is a whole number with ms, s, m, h or d behind it (s if none), from {min_ms}ms to {}s",
+                "allowed is a whole number with ms, s, m, h or d behind it (s if none), {otherwise}from {min_ms}ms to {}s",
                 max_ms / 1000
             ))
         };
@@ -317,11 +322,11 @@ impl Raw {
             .ok_or_else(allowed)
     }
 
-    /// `None` is what the word says.
+    /// `off` is `None`.
     fn duration_or_off(&self) -> Result<Option<Duration>, ConfigError> {
         match self.text()? {
             "off" => Ok(None),
-            _ => self.duration().map(Some),
+            _ => self.duration_or("or off, ").map(Some),
         }
     }
 

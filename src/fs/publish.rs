@@ -327,8 +327,8 @@ impl FileSystem {
                     .failed_publications
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
-                    "what was last written to node {} could not be stored after its last descriptor \
-                     was closed (error {errno}); who wrote it knows only if fsync or close failed",
+                    "what was last written to node {} could not be stored, and nobody was waiting \
+                     for it (error {errno})",
                     again.id
                 );
                 fs.drop_idle_draft(&again);

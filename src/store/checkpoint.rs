@@ -187,6 +187,10 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
     let (mut anew_from, mut hold_up_from) = (Instant::now(), Instant::now());
     // After an I/O error the WAL may have what the database has not: it must not be begun anew.
     while next_order(desk) && desk.failed().is_none() {
+        // It was begun anew since somebody asked for this.
+        if desk.pages.load(Ordering::Relaxed) < WORTHWHILE {
+            continue;
+        }
         // Most of the work, while others go on to commit.
         let (pages, moved) = match move_and_sync(&connection) {
             Ok(outcome) => outcome,
@@ -268,7 +272,7 @@ fn next_order(desk: &Desk) -> bool {
     }
 }
 
-fn fail(desk: &Desk, error: StoreError) {
+pub(super) fn fail(desk: &Desk, error: StoreError) {
     tracing::warn!(%error, "a checkpoint failed");
     // A full disk or a lock is nothing to give up for: all of it still is in the WAL.
     if matches!(error.kind, Kind::Io | Kind::ReadOnly) {

@@ -45,13 +45,13 @@ pub struct OpenOptions {
 }
 
 /// An open vault. Closed by dropping it, which moves everything into the database if anything was
-/// written.
+/// written or [adopted](Self::adopt_wal).
 #[derive(Debug)]
 pub struct SqliteStore {
     place: Arc<Place>,
     opened: Arc<Opened>,
     pool: Pool,
-    desk: Arc<Desk>,
+    pub(super) desk: Arc<Desk>,
     side: Side,
 }
 
@@ -159,8 +159,7 @@ impl SqliteStore {
     }
 
     /// Writes into the lock who holds it. For the caller to do once the vault is verified: until
-    /// then nothing in it may change. What a killed writer has left in the WAL is this one's from
-    /// then on, to be moved into the database at the end. Does nothing in a store opened for reading.
+    /// then nothing in it may change. Does nothing in a store opened for reading.
     ///
     /// # Errors
     /// When the lock's file cannot be written.
@@ -168,11 +167,17 @@ impl SqliteStore {
         let Side::Write { holder, writer, .. } = &self.side else {
             return Ok(());
         };
-        let mut writer = locked(writer);
-        writer.wrote |= self.place.wal_len() > 0;
-        writer.lock.announce(holder).map_err(|error| {
+        locked(writer).lock.announce(holder).map_err(|error| {
             super::failure::io("cannot write into the lock", &self.place.lock, &error)
         })
+    }
+
+    /// What a killed writer left in the WAL is moved into the database when this one is closed, as if
+    /// it were its own. For the caller to say once the vault is verified.
+    pub fn adopt_wal(&self) {
+        if let Side::Write { writer, .. } = &self.side {
+            locked(writer).owns_wal |= self.place.wal_len() > 0;
+        }
     }
 
     /// The vault's directory, absolute and without symlinks.
@@ -307,7 +312,7 @@ impl Drop for SqliteStore {
             Side::Write { writer, wal, .. } => {
                 let mut writer = locked(writer);
                 writer.checkpointer.stop();
-                let synced = match writer.wrote {
+                let synced = match writer.owns_wal {
                     true => writer
                         .may_sync(&self.place, &self.opened)
                         .and_then(|()| wal.sync())
@@ -317,10 +322,12 @@ impl Drop for SqliteStore {
                 if let Err(error) = &synced {
                     tracing::error!(%error, "the last changes may not be on disk");
                 }
-                let tidy = writer.wrote && synced.is_ok();
+                let mut tidy = writer.owns_wal && synced.is_ok();
                 if let Some(connection) = writer.take() {
                     if tidy && let Err(error) = truncate(&connection) {
-                        // All of it is in the WAL, where the next writer finds it.
+                        // All of it is in the WAL, where the next writer finds it. SQLite would try
+                        // once more, and succeed although it has lost what could not be synced.
+                        tidy = error.kind == Kind::Busy;
                         tracing::debug!(%error, "the WAL stays");
                     }
                     close_last(connection, &self.place, &self.opened, tidy);
@@ -334,12 +341,12 @@ impl Drop for SqliteStore {
 /// Closes the last connection of this process.
 ///
 /// SQLite removes the WAL when the last connection of all processes is closed, after moving what
-/// is in it into the database. That is right if we wrote it, or if the WAL exists only because we
-/// opened the database. What another process left behind, killed, stays as it is.
-fn close_last(connection: Connection, place: &Place, opened: &Opened, wrote: bool) {
+/// is in it into the database. That is right if it is ours, or if the WAL exists only because we
+/// opened the database. Else what another process left behind, killed, stays as it is.
+fn close_last(connection: Connection, place: &Place, opened: &Opened, owns_wal: bool) {
     // SQLite removes by name: never what is another vault's by now.
     let ours = place.check_unmoved(opened).is_ok();
-    if ours && (wrote || (!opened.wal_existed && place.wal_len() == 0)) {
+    if ours && (owns_wal || (!opened.wal_existed && place.wal_len() == 0)) {
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
     }
     // Fails only when statements are left, of which the cache has just disposed.

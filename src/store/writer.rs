@@ -34,8 +34,8 @@ pub(super) struct Writer {
     /// Pages in the WAL after the last commit that wrote any; set by SQLite's hook.
     pages: Arc<AtomicI32>,
     wal: Arc<Wal>,
-    /// Something was committed, by this one or by one that was killed.
-    pub(super) wrote: bool,
+    /// What is in the WAL is this one's to move into the database at the end.
+    pub(super) owns_wal: bool,
     /// Why nothing is written any more.
     latch: Option<StoreError>,
 }
@@ -62,7 +62,7 @@ impl Writer {
             cookie,
             pages,
             wal,
-            wrote: false,
+            owns_wal: false,
             latch: None,
         })
     }
@@ -146,6 +146,7 @@ impl Writer {
 
     /// Whether something may be written, or made durable.
     pub(super) fn may_sync(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
+        self.look_at_checkpoints();
         if self.wal.is_synced() {
             return self.latch.clone().map_or(Ok(()), Err);
         }
@@ -195,11 +196,7 @@ impl Writer {
         opened: &Opened,
         durability: Durability,
     ) -> Result<(), StoreError> {
-        if self.latch.is_none()
-            && let Some(error) = self.checkpointer.desk().failed()
-        {
-            self.latch(&error);
-        }
+        self.look_at_checkpoints();
         if let Some(latch) = &self.latch {
             return Err(latch.clone());
         }
@@ -208,6 +205,15 @@ impl Writer {
             self.check_place(place, opened)?;
         }
         Ok(())
+    }
+
+    /// After one that failed nobody knows what is in the database.
+    fn look_at_checkpoints(&mut self) {
+        if self.latch.is_none()
+            && let Some(error) = self.checkpointer.desk().failed()
+        {
+            self.latch(&error);
+        }
     }
 
     fn commit(&mut self, connection: Connection) -> Result<(), StoreError> {
@@ -225,7 +231,7 @@ impl Writer {
         // The hook has run if there was something to write.
         let pages = self.pages.load(Ordering::Relaxed);
         if pages > 0 {
-            self.wrote = true;
+            self.owns_wal = true;
             self.wal.has_grown();
             self.checkpointer.wal_has(pages);
         }

@@ -420,7 +420,10 @@ impl Vault {
         // What does not fit must not decide what goes.
         match self.salvage {
             true => self.sync(),
-            false => self.reap_orphans(),
+            false => {
+                self.store.adopt_wal();
+                self.reap_orphans()
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::mount::{MsFlags, mount, umount};
 
-use super::super::Store;
+use super::super::{Store, checkpoint};
 use super::*;
 
 /// A tmpfs of limited size, for root only.
@@ -286,14 +286,48 @@ fn commits_without_a_pause_do_not_make_the_wal_grow() {
     let value = [7; 64 << 10];
     let mut longest = 0;
     for i in 0..2_500_u64 {
-        write(&store, Durability::Soon, |tx: &mut dyn Write| {
+        // At the pace of the disk that has to take it twice.
+        let durability = match i % 8 {
+            0 => Durability::Now,
+            _ => Durability::Soon,
+        };
+        write(&store, durability, |tx: &mut dyn Write| {
             tx.put_node(i % 4 + 10, &record(i, &value))
         })
         .unwrap();
         longest = longest.max(fs::metadata(vault.file("vault.db-wal")).unwrap().len());
     }
     // 160 MiB and more went through it.
-    assert!(longest < 32 << 20, "{longest}");
+    assert!(longest < 64 << 20, "{longest}");
+}
+
+#[test]
+fn after_a_checkpoint_that_failed_the_wal_is_kept() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let value = record(4, b"acknowledged");
+    write(&store, Durability::Now, |tx: &mut dyn Write| {
+        tx.put_node(40, &value)
+    })
+    .unwrap();
+    let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
+    checkpoint::fail(&store.desk, failed);
+    let error = write(&store, Durability::Soon, |tx: &mut dyn Write| {
+        tx.put_node(41, &value)
+    })
+    .unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Io);
+    drop(store);
+    assert!(!vault.snapshot()["vault.db-wal"].0.is_empty());
+    let store = vault.writer();
+    assert_eq!(get(&store, |tx| tx.node(40)).unwrap(), Some(value));
+
+    // Also if nothing was written since.
+    store.adopt_wal();
+    let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
+    checkpoint::fail(&store.desk, failed);
+    drop(store);
+    assert!(!vault.snapshot()["vault.db-wal"].0.is_empty());
 }
 
 #[test]

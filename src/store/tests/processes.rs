@@ -279,11 +279,11 @@ fn a_killed_writer_leaves_its_commits_and_no_lock() {
 }
 
 #[test]
-fn what_a_killed_writer_left_goes_into_the_database_with_the_next_one_without_a_write() {
+fn what_a_killed_writer_left_goes_into_the_database_with_one_that_adopts_it() {
     let vault = Vault::filled();
     Process::start(&vault, "commit and hang").kill();
     let store = vault.writer();
-    store.announce().unwrap();
+    store.adopt_wal();
     drop(store);
     assert_eq!(
         vault.snapshot().keys().collect::<Vec<_>>(),
