@@ -322,8 +322,9 @@ fn after_a_checkpoint_that_failed_the_wal_is_kept() {
     let store = vault.writer();
     assert_eq!(get(&store, |tx| tx.node(40)).unwrap(), Some(value));
 
-    // Also if nothing was written since.
+    // Also if nothing is left to be synced.
     store.adopt_wal();
+    store.sync().unwrap();
     let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
     checkpoint::fail(&store.desk, failed);
     drop(store);
