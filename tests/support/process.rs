@@ -185,8 +185,9 @@ impl Ran {
     pub fn succeeded(self) -> Self {
         assert!(
             self.0.status.success(),
-            "{:?}: {}",
+            "{:?}: {}{}",
             self.0.status,
+            self.stdout(),
             self.stderr()
         );
         assert_eq!(self.stderr(), "");
