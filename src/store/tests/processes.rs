@@ -239,6 +239,19 @@ fn hostile_text_in_the_lock_is_harmless() {
     drop(store);
 }
 
+/// What the child has committed is there without a WAL.
+#[track_caller]
+fn must_be_in_the_database(vault: &Vault) {
+    assert_eq!(
+        vault.snapshot().keys().collect::<Vec<_>>(),
+        ["lock", "vault.db"]
+    );
+    assert_eq!(
+        get(&vault.reader(), |tx| tx.node(40)).unwrap().unwrap(),
+        record(4, b"durable")
+    );
+}
+
 #[test]
 fn a_killed_writer_leaves_its_commits_and_no_lock() {
     let vault = Vault::filled();
@@ -268,14 +281,7 @@ fn a_killed_writer_leaves_its_commits_and_no_lock() {
     let store = vault.writer();
     put(&store, |tx| tx.put_node(41, &record(4, b"x"))).unwrap();
     drop(store);
-    assert_eq!(
-        vault.snapshot().keys().collect::<Vec<_>>(),
-        ["lock", "vault.db"]
-    );
-    assert_eq!(
-        get(&vault.reader(), |tx| tx.node(40)).unwrap().unwrap(),
-        record(4, b"durable")
-    );
+    must_be_in_the_database(&vault);
 }
 
 #[test]
@@ -285,14 +291,7 @@ fn what_a_killed_writer_left_goes_into_the_database_with_one_that_adopts_it() {
     let store = vault.writer();
     store.adopt_wal();
     drop(store);
-    assert_eq!(
-        vault.snapshot().keys().collect::<Vec<_>>(),
-        ["lock", "vault.db"]
-    );
-    assert_eq!(
-        get(&vault.reader(), |tx| tx.node(40)).unwrap().unwrap(),
-        record(4, b"durable")
-    );
+    must_be_in_the_database(&vault);
 }
 
 const OPEN: [fn(&Vault) -> SqliteStore; 2] = [Vault::reader, Vault::writer];
