@@ -282,6 +282,12 @@ fn is_summing(layer: &Layer) -> bool {
     length > 1 + 8 + 72 + 8 + (24 + 256 + 16)
 }
 
+/// `check` may come after any transaction, beside a mount or after its death.
+fn whole(layer: &Layer) {
+    let report = layer.check();
+    assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+}
+
 /// Plays them, and tells how often directories had names under two keys meanwhile, and how often the
 /// sums over the vault were being made anew.
 fn play(transactions: &[Vec<Task>], reencrypts: bool) -> [usize; 2] {
@@ -302,6 +308,7 @@ fn play(transactions: &[Vec<Task>], reencrypts: bool) -> [usize; 2] {
             );
         }
         vault.recount().unwrap();
+        whole(&layer);
         // The same without those that failed comes to the same.
         let succeeded = tasks.iter().zip(&done).filter(|(_, done)| **done);
         let succeeded: Vec<_> = succeeded.map(|(task, _)| task.clone()).collect();
@@ -310,19 +317,15 @@ fn play(transactions: &[Vec<Task>], reencrypts: bool) -> [usize; 2] {
         assert_eq!(seen(&vault), seen(&other));
     }
     if reencrypts {
-        let report = layer.check();
-        assert_eq!(report.problem_count, 0, "{:?}", report.problems);
         reencrypt(&vault, u32::MAX);
         assert_eq!((vault.is_rotating(), under_way(&vault)), (false, 0));
         assert_eq!(seen(&vault), seen(&other));
     }
     drop((vault, other));
     for layer in [layer, other_layer] {
-        let report = layer.check();
-        assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+        whole(&layer);
         layer.open().finish();
-        let report = layer.check();
-        assert_eq!(report.problem_count, 0, "{:?}", report.problems);
+        whole(&layer);
     }
     found
 }
@@ -338,6 +341,28 @@ fn config() -> ProptestConfig {
         source_file: Some(file!()),
         ..ProptestConfig::default()
     }
+}
+
+#[test]
+fn a_file_that_goes_before_its_old_versions_were_reaped_is_no_problem_for_a_check() {
+    let (layer, vault) = founded();
+    let task = |what| Task {
+        what,
+        open: false,
+        fails: false,
+    };
+    let at = (0, 0);
+    let publish = |keep| task(What::Publish(at, 10, keep, Publication::Replacement));
+    for what in [
+        task(What::Create(at, Kind::File)),
+        publish(false),
+        publish(true),
+        task(What::Unlink(at)),
+    ] {
+        assert_eq!(transact(&vault, &[what]), [true]);
+        whole(&layer);
+    }
+    assert!(vault.orphans(None, 1).unwrap().is_empty());
 }
 
 proptest! {

@@ -411,7 +411,6 @@ impl Tx<'_> {
         // The list of orphans is not authenticated: only the node's own word deletes it.
         if found.attributes.links == 0 && node > ROOT {
             if !open.is_open_or_dying(node) {
-                self.delete_orphan(node);
                 self.delete_node(node)?;
             }
             return Ok(());

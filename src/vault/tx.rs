@@ -321,10 +321,11 @@ impl<'a> Tx<'a> {
         Ok(id)
     }
 
-    /// Deletes a node and all its versions.
+    /// Deletes a node and all its versions: nothing is left of it to be reaped.
     pub(super) fn delete_node(&mut self, id: NodeId) -> Result<(), VaultError> {
         self.node(id)?;
         self.remember(id);
+        self.delete_orphan(id);
         for version in self.records.versions_of(id)? {
             self.ops.push(Op::DeleteVersion { node: id, version });
         }
