@@ -1,31 +1,62 @@
 //! Which process a thread belongs to.
 #![allow(unsafe_code)]
 
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::Read;
+
+/// Thread groups that were found lately are asked first.
+const RECENT: usize = 4;
+/// The first lines of `/proc/TID/status`, which tell of the group, are shorter.
+const BEGINNING: usize = 512;
+
+thread_local! {
+    static GROUPS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// The thread group of thread `tid`; `None` when it cannot be seen from here.
 pub(super) fn thread_group(tid: u32) -> Option<u32> {
     if tid == 0 {
         return None;
     }
-    // Most ask from their first thread, and /proc takes as long as the rest of an open.
-    if leads(tid) {
+    // Most ask from their first thread, or from the process that has asked before, and /proc takes
+    // as long as the rest of an open.
+    if is_in(tid, tid) {
         return Some(tid);
     }
-    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
-    let line = status
-        .split(|b| *b == b'\n')
-        .find_map(|line| line.strip_prefix(b"Tgid:"))?;
-    std::str::from_utf8(line).ok()?.trim().parse().ok()
+    GROUPS.with_borrow_mut(|groups| {
+        if let Some(at) = groups.iter().position(|group| is_in(*group, tid)) {
+            groups[..=at].rotate_right(1);
+            return Some(groups[0]);
+        }
+        let group = read_group(tid)?;
+        groups.truncate(RECENT - 1);
+        groups.insert(0, group);
+        Some(group)
+    })
 }
 
-/// Whether thread `tid` is the first of its process.
-fn leads(tid: u32) -> bool {
-    let Ok(tid) = libc::pid_t::try_from(tid) else {
+/// Whether thread `tid` belongs to `group`, as the kernel knows it.
+fn is_in(group: u32, tid: u32) -> bool {
+    let (Ok(group), Ok(tid)) = (libc::pid_t::try_from(group), libc::pid_t::try_from(tid)) else {
         return false;
     };
     // SAFETY: signal 0 is never sent, only looked up; no memory is involved.
-    let found = unsafe { libc::syscall(libc::SYS_tgkill, tid, tid, 0) };
+    let found = unsafe { libc::syscall(libc::SYS_tgkill, group, tid, 0) };
     // Another user's thread is found first and refused then.
     found == 0 || nix::errno::Errno::last() == nix::errno::Errno::EPERM
+}
+
+fn read_group(tid: u32) -> Option<u32> {
+    let mut beginning = [0; BEGINNING];
+    // One read(2) takes as much as there is room for.
+    let length = File::open(format!("/proc/{tid}/status"))
+        .and_then(|mut status| status.read(&mut beginning))
+        .ok()?;
+    let line = beginning[..length]
+        .split(|b| *b == b'\n')
+        .find_map(|line| line.strip_prefix(b"Tgid:"))?;
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -38,11 +69,14 @@ mod tests {
         let process = std::process::id();
         let other = std::thread::spawn(move || {
             assert_ne!(own(), process);
-            assert!(!leads(own()));
-            assert_eq!(thread_group(own()), Some(process));
+            assert!(!is_in(own(), own()));
+            // Found by reading, then by having been read.
+            for _ in 0..2 {
+                assert_eq!(thread_group(own()), Some(process));
+            }
         });
         other.join().unwrap();
-        assert!(leads(process));
+        assert!(is_in(process, process));
         assert_eq!(thread_group(process), Some(process));
         assert_eq!(thread_group(0), None);
         assert_eq!(thread_group(u32::MAX), None);

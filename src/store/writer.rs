@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
@@ -20,6 +21,9 @@ use super::{
     Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema, vfs,
 };
 
+/// A vault that was seen in its place is not looked for again for so long, before a commit that need
+/// not be on disk at once: one program's replacement of a file is three of them.
+const STAYS: Duration = Duration::from_millis(1);
 /// How often a body is run when a lock is in its way.
 const TRIES: usize = 3;
 
@@ -36,6 +40,8 @@ pub(super) struct Writer {
     wal: Arc<Wal>,
     /// What is in the WAL is this one's to move into the database at the end.
     pub(super) owns_wal: bool,
+    /// When vault and lock were last seen in their places.
+    seen: Option<Instant>,
     /// Why nothing is written any more.
     latch: Option<StoreError>,
 }
@@ -63,6 +69,7 @@ impl Writer {
             pages,
             wal,
             owns_wal: false,
+            seen: None,
             latch: None,
         })
     }
@@ -133,8 +140,11 @@ impl Writer {
                 };
             }
         }
-        // A vault that is no longer in its place takes nothing more, durable or not.
-        if let Err(error) = self.acknowledge(place, opened) {
+        // A vault that is no longer in its place takes nothing more, durable or not. What slips in
+        // because it was there just now is never acknowledged as durable.
+        if !(durability == Durability::Soon && self.was_just_seen())
+            && let Err(error) = self.acknowledge(place, opened)
+        {
             self.give_back(connection);
             return Attempt::of(error);
         }
@@ -242,10 +252,15 @@ impl Writer {
     /// look.
     fn acknowledge(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         let found = self.check_place(place, opened);
-        if let Err(error) = &found {
-            self.latch(error);
+        match &found {
+            Ok(()) => self.seen = Some(Instant::now()),
+            Err(error) => self.latch(error),
         }
         found
+    }
+
+    fn was_just_seen(&self) -> bool {
+        self.seen.is_some_and(|seen| seen.elapsed() < STAYS)
     }
 
     fn check_place(&self, place: &Place, opened: &Opened) -> Result<(), StoreError> {

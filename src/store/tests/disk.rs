@@ -134,6 +134,21 @@ fn a_vault_that_was_moved_away_acknowledges_nothing() {
     assert_eq!(kind(store.sync()), StoreErrorKind::Moved);
 }
 
+#[test]
+fn a_vault_that_was_moved_away_takes_nothing_more_a_moment_later() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let register = |id| {
+        write(&store, Durability::Soon, move |tx: &mut dyn Write| {
+            tx.put_orphan(id)
+        })
+    };
+    register(1).unwrap();
+    fs::rename(&vault.directory, vault.directory.with_extension("moved")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    assert_eq!(kind(register(2)), StoreErrorKind::Moved);
+}
+
 /// An older copy of the vault would authenticate as well.
 #[test]
 fn no_connection_is_opened_to_what_took_the_place_of_the_vault() {
