@@ -1,6 +1,7 @@
 //! The floor: a file system in memory that does as little as fuser allows, opened and served with the
 //! flags that secretfs uses. What it takes is what FUSE takes.
 
+mod database;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -18,7 +19,9 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 use nix::mount::{MsFlags, mount};
+use nix::unistd::setsid;
 
+use database::Database;
 use tree::{Node, Tree};
 
 /// As secretfs has them: see its `daemon/serve.rs`, `daemon/mount.rs` and `fs/fuse.rs`.
@@ -29,17 +32,29 @@ const GENERATION: Generation = Generation(0);
 /// The argument that makes this program a daemon.
 pub const SERVE: &str = "serve-floor";
 
-struct Floor(Mutex<Tree>);
+struct Floor {
+    tree: Mutex<Tree>,
+    /// Where what is replaced is stored, too.
+    database: Option<Arc<Database>>,
+}
 
 impl Floor {
     fn tree(&self) -> MutexGuard<'_, Tree> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Serves a copy of what is in `source` on `point`, until it is unmounted.
-pub fn serve(source: &Path, point: &Path, threads: usize) -> Result<(), String> {
+/// Serves a copy of what is in `source` on `point`, until it is unmounted; with a `database` that
+/// stores what is replaced.
+pub fn serve(
+    source: &Path,
+    point: &Path,
+    threads: usize,
+    database: Option<&Path>,
+) -> Result<(), String> {
     let fail = |what: &str, e: &dyn std::fmt::Display| format!("{what}: {e}");
+    // As every daemon does: the kernel shares processors out by sessions.
+    let _ = setsid();
     let mut tree = Tree::default();
     tree.add(Node::Directory(BTreeMap::new()));
     let loaded = tree
@@ -66,7 +81,10 @@ pub fn serve(source: &Path, point: &Path, threads: usize) -> Result<(), String> 
     let mut config = fuser::Config::default();
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(threads);
-    let floor = Floor(Mutex::new(tree));
+    let floor = Floor {
+        tree: Mutex::new(tree),
+        database: database.map(Database::make).transpose()?,
+    };
     fuser::Session::from_fd(floor, OwnedFd::from(device), fuser::SessionACL::All, config)
         .and_then(fuser::Session::run)
         .map_err(|e| fail("the session ended", &e))
@@ -182,7 +200,15 @@ impl fuser::Filesystem for Floor {
         if let Some(Node::File(content)) = replaced.and_then(|ino| tree.get(ino)) {
             *content = Vec::new();
         }
-        reply.ok();
+        drop(tree);
+        let stored = self.database.as_ref().map_or(Ok(()), |database| {
+            let (from, to) = ((parent.0, name), (new_parent.0, new_name));
+            database.rename(ino, replaced, from, to)
+        });
+        match stored {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -210,11 +236,17 @@ impl fuser::Filesystem for Floor {
         if let Some(children) = tree.children(parent.0) {
             children.insert(name.to_owned(), ino);
         }
-        match tree.attr(ino) {
-            Some(attr) => {
+        let attr = tree.attr(ino).ok_or(Errno::EIO);
+        drop(tree);
+        let stored = self
+            .database
+            .as_ref()
+            .map_or(Ok(()), |database| database.create(ino, (parent.0, name)));
+        match stored.and(attr) {
+            Ok(attr) => {
                 reply.created(&TTL, &attr, GENERATION, FileHandle(ino), open_flags(false));
             }
-            None => reply.error(Errno::EIO),
+            Err(error) => reply.error(error),
         }
     }
 
@@ -295,12 +327,15 @@ impl fuser::Filesystem for Floor {
     fn fsync(
         &self,
         _: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        reply.ok();
+        match &self.database {
+            Some(database) => database.publish(ino.0, reply),
+            None => reply.ok(),
+        }
     }
 
     fn readdir(

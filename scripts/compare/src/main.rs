@@ -92,9 +92,10 @@ fn main() -> ExitCode {
     let given: Vec<_> = std::env::args_os().skip(1).collect();
     let result = match given.as_slice() {
         // Not for people: this program is the daemon of the floor, too.
-        [what, source, point, threads] if what == floor::SERVE => {
-            let threads = threads.to_str().and_then(|n| n.parse().ok());
-            floor::serve(Path::new(source), Path::new(point), threads.unwrap_or(1)).map_err(Failure)
+        [what, source, point, threads, database @ ..] if what == floor::SERVE => {
+            let threads = threads.to_str().and_then(|n| n.parse().ok()).unwrap_or(1);
+            let database = database.first().map(Path::new);
+            floor::serve(Path::new(source), Path::new(point), threads, database).map_err(Failure)
         }
         _ => signals::end_on_them().and_then(|()| run(&Arguments::parse())),
     };

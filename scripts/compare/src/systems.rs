@@ -24,10 +24,12 @@ pub enum Kind {
     Bindfs,
     Tmpfs,
     Floor,
+    /// With SQLite behind.
+    FloorSqlite,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Secretfs,
         Self::Before,
         Self::Gocryptfs,
@@ -37,6 +39,7 @@ impl Kind {
         Self::Bindfs,
         Self::Tmpfs,
         Self::Floor,
+        Self::FloorSqlite,
     ];
 
     pub fn name(self) -> &'static str {
@@ -50,6 +53,7 @@ impl Kind {
             Self::Bindfs => "bindfs",
             Self::Tmpfs => "tmpfs",
             Self::Floor => "floor",
+            Self::FloorSqlite => "floor + SQLite",
         }
     }
 
@@ -58,6 +62,7 @@ impl Kind {
         match self {
             Self::GocryptfsX => "gocryptfs-xchacha",
             Self::Cryfs => "cryfs",
+            Self::FloorSqlite => "floor-sqlite",
             // They show the same plain files.
             Self::Bindfs | Self::Floor => "plain",
             other => other.name(),
@@ -66,7 +71,7 @@ impl Kind {
 
     /// Whether what is written to it is still there after the next mount.
     pub fn keeps(self) -> bool {
-        !matches!(self, Self::Tmpfs | Self::Floor)
+        !matches!(self, Self::Tmpfs | Self::Floor | Self::FloorSqlite)
     }
 }
 
@@ -147,7 +152,9 @@ impl<'a> System<'a> {
                 create.args(["create", "--pass", "bench", "--rounds", "1"]);
                 self.run(create.arg(&made))?;
             }
-            Kind::Cryfs | Kind::Bindfs | Kind::Tmpfs | Kind::Floor => fs::create_dir(&made)?,
+            Kind::Cryfs | Kind::Bindfs | Kind::Tmpfs | Kind::Floor | Kind::FloorSqlite => {
+                fs::create_dir(&made)?;
+            }
         }
         fs::rename(made, self.backing())?;
         Ok(true)
@@ -223,10 +230,14 @@ impl<'a> System<'a> {
                 command.args(["-t", "tmpfs", "-o", "size=512M", "tmpfs"]);
                 command.arg(point);
             }
-            Kind::Floor => {
+            Kind::Floor | Kind::FloorSqlite => {
+                let database = backing.with_extension("db");
                 command = Command::new(std::env::current_exe()?);
                 command.arg(floor::SERVE).arg(backing).arg(point);
                 command.arg(self.setting.floor_threads.to_string());
+                if self.kind == Kind::FloorSqlite {
+                    command.arg(database);
+                }
             }
         }
         command.stdin(Stdio::null());
@@ -247,7 +258,7 @@ impl<'a> System<'a> {
             point,
             pids: Vec::new(),
         };
-        if self.kind == Kind::Floor {
+        if matches!(self.kind, Kind::Floor | Kind::FloorSqlite) {
             // It stays in the foreground.
             let mut child = command
                 .stdout(self.output()?)

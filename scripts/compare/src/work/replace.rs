@@ -84,7 +84,7 @@ fn replace_with(mounted: &Mounted, threads: u64, until: Until) -> Result<(u64, f
     })
 }
 
-const SYSTEMS: [Kind; 7] = [
+const SYSTEMS: [Kind; 8] = [
     Kind::Secretfs,
     Kind::Gocryptfs,
     Kind::Securefs,
@@ -92,6 +92,7 @@ const SYSTEMS: [Kind; 7] = [
     Kind::Bindfs,
     Kind::Tmpfs,
     Kind::Floor,
+    Kind::FloorSqlite,
 ];
 
 fn mount_all(bench: &Bench, systems: &[Kind]) -> Result<Vec<Mounted>, Failure> {
