@@ -70,10 +70,12 @@ mod tests {
         let other = std::thread::spawn(move || {
             assert_ne!(own(), process);
             assert!(!is_in(own(), own()));
-            // Found by reading, then by having been read.
-            for _ in 0..2 {
-                assert_eq!(thread_group(own()), Some(process));
-            }
+            assert_eq!(thread_group(own()), Some(process));
+            assert_eq!(GROUPS.take(), [process]);
+            // Found among those that were found, and the next to be asked.
+            GROUPS.set(vec![1, process]);
+            assert_eq!(thread_group(own()), Some(process));
+            assert_eq!(GROUPS.take(), [process, 1]);
         });
         other.join().unwrap();
         assert!(is_in(process, process));

@@ -1,7 +1,8 @@
 //! The one connection that writes.
 //!
-//! It commits nothing into a file that no longer lies at the vault's path, and after an I/O failure
-//! in a commit or a sync it stops instead of guessing what is on disk.
+//! It acknowledges nothing as durable that went into a file which no longer lies at the vault's path,
+//! and stops to commit into one within a millisecond. After an I/O failure in a commit or a sync it
+//! stops instead of guessing what is on disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -21,8 +22,8 @@ use super::{
     Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema, vfs,
 };
 
-/// A vault that was seen in its place is not looked for again for so long, before a commit that need
-/// not be on disk at once: one program's replacement of a file is three of them.
+/// A vault that was seen in its place is not looked for again for so long before a commit. It is after
+/// the sync that makes it durable; a replacement of a file is three commits and one sync.
 const STAYS: Duration = Duration::from_millis(1);
 /// How often a body is run when a lock is in its way.
 const TRIES: usize = 3;
@@ -42,6 +43,8 @@ pub(super) struct Writer {
     pub(super) owns_wal: bool,
     /// When vault and lock were last seen in their places.
     seen: Option<Instant>,
+    /// Something was committed since, for they were seen just before.
+    unseen: bool,
     /// Why nothing is written any more.
     latch: Option<StoreError>,
 }
@@ -70,6 +73,7 @@ impl Writer {
             wal,
             owns_wal: false,
             seen: None,
+            unseen: false,
             latch: None,
         })
     }
@@ -140,11 +144,11 @@ impl Writer {
                 };
             }
         }
-        // A vault that is no longer in its place takes nothing more, durable or not. What slips in
-        // because it was there just now is never acknowledged as durable.
-        if !(durability == Durability::Soon && self.was_just_seen())
-            && let Err(error) = self.acknowledge(place, opened)
-        {
+        // A vault that is no longer in its place takes nothing more, durable or not, but for what
+        // slips in because it was there just now.
+        if durability == Durability::Soon && self.was_just_seen() {
+            self.unseen = true;
+        } else if let Err(error) = self.acknowledge(place, opened) {
             self.give_back(connection);
             return Attempt::of(error);
         }
@@ -158,7 +162,12 @@ impl Writer {
     pub(super) fn may_sync(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         self.look_at_checkpoints();
         if self.wal.is_synced() {
-            return self.latch.clone().map_or(Ok(()), Err);
+            return match self.latch.clone() {
+                Some(latch) => Err(latch),
+                // By somebody who has not looked yet where that went.
+                None if self.unseen => self.acknowledge(place, opened),
+                None => Ok(()),
+            };
         }
         // Where it goes is looked at before it is acknowledged.
         self.usable(place, opened, Durability::Soon)
@@ -253,7 +262,7 @@ impl Writer {
     fn acknowledge(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         let found = self.check_place(place, opened);
         match &found {
-            Ok(()) => self.seen = Some(Instant::now()),
+            Ok(()) => (self.seen, self.unseen) = (Some(Instant::now()), false),
             Err(error) => self.latch(error),
         }
         found

@@ -61,6 +61,7 @@ pub fn serve(
         .load(source)
         .map_err(|e| fail("cannot load the tree", &e))?;
     tree.nodes.swap(0, usize::try_from(loaded).unwrap_or(1) - 1);
+    let database = database.map(Database::make).transpose()?;
     let device = File::options()
         .read(true)
         .write(true)
@@ -83,7 +84,7 @@ pub fn serve(
     config.n_threads = Some(threads);
     let floor = Floor {
         tree: Mutex::new(tree),
-        database: database.map(Database::make).transpose()?,
+        database,
     };
     fuser::Session::from_fd(floor, OwnedFd::from(device), fuser::SessionACL::All, config)
         .and_then(fuser::Session::run)

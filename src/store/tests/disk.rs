@@ -149,6 +149,24 @@ fn a_vault_that_was_moved_away_takes_nothing_more_a_moment_later() {
     assert_eq!(kind(register(2)), StoreErrorKind::Moved);
 }
 
+/// Whether it is taken or not.
+#[test]
+fn what_comes_at_once_after_a_vault_was_moved_away_is_not_acknowledged_as_durable() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let register = |id| {
+        write(&store, Durability::Soon, move |tx: &mut dyn Write| {
+            tx.put_orphan(id)
+        })
+    };
+    register(1).unwrap();
+    fs::rename(&vault.directory, vault.directory.with_extension("moved")).unwrap();
+    let _ = register(2);
+    for _ in 0..2 {
+        assert_eq!(kind(store.sync()), StoreErrorKind::Moved);
+    }
+}
+
 /// An older copy of the vault would authenticate as well.
 #[test]
 fn no_connection_is_opened_to_what_took_the_place_of_the_vault() {

@@ -20,7 +20,9 @@ pub fn measure(bench: &mut Bench) -> Result<(), Failure> {
     let mut row = Row::new("large", what, Unit::MegabytesPerSecond, &targets);
     let mut content = vec![0; LENGTH];
     fill(NUMBER, &mut content);
-    let kinds = bench.kinds(&Kind::ALL);
+    let mut kinds = bench.kinds(&Kind::ALL);
+    // What is only read has no use for a database.
+    kinds.retain(|kind| *kind != Kind::FloorSqlite);
     let mut mounts = Vec::new();
     for kind in kinds {
         let mounted = bench.empty(kind, "large")?.mount_for(true)?;
