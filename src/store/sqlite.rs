@@ -72,6 +72,17 @@ enum Side {
     },
 }
 
+#[cfg(test)]
+impl SqliteStore {
+    /// What another thread's sync has done by the time that it has not yet looked where that went.
+    pub(super) fn sync_without_a_look(&self) -> Result<(), StoreError> {
+        match &self.side {
+            Side::Write { wal, .. } => wal.sync(),
+            Side::Read { wal, .. } => wal.sync(),
+        }
+    }
+}
+
 impl SqliteStore {
     /// Makes a vault in `directory`, with what `init` writes, or nothing at all.
     ///

@@ -1,12 +1,10 @@
 //! The one connection that writes.
 //!
-//! It acknowledges nothing as durable that went into a file which no longer lies at the vault's path,
-//! and stops to commit into one within a millisecond. After an I/O failure in a commit or a sync it
-//! stops instead of guessing what is on disk.
+//! It commits nothing into a file that no longer lies at the vault's path, and after an I/O failure
+//! in a commit or a sync it stops instead of guessing what is on disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
@@ -22,9 +20,6 @@ use super::{
     Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema, vfs,
 };
 
-/// A vault that was seen in its place is not looked for again for so long before a commit. It is after
-/// the sync that makes it durable; a replacement of a file is three commits and one sync.
-const STAYS: Duration = Duration::from_millis(1);
 /// How often a body is run when a lock is in its way.
 const TRIES: usize = 3;
 
@@ -41,9 +36,7 @@ pub(super) struct Writer {
     wal: Arc<Wal>,
     /// What is in the WAL is this one's to move into the database at the end.
     pub(super) owns_wal: bool,
-    /// When vault and lock were last seen in their places.
-    seen: Option<Instant>,
-    /// Something was committed since, for they were seen just before.
+    /// Something was committed since the vault was last seen in its place.
     unseen: bool,
     /// Why nothing is written any more.
     latch: Option<StoreError>,
@@ -72,7 +65,6 @@ impl Writer {
             pages,
             wal,
             owns_wal: false,
-            seen: None,
             unseen: false,
             latch: None,
         })
@@ -144,11 +136,8 @@ impl Writer {
                 };
             }
         }
-        // A vault that is no longer in its place takes nothing more, durable or not, but for what
-        // slips in because it was there just now.
-        if durability == Durability::Soon && self.was_just_seen() {
-            self.unseen = true;
-        } else if let Err(error) = self.acknowledge(place, opened) {
+        // A vault that is no longer in its place takes nothing more, durable or not.
+        if let Err(error) = self.acknowledge(place, opened) {
             self.give_back(connection);
             return Attempt::of(error);
         }
@@ -251,6 +240,7 @@ impl Writer {
         let pages = self.pages.load(Ordering::Relaxed);
         if pages > 0 {
             self.owns_wal = true;
+            self.unseen = true;
             self.wal.has_grown();
             self.checkpointer.wal_has(pages);
         }
@@ -262,14 +252,10 @@ impl Writer {
     fn acknowledge(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         let found = self.check_place(place, opened);
         match &found {
-            Ok(()) => (self.seen, self.unseen) = (Some(Instant::now()), false),
+            Ok(()) => self.unseen = false,
             Err(error) => self.latch(error),
         }
         found
-    }
-
-    fn was_just_seen(&self) -> bool {
-        self.seen.is_some_and(|seen| seen.elapsed() < STAYS)
     }
 
     fn check_place(&self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
