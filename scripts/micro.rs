@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use divan::{Bencher, black_box};
 use rusqlite::wal::CheckpointMode;
-use rusqlite::{Connection, OpenFlags, Params};
 use secretfs::crypto::SecretKey;
 use secretfs::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId};
 use secretfs::kms::{KeyUri, KmsSettings};
@@ -18,6 +17,11 @@ use secretfs::vault::{
     InitOptions, Kind, NewNode, NothingOpen, OpenOptions, Publication, ROOT, RenameMode, Tx, Vault,
     VaultError, init,
 };
+
+#[path = "compare/src/floor/rows.rs"]
+mod rows;
+
+use rows::{Mover, Rows};
 
 const VAULT: VaultId = VaultId([7; 16]);
 const SIZES: [usize; 2] = [1 << 10, 1 << 16];
@@ -125,8 +129,8 @@ fn replace(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// What a replacement takes in SQLite alone: the same three transactions with records as long,
-/// encrypted and checked by nobody, and the sync. The WAL is begun anew outside of the timing.
+/// What a replacement takes in SQLite alone: the same three transactions and the sync. The WAL is begun
+/// anew outside of the timing.
 #[divan::bench(max_time = 3)]
 fn replace_in_sqlite_alone(bencher: Bencher<'_, '_>) {
     // It has registered the way to the files that is used here, too.
@@ -142,104 +146,55 @@ fn replace_in_sqlite_alone(bencher: Bencher<'_, '_>) {
         .bench_local_values(|()| alone.borrow_mut().replace().expect("replaced"));
 }
 
-/// A database of the shape of a vault's.
+/// Of them, and of what waits for the disk.
 struct Alone {
-    database: Connection,
+    rows: Rows,
     wal: File,
-    next: i64,
+    mover: Mover,
+    done: u64,
     /// The node that each name has.
-    nodes: [i64; REPLACED],
+    nodes: [Option<u64>; REPLACED],
 }
 
 impl Alone {
     fn make(path: &Path) -> rusqlite::Result<Self> {
-        for end in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(format!("{}{end}", path.display()));
-        }
-        let flags = OpenFlags::default();
-        let database = Connection::open_with_flags_and_vfs(path, flags, c"secretfs")?;
-        database.execute_batch(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
-             PRAGMA wal_autocheckpoint = 0;
-             CREATE TABLE state (id INTEGER PRIMARY KEY, value BLOB);
-             CREATE TABLE node (id INTEGER PRIMARY KEY, value BLOB);
-             CREATE TABLE entry (tag BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID;
-             CREATE TABLE content (node INTEGER PRIMARY KEY, version BLOB, sealed BLOB)",
-        )?;
-        let wal = File::open(format!("{}-wal", path.display())).expect("a WAL");
+        let rows = Rows::make(path, c"secretfs")?;
         let mut alone = Self {
-            database,
-            wal,
-            next: 1,
-            nodes: [0; REPLACED],
+            rows,
+            wal: File::open(format!("{}-wal", path.display())).expect("a WAL"),
+            mover: Mover::open(path)?,
+            done: 0,
+            nodes: [None; REPLACED],
         };
-        alone.transact(&[(DIRECTORY, b"")])?;
         for _ in 0..100 {
             alone.replace()?;
         }
         Ok(alone)
     }
 
-    /// Puts the state and the directory, as every transaction does, and these nodes and names.
-    fn transact(&self, puts: &[(i64, &[u8])]) -> rusqlite::Result<()> {
-        self.within(|tx| {
-            for (node, tag) in puts {
-                put(tx, "REPLACE INTO node VALUES (?1, zeroblob(385))", [node])?;
-                put(tx, "REPLACE INTO entry VALUES (?1, zeroblob(317))", [tag])?;
-            }
-            Ok(())
-        })
-    }
-
-    fn within(
-        &self,
-        body: impl FnOnce(&Connection) -> rusqlite::Result<()>,
-    ) -> rusqlite::Result<()> {
-        let tx = &self.database;
-        put(tx, "BEGIN IMMEDIATE", [])?;
-        body(tx)?;
-        let directory = "REPLACE INTO node VALUES (?1, zeroblob(385))";
-        put(tx, directory, [DIRECTORY])?;
-        put(tx, "REPLACE INTO state VALUES (?1, zeroblob(296))", [0])?;
-        put(tx, "COMMIT", [])
-    }
-
     /// As often as a mount does.
     fn begin_wal_anew_at_times(&self) -> rusqlite::Result<()> {
-        if self.next % 64 != 0 {
+        if !self.done.is_multiple_of(64) {
             return Ok(());
         }
-        let mode = CheckpointMode::RESTART;
-        let database = Some(rusqlite::MAIN_DB);
-        self.database.wal_checkpoint_v2(database, mode).map(drop)
+        self.mover.checkpoint(CheckpointMode::RESTART)
     }
 
     fn replace(&mut self) -> rusqlite::Result<()> {
-        self.next += 1;
-        let (new, place) = (self.next, self.next as usize % REPLACED);
-        let old = std::mem::replace(&mut self.nodes[place], new);
-        self.transact(&[(new, b"temporary")])?;
-        self.within(|tx| {
-            put(tx, "REPLACE INTO node VALUES (?1, zeroblob(385))", [new])?;
-            let content = "INSERT INTO content VALUES (?1, zeroblob(132), randomblob(1064))";
-            put(tx, content, [new])
-        })?;
+        const DIRECTORY: u64 = 1;
+        self.done += 1;
+        let (new, place) = (DIRECTORY + self.done, self.done as usize % REPLACED);
+        let name = place.to_string();
+        let (temporary, name) = (
+            (DIRECTORY, "temporary".as_ref()),
+            (DIRECTORY, name.as_ref()),
+        );
+        self.rows.create(new, temporary)?;
+        self.rows.publish(new)?;
         self.wal.sync_data().expect("synced");
-        let tag = [place as u8; 32];
-        self.within(|tx| {
-            put(tx, "DELETE FROM entry WHERE tag = ?1", [b"temporary"])?;
-            put(tx, "REPLACE INTO entry VALUES (?1, zeroblob(317))", [tag])?;
-            put(tx, "REPLACE INTO node VALUES (?1, zeroblob(385))", [new])?;
-            put(tx, "DELETE FROM node WHERE id = ?1", [old])?;
-            put(tx, "DELETE FROM content WHERE node = ?1", [old])
-        })
+        let replaced = self.nodes[place].replace(new);
+        self.rows.rename(new, replaced, temporary, name)
     }
-}
-
-const DIRECTORY: i64 = 1;
-
-fn put(tx: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<()> {
-    tx.prepare_cached(sql)?.execute(values).map(drop)
 }
 
 struct Shared {

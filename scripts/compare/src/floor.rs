@@ -2,6 +2,7 @@
 //! flags that secretfs uses. What it takes is what FUSE takes.
 
 mod database;
+mod rows;
 mod tree;
 
 use std::collections::BTreeMap;

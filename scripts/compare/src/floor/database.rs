@@ -1,110 +1,52 @@
 //! What a store takes, beside FUSE: SQLite behind the floor. A name that is made or moved is committed
 //! before that is acknowledged, a content is on disk before its fsync is, and one sync serves all that
-//! wait for one. Transactions, rows and their lengths are those of a replacement in secretfs, and so is
-//! the way to the WAL; nothing is encrypted, and nothing is read to be checked.
+//! wait for one. The way to the WAL is that of secretfs.
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use fuser::{Errno, ReplyEmpty};
-use rusqlite::{Connection, OpenFlags, Params};
+use rusqlite::wal::CheckpointMode;
+
+use super::rows::{Mover, Name, Rows};
 
 #[path = "../../../../src/store/vfs.rs"]
 #[allow(dead_code)]
 mod vfs;
 
-const TABLES: &str = "
-    PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA secure_delete = ON;
-    PRAGMA wal_autocheckpoint = 0;
-    CREATE TABLE state (id INTEGER PRIMARY KEY, value BLOB);
-    CREATE TABLE node (id INTEGER PRIMARY KEY, value BLOB);
-    CREATE TABLE entry (directory INTEGER, tag BLOB, value BLOB, PRIMARY KEY (directory, tag))
-        WITHOUT ROWID;
-    CREATE TABLE version (node INTEGER PRIMARY KEY, value BLOB);
-    CREATE TABLE chunk (node INTEGER PRIMARY KEY, sealed BLOB);
-    CREATE TABLE orphan (node INTEGER PRIMARY KEY)";
-const PUT_STATE: &str = "REPLACE INTO state VALUES (0, zeroblob(296))";
-const PUT_NODE: &str = "REPLACE INTO node VALUES (?1, zeroblob(385))";
-const PUT_ENTRY: &str = "REPLACE INTO entry VALUES (?1, ?2, zeroblob(317))";
-const DELETE_ENTRY: &str = "DELETE FROM entry WHERE directory = ?1 AND tag = ?2";
-const PUT_CONTENT: [&str; 2] = [
-    "REPLACE INTO version VALUES (?1, zeroblob(132))",
-    "REPLACE INTO chunk VALUES (?1, zeroblob(1064))",
-];
-const REAP: [&str; 4] = [
-    "DELETE FROM orphan WHERE node = ?1",
-    "DELETE FROM version WHERE node = ?1",
-    "DELETE FROM chunk WHERE node = ?1",
-    "DELETE FROM node WHERE id = ?1",
-];
 /// The WAL is begun anew after so many syncs, or it would grow, which takes longer.
 const SYNCS: u64 = 64;
 
-/// A name in a directory.
-pub type Name<'a> = (u64, &'a OsStr);
-
 pub struct Database {
-    connection: Mutex<Connection>,
+    rows: Mutex<Rows>,
     wal: File,
     /// Whoever waits for a sync.
     waiting: Mutex<Vec<ReplyEmpty>>,
     more: Condvar,
-    /// Nodes without a name, which go with the next content that is stored.
-    orphans: Mutex<Vec<i64>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn run(connection: &Connection, sql: &str, values: impl Params) -> rusqlite::Result<()> {
-    connection.prepare_cached(sql)?.execute(values).map(drop)
-}
-
-/// Where a name is filed: in the rows of its directory, by a number as long as a name tag.
-fn place((directory, name): Name<'_>) -> (i64, Vec<u8>) {
-    let words = (0..4).map(|word| {
-        let mut hasher = DefaultHasher::new();
-        (word, name).hash(&mut hasher);
-        hasher.finish().to_be_bytes()
-    });
-    (key(directory), words.flatten().collect())
-}
-
-/// Inode numbers as SQLite takes them.
-fn key(node: u64) -> i64 {
-    node.cast_signed()
-}
-
-fn open(path: &Path) -> rusqlite::Result<Connection> {
-    match vfs::name() {
-        Some(name) => Connection::open_with_flags_and_vfs(path, OpenFlags::default(), name),
-        None => Connection::open(path),
-    }
+fn told(outcome: rusqlite::Result<()>) -> Result<(), Errno> {
+    outcome.map_err(|_| Errno::EIO)
 }
 
 impl Database {
     /// Makes an empty one, and starts the threads that sync and move the WAL into it.
     pub fn make(path: &Path) -> Result<Arc<Self>, String> {
-        let named = |end| format!("{}{end}", path.display());
-        for end in ["", "-wal", "-shm"] {
-            let _ = std::fs::remove_file(named(end));
-        }
         let fail = |e: &dyn std::fmt::Display| format!("cannot make {}: {e}", path.display());
-        let connection = open(path).map_err(|e| fail(&e))?;
-        connection.execute_batch(TABLES).map_err(|e| fail(&e))?;
-        connection.set_prepared_statement_cache_capacity(64);
-        let aside = Connection::open(path).map_err(|e| fail(&e))?;
+        let vfs = vfs::name().ok_or_else(|| fail(&"SQLite has no way to files"))?;
+        let rows = Rows::make(path, vfs).map_err(|e| fail(&e))?;
+        let mover = Mover::open(path).map_err(|e| fail(&e))?;
         let made = Arc::new(Self {
-            connection: Mutex::new(connection),
-            wal: File::open(named("-wal")).map_err(|e| fail(&e))?,
+            rows: Mutex::new(rows),
+            wal: File::open(format!("{}-wal", path.display())).map_err(|e| fail(&e))?,
             waiting: Mutex::default(),
             more: Condvar::new(),
-            orphans: Mutex::default(),
         });
         let (at_times, times) = sync_channel(1);
         let (syncing, moving) = (Arc::clone(&made), Arc::clone(&made));
@@ -116,32 +58,14 @@ impl Database {
                 }
             }
         });
-        std::thread::spawn(move || moving.begin_wal_anew(&aside, &times));
+        std::thread::spawn(move || moving.begin_wal_anew(&mover, &times));
         Ok(made)
     }
 
-    /// One transaction: what each of secretfs' stores, and `body`.
-    fn transact(
-        &self,
-        body: impl FnOnce(&Connection) -> rusqlite::Result<()>,
-    ) -> Result<(), Errno> {
-        let connection = lock(&self.connection);
-        run(&connection, "BEGIN IMMEDIATE", [])
-            .and_then(|()| body(&connection))
-            .and_then(|()| run(&connection, PUT_STATE, []))
-            .and_then(|()| run(&connection, "COMMIT", []))
-            .map_err(|_| Errno::EIO)
-    }
-
     pub fn create(&self, node: u64, name: Name<'_>) -> Result<(), Errno> {
-        self.transact(|connection| {
-            run(connection, PUT_NODE, [key(node)])?;
-            run(connection, PUT_ENTRY, place(name))?;
-            run(connection, PUT_NODE, [key(name.0)])
-        })
+        told(lock(&self.rows).create(node, name))
     }
 
-    /// Within one directory, as replacements are.
     pub fn rename(
         &self,
         node: u64,
@@ -149,36 +73,12 @@ impl Database {
         from: Name<'_>,
         to: Name<'_>,
     ) -> Result<(), Errno> {
-        self.transact(|connection| {
-            run(connection, DELETE_ENTRY, place(from))?;
-            run(connection, PUT_ENTRY, place(to))?;
-            run(connection, PUT_NODE, [key(node)])?;
-            run(connection, PUT_NODE, [key(to.0)])?;
-            let Some(replaced) = replaced.map(key) else {
-                return Ok(());
-            };
-            // The kernel still knows it.
-            run(connection, PUT_NODE, [replaced])?;
-            run(connection, "INSERT INTO orphan VALUES (?1)", [replaced])?;
-            lock(&self.orphans).push(replaced);
-            Ok(())
-        })
+        told(lock(&self.rows).rename(node, replaced, from, to))
     }
 
     /// Stores a content of 1 KiB, and answers when it is on disk.
     pub fn publish(&self, node: u64, reply: ReplyEmpty) {
-        let stored = self.transact(|connection| {
-            for put in PUT_CONTENT {
-                run(connection, put, [key(node)])?;
-            }
-            run(connection, PUT_NODE, [key(node)])?;
-            for orphan in lock(&self.orphans).drain(..) {
-                for delete in REAP {
-                    run(connection, delete, [orphan])?;
-                }
-            }
-            Ok(())
-        });
+        let stored = told(lock(&self.rows).publish(node));
         match stored {
             Ok(()) => {
                 lock(&self.waiting).push(reply);
@@ -208,15 +108,17 @@ impl Database {
     }
 
     /// Moves the WAL into the database while others write, and what came meanwhile while they wait.
-    fn begin_wal_anew(&self, aside: &Connection, times: &Receiver<()>) {
+    fn begin_wal_anew(&self, mover: &Mover, times: &Receiver<()>) {
         for () in times {
-            let checkpoint = |mode| {
-                let sql = format!("PRAGMA wal_checkpoint({mode})");
-                let _ = aside.query_row(&sql, [], |_| Ok(()));
-            };
-            checkpoint("PASSIVE");
-            let _writers = lock(&self.connection);
-            checkpoint("RESTART");
+            let moved = mover.checkpoint(CheckpointMode::PASSIVE).and_then(|()| {
+                let _writers = lock(&self.rows);
+                mover.checkpoint(CheckpointMode::RESTART)
+            });
+            if let Err(error) = moved {
+                eprintln!("the WAL cannot be begun anew: {error}");
+                // What is measured from now on would be too slow.
+                std::process::exit(1);
+            }
         }
     }
 }
