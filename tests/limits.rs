@@ -116,6 +116,72 @@ fn a_whole_older_vault_is_mounted_by_a_host_that_has_not_seen_a_newer_one() {
 }
 
 #[test]
+fn an_anchor_that_is_put_back_with_its_vault_knows_no_better() {
+    let place = with_secrets(&[("secret", b"OLD")]);
+    let (anchors, kept) = (place.path().join("anchors"), place.path().join("kept"));
+    fs::create_dir(&kept).expect("made");
+    copy(&place.vault(), &kept.join("v"));
+    copy(&anchors, &kept.join("anchors"));
+    place.mount(&[]).succeeded();
+    fs::write(place.point().join("secret"), "NEW").expect("written");
+    unmount(&place);
+    fs::remove_dir_all(place.vault()).expect("removed");
+    fs::remove_dir_all(&anchors).expect("removed");
+    copy(&kept.join("v"), &place.vault());
+    copy(&kept.join("anchors"), &anchors);
+    place.mount(&[]).succeeded();
+    assert_eq!(
+        fs::read(place.point().join("secret")).expect("read"),
+        b"OLD"
+    );
+    unmount(&place);
+}
+
+#[test]
+fn a_read_only_mount_is_kept_from_what_it_has_not_seen_until_it_counts() {
+    let place = with_secrets(&[("secret", b"OLD")]);
+    let kept = place.path().join("kept");
+    copy(&place.vault(), &kept);
+    let reading = place.path().join("r");
+    fs::create_dir(&reading).expect("made");
+    place
+        .run([
+            "mount".as_ref(),
+            place.vault().as_os_str(),
+            reading.as_os_str(),
+            "-oro,verify-every=10s".as_ref(),
+        ])
+        .succeeded();
+    place.mount(&[]).succeeded();
+    fs::write(place.point().join("secret"), "NEW").expect("written");
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    let old = kept.join("vault.db");
+    let rows = |table: &str, key: &str| {
+        format!(
+            "DELETE FROM main.{table} WHERE {key} = 2; \
+             INSERT INTO main.{table} SELECT * FROM old.{table} WHERE {key} = 2;"
+        )
+    };
+    let rows = [
+        rows("node", "id"),
+        rows("version", "node"),
+        rows("chunk", "node"),
+    ]
+    .concat();
+    let attach = format!("ATTACH '{}' AS old; BEGIN; {rows} COMMIT;", old.display());
+    database(&place).execute_batch(&attach).expect("put back");
+    assert_eq!(fs::read(reading.join("secret")).expect("read"), b"OLD");
+    let told = || support::process::status(&reading)["state"].clone();
+    wait_for("its next count", Duration::from_secs(60), || {
+        told() == "condemned"
+    });
+    fs::read(reading.join("secret")).expect_err("nothing is served any more");
+    place.run(["umount".as_ref(), reading.as_os_str()]);
+}
+
+#[test]
 fn the_first_mount_of_a_host_trusts_the_vault_that_it_finds() {
     let place = with_secrets(&[("password", b"right")]);
     // Of somebody who could have the same KMS key wrap for it.

@@ -335,7 +335,9 @@ fn a_large_vault_with_an_older_part_serves_nothing_once_that_is_found() {
     database(&layer)
         .execute(sql, (id, generation, value))
         .expect("put back");
-    let served = layer.open();
+    let failure = layer.try_open().map(drop).expect_err("it is not opened");
+    assert_eq!(failure.failure(), Failure::Integrity);
+    let served = layer.open_counted_later();
     let deadline = Instant::now() + Duration::from_secs(60);
     while served.read_all(ino).is_ok() {
         assert!(Instant::now() < deadline, "it is served");

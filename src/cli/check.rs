@@ -82,6 +82,7 @@ pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
         pinned_keys: settings.kms_keys.clone(),
         pinned_vault_id: settings.vault_id.clone(),
         require_anchor: settings.require_anchor,
+        min_commit: settings.min_commit,
         salvage: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),

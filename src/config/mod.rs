@@ -117,6 +117,14 @@ pub struct Settings {
     pub vault_id: Option<String>,
     /// Refuse a vault without an anchor on this host.
     pub require_anchor: bool,
+    /// Refuse a vault that has not come as far as this commit.
+    pub min_commit: Option<u64>,
+    /// Serve a vault while it is still being counted.
+    pub verify_in_background: bool,
+    /// How long a mount is kept waiting until its vault was counted.
+    pub verify_within: Duration,
+    /// How long after a change of the vault a mount that only reads counts it anew.
+    pub verify_every: Duration,
     /// Accept an older vault than the anchor knows.
     pub accept_rollback: bool,
     /// Mount what is left of a damaged vault.
@@ -174,6 +182,10 @@ impl Default for Settings {
             anchor_dir: None,
             vault_id: None,
             require_anchor: false,
+            min_commit: None,
+            verify_in_background: false,
+            verify_within: Duration::from_secs(2),
+            verify_every: Duration::from_secs(60),
             accept_rollback: false,
             salvage: false,
             unsafe_filesystem: false,
@@ -236,6 +248,10 @@ impl Settings {
             "anchor-dir" => self.anchor_dir = Some(raw.path()?),
             "vault-id" => self.vault_id = Some(raw.vault_id()?),
             "require-anchor" => self.require_anchor = raw.switch()?,
+            "min-commit" => self.min_commit = Some(raw.number()?),
+            "verify" => self.verify_in_background = raw.word()? == "background",
+            "verify-within" => self.verify_within = raw.duration()?,
+            "verify-every" => self.verify_every = raw.duration()?,
             "accept-rollback" => self.accept_rollback = raw.switch()?,
             "salvage" => self.salvage = raw.switch()?,
             "unsafe-filesystem" => self.unsafe_filesystem = raw.switch()?,

@@ -261,7 +261,44 @@ pub const SETTINGS: &[Setting] = &[
     switch(
         "require-anchor",
         Scope::Open,
-        "Refuse a vault that this host has not seen before",
+        "Refuse a vault that this host has not seen before, or whose anchor it cannot store",
+    ),
+    value(
+        "min-commit",
+        Kind::Count {
+            min: 0,
+            max: i64::MAX as u64,
+        },
+        Scope::Open,
+        "N",
+        "Refuse a vault that has not come as far as this commit, for hosts that remember nothing: `umount` and `status` tell the number",
+    ),
+    value(
+        "verify",
+        Kind::Choice(&["before", "background"]),
+        Scope::Mount,
+        "WHEN",
+        "When the whole vault is counted and compared with its sums: before anything of it is served, or in the background, while what was put back may be served until it is found. Default before",
+    ),
+    value(
+        "verify-within",
+        Kind::Duration {
+            min_ms: 0,
+            max_ms: 3_600_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "How long `mount` waits until the vault was counted; after that it returns, and whoever uses the mount waits for the rest. Default 2s",
+    ),
+    value(
+        "verify-every",
+        Kind::Duration {
+            min_ms: 1000,
+            max_ms: 3_600_000,
+        },
+        Scope::Mount,
+        "TIME",
+        "With ro: how long after the vault was changed it is counted anew. Default 60s",
     ),
     Setting {
         name: "accept-rollback",

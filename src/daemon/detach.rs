@@ -16,6 +16,15 @@ use nix::unistd::{ForkResult, Pid};
 use super::error::{Class, Error};
 use super::sys;
 
+/// How a mount is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// It answers.
+    Served,
+    /// It will, once the vault was counted.
+    Counting,
+}
+
 /// Which side of the fork this is.
 pub(crate) enum Side {
     /// The process that was called, which waits for the daemon.
@@ -65,9 +74,12 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Tells that the mount is served.
-    pub(crate) fn ready(&mut self) {
-        self.send(b"+");
+    /// Tells that the mount is there, and whether it is served already.
+    pub(crate) fn ready(&mut self, ready: Ready) {
+        self.send(match ready {
+            Ready::Served => b"+",
+            Ready::Counting => b"*",
+        });
     }
 
     /// Tells why the start failed; `false` when a report was already sent.
@@ -110,14 +122,15 @@ impl Child {
         self,
         point: Option<&Path>,
         patience: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<Ready, Error> {
         let heard = self.listen(patience)?;
         let error = match heard {
             Heard::Report(report) => match report.as_slice() {
                 [b'+', ..] => match point.map_or(Ok(()), answers) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => return Ok(Ready::Served),
                     Err(e) => e,
                 },
+                [b'*', ..] => return Ok(Ready::Counting),
                 [b'-', class, message @ ..] => {
                     // It has reported and is about to exit by itself.
                     let _ = self.wait_for_exit(Duration::from_secs(5));

@@ -59,9 +59,13 @@ pub(crate) fn start(
         }
     })
     .map_err(fail)?;
+    let served = Arc::clone(fs);
     std::thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || {
+            // What is asked meanwhile waits in the kernel, where it can be interrupted.
+            served.vault().await_service();
+            drop(served);
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
             let ended = match ended {
                 // The connection ended while a request was being handed over. In any other moment
@@ -98,6 +102,7 @@ impl Serving {
             Ok(Event::SessionEnded(ended)) => ended,
             Ok(Event::End(signal)) => {
                 tracing::info!("{signal}: ending");
+                self.fs.vault().stop_counting();
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                 self.take_away();
                 self.drain(&mut cut_off)
@@ -108,8 +113,11 @@ impl Serving {
             Ending::Orderly if cut_off => Ending::CutOff,
             ending => ending,
         };
-        self.socket = None;
+        let farewells = self.socket.take().map(Socket::close);
         let finished = self.fs.finish(ending).map_err(Error::from);
+        if let (Ok(()), Some(farewells)) = (&finished, farewells) {
+            farewells.tell(self.fs.vault().state().commit);
+        }
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::detach::{self, Reporter, Side};
+use super::detach::{self, Ready, Reporter, Side};
 use super::error::{Class, Error};
 use super::helper::Helper;
 use super::log::{self, Destination};
@@ -27,14 +27,19 @@ use super::{Protection, harden, panics, sys};
 /// When nothing is mounted, or (in the foreground) when the mount ended otherwise than it should.
 pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     let plan = plan::check(request)?;
-    let announcement = format!(
-        "{} is mounted on {}",
-        request.vault.display(),
-        plan.shown_target
-    );
+    let announcement = |ready| {
+        let (vault, point) = (request.vault.display(), &plan.shown_target);
+        match ready {
+            Ready::Served => format!("{vault} is mounted on {point}"),
+            Ready::Counting => format!(
+                "{vault} is mounted on {point}, and is still being counted: who uses it waits for the \
+                 end of that"
+            ),
+        }
+    };
     signals::block()?;
     if plan.foreground {
-        return panics::caught(|| daemon(&plan, None, &|| announce(&announcement)));
+        return panics::caught(|| daemon(&plan, None, &|ready| announce(&announcement(ready))));
     }
     let passed = if let Target::Passed(fd) = plan.target {
         Some(fd)
@@ -44,12 +49,12 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     sys::close_inherited(passed);
     match detach::fork()? {
         Side::Caller(child) => {
-            child.wait_until_ready(plan.target.point(), plan.patience())?;
-            announce(&announcement);
+            let ready = child.wait_until_ready(plan.target.point(), plan.patience())?;
+            announce(&announcement(ready));
             Ok(())
         }
         Side::Daemon(mut reporter) => {
-            let ended = panics::caught(|| daemon(&plan, Some(&mut reporter), &|| ()));
+            let ended = panics::caught(|| daemon(&plan, Some(&mut reporter), &|_| ()));
             // Whoever started us prints what went wrong in the start; later it goes to the log.
             if let Err(error) = &ended
                 && !reporter.failed(error)
@@ -62,7 +67,11 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
 }
 
 /// The daemon, from the helper's fork to the end. `reporter` is there in the background.
-fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> Result<(), Error> {
+fn daemon(
+    plan: &Plan,
+    reporter: Option<&mut Reporter>,
+    announce: &dyn Fn(Ready),
+) -> Result<(), Error> {
     let settings = &plan.settings;
 
     // 1. The last fork: after hardening, fusermount3 could not gain its privileges any more.
@@ -80,13 +89,14 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
 
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
+    vault.on_alarm(tell_systemd);
     let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection))
         .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
     let mounted = mount_and_serve(plan, mounter, &fs, &watch, tell);
-    let mount = match mounted {
-        Ok(mount) => mount,
+    let (mount, ready) = match mounted {
+        Ok(mounted) => mounted,
         Err(e) => {
             let _ = fs.finish(fs::Ending::Orderly);
             return Err(e);
@@ -96,10 +106,10 @@ fn daemon(plan: &Plan, reporter: Option<&mut Reporter>, announce: &dyn Fn()) -> 
     watch.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
-    announce();
+    announce(ready);
     if let Some(reporter) = reporter {
         detach::leave_session();
-        reporter.ready();
+        reporter.ready(ready);
         detach::stdio_to_null();
     }
     let _ = sd_notify::notify(&[
@@ -146,7 +156,7 @@ fn mount_and_serve(
     fs: &Arc<fs::FileSystem>,
     watch: &Arc<Watch>,
     tell: mpsc::Sender<serve::Event>,
-) -> Result<Option<Arc<Mount>>, Error> {
+) -> Result<(Option<Arc<Mount>>, Ready), Error> {
     let (mount, device) = match (&plan.target, mounter) {
         (Target::Point(point), Some(mounter)) => {
             let (mount, device) = Mount::new(point, &mount_options(plan), mounter)?;
@@ -174,11 +184,15 @@ fn mount_and_serve(
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
     serve::start(fs, device, &plan.settings, tell)?;
-    if plan.foreground {
+    let ready = match fs.vault().is_awaited() {
+        true => Ready::Counting,
+        false => Ready::Served,
+    };
+    if plan.foreground && ready == Ready::Served {
         // In the background, whoever started us asks.
         plan.target.point().map_or(Ok(()), detach::answers)?;
     }
-    Ok(mount)
+    Ok((mount, ready))
 }
 
 /// How long a daemon that has just been unmounted may take to let go of its vault.
@@ -186,11 +200,11 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Opens the vault. A vault that is held, but not mounted for writing anywhere we can see, is
 /// being let go of: `umount` does not wait for the daemon, so the next mount does.
-fn open_vault(plan: &Plan) -> Result<vault::Vault, Error> {
+fn open_vault(plan: &Plan) -> Result<Arc<vault::Vault>, Error> {
     let options = open_options(plan);
     let deadline = Instant::now() + GRACE;
     loop {
-        match vault::Vault::open(&plan.vault, &options) {
+        match vault::Vault::open_to_serve(&plan.vault, &options, verify(&plan.settings)) {
             Ok(vault) => return Ok(vault),
             Err(e) => {
                 let error = Error::from(e);
@@ -217,6 +231,14 @@ fn is_mounted_for_writing(plan: &Plan) -> bool {
         .any(|m| m.is_secretfs() && !m.read_only && m.source == plan.vault)
 }
 
+/// When the vault is to be counted.
+fn verify(settings: &config::Settings) -> vault::Verify {
+    match settings.verify_in_background {
+        true => vault::Verify::Background,
+        false => vault::Verify::Before(settings.verify_within),
+    }
+}
+
 fn open_options(plan: &Plan) -> vault::OpenOptions {
     let settings = &plan.settings;
     vault::OpenOptions {
@@ -225,6 +247,7 @@ fn open_options(plan: &Plan) -> vault::OpenOptions {
         pinned_keys: settings.kms_keys.clone(),
         pinned_vault_id: settings.vault_id.clone(),
         require_anchor: settings.require_anchor,
+        min_commit: settings.min_commit,
         salvage: settings.salvage,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
@@ -241,6 +264,11 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         max_memory: settings.max_memory,
         end_patience: Duration::from_secs(1),
         rotate_every: settings.rotate_every,
+        verify: match settings.verify_in_background {
+            true => "background",
+            false => "before",
+        },
+        verify_every: settings.verify_every,
         protection: serde_json::json!(protection),
         mountpoint: match plan.target.point() {
             Some(point) => point.display().to_string(),
@@ -255,6 +283,12 @@ fn log_destination(plan: &Plan) -> Destination {
         None if plan.foreground => Destination::Stderr,
         None => Destination::Syslog,
     }
+}
+
+/// Has `systemctl status` show what was found.
+fn tell_systemd(found: &str) {
+    let status = format!("integrity failure: {}", found.replace('\n', " "));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&status)]);
 }
 
 fn tell_log(plan: &Plan, protection: Protection) {

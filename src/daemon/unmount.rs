@@ -2,23 +2,29 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
+use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo};
 use crate::store;
 
 /// How long the daemon may take to publish and let go of its vault.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a daemon may take to tell how its mount is.
+const TO_TELL: Duration = Duration::from_secs(2);
+
 /// Unmounts the mount of secretfs on `path`, and waits until its daemon has let go of the vault.
+/// Returns how far the vault has come, where the daemon tells that.
 ///
 /// # Errors
 /// When there is none, when it is in use, or when this user may not.
-pub fn unmount(path: &Path) -> Result<(), Error> {
+pub fn unmount(path: &Path) -> Result<Option<u64>, Error> {
     let shown = path.display();
     let fail = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
@@ -40,6 +46,15 @@ pub fn unmount(path: &Path) -> Result<(), Error> {
             ),
         ));
     }
+    let farewell = match mount.read_only {
+        true => Farewell::Known(commit_of(&mount)),
+        false => Farewell::Told(
+            Writer::of(&mount.source)
+                .ok()
+                .flatten()
+                .and_then(|w| w.farewell()),
+        ),
+    };
     if harden::may_mount() {
         nix::mount::umount2(&point, MntFlags::UMOUNT_NOFOLLOW).map_err(|e| match e {
             Errno::EBUSY => busy(path),
@@ -54,10 +69,34 @@ pub fn unmount(path: &Path) -> Result<(), Error> {
             }
         })?;
     }
+    let commit = match farewell {
+        Farewell::Known(commit) => commit,
+        Farewell::Told(farewell) => farewell.and_then(|farewell| farewell.await_end(PATIENCE)),
+    };
     if !mount.read_only {
         wait_until_released(&mount.source);
     }
-    Ok(())
+    Ok(commit)
+}
+
+/// From whom it is known how far the vault has come.
+enum Farewell {
+    /// A mount that only reads has changed nothing.
+    Known(Option<u64>),
+    /// One that writes still writes when it is unmounted.
+    Told(Option<socket::Farewell>),
+}
+
+/// How far the vault of a mount has come, if its daemon tells.
+fn commit_of(mount: &mountinfo::Mount) -> Option<u64> {
+    let file = mount.point.join(".secretfs/status");
+    let (tell, told) = mpsc::channel();
+    // A read that hangs cannot be called back; the thread ends with the process.
+    let ask = move || drop(tell.send(std::fs::read(file)));
+    std::thread::Builder::new().spawn(ask).ok()?;
+    let text = told.recv_timeout(TO_TELL).ok()?.ok()?;
+    let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    status["commit_sequence"].as_u64()
 }
 
 fn busy(path: &Path) -> Error {

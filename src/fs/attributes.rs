@@ -4,7 +4,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use crate::store::Durability;
-use crate::vault::{AttributeChange, Body, Kind, Node, Timestamp};
+use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
 
 use super::control;
 use super::open::without_set_id;
@@ -88,6 +88,15 @@ impl FileSystem {
         if control::is_control(ino) {
             return done(Ok(self.control_attr(ino)));
         }
+        if ino == ROOT {
+            let fs = Arc::clone(self);
+            let or_bare: Done<Attr> = Box::new(move |attr| match attr {
+                // Who cannot come here cannot learn why.
+                Err(Errno(libc::EIO)) => done(Ok(fs.bare_root())),
+                attr => done(attr),
+            });
+            return self.settled_attr(ino, or_bare);
+        }
         let seen = fh.and_then(|fh| self.size_through(fh));
         let Some(size) = seen else {
             return self.settled_attr(ino, done);
@@ -96,6 +105,14 @@ impl FileSystem {
             size,
             ..self.attr_of(&node)
         }));
+    }
+
+    /// A root directory with nothing but the way to the control directory.
+    fn bare_root(&self) -> Attr {
+        Attr {
+            ino: ROOT,
+            ..self.control_attr(control::CONTROL_DIRECTORY)
+        }
     }
 
     /// The length of what a handle has of its own: a draft, or a version that it has settled on.

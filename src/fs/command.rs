@@ -191,6 +191,9 @@ impl Keeper {
             .name("keys".into())
             .spawn(move || {
                 memory::keep_stack_in();
+                if !vault.await_service() {
+                    return;
+                }
                 match vault.is_read_only() {
                     true => vault.follow(&|| keeper.go_on()),
                     false => {

@@ -11,14 +11,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::crypto::memory::{self, KeyHome};
-use crate::vault::{Kind, ROOT, Summary, Timestamp};
+use crate::vault::{Findings, Integrity, Kind, ROOT, Summary, Timestamp};
 
 use super::command::Refusal;
 use super::directories::DirectoryEntry;
 use super::errno::UNAUTHENTIC;
 use super::io::ReadDone;
 use super::open::Opened;
-use super::{Attr, Done, Errno, FileHandle, FileSystem, Integrity};
+use super::{Attr, Done, Errno, FileHandle, FileSystem};
 
 /// The directory's name.
 pub(super) const CONTROL_NAME: &[u8] = b".secretfs";
@@ -84,9 +84,16 @@ pub(crate) struct Status {
     #[serde(flatten)]
     vault: Summary,
     mountpoint: String,
-    /// `unlocked`: keys are in memory.
+    /// `unlocked`: keys are in memory. `condemned`: they are, and nothing is served.
     state: &'static str,
     integrity: String,
+    /// The commit as of which the vault was counted.
+    integrity_commit: Option<u64>,
+    /// When that was, or when it was condemned, in seconds since 1970.
+    integrity_since: Option<i64>,
+    /// `before` anything was served, or in the `background`.
+    verify: &'static str,
+    findings: Findings,
     open_files: usize,
     published: u64,
     failed_publications: u64,
@@ -101,39 +108,60 @@ pub(crate) struct Status {
 struct Memory {
     drafts_and_snapshots: u64,
     limit: u64,
+    /// What is remembered of each record.
+    records: u64,
     locked: u64,
     unlocked: u64,
     master_keys: &'static str,
+}
+
+/// Integrity in words; the first is what programs look at.
+fn said_of(integrity: &Integrity, findings: &Findings) -> String {
+    match (integrity, findings.listed.first()) {
+        (Integrity::Condemned { why, .. }, _) => format!("failed: {why}"),
+        (_, Some(first)) => match findings.count {
+            1 => format!("failed: {}", first.what),
+            count => format!("failed: {}; {count} in all", first.what),
+        },
+        (Integrity::Counting, None) => "counting".into(),
+        (Integrity::Verified { .. }, None) => match UNAUTHENTIC.load(Ordering::Relaxed) {
+            0 => "verified".into(),
+            count => format!("failed: {count} reads did not authenticate; the log names them"),
+        },
+    }
 }
 
 impl FileSystem {
     /// How the mount is, and its vault.
     pub(crate) fn status(&self) -> Status {
         let report = memory::report();
+        let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
+        let (records, _) = self.vault.known_records();
         Status {
             vault: self.vault.summary(),
             mountpoint: self.settings.mountpoint.clone(),
-            state: "unlocked",
-            integrity: match &*self
-                .integrity
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-            {
-                Integrity::Counting => "counting".into(),
-                Integrity::Verified => match UNAUTHENTIC.load(Ordering::Relaxed) {
-                    0 => "verified".into(),
-                    count => {
-                        format!("failed: {count} reads did not authenticate; the log names them")
-                    }
-                },
-                Integrity::Failed(why) => format!("failed: {why}"),
+            state: match self.vault.is_condemned() {
+                true => "condemned",
+                false => "unlocked",
             },
+            integrity: said_of(&integrity, &findings),
+            integrity_commit: match integrity {
+                Integrity::Verified { commit, .. } => Some(commit),
+                Integrity::Counting | Integrity::Condemned { .. } => None,
+            },
+            integrity_since: match integrity {
+                Integrity::Verified { at, .. } | Integrity::Condemned { at, .. } => Some(at),
+                Integrity::Counting => None,
+            },
+            verify: self.settings.verify,
+            findings,
             open_files: self.open_files(),
             published: self.counters.published.load(Ordering::Relaxed),
             failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
             memory: Memory {
                 drafts_and_snapshots: self.budget.used(),
                 limit: self.settings.max_memory,
+                records,
                 locked: report.locked,
                 unlocked: report.unlocked,
                 master_keys: match report.master_keys {

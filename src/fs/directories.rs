@@ -203,12 +203,22 @@ impl FileSystem {
         Ok(())
     }
 
-    /// The attributes of an entry for readdir, without waiting for anything.
-    pub fn entry_attr(&self, entry: &DirectoryEntry) -> Result<Attr, Errno> {
+    /// The attributes of an entry of a directory for readdir, without waiting for anything.
+    pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
         if control::is_control(entry.ino) {
             return Ok(self.control_attr(entry.ino));
         }
-        let node = self.node(entry.ino)?;
+        let node = match self.node(entry.ino) {
+            // Both at once: an entry names a node that is there, or is gone together with it.
+            Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
+                // It was removed, or there is another of that name; and a dot is no name.
+                Ok(_) | Err(VaultError::NotFound | VaultError::Invalid) => {
+                    return Err(Errno(libc::ESTALE));
+                }
+                Err(error) => return Err(error.into()),
+            },
+            node => node?,
+        };
         if node.kind != entry.kind {
             let text = format!(
                 "an entry names node {}, which is of another kind",

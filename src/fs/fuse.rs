@@ -599,7 +599,7 @@ impl fuser::Filesystem for Adapter {
         let mut failure = None;
         let mut told = Vec::new();
         let read = self.fs.read_directory_plus(ino.0, fh.0, offset, |entry| {
-            match self.fs.entry_attr(entry) {
+            match self.fs.entry_attr(ino.0, entry) {
                 Ok(attr) => {
                     let full = reply.add(
                         INodeNo(entry.ino),

@@ -21,6 +21,8 @@ mod open;
 mod process;
 mod publish;
 mod readers;
+mod routine;
+mod watch;
 mod write;
 mod writer;
 
@@ -45,6 +47,7 @@ pub use publish::Ending;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
+use routine::Routine;
 use writer::Writer;
 
 /// What an operation tells its caller, when it is done.
@@ -65,6 +68,10 @@ pub struct Settings {
     pub end_patience: Duration,
     /// How long after its last replacement the master key is replaced; `None`: when asked to.
     pub rotate_every: Option<Duration>,
+    /// When the vault is counted, for `status`.
+    pub verify: &'static str,
+    /// How long after somebody else has changed the vault it is counted anew.
+    pub verify_every: Duration,
     /// How the process is protected, for `status`.
     pub protection: serde_json::Value,
     /// Where it is mounted, for `status`.
@@ -134,17 +141,8 @@ pub struct FileSystem {
     /// Nodes whose pages the kernel should drop.
     invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
     ending: AtomicBool,
-    integrity: Mutex<Integrity>,
-    damaged: AtomicBool,
+    routines: OnceLock<[Routine; 2]>,
     started: std::time::Instant,
-}
-
-/// What the recount after mounting came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Integrity {
-    Counting,
-    Verified,
-    Failed(String),
 }
 
 impl std::fmt::Debug for FileSystem {
@@ -154,12 +152,12 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and one that recounts the vault.
+    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn new(vault: Vault, settings: Settings) -> std::io::Result<Arc<Self>> {
-        let vault = Arc::new(vault);
+    pub fn new(vault: impl Into<Arc<Vault>>, settings: Settings) -> std::io::Result<Arc<Self>> {
+        let vault = vault.into();
         let writer = match vault.is_read_only() {
             true => None,
             false => Some(Writer::start(Arc::clone(&vault))?),
@@ -175,48 +173,14 @@ impl FileSystem {
             releases: OnceLock::new(),
             invalidate: OnceLock::new(),
             ending: AtomicBool::new(false),
-            integrity: Mutex::new(Integrity::Counting),
-            damaged: AtomicBool::new(false),
+            routines: OnceLock::new(),
             started: std::time::Instant::now(),
             settings,
             vault,
         });
-        if fs.vault.is_counted() {
-            fs.note_integrity(Integrity::Verified);
-            return Ok(fs);
-        }
-        let counting = Arc::downgrade(&fs);
-        let vault = Arc::clone(&fs.vault);
-        std::thread::Builder::new()
-            .name("recount".into())
-            .spawn(move || {
-                let verdict = match vault.recount() {
-                    Ok(()) => Integrity::Verified,
-                    Err(error) => {
-                        tracing::error!("{error}");
-                        Integrity::Failed(error.to_string())
-                    }
-                };
-                drop(vault);
-                if let Some(fs) = counting.upgrade() {
-                    fs.note_integrity(verdict);
-                }
-            })?;
+        // There are none yet.
+        let _ = fs.routines.set(watch::start(&fs)?);
         Ok(fs)
-    }
-
-    /// Once part of the vault is known to have been replayed, inserted or deleted, nothing more is
-    /// written to it, and nothing read: it may be old.
-    fn note_integrity(&self, verdict: Integrity) {
-        if matches!(verdict, Integrity::Failed(_)) {
-            self.vault.condemn();
-        }
-        self.damaged
-            .store(matches!(verdict, Integrity::Failed(_)), Ordering::Relaxed);
-        *self
-            .integrity
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = verdict;
     }
 
     /// Tells how to make the kernel drop a node's pages. `drop_pages` is called on a thread of its
@@ -271,7 +235,7 @@ impl FileSystem {
     }
 
     fn writer(&self) -> Result<&Writer, Errno> {
-        if self.damaged.load(Ordering::Relaxed) {
+        if self.vault.is_condemned() {
             return Err(Errno(libc::EIO));
         }
         self.writer.as_ref().ok_or(Errno(libc::EROFS))

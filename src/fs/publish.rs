@@ -413,18 +413,23 @@ impl FileSystem {
     pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
         self.keeper.begin_to_stop();
+        self.vault.stop_counting();
         if ending != Ending::Aborted {
             self.publish_all(ending);
         }
         self.await_publications();
         self.keeper.stop();
         self.ending.store(true, Ordering::Relaxed);
+        for routine in self.routines.get().into_iter().flatten() {
+            routine.stop();
+        }
         let Some(writer) = &self.writer else {
             return Ok(());
         };
         writer.close();
         self.vault.sync()?;
-        self.vault.refresh_anchor(self.vault.state().commit)?;
+        self.vault.record_findings()?;
+        self.vault.keep_anchor()?;
         if self.counters.failed_publications.load(Ordering::Relaxed) > failed {
             return Err(VaultError::Unpublished);
         }

@@ -20,8 +20,6 @@ use super::readers;
 const SYNC_AFTER: Duration = Duration::from_millis(900);
 /// Most jobs in a transaction: bounds what one failure makes run again.
 const MAX_BATCH: usize = 256;
-/// How often the host's anchor of the vault is brought up to date.
-const ANCHOR_EVERY: Duration = Duration::from_secs(60);
 
 type Run = Box<dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError> + Send>;
 type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
@@ -249,7 +247,6 @@ impl Shared {
     }
 
     fn serve(&self) {
-        let mut anchored = Instant::now();
         loop {
             let (overdue, closed) = self.wait();
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,21 +270,6 @@ impl Shared {
             if idle && closed {
                 return;
             }
-            if anchored.elapsed() > ANCHOR_EVERY && self.lock().unsynced.is_none() {
-                anchored = Instant::now();
-                self.refresh_anchor();
-            }
-        }
-    }
-
-    fn refresh_anchor(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let commit = self.vault.state().commit;
-        drop(running);
-        // The anchor must not be ahead of the disk, and a rotation commits beside this thread.
-        let synced = self.vault.sync();
-        if let Err(error) = synced.and_then(|()| self.vault.refresh_anchor(commit)) {
-            tracing::warn!("{error}");
         }
     }
 

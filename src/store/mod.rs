@@ -27,6 +27,7 @@ use std::fmt;
 
 pub use create::is_left_over;
 pub use lock::{Holder, holder};
+pub use place::Footprint;
 pub use place::SOCKET;
 pub use sqlite::{Mode, OpenOptions, SqliteStore};
 

@@ -47,6 +47,15 @@ const UNSAFE_FILESYSTEMS: [(u32, &str); 20] = [
 
 pub(super) type Identity = (u64, u64);
 
+/// How a vault's files are at some time: size, and times of the last change, in seconds and nanoseconds.
+/// Of these, that of the inode cannot be set by who changes a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    changes: u64,
+    database: Option<[i64; 5]>,
+    wal: Option<[i64; 5]>,
+}
+
 /// A vault's directory, its path resolved once.
 #[derive(Debug)]
 pub(super) struct Place {
@@ -126,6 +135,26 @@ impl Place {
     /// Length of the WAL in bytes; 0 when there is none.
     pub(super) fn wal_len(&self) -> u64 {
         fs::symlink_metadata(&self.wal).map_or(0, |metadata| metadata.len())
+    }
+
+    /// How the files are, beside the number of `changes` that SQLite tells of.
+    pub(super) fn footprint(&self, changes: u64) -> Result<Footprint, StoreError> {
+        let of = |path: &Path| match fs::symlink_metadata(path) {
+            Ok(found) => Ok(Some([
+                found.size() as i64,
+                found.mtime(),
+                found.mtime_nsec(),
+                found.ctime(),
+                found.ctime_nsec(),
+            ])),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failure::io("cannot look at", path, &error)),
+        };
+        Ok(Footprint {
+            changes,
+            database: of(&self.database)?,
+            wal: of(&self.wal)?,
+        })
     }
 
     /// Remembers which file is the WAL. After the first read: until then there may be none.

@@ -20,7 +20,7 @@ use rusqlite::config::DbConfig;
 use super::checkpoint::{Checkpointer, Desk};
 use super::connection::{self, Purpose};
 use super::lock::{self, Holder, Lock};
-use super::place::{Opened, Place};
+use super::place::{Footprint, Opened, Place};
 use super::pool::Pool;
 use super::wal::Wal;
 use super::writer::{Writer, data_version, truncate};
@@ -231,6 +231,19 @@ impl SqliteStore {
             return Err(self.read_only());
         };
         locked(writer).truncate_wal(&self.place, &self.opened)
+    }
+
+    /// How the files are now: whoever changes one of them changes this, by SQLite or past it.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub fn footprint(&self) -> Result<Footprint, StoreError> {
+        self.place.footprint(self.foreign_changes()?)
+    }
+
+    /// Has what is read next be read from the files, and not from pages that were read before.
+    pub fn forget_pages(&self) {
+        self.pool.clear();
     }
 
     /// Whether another process reads the vault beside this one, which writes it. True when that

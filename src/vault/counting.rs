@@ -1,13 +1,27 @@
 //! Counting everything and comparing with the sealed sums: shows whether part of the vault was
-//! replayed, inserted or deleted.
+//! replayed, inserted or deleted. What was counted, and confirmed by the sums, is what is known to be
+//! current from then on.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 
-use crate::store::{KeyedRecord, NodeId, Read};
+use crate::keyring::KeyringError;
+use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
 
+use super::crew::Crew;
+use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
-use super::node::Node;
+use super::node::{DirectoryBody, Node};
+use super::state::{State, SystemKeys};
 use super::{Vault, VaultError};
+
+/// Rows that are read at a time.
+const BATCH: usize = 256;
+/// Directories that are counted at a time: the keys of each take locked memory.
+const DIRECTORIES: usize = 32;
 
 /// What a data key belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
@@ -63,7 +77,6 @@ pub(super) fn for_each_key(
     records: &mut (impl Read + ?Sized),
     mut take: impl FnMut(Key, &KeyedRecord),
 ) -> Result<(), VaultError> {
-    const BATCH: usize = 256;
     let mut after = None;
     loop {
         let batch = records.scan_nodes(after, BATCH)?;
@@ -88,32 +101,213 @@ pub(super) fn for_each_key(
     }
 }
 
+/// Some names of a directory.
+struct SomeNames {
+    directory: NodeId,
+    keys: Arc<DirectoryKeys>,
+    /// With nothing counted yet.
+    found: DirectoryBody,
+    rows: Vec<EntryRow>,
+}
+
+/// What they come to, and their marks.
+struct CountedNames {
+    directory: NodeId,
+    found: DirectoryBody,
+    marks: Vec<(u64, u64)>,
+}
+
+/// Work for whichever thread has time.
+enum Piece {
+    Records(Vec<(Key, KeyedRecord)>),
+    Names(Vec<SomeNames>),
+}
+
+/// What came of it.
+enum Found {
+    Records(Result<(State, Vec<NodeId>), VaultError>),
+    Names(Vec<CountedNames>),
+}
+
+/// A directory whose names are being counted.
+struct Counting {
+    record: KeyedRecord,
+    said: DirectoryBody,
+    found: DirectoryBody,
+    names: Names,
+    /// Pieces of work that are not done yet.
+    pieces: usize,
+    /// All its names were read.
+    is_read: bool,
+}
+
+impl Counting {
+    fn is_done(&self) -> bool {
+        self.is_read && self.pieces == 0
+    }
+}
+
+type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
+
 impl Vault {
-    /// Counts all records and compares with the sealed state: shows whether part of the vault was
-    /// replayed, inserted or deleted.
+    /// Counts all records, compares with the sealed state, and goes on knowing them.
     ///
     /// # Errors
-    /// `Integrity` when it was.
+    /// `Integrity` when part of the vault was replayed, inserted or deleted.
     pub fn recount(&self) -> Result<(), VaultError> {
-        self.read(|records| {
-            let state = self.stored_state(records)?;
-            let system = self.system_in(records)?;
-            let mut recount = state.uncounted();
-            let elements = system.elements();
-            let mut directories = Vec::new();
-            for_each_key(records, |key, record| {
-                recount.count(&elements.of(key, record), true);
-                if let Key::Node(id) = key
-                    && Node::says_directory(record)
-                {
-                    directories.push(id);
-                }
-            })?;
-            state.must_agree_with(&recount)?;
-            directories
-                .into_iter()
-                .try_for_each(|id| self.recount_names(records, id))
+        self.count(&|| ControlFlow::Continue(())).map(drop)
+    }
+
+    /// Counts everything, on all processors, until `go_on` says no. Returns the state that the sums
+    /// have confirmed.
+    pub(super) fn count(
+        &self,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), State>, VaultError> {
+        let counted = loop {
+            if !self.salvage {
+                self.current.begin();
+            }
+            let before = self.keyring().body().sequence;
+            let read = |records: &mut dyn Read| self.count_in(records, go_on);
+            match store::read(&self.store, read) {
+                Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
+                    if self.has_newer_keyring(before)? => {}
+                other => break other,
+            }
+        };
+        match &counted {
+            Ok(ControlFlow::Continue(state)) if !self.salvage => {
+                // What is committed by this process is taken up before or after.
+                let _quiet = self.lock_state();
+                self.current.confirm(state.commit, state.next_node);
+            }
+            Ok(_) | Err(_) => self.current.give_up(),
+        }
+        counted
+    }
+
+    fn count_in(
+        &self,
+        records: &mut dyn Read,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), State>, VaultError> {
+        let state = self.stored_state(records)?;
+        let system = self.system_in(records)?;
+        self.current
+            .reserve(state.nodes.saturating_add(state.versions));
+        let work = |piece| match piece {
+            Piece::Records(batch) => Found::Records(count_records(
+                &self.current,
+                &system,
+                state.uncounted(),
+                &batch,
+            )),
+            Piece::Names(batches) => Found::Names(count_names(&self.current, batches)),
+        };
+        Crew::with(&work, |crew, work| {
+            let directories = match count_keys(records, (crew, work), &state, go_on)? {
+                ControlFlow::Continue(directories) => directories,
+                ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+            };
+            let names = self.count_all_names(records, (crew, work), directories, go_on)?;
+            Ok(match names {
+                ControlFlow::Continue(()) => ControlFlow::Continue(state.clone()),
+                ControlFlow::Break(()) => ControlFlow::Break(()),
+            })
         })
+    }
+
+    fn count_all_names(
+        &self,
+        records: &mut dyn Read,
+        (crew, work): (&Crew<Piece, Found>, Work<'_>),
+        directories: Vec<NodeId>,
+        go_on: &dyn Fn() -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, VaultError> {
+        let mut counting = HashMap::new();
+        let take = |counting: &mut HashMap<NodeId, Counting>| {
+            let Some(Found::Names(found)) = crew.take(work) else {
+                return Ok(false);
+            };
+            for counted in found {
+                let id = counted.directory;
+                let Some(directory) = counting.get_mut(&id) else {
+                    continue;
+                };
+                directory.found.add(&counted.found);
+                let marks = counted.marks.into_iter();
+                marks.for_each(|mark| directory.names.add(mark));
+                directory.pieces -= 1;
+                if directory.is_done() {
+                    self.settle_names(id, counting.remove(&id))?;
+                }
+            }
+            Ok::<_, VaultError>(true)
+        };
+        let mut piece = Vec::new();
+        let mut rows_in_piece = 0;
+        for id in directories {
+            if go_on().is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+            let record = records.node(id)?.ok_or(VaultError::NotFound)?;
+            let node = Node::open(&self.keyring(), id, &record)?;
+            let keys = Arc::new(DirectoryKeys::of(self.keyring().vault(), &node)?);
+            let said = node.directory()?.clone();
+            let (found, names) = (said.uncounted(), Names::with_room(said.entries));
+            counting.insert(
+                id,
+                Counting {
+                    record,
+                    said: said.clone(),
+                    found,
+                    names,
+                    pieces: 0,
+                    is_read: false,
+                },
+            );
+            let mut after = None;
+            loop {
+                let rows = records.entries(id, after.as_ref(), BATCH)?;
+                after = rows.last().map(|row| row.tag);
+                let is_last = rows.len() < BATCH;
+                let Some(directory) = counting.get_mut(&id) else {
+                    break;
+                };
+                directory.is_read = is_last;
+                directory.pieces += 1;
+                rows_in_piece += rows.len();
+                piece.push(SomeNames {
+                    directory: id,
+                    keys: Arc::clone(&keys),
+                    found: said.uncounted(),
+                    rows,
+                });
+                if rows_in_piece >= BATCH || piece.len() >= DIRECTORIES {
+                    while crew.room() == 0 && take(&mut counting)? {}
+                    crew.give(Piece::Names(std::mem::take(&mut piece)));
+                    rows_in_piece = 0;
+                }
+                if is_last {
+                    break;
+                }
+            }
+        }
+        crew.give(Piece::Names(piece));
+        while take(&mut counting)? {}
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Believes the names of a directory if they are those that it should have.
+    fn settle_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
+        let Some(counted) = counted else {
+            return Ok(());
+        };
+        must_agree(id, &counted.said, &counted.found)?;
+        self.current
+            .adopt(id, &counted.record, counted.names, false);
+        Ok(())
     }
 
     /// Compares a directory's names with what the directory says of them.
@@ -122,30 +316,114 @@ impl Vault {
         records: &mut dyn Read,
         id: NodeId,
     ) -> Result<(), VaultError> {
-        const BATCH: usize = 256;
-        let node = self.read_node(records, id)?;
+        let record = records.node(id)?.ok_or(VaultError::NotFound)?;
+        self.names_in(records, id, &record).map(drop)
+    }
+
+    /// All names of a directory, whose record is given, as they are confirmed by the sum in it.
+    pub(super) fn names_in(
+        &self,
+        records: &mut dyn Read,
+        id: NodeId,
+        record: &KeyedRecord,
+    ) -> Result<Names, VaultError> {
+        let node = Node::open(&self.keyring(), id, record)?;
         let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
         let said = node.directory()?;
-        let mut found = said.uncounted();
+        let (mut found, mut names) = (said.uncounted(), Names::with_room(said.entries));
         let mut after = None;
         loop {
             let batch = records.entries(id, after.as_ref(), BATCH)?;
             for row in &batch {
                 keys.count(&mut found, &row.tag, &row.value, false);
+                names.add(self.current.name(row));
             }
             after = batch.last().map(|row| row.tag);
             if batch.len() < BATCH {
                 break;
             }
         }
-        if said.agrees_with(&found) {
-            return Ok(());
-        }
-        Err(VaultError::Integrity(format!(
-            "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
-             {}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
-             moves it aside",
-            said.entries, found.entries,
-        )))
+        must_agree(id, said, &found)?;
+        Ok(names)
     }
+}
+
+/// Counts all nodes and versions; returns the directories among them.
+fn count_keys(
+    records: &mut dyn Read,
+    (crew, work): (&Crew<Piece, Found>, Work<'_>),
+    state: &State,
+    go_on: &dyn Fn() -> ControlFlow<()>,
+) -> Result<ControlFlow<(), Vec<NodeId>>, VaultError> {
+    let (mut recount, mut directories) = (state.uncounted(), Vec::new());
+    let (mut after, mut ended) = (None, false);
+    loop {
+        while !ended && crew.room() > 0 {
+            let batch = keys_after(records, after, BATCH)?;
+            after = batch.last().map(|(key, _)| *key).or(after);
+            ended = batch.is_empty();
+            if !ended {
+                crew.give(Piece::Records(batch));
+            }
+        }
+        let Some(found) = crew.take(work) else { break };
+        if let Found::Records(found) = found {
+            let (part, more) = found?;
+            recount.add(&part);
+            directories.extend(more);
+        }
+        if go_on().is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    state.must_agree_with(&recount)?;
+    Ok(ControlFlow::Continue(directories))
+}
+
+fn count_records(
+    current: &Current,
+    system: &SystemKeys,
+    mut sums: State,
+    batch: &[(Key, KeyedRecord)],
+) -> Result<(State, Vec<NodeId>), VaultError> {
+    let elements = system.elements();
+    let mut directories = Vec::new();
+    for (key, record) in batch {
+        sums.count(&elements.of(*key, record), true);
+        let taken = current.counted(*key, record);
+        taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
+        if let Key::Node(id) = key
+            && Node::says_directory(record)
+        {
+            directories.push(*id);
+        }
+    }
+    Ok((sums, directories))
+}
+
+fn count_names(current: &Current, batches: Vec<SomeNames>) -> Vec<CountedNames> {
+    let count = |batch: SomeNames| {
+        let mut found = batch.found;
+        for row in &batch.rows {
+            batch.keys.count(&mut found, &row.tag, &row.value, false);
+        }
+        CountedNames {
+            directory: batch.directory,
+            found,
+            marks: batch.rows.iter().map(|row| current.name(row)).collect(),
+        }
+    };
+    batches.into_iter().map(count).collect()
+}
+
+fn must_agree(id: NodeId, said: &DirectoryBody, found: &DirectoryBody) -> Result<(), VaultError> {
+    if said.agrees_with(found) {
+        return Ok(());
+    }
+    Err(VaultError::Integrity(format!(
+        "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
+         {}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
+         moves it aside",
+        said.entries, found.entries,
+    )))
 }

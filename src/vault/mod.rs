@@ -11,15 +11,19 @@ macro_rules! die_at {
     };
 }
 
+mod afresh;
 mod anchor;
 mod cache;
 mod check;
 mod chronicle;
 mod content;
 mod counting;
+mod crew;
+mod current;
 pub mod decode;
 mod entry;
 mod error;
+mod integrity;
 mod node;
 mod open;
 mod ops;
@@ -36,24 +40,26 @@ mod watch;
 mod writing;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
-use crate::store::{self, NodeId, Read, SqliteStore, Store as _};
+use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 
+pub use afresh::Footprint;
 pub use anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::{HistoryLine, RetiredGeneration};
 pub use content::{CHUNK, Version};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
+pub use integrity::{Finding, Findings, Integrity};
 pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
 pub(crate) use open::real_path;
-pub use open::{Created, InitOptions, OpenOptions, init};
+pub use open::{Created, InitOptions, OpenOptions, Verify, init};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
@@ -65,11 +71,15 @@ pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::Tx;
+pub use watch::AnchorSummary;
 
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
 use counting::Key;
+use current::{Checked, Current, Doubt, Following, Place};
+use integrity::Guard;
 use state::SystemKeys;
+use watch::Kept;
 use writing::Turns;
 
 /// A job of a write transaction. It may be run more than once.
@@ -97,13 +107,11 @@ pub struct Vault {
     read_only: bool,
     /// What is left of it is to be got out: what does not fit together is passed over.
     salvage: bool,
-    /// It was counted while it was opened.
-    counted: bool,
-    /// It was found to be another than was written: nothing of it is served any more.
-    condemned: AtomicBool,
-    /// This host remembers it.
-    anchored: bool,
-    anchor: Mutex<Option<(Anchors, Anchor)>>,
+    /// What is current of it, once it was counted.
+    current: Current,
+    guard: Guard,
+    /// What this host remembers of it.
+    anchor: Mutex<Option<Kept>>,
     /// What the key-management history comes to.
     chronicle: Mutex<Chronicle>,
 }
@@ -146,31 +154,9 @@ impl Vault {
         self.salvage
     }
 
-    /// Whether it was counted while it was opened, or has to be in the background.
-    pub fn is_counted(&self) -> bool {
-        self.counted
-    }
-
-    /// Serves nothing more of a vault of which part was found to have been replayed, inserted or
-    /// deleted: what is read may be old. Salvaging goes on.
-    pub fn condemn(&self) {
-        self.condemned.store(!self.salvage, Ordering::Relaxed);
-    }
-
     /// The keyring as it is now.
     pub fn keyring(&self) -> Arc<Keyring> {
         Arc::clone(&self.keyring.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn must_serve(&self) -> Result<(), VaultError> {
-        if self.condemned.load(Ordering::Relaxed) {
-            return Err(VaultError::Integrity(
-                "part of the vault was replayed, inserted or deleted, so nothing of it is served; \
-                 restore it from a backup, or get out what is left with `-o ro,salvage`"
-                    .into(),
-            ));
-        }
-        Ok(())
     }
 
     /// Runs `body` in a read transaction. What it finds may stand under a master key that was
@@ -183,7 +169,7 @@ impl Vault {
         self.must_serve()?;
         loop {
             let before = self.keyring().body().sequence;
-            let result = store::read(&self.store, &mut body);
+            let result = self.read_current(&mut body);
             match result {
                 Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
                     if self.has_newer_keyring(before)? => {}
@@ -192,17 +178,98 @@ impl Vault {
         }
     }
 
+    /// Runs `body` on records that are current. That one is not can be because another thread has
+    /// committed, or read, what came after this snapshot: then once more with nobody in between.
+    fn read_current<T>(
+        &self,
+        body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
+    ) -> Result<T, VaultError> {
+        match self.read_once(body, false) {
+            (Err(_), Some(_)) => {}
+            (result, _) => return result,
+        }
+        let _no_commit = (!self.read_only).then(|| self.lock_state());
+        let _no_other = self.current.alone();
+        match self.read_once(body, true) {
+            (Err(_), Some(doubt)) => Err(self.found(&doubt)),
+            (result, _) => result,
+        }
+    }
+
+    fn read_once<T>(
+        &self,
+        body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
+        alone: bool,
+    ) -> (Result<T, VaultError>, Option<Doubt>) {
+        let mut doubt = None;
+        let count_names = |records: &mut dyn Read, directory, record: &_| {
+            let names = self.names_in(records, directory, record)?;
+            self.current.adopt(directory, record, names, alone);
+            Ok(())
+        };
+        let following = Following {
+            is_authentic: &|place, record| self.is_authentic(place, record),
+            count_names: &count_names,
+            alone,
+        };
+        let result = store::read(&self.store, |records| {
+            let mut checked = match self.read_only {
+                true => Checked::following(&self.current, records, following),
+                false => Checked::new(&self.current, records),
+            };
+            let result = body(&mut checked);
+            doubt = checked.doubt.take();
+            match (result, checked.failure.take()) {
+                (Err(_), Some(failure)) => Err(failure),
+                (result, _) => result,
+            }
+        });
+        (result, doubt)
+    }
+
+    fn is_authentic(&self, place: &Place, record: &KeyedRecord) -> bool {
+        let keyring = self.keyring();
+        match *place {
+            Place::Node(id) => Node::open(&keyring, id, record).is_ok(),
+            Place::Version(node, number) => Version::open(&keyring, node, number, record).is_ok(),
+            Place::Entry(..) => false,
+        }
+    }
+
     /// The state as of the last commit: of this process, or of the writer that this one reads
     /// beside.
     pub fn state(&self) -> State {
-        if self.read_only {
-            match self.read(|records| self.stored_state(records)) {
-                Ok(state) => self.show(&state),
-                Err(error) => tracing::error!("{error}"),
-            }
+        if self.read_only
+            && let Err(error) = self.look()
+        {
+            tracing::error!("{error}");
         }
+        self.seen()
+    }
+
+    fn seen(&self) -> State {
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
         seen.clone()
+    }
+
+    /// Of a mount that only reads: how far the vault has come. It never goes back.
+    fn look(&self) -> Result<(), VaultError> {
+        // Before the snapshot: what came after it is not held against it.
+        let floor = self.seen().commit;
+        let state = self.read(|records| self.stored_state(records))?;
+        if state.commit < floor {
+            let error = VaultError::Rollback(format!(
+                "the vault was put back under the mount: it had come to commit {floor}, and has {}",
+                state.commit
+            ));
+            self.condemn(&error);
+            return Err(error);
+        }
+        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        if seen.commit < state.commit {
+            *seen = state;
+        }
+        Ok(())
     }
 
     fn show(&self, state: &State) {
@@ -249,9 +316,15 @@ impl Vault {
             let changes = self.store.foreign_changes()?;
             if self.foreign.swap(changes, Ordering::AcqRel) != changes {
                 self.cache.clear();
+                self.look()?;
             }
         }
         Ok(())
+    }
+
+    /// Bytes that are taken to remember what is current, and of how many records.
+    pub fn known_records(&self) -> (u64, u64) {
+        self.current.size()
     }
 
     fn lock_state(&self) -> MutexGuard<'_, State> {

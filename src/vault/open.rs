@@ -2,9 +2,11 @@
 //! to bottom: nothing is trusted before the line that verifies it, nothing is sent to a KMS key
 //! that is not pinned, and nothing is written before everything was verified.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 
 use crate::crypto::schedule::VaultId;
 use crate::crypto::secret::fill_random;
@@ -15,6 +17,8 @@ use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteSt
 use super::anchor::{Anchor, Anchors, hex};
 use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
+use super::current::Current;
+use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::ops::NothingOpen;
 use super::state::{State, SystemKeys};
@@ -22,10 +26,6 @@ use super::tx::Tx;
 use super::watch::Watch;
 use super::writing::Turns;
 use super::{Vault, VaultError};
-
-/// Vaults with at most this many records are recounted before they are used, larger ones in the
-/// background.
-const RECOUNT_AT_ONCE: u64 = 2_000;
 
 /// How a vault is made.
 #[derive(Clone, Debug)]
@@ -64,8 +64,10 @@ pub struct OpenOptions {
     pub pinned_keys: Vec<KeyUri>,
     /// The only vault that will do, in hexadecimal.
     pub pinned_vault_id: Option<String>,
-    /// Refuse a vault that this host has never seen.
+    /// Refuse a vault that this host has never seen, or that it cannot remember.
     pub require_anchor: bool,
+    /// Refuse a vault that has not come as far as this commit.
+    pub min_commit: Option<u64>,
     /// Open it, for reading only, although nodes or versions were replayed, inserted or deleted: to
     /// find out which, or to get out what is left.
     pub salvage: bool,
@@ -77,6 +79,33 @@ pub struct OpenOptions {
     pub anchor_dir: Option<PathBuf>,
     /// Where it is going to be mounted: told to others who want it.
     pub mountpoint: Option<PathBuf>,
+}
+
+impl OpenOptions {
+    fn must_fit(&self) -> Result<(), VaultError> {
+        match self.salvage && !self.read_only {
+            true => Err(VaultError::Setting(
+                "salvage is for getting out what is left of a damaged vault: use it with `ro`"
+                    .into(),
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// When a vault that is going to be served is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Before anything of it is used. Whoever opens it is not kept waiting for longer than this.
+    Before(Duration),
+    /// While it is used.
+    Background,
+}
+
+/// What is left to be done with a vault that was opened.
+struct Opening {
+    watch: Watch,
+    rollback: Option<EventKind>,
 }
 
 /// Makes a vault in `path`, which must not exist or be an empty directory: a whole one or none.
@@ -287,12 +316,7 @@ impl Vault {
     /// # Errors
     /// See [`VaultError::failure`]. After an error nothing on disk has changed.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
-        if options.salvage && !options.read_only {
-            return Err(VaultError::Setting(
-                "salvage is for getting out what is left of a damaged vault: use it with `ro`"
-                    .into(),
-            ));
-        }
+        options.must_fit()?;
         Self::open_as(path, options)
     }
 
@@ -311,6 +335,62 @@ impl Vault {
     }
 
     fn open_as(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
+        let (vault, opening) = Self::unlock(path, options)?;
+        match options.salvage {
+            true => vault.settle_in(opening)?,
+            false => vault.verify_and_settle_in(Some(opening))?,
+        }
+        Ok(vault)
+    }
+
+    /// Opens and unlocks it to be served. With [`Verify::Before`], nothing of it may be served or
+    /// written before there is a [verdict](Self::await_verdict): this returns when there is one, or
+    /// later, with a thread that sees to it.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_to_serve(
+        path: &Path,
+        options: &OpenOptions,
+        verify: Verify,
+    ) -> Result<Arc<Self>, VaultError> {
+        options.must_fit()?;
+        let (vault, opening) = Self::unlock(path, options)?;
+        let vault = Arc::new(vault);
+        let (opening, patience) = match verify {
+            Verify::Before(patience) if !options.salvage => {
+                vault.guard.gate();
+                (Some(opening), Some(patience))
+            }
+            // What is wrong with what is left is told, and served all the same.
+            Verify::Before(_) | Verify::Background => {
+                vault.settle_in(opening)?;
+                (None, None)
+            }
+        };
+        let counting = Arc::clone(&vault);
+        let count = move || {
+            if let Err(error) = counting.verify_and_settle_in(opening) {
+                counting.condemn(&error);
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("count".into())
+            .spawn(count);
+        let thread =
+            thread.map_err(|e| VaultError::Setting(format!("cannot start a thread: {e}")))?;
+        vault.guard.is_counted_by(thread);
+        match patience.and_then(|patience| vault.await_verdict(Some(patience))) {
+            Some(Err(error)) => {
+                vault.stop_counting();
+                Err(error)
+            }
+            _ => Ok(vault),
+        }
+    }
+
+    /// Opens and unlocks it. Nothing on disk has changed.
+    fn unlock(path: &Path, options: &OpenOptions) -> Result<(Self, Opening), VaultError> {
         let path = path.canonicalize().map_err(|e| {
             VaultError::Store(store::StoreError::new(
                 store::StoreErrorKind::NotAVault,
@@ -361,8 +441,7 @@ impl Vault {
         }
         let rollback = watch.compare(&keyring, &state, options)?;
 
-        let records = state.nodes.saturating_add(state.versions);
-        let mut vault = Self {
+        let vault = Self {
             foreign: AtomicU64::new(store.foreign_changes()?),
             store,
             keyring: RwLock::new(Arc::new(keyring)),
@@ -378,9 +457,8 @@ impl Vault {
             path,
             read_only: options.read_only,
             salvage: options.salvage,
-            counted: false,
-            condemned: AtomicBool::new(false),
-            anchored: false,
+            current: Current::new(),
+            guard: Guard::default(),
             anchor: Mutex::new(None),
             chronicle: Mutex::default(),
         };
@@ -389,21 +467,33 @@ impl Vault {
             Err(_) if options.salvage && options.read_only => {}
             chronicle => *vault.lock_chronicle() = chronicle?,
         }
-        if records <= RECOUNT_AT_ONCE && !options.salvage {
-            vault.recount()?;
-            vault.counted = true;
+        Ok((vault, Opening { watch, rollback }))
+    }
+
+    /// Counts everything that was stored, and takes it into use if that is still to be done.
+    fn verify_and_settle_in(&self, opening: Option<Opening>) -> Result<(), VaultError> {
+        let ControlFlow::Continue(state) = self.count(&|| self.guard.go_on())? else {
+            return Ok(());
+        };
+        if let Some(opening) = opening {
+            self.settle_in(opening)?;
         }
-        if rollback.is_some()
-            && let Some(anchors) = &watch.anchors
-        {
+        self.note_verified(&state);
+        Ok(())
+    }
+
+    /// Takes a vault that is what it should be into use, and remembers it on this host.
+    fn settle_in(&self, opening: Opening) -> Result<(), VaultError> {
+        let Opening { watch, rollback } = opening;
+        let lower = rollback.is_some();
+        if lower && let Some(anchors) = &watch.anchors {
             // Or the next mount would be refused again, the event notwithstanding.
             anchors.must_be_writable()?;
         }
-        if !vault.read_only {
-            vault.settle(rollback.clone())?;
+        if !self.read_only {
+            self.settle(rollback)?;
         }
-        watch.remember(&mut vault, rollback.is_some())?;
-        Ok(vault)
+        watch.remember(self, lower)
     }
 
     /// A writer's first deeds: says who it is, and finishes what the last one left.

@@ -52,6 +52,7 @@ impl Vault {
     /// # Errors
     /// `NotFound` when there is none.
     pub fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        self.must_serve()?;
         self.refresh()?;
         if let Some(node) = self.cache.get(id) {
             return Ok(node);

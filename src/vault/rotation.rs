@@ -4,7 +4,6 @@
 //! what this process remembers, so it does not matter who did the steps before. One at a time
 //! drives. KMS is never asked while a transaction is open.
 
-mod crew;
 mod damage;
 mod follow;
 mod migrate;
@@ -233,7 +232,7 @@ impl Vault {
         if self.is_read_only() {
             return Err(VaultError::ReadOnly);
         }
-        if matches!(request, Request::Despite(_)) && self.condemned.load(Ordering::Relaxed) {
+        if matches!(request, Request::Despite(_)) && self.is_condemned() {
             return Err(VaultError::Integrity(
                 "nothing of a vault is read of which part was replayed, inserted or deleted; unmount \
                  it, and give this command the vault's directory"
@@ -267,7 +266,12 @@ impl Vault {
                     }
                     _ => ChangeKind::Rotate,
                 };
-                let number = self.lock_chronicle().newest_generation.saturating_add(1);
+                // The history may tell of the one in use in words that only a later program knows.
+                let newest = self
+                    .lock_chronicle()
+                    .newest_generation
+                    .max(keyring.active());
+                let number = newest.saturating_add(1);
                 let new =
                     keyring.make_generation(number, &keyring.kms_keys()?, &self.kms, now())?;
                 self.change_keyring(

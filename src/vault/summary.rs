@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use std::collections::BTreeMap;
 
-use crate::keyring::{ChangeKind, Event};
+use crate::keyring::{ChangeKind, PastEvent};
 
+use super::watch::AnchorSummary;
 use super::{Progress, RetiredGeneration, Vault};
 
 /// A vault as `status` shows it.
@@ -44,9 +45,11 @@ pub struct Summary {
     /// Events in the key-management history.
     pub events: u64,
     /// The newest of them.
-    pub last_event: Option<Event>,
+    pub last_event: Option<PastEvent>,
     /// Whether this host remembers the vault.
     pub anchored: bool,
+    /// What it remembers.
+    pub anchor: Option<AnchorSummary>,
 }
 
 /// A master key generation.
@@ -82,7 +85,7 @@ impl Vault {
         let keyring = self.keyring();
         let body = keyring.body();
         let state = self.state();
-        let rotation = self.progress();
+        let (rotation, anchor) = (self.progress(), self.anchor_summary());
         let chronicle = self.lock_chronicle();
         let generations = body.generations.iter().map(|generation| GenerationSummary {
             generation: generation.number,
@@ -133,7 +136,10 @@ impl Vault {
             retired_generations: chronicle.retired.clone(),
             events: body.history.length,
             last_event: chronicle.last.clone(),
-            anchored: self.anchored,
+            anchored: anchor
+                .as_ref()
+                .is_some_and(|a| a.commit.is_some() && a.trouble.is_none()),
+            anchor,
         }
     }
 }

@@ -4,14 +4,53 @@
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
+use serde::Serialize;
+
 use crate::crypto::schedule::{VaultId, digest};
 use crate::keyring::{EventKind, Keyring, UnverifiedKeyring};
 use crate::kms::KeyUri;
 
 use super::anchor::{Anchor, Anchors, hex};
+use super::node::Timestamp;
 use super::open::OpenOptions;
 use super::state::State;
 use super::{Vault, VaultError};
+
+/// What this host remembers of an open vault, and whether it does.
+pub(super) struct Kept {
+    anchors: Anchors,
+    anchor: Anchor,
+    /// When it was stored last, in seconds since 1970.
+    stored: Option<i64>,
+    /// Why it could not be stored the last time.
+    trouble: Option<String>,
+}
+
+impl Kept {
+    /// Stores the anchor; notes what comes of it.
+    fn store(&mut self, lower: bool) -> Result<(), VaultError> {
+        let stored = match lower {
+            true => self.anchors.take_over(&self.anchor),
+            false => self.anchors.store(&self.anchor, false),
+        };
+        match &stored {
+            Ok(()) => (self.stored, self.trouble) = (Some(Timestamp::now().seconds), None),
+            Err(error) => self.trouble = Some(error.to_string()),
+        }
+        stored
+    }
+}
+
+/// What this host remembers of an open vault, for `status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AnchorSummary {
+    /// Older states of the vault than this commit are refused; none while nothing is stored.
+    pub commit: Option<u64>,
+    /// Seconds since it was stored. It is, within seconds, whenever the vault has come further.
+    pub age_seconds: Option<i64>,
+    /// Why it could not be stored the last time.
+    pub trouble: Option<String>,
+}
 
 /// The comparison of a vault with what this host remembers of it.
 pub(super) struct Watch {
@@ -21,6 +60,8 @@ pub(super) struct Watch {
     vault: VaultId,
     path: PathBuf,
     keyring_digest: String,
+    /// A host that must have an anchor must be able to store it.
+    required: bool,
     other_vault: bool,
     /// The keyring has the sequence that was seen, and is another.
     forked: bool,
@@ -88,6 +129,7 @@ impl Watch {
             vault,
             path: path.to_owned(),
             keyring_digest,
+            required: options.require_anchor,
             other_vault,
             forked,
         })
@@ -101,6 +143,15 @@ impl Watch {
         state: &State,
         options: &OpenOptions,
     ) -> Result<Option<EventKind>, VaultError> {
+        if let Some(least) = options.min_commit
+            && state.commit < least
+        {
+            return Err(VaultError::Rollback(format!(
+                "the vault is at commit {}, but min-commit={least} was asked for: it is older than \
+                 it should be",
+                state.commit
+            )));
+        }
         let seen = self
             .anchor
             .as_ref()
@@ -134,9 +185,18 @@ impl Watch {
     }
 
     /// Remembers what was opened.
-    pub(super) fn remember(self, vault: &mut Vault, lower: bool) -> Result<(), VaultError> {
+    ///
+    /// # Errors
+    /// When it cannot, and must.
+    pub(super) fn remember(self, vault: &Vault, lower: bool) -> Result<(), VaultError> {
         let Some(anchors) = self.anchors else {
-            return Ok(());
+            return match self.required {
+                true => Err(VaultError::Anchor(
+                    "require-anchor is set, and there is no place for anchors: set anchor-dir"
+                        .into(),
+                )),
+                false => Ok(()),
+            };
         };
         let mut uris: Vec<String> = self.pins.iter().map(ToString::to_string).collect();
         // Keys pinned for this time only do not make the host forget the others.
@@ -152,14 +212,6 @@ impl Watch {
         {
             anchor.path.clone_from(&old.path);
         }
-        // Another process may just be storing the keyring that was read: the anchor must not know
-        // what a power cut can still take away.
-        if vault.read_only
-            && let Err(error) = vault.sync()
-        {
-            tracing::warn!("{error}; this host does not remember what it has seen of the vault");
-            return Ok(());
-        }
         let keyring = vault.keyring();
         anchor.keyring_sequence = keyring.body().sequence;
         anchor.keyring_digest = match lower {
@@ -168,73 +220,124 @@ impl Watch {
             false => self.keyring_digest,
         };
         drop(keyring);
-        // Only a writer knows that what it has read is on disk: it has synced.
-        anchor.commit_sequence = match (vault.read_only, &self.anchor) {
-            (false, _) => vault.state().commit,
-            (true, Some(old)) => old.commit_sequence,
-            (true, None) => 0,
+        let old = self.anchor.as_ref().filter(|_| !lower);
+        let old = old.map_or(0, |old| old.commit_sequence);
+        // As of before the sync below, and never less than another mount has stored.
+        anchor.commit_sequence = vault.seen().commit.max(old);
+        let mut kept = Kept {
+            anchors,
+            anchor,
+            stored: None,
+            trouble: None,
         };
-        let stored = match lower {
-            true => anchors.take_over(&anchor),
-            false => anchors.store(&anchor, false),
+        // Another process may just be storing what was read: the anchor must not know what a power cut
+        // can still take away. A writer has synced.
+        let synced = match vault.read_only {
+            true => vault.sync(),
+            false => Ok(()),
+        };
+        let stored = match synced {
+            Ok(()) => kept.store(lower),
+            Err(error) => {
+                kept.trouble = Some(error.to_string());
+                Err(error)
+            }
         };
         if let Err(error) = stored {
-            if lower {
+            if lower || self.required {
                 return Err(error);
             }
             // A read-only root file system is common in containers; what is pinned by options or
             // by an anchor already there still holds.
             tracing::warn!("{error}; older states of the vault cannot be told");
         }
-        vault.anchored = true;
-        *vault
-            .anchor
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner) = Some((anchors, anchor));
+        *vault.anchor.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
         Ok(())
     }
 }
 
 impl Vault {
-    /// Remembers on this host that the vault has come as far as `commit`, which must be on disk,
-    /// or a power cut would look like an attack.
+    /// Remembers on this host how far the vault has come, if it has come further: to be called every
+    /// few seconds. What is remembered is on disk first, or a power cut would look like an attack.
     ///
     /// # Errors
-    /// When the anchor cannot be written.
-    pub fn refresh_anchor(&self, commit: u64) -> Result<(), VaultError> {
+    /// When the vault cannot be read or synced, or the anchor cannot be written.
+    pub fn keep_anchor(&self) -> Result<(), VaultError> {
+        if self.read_only {
+            self.look()?;
+        }
+        // Before the sync.
+        let commit = self.seen().commit;
+        let is_kept = |kept: &Kept| kept.stored.is_some() && kept.trouble.is_none();
+        {
+            let guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+            match guard.as_ref() {
+                Some(kept) if !is_kept(kept) || kept.anchor.commit_sequence < commit => {}
+                _ => return Ok(()),
+            }
+        }
+        let synced = self.sync();
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((anchors, anchor)) = guard.as_mut() else {
+        let Some(kept) = guard.as_mut() else {
             return Ok(());
         };
-        if !self.read_only && anchor.commit_sequence < commit {
-            anchor.commit_sequence = commit;
-            anchors.store(anchor, false)?;
+        if let Err(error) = synced {
+            kept.trouble = Some(error.to_string());
+            return Err(error);
         }
-        Ok(())
+        kept.anchor.commit_sequence = kept.anchor.commit_sequence.max(commit);
+        kept.store(false)
+    }
+
+    /// What this host remembers of the vault; none when there is no place for it.
+    pub fn anchor_summary(&self) -> Option<AnchorSummary> {
+        let guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = guard.as_ref()?;
+        let age = |at: i64| Timestamp::now().seconds.saturating_sub(at).max(0);
+        Some(AnchorSummary {
+            commit: kept.stored.map(|_| kept.anchor.commit_sequence),
+            age_seconds: kept.stored.map(age),
+            trouble: kept.trouble.clone(),
+        })
+    }
+
+    /// The KMS keys that this host allows now: another mount may have moved the vault to others.
+    pub(super) fn pins_now(&self) -> Vec<KeyUri> {
+        let guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = guard
+            .as_ref()
+            .map(|kept| kept.anchors.load(self.keyring().vault()));
+        let mut pins = self.pins.clone();
+        if let Some(Ok(Some(anchor))) = stored {
+            pins.extend(anchor.kms_keys.iter().filter_map(|uri| uri.parse().ok()));
+        }
+        pins
     }
 
     /// Has this host allow KMS keys that the vault is about to be wrapped by.
     pub(super) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((anchors, anchor)) = guard.as_mut() else {
+        let Some(kept) = guard.as_mut() else {
             return Ok(());
         };
+        let pinned = &mut kept.anchor.kms_keys;
         for key in keys {
-            if !anchor.kms_keys.iter().any(|known| known == key.as_str()) {
-                anchor.kms_keys.push(key.to_string());
+            if !pinned.iter().any(|known| known == key.as_str()) {
+                pinned.push(key.to_string());
             }
         }
-        anchors.store(anchor, false)
+        kept.store(false)
     }
 
     /// Remembers on this host the keyring that was just stored. A failure costs only how soon an
     /// older one is noticed.
     pub(super) fn refresh_anchor_keyring(&self) {
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((anchors, anchor)) = guard.as_mut() else {
+        let Some(kept) = guard.as_mut() else {
             return;
         };
         let keyring = self.keyring();
+        let anchor = &mut kept.anchor;
         anchor.keyring_sequence = keyring.body().sequence;
         anchor.keyring_digest = hex(&digest(&[&keyring.encode()]));
         // Once all is over, keys that it was under need not be asked any more.
@@ -243,7 +346,7 @@ impl Vault {
         {
             anchor.kms_keys = keys.iter().map(ToString::to_string).collect();
         }
-        if let Err(error) = anchors.store(anchor, false) {
+        if let Err(error) = kept.store(false) {
             tracing::warn!("{error}");
         }
     }

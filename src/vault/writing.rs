@@ -7,6 +7,8 @@ use std::time::Duration;
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
 
+use super::cache::Changes;
+use super::current::{Changed, Checked};
 use super::state::State;
 use super::{Job, Tx, Vault, VaultError};
 
@@ -27,28 +29,32 @@ impl Vault {
         let mut state = self.turns.take(|| self.lock_state());
         // Not before: whoever changes the keyring holds the state.
         let (keyring, system) = (self.keyring(), self.system());
-        let mut outcomes = Vec::new();
+        let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
         let finished = store::write(&self.store, Durability::Soon, |records| {
-            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
-            outcomes = jobs
-                .iter_mut()
-                .map(|job| tx.run(*job))
-                .collect::<Result<Vec<_>, VaultError>>()?;
-            // Nothing to commit is not worth a commit; the error only rolls back.
-            if !tx.is_touched() {
-                return Err(Rollback::Untouched);
-            }
-            Ok(tx.finish()?)
+            let mut checked = Checked::new(&self.current, records);
+            let finished = run_all(
+                Tx::new(&keyring, &system, &self.cache, &mut checked, state.clone()),
+                jobs,
+                &mut outcomes,
+            );
+            // Nobody else writes meanwhile, so there is no doubt.
+            doubt = checked.doubt.take();
+            marks = checked.into_changed();
+            finished
         });
+        if let Some(doubt) = doubt {
+            self.found(&doubt);
+        }
         match finished {
             Ok((committed, changed)) => {
+                self.current.commit(committed.commit, marks);
                 self.cache.commit(changed);
                 self.show(&committed);
                 *state = committed;
             }
             Err(Rollback::Untouched) => {}
             Err(Rollback::Failed(error)) => {
-                self.look_again(&mut state);
+                self.look_again(&mut state, marks);
                 return Err(error);
             }
         }
@@ -60,12 +66,24 @@ impl Vault {
         Ok(outcomes)
     }
 
-    /// An error after the commit leaves open whether it was one: only the store knows.
-    pub(super) fn look_again(&self, state: &mut State) {
+    /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
+    /// what was to be committed.
+    pub(super) fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
         self.cache.clear();
-        if let Ok(stored) = store::read(&self.store, |records| self.stored_state(records)) {
-            self.show(&stored);
-            *state = stored;
+        let before = state.commit;
+        match store::read(&self.store, |records| self.stored_state(records)) {
+            Ok(stored) if stored.commit == before || stored.commit == before + 1 => {
+                if stored.commit > before {
+                    self.current.commit(stored.commit, marks);
+                }
+                self.show(&stored);
+                *state = stored;
+            }
+            Ok(stored) => self.condemn(&VaultError::Rollback(format!(
+                "the vault was put back under the mount: it had come to commit {before}, and has {}",
+                stored.commit
+            ))),
+            Err(_) => {}
         }
     }
 
@@ -81,23 +99,27 @@ impl Vault {
         let event = edit(&mut next)?;
         let system = self.system();
         die_at!("keyring-before");
+        let mut marks = Vec::new();
         let finished = store::write(&self.store, Durability::Now, |records| {
             guard(&mut *records)?;
-            let mut tx = Tx::new(&next, &system, &self.cache, records, state.clone());
+            let mut checked = Checked::new(&self.current, records);
+            let mut tx = Tx::new(&next, &system, &self.cache, &mut checked, state.clone());
             tx.put_keyring(event.as_slice())?;
             let finished = tx.finish()?;
+            marks = checked.into_changed();
             die_at!("keyring-uncommitted");
             Ok(finished)
         });
         die_at!("keyring-stored");
         let error = match finished {
             Ok((committed, _)) => {
+                self.current.commit(committed.commit, marks);
                 self.show(&committed);
                 *state = committed;
                 None
             }
             Err(error) => {
-                self.look_again(&mut state);
+                self.look_again(&mut state, marks);
                 Some(error)
             }
         };
@@ -110,11 +132,28 @@ impl Vault {
         if let Some(error) = error {
             return Err(error);
         }
-        self.lock_chronicle().take(event.as_ref())?;
+        self.lock_chronicle().take(event.as_ref());
         self.refresh_anchor_keyring();
         die_at!("keyring-anchored");
         Ok(())
     }
+}
+
+/// Runs the jobs of a transaction, and ends it if there is anything to commit.
+fn run_all(
+    mut tx: Tx<'_>,
+    jobs: &mut [Job<'_>],
+    outcomes: &mut Vec<Result<(), VaultError>>,
+) -> Result<(State, Changes), Rollback> {
+    *outcomes = jobs
+        .iter_mut()
+        .map(|job| tx.run(*job))
+        .collect::<Result<_, VaultError>>()?;
+    // Nothing to commit is not worth a commit; the error only rolls back.
+    if !tx.is_touched() {
+        return Err(Rollback::Untouched);
+    }
+    Ok(tx.finish()?)
 }
 
 /// Who waits to write. A rotation that wrote again and again would be let in before them each time.

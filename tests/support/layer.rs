@@ -11,7 +11,7 @@ use secretfs::fs::{
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
     CheckReport, Failure, InitOptions, Kind, NewNode, OpenOptions, RenameMode, Vault, VaultError,
-    check, init,
+    Verify, check, init,
 };
 
 /// A vault in a directory of its own, with keys and anchors beside it.
@@ -108,6 +108,13 @@ impl Layer {
         serve(self.open_vault(), max_secret_size, max_memory, end_patience).unwrap()
     }
 
+    /// Served while it is still being counted.
+    pub fn open_counted_later(&self) -> Served {
+        let options = self.options();
+        let vault = Vault::open_to_serve(&self.vault(), &options, Verify::Background).unwrap();
+        serve(vault, 16 << 20, 256 << 20, Duration::ZERO).unwrap()
+    }
+
     /// Opens the vault if it lets itself be opened.
     pub fn try_open(&self) -> Result<Served, VaultError> {
         let vault = Vault::open(&self.vault(), &self.options())?;
@@ -177,7 +184,7 @@ impl Layer {
 }
 
 fn serve(
-    vault: Vault,
+    vault: impl Into<Arc<Vault>>,
     max_secret_size: u64,
     max_memory: u64,
     end_patience: Duration,
@@ -189,6 +196,8 @@ fn serve(
         // The reference knows no time.
         end_patience,
         rotate_every: None,
+        verify: "before",
+        verify_every: Duration::from_secs(60),
         protection: serde_json::Value::Null,
         mountpoint: "/nowhere".into(),
     };

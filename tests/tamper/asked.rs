@@ -35,7 +35,7 @@ fn a_spoiled_node_hides_no_names_and_is_told_with_its_attributes() {
     let fh = served.0.open_directory(directory).expect("opened");
     let mut shown = Vec::new();
     let read = served.0.read_directory_plus(directory, fh, 2, |entry| {
-        let attr = served.0.entry_attr(entry);
+        let attr = served.0.entry_attr(directory, entry);
         shown.push((entry.ino, attr.map(|attr| attr.ino)));
         false
     });

@@ -6,6 +6,7 @@ mod columns;
 mod files;
 mod flips;
 mod limits;
+mod live;
 mod mixtures;
 mod moves;
 mod sample;

@@ -282,21 +282,11 @@ impl Sample {
     }
 
     fn delete(&self, table: usize, row: &Row) {
-        let Table { name, key, .. } = &TABLES[table];
-        let terms: Vec<String> = key.iter().map(|column| format!("{column} = ?")).collect();
-        let sql = format!("DELETE FROM {name} WHERE {}", terms.join(" AND "));
-        let mut statement = self.evil.prepare_cached(&sql).expect(&sql);
-        let values = params_from_iter(&row[..key.len()]);
-        statement.execute(values).expect(&sql);
+        delete(&self.evil, table, row);
     }
 
     fn insert(&self, table: usize, row: &Row) {
-        let columns: Vec<&str> = TABLES[table].columns().collect();
-        let marks = vec!["?"; columns.len()].join(", ");
-        let (name, columns) = (TABLES[table].name, columns.join(", "));
-        let sql = format!("INSERT OR REPLACE INTO {name} ({columns}) VALUES ({marks})");
-        let mut statement = self.evil.prepare_cached(&sql).expect(&sql);
-        statement.execute(params_from_iter(row)).expect(&sql);
+        insert(&self.evil, table, row);
     }
 
     /// Who finds what was done. Nobody is told anything but the truth: what can be read is what
@@ -381,7 +371,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// All rows that are stored now.
-fn rows(vault: &Path) -> Rows {
+pub fn rows(vault: &Path) -> Rows {
     let database: PathBuf = vault.join("vault.db");
     let connection = Connection::open(database).expect("a database");
     let mut rows = Rows::new();
@@ -400,4 +390,24 @@ fn rows(vault: &Path) -> Rows {
         }
     }
     rows
+}
+
+/// Takes a row out.
+pub fn delete(evil: &Connection, table: usize, row: &Row) {
+    let Table { name, key, .. } = &TABLES[table];
+    let terms: Vec<String> = key.iter().map(|column| format!("{column} = ?")).collect();
+    let sql = format!("DELETE FROM {name} WHERE {}", terms.join(" AND "));
+    let mut statement = evil.prepare_cached(&sql).expect(&sql);
+    let values = params_from_iter(&row[..key.len()]);
+    statement.execute(values).expect(&sql);
+}
+
+/// Puts a row in, in the place of one with the same key.
+pub fn insert(evil: &Connection, table: usize, row: &Row) {
+    let columns: Vec<&str> = TABLES[table].columns().collect();
+    let marks = vec!["?"; columns.len()].join(", ");
+    let (name, columns) = (TABLES[table].name, columns.join(", "));
+    let sql = format!("INSERT OR REPLACE INTO {name} ({columns}) VALUES ({marks})");
+    let mut statement = evil.prepare_cached(&sql).expect(&sql);
+    statement.execute(params_from_iter(row)).expect(&sql);
 }

@@ -80,16 +80,34 @@ impl Writer {
         self.ask(&format!("control {command}"), TO_BEGIN)
     }
 
+    /// Waits for the end of the mount, from now on; `None` when nobody tells of it.
+    pub(crate) fn farewell(&self) -> Option<Farewell> {
+        let stream = self.connect().ok()??;
+        match self.ask_over(&stream, "end", PATIENCE) {
+            Ok(Asked::Answered(Answer::Begun)) => Some(Farewell(stream)),
+            _ => None,
+        }
+    }
+
     fn ask(&self, question: &str, patience: Duration) -> Result<Asked, Error> {
-        let Some(mut stream) = self.connect()? else {
-            return Ok(Asked::Gone);
-        };
+        match self.connect()? {
+            Some(stream) => self.ask_over(&stream, question, patience),
+            None => Ok(Asked::Gone),
+        }
+    }
+
+    fn ask_over(
+        &self,
+        mut stream: &UnixStream,
+        question: &str,
+        patience: Duration,
+    ) -> Result<Asked, Error> {
         let fail = |error: &io::Error| self.fail(Class::Failed, &error.to_string());
         let directory = self.directory.metadata().map_err(|e| fail(&e))?;
         let line = format!("{} {question}\n", mark(&directory));
         // Somebody who refuses may not even read it.
         let asked = stream.write_all(line.as_bytes());
-        match (answer(&stream, Instant::now() + patience), asked) {
+        match (answer(stream, Instant::now() + patience), asked) {
             (Ok(Some(answer)), _) => Ok(Asked::Answered(answer)),
             (Ok(None), Ok(())) => Ok(Asked::Gone),
             (Err(error), Ok(())) if error.kind() == io::ErrorKind::TimedOut => Err(self.fail(
@@ -147,6 +165,20 @@ impl Writer {
     fn fail(&self, class: Class, why: &str) -> Error {
         let shown = self.shown.join(SOCKET);
         Error::new(class, format!("{}: {why}", shown.display()))
+    }
+}
+
+/// Somebody is going to be told of the end of a mount.
+pub(crate) struct Farewell(UnixStream);
+
+impl Farewell {
+    /// How far the vault has come, once the mount has ended; `None` when it did not end in order, or
+    /// takes too long.
+    pub(crate) fn await_end(self, patience: Duration) -> Option<u64> {
+        match answer(&self.0, Instant::now() + patience) {
+            Ok(Some(Answer::Ended { commit })) => Some(commit),
+            _ => None,
+        }
     }
 }
 

@@ -2,8 +2,9 @@
 //! the control directory of the mount is for, for who does not see the mount (it is in a container,
 //! or in another mount namespace).
 //!
-//! A connection is one question in one line, `DEVICE:INODE status`, `DEVICE:INODE audit` or
-//! `DEVICE:INODE control COMMAND`, and one answer, a JSON value in one line. The numbers are those of
+//! A connection is one question in one line, `DEVICE:INODE status`, `DEVICE:INODE audit`,
+//! `DEVICE:INODE end` or `DEVICE:INODE control COMMAND`, and one answer, a JSON value in one line; to
+//! `end` it is two, of which the second comes when the mount has ended. The numbers are those of
 //! the directory that is meant: a socket may have been moved to where it does not belong. Each side
 //! looks at who the other is. Nothing secret goes either way.
 
@@ -20,7 +21,7 @@ use serde_json::Value;
 
 use crate::fs;
 
-pub(crate) use ask::{Asked, Writer};
+pub(crate) use ask::{Asked, Farewell, Writer};
 pub(crate) use serve::Socket;
 
 /// Longest question, in bytes.
@@ -34,6 +35,11 @@ const MAX_ANSWER: usize = 64 << 20;
 pub(crate) enum Answer {
     /// The command is begun, and sure to be done.
     Begun,
+    /// The mount has ended, and everything is on disk.
+    Ended {
+        /// How far the vault has come.
+        commit: u64,
+    },
     /// What `.secretfs/status` shows.
     Status(Value),
     /// What `.secretfs/audit` shows.

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -44,6 +44,21 @@ struct Shared {
     fs: RwLock<Option<Arc<FileSystem>>>,
     busy: Mutex<usize>,
     free: Condvar,
+    /// Who wants to know when the mount has ended.
+    farewells: Mutex<Vec<UnixStream>>,
+}
+
+/// Those who wait for the end of a mount.
+pub(crate) struct Farewells(Vec<UnixStream>);
+
+impl Farewells {
+    /// Tells them that it has come.
+    pub(crate) fn tell(&self, commit: u64) {
+        for stream in &self.0 {
+            // Who does not listen any more is not waited for.
+            let _ = tell(stream, &Answer::Ended { commit });
+        }
+    }
 }
 
 impl Socket {
@@ -61,6 +76,7 @@ impl Socket {
                     fs: RwLock::new(Some(Arc::clone(fs))),
                     busy: Mutex::new(0),
                     free: Condvar::new(),
+                    farewells: Mutex::default(),
                 }),
                 directory,
             };
@@ -78,6 +94,11 @@ impl Socket {
                 );
             })
             .ok()
+    }
+
+    /// Nobody is answered any more but those who wait for the end.
+    pub(crate) fn close(self) -> Farewells {
+        Farewells(std::mem::take(&mut self.shared.farewells()))
     }
 }
 
@@ -124,6 +145,12 @@ fn listen_in(directory: &File) -> io::Result<UnixListener> {
 }
 
 impl Shared {
+    fn farewells(&self) -> MutexGuard<'_, Vec<UnixStream>> {
+        self.farewells
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_over(&self) -> bool {
         let fs = self.fs.read().unwrap_or_else(PoisonError::into_inner);
         fs.is_none()
@@ -194,6 +221,16 @@ impl Shared {
                 );
                 return Ok(());
             }
+            None if question == "end" => {
+                let mut farewells = self.farewells();
+                if farewells.len() < AT_ONCE {
+                    farewells.push(stream.try_clone()?);
+                    Ok(Answer::Begun)
+                } else {
+                    let why = "too many wait for the end of the mount".to_owned();
+                    Ok(refused("EBUSY", why))
+                }
+            }
             _ => look(fs, question),
         };
         // The answer may take its time to be read.
@@ -219,7 +256,7 @@ fn look(fs: &FileSystem, question: &str) -> Result<Answer, Refusal> {
         }
         _ => Ok(refused(
             "EINVAL",
-            "unknown question; ask for status, audit or control COMMAND".to_owned(),
+            "unknown question; ask for status, audit, end or control COMMAND".to_owned(),
         )),
     }
 }

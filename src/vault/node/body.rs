@@ -143,6 +143,17 @@ impl DirectoryBody {
         }
     }
 
+    /// Takes up what was counted elsewhere of the same directory, beginning with nothing counted.
+    pub(in crate::vault) fn add(&mut self, part: &Self) {
+        self.entries = self.entries.saturating_add(part.entries);
+        self.subdirectories = self.subdirectories.saturating_add(part.subdirectories);
+        add(&mut self.sum, &part.sum);
+        if let (Some(remainder), Some(part)) = (&mut self.remainder, &part.remainder) {
+            remainder.entries = remainder.entries.saturating_add(part.entries);
+            add(&mut remainder.sum, &part.sum);
+        }
+    }
+
     /// From now on new entries are filed under another key.
     pub(super) fn begin_epoch(&mut self) {
         self.remainder = Some(Remainder {

@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
-use crate::kms::KeyUri;
 use crate::store::Read;
 
 use super::super::chronicle::Chronicle;
@@ -142,18 +141,5 @@ impl Vault {
             *self.lock_chronicle() = chronicle;
         }
         Ok(())
-    }
-
-    /// The KMS keys that this host allows now: the writer may have moved the vault to others.
-    fn pins_now(&self) -> Vec<KeyUri> {
-        let guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
-        let stored = guard
-            .as_ref()
-            .map(|(anchors, _)| anchors.load(self.keyring().vault()));
-        let mut pins = self.pins.clone();
-        if let Some(Ok(Some(anchor))) = stored {
-            pins.extend(anchor.kms_keys.iter().filter_map(|uri| uri.parse().ok()));
-        }
-        pins
     }
 }

@@ -8,10 +8,10 @@ use crate::keyring::Change;
 use crate::store::Durability;
 
 use super::super::cache::Changes;
+use super::super::crew::Crew;
 use super::super::node::{Node, SYSTEM};
 use super::super::tx::{Exchange, Migrated};
 use super::super::{Failure, Job, Key, Tx, Vault, VaultError};
-use super::crew::Crew;
 use super::damage::Damage;
 use super::prepare::Keyed;
 use super::search::{BATCH, Search};

@@ -10,6 +10,7 @@ use crate::store::{self, Durability, Write};
 
 use super::super::cache::Changes;
 use super::super::counting::keys_after;
+use super::super::current::Checked;
 use super::super::node::{Node, SYSTEM};
 use super::super::state::{State, SystemKeys};
 use super::super::{Vault, VaultError};
@@ -50,27 +51,17 @@ impl Vault {
             let mut state = self.lock_state();
             let (keyring, keys) = (self.keyring(), self.system());
             die_at!("system-before");
+            let mut marks = Vec::new();
             let step = store::write(&self.store, Durability::Soon, |records| {
-                let record = records
-                    .node(SYSTEM)?
-                    .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
-                let node = Node::open(&keyring, SYSTEM, &record)?;
-                if node.is_under(generation) {
-                    return Ok::<_, VaultError>(Step::None);
-                }
-                let mut renewing = Renewing {
-                    keyring: &keyring,
-                    records,
-                    keys: &keys,
-                    state: state.clone(),
-                };
-                let step = match &node.previous {
-                    None => renewing.begin(node)?,
-                    Some(_) if renewing.count()? => renewing.end(node, despite)?,
-                    Some(_) => renewing.stored(None)?,
-                };
-                die_at!("system-within");
-                Ok(step)
+                let mut checked = Checked::new(&self.current, records);
+                let step = self.renew_some(
+                    (&keyring, &keys),
+                    &mut checked,
+                    &state,
+                    (generation, despite),
+                );
+                marks = checked.into_changed();
+                step
             });
             die_at!("system-stored");
             let (changed, is_last) = match step {
@@ -84,10 +75,11 @@ impl Vault {
                 }
                 Err(error) => {
                     self.take_system_again();
-                    self.look_again(&mut state);
+                    self.look_again(&mut state, marks);
                     return Err(error);
                 }
             };
+            self.current.commit(changed.commit, marks);
             self.show(&changed);
             *state = changed;
             drop(state);
@@ -97,9 +89,40 @@ impl Vault {
         }
     }
 
+    /// One transaction.
+    fn renew_some(
+        &self,
+        (keyring, keys): (&Keyring, &SystemKeys),
+        records: &mut dyn Write,
+        state: &State,
+        (generation, despite): (u64, bool),
+    ) -> Result<Step, VaultError> {
+        let record = records
+            .node(SYSTEM)?
+            .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
+        let node = Node::open(keyring, SYSTEM, &record)?;
+        if node.is_under(generation) {
+            return Ok(Step::None);
+        }
+        let mut renewing = Renewing {
+            keyring,
+            records,
+            keys,
+            state: state.clone(),
+        };
+        let step = match &node.previous {
+            None => renewing.begin(node)?,
+            Some(_) if renewing.count()? => renewing.end(node, despite)?,
+            Some(_) => renewing.stored(None)?,
+        };
+        die_at!("system-within");
+        Ok(step)
+    }
+
     /// An error after the commit leaves open whether it was one.
     fn take_system_again(&self) {
-        if let Ok(keys) = self.read(|records| self.system_in(records)) {
+        // Whoever calls holds the state, which a read that is in doubt would wait for.
+        if let Ok(keys) = store::read(&self.store, |records| self.system_in(records)) {
             *self.system.write().unwrap_or_else(PoisonError::into_inner) = keys;
         }
     }

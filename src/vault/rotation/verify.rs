@@ -8,10 +8,10 @@ use crate::keyring::{Change, Keyring};
 use crate::store::{MANY_BYTES, NodeId};
 
 use super::super::counting::keys_after;
+use super::super::crew::Crew;
 use super::super::node::{Node, SYSTEM};
 use super::super::state::{State, SystemKeys};
 use super::super::{Failure, Key, Vault, VaultError, Version, content};
-use super::crew::Crew;
 use super::prepare::Keyed;
 use super::search::BATCH;
 

@@ -1,5 +1,5 @@
-//! Work that is shared among the processors: whoever drives a rotation reads and stores, and the
-//! rest of its work is done on other threads beside it, or by itself while these are busy.
+//! Work that is shared among the processors: whoever drives it reads and stores, and the rest of it is
+//! done on other threads beside it, or by itself while these are busy.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -51,7 +51,7 @@ impl<T: Send, U: Send> Crew<T, U> {
             for _ in 1..crew.threads {
                 // Without it there is less help, and nothing is lost.
                 let _ = Builder::new()
-                    .name("rotation".into())
+                    .name("crew".into())
                     .spawn_scoped(scope, || crew.help(work));
             }
             let _closed = Closed(&crew);
@@ -78,7 +78,7 @@ impl<T: Send, U: Send> Crew<T, U> {
         loop {
             if let Some(done) = desk.done.pop_front() {
                 // As it would have here.
-                return Some(done.unwrap_or_else(|| panic!("a thread of the rotation panicked")));
+                return Some(done.unwrap_or_else(|| panic!("a thread of the crew panicked")));
             }
             if let Some(piece) = desk.given.pop_front() {
                 drop(desk);

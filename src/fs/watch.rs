@@ -1,0 +1,98 @@
+//! What a mount does by itself, now and then: it has this host remember how far the vault has come,
+//! writes into the history what was found, and counts what another process may have changed.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::vault::{Failure, Footprint, Vault, VaultError};
+
+use super::FileSystem;
+use super::nice::step_back_far;
+use super::routine::Routine;
+
+/// How often the host's anchor of the vault is brought up to date. With what it takes to store it, the
+/// anchor is never more than five seconds behind.
+const ANCHOR_EVERY: Duration = Duration::from_secs(2);
+
+/// Starts the threads. They end with the file system.
+pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<[Routine; 2]> {
+    let vault = Arc::clone(&fs.vault);
+    let mut told = None;
+    let anchor = move || {
+        if vault.await_service() {
+            tell_once(&mut told, vault.keep_anchor());
+            if let Err(error) = vault.record_findings() {
+                tracing::warn!("the history does not say yet what was found: {error}");
+            }
+        }
+    };
+    let mut lookback = Lookback {
+        fs: Arc::downgrade(fs),
+        vault: Arc::clone(&fs.vault),
+        // The count before the mount does not tell: at worst, it is done once more.
+        counted: None,
+        is_begun: false,
+    };
+    let look = move || lookback.look();
+    Ok([
+        Routine::start("anchor", ANCHOR_EVERY, anchor)?,
+        Routine::start("recount", fs.settings.verify_every, look)?,
+    ])
+}
+
+/// Logs a failure, but not the same one every time.
+fn tell_once(told: &mut Option<String>, result: Result<(), VaultError>) {
+    let failed = result.err().map(|error| error.to_string());
+    if let Some(error) = failed.as_ref().filter(|_| failed != *told) {
+        tracing::warn!("{error}; this host does not remember how far the vault has come");
+    }
+    *told = failed;
+}
+
+struct Lookback {
+    fs: Weak<FileSystem>,
+    vault: Arc<Vault>,
+    /// How the files were when they were counted.
+    counted: Option<Footprint>,
+    is_begun: bool,
+}
+
+impl Lookback {
+    fn look(&mut self) {
+        if !std::mem::replace(&mut self.is_begun, true) {
+            step_back_far();
+            if self.vault.await_service() && !self.vault.is_read_only() {
+                self.reap_left_overs();
+            }
+        }
+        // Who writes knows what there is.
+        if self.vault.is_read_only() && !self.vault.is_condemned() && !self.vault.is_salvage() {
+            self.count_afresh();
+        }
+    }
+
+    fn count_afresh(&mut self) {
+        let now = match self.vault.footprint() {
+            Ok(now) if self.counted.as_ref() == Some(&now) => return,
+            Ok(now) => now,
+            Err(error) => return tracing::warn!("the vault cannot be counted anew: {error}"),
+        };
+        match self.vault.count_afresh() {
+            Ok(()) => self.counted = Some(now),
+            // It has been told.
+            Err(error) if error.failure() == Failure::Integrity => {}
+            Err(error) => tracing::warn!("the vault cannot be counted anew: {error}"),
+        }
+    }
+
+    fn reap_left_overs(&self) {
+        match self.vault.left_over() {
+            Ok(nodes) => {
+                if let Some(fs) = self.fs.upgrade() {
+                    nodes.into_iter().for_each(|node| fs.reap(node));
+                }
+            }
+            Err(error) => tracing::warn!("left-overs cannot be looked for: {error}"),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Looking again at a vault that is open: what a mount that only reads has to count anew since another
+//! process writes it, and what a mount for writing finds left over that nobody would ever remove.
+
+use crate::store::{NodeId, Read};
+
+use super::node::{Body, Node, ROOT};
+use super::{Failure, Vault, VaultError};
+
+/// Nodes looked at in one transaction.
+const BATCH: usize = 256;
+
+/// How the files of a vault were when they were counted. They cannot be changed and be the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footprint(crate::store::Footprint);
+
+impl Vault {
+    /// How the files are now.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub fn footprint(&self) -> Result<Footprint, VaultError> {
+        Ok(Footprint(self.store.footprint()?))
+    }
+
+    /// Counts a vault that another process may have written since, and serves nothing more of it if it
+    /// is not what its sums say.
+    ///
+    /// # Errors
+    /// When it is not, or could not be counted.
+    pub fn count_afresh(&self) -> Result<(), VaultError> {
+        // Its pages may have been changed under those that were read before.
+        self.store.forget_pages();
+        match self.count(&|| self.guard.go_on()) {
+            Ok(counted) => {
+                if let Some(state) = counted.continue_value() {
+                    self.note_verified(&state);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if error.failure() == Failure::Integrity {
+                    self.condemn(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Nodes of which something is kept that nothing names, and that are not on the list of what is to
+    /// be reaped: somebody has taken them off it. They are noted as findings; to reap them is left to
+    /// the caller, who knows what is open.
+    ///
+    /// # Errors
+    /// When the store fails, or a node does not authenticate.
+    pub fn left_over(&self) -> Result<Vec<NodeId>, VaultError> {
+        let mut found = Vec::new();
+        let mut after = None;
+        loop {
+            let (last, more) = self.read(|records| {
+                let nodes = records.scan_nodes(after, BATCH)?;
+                let mut more = Vec::new();
+                for (id, record) in &nodes {
+                    let node = Node::open(&self.keyring(), *id, record)?;
+                    if is_left_over(records, &node)? && !is_listed(records, *id)? {
+                        more.push(*id);
+                    }
+                }
+                Ok((nodes.last().map(|(id, _)| *id), more))
+            })?;
+            for id in &more {
+                let what = format!(
+                    "node {id} has left-overs that are not on the list of what is to be reaped: it was \
+                     taken off that list"
+                );
+                tracing::error!("{what}");
+                self.note_finding(what);
+            }
+            found.extend(more);
+            if last.is_none() || self.guard.go_on().is_break() {
+                return Ok(found);
+            }
+            after = last;
+        }
+    }
+}
+
+/// Whether a node is without a name, or has versions besides the current one.
+fn is_left_over(records: &mut dyn Read, node: &Node) -> Result<bool, VaultError> {
+    if node.id <= ROOT {
+        return Ok(false);
+    }
+    if node.attributes.links == 0 {
+        return Ok(true);
+    }
+    let Body::File(file) = &node.attributes.body else {
+        return Ok(false);
+    };
+    let versions = records.versions_of(node.id)?;
+    Ok(versions.iter().any(|version| *version != file.version))
+}
+
+fn is_listed(records: &mut dyn Read, id: NodeId) -> Result<bool, VaultError> {
+    let first = records.orphans(id.checked_sub(1), 1)?;
+    Ok(first == [id])
+}

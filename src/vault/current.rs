@@ -1,0 +1,421 @@
+//! What is current: of every node, version and entry a mark in memory, so that nothing that comes from
+//! the store is taken for what is there now unless it is.
+//!
+//! The marks come from a count of the whole vault that the sealed sums have confirmed, never from what
+//! is read first. From then on a mount for writing, which alone writes, keeps them with every commit,
+//! and compares every record that it reads: what it serves is exactly what was committed last. A mount
+//! for reading only cannot know what the writer has done since. It refuses what is older than it has
+//! counted or read before: a node and a version say in what is authenticated how old they are, and a
+//! name that is not the one that was counted is believed once all names of its directory were counted
+//! anew, against the sum in the directory.
+//!
+//! Must never take up a mark of a record that nobody has confirmed, nor let one go backwards.
+
+mod checked;
+mod table;
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
+
+use super::counting::Key;
+use super::node::Node;
+pub(super) use checked::{Checked, Doubt, Following};
+use table::Table;
+
+/// Parts that are locked apart from each other.
+const PARTS: usize = 64;
+/// As much of the end of a record as tells it from all others: the tag of what was sealed last is in
+/// it, and of a node with two keys the wrap of the new one.
+const END: usize = 128;
+
+/// A record's place in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place {
+    Node(NodeId),
+    Version(NodeId, u64),
+    Entry(NodeId, NameTag),
+}
+
+impl From<Key> for Place {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Node(node) => Place::Node(node),
+            Key::Version(node, version) => Place::Version(node, version),
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Place::Node(node) => write!(f, "node {node}"),
+            Place::Version(node, version) => write!(f, "version {version} of node {node}"),
+            Place::Entry(directory, _) => write!(f, "an entry of directory {directory}"),
+        }
+    }
+}
+
+/// What a record is remembered by. Of a node and a version: how old it is, which every change
+/// raises, in 40 bits; 23 bits of a keyed hash; and in which round of counting it was seen last. Of an
+/// entry, which does not say how old it is, 63 bits of the hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark(u64);
+
+const SEEN: u64 = 1;
+const HASH: u64 = (1 << 23) - 1;
+const OLDEST_TO_BE: u64 = (1 << 40) - 1;
+
+impl Mark {
+    fn aged(age: u64, hash: u64) -> Self {
+        Self(age.min(OLDEST_TO_BE) << 24 | (hash & HASH) << 1)
+    }
+
+    fn age(self) -> u64 {
+        self.0 >> 24
+    }
+
+    fn is(self, other: Self) -> bool {
+        self.0 | SEEN == other.0 | SEEN
+    }
+}
+
+/// A mark that a transaction has put in a record's place; `None`: the record is gone.
+pub(super) type Changed = (Place, Option<Mark>);
+
+/// Nothing is known, and nothing compared.
+const OFF: u8 = 0;
+/// A count is under way: what is committed meanwhile is kept for its end.
+const FILLING: u8 = 1;
+/// Everything is known, and compared.
+const ON: u8 = 2;
+
+/// See the module.
+pub(super) struct Current {
+    phase: AtomicU8,
+    hashing: RandomState,
+    records: [RwLock<Table>; PARTS],
+    /// By directory.
+    names: [RwLock<HashMap<NodeId, Table>>; PARTS],
+    /// Commits since a count began, and what they changed.
+    meanwhile: Mutex<Vec<(u64, Vec<Changed>)>>,
+    /// The round of counting, of which a mark has the lowest bit.
+    round: AtomicU64,
+    /// No node that was given out before this number is new.
+    next_node: AtomicU64,
+    /// Held by who takes up marks from what it reads, and alone by who must not be overtaken.
+    following: RwLock<()>,
+}
+
+impl Current {
+    /// Nothing yet.
+    pub(super) fn new() -> Self {
+        Self {
+            phase: AtomicU8::new(OFF),
+            hashing: RandomState::new(),
+            records: std::array::from_fn(|_| RwLock::default()),
+            names: std::array::from_fn(|_| RwLock::default()),
+            meanwhile: Mutex::default(),
+            round: AtomicU64::new(0),
+            next_node: AtomicU64::new(0),
+            following: RwLock::default(),
+        }
+    }
+
+    fn is_on(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == ON
+    }
+
+    fn is_off(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == OFF
+    }
+
+    /// Whether a node with this number, if it is not known, is gone for good.
+    fn was_given_out(&self, id: NodeId) -> bool {
+        id < self.next_node.load(Ordering::Acquire)
+    }
+
+    /// Takes up what was read of the writer's, unless something newer is known by now.
+    fn take_up(&self, place: &Place, mark: Mark, alone: bool) {
+        let Ok(key) = key_of(place) else { return };
+        let _following = (!alone).then(|| read(&self.following));
+        let (part, key) = self.at(key);
+        let mut table = write(&self.records[part]);
+        if table
+            .get(key)
+            .is_none_or(|known| Mark(known).age() < mark.age())
+        {
+            table.set(key, self.seen(mark));
+        }
+    }
+
+    /// Bytes that the marks take, and how many there are.
+    pub(super) fn size(&self) -> (u64, u64) {
+        let (mut bytes, mut count) = (0, 0);
+        let mut add = |table: &Table| {
+            bytes += table.bytes() as u64;
+            count += table.len() as u64;
+        };
+        self.records.iter().for_each(|part| add(&read(part)));
+        for part in &self.names {
+            read(part).values().for_each(&mut add);
+        }
+        (bytes, count)
+    }
+
+    // --- marks -------------------------------------------------------------------------------
+
+    fn hash_of(&self, value: &[u8]) -> u64 {
+        let from = value.len().saturating_sub(END);
+        self.hashing.hash_one(&value[from..])
+    }
+
+    fn mark_of(&self, place: &Place, record: &KeyedRecord) -> Mark {
+        let revision = match place {
+            Place::Node(_) => Node::revision_of(record),
+            Place::Version(..) | Place::Entry(..) => 0,
+        };
+        let age = revision.saturating_add(record.generation);
+        Mark::aged(age, self.hash_of(&record.value))
+    }
+
+    fn mark_of_entry(&self, value: &[u8]) -> Mark {
+        Mark(self.hash_of(value) << 1)
+    }
+
+    /// Where a record's mark is to be found: the part, and its key there.
+    fn at(&self, key: Key) -> (usize, u64) {
+        let hash = match key {
+            Key::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
+            Key::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
+        };
+        // The table goes by the highest bits.
+        ((hash % PARTS as u64) as usize, hash.max(1))
+    }
+
+    fn of_name(&self, tag: &NameTag) -> u64 {
+        self.hashing.hash_one(tag).max(1)
+    }
+
+    fn names_of(&self, directory: NodeId) -> &RwLock<HashMap<NodeId, Table>> {
+        &self.names[(directory % PARTS as u64) as usize]
+    }
+
+    fn known(&self, place: &Place) -> Option<Mark> {
+        match key_of(place) {
+            Ok(key) => {
+                let (part, key) = self.at(key);
+                read(&self.records[part]).get(key).map(Mark)
+            }
+            Err((directory, tag)) => {
+                let names = read(self.names_of(directory));
+                names.get(&directory)?.get(self.of_name(&tag)).map(Mark)
+            }
+        }
+    }
+
+    fn set(&self, place: &Place, mark: Option<Mark>) {
+        match key_of(place) {
+            Ok(key) => {
+                let (part, key) = self.at(key);
+                let mut table = write(&self.records[part]);
+                match mark {
+                    Some(mark) => table.set(key, self.seen(mark)),
+                    None => table.remove(key),
+                }
+            }
+            Err((directory, tag)) => {
+                let mut names = write(self.names_of(directory));
+                let tag = self.of_name(&tag);
+                match mark {
+                    Some(mark) => names.entry(directory).or_default().set(tag, mark.0),
+                    None => {
+                        if let Some(table) = names.get_mut(&directory) {
+                            table.remove(tag);
+                            if table.len() == 0 {
+                                names.remove(&directory);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// As seen in this round.
+    fn seen(&self, mark: Mark) -> u64 {
+        mark.0 & !SEEN | self.round.load(Ordering::Relaxed) & SEEN
+    }
+
+    // --- counting ----------------------------------------------------------------------------
+
+    /// A count begins. To be said before its snapshot is taken.
+    pub(super) fn begin(&self) {
+        self.round.fetch_add(1, Ordering::AcqRel);
+        let _ = self
+            .phase
+            .compare_exchange(OFF, FILLING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Makes room for the marks of so many nodes and versions.
+    pub(super) fn reserve(&self, records: u64) {
+        // As many as fall into a part by chance, in all but one of a thousand vaults.
+        let records = usize::try_from(records).unwrap_or(0) / PARTS;
+        let spread = 3 * records.isqrt();
+        for part in &self.records {
+            write(part).reserve(records + spread);
+        }
+    }
+
+    /// Takes up a node or a version that was counted. The count's end decides whether it is believed.
+    ///
+    /// # Errors
+    /// When it is not the one that was known, and as old.
+    pub(super) fn counted(&self, key: Key, record: &KeyedRecord) -> Result<(), Doubt> {
+        let place = Place::from(key);
+        let mark = self.mark_of(&place, record);
+        let (part, key) = self.at(key);
+        let mut table = write(&self.records[part]);
+        match table.get(key).map(Mark).filter(|_| self.is_on()) {
+            // It was read since the count began.
+            Some(known) if known.age() > mark.age() => table.set(key, self.seen(known)),
+            Some(known) if known.age() == mark.age() && !known.is(mark) => {
+                return Err(Doubt::new(&place, "is another than was read before"));
+            }
+            _ => table.set(key, self.seen(mark)),
+        }
+        Ok(())
+    }
+
+    /// The mark of a name in a [`Names`].
+    pub(super) fn name(&self, row: &EntryRow) -> (u64, u64) {
+        (self.of_name(&row.tag), self.mark_of_entry(&row.value).0)
+    }
+
+    /// Takes up all names of a directory, which were counted against the sum in `record`. Nothing, if
+    /// the directory was seen to be newer meanwhile.
+    pub(super) fn adopt(&self, directory: NodeId, record: &KeyedRecord, names: Names, alone: bool) {
+        let _alone = (!alone).then(|| write(&self.following));
+        let mark = self.mark_of(&Place::Node(directory), record);
+        let newer = self
+            .known(&Place::Node(directory))
+            .is_some_and(|known| known.age() > mark.age());
+        if newer && self.is_on() {
+            return;
+        }
+        let mut all = write(self.names_of(directory));
+        match names.0.len() {
+            0 => drop(all.remove(&directory)),
+            _ => drop(all.insert(directory, names.0)),
+        }
+    }
+
+    /// A count has come to its end, and the sums have confirmed it: of commit `commit`, in which
+    /// `next_node` was the next to be given out. Nothing may be committed by this process meanwhile.
+    pub(super) fn confirm(&self, commit: u64, next_node: NodeId) {
+        let mut meanwhile = self
+            .meanwhile
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, changed) in meanwhile.drain(..).filter(|(at, _)| *at > commit) {
+            self.apply(changed);
+        }
+        self.next_node.fetch_max(next_node, Ordering::AcqRel);
+        if self.phase.swap(ON, Ordering::AcqRel) == ON {
+            self.sweep();
+        }
+    }
+
+    /// A count was not confirmed, or not finished.
+    pub(super) fn give_up(&self) {
+        let given_up =
+            self.phase
+                .compare_exchange(FILLING, OFF, Ordering::AcqRel, Ordering::Acquire);
+        if given_up.is_ok() {
+            self.records
+                .iter()
+                .for_each(|part| *write(part) = Table::default());
+            self.names.iter().for_each(|part| write(part).clear());
+            let mut meanwhile = self
+                .meanwhile
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            meanwhile.clear();
+        }
+    }
+
+    /// Forgets what was not seen in this round: it is gone.
+    fn sweep(&self) {
+        let round = self.round.load(Ordering::Acquire) & SEEN;
+        for part in &self.records {
+            write(part).retain(|mark| mark & SEEN == round);
+        }
+        for part in &self.names {
+            write(part).retain(|directory, _| self.known(&Place::Node(*directory)).is_some());
+        }
+    }
+
+    // --- commits -----------------------------------------------------------------------------
+
+    /// This process has made commit `commit`.
+    pub(super) fn commit(&self, commit: u64, changed: Vec<Changed>) {
+        match self.phase.load(Ordering::Acquire) {
+            ON => self.apply(changed),
+            FILLING => {
+                let mut meanwhile = self
+                    .meanwhile
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                meanwhile.push((commit, changed));
+            }
+            _ => {}
+        }
+    }
+
+    fn apply(&self, changed: Vec<Changed>) {
+        for (place, mark) in changed {
+            self.set(&place, mark);
+        }
+    }
+
+    /// Nobody else takes up marks while this is held.
+    pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        write(&self.following)
+    }
+}
+
+/// The names of a directory, while they are counted.
+pub(super) struct Names(Table);
+
+impl Names {
+    /// For so many.
+    pub(super) fn with_room(count: u64) -> Self {
+        // What a directory says of itself is not to be believed before it was counted.
+        let count = usize::try_from(count).unwrap_or(0).min(1 << 20);
+        Self(Table::with_room(count))
+    }
+
+    /// Takes up a name, by its [mark](Current::name).
+    pub(super) fn add(&mut self, (key, mark): (u64, u64)) {
+        self.0.set(key, mark);
+    }
+}
+
+fn key_of(place: &Place) -> Result<Key, (NodeId, NameTag)> {
+    match *place {
+        Place::Node(node) => Ok(Key::Node(node)),
+        Place::Version(node, version) => Ok(Key::Version(node, version)),
+        Place::Entry(directory, tag) => Err((directory, tag)),
+    }
+}
+
+fn read<T>(part: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    part.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(part: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    part.write().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,542 @@
+//! Records of a transaction, each compared with what is known to be current before it is handed on, and
+//! every change noted. All that serves a mount reads and writes through this.
+
+use std::collections::HashMap;
+
+use crate::store::{
+    ChunkKey, EntryRow, KeyedRecord, NameTag, NodeId, Read, StoreError, StoreErrorKind, Write,
+};
+
+use super::super::VaultError;
+use super::{Changed, Current, Mark, Place};
+
+/// A record is not what it should be, as far as one transaction can tell.
+#[derive(Clone, Debug)]
+pub(in crate::vault) struct Doubt {
+    place: Place,
+    why: &'static str,
+}
+
+impl Doubt {
+    pub(super) fn new(place: &Place, why: &'static str) -> Self {
+        Self { place: *place, why }
+    }
+}
+
+impl std::fmt::Display for Doubt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.place, self.why)
+    }
+}
+
+impl From<&Doubt> for StoreError {
+    fn from(doubt: &Doubt) -> Self {
+        StoreError::new(StoreErrorKind::Corrupt, doubt)
+    }
+}
+
+type CountNames<'a> = &'a dyn Fn(&mut dyn Read, NodeId, &KeyedRecord) -> Result<(), VaultError>;
+
+/// What a mount that only reads needs to believe a record that it does not know.
+#[derive(Clone, Copy)]
+pub(in crate::vault) struct Following<'a> {
+    /// Whether a node or a version is authentic. What it says of itself is not to be believed before.
+    pub(in crate::vault) is_authentic: &'a dyn Fn(&Place, &KeyedRecord) -> bool,
+    /// Counts the names of a directory, whose record is given, against the sum in it, and takes up
+    /// what it finds.
+    pub(in crate::vault) count_names: CountNames<'a>,
+    /// Nobody else takes up marks while the transaction is there.
+    pub(in crate::vault) alone: bool,
+}
+
+/// See the module.
+pub(in crate::vault) struct Checked<'a, R: ?Sized> {
+    current: &'a Current,
+    records: &'a mut R,
+    following: Option<Following<'a>>,
+    /// Nothing is compared: for who counts.
+    is_raw: bool,
+    /// What this transaction has changed.
+    changed: HashMap<Place, Option<Mark>>,
+    /// The first record that is not what it should be.
+    pub(in crate::vault) doubt: Option<Doubt>,
+    /// What went wrong when names were counted.
+    pub(in crate::vault) failure: Option<VaultError>,
+}
+
+impl<'a, R: Read + ?Sized> Checked<'a, R> {
+    /// For a transaction of a mount that writes.
+    pub(in crate::vault) fn new(current: &'a Current, records: &'a mut R) -> Self {
+        Self {
+            current,
+            records,
+            following: None,
+            is_raw: false,
+            changed: HashMap::new(),
+            doubt: None,
+            failure: None,
+        }
+    }
+
+    /// For one of a mount that only reads.
+    pub(in crate::vault) fn following(
+        current: &'a Current,
+        records: &'a mut R,
+        following: Following<'a>,
+    ) -> Self {
+        Self {
+            following: Some(following),
+            ..Self::new(current, records)
+        }
+    }
+
+    /// What it has changed, to be told to [`Current::commit`].
+    pub(in crate::vault) fn into_changed(self) -> Vec<Changed> {
+        self.changed.into_iter().collect()
+    }
+
+    fn compares(&self) -> bool {
+        !self.is_raw && self.current.is_on()
+    }
+
+    fn known(&self, place: &Place) -> Option<Mark> {
+        match self.changed.get(place) {
+            Some(changed) => *changed,
+            None => self.current.known(place),
+        }
+    }
+
+    fn doubt(&mut self, place: Place, why: &'static str) -> StoreError {
+        let doubt = Doubt { place, why };
+        let error = StoreError::from(&doubt);
+        self.doubt.get_or_insert(doubt);
+        error
+    }
+
+    fn compare_keyed(
+        &mut self,
+        place: Place,
+        found: Option<&KeyedRecord>,
+    ) -> Result<(), StoreError> {
+        if !self.compares() {
+            return Ok(());
+        }
+        let mark = found.map(|record| self.current.mark_of(&place, record));
+        self.compare(place, mark, found)
+    }
+
+    fn compare(
+        &mut self,
+        place: Place,
+        found: Option<Mark>,
+        record: Option<&KeyedRecord>,
+    ) -> Result<(), StoreError> {
+        let known = self.known(&place);
+        let why = match (known, found) {
+            (None, None) => return Ok(()),
+            (Some(known), Some(found)) if known.is(found) => return Ok(()),
+            _ if let Some(following) = self.following => {
+                return self.follow(following, place, (known, found), record);
+            }
+            (Some(_), None) => "is missing",
+            (None, Some(_)) => "was removed, and is there again",
+            (Some(_), Some(_)) => "is not the one that was stored last",
+        };
+        Err(self.doubt(place, why))
+    }
+
+    /// Takes up what the writer may have done, and nothing else.
+    fn follow(
+        &mut self,
+        following: Following<'a>,
+        place: Place,
+        (known, found): (Option<Mark>, Option<Mark>),
+        record: Option<&KeyedRecord>,
+    ) -> Result<(), StoreError> {
+        if let Place::Entry(directory, _) = place {
+            return self.count_names(following, directory);
+        }
+        // What the writer has removed is missed by whoever needs it.
+        let Some((found, record)) = found.zip(record) else {
+            return Ok(());
+        };
+        let why = match (place, known) {
+            (_, Some(known)) if found.age() < known.age() => {
+                "is older than what was read or counted before"
+            }
+            (_, Some(known)) if found.age() == known.age() => {
+                "is another than was read or counted before"
+            }
+            (Place::Node(id), None) if self.current.was_given_out(id) => {
+                "was removed, and is there again"
+            }
+            _ => {
+                // One that is not is refused when it is opened.
+                if (following.is_authentic)(&place, record) {
+                    self.current.take_up(&place, found, following.alone);
+                }
+                return Ok(());
+            }
+        };
+        Err(self.doubt(place, why))
+    }
+
+    /// A name is not the one that was counted: the writer has changed the directory, or somebody else
+    /// has. Counting its names tells.
+    fn count_names(
+        &mut self,
+        following: Following<'a>,
+        directory: NodeId,
+    ) -> Result<(), StoreError> {
+        let Some(record) = self.node(directory)? else {
+            return Ok(());
+        };
+        let mut raw = Checked {
+            is_raw: true,
+            ..Checked::new(self.current, &mut *self.records)
+        };
+        (following.count_names)(&mut raw, directory, &record).map_err(|error| {
+            let told = StoreError::new(StoreErrorKind::Corrupt, &error);
+            self.failure.get_or_insert(error);
+            told
+        })
+    }
+
+    fn note(&mut self, place: Place, mark: Option<Mark>) {
+        if !self.current.is_off() {
+            self.changed.insert(place, mark);
+        }
+    }
+
+    fn note_keyed(&mut self, place: Place, record: &KeyedRecord) {
+        let mark = self.current.mark_of(&place, record);
+        self.note(place, Some(mark));
+    }
+
+    /// Whether a record that is to be exchanged is the one that was stored last; not if another has its
+    /// place by now.
+    ///
+    /// # Errors
+    /// When it is in its place, and should not be.
+    fn may_exchange(&mut self, place: Place, old: &KeyedRecord) -> Result<bool, StoreError> {
+        if !self.compares() {
+            return Ok(true);
+        }
+        let mark = self.current.mark_of(&place, old);
+        if self.known(&place).is_some_and(|known| known.is(mark)) {
+            return Ok(true);
+        }
+        let stored = match place {
+            Place::Node(id) => self.records.node(id)?,
+            Place::Version(node, version) => self.records.version(node, version)?,
+            Place::Entry(..) => None,
+        };
+        match stored.as_ref() == Some(old) {
+            true => Err(self.doubt(place, "is not the one that was stored last")),
+            false => Ok(false),
+        }
+    }
+}
+
+impl<R: Read + ?Sized> Read for Checked<'_, R> {
+    fn header(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.records.header()
+    }
+
+    fn keyring(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.records.keyring()
+    }
+
+    fn state(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.records.state()
+    }
+
+    fn node(&mut self, id: NodeId) -> Result<Option<KeyedRecord>, StoreError> {
+        let found = self.records.node(id)?;
+        self.compare_keyed(Place::Node(id), found.as_ref())?;
+        Ok(found)
+    }
+
+    fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.records.entry(directory, tag)?;
+        if self.compares() {
+            let mark = found
+                .as_ref()
+                .map(|value| self.current.mark_of_entry(value));
+            self.compare(Place::Entry(directory, *tag), mark, None)?;
+        }
+        Ok(found)
+    }
+
+    fn entries(
+        &mut self,
+        directory: NodeId,
+        after: Option<&NameTag>,
+        limit: usize,
+    ) -> Result<Vec<EntryRow>, StoreError> {
+        let rows = self.records.entries(directory, after, limit)?;
+        if !self.compares() {
+            return Ok(rows);
+        }
+        for row in &rows {
+            let place = Place::Entry(directory, row.tag);
+            let mark = self.current.mark_of_entry(&row.value);
+            if self.known(&place).is_some_and(|known| known.is(mark)) {
+                continue;
+            }
+            self.compare(place, Some(mark), None)?;
+            if self.following.is_some() {
+                // All of them were counted.
+                break;
+            }
+        }
+        Ok(rows)
+    }
+
+    fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError> {
+        let found = self.records.version(node, version)?;
+        self.compare_keyed(Place::Version(node, version), found.as_ref())?;
+        Ok(found)
+    }
+
+    fn version_and_first_chunk(
+        &mut self,
+        node: NodeId,
+        version: u64,
+    ) -> Result<Option<(KeyedRecord, Option<Vec<u8>>)>, StoreError> {
+        let found = self.records.version_and_first_chunk(node, version)?;
+        let record = found.as_ref().map(|(record, _)| record);
+        self.compare_keyed(Place::Version(node, version), record)?;
+        Ok(found)
+    }
+
+    fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError> {
+        self.records.versions_of(node)
+    }
+
+    fn with_chunk(
+        &mut self,
+        key: ChunkKey,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Result<bool, StoreError> {
+        self.records.with_chunk(key, take)
+    }
+
+    fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError> {
+        self.records.chunk_copies(key)
+    }
+
+    fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError> {
+        self.records.orphans(after, limit)
+    }
+
+    fn events(&mut self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
+        self.records.events(from, limit)
+    }
+
+    fn scan_nodes(
+        &mut self,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError> {
+        self.records.scan_nodes(after, limit)
+    }
+
+    fn scan_versions(
+        &mut self,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError> {
+        self.records.scan_versions(after, limit)
+    }
+
+    fn scan_entries(
+        &mut self,
+        after: Option<(NodeId, &NameTag)>,
+        limit: usize,
+    ) -> Result<Vec<EntryRow>, StoreError> {
+        self.records.scan_entries(after, limit)
+    }
+
+    fn scan_chunk_keys(
+        &mut self,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError> {
+        self.records.scan_chunk_keys(after, limit)
+    }
+
+    fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError> {
+        self.records.keys_under(generation)
+    }
+
+    fn nodes_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<NodeId>, StoreError> {
+        self.records.nodes_not_under(generation, after, limit)
+    }
+
+    fn node_records_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<NodeId>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError> {
+        self.records
+            .node_records_not_under(generation, after, limit)
+    }
+
+    fn versions_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<(NodeId, u64)>, StoreError> {
+        self.records.versions_not_under(generation, after, limit)
+    }
+
+    fn version_records_not_under(
+        &mut self,
+        generation: u64,
+        after: Option<(NodeId, u64)>,
+        limit: usize,
+    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError> {
+        self.records
+            .version_records_not_under(generation, after, limit)
+    }
+}
+
+impl<W: Write + ?Sized> Write for Checked<'_, W> {
+    fn put_header(&mut self, value: &[u8]) -> Result<(), StoreError> {
+        self.records.put_header(value)
+    }
+
+    fn put_keyring(&mut self, value: &[u8]) -> Result<(), StoreError> {
+        self.records.put_keyring(value)
+    }
+
+    fn put_state(&mut self, value: &[u8]) -> Result<(), StoreError> {
+        self.records.put_state(value)
+    }
+
+    fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), StoreError> {
+        self.records.put_node(id, record)?;
+        self.note_keyed(Place::Node(id), record);
+        Ok(())
+    }
+
+    fn delete_node(&mut self, id: NodeId) -> Result<(), StoreError> {
+        self.records.delete_node(id)?;
+        self.note(Place::Node(id), None);
+        Ok(())
+    }
+
+    fn put_entry(
+        &mut self,
+        directory: NodeId,
+        tag: &NameTag,
+        value: &[u8],
+    ) -> Result<(), StoreError> {
+        self.records.put_entry(directory, tag, value)?;
+        let mark = self.current.mark_of_entry(value);
+        self.note(Place::Entry(directory, *tag), Some(mark));
+        Ok(())
+    }
+
+    fn delete_entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<(), StoreError> {
+        self.records.delete_entry(directory, tag)?;
+        self.note(Place::Entry(directory, *tag), None);
+        Ok(())
+    }
+
+    fn insert_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.records.insert_version(node, version, record, chunks)?;
+        self.note_keyed(Place::Version(node, version), record);
+        Ok(())
+    }
+
+    fn rewrap_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+    ) -> Result<(), StoreError> {
+        self.records.rewrap_version(node, version, record)?;
+        self.note_keyed(Place::Version(node, version), record);
+        Ok(())
+    }
+
+    fn exchange_node(
+        &mut self,
+        id: NodeId,
+        old: &KeyedRecord,
+        new: &KeyedRecord,
+    ) -> Result<bool, StoreError> {
+        let place = Place::Node(id);
+        let done = self.may_exchange(place, old)? && self.records.exchange_node(id, old, new)?;
+        if done {
+            self.note_keyed(place, new);
+        }
+        Ok(done)
+    }
+
+    fn exchange_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        old: &KeyedRecord,
+        new: &KeyedRecord,
+    ) -> Result<bool, StoreError> {
+        let place = Place::Version(node, version);
+        let done = self.may_exchange(place, old)?
+            && self.records.exchange_version(node, version, old, new)?;
+        if done {
+            self.note_keyed(place, new);
+        }
+        Ok(done)
+    }
+
+    fn replace_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.records
+            .replace_version(node, version, record, chunks)?;
+        self.note_keyed(Place::Version(node, version), record);
+        Ok(())
+    }
+
+    fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
+        self.records.delete_version(node, version)?;
+        self.note(Place::Version(node, version), None);
+        Ok(())
+    }
+
+    fn delete_stray_chunks(&mut self) -> Result<u64, StoreError> {
+        self.records.delete_stray_chunks()
+    }
+
+    fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
+        self.records.put_orphan(id)
+    }
+
+    fn delete_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
+        self.records.delete_orphan(id)
+    }
+
+    fn insert_event(&mut self, sequence: u64, value: &[u8]) -> Result<(), StoreError> {
+        self.records.insert_event(sequence, value)
+    }
+}

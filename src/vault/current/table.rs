@@ -1,0 +1,213 @@
+//! A map from 64 bits to 64 bits that takes 17 to 20 bytes for each pair: open addressing with linear
+//! probing, in which whoever is farther from home comes first ("Robin Hood hashing", Celis, Larson and
+//! Munro, FOCS 1985), so that it may be filled to fifteen sixteenths.
+//!
+//! Keys must be hashes already: their highest bits say where they are at home.
+
+/// A pair. Key 0 marks a free place.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    key: u64,
+    mark: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    slots: Box<[Slot]>,
+    len: usize,
+}
+
+impl Table {
+    /// Has room for `count` pairs.
+    pub(super) fn with_room(count: usize) -> Self {
+        Self {
+            slots: vec![Slot::default(); places(count)].into_boxed_slice(),
+            len: 0,
+        }
+    }
+
+    /// Number of pairs.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes that the pairs take.
+    pub(super) fn bytes(&self) -> usize {
+        std::mem::size_of_val(&*self.slots)
+    }
+
+    pub(super) fn get(&self, key: u64) -> Option<u64> {
+        self.find(key).map(|at| self.slots[at].mark)
+    }
+
+    /// Puts a pair in, in the place of one with the same key.
+    pub(super) fn set(&mut self, key: u64, mark: u64) {
+        if let Some(at) = self.find(key) {
+            self.slots[at].mark = mark;
+            return;
+        }
+        if self.len + 1 > self.slots.len() - self.slots.len() / 16 {
+            self.resize(self.len + 1);
+        }
+        self.insert(Slot { key, mark });
+    }
+
+    /// Makes room for so many pairs in all.
+    pub(super) fn reserve(&mut self, count: usize) {
+        if places(count) > self.slots.len() {
+            self.resize(count);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: u64) {
+        let Some(mut at) = self.find(key) else { return };
+        // Those behind it that are not at home move up.
+        loop {
+            let next = (at + 1) % self.slots.len();
+            let slot = self.slots[next];
+            if slot.key == 0 || self.distance(next, slot.key) == 0 {
+                break;
+            }
+            self.slots[at] = slot;
+            at = next;
+        }
+        self.slots[at] = Slot::default();
+        self.len -= 1;
+        if self.slots.len() > 16 && self.len < self.slots.len() / 2 {
+            self.resize(self.len);
+        }
+    }
+
+    /// Keeps the pairs whose mark `keep` wants kept.
+    pub(super) fn retain(&mut self, keep: impl Fn(u64) -> bool) {
+        let kept = |slot: &&Slot| slot.key != 0 && keep(slot.mark);
+        let count = self.slots.iter().filter(kept).count();
+        if count == self.len {
+            return;
+        }
+        let mut table = Self::with_room(count);
+        for slot in self.slots.iter().filter(kept) {
+            table.insert(*slot);
+        }
+        *self = table;
+    }
+
+    fn resize(&mut self, count: usize) {
+        let mut table = Self::with_room(count);
+        for slot in self.slots.iter().filter(|slot| slot.key != 0) {
+            table.insert(*slot);
+        }
+        *self = table;
+    }
+
+    fn home(&self, key: u64) -> usize {
+        ((u128::from(key) * self.slots.len() as u128) >> 64) as usize
+    }
+
+    /// How far from its home a key is that stands at `at`.
+    fn distance(&self, at: usize, key: u64) -> usize {
+        let home = self.home(key);
+        match at >= home {
+            true => at - home,
+            false => at + self.slots.len() - home,
+        }
+    }
+
+    fn find(&self, key: u64) -> Option<usize> {
+        let places = self.slots.len();
+        let mut at = self.home(key);
+        for distance in 0..places {
+            let slot = self.slots[at];
+            if slot.key == key {
+                return Some(at);
+            }
+            // It would have come before this one.
+            if slot.key == 0 || self.distance(at, slot.key) < distance {
+                return None;
+            }
+            at = (at + 1) % places;
+        }
+        None
+    }
+
+    /// Puts in a pair whose key is not there; there must be room.
+    fn insert(&mut self, mut slot: Slot) {
+        let mut at = self.home(slot.key);
+        let mut distance = 0;
+        while self.slots[at].key != 0 {
+            let its = self.distance(at, self.slots[at].key);
+            if its < distance {
+                std::mem::swap(&mut slot, &mut self.slots[at]);
+                distance = its;
+            }
+            at = (at + 1) % self.slots.len();
+            distance += 1;
+        }
+        self.slots[at] = slot;
+        self.len += 1;
+    }
+}
+
+/// Places for `count` pairs: one more than pairs at the least, and five sixths of them taken.
+fn places(count: usize) -> usize {
+    match count {
+        0 => 0,
+        count => count + count / 5 + 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Few keys at home in few places, so that they meet.
+    fn spread(key: u8) -> u64 {
+        (u64::from(key % 8) << 61) | (u64::from(key) + 1)
+    }
+
+    proptest! {
+        #[test]
+        fn a_table_holds_what_a_map_holds(
+            deeds in proptest::collection::vec((any::<u8>(), any::<u64>(), 0..4u8), 1..600),
+        ) {
+            let (mut table, mut map) = (Table::default(), HashMap::new());
+            for (key, mark, deed) in deeds {
+                let key = spread(key);
+                match deed {
+                    0 => {
+                        table.remove(key);
+                        map.remove(&key);
+                    }
+                    1 if mark % 64 == 0 => {
+                        table.retain(|mark| mark % 2 == 0);
+                        map.retain(|_, mark| *mark % 2 == 0);
+                    }
+                    _ => {
+                        table.set(key, mark);
+                        map.insert(key, mark);
+                    }
+                }
+                prop_assert_eq!(table.len(), map.len());
+            }
+            for key in 0..=u8::MAX {
+                prop_assert_eq!(table.get(spread(key)), map.get(&spread(key)).copied());
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_never_takes_more_than_twenty_bytes() {
+        let mut table = Table::default();
+        let mut key = 1u64;
+        for count in 1..50_000usize {
+            key = key.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+            table.set(key, count as u64);
+            assert!(count < 100 || table.bytes() <= 20 * table.len(), "{count}");
+        }
+        assert_eq!(table.len(), 49_999);
+    }
+}

@@ -1,0 +1,624 @@
+//! A host never serves older than it has seen: whole vaults, or parts of them, that somebody puts back
+//! while they are not mounted, or while their mount is killed, are refused.
+
+mod support;
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::evil::{copy, database, execute};
+use support::process::{Place, Ran, Server, status, system, wait_for};
+
+/// The anchor is at most this far behind what was acknowledged.
+const BEHIND: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn unmount(place: &Place) -> String {
+    let point = place.point();
+    let ran = place.run(["umount".as_ref(), point.as_os_str()]);
+    ran.succeeded().stdout()
+}
+
+/// Writes one secret in a mount of its own.
+fn write_once(place: &Place, text: &str) {
+    place.mount(&[]).succeeded();
+    fs::write(place.point().join("secret"), text).expect("written");
+    unmount(place);
+}
+
+/// Puts the copy in the vault's place.
+fn put_back(place: &Place, kept: &Path) {
+    fs::remove_dir_all(place.vault()).expect("removed");
+    copy(kept, &place.vault());
+}
+
+fn keep(place: &Place) -> std::path::PathBuf {
+    let kept = place.path().join("kept");
+    copy(&place.vault(), &kept);
+    kept
+}
+
+/// A mount by a host that remembers elsewhere.
+fn mount_elsewhere(place: &Place, more: &[&str]) -> Ran {
+    let mut command = place.command();
+    command.env("SECRETFS_ANCHOR_DIR", place.path().join("other-host"));
+    command
+        .arg("mount")
+        .arg(place.vault())
+        .arg(place.point())
+        .args(more);
+    Ran(command.output().expect("the program runs"))
+}
+
+/// The commit that the anchor in `directory` knows.
+fn anchored(place: &Place, directory: &str) -> u64 {
+    let found = fs::read_dir(place.path().join(directory))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut files = found.map(|entry| entry.path());
+    let anchor = files.find(|path| path.extension().is_some_and(|e| e == "json"));
+    let text = anchor
+        .and_then(|path| fs::read_to_string(path).ok())
+        .unwrap_or_default();
+    let json = text
+        .rsplit_once("}\n")
+        .map_or(String::new(), |(json, _)| format!("{json}}}"));
+    let anchor: Value = serde_json::from_str(&json).unwrap_or_default();
+    anchor["commit_sequence"].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn a_host_that_only_reads_refuses_an_older_vault_than_it_has_seen() {
+    let place = Place::with_vault();
+    write_once(&place, "OLD");
+    let kept = keep(&place);
+    write_once(&place, "NEW");
+    for _ in 0..2 {
+        mount_elsewhere(&place, &["-oro"]).succeeded();
+        assert_eq!(
+            fs::read(place.point().join("secret")).expect("read"),
+            b"NEW"
+        );
+        unmount(&place);
+    }
+    put_back(&place, &kept);
+    for options in ["-oro", "-oro,require-anchor", "-orw"] {
+        mount_elsewhere(&place, &[options]).failed(6, "older than what this host has seen");
+        assert!(!place.is_mounted());
+    }
+}
+
+#[test]
+fn the_anchor_of_a_host_that_only_reads_rises_while_it_is_mounted() {
+    let place = Place::with_vault();
+    let kept = keep(&place);
+    mount_elsewhere(&place, &["-oro"]).succeeded();
+    let seen = anchored(&place, "other-host");
+    let writer = support::process::apart(&place, "w", "rw");
+    let written = support::process::root_of(&place, &writer, "w");
+    fs::write(written.join("secret"), "NEW").expect("written");
+    let commit = status(&written)["commit_sequence"]
+        .as_u64()
+        .expect("a commit");
+    assert!(commit > seen);
+    // Nobody reads anything meanwhile.
+    wait_for("the anchor", BEHIND, || {
+        anchored(&place, "other-host") >= commit
+    });
+    // Killed, it has done nothing at its end.
+    place
+        .daemons()
+        .into_iter()
+        .for_each(|pid| support::process::kill(pid, libc::SIGKILL));
+    system("umount", &["-l".as_ref(), place.point().as_os_str()]);
+    drop(writer);
+    put_back(&place, &kept);
+    mount_elsewhere(&place, &["-oro"]).failed(6, "older than what this host has seen");
+}
+
+#[test]
+fn what_an_idle_writer_acknowledged_before_it_is_killed_is_not_rolled_back_unnoticed() {
+    let place = Place::with_vault();
+    let kept = keep(&place);
+    let server = place.serve(&[]);
+    let secret = place.point().join("secret");
+    for text in ["one", "two", "three"] {
+        fs::write(&secret, text).expect("written");
+    }
+    let commit = status(&place.point())["commit_sequence"]
+        .as_u64()
+        .expect("a commit");
+    let begun = Instant::now();
+    wait_for("the anchor", BEHIND, || {
+        anchored(&place, "anchors") >= commit
+    });
+    println!("the anchor was behind for {:?}", begun.elapsed());
+    server.signal(libc::SIGKILL);
+    server.ended(PATIENCE);
+    system("umount", &["-l".as_ref(), place.point().as_os_str()]);
+    put_back(&place, &kept);
+    place
+        .mount(&[])
+        .failed(6, "older than what this host has seen");
+    place
+        .mount(&["-oro"])
+        .failed(6, "older than what this host has seen");
+}
+
+#[test]
+fn the_anchor_of_a_writer_that_is_never_idle_is_no_further_behind() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let secret = place.point().join("secret");
+    let mut samples = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < 2 * BEHIND {
+        for at in 0..20 {
+            fs::write(&secret, format!("value {at}")).expect("written");
+        }
+        let commit = status(&place.point())["commit_sequence"]
+            .as_u64()
+            .expect("a commit");
+        samples.push((Instant::now(), commit));
+        let anchored = anchored(&place, "anchors");
+        let due = samples.iter().rev().find(|(at, _)| at.elapsed() > BEHIND);
+        if let Some((_, commit)) = due {
+            assert!(anchored >= *commit, "{anchored} instead of {commit}");
+        }
+    }
+    assert!(samples.len() > 10);
+    unmount(&place);
+}
+
+#[test]
+fn status_says_what_the_anchor_knows_and_when_there_is_none() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let point = place.point();
+    let told = status(&point);
+    assert_eq!(told["anchored"], true);
+    assert_eq!(told["anchor"]["commit"], told["commit_sequence"]);
+    assert!(told["anchor"]["age_seconds"].as_u64().expect("an age") < 60);
+    assert_eq!(told["anchor"]["trouble"], Value::Null);
+    unmount(&place);
+
+    let with = |more: &[&str]| {
+        let mut command = place.command();
+        command.env("SECRETFS_ANCHOR_DIR", "/proc/nothing");
+        command
+            .arg("mount")
+            .arg(place.vault())
+            .arg(&point)
+            .args(more);
+        Ran(command.output().expect("the program runs"))
+    };
+    with(&[]).succeeded();
+    let told = status(&point);
+    assert_eq!(told["anchored"], false);
+    assert_eq!(told["anchor"]["commit"], Value::Null);
+    let trouble = told["anchor"]["trouble"].as_str().expect("a reason");
+    assert!(trouble.contains("/proc/nothing"), "{trouble}");
+    unmount(&place);
+}
+
+#[test]
+fn who_must_have_an_anchor_must_be_able_to_store_it() {
+    let place = Place::with_vault();
+    write_once(&place, "once");
+    // The same anchor, where nothing can be written.
+    let frozen = place.path().join("frozen");
+    fs::create_dir(&frozen).expect("made");
+    system(
+        "mount",
+        &[
+            "-t".as_ref(),
+            "tmpfs".as_ref(),
+            "none".as_ref(),
+            frozen.as_os_str(),
+        ],
+    );
+    system(
+        "cp",
+        &[
+            "-a".as_ref(),
+            place.path().join("anchors/.").as_os_str(),
+            frozen.as_os_str(),
+        ],
+    );
+    system(
+        "mount",
+        &["-o".as_ref(), "remount,ro".as_ref(), frozen.as_os_str()],
+    );
+    let mut refused = Vec::new();
+    for more in [&["-orequire-anchor"][..], &["-oro,require-anchor"]] {
+        let mut command = place.command();
+        command.env("SECRETFS_ANCHOR_DIR", &frozen);
+        command
+            .arg("mount")
+            .arg(place.vault())
+            .arg(place.point())
+            .args(more);
+        refused.push(Ran(command.output().expect("the program runs")));
+    }
+    system("umount", &[frozen.as_os_str()]);
+    for ran in refused {
+        ran.failed(1, "anchor");
+    }
+    assert!(!place.is_mounted());
+}
+
+#[test]
+fn a_host_that_remembers_nothing_can_be_told_how_far_the_vault_must_have_come() {
+    let place = Place::with_vault();
+    write_once(&place, "OLD");
+    let kept = keep(&place);
+    place.mount(&[]).succeeded();
+    fs::write(place.point().join("secret"), "NEW").expect("written");
+    let said = unmount(&place);
+    let commit: u64 = said
+        .trim()
+        .rsplit(' ')
+        .next()
+        .expect("a word")
+        .parse()
+        .expect("a number");
+    let by_status = place.run([
+        "status".as_ref(),
+        place.vault().as_os_str(),
+        "--json".as_ref(),
+    ]);
+    let by_status: Value = serde_json::from_str(&by_status.succeeded().stdout()).expect("JSON");
+    assert_eq!(
+        by_status["commit_sequence"].as_u64(),
+        Some(commit),
+        "{said}"
+    );
+
+    fs::remove_dir_all(place.path().join("anchors")).expect("removed");
+    let (right, more) = (
+        format!("-oro,min-commit={commit}"),
+        format!("-oro,min-commit={}", commit + 1),
+    );
+    place.mount(&[&right]).succeeded();
+    let said = unmount(&place);
+    assert!(said.ends_with(&format!(" {commit}\n")), "{said}");
+    place.mount(&[&more]).failed(6, "min-commit");
+    fs::remove_dir_all(place.path().join("anchors")).expect("removed");
+    put_back(&place, &kept);
+    place.mount(&[&right]).failed(6, "min-commit");
+    let rw = format!("-omin-commit={commit}");
+    place.mount(&[&rw]).failed(6, "min-commit");
+    // Without it, nobody can tell.
+    place.mount(&["-oro"]).succeeded();
+}
+
+/// A vault of some thousand records, of which one secret is as it was before.
+fn large_with_an_older_part() -> Place {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let point = place.point();
+    for at in 0..1200 {
+        fs::write(point.join(format!("{at}")), "a secret").expect("written");
+    }
+    fs::write(point.join("secret"), "OLD").expect("written");
+    unmount(&place);
+    let kept = keep(&place);
+    write_once(&place, "NEW");
+    let attached = kept.join("vault.db");
+    execute(
+        &place,
+        &format!(
+            "ATTACH '{}' AS old;
+             DELETE FROM main.chunk WHERE node = (SELECT max(id) FROM main.node);
+             DELETE FROM main.version WHERE node = (SELECT max(id) FROM main.node);
+             INSERT OR REPLACE INTO main.node SELECT * FROM old.node
+                 WHERE id = (SELECT max(id) FROM old.node);
+             INSERT OR REPLACE INTO main.version SELECT * FROM old.version
+                 WHERE node = (SELECT max(id) FROM old.node);
+             INSERT OR REPLACE INTO main.chunk SELECT * FROM old.chunk
+                 WHERE node = (SELECT max(id) FROM old.node);",
+            attached.display()
+        ),
+    );
+    let records: i64 = database(&place)
+        .query_row(
+            "SELECT (SELECT count(*) FROM node) + (SELECT count(*) FROM version)",
+            [],
+            |row| row.get(0),
+        )
+        .expect("counted");
+    assert!(records > 2000);
+    place
+}
+
+#[test]
+fn a_vault_of_which_part_is_older_is_not_mounted_however_large_it_is() {
+    let place = large_with_an_older_part();
+    for mode in ["-orw", "-oro"] {
+        place
+            .mount(&[mode])
+            .failed(6, "replayed, inserted or deleted");
+        assert!(!place.is_mounted());
+    }
+}
+
+#[test]
+fn who_uses_a_mount_before_its_vault_was_counted_waits_and_is_served_nothing_older() {
+    let place = large_with_an_older_part();
+    for mode in ["-orw,verify-within=0", "-oro,verify-within=0"] {
+        let ran = place.mount(&[mode]);
+        // It may have been quicker than that.
+        if !ran.0.status.success() {
+            ran.failed(6, "replayed, inserted or deleted");
+            continue;
+        }
+        let point = place.point();
+        let error = fs::read(point.join("secret")).expect_err("it is older");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        let error = fs::write(point.join("new"), "x").expect_err("nothing is acknowledged");
+        assert!(
+            matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS)),
+            "{error}"
+        );
+        let told = status(&point);
+        assert_eq!(told["state"], "condemned");
+        assert!(
+            told["integrity"]
+                .as_str()
+                .expect("text")
+                .starts_with("failed: "),
+            "{told}"
+        );
+        place.run(["umount".as_ref(), point.as_os_str()]);
+        wait_for("the end of the mount", PATIENCE, || {
+            place.daemons().is_empty()
+        });
+    }
+}
+
+#[test]
+fn counting_in_the_background_is_for_who_asks_for_it_and_is_told() {
+    let place = large_with_an_older_part();
+    place.mount(&["-oro,verify=background"]).succeeded();
+    let point = place.point();
+    assert_eq!(status(&point)["verify"], "background");
+    wait_for("the end of the count", PATIENCE, || {
+        status(&point)["state"] == "condemned"
+    });
+    let error = fs::read(point.join("secret")).expect_err("it is older");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn integrity_is_told_with_the_commit_and_the_time_of_the_count() {
+    let place = Place::with_vault();
+    write_once(&place, "once");
+    let begun = secretfs::vault::Timestamp::now().seconds;
+    place.mount(&["-oro"]).succeeded();
+    let told = status(&place.point());
+    assert_eq!(told["integrity"], "verified");
+    assert_eq!(told["integrity_commit"], told["commit_sequence"]);
+    let since = told["integrity_since"].as_i64().expect("a time");
+    assert!((begun..begun + 60).contains(&since));
+    assert_eq!(told["verify"], "before");
+    assert_eq!(told["findings"]["count"], 0);
+}
+
+/// A mount that tells systemd, and what it tells.
+fn told_systemd(place: &Place, options: &str) -> (Server, UnixDatagram) {
+    let path = place.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("bound");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut command = place.command();
+    command.env("NOTIFY_SOCKET", &path);
+    command
+        .arg("mount")
+        .arg(place.vault())
+        .arg(place.point())
+        .args(["-f", options]);
+    (Server::start(command), socket)
+}
+
+#[test]
+fn a_vault_that_goes_back_under_a_read_only_mount_condemns_it_and_systemd_is_told() {
+    let place = Place::with_vault();
+    write_once(&place, "OLD");
+    let kept = keep(&place);
+    write_once(&place, "NEW");
+    let (_server, socket) = told_systemd(&place, "-oro");
+    let point = place.point();
+    assert_eq!(fs::read(point.join("secret")).expect("read"), b"NEW");
+    let tables = [
+        "header", "keyring", "state", "node", "entry", "version", "chunk", "orphan", "event",
+    ];
+    let replace = tables.map(|table| {
+        format!("DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM old.{table};")
+    });
+    let old = kept.join("vault.db");
+    execute(
+        &place,
+        &format!(
+            "ATTACH '{}' AS old; BEGIN; {} COMMIT;",
+            old.display(),
+            replace.concat()
+        ),
+    );
+    let mut buffer = [0; 4096];
+    loop {
+        let length = socket.recv(&mut buffer).expect("systemd is told");
+        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if said.contains("STATUS=integrity failure") {
+            break;
+        }
+    }
+    let told = status(&point);
+    assert_eq!(told["state"], "condemned", "{told}");
+    assert!(
+        told["integrity"]
+            .as_str()
+            .expect("text")
+            .contains("put back"),
+        "{told}"
+    );
+    let error = fs::read(point.join("secret")).expect_err("it is older");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_removed_secret_whose_place_in_the_list_of_left_overs_is_deleted_is_found_and_goes() {
+    let place = Place::with_vault();
+    let server = place.serve(&[]);
+    let point = place.point();
+    fs::write(point.join("removed"), "a removed secret").expect("written");
+    let open = fs::File::open(point.join("removed")).expect("opened");
+    fs::remove_file(point.join("removed")).expect("removed");
+    fs::File::open(&point)
+        .expect("opened")
+        .sync_all()
+        .expect("synced");
+    server.signal(libc::SIGKILL);
+    server.ended(PATIENCE);
+    drop(open);
+    system("umount", &["-l".as_ref(), point.as_os_str()]);
+    let nodes = || -> i64 {
+        database(&place)
+            .query_row("SELECT count(*) FROM node", [], |row| row.get(0))
+            .expect("counted")
+    };
+    assert_eq!(nodes(), 3);
+    execute(&place, "DELETE FROM orphan");
+    place.mount(&["-overify-every=1s"]).succeeded();
+    wait_for("its end", PATIENCE, || nodes() == 2);
+    let told = status(&point);
+    assert!(
+        told["integrity"]
+            .as_str()
+            .expect("text")
+            .contains("taken off"),
+        "{told}"
+    );
+    unmount(&place);
+    let audit = place.run([
+        "audit".as_ref(),
+        place.vault().as_os_str(),
+        "--json".as_ref(),
+    ]);
+    assert!(
+        audit.stdout().contains("tampering-found"),
+        "{}",
+        audit.stdout()
+    );
+}
+
+/// The rows of one node as they were in `kept`.
+fn node_as_it_was(place: &Place, kept: &Path, id: u64) {
+    let rows = |table: &str, key: &str| {
+        format!(
+            "DELETE FROM main.{table} WHERE {key} = {id}; \
+             INSERT INTO main.{table} SELECT * FROM old.{table} WHERE {key} = {id};"
+        )
+    };
+    let rows = [
+        rows("node", "id"),
+        rows("version", "node"),
+        rows("chunk", "node"),
+    ]
+    .concat();
+    let old = kept.join("vault.db");
+    execute(
+        place,
+        &format!("ATTACH '{}' AS old; BEGIN; {rows} COMMIT;", old.display()),
+    );
+}
+
+#[test]
+fn what_was_found_under_a_mount_stays_in_status_and_goes_into_the_history_when_there_is_one_to_write()
+ {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        write_once(&place, "OLD");
+        let kept = keep(&place);
+        write_once(&place, "NEW");
+        let whole = place.path().join("whole");
+        copy(&place.vault(), &whole);
+        place.mount(&["-o", mode]).succeeded();
+        let secret = place.point().join("secret");
+        node_as_it_was(&place, &kept, 2);
+        let error = fs::read(&secret).expect_err("it is older");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}");
+        node_as_it_was(&place, &whole, 2);
+        assert_eq!(
+            fs::read(&secret).expect("it is right again"),
+            b"NEW",
+            "{mode}"
+        );
+        let told = status(&place.point());
+        let integrity = told["integrity"].as_str().expect("text");
+        assert!(
+            integrity.starts_with("failed: node 2 "),
+            "{mode}: {integrity}"
+        );
+        assert!(
+            told["findings"]["count"].as_u64().expect("a number") >= 1,
+            "{mode}"
+        );
+        assert!(
+            told["findings"]["listed"][0]["at"].as_i64().is_some(),
+            "{mode}"
+        );
+        let audit = || {
+            let ran = place.run([
+                "audit".as_ref(),
+                place.vault().as_os_str(),
+                "--json".as_ref(),
+            ]);
+            ran.succeeded().stdout()
+        };
+        let found = || audit().contains("tampering-found");
+        match mode {
+            "rw" => wait_for("the history", PATIENCE, found),
+            _ => assert!(!found()),
+        }
+        unmount(&place);
+        assert_eq!(found(), mode == "rw");
+        place
+            .run(["check".as_ref(), place.vault().as_os_str()])
+            .succeeded();
+    }
+}
+
+#[test]
+fn what_is_put_in_by_writing_pages_is_not_served() {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        write_once(&place, "OLD");
+        // All in the database, and of the same pages.
+        let old = fs::read(place.vault().join("vault.db")).expect("read");
+        write_once(&place, "NEW");
+        place.mount(&["-o", mode]).succeeded();
+        let file = fs::File::options()
+            .write(true)
+            .open(place.vault().join("vault.db"))
+            .expect("opened");
+        std::os::unix::fs::FileExt::write_all_at(&file, &old, 0).expect("written");
+        match fs::read(place.point().join("secret")) {
+            // From the pages that the mount has read before.
+            Ok(read) => assert_eq!(read, b"NEW", "{mode}"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}"),
+        }
+        // Caches go.
+        for _ in 0..3 {
+            execute(&place, "PRAGMA wal_checkpoint");
+            match fs::read(place.point().join("secret")) {
+                Ok(read) => assert_eq!(read, b"NEW", "{mode}"),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}"),
+            }
+        }
+        place.run(["umount".as_ref(), place.point().as_os_str()]);
+        wait_for("the end of the mount", PATIENCE, || !place.is_mounted());
+    }
+}
