@@ -47,6 +47,8 @@ pub struct Summary {
     pub last_event: Option<Event>,
     /// Whether this host remembers the vault.
     pub anchored: bool,
+    /// What makes the vault less secret than it could be, in words for people.
+    pub warnings: Vec<String>,
 }
 
 /// A master key generation.
@@ -76,6 +78,16 @@ pub struct WrapSummary {
 }
 
 impl Vault {
+    fn warnings(&self, body: &crate::keyring::Body) -> Vec<String> {
+        let wraps = body.generations.iter().flat_map(|g| &g.wraps);
+        let uris = wraps.map(|wrap| wrap.uri.as_str());
+        match self.kms.local() {
+            Ok(local) => super::same_disk::warnings(local, self.path(), uris),
+            // There is no place for keys on this host.
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// What can be told of it.
     pub fn summary(&self) -> Summary {
         use crate::keyring::GenerationState;
@@ -134,6 +146,7 @@ impl Vault {
             events: body.history.length,
             last_event: chronicle.last.clone(),
             anchored: self.anchored,
+            warnings: self.warnings(body),
         }
     }
 }
