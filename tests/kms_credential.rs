@@ -69,6 +69,18 @@ fn a_vault_is_mounted_and_rotated_with_a_key_that_is_a_credential_alone() {
 }
 
 #[test]
+fn a_mount_that_would_hide_the_credentials_of_its_unit_is_refused() {
+    let place = Place::with_vault();
+    let content = fs::read(file_of_key(&place)).expect("read");
+    let directory = credentials(&place, &content);
+    let (vault, over) = (place.vault(), place.point().join("unit"));
+    fs::rename(&directory, &over).expect("moved");
+    let point = place.point();
+    let mount = ["mount".as_ref(), vault.as_os_str(), point.as_os_str()];
+    within(&place, &over, &mount).failed(1, "lies under the mount point");
+}
+
+#[test]
 fn a_vault_is_made_under_a_credential_and_no_key_is_made() {
     let place = Place::new();
     local_kms(&place).ensure("default").expect("a key");
