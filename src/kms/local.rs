@@ -9,12 +9,12 @@
 //! Must never show key material in an error, a log line or a `Debug` form, replace a key that
 //! somebody else created, or use a directory that other users can read.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 mod credential;
 mod dir;
+mod place;
 mod record;
 mod seal;
 mod service;
@@ -63,24 +63,8 @@ impl LocalKms {
     /// # Errors
     /// `Configuration`, if neither settings nor environment say where keys are kept.
     pub fn new(settings: &KmsSettings) -> Result<Self, KmsError> {
-        let dir = match &settings.local_dir {
-            Some(dir) => dir.clone(),
-            None => default_dir(nix::unistd::geteuid().is_root(), |name| {
-                std::env::var_os(name)
-            })?,
-        };
-        // Absolute at once: a daemon changes its working directory.
-        let dir = std::path::absolute(&dir).map_err(|e| {
-            fail(
-                KmsErrorKind::Configuration,
-                format!(
-                    "the local KMS's directory {} has no absolute path: {e}",
-                    dir.display()
-                ),
-            )
-        })?;
         Ok(Self {
-            dir,
+            dir: place::of(settings)?,
             credentials: Credentials::named(std::env::var_os(CREDENTIALS_VARIABLE))?,
             lock_wait: settings.total_timeout,
         })
@@ -334,33 +318,6 @@ impl LocalKms {
             ),
         )
     }
-}
-
-fn default_dir(
-    root: bool,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<PathBuf, KmsError> {
-    let path = |name| {
-        variable(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    if let Some(dir) = path(DIR_VARIABLE) {
-        return Ok(dir);
-    }
-    if root {
-        return Ok(PathBuf::from("/var/lib/secretfs/kms"));
-    }
-    // The XDG specification has relative paths ignored.
-    let data = path("XDG_DATA_HOME").filter(|dir| dir.is_absolute());
-    data.or_else(|| path("HOME").map(|home| home.join(".local/share")))
-        .map(|data| data.join("secretfs/kms"))
-        .ok_or_else(|| {
-            fail(
-                KmsErrorKind::Configuration,
-                format!("cannot tell where the local KMS keeps its keys: HOME is not set; set {DIR_VARIABLE} to a directory"),
-            )
-        })
 }
 
 fn check_name(name: &str) -> Result<(), KmsError> {

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::sync::Barrier;
 
+use super::place::default_dir;
 use super::*;
 use crate::kms::{EncryptionContext, KeyService as _, KeyState, Wrapped};
 
