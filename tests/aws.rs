@@ -259,7 +259,7 @@ fn a_hung_or_absent_kms_ends_within_the_bound() {
     }
     let nobody = environment(place.path(), &format!("http://{}", free_address()));
     command(&place, "mount", &nobody, &[]).failed(5, "127.0.0.1");
-    let nowhere = environment(place.path(), "http://kms.invalid:1");
+    let nowhere = environment(place.path(), "https://kms.invalid:1");
     command(&place, "mount", &nowhere, &[]).failed(5, "kms.invalid");
     let nonsense = environment(place.path(), "not a url");
     let ran = command(&place, "mount", &nonsense, &[]);

@@ -272,7 +272,7 @@ fn connections_that_are_refused_reset_or_cut_off_are_unreachable() {
         &["connection was refused"],
         "refused",
     );
-    let outcome = caller("http://no-such-host.invalid").one(describe(KEY));
+    let outcome = caller("https://no-such-host.invalid").one(describe(KEY));
     failed(
         &outcome,
         "Unreachable",

@@ -312,3 +312,17 @@ fn who_may_look_into_a_program_sees_the_names_that_it_has_open() {
     drop(open);
     unmount(&place);
 }
+
+#[test]
+fn the_file_of_a_local_key_and_the_vault_together_open_everything() {
+    let place = with_secrets(&[("password", b"s3cret")]);
+    // An image of the one disk on which both lie, on the machine of somebody else.
+    let image = Place::new();
+    for name in ["v", "kms"] {
+        copy(&place.path().join(name), &image.path().join(name));
+    }
+    image.mount(&[]).succeeded();
+    let password = image.point().join("password");
+    assert_eq!(fs::read(password).expect("read"), b"s3cret");
+    unmount(&image);
+}

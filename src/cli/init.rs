@@ -17,7 +17,8 @@ use super::output;
 /// Either a whole vault is made or nothing, and an existing one is never touched.
 ///
 /// The keys of the local KMS are as precious as the vault: without them it cannot be opened. Back
-/// them up, apart from it.
+/// them up, apart from it. Where a systemd unit has the credential secretfs.NAME.key, that is the key
+/// local-kms://NAME, and none is made.
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
     /// The vault's directory; it must not exist, or be empty
@@ -69,6 +70,9 @@ impl Init {
                 "a new local key was made in {}: whoever has it and the vault can read all secrets, and without it they are lost; back it up, apart from the vault\n",
                 key.display()
             ));
+        }
+        for warning in &created.warnings {
+            text.push_str(&format!("warning: {warning}\n"));
         }
         output::print(&text)
     }

@@ -245,6 +245,7 @@ impl Settings {
             "kms-key" => self.kms_keys.push(raw.key_uri()?),
             "kms-timeout" => self.set_kms_timeout(raw.duration()?),
             "local-kms-dir" => self.kms.local_dir = Some(raw.path()?),
+            "insecure-kms-endpoint" => self.kms.insecure_endpoint = raw.switch()?,
             "anchor-dir" => self.anchor_dir = Some(raw.path()?),
             "vault-id" => self.vault_id = Some(raw.vault_id()?),
             "require-anchor" => self.require_anchor = raw.switch()?,

@@ -244,6 +244,11 @@ pub const SETTINGS: &[Setting] = &[
         "DIR",
         "Where the local KMS keeps its keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others",
     ),
+    switch(
+        "insecure-kms-endpoint",
+        Scope::Vault,
+        "Call AWS KMS over http:// also where the endpoint is not on this machine, and through a proxy that HTTP_PROXY names: whoever is on the way sees the master key. Such an endpoint is refused by default",
+    ),
     value(
         "anchor-dir",
         Kind::Path,

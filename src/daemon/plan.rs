@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Settings};
+use crate::kms::local::CREDENTIALS_VARIABLE;
 use crate::vault;
 
 use super::error::{Class, Error};
@@ -242,6 +243,10 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
                 ),
             ));
         }
+    }
+    if let Some(credentials) = std::env::var_os(CREDENTIALS_VARIABLE).filter(|d| !d.is_empty()) {
+        let directory = vault::real_path(Path::new(&credentials));
+        refuse_under(point, "the directory of the unit's credentials", &directory)?;
     }
     for file in credentials_files() {
         refuse_under(point, "the credentials file", &vault::real_path(&file))?;

@@ -18,6 +18,7 @@ use aws_sdk_kms::types::{KeyMetadata, KeySpec, KeyState as AwsKeyState, KeyUsage
 use zeroize::Zeroizing;
 
 mod credentials;
+mod endpoint;
 mod errors;
 mod session;
 mod worker;

@@ -4,18 +4,23 @@
 //! before deletion; a wrap is bound to an encryption context. A key's file is read anew at every
 //! call, so that a change of state takes effect at once.
 //!
+//! Where systemd hands a key over as a credential, that is used, and not what is in the directory.
+//!
 //! Must never show key material in an error, a log line or a `Debug` form, replace a key that
 //! somebody else created, or use a directory that other users can read.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod credential;
 mod dir;
+mod place;
 mod record;
 mod seal;
 mod service;
 
+pub use credential::CREDENTIALS_VARIABLE;
+use credential::Credentials;
 use dir::{Created, DirLock, KeyDir};
 pub use record::LocalState;
 use record::{MAX_VERSIONS, Material, Record};
@@ -31,6 +36,8 @@ pub const DIR_VARIABLE: &str = "SECRETFS_LOCAL_KMS_DIR";
 #[derive(Clone, Debug)]
 pub struct LocalKms {
     dir: PathBuf,
+    /// Where systemd may have put keys that come before those of the directory.
+    credentials: Option<Credentials>,
     /// Bound on waiting for another process that changes keys.
     lock_wait: Duration,
 }
@@ -51,29 +58,14 @@ pub struct LocalKeyInfo {
 }
 
 impl LocalKms {
-    /// Finds the directory; touches nothing.
+    /// Finds the directory, and that of a unit's credentials; touches nothing.
     ///
     /// # Errors
     /// `Configuration`, if neither settings nor environment say where keys are kept.
     pub fn new(settings: &KmsSettings) -> Result<Self, KmsError> {
-        let dir = match &settings.local_dir {
-            Some(dir) => dir.clone(),
-            None => default_dir(nix::unistd::geteuid().is_root(), |name| {
-                std::env::var_os(name)
-            })?,
-        };
-        // Absolute at once: a daemon changes its working directory.
-        let dir = std::path::absolute(&dir).map_err(|e| {
-            fail(
-                KmsErrorKind::Configuration,
-                format!(
-                    "the local KMS's directory {} has no absolute path: {e}",
-                    dir.display()
-                ),
-            )
-        })?;
         Ok(Self {
-            dir,
+            dir: place::of(settings)?,
+            credentials: Credentials::named(std::env::var_os(CREDENTIALS_VARIABLE))?,
             lock_wait: settings.total_timeout,
         })
     }
@@ -83,12 +75,26 @@ impl LocalKms {
         &self.dir
     }
 
+    /// The directory in which the file of the key `name` is: the credentials' or the local KMS's;
+    /// `None` if it is in neither.
+    pub fn directory_of(&self, name: &str) -> Option<&Path> {
+        let credential = self.credentials.as_ref().map(|c| (c.path(), c.file(name)));
+        let own = (self.dir(), self.dir.join(dir::file_name(name)));
+        let mut places = credential.into_iter().chain([own]);
+        places
+            .find(|(_, file)| file.symlink_metadata().is_ok())
+            .map(|(directory, _)| directory)
+    }
+
     /// Creates the key `name` unless it exists, and the directory with it. Tells whether it did.
     ///
     /// # Errors
     /// Classified; an existing key that cannot be read is an error, not a key.
     pub fn ensure(&self, name: &str) -> Result<bool, KmsError> {
         check_name(name)?;
+        if self.lent(name)?.is_some() {
+            return Ok(false);
+        }
         let dir = KeyDir::open_or_create(&self.dir)?;
         if self.live(&dir, name)?.is_some() {
             return Ok(false);
@@ -214,12 +220,23 @@ impl LocalKms {
         reason = "one bad key must not hide the others"
     )]
     pub fn list(&self) -> Result<Vec<(String, Result<LocalKeyInfo, KmsError>)>, KmsError> {
-        let Some(dir) = KeyDir::open(&self.dir)? else {
-            return Ok(Vec::new());
+        let dir = KeyDir::open(&self.dir)?;
+        let mut names = match &dir {
+            Some(dir) => dir.names()?,
+            None => Vec::new(),
         };
+        if let Some(credentials) = &self.credentials {
+            names.extend(credentials.names()?);
+        }
+        names.sort();
+        names.dedup();
         let mut keys = Vec::new();
-        for name in dir.names()? {
-            match self.live(&dir, &name) {
+        for name in names {
+            let found = match (self.lent(&name), &dir) {
+                (Ok(None), Some(dir)) => self.live(dir, &name),
+                (found, _) => found,
+            };
+            match found {
                 Ok(None) => {}
                 Ok(Some(record)) => keys.push((name, Ok(info(&record)))),
                 Err(e) => keys.push((name, Err(e))),
@@ -231,11 +248,26 @@ impl LocalKms {
     /// The key `name` as it is now.
     fn load(&self, name: &str) -> Result<Record, KmsError> {
         check_name(name)?;
+        if let Some(record) = self.lent(name)? {
+            return Ok(record);
+        }
         let record = match KeyDir::open(&self.dir)? {
             Some(dir) => self.live(&dir, name)?,
             None => None,
         };
         record.ok_or_else(|| self.not_found(name))
+    }
+
+    /// The key `name` as systemd handed it over; `None` if it did not. One that cannot be used is an
+    /// error: the one in the directory may be another.
+    fn lent(&self, name: &str) -> Result<Option<Record>, KmsError> {
+        let Some(credentials) = &self.credentials else {
+            return Ok(None);
+        };
+        match credentials.read(name)? {
+            Some(record) if expired(&record) => Err(credentials.expired(name)),
+            record => Ok(record),
+        }
     }
 
     /// The key `name` as it is now, erased first if its time has come.
@@ -261,6 +293,11 @@ impl LocalKms {
         change: impl FnOnce(&mut Record) -> Result<(), KmsError>,
     ) -> Result<(), KmsError> {
         check_name(name)?;
+        if let Some(credentials) = &self.credentials
+            && credentials.read(name)?.is_some()
+        {
+            return Err(credentials.read_only(name));
+        }
         let dir = KeyDir::open(&self.dir)?.ok_or_else(|| self.not_found(name))?;
         self.live(&dir, name)?;
         let lock: DirLock = dir.lock(self.lock_wait)?;
@@ -270,41 +307,17 @@ impl LocalKms {
     }
 
     fn not_found(&self, name: &str) -> KmsError {
+        let nor = self.credentials.as_ref().map_or_else(String::new, |c| {
+            format!(", nor the credential {}", c.file(name).display())
+        });
         fail(
             KmsErrorKind::NotFound,
             format!(
-                "there is no key local-kms://{name} in {}: it was never created there, or deleted; restore that directory from a backup, or set {DIR_VARIABLE} to where the key is",
+                "there is no key local-kms://{name} in {}{nor}: it was never created there, or deleted; restore that directory from a backup, or set {DIR_VARIABLE} to where the key is",
                 self.dir.display()
             ),
         )
     }
-}
-
-fn default_dir(
-    root: bool,
-    variable: impl Fn(&str) -> Option<OsString>,
-) -> Result<PathBuf, KmsError> {
-    let path = |name| {
-        variable(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    if let Some(dir) = path(DIR_VARIABLE) {
-        return Ok(dir);
-    }
-    if root {
-        return Ok(PathBuf::from("/var/lib/secretfs/kms"));
-    }
-    // The XDG specification has relative paths ignored.
-    let data = path("XDG_DATA_HOME").filter(|dir| dir.is_absolute());
-    data.or_else(|| path("HOME").map(|home| home.join(".local/share")))
-        .map(|data| data.join("secretfs/kms"))
-        .ok_or_else(|| {
-            fail(
-                KmsErrorKind::Configuration,
-                format!("cannot tell where the local KMS keeps its keys: HOME is not set; set {DIR_VARIABLE} to a directory"),
-            )
-        })
 }
 
 fn check_name(name: &str) -> Result<(), KmsError> {

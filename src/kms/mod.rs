@@ -91,6 +91,8 @@ pub struct KmsSettings {
     /// A shared credentials file in which alone AWS credentials are looked for; `None`: wherever
     /// AWS tools look.
     pub credentials_file: Option<std::path::PathBuf>,
+    /// Allow AWS KMS to be called without encryption also where it is not on this machine.
+    pub insecure_endpoint: bool,
 }
 
 impl Default for KmsSettings {
@@ -100,6 +102,7 @@ impl Default for KmsSettings {
             total_timeout: Duration::from_secs(6),
             local_dir: None,
             credentials_file: None,
+            insecure_endpoint: false,
         }
     }
 }

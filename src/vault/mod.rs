@@ -31,6 +31,7 @@ mod pieces;
 mod reading;
 mod repair;
 mod rotation;
+mod same_disk;
 mod state;
 mod summary;
 #[cfg(test)]

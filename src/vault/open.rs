@@ -51,6 +51,8 @@ pub struct Created {
     pub kms_keys: Vec<KeyUri>,
     /// Where keys of the local KMS had to be made.
     pub local_keys_created: Option<PathBuf>,
+    /// What makes the vault less secret than it could be, in words for people.
+    pub warnings: Vec<String>,
 }
 
 /// How a vault is opened.
@@ -199,6 +201,10 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
         vault_id: vault.to_string(),
         kms_keys: options.kms_keys.clone(),
         local_keys_created,
+        warnings: kms.local().map_or_else(
+            |_| Vec::new(),
+            |local| super::same_disk::warnings(local, &path, uris.iter().map(String::as_str)),
+        ),
     })
 }
 

@@ -50,6 +50,8 @@ pub struct Summary {
     pub anchored: bool,
     /// What it remembers.
     pub anchor: Option<AnchorSummary>,
+    /// What makes the vault less secret than it could be, in words for people.
+    pub warnings: Vec<String>,
 }
 
 /// A master key generation.
@@ -79,6 +81,16 @@ pub struct WrapSummary {
 }
 
 impl Vault {
+    fn warnings(&self, body: &crate::keyring::Body) -> Vec<String> {
+        let wraps = body.generations.iter().flat_map(|g| &g.wraps);
+        let uris = wraps.map(|wrap| wrap.uri.as_str());
+        match self.kms.local() {
+            Ok(local) => super::same_disk::warnings(local, self.path(), uris),
+            // There is no place for keys on this host.
+            Err(_) => Vec::new(),
+        }
+    }
+
     /// What can be told of it.
     pub fn summary(&self) -> Summary {
         use crate::keyring::GenerationState;
@@ -140,6 +152,7 @@ impl Vault {
                 .as_ref()
                 .is_some_and(|a| a.commit.is_some() && a.trouble.is_none()),
             anchor,
+            warnings: self.warnings(body),
         }
     }
 }

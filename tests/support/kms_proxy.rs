@@ -37,6 +37,8 @@ pub struct Seen {
     pub context: BTreeMap<String, String>,
     /// The region for which the request was signed.
     pub region: String,
+    /// All that it said.
+    pub body: Value,
 }
 
 struct State {
@@ -63,16 +65,21 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy before `upstream`, which forwards until it is told otherwise.
     pub fn before(upstream: SocketAddr) -> Self {
-        Self::start(Some(upstream), Answer::Forward)
+        Self::start(Ipv4Addr::LOCALHOST, Some(upstream), Answer::Forward)
+    }
+
+    /// The same, at an address that is not loopback.
+    pub fn at(address: Ipv4Addr, upstream: SocketAddr) -> Self {
+        Self::start(address, Some(upstream), Answer::Forward)
     }
 
     /// A proxy before nothing, which always gives `answer`.
     pub fn always(answer: Answer) -> Self {
-        Self::start(None, answer)
+        Self::start(Ipv4Addr::LOCALHOST, None, answer)
     }
 
-    fn start(upstream: Option<SocketAddr>, always: Answer) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    fn start(at: Ipv4Addr, upstream: Option<SocketAddr>, always: Answer) -> Self {
+        let listener = TcpListener::bind((at, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let state = State {
             always,
@@ -255,6 +262,7 @@ fn seen(head: &str, body: &[u8]) -> Seen {
             .map(|(k, v)| (k, v.as_str().unwrap_or_default().to_owned()))
             .collect(),
         region: scope.split('/').nth(2).unwrap_or_default().to_owned(),
+        body: json,
     }
 }
 

@@ -66,6 +66,7 @@ impl Place {
             }
         }
         command
+            .env_remove("CREDENTIALS_DIRECTORY")
             .env("SECRETFS_LOCAL_KMS_DIR", self.path().join("kms"))
             .env("SECRETFS_ANCHOR_DIR", self.path().join("anchors"))
             .env("XDG_CONFIG_HOME", self.path().join("config"))

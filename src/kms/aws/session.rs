@@ -20,6 +20,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use super::credentials::{self, HeldCredentials};
+use super::endpoint::Endpoint;
 use super::errors::Call;
 use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
 
@@ -38,7 +39,7 @@ pub(super) struct Session {
 
 impl Session {
     /// Reads the configuration; calls nothing but, where neither `region` nor the configuration
-    /// names a region, the instance metadata service.
+    /// names a region, the instance metadata service. Refuses an endpoint that is not to be called.
     pub(super) async fn load(
         call: &Call,
         region: Option<&str>,
@@ -79,14 +80,17 @@ impl Session {
             )
             .load()
             .await;
-        let place = match endpoint() {
-            Some(endpoint) => format!("{endpoint} (region {region})"),
-            None => format!("AWS KMS in {region}"),
-        };
+        let endpoint = Endpoint::judged(call, &config, settings)?;
+        endpoint.tell_log();
+        let mut kms = aws_sdk_kms::config::Builder::from(&config);
+        kms.set_endpoint_url(endpoint.url());
+        if let Some(http) = endpoint.http_client() {
+            kms.set_http_client(Some(http));
+        }
         Ok(Self {
-            client: Client::new(&config),
+            client: Client::from_conf(kms.build()),
             credentials,
-            place,
+            place: endpoint.place(region.as_ref()),
         })
     }
 }
@@ -95,16 +99,6 @@ impl Session {
 pub(super) fn is_region(region: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !region.is_empty() && region.len() <= 63 && region.chars().all(plain)
-}
-
-/// The endpoint that the environment names, without any user name and password in it.
-fn endpoint() -> Option<String> {
-    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let url = set("AWS_ENDPOINT_URL_KMS").or_else(|| set("AWS_ENDPOINT_URL"))?;
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", &url));
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    Some(super::errors::tidy(&format!("{scheme}://{host}")))
 }
 
 /// A client that trusts `AWS_CA_BUNDLE` alone, as other AWS tools do; `None` where it is not set.

@@ -23,7 +23,8 @@ use crate::kms::{KmsError, KmsErrorKind};
 
 const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".tmp-";
-const SUFFIX: &str = ".key";
+/// What the name of a key's file ends with.
+pub(super) const SUFFIX: &str = ".key";
 
 /// The directory, opened and found to be the caller's alone.
 pub(super) struct KeyDir {
@@ -44,20 +45,8 @@ pub(super) enum Created {
 impl KeyDir {
     /// Opens `path`; `None` if it does not exist.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, KmsError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = match open(path, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                return Err(error(
-                    KmsErrorKind::Configuration,
-                    format!(
-                        "the local KMS's directory {} is no directory, or a symbolic link, which is refused; name the real directory",
-                        path.display()
-                    ),
-                ));
-            }
-            Err(e) => return Err(io_error("open the local KMS's directory", path, e)),
+        let Some(fd) = open_directory("the local KMS's directory", path)? else {
+            return Ok(None);
         };
         let stat = fstat(&fd).map_err(|e| io_error("examine", path, e))?;
         check_private(&stat, path, "0700")?;
@@ -93,43 +82,9 @@ impl KeyDir {
 
     /// The key `name`; `None` if there is none.
     pub(super) fn read(&self, name: &str) -> Result<Option<Record>, KmsError> {
-        let path = self.file(name);
-        // O_NONBLOCK: a FIFO put in the file's place must not hang the mount.
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let fd = match openat(&self.fd, file_name(name).as_str(), flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::ENOENT) => return Ok(None),
-            Err(Errno::ELOOP) => {
-                return Err(error(
-                    KmsErrorKind::Configuration,
-                    format!(
-                        "the key file {} is a symbolic link, which is refused; put the file itself there",
-                        path.display()
-                    ),
-                ));
-            }
-            Err(e) => return Err(io_error("open the key file", &path, e)),
-        };
-        let stat = fstat(&fd).map_err(|e| io_error("examine", &path, e))?;
-        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
-            return Err(error(
-                KmsErrorKind::Configuration,
-                format!(
-                    "the key file {} is no regular file; remove it",
-                    path.display()
-                ),
-            ));
-        }
-        check_private(&stat, &path, "0600")?;
-        let bytes = read_bounded(File::from(fd), &path)?;
-        let record = Record::decode(&bytes).map_err(|why| damaged(&path, why))?;
-        if record.name != name {
-            return Err(damaged(
-                &path,
-                "it holds the key of another name: it was renamed",
-            ));
-        }
-        Ok(Some(record))
+        read_key(&self.fd, &self.file(name), name, |stat, path| {
+            check_private(stat, path, "0600")
+        })
     }
 
     /// The names of all keys, sorted.
@@ -277,21 +232,89 @@ impl KeyDir {
     }
 
     fn entries(&self) -> Result<Vec<String>, KmsError> {
-        let failed = |e| io_error("list", &self.path, e);
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = nix::dir::Dir::openat(&self.fd, ".", flags, Mode::empty()).map_err(failed)?;
-        let mut names = Vec::new();
-        for entry in dir.iter() {
-            // Names that are not UTF-8 are nobody's here.
-            if let Ok(name) = entry.map_err(failed)?.file_name().to_str() {
-                names.push(name.to_owned());
-            }
-        }
-        Ok(names)
+        entries(&self.fd, &self.path)
     }
 }
 
-fn file_name(name: &str) -> String {
+/// Opens the directory `path`, which is called `what`; `None` if it does not exist.
+pub(super) fn open_directory(what: &str, path: &Path) -> Result<Option<OwnedFd>, KmsError> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match open(path, flags, Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(Errno::ELOOP | Errno::ENOTDIR) => Err(error(
+            KmsErrorKind::Configuration,
+            format!(
+                "{what} {} is no directory, or a symbolic link, which is refused; name the real directory",
+                path.display()
+            ),
+        )),
+        Err(e) => Err(io_error(&format!("open {what}"), path, e)),
+    }
+}
+
+/// The key `name` in the file `path` of the directory `dir`, if `private` has nothing against it;
+/// `None` if there is no such file.
+pub(super) fn read_key(
+    dir: &OwnedFd,
+    path: &Path,
+    name: &str,
+    private: impl FnOnce(&FileStat, &Path) -> Result<(), KmsError>,
+) -> Result<Option<Record>, KmsError> {
+    let file = path.file_name().unwrap_or_default();
+    // O_NONBLOCK: a FIFO put in the file's place must not hang the mount.
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+    let fd = match openat(dir, file, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(Errno::ELOOP) => {
+            return Err(error(
+                KmsErrorKind::Configuration,
+                format!(
+                    "the key file {} is a symbolic link, which is refused; put the file itself there",
+                    path.display()
+                ),
+            ));
+        }
+        Err(e) => return Err(io_error("open the key file", path, e)),
+    };
+    let stat = fstat(&fd).map_err(|e| io_error("examine", path, e))?;
+    if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+        return Err(error(
+            KmsErrorKind::Configuration,
+            format!(
+                "the key file {} is no regular file; remove it",
+                path.display()
+            ),
+        ));
+    }
+    private(&stat, path)?;
+    let bytes = read_bounded(File::from(fd), path)?;
+    let record = Record::decode(&bytes).map_err(|why| damaged(path, why))?;
+    if record.name != name {
+        return Err(damaged(
+            path,
+            "it holds the key of another name: it was renamed",
+        ));
+    }
+    Ok(Some(record))
+}
+
+/// The names in a directory. Those that are not UTF-8 are nobody's here.
+pub(super) fn entries(dir: &OwnedFd, path: &Path) -> Result<Vec<String>, KmsError> {
+    let failed = |e| io_error("list", path, e);
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let mut dir = nix::dir::Dir::openat(dir, ".", flags, Mode::empty()).map_err(failed)?;
+    let mut names = Vec::new();
+    for entry in dir.iter() {
+        if let Ok(name) = entry.map_err(failed)?.file_name().to_str() {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+pub(super) fn file_name(name: &str) -> String {
     format!("{name}{SUFFIX}")
 }
 
@@ -308,7 +331,7 @@ fn read_bounded(mut file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KmsEr
 }
 
 /// Refuses what is not the caller's alone.
-fn check_private(stat: &FileStat, path: &Path, mode: &str) -> Result<(), KmsError> {
+pub(super) fn check_private(stat: &FileStat, path: &Path, mode: &str) -> Result<(), KmsError> {
     let me = geteuid().as_raw();
     if stat.st_uid != me {
         return Err(error(
@@ -349,7 +372,7 @@ fn errno(e: &std::io::Error) -> Errno {
     e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-fn io_error(what: &str, path: &Path, e: Errno) -> KmsError {
+pub(super) fn io_error(what: &str, path: &Path, e: Errno) -> KmsError {
     let (kind, next) = match e {
         Errno::EACCES | Errno::EPERM => (
             KmsErrorKind::Denied,
@@ -367,6 +390,6 @@ fn io_error(what: &str, path: &Path, e: Errno) -> KmsError {
     )
 }
 
-fn error(kind: KmsErrorKind, message: String) -> KmsError {
+pub(super) fn error(kind: KmsErrorKind, message: String) -> KmsError {
     KmsError { kind, message }
 }

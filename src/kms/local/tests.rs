@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::sync::Barrier;
 
+use super::place::default_dir;
 use super::*;
 use crate::kms::{EncryptionContext, KeyService as _, KeyState, Wrapped};
 
@@ -479,4 +480,78 @@ fn key_material_is_in_no_error_and_no_debug_form() {
     for window in hex.as_bytes().windows(16) {
         assert!(!shown.contains(std::str::from_utf8(window).unwrap()));
     }
+}
+
+/// The key of `f` as a credential, and a KMS of a unit that has it.
+fn as_credential(f: &Fixture) -> LocalKms {
+    let directory = f.root.path().join("credentials");
+    let _ = fs::remove_dir_all(&directory);
+    fs::create_dir(&directory).unwrap();
+    let file = directory.join("secretfs.default.key");
+    fs::copy(f.file(), &file).unwrap();
+    chmod(&file, 0o400);
+    chmod(&directory, 0o500);
+    LocalKms {
+        credentials: Credentials::named(Some(directory.into())).unwrap(),
+        ..at(&f.root.path().join("none"))
+    }
+}
+
+#[test]
+fn a_credential_is_never_changed_and_who_would_is_told_what_to_do() {
+    let f = Fixture::new();
+    let kms = as_credential(&f);
+    let file = f.root.path().join("credentials/secretfs.default.key");
+    let before = fs::read(&file).unwrap();
+    let refused = [
+        kms.rotate("default").map(drop),
+        kms.set_enabled("default", false),
+        kms.schedule_deletion("default", Duration::ZERO).map(drop),
+        kms.cancel_deletion("default"),
+    ];
+    for outcome in refused {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind, KmsErrorKind::Configuration);
+        assert!(error.message.contains("systemd-creds"), "{error}");
+    }
+    assert!(!kms.ensure("default").unwrap());
+    assert!(kms.create("default").is_err());
+    assert_eq!(fs::read(&file).unwrap(), before);
+    assert!(!kms.dir().exists());
+    let listed = kms.list().unwrap();
+    assert!(matches!(&listed[..], [(name, Ok(_))] if name == "default"));
+}
+
+#[test]
+fn the_state_of_a_credential_holds_as_that_of_a_file() {
+    let f = Fixture::new();
+    let wrapped = f.wrap().unwrap();
+    let unwrap = |kms: &LocalKms| {
+        kms.unwrap(&f.uri, &wrapped.blob, &f.context)
+            .map_err(|e| e.kind)
+    };
+    f.kms.rotate("default").unwrap();
+    assert_eq!(unwrap(&as_credential(&f)), Ok(f.key.clone()));
+    f.kms.set_enabled("default", false).unwrap();
+    let kms = as_credential(&f);
+    assert_eq!(unwrap(&kms), Err(KmsErrorKind::Disabled));
+    assert_eq!(kms.describe(&f.uri).unwrap().state, KeyState::Disabled);
+    let week = Duration::from_secs(7 * 86400);
+    f.kms.schedule_deletion("default", week).unwrap();
+    assert_eq!(
+        unwrap(&as_credential(&f)),
+        Err(KmsErrorKind::PendingDeletion)
+    );
+    f.kms.schedule_deletion("default", Duration::ZERO).unwrap();
+    let kms = as_credential(&f);
+    assert_eq!(unwrap(&kms), Err(KmsErrorKind::NotFound));
+    // It is not this program's to erase, nor is another made in its place.
+    assert!(
+        f.root
+            .path()
+            .join("credentials/secretfs.default.key")
+            .exists()
+    );
+    assert!(kms.ensure("default").is_err());
+    assert!(!kms.dir().exists());
 }

@@ -1,0 +1,54 @@
+//! Where the keys of the local KMS are kept on this host.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::{DIR_VARIABLE, fail};
+use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
+
+/// The directory that settings or environment name, else the usual one. Touches nothing.
+pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
+    let dir = match &settings.local_dir {
+        Some(dir) => dir.clone(),
+        None => default_dir(nix::unistd::geteuid().is_root(), |name| {
+            std::env::var_os(name)
+        })?,
+    };
+    // Absolute at once: a daemon changes its working directory.
+    std::path::absolute(&dir).map_err(|e| {
+        fail(
+            KmsErrorKind::Configuration,
+            format!(
+                "the local KMS's directory {} has no absolute path: {e}",
+                dir.display()
+            ),
+        )
+    })
+}
+
+pub(super) fn default_dir(
+    root: bool,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<PathBuf, KmsError> {
+    let path = |name| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(dir) = path(DIR_VARIABLE) {
+        return Ok(dir);
+    }
+    if root {
+        return Ok(PathBuf::from("/var/lib/secretfs/kms"));
+    }
+    // The XDG specification has relative paths ignored.
+    let data = path("XDG_DATA_HOME").filter(|dir| dir.is_absolute());
+    data.or_else(|| path("HOME").map(|home| home.join(".local/share")))
+        .map(|data| data.join("secretfs/kms"))
+        .ok_or_else(|| {
+            fail(
+                KmsErrorKind::Configuration,
+                format!("cannot tell where the local KMS keeps its keys: HOME is not set; set {DIR_VARIABLE} to a directory"),
+            )
+        })
+}
