@@ -153,6 +153,8 @@ fn records() {
     put("records", "state-renewed-versions", 11, &state);
     let rolled_back: Vec<u8> = [&[2, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0][..], &[3; 32]].concat();
     put("records", "event-rollback", 7, &rolled_back);
+    let unknown: Vec<u8> = [&[2, 0, 0, 0, 0, 0, 0, 0, 0, 57, 0, 0, 0][..], &[3; 9]].concat();
+    put("records", "event-unknown", 7, &unknown);
 
     let mut attributes = Vec::new();
     for number in [0o640u32, 0, 0, 1] {

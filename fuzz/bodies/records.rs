@@ -125,7 +125,9 @@ fn state_inside(system: &Node, key: &MetadataKey, plain: &[u8]) {
 fn event(bytes: &[u8]) {
     let mut history = History::default();
     if let Ok(event) = history.next(1, bytes) {
-        assert_eq!(codec::encode(&event), bytes);
+        if let Some(event) = event.known() {
+            assert_eq!(codec::encode(event), bytes);
+        }
         let _ = format!("{event:?}");
         let head = &world().keyring.body().history;
         let genuine = bytes == world().vectors["event"];

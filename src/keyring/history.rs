@@ -101,6 +101,80 @@ pub enum EventKind {
         /// Some of them.
         done: Vec<String>,
     },
+    /// Under a running mount, what is stored was found to be older than, or other than, what it
+    /// should be.
+    TamperingFound {
+        /// Number of findings.
+        count: u64,
+        /// Some of them, in words.
+        what: Vec<String>,
+    },
+}
+
+/// An event as it was read. What a later program has written may be of a kind that this one does not
+/// know: it stands in the chain like any other, which the keyring's MAC authenticates. It cannot be
+/// encoded, so this program never writes one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum PastEvent {
+    /// Of a kind that this program knows.
+    Known(Event),
+    /// Of another one.
+    Unknown(UnknownEvent),
+}
+
+/// What can be told of an event of an unknown kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename = "unknown")]
+pub struct UnknownEvent {
+    /// When, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<i64>,
+    /// Recorded later than it happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late: Option<bool>,
+    /// The number of its kind. One that this program knows has something to it that it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<u32>,
+}
+
+impl PastEvent {
+    /// Takes in what is stored of an event. Whoever believes it verifies the chain.
+    pub fn read(bytes: &[u8]) -> Self {
+        match codec::decode(bytes, "event") {
+            Ok(event) => Self::Known(event),
+            Err(_) => Self::Unknown(UnknownEvent::read(bytes)),
+        }
+    }
+
+    /// The event, if it is of a kind that this program knows.
+    pub fn known(&self) -> Option<&Event> {
+        match self {
+            Self::Known(event) => Some(event),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl UnknownEvent {
+    /// All events begin with the time, whether they are late, and the number of their kind.
+    fn read(bytes: &[u8]) -> Self {
+        let mut event = Self {
+            at: None,
+            late: None,
+            kind: None,
+        };
+        if let Ok((at, _)) = codec::decode_prefix(bytes, "time") {
+            event.at = Some(at);
+        }
+        if let Ok(((_, late), _)) = codec::decode_prefix::<(i64, bool)>(bytes, "event") {
+            event.late = Some(late);
+        }
+        if let Ok(((_, _, kind), _)) = codec::decode_prefix::<(i64, bool, u32)>(bytes, "event") {
+            event.kind = Some(kind);
+        }
+        event
+    }
 }
 
 impl HistoryHead {
@@ -129,11 +203,11 @@ pub struct History {
 }
 
 impl History {
-    /// Takes the next stored event.
+    /// Takes the next stored event, of whatever kind.
     ///
     /// # Errors
-    /// When it is not the next, or no event.
-    pub fn next(&mut self, sequence: u64, bytes: &[u8]) -> Result<Event, KeyringError> {
+    /// When it is not the next.
+    pub fn next(&mut self, sequence: u64, bytes: &[u8]) -> Result<PastEvent, KeyringError> {
         if sequence != self.head.length + 1 {
             return Err(KeyringError::integrity(format!(
                 "event {} of the key-management history is missing",
@@ -141,7 +215,7 @@ impl History {
             )));
         }
         self.head.extend(bytes);
-        codec::decode(bytes, "event").map_err(KeyringError::integrity)
+        Ok(PastEvent::read(bytes))
     }
 
     /// Whether what was read is the whole history, unchanged.

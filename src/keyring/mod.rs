@@ -18,7 +18,7 @@ use crate::crypto::{MemoryError, Nonces, RandomError, SealError, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
 pub use change::{EventRow, NewGeneration, ProvedKey, is_final};
-pub use history::{Event, EventKind, History};
+pub use history::{Event, EventKind, History, PastEvent, UnknownEvent};
 pub use record::{
     Body, Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header,
     HistoryHead, Wrap,

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::codec;
-use crate::keyring::{ChangeKind, Event, EventKind, EventRow, History, HistoryHead};
+use crate::keyring::{ChangeKind, EventKind, EventRow, History, HistoryHead, PastEvent};
 use crate::store::Read;
 
 use super::{Vault, VaultError};
@@ -27,7 +26,7 @@ pub struct HistoryLine {
     pub sequence: u64,
     /// What happened.
     #[serde(flatten)]
-    pub event: Event,
+    pub event: PastEvent,
 }
 
 impl Vault {
@@ -51,7 +50,7 @@ impl Vault {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chronicle {
     /// The newest event.
-    pub(super) last: Option<Event>,
+    pub(super) last: Option<PastEvent>,
     /// When each kind of rotation last ended.
     pub(super) finished: BTreeMap<ChangeKind, i64>,
     /// Master keys that were retired.
@@ -72,36 +71,41 @@ impl Chronicle {
     }
 
     /// Takes in an event that was just stored.
-    pub(super) fn take(&mut self, event: Option<&EventRow>) -> Result<(), VaultError> {
+    pub(super) fn take(&mut self, event: Option<&EventRow>) {
         if let Some((_, bytes)) = event {
-            let event = codec::decode(bytes, "event");
-            self.note(event.map_err(|e| VaultError::Integrity(e.to_string()))?);
+            self.note(PastEvent::read(bytes));
         }
-        Ok(())
     }
 
-    fn note(&mut self, event: Event) {
-        match &event.kind {
+    fn note(&mut self, event: PastEvent) {
+        if let Some(event) = event.known() {
+            self.note_kind(event.at, &event.kind);
+        }
+        self.last = Some(event);
+    }
+
+    fn note_kind(&mut self, at: i64, kind: &EventKind) {
+        match kind {
             EventKind::ChangeStarted { to, .. } => {
                 self.newest_generation = self.newest_generation.max(*to);
             }
             EventKind::Retired { generation } | EventKind::RetiredDespite { generation, .. } => {
                 self.retired.push(RetiredGeneration {
                     generation: *generation,
-                    retired: event.at,
+                    retired: at,
                 })
             }
             EventKind::ChangeFinished { change, .. } => {
-                self.finished.insert(*change, event.at);
+                self.finished.insert(*change, at);
             }
             EventKind::Created { .. }
             | EventKind::RollbackAccepted { .. }
             | EventKind::Activated { .. }
             | EventKind::ChangeAbandoned { .. }
             | EventKind::Rewrapped { .. }
-            | EventKind::Repaired { .. } => {}
+            | EventKind::Repaired { .. }
+            | EventKind::TamperingFound { .. } => {}
         }
-        self.last = Some(event);
     }
 }
 
@@ -110,7 +114,7 @@ impl Chronicle {
 pub(super) fn for_each_event(
     records: &mut dyn Read,
     head: &HistoryHead,
-    mut take: impl FnMut(u64, Event),
+    mut take: impl FnMut(u64, PastEvent),
 ) -> Result<(), VaultError> {
     const BATCH: usize = 256;
     let mut history = History::default();

@@ -117,7 +117,7 @@ impl Vault {
         self.cache.clear();
         *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         drop(state);
-        self.lock_chronicle().take(Some(&event))?;
+        self.lock_chronicle().take(Some(&event));
         self.refresh_anchor_keyring();
         repairs.taken_out = aside.path().map(Path::to_owned);
         Ok(repairs)

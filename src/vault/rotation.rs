@@ -267,7 +267,12 @@ impl Vault {
                     }
                     _ => ChangeKind::Rotate,
                 };
-                let number = self.lock_chronicle().newest_generation.saturating_add(1);
+                // The history may tell of the one in use in words that only a later program knows.
+                let newest = self
+                    .lock_chronicle()
+                    .newest_generation
+                    .max(keyring.active());
+                let number = newest.saturating_add(1);
                 let new =
                     keyring.make_generation(number, &keyring.kms_keys()?, &self.kms, now())?;
                 self.change_keyring(

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use std::collections::BTreeMap;
 
-use crate::keyring::{ChangeKind, Event};
+use crate::keyring::{ChangeKind, PastEvent};
 
 use super::{Progress, RetiredGeneration, Vault};
 
@@ -44,7 +44,7 @@ pub struct Summary {
     /// Events in the key-management history.
     pub events: u64,
     /// The newest of them.
-    pub last_event: Option<Event>,
+    pub last_event: Option<PastEvent>,
     /// Whether this host remembers the vault.
     pub anchored: bool,
 }

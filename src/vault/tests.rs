@@ -10,7 +10,7 @@ use crate::crypto::SecretKey;
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{
     Change, ChangeKind, ChangePhase, Event, EventKind, Header, History, HistoryHead, Keyring,
-    UnverifiedKeyring,
+    PastEvent, UnverifiedKeyring,
 };
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsErrorKind, Wrapped,
@@ -150,6 +150,7 @@ fn the_header_and_the_keyring_are_pinned() {
     assert_eq!(body.generations[0].wraps[0].key_id, "default@1");
     let mut history = History::default();
     let event = history.next(1, &v["event"]).unwrap();
+    let event = event.known().unwrap().clone();
     history.must_end_at(&body.history).unwrap();
     let kms_keys = vec!["local-kms://default".to_owned()];
     assert_eq!(event.kind, EventKind::Created { kms_keys });
@@ -193,6 +194,56 @@ fn what_a_rotation_and_a_rollback_store_is_pinned() {
     assert_eq!(bytes[8..13], [1, 1, 0, 0, 0]);
     let words: Vec<u8> = bytes[13..].iter().copied().filter(|b| *b != 0).collect();
     assert_eq!((bytes.len(), words), (45, vec![3, 4, 5, 6]));
+    let event = Event {
+        at: 2,
+        late: false,
+        kind: EventKind::TamperingFound {
+            count: 3,
+            what: vec!["node 7".to_owned()],
+        },
+    };
+    assert_eq!(
+        codec::encode(&event),
+        numbers(&[
+            &[2, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[10, 0, 0, 0],
+            &[3, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 0, 0, 0, 0, 0, 0, 0],
+            &[6, 0, 0, 0, 0, 0, 0, 0],
+            b"node 7"
+        ])
+    );
+}
+
+#[test]
+fn of_an_event_of_an_unknown_kind_is_told_what_can_be() {
+    let told = |bytes: &[u8]| {
+        let event = PastEvent::read(bytes);
+        assert!(event.known().is_none());
+        serde_json::to_value(event).unwrap()
+    };
+    let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    let future = [2, 0, 0, 0, 0, 0, 0, 0, 1, 57, 0, 0, 0, 9, 9];
+    let whole = json(r#"{"event": "unknown", "at": 2, "late": true, "kind": 57}"#);
+    assert_eq!(told(&future), whole);
+    assert_eq!(told(&future[..13]), whole);
+    let cut = json(r#"{"event": "unknown", "at": 2, "late": true}"#);
+    assert_eq!(told(&future[..12]), cut);
+    assert_eq!(told(&future[..8]), json(r#"{"event": "unknown", "at": 2}"#));
+    assert_eq!(told(&future[..7]), json(r#"{"event": "unknown"}"#));
+    // What is neither true nor false where it should say whether it is late; and more of a known kind.
+    let other = [2, 0, 0, 0, 0, 0, 0, 0, 7, 57, 0, 0, 0];
+    assert_eq!(told(&other), json(r#"{"event": "unknown", "at": 2}"#));
+    let event = Event {
+        at: 2,
+        late: false,
+        kind: EventKind::Activated { generation: 3 },
+    };
+    let mut more = codec::encode(&event);
+    assert_eq!(PastEvent::read(&more), PastEvent::Known(event));
+    more.push(0);
+    let known = json(r#"{"event": "unknown", "at": 2, "late": false, "kind": 3}"#);
+    assert_eq!(told(&more), known);
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Vault {
         if let Some(error) = error {
             return Err(error);
         }
-        self.lock_chronicle().take(event.as_ref())?;
+        self.lock_chronicle().take(event.as_ref());
         self.refresh_anchor_keyring();
         die_at!("keyring-anchored");
         Ok(())

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod evil;
 pub mod failing_disk;
 pub mod forbid;
+pub mod forge;
 pub mod keys;
 pub mod kms_call;
 pub mod kms_proxy;

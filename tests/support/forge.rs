@@ -1,0 +1,214 @@
+//! What somebody does who has a master key: opens what stands under it, and makes records, sums and
+//! histories that are authentic under it. Written from the format alone, beside the key schedule.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+use secretfs::codec;
+use secretfs::crypto::schedule::{
+    Context, KeyringMacKey, MasterKey, MetadataKey, Role, SetKey, StateKey, VaultId, WrapKey,
+    digest,
+};
+use secretfs::crypto::{SecretBytes, SecretKey, SetSum};
+use secretfs::keyring::{Body, Header, WRAPPED_LEN};
+use secretfs::kms::{EncryptionContext, KeyService, KmsSettings, connect};
+
+use super::evil::{Record, blob, execute, set_blob};
+use super::process::Place;
+
+/// A record's value begins with its kind and its revision, if it is a node's.
+const WRAPPED: std::ops::Range<usize> = 9..9 + WRAPPED_LEN;
+/// What is sealed follows behind its length.
+const SEALED: usize = 9 + WRAPPED_LEN + 8;
+
+/// Somebody with the master key that was active in a vault.
+pub struct Hand {
+    pub vault: VaultId,
+    pub generation: u64,
+    header: Vec<u8>,
+    master: MasterKey,
+}
+
+/// A node's record.
+pub struct Stored {
+    pub id: u64,
+    pub generation: u64,
+    pub value: Vec<u8>,
+}
+
+impl Stored {
+    pub fn of(database: &Connection, id: u64) -> Self {
+        let sql = "SELECT generation, value FROM node WHERE id = ?1";
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?, row.get(1)?));
+        let (generation, value) = database.query_row(sql, [id as i64], row).expect("a node");
+        Self {
+            id,
+            generation: generation as u64,
+            value,
+        }
+    }
+
+    pub fn put(&self, database: &Connection) {
+        let sql = "UPDATE node SET generation = ?2, value = ?3 WHERE id = ?1";
+        let row = (self.id as i64, self.generation as i64, &self.value);
+        assert_eq!(database.execute(sql, row).expect("changed"), 1);
+    }
+
+    pub fn kind(&self) -> u8 {
+        self.value[0]
+    }
+
+    fn context(&self) -> Context<'static> {
+        Context::Attributes {
+            node: self.id,
+            kind: self.kind(),
+            revision: u64::from_le_bytes(self.value[1..9].try_into().expect("8 bytes")),
+        }
+    }
+
+    /// Its attributes, if they are sealed under `key`.
+    pub fn attributes(&self, vault: VaultId, key: &MetadataKey) -> Option<SecretBytes> {
+        let length = u64::from_le_bytes(self.value[SEALED - 8..SEALED].try_into().expect("8"));
+        let sealed = &self.value[SEALED..SEALED + length as usize];
+        let key = secretfs::crypto::schedule::AttributesKey::derive(key);
+        key.open(vault, self.context(), sealed).ok()
+    }
+
+    /// Other attributes, under the same key.
+    pub fn set_attributes(&mut self, vault: VaultId, key: &MetadataKey, plain: &[u8]) {
+        let key = secretfs::crypto::schedule::AttributesKey::derive(key);
+        let sealed = key.seal(vault, self.context(), plain).expect("sealed");
+        self.value.truncate(SEALED);
+        self.value.extend(sealed);
+    }
+}
+
+impl Hand {
+    /// Takes the key that is active in the vault in `vault` from the local KMS in `kms`.
+    pub fn of(vault: &Path, kms: &Path) -> Self {
+        let database = Connection::open(vault.join("vault.db")).expect("a database");
+        let one = |sql| -> Vec<u8> { database.query_row(sql, [], |row| row.get(0)).expect(sql) };
+        let header = one("SELECT value FROM header");
+        let record = one("SELECT value FROM keyring");
+        let length = u64::from_le_bytes(record[..8].try_into().expect("8 bytes")) as usize;
+        let body: Body = codec::decode(&record[8..8 + length], "body").expect("a body");
+        let active = body.active().expect("an active key");
+        let vault = Header::decode(&header).expect("a header").vault();
+        let kms = connect(&KmsSettings {
+            local_dir: Some(kms.to_owned()),
+            ..KmsSettings::default()
+        });
+        let context = EncryptionContext::master_key(&vault.to_string(), active.number);
+        let wrap = &active.wraps[0];
+        let uri = wrap.uri.parse().expect("a key URI");
+        let master = kms.unwrap(&uri, &wrap.blob, &context).expect("unwrapped");
+        Self {
+            vault,
+            generation: active.number,
+            header,
+            master: MasterKey(master),
+        }
+    }
+
+    /// A data key, if it is wrapped by this master key.
+    pub fn unwrap(&self, node: u64, role: Role, wrapped: &[u8]) -> Option<SecretKey> {
+        let context = Context::Key {
+            node,
+            role,
+            generation: self.generation,
+        };
+        let key = WrapKey::derive(&self.master);
+        let key = key.open(self.vault, context, wrapped).ok()?;
+        Some(SecretKey::from_slice(&key).expect("32 bytes"))
+    }
+
+    /// The key of a node's metadata, if it is wrapped by this master key.
+    pub fn metadata_key(&self, database: &Connection, node: u64) -> Option<MetadataKey> {
+        let stored = Stored::of(database, node);
+        let key = self.unwrap(node, Role::Metadata, &stored.value[WRAPPED]);
+        key.map(MetadataKey)
+    }
+
+    /// Adds an event to the history, whatever it holds, as a program does that knows what it means.
+    pub fn append_event(&self, place: &Place, event: &[u8]) {
+        let mut record = Record::of(place);
+        let (mut length, mut sequence) = (0, 0);
+        record.edit(|body| {
+            body.sequence += 1;
+            let history = &mut body.history;
+            history.length += 1;
+            (length, sequence) = (history.length, body.sequence);
+            let number = length.to_le_bytes();
+            history.hash = digest(&[b"secretfs event", &history.hash, &number, event]);
+        });
+        let mac = KeyringMacKey::derive(&self.master).mac(&self.header, &record.body);
+        record.macs = 1u64.to_le_bytes().to_vec();
+        record.macs.extend(self.generation.to_le_bytes());
+        record.macs.extend(mac);
+        record.store(place);
+        execute(
+            place,
+            &format!("INSERT INTO event VALUES ({length}, x'00')"),
+        );
+        let put = format!("UPDATE event SET value = ?1 WHERE sequence = {length}");
+        set_blob(place, &put, event);
+        let database = super::evil::database(place);
+        let system = self
+            .metadata_key(&database, 0)
+            .expect("it is under this key");
+        edit_state(place, self.vault, &system, |state| {
+            state[8..16].copy_from_slice(&sequence.to_le_bytes());
+        });
+    }
+}
+
+/// The state record as it is sealed: the commit's number, the keyring's, the next node, numbers of
+/// nodes and versions, their sum. `None` if it is not sealed under this key.
+pub fn state(place: &Place, vault: VaultId, system: &MetadataKey) -> Option<SecretBytes> {
+    let sealed = blob(place, "SELECT value FROM state");
+    let key = StateKey::derive(system);
+    key.open(vault, Context::State, &sealed).ok()
+}
+
+/// Seals a state record under this key, and puts it there.
+pub fn put_state(place: &Place, vault: VaultId, system: &MetadataKey, state: &[u8]) {
+    let key = StateKey::derive(system);
+    let sealed = key.seal(vault, Context::State, state).expect("sealed");
+    set_blob(place, "UPDATE state SET value = ?1", &sealed);
+}
+
+fn edit_state(place: &Place, vault: VaultId, system: &MetadataKey, edit: impl FnOnce(&mut [u8])) {
+    let mut state = state(place, vault, system).expect("it opens");
+    edit(&mut state);
+    put_state(place, vault, system, &state);
+}
+
+/// Has a state say that all records that are there are those that should be there.
+pub fn count_into(state: &mut [u8], database: &Connection, system: &MetadataKey) {
+    let hash = SetKey::derive(system).ready();
+    let (mut sum, mut nodes, mut versions) = (SetSum([0; 32]), 0u64, 0u64);
+    let mut rows = database
+        .prepare("SELECT id, generation, value FROM node")
+        .expect("a table");
+    let mut rows = rows.query([]).expect("rows");
+    while let Some(row) = rows.next().expect("a row") {
+        let [id, generation] = [0, 1].map(|at| row.get::<_, i64>(at).expect("a number") as u64);
+        let value: Vec<u8> = row.get(2).expect("bytes");
+        sum.add(&hash.node(id, generation, &value));
+        nodes += 1;
+    }
+    let mut rows = database
+        .prepare("SELECT node, version, generation, value FROM version")
+        .expect("a table");
+    let mut rows = rows.query([]).expect("rows");
+    while let Some(row) = rows.next().expect("a row") {
+        let [node, version, generation] =
+            [0, 1, 2].map(|at| row.get::<_, i64>(at).expect("a number") as u64);
+        let value: Vec<u8> = row.get(3).expect("bytes");
+        sum.add(&hash.version(node, version, generation, &value));
+        versions += 1;
+    }
+    state[24..32].copy_from_slice(&nodes.to_le_bytes());
+    state[32..40].copy_from_slice(&versions.to_le_bytes());
+    state[40..72].copy_from_slice(&sum.0);
+}
