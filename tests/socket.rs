@@ -60,7 +60,7 @@ fn run(place: &Place, vault: &Path, args: &[&str]) -> Ran {
 #[track_caller]
 fn done(ran: &Ran, what: &str) {
     assert!(ran.0.status.success(), "{what}: {}", ran.stderr());
-    assert_eq!(ran.stdout(), format!("{what}: done\n"));
+    assert_eq!(ran.stdout(), support::rotating::done(what));
 }
 
 #[test]
