@@ -163,8 +163,7 @@ fn an_old_copy_with_its_key_opens_whatever_was_done_to_the_vault_since() {
 }
 
 #[test]
-fn after_rotate_who_has_an_old_copy_and_its_master_key_reads_on_in_what_was_there_until_reencrypt()
-{
+fn after_rotate_who_has_a_copy_and_its_master_key_reads_on_in_what_was_there_until_reencrypt() {
     let place = with_secrets(&[("kept", b"as it was"), ("changed", b"old")]);
     let copied = place.path().join("copied");
     copy(&place.vault(), &copied);
@@ -208,6 +207,28 @@ fn after_rotate_who_has_an_old_copy_and_its_master_key_reads_on_in_what_was_ther
     place.mount(&[]).succeeded();
     assert_eq!(fs::read(point.join("changed")).expect("read"), b"new");
     unmount(&place);
+}
+
+#[test]
+fn after_rotate_she_can_replace_a_content_that_has_not_changed_until_reencrypt() {
+    for (what, forged) in [("rotate", true), ("reencrypt", false)] {
+        let place = with_secrets(&[("kept", b"as it was")]);
+        let copied = place.path().join("copied");
+        copy(&place.vault(), &copied);
+        let hand = Hand::of(&copied, &place.path().join("kms"));
+        let copied = Connection::open(copied.join("vault.db")).expect("a database");
+        let keys = Copied::of(&hand, &copied);
+        let ran = place.run([what.as_ref(), place.vault().as_os_str()]);
+        assert!(ran.0.status.success(), "{}", ran.stderr());
+        keys.replace_contents(&database(&place), b"of a lie!");
+        place.mount(&[]).succeeded();
+        let read = fs::read(place.point().join("kept"));
+        match forged {
+            true => assert_eq!(read.expect("read"), b"of a lie!"),
+            false => assert_eq!(read.expect_err("refused").raw_os_error(), Some(libc::EIO)),
+        }
+        unmount(&place);
+    }
 }
 
 #[test]

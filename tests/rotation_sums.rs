@@ -93,7 +93,7 @@ impl Thief {
 }
 
 #[test]
-fn after_a_rotation_who_has_the_old_keys_can_pass_nothing_off_as_genuine() {
+fn after_a_rotation_the_old_keys_open_neither_state_nor_sums_and_forge_no_node() {
     for what in ["rotate", "reencrypt"] {
         let (place, thief, hand) = robbed();
         let vault = place.vault();

@@ -101,9 +101,8 @@ fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error
 }
 
 /// What `rotate` leaves as it was, and what does not.
-const NOT_UNDONE: &str = "data keys are what they were: whoever had the old master key and a copy of the vault \
-                          goes on to have those of all that was in it; after a compromise, replace them with \
-                          `secretfs reencrypt`";
+const NOT_UNDONE: &str = "data keys are what they were: whoever had the old master key and a copy of the vault goes on to \
+     have those of all that was in it; after a compromise, replace them with `secretfs reencrypt`";
 
 /// Tells what has become of a request, and what it does not do.
 pub(super) fn tell(request: &Request, outcome: &str) -> Result<(), Error> {

@@ -290,6 +290,32 @@ impl Copied {
         legible
     }
 
+    /// Puts others in the place of all contents, of which each is of the same length, and of one piece.
+    pub fn replace_contents(&self, database: &Connection, content: &[u8]) {
+        for (node, key) in &self.contents {
+            let version = versions(database).into_iter().find(|(id, ..)| id == node);
+            let context = Context::Chunk {
+                node: *node,
+                version: version.expect("a version").1,
+                index: 0,
+                last: true,
+            };
+            let sealed: Vec<u8> = database
+                .query_row(
+                    "SELECT sealed FROM chunk WHERE node = ?1",
+                    [*node as i64],
+                    |row| row.get(0),
+                )
+                .expect("one chunk");
+            let mut plain = content.to_vec();
+            plain.resize(sealed.len() - 40, 0);
+            let sealed = ChunkKey::derive(key).seal(self.vault, context, &plain);
+            let row = (*node as i64, sealed.expect("sealed"));
+            let put = "UPDATE chunk SET sealed = ?2 WHERE node = ?1";
+            assert_eq!(database.execute(put, row).expect("changed"), 1);
+        }
+    }
+
     fn names(&self, database: &Connection, directory: u64, key: &MetadataKey) -> Vec<String> {
         let sql = "SELECT tag, value FROM entry WHERE directory = ?1";
         let mut rows = database.prepare(sql).expect("a table");
