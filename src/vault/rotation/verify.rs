@@ -25,7 +25,7 @@ enum Piece {
 /// What was found out.
 enum Found {
     Counted {
-        sums: State,
+        sums: Box<State>,
         directories: Vec<NodeId>,
         /// Those that do not open.
         failed: Vec<(Key, VaultError)>,
@@ -247,7 +247,7 @@ fn counted(
         }
     }
     Found::Counted {
-        sums,
+        sums: Box::new(sums),
         directories,
         failed,
     }
