@@ -3,6 +3,8 @@
 
 mod support;
 
+use secretfs::codec;
+use secretfs::keyring::{Event, EventKind};
 use serde_json::Value;
 use support::evil::{blob, set_blob};
 use support::forge::Hand;
@@ -91,6 +93,35 @@ fn events_of_an_unknown_kind_are_shown_as_such_and_are_in_nobodys_way() {
     let events = lines(&audit(&place, &["--json"]).succeeded().stdout());
     assert_eq!(unknown(&events), told);
     assert_eq!(events.last().expect("some")["event"], "change-finished");
+}
+
+#[test]
+fn what_was_found_under_a_running_mount_is_told_in_words() {
+    let found = Event {
+        at: 1_800_000_000,
+        late: true,
+        kind: EventKind::TamperingFound {
+            count: 2,
+            what: vec!["node 7 is older than it was".to_owned()],
+        },
+    };
+    let place = with_events(&[&codec::encode(&found)]);
+    let people = audit(&place, &[]).succeeded().stdout();
+    let line = people.lines().nth(1).expect("a line");
+    for part in [
+        "event=tampering-found",
+        "count=2",
+        "late=yes",
+        "node 7 is older than it was",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+    let events = lines(&audit(&place, &["--json"]).succeeded().stdout());
+    assert_eq!(events[1]["event"], "tampering-found");
+    assert_eq!(events[1]["what"][0], "node 7 is older than it was");
+    let last = json(&place, "status")["last_event"].clone();
+    assert_eq!(last["count"], 2, "{last}");
+    check_is_clean(&place);
 }
 
 #[test]

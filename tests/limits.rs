@@ -4,12 +4,15 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::Connection;
 use secretfs::kms::KmsSettings;
 use secretfs::kms::local::LocalKms;
 use support::evil::{Record, blob, copy, database};
+use support::forge::{Copied, Hand, Legible};
 use support::memory::count_of;
 use support::process::{Place, Ran, Server, wait_for};
 
@@ -223,6 +226,75 @@ fn an_old_copy_with_its_key_opens_whatever_was_done_to_the_vault_since() {
         b"s3cret"
     );
     unmount(&place);
+}
+
+#[test]
+fn after_rotate_who_has_a_copy_and_its_master_key_reads_on_in_what_was_there_until_reencrypt() {
+    let place = with_secrets(&[("kept", b"as it was"), ("changed", b"old")]);
+    let copied = place.path().join("copied");
+    copy(&place.vault(), &copied);
+    let hand = Hand::of(&copied, &place.path().join("kms"));
+    let copied = Connection::open(copied.join("vault.db")).expect("a database");
+    let keys = Copied::of(&hand, &copied);
+    let replace_keys = |what: &str| {
+        let ran = place.run([what.as_ref(), place.vault().as_os_str()]);
+        assert!(ran.0.status.success(), "{}", ran.stderr());
+    };
+    replace_keys("rotate");
+    place.mount(&[]).succeeded();
+    let point = place.point();
+    fs::write(point.join("changed"), "new").expect("written");
+    let mode = fs::Permissions::from_mode(0o751);
+    fs::set_permissions(point.join("changed"), mode).expect("changed");
+    fs::create_dir(point.join("new directory")).expect("made");
+    fs::write(point.join("new"), "made since").expect("written");
+    fs::write(point.join("new directory/below"), "made since").expect("written");
+    unmount(&place);
+    let now = database(&place);
+    // The names in a directory that was there, also those of what was made since; the attributes of
+    // what was there, also as they are now; and the contents that are still as they were.
+    let legible = keys.read(&now);
+    assert_eq!(legible.names, ["changed", "kept", "new", "new directory"]);
+    assert_eq!(legible.contents, ["as it was"]);
+    let modes: Vec<_> = legible.modes.iter().map(|(_, mode)| *mode).collect();
+    assert!(modes.contains(&0o751), "{modes:?}");
+    // The vault's own node is not among them, nor is what was made since.
+    assert_eq!(legible.modes.len(), 3, "{legible:?}");
+    let made = number(&place, "SELECT max(id) FROM node");
+    assert!(
+        legible
+            .modes
+            .iter()
+            .all(|(id, _)| *id != 0 && *id as i64 <= made - 3)
+    );
+    replace_keys("reencrypt");
+    assert_eq!(keys.read(&now), Legible::default());
+    // All is there, for who has the keys of now.
+    place.mount(&[]).succeeded();
+    assert_eq!(fs::read(point.join("changed")).expect("read"), b"new");
+    unmount(&place);
+}
+
+#[test]
+fn after_rotate_she_can_replace_a_content_that_has_not_changed_until_reencrypt() {
+    for (what, forged) in [("rotate", true), ("reencrypt", false)] {
+        let place = with_secrets(&[("kept", b"as it was")]);
+        let copied = place.path().join("copied");
+        copy(&place.vault(), &copied);
+        let hand = Hand::of(&copied, &place.path().join("kms"));
+        let copied = Connection::open(copied.join("vault.db")).expect("a database");
+        let keys = Copied::of(&hand, &copied);
+        let ran = place.run([what.as_ref(), place.vault().as_os_str()]);
+        assert!(ran.0.status.success(), "{}", ran.stderr());
+        keys.replace_contents(&database(&place), b"of a lie!");
+        place.mount(&[]).succeeded();
+        let read = fs::read(place.point().join("kept"));
+        match forged {
+            true => assert_eq!(read.expect("read"), b"of a lie!"),
+            false => assert_eq!(read.expect_err("refused").raw_os_error(), Some(libc::EIO)),
+        }
+        unmount(&place);
+    }
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn rotating_a_vault_that_nobody_has_mounted_replaces_its_master_key_and_nothing_
         .succeeded();
     let vault = place.vault();
     let ran = rotated(place.run(["rotate".as_ref(), vault.as_os_str()]));
-    assert_eq!(ran.stdout(), "rotate: done\n");
+    assert_eq!(ran.stdout(), support::rotating::done("rotate"));
     let status = json(&place, "status");
     assert_eq!(status["active_generation"], 2, "{status:#}");
     assert_eq!(status["generations"].as_array().map(Vec::len), Some(1));

@@ -199,7 +199,7 @@ fn a_vault_that_nobody_has_mounted_is_rotated_despite_damage_only_if_somebody_in
         assert_eq!(ran.0.status.code(), Some(6), "{}", ran.stderr());
         let ran = world.run(&[what, "--retire-despite"]);
         assert!(ran.0.status.success(), "{}", ran.stderr());
-        assert_eq!(ran.stdout(), format!("{what}: done\n"));
+        assert_eq!(ran.stdout(), support::rotating::done(what));
         let events = world.events();
         assert_eq!(events.len(), before + 4);
         assert_eq!(events[before + 2]["event"], "retired-despite");

@@ -70,7 +70,7 @@ fn who_waits_for_a_rotation_joins_the_one_that_is_under_way_and_no_other_kind() 
     let joined = place.run(["rotate".as_ref(), vault.as_os_str(), "--wait".as_ref()]);
     assert!(joined.0.status.success(), "{}", joined.stderr());
     assert!(joined.stderr().contains("one is under way already"));
-    assert_eq!(joined.stdout(), "rotate: done\n");
+    assert_eq!(joined.stdout(), support::rotating::done("rotate"));
     let now = status(&point);
     assert_eq!(now["active_generation"], 2, "one rotation, not two");
     assert!(now["rotation"].is_null());

@@ -262,7 +262,7 @@ fn progress_is_a_bar_on_a_terminal_and_lines_elsewhere() {
             !lines.contains('\u{1b}') && !lines.contains('\r'),
             "{lines:?}"
         );
-        assert_eq!(plain.stdout(), "rotate: done\n");
+        assert_eq!(plain.stdout(), support::rotating::done("rotate"));
 
         let mut on_terminal = Command::new("script");
         on_terminal.envs(

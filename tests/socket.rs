@@ -60,7 +60,7 @@ fn run(place: &Place, vault: &Path, args: &[&str]) -> Ran {
 #[track_caller]
 fn done(ran: &Ran, what: &str) {
     assert!(ran.0.status.success(), "{what}: {}", ran.stderr());
-    assert_eq!(ran.stdout(), format!("{what}: done\n"));
+    assert_eq!(ran.stdout(), support::rotating::done(what));
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn errors_are_told_by_the_name_of_the_errno_and_in_words() {
     let edit = "UPDATE event SET value = x'00' WHERE sequence = 1";
     let database = rusqlite::Connection::open(vault.join("vault.db")).expect("open");
     assert_eq!(database.execute(edit, []).expect("edited"), 1);
-    sidecar.run(&["audit", "--verify"]).failed(6, "event");
+    sidecar.run(&["audit", "--verify"]).failed(6, "history");
 }
 
 #[test]

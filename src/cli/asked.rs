@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::errno::Errno;
 use serde_json::Value;
 
-use super::change::{LOOK_EVERY, Shown, blocked};
+use super::change::{LOOK_EVERY, Shown, blocked, tell};
 use crate::daemon::{self, Answer, Asked, Class, Error, MountInfo, Writer};
 use crate::fs::INTEGRITY;
 use crate::vault::{OpenOptions, Request};
@@ -193,10 +193,11 @@ pub(super) fn to(
         );
     }
     if !wait {
-        return super::output::print(&format!(
-            "{} has begun; `secretfs status {shown}` tells how far it is\n",
-            request.name(),
-        ));
+        let begun = "has begun; `secretfs status";
+        return tell(
+            request,
+            &format!("{} {begun} {shown}` tells how far it is", request.name()),
+        );
     }
     let mut progress = Shown::new(request.name());
     if joined {
@@ -244,7 +245,7 @@ pub(super) fn to(
             ),
         );
     }
-    super::output::print(&format!("{}: done\n", request.name()))
+    tell(request, &format!("{}: done", request.name()))
 }
 
 /// A mount is asked only if it is that of the vault that is meant, and can do it.

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::asked::{self, Holder};
 use crate::daemon::{self, Class, Error, Writer};
+use crate::keyring::ChangeKind;
 use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
 /// How long a daemon that has just been unmounted may take to let go of its vault.
@@ -96,7 +97,23 @@ fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error
     vault.begin(request)?;
     follow(vault, &mut shown, stop)?;
     shown.end();
-    super::output::print(&format!("{}: done\n", request.name()))
+    tell(request, &format!("{}: done", request.name()))
+}
+
+/// What `rotate` leaves as it was, and what does not.
+const NOT_UNDONE: &str = "data keys are what they were: whoever had the old master key and a copy of the vault goes on to \
+     have those of all that was in it; after a compromise, replace them with `secretfs reencrypt`";
+
+/// Tells what has become of a request, and what it does not do.
+pub(super) fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
+    let keeps = matches!(
+        request,
+        Request::Rotate | Request::Despite(ChangeKind::Rotate)
+    );
+    super::output::print(&match keeps {
+        true => format!("{outcome}\n{NOT_UNDONE}\n"),
+        false => format!("{outcome}\n"),
+    })
 }
 
 fn follow(vault: &Vault, shown: &mut Shown, stop: &AtomicBool) -> Result<(), Error> {

@@ -11,8 +11,9 @@ use super::flags::{Flags, ForOpen};
 /// Replace all data keys and the master key
 ///
 /// Encrypts every content, name and attribute anew, under new data keys and a new master key. For
-/// when somebody may have got hold of data keys. Like `rotate` it goes on while the vault is used,
-/// and what was begun is finished. It reads and writes all of the vault.
+/// after a compromise: when somebody may have got hold of data keys, or of the master key and a copy of
+/// the vault. Like `rotate` it goes on while the vault is used, and what was begun is finished. It reads
+/// and writes all of the vault.
 ///
 /// Copies of the vault from before still open with the old keys.
 #[derive(Debug, clap::Args)]

@@ -176,18 +176,28 @@ impl fmt::Debug for RecordHash {
     }
 }
 
+/// The digest of a record and of the generation that it is filed under, by which sums under any key
+/// know it.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordDigest([u8; 32]);
+
+impl RecordDigest {
+    /// That of a record.
+    pub fn of(generation: u64, record: &[u8]) -> Self {
+        Self(digest(&[&generation.to_le_bytes(), record]))
+    }
+}
+
 impl RecordHash {
     /// What a node's record adds to the vault's sum.
-    pub fn node(&self, id: u64, generation: u64, record: &[u8]) -> Tag {
-        let hash = digest(&[&generation.to_le_bytes(), record]);
-        finish(self.0.clone(), &[b"n", &id.to_le_bytes(), &hash])
+    pub fn node(&self, id: u64, record: &RecordDigest) -> Tag {
+        finish(self.0.clone(), &[b"n", &id.to_le_bytes(), &record.0])
     }
 
     /// What a version's record adds to the vault's sum.
-    pub fn version(&self, node: u64, version: u64, generation: u64, record: &[u8]) -> Tag {
-        let hash = digest(&[&generation.to_le_bytes(), record]);
+    pub fn version(&self, node: u64, version: u64, record: &RecordDigest) -> Tag {
         let (node, version) = (node.to_le_bytes(), version.to_le_bytes());
-        finish(self.0.clone(), &[b"v", &node, &version, &hash])
+        finish(self.0.clone(), &[b"v", &node, &version, &record.0])
     }
 }
 

@@ -415,7 +415,7 @@ impl Node {
             return Ok(());
         }
         match (keyring.renews_data_keys(), self.kind) {
-            (true, Kind::Directory | Kind::System) => Ok(()),
+            (true, Kind::Directory) | (_, Kind::System) => Ok(()),
             (true, _) => self.renew_key(keyring),
             (false, _) => {
                 let (mut nonces, role) = (Nonces::draw(1)?, Role::Metadata);

@@ -14,7 +14,7 @@ mod system;
 mod verify;
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -148,6 +148,8 @@ pub(super) struct Rotation {
     /// Somebody insists that the old key goes although records do not open. Not remembered beyond
     /// this process.
     despite: AtomicBool,
+    /// The generation under which this process has replaced the system node's key last.
+    renewed: AtomicU64,
     damage: Mutex<Damage>,
     figures: Mutex<Figures>,
     follower: Mutex<bool>,
@@ -446,15 +448,18 @@ impl Vault {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Shows that the old key wraps nothing, and removes it.
+    /// Shows that the old key wraps nothing but the system node's, replaces that, and removes the old
+    /// key.
     fn retire(
         &self,
         change: &Change,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
-        if self.verify(change, go_on)?.is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
+        self.begin_renewal(change)?;
+        let counted = match self.verify(change, go_on)? {
+            ControlFlow::Continue(counted) => counted,
+            ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+        };
         let damage = self.rotation.damage().clone();
         match damage.first() {
             Some(error) if !self.rotation.is_despite() => return Err(error),
@@ -463,6 +468,10 @@ impl Vault {
                 damage.count
             ),
             None => {}
+        }
+        if !self.end_renewal(change, &counted, damage.count > 0)? {
+            // Once more from there.
+            return Ok(ControlFlow::Continue(()));
         }
         let left = std::cell::Cell::new(0);
         let retired = self.change_keyring(

@@ -2,11 +2,14 @@
 //! made anew by every write transaction, so that replaying, inserting or deleting part of a vault
 //! shows.
 
+use bincode::de::Decoder;
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
 
 use crate::codec;
 use crate::crypto::padding::padded_attributes;
-use crate::crypto::schedule::{Context, RecordHash, SetKey, StateKey, VaultId};
+use crate::crypto::schedule::{Context, RecordDigest, RecordHash, SetKey, StateKey, VaultId};
 use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
@@ -30,10 +33,31 @@ pub struct State {
     /// While the sum is made anew under another key: how far that has come. None takes one byte, zero,
     /// as the padding that follows it.
     renewal: Option<Renewal>,
+    counting: Counting,
 }
 
+/// What was taken up and dropped under both keys since all records began to be counted once more. It
+/// is not stored: who comes after a crash counts again, from the beginning.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counting(Option<Renewal>);
+
+impl Encode for Counting {
+    fn encode<E: Encoder>(&self, _encoder: &mut E) -> Result<(), EncodeError> {
+        Ok(())
+    }
+}
+
+impl<C> Decode<C> for Counting {
+    fn decode<D: Decoder<Context = C>>(_decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self::default())
+    }
+}
+
+bincode::impl_borrow_decode!(Counting);
+
 /// What was counted once more, record after record, to go on with under another key. Every
-/// transaction keeps it true for the records up to where it has come.
+/// transaction keeps it true for the records up to where it has come. What is stored of it says that
+/// none was counted yet; earlier programs stored how far they had come.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Renewal {
     /// The last record that was counted.
@@ -58,11 +82,27 @@ impl Renewal {
     }
 
     fn count(&mut self, element: &Element, present: bool) {
-        change_number(&mut self.nodes, &mut self.versions, element.key, present);
+        let number = match element.key {
+            Key::Node(_) => &mut self.nodes,
+            Key::Version(..) => &mut self.versions,
+        };
+        // Of what was changed since something, more may have gone than come.
+        *number = match present {
+            true => number.wrapping_add(1),
+            false => number.wrapping_sub(1),
+        };
         change_sum(&mut self.found, &element.hash, present);
         if let Some(hash) = &element.renewed {
             change_sum(&mut self.sum, hash, present);
         }
+    }
+
+    /// Takes up what was counted of other records.
+    fn add(&mut self, part: &Self) {
+        self.nodes = self.nodes.wrapping_add(part.nodes);
+        self.versions = self.versions.wrapping_add(part.versions);
+        change_sum(&mut self.found, &part.found, true);
+        change_sum(&mut self.sum, &part.sum, true);
     }
 }
 
@@ -97,6 +137,7 @@ impl State {
             versions: 0,
             sum: [0; 32],
             renewal: None,
+            counting: Counting::default(),
         }
     }
 
@@ -108,6 +149,7 @@ impl State {
             versions: 0,
             sum: [0; 32],
             renewal: renewal.map(|renewal| Renewal::begun_at(renewal.upto)),
+            counting: Counting::default(),
             ..self.clone()
         }
     }
@@ -121,11 +163,20 @@ impl State {
         {
             renewal.count(element, present);
         }
+        if let Some(counting) = &mut self.counting.0 {
+            counting.count(element, present);
+        }
     }
 
     /// From now on the sum is made anew.
     pub(super) fn begin_renewal(&mut self) {
         self.renewal = Some(Renewal::begun_at(None));
+        self.counting = Counting::default();
+    }
+
+    /// From now on what is taken up and dropped is counted under both keys.
+    pub(super) fn begin_counting(&mut self) {
+        self.counting = Counting(Some(Renewal::begun_at(None)));
     }
 
     /// Where that has come to.
@@ -133,34 +184,35 @@ impl State {
         self.renewal.as_ref().and_then(|renewal| renewal.upto)
     }
 
-    /// Takes up the record that follows.
-    pub(super) fn renew(&mut self, element: &Element) {
-        if let Some(renewal) = &mut self.renewal {
-            renewal.upto = Some(element.key);
-            renewal.count(element, true);
-        }
+    /// Whether it is. It is not any more when the state was read again.
+    pub(super) fn is_counting(&self) -> bool {
+        self.counting.0.is_some()
     }
 
-    /// Goes on with the sum that was made, of all records. With `despite`, what did not fit goes on
-    /// not to fit: the new sum must not make good what somebody has removed or put back.
+    /// Goes on with the sum under the new key: over what `counted` has found, and what was changed
+    /// since, which must be known. With `despite`, what did not fit goes on not to fit: the new sum
+    /// must not make good what somebody has removed or put back.
     ///
     /// # Errors
     /// `Integrity` when there are other records than there should be.
-    pub(super) fn end_renewal(&mut self, despite: bool) -> Result<(), VaultError> {
-        let Some(renewal) = self.renewal.take() else {
-            return Ok(());
-        };
+    pub(super) fn end_renewal(&mut self, counted: &State, despite: bool) -> Result<(), VaultError> {
+        let mut all = Renewal::begun_at(None);
+        for part in [&counted.counting.0, &self.counting.0] {
+            let lost = || VaultError::Integrity("the vault was not counted".into());
+            all.add(part.as_ref().ok_or_else(lost)?);
+        }
         let found = Self {
-            nodes: renewal.nodes,
-            versions: renewal.versions,
-            sum: renewal.found,
+            nodes: all.nodes,
+            versions: all.versions,
+            sum: all.found,
             ..self.clone()
         };
         if !despite {
             self.must_agree_with(&found)?;
         }
-        change_sum(&mut self.sum, &renewal.found, false);
-        change_sum(&mut self.sum, &renewal.sum, true);
+        change_sum(&mut self.sum, &all.found, false);
+        change_sum(&mut self.sum, &all.sum, true);
+        (self.renewal, self.counting) = (None, Counting::default());
         Ok(())
     }
 
@@ -169,11 +221,14 @@ impl State {
         self.nodes = self.nodes.saturating_add(part.nodes);
         self.versions = self.versions.saturating_add(part.versions);
         change_sum(&mut self.sum, &part.sum, true);
-        if let (Some(renewal), Some(part)) = (&mut self.renewal, &part.renewal) {
-            renewal.nodes = renewal.nodes.saturating_add(part.nodes);
-            renewal.versions = renewal.versions.saturating_add(part.versions);
-            change_sum(&mut renewal.found, &part.found, true);
-            change_sum(&mut renewal.sum, &part.sum, true);
+        let parts = [
+            (&mut self.renewal, &part.renewal),
+            (&mut self.counting.0, &part.counting.0),
+        ];
+        for (all, part) in parts {
+            if let (Some(all), Some(part)) = (all, part) {
+                all.add(part);
+            }
         }
     }
 
@@ -216,10 +271,10 @@ pub(super) struct Elements {
 
 impl Elements {
     pub(super) fn of(&self, key: Key, record: &KeyedRecord) -> Element {
-        let KeyedRecord { generation, value } = record;
+        let record = RecordDigest::of(record.generation, &record.value);
         let hash = |hash: &RecordHash| match key {
-            Key::Node(id) => hash.node(id, *generation, value),
-            Key::Version(node, version) => hash.version(node, version, *generation, value),
+            Key::Node(id) => hash.node(id, &record),
+            Key::Version(node, version) => hash.version(node, version, &record),
         };
         Element {
             key,

@@ -17,6 +17,17 @@ pub fn json(place: &Place, command: &str) -> Value {
     serde_json::from_str(&ran.succeeded().stdout()).expect("JSON")
 }
 
+/// What a command says on standard output when it has done what was asked.
+pub fn done(what: &str) -> String {
+    let keeps = "data keys are what they were: whoever had the old master key and a copy of the vault \
+                 goes on to have those of all that was in it; after a compromise, replace them with \
+                 `secretfs reencrypt`";
+    match what {
+        "rotate" => format!("rotate: done\n{keeps}\n"),
+        _ => format!("{what}: done\n"),
+    }
+}
+
 /// Writes to the control file.
 pub fn command(point: &Path, text: &str) -> std::io::Result<()> {
     std::fs::write(point.join(".secretfs/control"), text)
@@ -109,7 +120,7 @@ pub fn wait_for_the_middle(point: &Path) -> Value {
 }
 
 /// Begins to replace all data keys, or goes on with it, by about as many transactions, each of which
-/// looks at one name of a directory, or at one record.
+/// looks at one name of a directory, and then by as many looks at one record.
 pub fn reencrypt(vault: &Vault, transactions: u32) {
     fail::cfg("names-at-a-time", "return(1)").expect("a fail point");
     fail::cfg("keys-at-a-time", "return(1)").expect("a fail point");
@@ -120,7 +131,7 @@ pub fn reencrypt(vault: &Vault, transactions: u32) {
     let migrates = || {
         vault
             .progress()
-            .is_some_and(|p| p.phase == Phase::Migrating)
+            .is_some_and(|p| matches!(p.phase, Phase::Migrating | Phase::Verifying))
     };
     let left = Cell::new(transactions);
     let go_on = || match migrates() && left.replace(left.get().saturating_sub(1)) == 0 {

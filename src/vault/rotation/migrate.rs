@@ -60,12 +60,10 @@ impl Vault {
         let (error, despite) = (damage.first(), damage.despite);
         *self.rotation.damage() = damage;
         match error {
-            // All others are done: one bad record keeps no more than itself under the old key.
+            // All others are done: one bad record keeps no more than itself under the old key, and the
+            // vault's own, which is replaced last.
             Some(error) if !despite => return Err(error),
             _ => {}
-        }
-        if self.keyring().renews_data_keys() {
-            return self.renew_system(change.to, despite, go_on);
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -136,13 +134,12 @@ impl Vault {
             return Ok(None);
         };
         search.after(*last);
-        let renews = self.keyring().renews_data_keys();
         let (mut fast, mut slow) = (Vec::new(), Vec::new());
         for (key, record) in found {
             match (key, record) {
                 // Sums over everything stand under the system node's key: it is replaced last.
-                (Key::Node(SYSTEM), _) if renews => {}
-                (Key::Node(SYSTEM), _) | (_, None) => slow.push(key),
+                (Key::Node(SYSTEM), _) => {}
+                (_, None) => slow.push(key),
                 // Names stand under its key.
                 (Key::Node(_), Some(record)) if Node::says_directory(&record) => slow.push(key),
                 (_, Some(record)) => fast.push((key, record)),

@@ -1,122 +1,113 @@
-//! Replacing the system node's key. All sums over the vault stand under it: they are made anew record
-//! by record, a few in each transaction, beside the sum that holds meanwhile.
+//! Replacing the system node's key. The state and all sums over the vault stand under it: it has both
+//! keys while all records are counted once more, under both, beside those who write. The count is that
+//! by which a rotation is verified.
 
-use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
-use crate::keyring::Keyring;
-use crate::store::{self, Durability, Write};
+use crate::keyring::{Change, ChangeKind, Keyring};
+use crate::store::{self, Durability, Read as _, Write};
 
 use super::super::cache::Changes;
-use super::super::counting::keys_after;
 use super::super::current::Checked;
 use super::super::node::{Node, SYSTEM};
 use super::super::state::{State, SystemKeys};
 use super::super::{Vault, VaultError};
-use super::migrate::SLICE;
-
-/// Records counted at a time.
-fn at_most() -> usize {
-    fail::fail_point!("keys-at-a-time", |number| {
-        number.and_then(|number| number.parse().ok()).unwrap_or(1)
-    });
-    256
-}
 
 /// What a transaction did.
-enum Step {
-    /// Nothing: the key is the new one, and the only one.
-    None,
-    /// It has counted.
-    Counted(State),
+enum Step<T> {
+    /// Nothing; and this is what it found.
+    None(T),
+    /// It has changed the state alone.
+    Stored(State, T),
     /// It has changed the system node.
-    Changed(State, SystemKeys),
+    Changed(State, SystemKeys, T),
 }
 
 impl Vault {
-    /// Replaces the system node's key, and with it all sums over the vault. What is there must be
-    /// what they say. With `despite`, what did not fit goes on not to fit.
-    pub(super) fn renew_system(
-        &self,
-        generation: u64,
-        despite: bool,
-        go_on: &dyn Fn() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, VaultError> {
-        loop {
-            if go_on().is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            self.turns.give_way();
-            let mut state = self.lock_state();
-            let (keyring, keys) = (self.keyring(), self.system());
-            die_at!("system-before");
-            let mut marks = Vec::new();
-            let step = store::write(&self.store, Durability::Soon, |records| {
-                let mut checked = Checked::new(&self.current, records);
-                let step = self.renew_some(
-                    (&keyring, &keys),
-                    &mut checked,
-                    &state,
-                    (generation, despite),
-                );
-                marks = checked.into_changed();
-                step
-            });
-            die_at!("system-stored");
-            let (changed, is_last) = match step {
-                Ok(Step::None) => return Ok(ControlFlow::Continue(())),
-                Ok(Step::Counted(counted)) => (counted, false),
-                Ok(Step::Changed(changed, keys)) => {
-                    let is_last = !keys.is_renewing();
-                    *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-                    self.cache.commit(Changes::forgotten([SYSTEM]));
-                    (changed, is_last)
-                }
-                Err(error) => {
-                    self.take_system_again();
-                    self.look_again(&mut state, marks);
-                    return Err(error);
-                }
-            };
-            self.current.commit(changed.commit, marks);
-            self.show(&changed);
-            *state = changed;
-            drop(state);
-            if is_last {
-                self.sync()?;
-            }
-        }
+    /// Gives the system node another key, beside the one that it has, unless it was given one in the
+    /// course of this change. The state is sealed with that from now on.
+    pub(super) fn begin_renewal(&self, change: &Change) -> Result<(), VaultError> {
+        self.change_system(|renewing, node| match node.previous {
+            Some(_) if renewing.state.renewed_upto().is_some() => renewing.begin_again(),
+            Some(_) => Ok(Step::None(())),
+            None if self.is_renewed(change, &node) => Ok(Step::None(())),
+            None => renewing.begin(node),
+        })
     }
 
-    /// One transaction.
-    fn renew_some(
+    /// Goes on with sums under the new key, over what `counted` has found and what was written since,
+    /// and drops the key before. False when that is not known: then all has to be counted again. With
+    /// `despite`, what did not fit goes on not to fit.
+    pub(super) fn end_renewal(
         &self,
-        (keyring, keys): (&Keyring, &SystemKeys),
-        records: &mut dyn Write,
-        state: &State,
-        (generation, despite): (u64, bool),
-    ) -> Result<Step, VaultError> {
-        let record = records
-            .node(SYSTEM)?
-            .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
-        let node = Node::open(keyring, SYSTEM, &record)?;
-        if node.is_under(generation) {
-            return Ok(Step::None);
+        change: &Change,
+        counted: &State,
+        despite: bool,
+    ) -> Result<bool, VaultError> {
+        let done = self.change_system(|renewing, node| match node.previous {
+            None => Ok(Step::None(true)),
+            Some(_) => renewing.end(node, counted, despite),
+        })?;
+        if done {
+            self.rotation.renewed.store(change.to, Ordering::Relaxed);
         }
-        let mut renewing = Renewing {
-            keyring,
-            records,
-            keys,
-            state: state.clone(),
+        Ok(done)
+    }
+
+    /// Whether the system node's key is one of this change. That its key is wrapped by the new master
+    /// key does not tell: there were programs whose `rotate` wrapped it anew, and no more. Who did not
+    /// see it being replaced replaces it.
+    fn is_renewed(&self, change: &Change, node: &Node) -> bool {
+        let seen = self.rotation.renewed.load(Ordering::Relaxed) == change.to;
+        node.is_under(change.to) && (seen || change.kind == ChangeKind::Reencrypt)
+    }
+
+    /// A transaction on the system node and the state.
+    fn change_system<T>(
+        &self,
+        deed: impl Fn(Renewing<'_>, Node) -> Result<Step<T>, VaultError>,
+    ) -> Result<T, VaultError> {
+        self.turns.give_way();
+        let mut state = self.lock_state();
+        let (keyring, keys) = (self.keyring(), self.system());
+        die_at!("system-before");
+        let mut marks = Vec::new();
+        let step = store::write(&self.store, Durability::Soon, |records| {
+            let mut checked = Checked::new(&self.current, records);
+            let missing = || VaultError::tampered("the system node", "is missing");
+            let record = checked.node(SYSTEM)?.ok_or_else(missing)?;
+            let node = Node::open(&keyring, SYSTEM, &record)?;
+            let renewing = Renewing {
+                keyring: &keyring,
+                records: &mut checked,
+                keys: &keys,
+                state: state.clone(),
+            };
+            let step = deed(renewing, node)?;
+            die_at!("system-within");
+            marks = checked.into_changed();
+            Ok::<_, VaultError>(step)
+        });
+        die_at!("system-stored");
+        let (changed, done) = match step {
+            Ok(Step::None(found)) => return Ok(found),
+            Ok(Step::Stored(changed, done)) => (changed, done),
+            Ok(Step::Changed(changed, keys, done)) => {
+                *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                self.cache.commit(Changes::forgotten([SYSTEM]));
+                (changed, done)
+            }
+            Err(error) => {
+                self.take_system_again();
+                self.look_again(&mut state, marks);
+                return Err(error);
+            }
         };
-        let step = match &node.previous {
-            None => renewing.begin(node)?,
-            Some(_) if renewing.count()? => renewing.end(node, despite)?,
-            Some(_) => renewing.stored(None)?,
-        };
-        die_at!("system-within");
-        Ok(step)
+        self.current.commit(changed.commit, marks);
+        self.show(&changed);
+        *state = changed;
+        Ok(done)
     }
 
     /// An error after the commit leaves open whether it was one.
@@ -137,38 +128,37 @@ struct Renewing<'a> {
 }
 
 impl Renewing<'_> {
-    /// Gives the system node its new key. The state is sealed with that from now on.
-    fn begin(mut self, mut node: Node) -> Result<Step, VaultError> {
+    fn begin(mut self, mut node: Node) -> Result<Step<()>, VaultError> {
         node.add_key(self.keyring)?;
         self.exchange(&mut node)?;
         self.state.begin_renewal();
-        self.stored(Some(SystemKeys::of(&node)))
+        let keys = SystemKeys::of(&node);
+        self.store(&keys)?;
+        Ok(Step::Changed(self.state, keys, ()))
     }
 
-    /// Counts what follows, as much as there is time for; whether that was all.
-    fn count(&mut self) -> Result<bool, VaultError> {
-        let (begun, limit) = (Instant::now(), at_most());
-        let elements = self.keys.elements();
-        loop {
-            let batch = keys_after(self.records, self.state.renewed_upto(), limit)?;
-            if batch.is_empty() {
-                return Ok(true);
-            }
-            for (key, record) in &batch {
-                self.state.renew(&elements.of(*key, record));
-            }
-            if limit < 256 || begun.elapsed() > SLICE {
-                return Ok(false);
-            }
+    /// Forgets what a program counted that stored how far it had come.
+    fn begin_again(mut self) -> Result<Step<()>, VaultError> {
+        self.state.begin_renewal();
+        self.store(self.keys)?;
+        Ok(Step::Stored(self.state, ()))
+    }
+
+    fn end(
+        mut self,
+        mut node: Node,
+        counted: &State,
+        despite: bool,
+    ) -> Result<Step<bool>, VaultError> {
+        if !self.state.is_counting() {
+            return Ok(Step::None(false));
         }
-    }
-
-    /// Goes on with the new sum, and drops the key of the one before.
-    fn end(mut self, mut node: Node, despite: bool) -> Result<Step, VaultError> {
         node.previous = None;
         self.exchange(&mut node)?;
-        self.state.end_renewal(despite)?;
-        self.stored(Some(SystemKeys::of(&node)))
+        self.state.end_renewal(counted, despite)?;
+        let keys = SystemKeys::of(&node);
+        self.store(&keys)?;
+        Ok(Step::Changed(self.state, keys, true))
     }
 
     /// Puts another record of the system node in the place of the one that is there.
@@ -176,24 +166,19 @@ impl Renewing<'_> {
         let missing = || VaultError::tampered("the system node", "is missing");
         let old = self.records.node(SYSTEM)?.ok_or_else(missing)?;
         let new = node.seal(self.keyring.vault())?;
+        // Nothing else has the keys: it is opened before it takes the place of the other.
+        Node::open(self.keyring, SYSTEM, &new)?;
         self.state.count(&self.keys.node(SYSTEM, &old), false);
         self.state.count(&self.keys.node(SYSTEM, &new), true);
         self.records.put_node(SYSTEM, &new)?;
         Ok(())
     }
 
-    /// Seals the state, with other keys if they have changed.
-    fn stored(mut self, keys: Option<SystemKeys>) -> Result<Step, VaultError> {
+    /// Seals the state with these keys.
+    fn store(&mut self, keys: &SystemKeys) -> Result<(), VaultError> {
         self.state.commit += 1;
-        let vault = self.keyring.vault();
-        let sealed = keys
-            .as_ref()
-            .unwrap_or(self.keys)
-            .seal(vault, &self.state)?;
+        let sealed = keys.seal(self.keyring.vault(), &self.state)?;
         self.records.put_state(&sealed)?;
-        Ok(match keys {
-            None => Step::Counted(self.state),
-            Some(keys) => Step::Changed(self.state, keys),
-        })
+        Ok(())
     }
 }

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use crate::keyring::{Change, Keyring};
-use crate::store::{MANY_BYTES, NodeId};
+use crate::store::{MANY_BYTES, NodeId, Read};
 
 use super::super::counting::keys_after;
 use super::super::crew::Crew;
@@ -24,7 +25,7 @@ enum Piece {
 /// What was found out.
 enum Found {
     Counted {
-        sums: State,
+        sums: Box<State>,
         directories: Vec<NodeId>,
         /// Those that do not open.
         failed: Vec<(Key, VaultError)>,
@@ -33,28 +34,28 @@ enum Found {
 }
 
 impl Vault {
-    /// Opens every key with the new master key, and recounts the vault. Names what does not open or
-    /// does not fit.
+    /// Opens every key with the new master key, and recounts the vault, under both keys of the system
+    /// node if it has two. Names what does not open or does not fit.
     pub(super) fn verify(
         &self,
         change: &Change,
         go_on: &dyn Fn() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, VaultError> {
+    ) -> Result<ControlFlow<(), State>, VaultError> {
         let keyring = self.keyring();
         let verified = self.read(|records| {
-            let state = self.stored_state(records)?;
-            let system = self.system_in(records)?;
+            let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
                 Piece::Records(batch) => {
-                    counted(&keyring, &system, change.to, state.uncounted(), &batch)
+                    let nothing = uncounted(&state, &system);
+                    counted(&keyring, &system, change.to, nothing, &batch)
                 }
                 Piece::Names(directory) => Found::Names(self.names_agree(directory)),
             };
             Crew::with(&look, |crew, look| {
                 let mut after = None;
-                let mut recount = state.uncounted();
+                let mut recount = uncounted(&state, &system);
                 let (mut directories, mut names) = (VecDeque::new(), Ok(()));
-                let (mut ended, mut limit) = (false, BATCH);
+                let (mut ended, mut limit) = (false, at_most());
                 let mut broken = BTreeMap::new();
                 loop {
                     while crew.room() > 0 {
@@ -91,10 +92,11 @@ impl Vault {
                         return Ok(None);
                     }
                 }
-                Ok(Some((state.must_agree_with(&recount), names, broken)))
+                let sums = state.must_agree_with(&recount);
+                Ok(Some((recount, sums, names, broken)))
             })
         })?;
-        let Some((sums, names, broken)) = verified else {
+        let Some((recount, sums, names, broken)) = verified else {
             return Ok(ControlFlow::Break(()));
         };
         for (key, error) in &broken {
@@ -106,7 +108,26 @@ impl Vault {
             return Ok(ControlFlow::Break(()));
         }
         self.verified("the sums over all records", sums.and(names))?;
-        Ok(ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(recount))
+    }
+
+    /// The state and its keys as a snapshot has them that is taken here. If the system node has two
+    /// keys, what others write from now on is counted beside.
+    fn counted_from(&self, records: &mut dyn Read) -> Result<(State, Arc<SystemKeys>), VaultError> {
+        // Nobody commits meanwhile.
+        let mut now = self.lock_state();
+        let state = self.stored_state(records)?;
+        let system = self.system_in(records)?;
+        if state.commit != now.commit {
+            return Err(VaultError::tampered(
+                "the state record",
+                "is not the one that was stored last",
+            ));
+        }
+        if system.is_renewing() {
+            now.begin_counting();
+        }
+        Ok((state, system))
     }
 
     /// Whether a directory holds the names that it should, as of now.
@@ -169,10 +190,27 @@ impl Vault {
     }
 }
 
+/// With nothing counted, to begin with.
+fn uncounted(state: &State, system: &SystemKeys) -> State {
+    let mut uncounted = state.uncounted();
+    if system.is_renewing() {
+        uncounted.begin_counting();
+    }
+    uncounted
+}
+
+/// Records looked at in one piece.
+fn at_most() -> usize {
+    fail::fail_point!("keys-at-a-time", |number| {
+        number.and_then(|number| number.parse().ok()).unwrap_or(1)
+    });
+    BATCH
+}
+
 /// How many records like these are enough at a time.
 fn as_many(batch: &[Keyed]) -> usize {
     let bytes: usize = batch.iter().map(|(_, record)| record.value.len()).sum();
-    (batch.len() * MANY_BYTES / bytes.max(1)).clamp(1, BATCH)
+    (batch.len() * MANY_BYTES / bytes.max(1)).clamp(1, at_most())
 }
 
 /// Counts records, and unwraps the keys of those that are under generation `to`. What else is in a
@@ -209,7 +247,7 @@ fn counted(
         }
     }
     Found::Counted {
-        sums,
+        sums: Box::new(sums),
         directories,
         failed,
     }
