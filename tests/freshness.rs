@@ -296,6 +296,14 @@ fn a_host_that_remembers_nothing_can_be_told_how_far_the_vault_must_have_come() 
     place.mount(&["-oro"]).succeeded();
 }
 
+fn newest(place: &Place) -> u64 {
+    let sql = "SELECT max(id) FROM node";
+    let id: i64 = database(place)
+        .query_row(sql, [], |row| row.get(0))
+        .expect("a node");
+    id.unsigned_abs()
+}
+
 /// A vault of some thousand records, of which one secret is as it was before.
 fn large_with_an_older_part() -> Place {
     let place = Place::with_vault();
@@ -308,6 +316,7 @@ fn large_with_an_older_part() -> Place {
     unmount(&place);
     let kept = keep(&place);
     write_once(&place, "NEW");
+    copy(&place.vault(), &place.path().join("whole"));
     let attached = kept.join("vault.db");
     execute(
         &place,
@@ -391,6 +400,63 @@ fn counting_in_the_background_is_for_who_asks_for_it_and_is_told() {
     });
     let error = fs::read(point.join("secret")).expect_err("it is older");
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn what_a_condemned_mount_has_found_goes_into_the_history_once_the_vault_is_right_again() {
+    let place = large_with_an_older_part();
+    let damaged = newest(&place);
+    place
+        .mount(&["-overify=background,verify-every=1s"])
+        .succeeded();
+    let point = place.point();
+    wait_for("the end of the count", PATIENCE, || {
+        status(&point)["state"] == "condemned"
+    });
+    let audit = || {
+        let ran = place.run([
+            "audit".as_ref(),
+            place.vault().as_os_str(),
+            "--json".as_ref(),
+        ]);
+        ran.stdout().contains("tampering-found")
+    };
+    assert!(!audit());
+    node_as_it_was(&place, &place.path().join("whole"), damaged);
+    wait_for("the history", PATIENCE, audit);
+    // It stays condemned.
+    assert_eq!(status(&point)["state"], "condemned");
+    fs::read(point.join("secret")).expect_err("nothing is served");
+    place.run(["umount".as_ref(), point.as_os_str()]);
+    wait_for("the end of the mount", PATIENCE, || {
+        place.daemons().is_empty()
+    });
+    place
+        .run(["check".as_ref(), place.vault().as_os_str()])
+        .succeeded();
+}
+
+#[test]
+fn what_is_remembered_of_a_record_takes_at_most_24_bytes() {
+    let place = large_with_an_older_part();
+    node_as_it_was(&place, &place.path().join("whole"), newest(&place));
+    for mode in ["-orw", "-oro"] {
+        place.mount(&[mode]).succeeded();
+        let told = status(&place.point());
+        let count = |table: &str| {
+            let sql = format!("SELECT count(*) FROM {table}");
+            database(&place)
+                .query_row(&sql, [], |row| row.get::<_, i64>(0))
+                .expect("counted")
+        };
+        let records = ["node", "version", "entry"].map(count).iter().sum::<i64>();
+        let bytes = told["memory"]["records"].as_i64().expect("bytes");
+        assert!(
+            bytes > 16 * records && bytes <= 24 * records,
+            "{bytes} for {records}"
+        );
+        unmount(&place);
+    }
 }
 
 #[test]

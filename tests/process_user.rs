@@ -70,7 +70,7 @@ fn an_ordinary_user_mounts_through_fusermount() {
         as_user cat m/.secretfs/status > status
         grep " $PLACE/home/m " /proc/self/mountinfo | grep -q nosuid,nodev,noexec
         as_user secretfs mount v m && exit 9 || test $? = 7
-        as_user secretfs umount m
+        as_user secretfs umount m > /dev/null
         gone "$PLACE/home/m"
         as_user secretfs mount v m > /dev/null
         as_user fusermount3 -u m
@@ -106,7 +106,7 @@ fn an_ordinary_user_and_root_have_the_daemon_of_that_user_rotate() {
         secretfs reencrypt v --wait 2> /dev/null
         secretfs status v | grep '^active generation'
         secretfs audit v --verify
-        as_user secretfs umount m
+        as_user secretfs umount m | grep -q '^m is unmounted, its vault at commit [0-9]*$'
         gone "$PLACE/home/m"
         test ! -e v/control.sock
         "#
@@ -288,14 +288,14 @@ fn an_ordinary_user_keeps_real_secrets_within_8_mib_of_locked_memory() {
         user sh -c 'exec 3< m/big.1 4< m/big.2 5< m/big.3
             for fd in 3 4 5; do head -c 100000 <&$fd > /dev/null; done
             cp m/.secretfs/status held'
-        user secretfs umount m
+        user secretfs umount m > /dev/null
         gone "$PLACE/home/m"
         user secretfs mount v m > /dev/null
         test "$(user cat m/db/password)" = s3cret
         test "$(user cat m/db/link)" = s3cret
         for at in 1 2 3; do user cmp big.$at m/big.$at; done
         user cat m/.secretfs/status > idle
-        user secretfs umount m
+        user secretfs umount m > /dev/null
         gone "$PLACE/home/m"
         user secretfs check v > /dev/null
         stat -c '%a %u %n' data/secretfs/kms data/secretfs/kms/default* state/secretfs/anchors state/secretfs/anchors/*.json v v/vault.db

@@ -276,7 +276,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Open,
         "N",
-        "Refuse a vault that has not come as far as this commit, for hosts that remember nothing: `umount` and `status` tell the number",
+        "Refuse a vault that has not come as far as this commit, for hosts that remember nothing: `umount` and `status` tell the number. Default 0",
     ),
     value(
         "verify",

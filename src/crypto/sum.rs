@@ -1,6 +1,7 @@
 //! Sums of keyed hashes: an order-free commitment to a set of records that one record's change
-//! updates in constant time (AdHash, Bellare and Micciancio 1997; keyed, so that no one without
-//! the key can find a set with the same sum).
+//! updates in constant time (MSet-Add-Hash, Clarke, Devadas, van Dijk, Gassend and Suh, ASIACRYPT 2003).
+//! It holds for as long as the key of the hashes and the sums are secret: 256 bits are enough then, and
+//! nothing is once somebody has the key.
 
 use std::fmt;
 

@@ -19,11 +19,9 @@ pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<[Routine; 2]> {
     let vault = Arc::clone(&fs.vault);
     let mut told = None;
     let anchor = move || {
-        if vault.await_service() {
+        if vault.await_service() && !vault.is_condemned() {
             tell_once(&mut told, vault.keep_anchor());
-            if let Err(error) = vault.record_findings() {
-                tracing::warn!("the history does not say yet what was found: {error}");
-            }
+            record_findings(&vault);
         }
     };
     let mut lookback = Lookback {
@@ -49,6 +47,12 @@ fn tell_once(told: &mut Option<String>, result: Result<(), VaultError>) {
     *told = failed;
 }
 
+fn record_findings(vault: &Vault) {
+    if let Err(error) = vault.record_findings() {
+        tracing::warn!("the history does not say yet what was found: {error}");
+    }
+}
+
 struct Lookback {
     fs: Weak<FileSystem>,
     vault: Arc<Vault>,
@@ -61,13 +65,17 @@ impl Lookback {
     fn look(&mut self) {
         if !std::mem::replace(&mut self.is_begun, true) {
             step_back_far();
-            if self.vault.await_service() && !self.vault.is_read_only() {
+            let is_served = self.vault.await_service() && !self.vault.is_condemned();
+            if is_served && !self.vault.is_read_only() {
                 self.reap_left_overs();
             }
         }
-        // Who writes knows what there is.
-        if self.vault.is_read_only() && !self.vault.is_condemned() && !self.vault.is_salvage() {
-            self.count_afresh();
+        match (self.vault.is_read_only(), self.vault.is_condemned()) {
+            (true, false) if !self.vault.is_salvage() => self.count_afresh(),
+            // Once somebody has put it right.
+            (false, true) => record_findings(&self.vault),
+            // Who writes knows what there is.
+            _ => {}
         }
     }
 

@@ -262,11 +262,10 @@ impl Current {
 
     /// Makes room for the marks of so many nodes and versions.
     pub(super) fn reserve(&self, records: u64) {
-        // As many as fall into a part by chance, in all but one of a thousand vaults.
+        // What the state record says is authentic. Most parts get no more by chance.
         let records = usize::try_from(records).unwrap_or(0) / PARTS;
-        let spread = 3 * records.isqrt();
         for part in &self.records {
-            write(part).reserve(records + spread);
+            write(part).reserve(records + records.isqrt());
         }
     }
 

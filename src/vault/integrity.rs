@@ -282,12 +282,15 @@ impl Vault {
     }
 
     /// Writes into the history what was found since the last time. A vault opened for reading has
-    /// none to write to, and nothing more is written to one that is condemned.
+    /// none to write to; one that is condemned has when it is as it should be again, by a count.
     ///
     /// # Errors
     /// When it cannot be written; it is tried again the next time.
     pub fn record_findings(&self) -> Result<(), VaultError> {
-        if self.is_read_only() || self.is_condemned() {
+        if self.is_read_only() || locked(&self.guard.unrecorded).count == 0 {
+            return Ok(());
+        }
+        if self.is_condemned() && self.count(&|| self.guard.go_on()).is_err() {
             return Ok(());
         }
         let found = std::mem::take(&mut *locked(&self.guard.unrecorded));

@@ -189,7 +189,7 @@ impl Vault {
             (Err(_), Some(_)) => {}
             (result, _) => return result,
         }
-        let _no_commit = (!self.read_only).then(|| self.lock_state());
+        let _no_commit = (!self.read_only).then(|| self.turns.take(|| self.lock_state()));
         let _no_other = self.current.alone();
         match self.read_once(body, true) {
             (Err(_), Some(doubt)) => Err(self.found(&doubt)),

@@ -376,7 +376,11 @@ impl Vault {
         };
         let counting = Arc::clone(&vault);
         let count = move || {
-            if let Err(error) = counting.verify_and_settle_in(opening) {
+            // Whoever waits for the verdict must get one.
+            let verify = || counting.verify_and_settle_in(opening);
+            let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(verify));
+            let internal = |_| Err(VaultError::Setting("internal error in the count".into()));
+            if let Err(error) = verified.unwrap_or_else(internal) {
                 counting.condemn(&error);
             }
         };

@@ -164,7 +164,7 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    fn take<T>(&self, wait: impl FnOnce() -> T) -> T {
+    pub(super) fn take<T>(&self, wait: impl FnOnce() -> T) -> T {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let turn = wait();
         self.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -274,20 +274,25 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
         after: Option<&NameTag>,
         limit: usize,
     ) -> Result<Vec<EntryRow>, StoreError> {
-        let rows = self.records.entries(directory, after, limit)?;
+        let mut rows = self.records.entries(directory, after, limit)?;
         if !self.compares() {
             return Ok(rows);
         }
-        for row in &rows {
+        for row in &mut rows {
             let place = Place::Entry(directory, row.tag);
             let mark = self.current.mark_of_entry(&row.value);
             if self.known(&place).is_some_and(|known| known.is(mark)) {
                 continue;
             }
-            self.compare(place, Some(mark), None)?;
+            let compared = self.compare(place, Some(mark), None);
             if self.following.is_some() {
+                compared?;
                 // All of them were counted.
                 break;
+            }
+            // Who needs it is told; those who go through all of them find that it is none.
+            if compared.is_err() {
+                row.value.clear();
             }
         }
         Ok(rows)

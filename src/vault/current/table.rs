@@ -18,10 +18,18 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Has room for `count` pairs.
+    /// Has room for `count` pairs, and for hardly one more.
     pub(super) fn with_room(count: usize) -> Self {
+        Self::with_places(match count {
+            0 => 0,
+            // Eleven twelfths of them taken.
+            count => count + count / 11 + 1,
+        })
+    }
+
+    fn with_places(places: usize) -> Self {
         Self {
-            slots: vec![Slot::default(); places(count)].into_boxed_slice(),
+            slots: vec![Slot::default(); places].into_boxed_slice(),
             len: 0,
         }
     }
@@ -47,15 +55,16 @@ impl Table {
             return;
         }
         if self.len + 1 > self.slots.len() - self.slots.len() / 16 {
-            self.resize(self.len + 1);
+            self.grow();
         }
         self.insert(Slot { key, mark });
     }
 
     /// Makes room for so many pairs in all.
     pub(super) fn reserve(&mut self, count: usize) {
-        if places(count) > self.slots.len() {
-            self.resize(count);
+        let table = Self::with_room(count);
+        if table.slots.len() > self.slots.len() {
+            self.move_to(table);
         }
     }
 
@@ -74,7 +83,7 @@ impl Table {
         self.slots[at] = Slot::default();
         self.len -= 1;
         if self.slots.len() > 16 && self.len < self.slots.len() / 2 {
-            self.resize(self.len);
+            self.grow();
         }
     }
 
@@ -85,15 +94,19 @@ impl Table {
         if count == self.len {
             return;
         }
-        let mut table = Self::with_room(count);
+        let mut table = Self::with_places(roomy(count));
         for slot in self.slots.iter().filter(kept) {
             table.insert(*slot);
         }
         *self = table;
     }
 
-    fn resize(&mut self, count: usize) {
-        let mut table = Self::with_room(count);
+    /// Has as many places as are right for the pairs that there are, and one more.
+    fn grow(&mut self) {
+        self.move_to(Self::with_places(roomy(self.len + 1)));
+    }
+
+    fn move_to(&mut self, mut table: Self) {
         for slot in self.slots.iter().filter(|slot| slot.key != 0) {
             table.insert(*slot);
         }
@@ -148,12 +161,9 @@ impl Table {
     }
 }
 
-/// Places for `count` pairs: one more than pairs at the least, and five sixths of them taken.
-fn places(count: usize) -> usize {
-    match count {
-        0 => 0,
-        count => count + count / 5 + 1,
-    }
+/// Places for `count` pairs and some more: five sixths of them are taken.
+fn roomy(count: usize) -> usize {
+    count + count / 5 + 1
 }
 
 #[cfg(test)]

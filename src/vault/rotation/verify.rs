@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::keyring::{Change, Keyring};
-use crate::store::{MANY_BYTES, NodeId, Read};
+use crate::store::{self, MANY_BYTES, NodeId, Read};
 
 use super::super::counting::keys_after;
 use super::super::crew::Crew;
@@ -42,7 +42,9 @@ impl Vault {
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let keyring = self.keyring();
-        let verified = self.read(|records| {
+        self.must_serve()?;
+        // The sums tell what is current. A read that is in doubt would wait for the state, as this does.
+        let verified = store::read(&self.store, |records| {
             let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
                 Piece::Records(batch) => {
@@ -89,7 +91,7 @@ impl Vault {
                         }
                     }
                     if go_on().is_break() {
-                        return Ok(None);
+                        return Ok::<_, VaultError>(None);
                     }
                 }
                 let sums = state.must_agree_with(&recount);

@@ -84,6 +84,10 @@ impl Tx<'_> {
             found => found?,
         };
         for (at, row) in rows.iter().enumerate() {
+            if row.value.is_empty() {
+                let what = format_args!("an entry of directory {id}");
+                trouble.get_or_insert(VaultError::tampered(what, "is not what was stored last"));
+            }
             if keys.is_previous(&row.value) {
                 match self.move_name(id, &keys, row, despite) {
                     Err(error) if error.failure() == Failure::Integrity => {

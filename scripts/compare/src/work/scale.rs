@@ -24,12 +24,12 @@ pub struct Point {
 
 pub const COLUMNS: [&str; 9] = [
     "mount to first read, ms",
-    "mount to the end of the recount in the background, ms",
+    "the same to the end of the count, ms",
     "first read of a random secret, µs",
     "`ls -l` of 1,000 first, ms",
     "repeated, ms",
     "resident after mount, MB",
-    "after the recount, MB",
+    "after the count, MB",
     "after 10,000 reads, MB",
     "vault, bytes for each secret",
 ];
