@@ -293,9 +293,10 @@ fn whole(layer: &Layer) {
 fn play(transactions: &[Vec<Task>], reencrypts: bool) -> [usize; 2] {
     let ((layer, vault), (other_layer, other)) = (founded(), founded());
     let mut found = [0; 2];
-    for tasks in transactions {
+    for (round, tasks) in transactions.iter().enumerate() {
         if reencrypts {
-            reencrypt(&vault, 2 + 5 * tasks.len() as u32);
+            // Now and then hardly further than to the first names.
+            reencrypt(&vault, 1 + 4 * (round % 4) as u32);
             found[0] += under_way(&vault);
             found[1] += usize::from(is_summing(&layer));
         }
@@ -386,5 +387,6 @@ fn jobs_do_the_same_while_names_move_and_sums_are_made_anew() {
         Ok(())
     });
     played.unwrap();
+    println!("{found:?}");
     assert!(found.get().iter().all(|times| *times > 0), "{found:?}");
 }
