@@ -345,7 +345,7 @@ fn large_with_an_older_part() -> Place {
 }
 
 #[test]
-fn a_vault_of_which_part_is_older_is_not_mounted_however_large_it_is() {
+fn a_large_vault_of_which_part_is_older_is_not_mounted() {
     let place = large_with_an_older_part();
     for mode in ["-orw", "-oro"] {
         place

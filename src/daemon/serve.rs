@@ -64,8 +64,13 @@ pub(crate) fn start(
         .name("session".to_owned())
         .spawn(move || {
             // What is asked meanwhile waits in the kernel, where it can be interrupted.
-            served.vault().await_service();
+            let is_to_be_served = served.vault().await_verdict_or_end();
             drop(served);
+            if !is_to_be_served {
+                drop(session);
+                let _ = events.send(Event::SessionEnded(Ok(())));
+                return;
+            }
             let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
             let ended = match ended {
                 // The connection ended while a request was being handed over. In any other moment

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -87,14 +87,27 @@ enum Farewell {
     Told(Option<socket::Farewell>),
 }
 
-/// How far the vault of a mount has come, if its daemon tells.
+/// How far the vault of a mount has come, if its daemon tells. Asked by a process that can be killed: a
+/// read that hangs would keep the mount busy.
 fn commit_of(mount: &mountinfo::Mount) -> Option<u64> {
-    let file = mount.point.join(".secretfs/status");
-    let (tell, told) = mpsc::channel();
-    // A read that hangs cannot be called back; the thread ends with the process.
-    let ask = move || drop(tell.send(std::fs::read(file)));
-    std::thread::Builder::new().spawn(ask).ok()?;
-    let text = told.recv_timeout(TO_TELL).ok()?.ok()?;
+    let mut asking = Command::new(std::env::current_exe().ok()?)
+        .args(["status", "--json"])
+        .arg(&mount.point)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let deadline = Instant::now() + TO_TELL;
+    while asking.try_wait().ok()?.is_none() {
+        if Instant::now() >= deadline {
+            let _ = asking.kill();
+            let _ = asking.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let text = asking.wait_with_output().ok()?.stdout;
     let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
     status["commit_sequence"].as_u64()
 }

@@ -307,6 +307,8 @@ impl FileSystem {
         }
         let fs = Arc::clone(self);
         let worker = move || {
+            // Nothing is changed in a vault that was not counted yet.
+            fs.vault.await_verdict_or_end();
             let outcome = fs.vault.begin(&request).map_err(Refusal::from);
             fs.keeper.shared.orders().busy = false;
             fs.keeper.note(request.name(), &said(&outcome));

@@ -183,11 +183,12 @@ impl FileSystem {
                 && *begun == revision
                 && (*count != directory.entries || *sum != directory.sum())
             {
-                return Err(VaultError::Integrity(format!(
+                let error = VaultError::Integrity(format!(
                     "directory {ino} does not hold what it should: names were removed, replayed \
                      or inserted"
-                ))
-                .into());
+                ));
+                self.vault.note_damage(&error);
+                return Err(error.into());
             }
         }
         for entry in listing.entries {

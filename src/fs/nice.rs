@@ -5,22 +5,10 @@
 /// thread that holds what others wait for would not get to its end on a busy machine.
 const BY: libc::c_int = 10;
 
-/// For what nobody waits for, and that holds what others wait for only for moments.
-const FAR_BY: libc::c_int = 19;
-
 /// Has this thread, and those that it starts, get the processors when others do not need them, and
 /// little of them otherwise.
 pub(super) fn step_back() {
-    be_nice(BY);
-}
-
-/// The same, with nothing left but what is idle otherwise, or nearly so.
-pub(super) fn step_back_far() {
-    be_nice(FAR_BY);
-}
-
-fn be_nice(by: libc::c_int) {
     // SAFETY: no memory is involved. On Linux, 0 is the calling thread and not its process. Where it
     // is refused, the thread runs as it did.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, by) };
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BY) };
 }

@@ -4,10 +4,10 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::vault::{Failure, Footprint, Vault, VaultError};
+use crate::vault::{Footprint, Vault, VaultError};
 
 use super::FileSystem;
-use super::nice::step_back_far;
+use super::nice::step_back;
 use super::routine::Routine;
 
 /// How often the host's anchor of the vault is brought up to date. With what it takes to store it, the
@@ -19,8 +19,12 @@ pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<[Routine; 2]> {
     let vault = Arc::clone(&fs.vault);
     let mut told = None;
     let anchor = move || {
-        if vault.await_service() && !vault.is_condemned() {
-            tell_once(&mut told, vault.keep_anchor());
+        if !vault.await_verdict_or_end() || vault.is_condemned() && vault.is_read_only() {
+            return;
+        }
+        // What a writer has acknowledged is certain, whatever became of it.
+        tell_once(&mut told, vault.keep_anchor());
+        if !vault.is_condemned() {
             record_findings(&vault);
         }
     };
@@ -64,7 +68,7 @@ struct Lookback {
 impl Lookback {
     fn look(&mut self) {
         if !std::mem::replace(&mut self.is_begun, true) {
-            step_back_far();
+            step_back();
             let is_served = self.vault.await_service() && !self.vault.is_condemned();
             if is_served && !self.vault.is_read_only() {
                 self.reap_left_overs();
@@ -88,7 +92,7 @@ impl Lookback {
         match self.vault.count_afresh() {
             Ok(()) => self.counted = Some(now),
             // It has been told.
-            Err(error) if error.failure() == Failure::Integrity => {}
+            Err(_) if self.vault.is_condemned() => {}
             Err(error) => tracing::warn!("the vault cannot be counted anew: {error}"),
         }
     }

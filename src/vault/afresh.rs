@@ -4,7 +4,7 @@
 use crate::store::{NodeId, Read};
 
 use super::node::{Body, Node, ROOT};
-use super::{Failure, Vault, VaultError};
+use super::{Vault, VaultError};
 
 /// Nodes looked at in one transaction.
 const BATCH: usize = 256;
@@ -38,7 +38,7 @@ impl Vault {
                 Ok(())
             }
             Err(error) => {
-                if error.failure() == Failure::Integrity {
+                if error.is_damage() {
                     self.condemn(&error);
                 }
                 Err(error)

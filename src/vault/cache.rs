@@ -204,6 +204,11 @@ impl SealedCache {
         versions.kept.contains_key(&version)
     }
 
+    /// Forgets everything.
+    pub(super) fn clear(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = SealedVersions::default();
+    }
+
     pub(super) fn offer(&self, version: (NodeId, u64), sealed: SealedVersion) {
         if sealed.first.as_ref().map_or(0, Vec::len) > MAX_SEALED {
             return;

@@ -164,12 +164,15 @@ impl Vault {
         &self,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
+        // What came after it is not held against a count; what came before it must not be missing.
+        let floor = self.seen().commit;
         let counted = loop {
             if !self.salvage {
+                let _quiet = self.lock_state();
                 self.current.begin();
             }
             let before = self.keyring().body().sequence;
-            let read = |records: &mut dyn Read| self.count_in(records, go_on);
+            let read = |records: &mut dyn Read| self.count_in(records, floor, go_on);
             match store::read(&self.store, read) {
                 Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
                     if self.has_newer_keyring(before)? => {}
@@ -179,8 +182,18 @@ impl Vault {
         match &counted {
             Ok(ControlFlow::Continue(state)) if !self.salvage => {
                 // What is committed by this process is taken up before or after.
-                let _quiet = self.lock_state();
+                let now = self.lock_state();
+                if !self.read_only && now.commit < state.commit {
+                    self.current.give_up();
+                    return Err(went_back(state.commit, now.commit));
+                }
                 self.current.confirm(state.commit, state.next_node);
+                // What was read before was compared with nothing.
+                self.cache.clear();
+                self.sealed.clear();
+                if self.read_only {
+                    self.has_come_to(state);
+                }
             }
             Ok(_) | Err(_) => self.current.give_up(),
         }
@@ -190,9 +203,13 @@ impl Vault {
     fn count_in(
         &self,
         records: &mut dyn Read,
+        floor: u64,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let state = self.stored_state(records)?;
+        if state.commit < floor {
+            return Err(went_back(floor, state.commit));
+        }
         let system = self.system_in(records)?;
         self.current
             .reserve(state.nodes.saturating_add(state.versions));
@@ -292,6 +309,9 @@ impl Vault {
                 if is_last {
                     break;
                 }
+                if go_on().is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
         }
         crew.give(Piece::Names(piece));
@@ -386,12 +406,12 @@ fn count_records(
     mut sums: State,
     batch: &[(Key, KeyedRecord)],
 ) -> Result<(State, Vec<NodeId>), VaultError> {
+    let taken = current.counted(batch);
+    taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
     let elements = system.elements();
     let mut directories = Vec::new();
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
-        let taken = current.counted(*key, record);
-        taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
         if let Key::Node(id) = key
             && Node::says_directory(record)
         {
@@ -414,6 +434,13 @@ fn count_names(current: &Current, batches: Vec<SomeNames>) -> Vec<CountedNames> 
         }
     };
     batches.into_iter().map(count).collect()
+}
+
+/// A vault that had come to one commit is found at an earlier one.
+pub(super) fn went_back(from: u64, to: u64) -> VaultError {
+    VaultError::Rollback(format!(
+        "the vault was put back under the mount: it had come to commit {from}, and has {to}"
+    ))
 }
 
 fn must_agree(id: NodeId, said: &DirectoryBody, found: &DirectoryBody) -> Result<(), VaultError> {

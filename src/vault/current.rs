@@ -1,15 +1,15 @@
 //! What is current: of every node, version and entry a mark in memory, so that nothing that comes from
 //! the store is taken for what is there now unless it is.
 //!
-//! The marks come from a count of the whole vault that the sealed sums have confirmed, never from what
-//! is read first. From then on a mount for writing, which alone writes, keeps them with every commit,
-//! and compares every record that it reads: what it serves is exactly what was committed last. A mount
-//! for reading only cannot know what the writer has done since. It refuses what is older than it has
-//! counted or read before: a node and a version say in what is authenticated how old they are, and a
-//! name that is not the one that was counted is believed once all names of its directory were counted
-//! anew, against the sum in the directory.
+//! The marks come from a count of the whole vault that the sealed sums have confirmed. From then on a
+//! mount for writing, which alone writes, keeps them with every commit, and compares every record that
+//! it reads: what it serves is exactly what was committed last. A mount for reading only cannot know
+//! what the writer has done since. It refuses what is older than it has counted or read before: a node
+//! and a version say in what is authenticated how old they are, and a name that is not the one that was
+//! counted is believed once all names of its directory were counted anew, against the sum in the
+//! directory.
 //!
-//! Must never take up a mark of a record that nobody has confirmed, nor let one go backwards.
+//! Must never take up a mark of a record that is not authentic, nor let one go backwards.
 
 mod checked;
 mod table;
@@ -59,23 +59,62 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What a record is remembered by. Of a node and a version: how old it is, which every change
-/// raises, in 40 bits; 23 bits of a keyed hash; and in which round of counting it was seen last. Of an
-/// entry, which does not say how old it is, 63 bits of the hash.
+/// What a record is remembered by. Of a node and a version: its revision, in 28 bits, and the generation
+/// of its key, in 12, of which no change lowers either and every change raises one; 23 bits of a keyed
+/// hash; and in which round of counting it was seen last. Of an entry, which does not say how old it is,
+/// 63 bits of the hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark(u64);
 
 const SEEN: u64 = 1;
 const HASH: u64 = (1 << 23) - 1;
-const OLDEST_TO_BE: u64 = (1 << 40) - 1;
+const REVISION_BITS: u32 = 28;
+const GENERATION_BITS: u32 = 12;
+
+/// How old one record is beside another in the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    Same,
+    Newer,
+    Older,
+    /// Newer and older at once, as no record ever is.
+    Neither,
+}
+
+/// How a number that only rises, of which so many bits are known, compares with what it was. It is never
+/// half of all its values ahead.
+fn compare_wrapped(now: u64, before: u64, bits: u32) -> std::cmp::Ordering {
+    let ahead = now.wrapping_sub(before) & ((1 << bits) - 1);
+    match ahead {
+        0 => std::cmp::Ordering::Equal,
+        ahead if ahead < 1 << (bits - 1) => std::cmp::Ordering::Greater,
+        _ => std::cmp::Ordering::Less,
+    }
+}
 
 impl Mark {
-    fn aged(age: u64, hash: u64) -> Self {
-        Self(age.min(OLDEST_TO_BE) << 24 | (hash & HASH) << 1)
+    fn aged(revision: u64, generation: u64, hash: u64) -> Self {
+        let low = |number: u64, bits: u32| number & ((1 << bits) - 1);
+        let (revision, generation) = (
+            low(revision, REVISION_BITS),
+            low(generation, GENERATION_BITS),
+        );
+        Self(revision << (24 + GENERATION_BITS) | generation << 24 | (hash & HASH) << 1)
     }
 
-    fn age(self) -> u64 {
-        self.0 >> 24
+    /// How old it is beside another mark of the same node or version.
+    fn age_beside(self, other: Self) -> Age {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+        let revision = |mark: Self| mark.0 >> (24 + GENERATION_BITS);
+        let generation = |mark: Self| mark.0 >> 24;
+        let revisions = compare_wrapped(revision(self), revision(other), REVISION_BITS);
+        let generations = compare_wrapped(generation(self), generation(other), GENERATION_BITS);
+        match (revisions, generations) {
+            (Equal, Equal) => Age::Same,
+            (Greater | Equal, Greater | Equal) => Age::Newer,
+            (Less | Equal, Less | Equal) => Age::Older,
+            (Greater, Less) | (Less, Greater) => Age::Neither,
+        }
     }
 
     fn is(self, other: Self) -> bool {
@@ -108,6 +147,17 @@ pub(super) struct Current {
     next_node: AtomicU64,
     /// Held by who takes up marks from what it reads, and alone by who must not be overtaken.
     following: RwLock<()>,
+    /// Odd while a commit and its marks are under way.
+    commits: AtomicU64,
+}
+
+/// A commit and its marks are under way until this is dropped.
+pub(super) struct Committing<'a>(&'a Current);
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        self.0.commits.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl Current {
@@ -122,6 +172,7 @@ impl Current {
             round: AtomicU64::new(0),
             next_node: AtomicU64::new(0),
             following: RwLock::default(),
+            commits: AtomicU64::new(0),
         }
     }
 
@@ -144,10 +195,8 @@ impl Current {
         let _following = (!alone).then(|| read(&self.following));
         let (part, key) = self.at(key);
         let mut table = write(&self.records[part]);
-        if table
-            .get(key)
-            .is_none_or(|known| Mark(known).age() < mark.age())
-        {
+        let is_news = |known| mark.age_beside(Mark(known)) == Age::Newer;
+        if table.get(key).is_none_or(is_news) {
             table.set(key, self.seen(mark));
         }
     }
@@ -178,8 +227,7 @@ impl Current {
             Place::Node(_) => Node::revision_of(record),
             Place::Version(..) | Place::Entry(..) => 0,
         };
-        let age = revision.saturating_add(record.generation);
-        Mark::aged(age, self.hash_of(&record.value))
+        Mark::aged(revision, record.generation, self.hash_of(&record.value))
     }
 
     fn mark_of_entry(&self, value: &[u8]) -> Mark {
@@ -252,7 +300,7 @@ impl Current {
 
     // --- counting ----------------------------------------------------------------------------
 
-    /// A count begins. To be said before its snapshot is taken.
+    /// A count begins. To be said before its snapshot is taken, and while nothing is committed.
     pub(super) fn begin(&self) {
         self.round.fetch_add(1, Ordering::AcqRel);
         let _ = self
@@ -269,22 +317,35 @@ impl Current {
         }
     }
 
-    /// Takes up a node or a version that was counted. The count's end decides whether it is believed.
+    /// Takes up nodes and versions that were counted. The count's end decides whether they are believed.
     ///
     /// # Errors
-    /// When it is not the one that was known, and as old.
-    pub(super) fn counted(&self, key: Key, record: &KeyedRecord) -> Result<(), Doubt> {
-        let place = Place::from(key);
-        let mark = self.mark_of(&place, record);
-        let (part, key) = self.at(key);
-        let mut table = write(&self.records[part]);
-        match table.get(key).map(Mark).filter(|_| self.is_on()) {
-            // It was read since the count began.
-            Some(known) if known.age() > mark.age() => table.set(key, self.seen(known)),
-            Some(known) if known.age() == mark.age() && !known.is(mark) => {
-                return Err(Doubt::new(&place, "is another than was read before"));
+    /// When one is not the one that was known, and as old.
+    pub(super) fn counted(&self, records: &[(Key, KeyedRecord)]) -> Result<(), Doubt> {
+        if self.is_off() {
+            return Ok(());
+        }
+        let _following = read(&self.following);
+        for (key, record) in records {
+            let place = Place::from(*key);
+            let mark = self.mark_of(&place, record);
+            let (part, key) = self.at(*key);
+            let mut table = write(&self.records[part]);
+            let known = table.get(key).map(Mark).filter(|_| self.is_on());
+            match known.map(|known| (known, mark.age_beside(known))) {
+                // It was read since the count began.
+                Some((known, Age::Older)) => table.set(key, self.seen(known)),
+                Some((known, Age::Same)) if !known.is(mark) => {
+                    return Err(Doubt::new(&place, "is another than was read before"));
+                }
+                Some((_, Age::Neither)) => {
+                    return Err(Doubt::new(
+                        &place,
+                        "is newer and older than what was read before",
+                    ));
+                }
+                None | Some((_, Age::Same | Age::Newer)) => table.set(key, self.seen(mark)),
             }
-            _ => table.set(key, self.seen(mark)),
         }
         Ok(())
     }
@@ -297,11 +358,14 @@ impl Current {
     /// Takes up all names of a directory, which were counted against the sum in `record`. Nothing, if
     /// the directory was seen to be newer meanwhile.
     pub(super) fn adopt(&self, directory: NodeId, record: &KeyedRecord, names: Names, alone: bool) {
+        if self.is_off() {
+            return;
+        }
         let _alone = (!alone).then(|| write(&self.following));
         let mark = self.mark_of(&Place::Node(directory), record);
         let newer = self
             .known(&Place::Node(directory))
-            .is_some_and(|known| known.age() > mark.age());
+            .is_some_and(|known| mark.age_beside(known) == Age::Older);
         if newer && self.is_on() {
             return;
         }
@@ -315,6 +379,8 @@ impl Current {
     /// A count has come to its end, and the sums have confirmed it: of commit `commit`, in which
     /// `next_node` was the next to be given out. Nothing may be committed by this process meanwhile.
     pub(super) fn confirm(&self, commit: u64, next_node: NodeId) {
+        let _following = write(&self.following);
+        let _committing = self.committing();
         let mut meanwhile = self
             .meanwhile
             .lock()
@@ -378,6 +444,19 @@ impl Current {
         for (place, mark) in changed {
             self.set(&place, mark);
         }
+    }
+
+    /// A transaction is about to be committed; what is returned is dropped when its marks are taken up,
+    /// or it has failed. Nobody else may be about to.
+    pub(super) fn committing(&self) -> Committing<'_> {
+        self.commits.fetch_add(1, Ordering::AcqRel);
+        Committing(self)
+    }
+
+    /// A number that is odd while a commit is under way, and changes with each. What was read between
+    /// two times of the same even number was compared with the marks that belong to it.
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Acquire)
     }
 
     /// Nobody else takes up marks while this is held.

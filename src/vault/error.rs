@@ -161,6 +161,17 @@ impl VaultError {
         }
     }
 
+    /// Whether it says that what is stored is not what was stored. A key that cannot be had, or is not
+    /// pinned, is none.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            VaultError::Integrity(_) | VaultError::Rollback(_) => true,
+            VaultError::Store(error) => error.kind == StoreErrorKind::Corrupt,
+            VaultError::Keyring(error) => matches!(error, KeyringError::Integrity(_)),
+            _ => false,
+        }
+    }
+
     /// An integrity failure of a record, named by kind and number.
     pub(crate) fn tampered(record: impl std::fmt::Display, why: &str) -> Self {
         Self::Integrity(format!("{record} {why}"))

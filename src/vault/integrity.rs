@@ -183,6 +183,13 @@ impl Vault {
         }
     }
 
+    /// Waits until it is known whether the vault may be served, if that is to be known first. False when
+    /// that is never known, because it is to end.
+    pub fn await_verdict_or_end(&self) -> bool {
+        let is_gated = self.guard.gated.load(Ordering::Relaxed);
+        !is_gated || self.await_verdict(None).is_some()
+    }
+
     /// Whether who uses the vault would have to wait for a verdict.
     pub fn is_awaited(&self) -> bool {
         self.guard.gated.load(Ordering::Relaxed) && self.integrity() == Integrity::Counting
@@ -241,8 +248,17 @@ impl Vault {
             at: Timestamp::now().seconds,
         };
         self.guard.changed.notify_all();
-        self.note_finding(why.clone());
+        if error.is_damage() {
+            self.note_finding(why.clone());
+        }
         self.alarm(&why);
+    }
+
+    /// Notes that records were found not to fit together, if that is what is wrong.
+    pub fn note_damage(&self, error: &VaultError) {
+        if error.is_damage() && self.note_finding(error.to_string()) {
+            self.alarm(&error.to_string());
+        }
     }
 
     /// Whether nothing of it is served any more.
@@ -290,7 +306,7 @@ impl Vault {
         if self.is_read_only() || locked(&self.guard.unrecorded).count == 0 {
             return Ok(());
         }
-        if self.is_condemned() && self.count(&|| self.guard.go_on()).is_err() {
+        if self.is_condemned() && !self.is_right_again() {
             return Ok(());
         }
         let found = std::mem::take(&mut *locked(&self.guard.unrecorded));
@@ -306,8 +322,10 @@ impl Vault {
                 what: found.listed.iter().map(|one| one.what.clone()).collect(),
             },
         };
-        let recorded =
-            self.change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()));
+        let recorded = self.change_keyring_all_the_same(
+            |keyring| Ok(Some(keyring.record_event(&event))),
+            |_| Ok(()),
+        );
         if recorded.is_err() {
             let mut unrecorded = locked(&self.guard.unrecorded);
             for one in &found.listed {
@@ -315,6 +333,15 @@ impl Vault {
             }
         }
         recorded
+    }
+}
+
+impl Vault {
+    /// Whether what is stored is again what this process has written last.
+    fn is_right_again(&self) -> bool {
+        let counted = self.count(&|| self.guard.go_on());
+        let counted = counted.ok().and_then(ControlFlow::continue_value);
+        counted.is_some_and(|state| state.commit == self.lock_state().commit)
     }
 }
 

@@ -43,6 +43,7 @@ mod writing;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
@@ -180,16 +181,29 @@ impl Vault {
     }
 
     /// Runs `body` on records that are current. That one is not can be because another thread has
-    /// committed, or read, what came after this snapshot: then once more with nobody in between.
+    /// committed, or read, what came after this snapshot: then once more.
     fn read_current<T>(
         &self,
         body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
-        match self.read_once(body, false) {
-            (Err(_), Some(_)) => {}
-            (result, _) => return result,
+        loop {
+            let commits = self.current.commits();
+            let doubt = match self.read_once(body, false) {
+                (Err(_), Some(doubt)) => doubt,
+                (result, _) => return result,
+            };
+            if self.read_only {
+                break;
+            }
+            // No lock is taken for that: whoever reads may hold what a job waits for.
+            let now = self.current.commits();
+            if now == commits && now % 2 == 0 {
+                return Err(self.found(&doubt));
+            }
+            if now % 2 == 1 {
+                std::thread::sleep(Duration::from_micros(50));
+            }
         }
-        let _no_commit = (!self.read_only).then(|| self.turns.take(|| self.lock_state()));
         let _no_other = self.current.alone();
         match self.read_once(body, true) {
             (Err(_), Some(doubt)) => Err(self.found(&doubt)),
@@ -204,7 +218,8 @@ impl Vault {
     ) -> (Result<T, VaultError>, Option<Doubt>) {
         let mut doubt = None;
         let count_names = |records: &mut dyn Read, directory, record: &_| {
-            let names = self.names_in(records, directory, record)?;
+            let names = self.names_in(records, directory, record);
+            let names = names.inspect_err(|error| self.note_damage(error))?;
             self.current.adopt(directory, record, names, alone);
             Ok(())
         };
@@ -241,6 +256,7 @@ impl Vault {
     /// beside.
     pub fn state(&self) -> State {
         if self.read_only
+            && !self.is_condemned()
             && let Err(error) = self.look()
         {
             tracing::error!("{error}");
@@ -259,18 +275,19 @@ impl Vault {
         let floor = self.seen().commit;
         let state = self.read(|records| self.stored_state(records))?;
         if state.commit < floor {
-            let error = VaultError::Rollback(format!(
-                "the vault was put back under the mount: it had come to commit {floor}, and has {}",
-                state.commit
-            ));
+            let error = counting::went_back(floor, state.commit);
             self.condemn(&error);
             return Err(error);
         }
+        self.has_come_to(&state);
+        Ok(())
+    }
+
+    fn has_come_to(&self, state: &State) {
         let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
         if seen.commit < state.commit {
-            *seen = state;
+            seen.clone_from(state);
         }
-        Ok(())
     }
 
     fn show(&self, state: &State) {

@@ -59,7 +59,6 @@ pub(super) struct Watch {
     pub(super) pins: Vec<KeyUri>,
     vault: VaultId,
     path: PathBuf,
-    keyring_digest: String,
     /// A host that must have an anchor must be able to store it.
     required: bool,
     other_vault: bool,
@@ -128,7 +127,6 @@ impl Watch {
             pins,
             vault,
             path: path.to_owned(),
-            keyring_digest,
             required: options.require_anchor,
             other_vault,
             forked,
@@ -212,13 +210,10 @@ impl Watch {
         {
             anchor.path.clone_from(&old.path);
         }
+        // As it is by now: a rotation may have been followed, and an accepted rollback changes it.
         let keyring = vault.keyring();
         anchor.keyring_sequence = keyring.body().sequence;
-        anchor.keyring_digest = match lower {
-            // The event of the rollback has changed the record.
-            true => hex(&digest(&[&keyring.encode()])),
-            false => self.keyring_digest,
-        };
+        anchor.keyring_digest = hex(&digest(&[&keyring.encode()]));
         drop(keyring);
         let old = self.anchor.as_ref().filter(|_| !lower);
         let old = old.map_or(0, |old| old.commit_sequence);

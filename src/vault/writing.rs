@@ -8,6 +8,7 @@ use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
 
 use super::cache::Changes;
+use super::counting::went_back;
 use super::current::{Changed, Checked};
 use super::state::State;
 use super::{Job, Tx, Vault, VaultError};
@@ -26,10 +27,12 @@ impl Vault {
         if self.read_only {
             return Err(VaultError::ReadOnly);
         }
+        self.must_serve()?;
         let mut state = self.turns.take(|| self.lock_state());
         // Not before: whoever changes the keyring holds the state.
         let (keyring, system) = (self.keyring(), self.system());
         let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
+        let mut committing = None;
         let finished = store::write(&self.store, Durability::Soon, |records| {
             let mut checked = Checked::new(&self.current, records);
             let finished = run_all(
@@ -40,6 +43,7 @@ impl Vault {
             // Nobody else writes meanwhile, so there is no doubt.
             doubt = checked.doubt.take();
             marks = checked.into_changed();
+            committing.get_or_insert_with(|| self.current.committing());
             finished
         });
         if let Some(doubt) = doubt {
@@ -58,6 +62,7 @@ impl Vault {
                 return Err(error);
             }
         }
+        drop(committing);
         drop(state);
         // Others go on to commit while this one waits for the disk.
         if durability == Durability::Now {
@@ -79,10 +84,7 @@ impl Vault {
                 self.show(&stored);
                 *state = stored;
             }
-            Ok(stored) => self.condemn(&VaultError::Rollback(format!(
-                "the vault was put back under the mount: it had come to commit {before}, and has {}",
-                stored.commit
-            ))),
+            Ok(stored) => self.condemn(&went_back(before, stored.commit)),
             Err(_) => {}
         }
     }
@@ -94,12 +96,22 @@ impl Vault {
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
+        self.must_serve()?;
+        self.change_keyring_all_the_same(edit, guard)
+    }
+
+    /// The same for a vault of which nothing more is served.
+    pub(super) fn change_keyring_all_the_same(
+        &self,
+        edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
+        guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
         let mut state = self.lock_state();
         let mut next = Keyring::clone(&self.keyring());
         let event = edit(&mut next)?;
         let system = self.system();
         die_at!("keyring-before");
-        let mut marks = Vec::new();
+        let (mut marks, mut committing) = (Vec::new(), None);
         let finished = store::write(&self.store, Durability::Now, |records| {
             guard(&mut *records)?;
             let mut checked = Checked::new(&self.current, records);
@@ -107,6 +119,7 @@ impl Vault {
             tx.put_keyring(event.as_slice())?;
             let finished = tx.finish()?;
             marks = checked.into_changed();
+            committing.get_or_insert_with(|| self.current.committing());
             die_at!("keyring-uncommitted");
             Ok(finished)
         });
@@ -123,6 +136,7 @@ impl Vault {
                 Some(error)
             }
         };
+        drop(committing);
         // Stored first, used then. Nothing can be written under it before the state is let go.
         if state.keyring == next.body().sequence {
             *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);

@@ -111,7 +111,7 @@ fn main() -> ExitCode {
 type Work = fn(&mut Bench) -> Result<(), Failure>;
 
 /// The names that `--only` knows, in the order of the run, and what measures them.
-const WORK: [(&str, Work); 15] = [
+const WORK: [(&str, Work); 16] = [
     ("read-pinned", |b| read::one_thread(b, true)),
     ("read", |b| read::one_thread(b, false)),
     ("read-8", |b| read::many_threads(b, 8)),

@@ -4,12 +4,13 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{
     AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, getsockopt, listen,
@@ -223,6 +224,7 @@ impl Shared {
             }
             None if question == "end" => {
                 let mut farewells = self.farewells();
+                farewells.retain(|waiting| !has_left(waiting));
                 if farewells.len() < AT_ONCE {
                     farewells.push(stream.try_clone()?);
                     Ok(Answer::Begun)
@@ -237,6 +239,13 @@ impl Shared {
         drop(guard);
         tell(stream, &answer.unwrap_or_else(Answer::from))
     }
+}
+
+/// Whether who is at the other end has closed it.
+fn has_left(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    // Nobody says anything more who waits.
+    poll(&mut polled, PollTimeout::ZERO) != Ok(0)
 }
 
 /// What can be asked without changing anything.

@@ -1,5 +1,6 @@
 //! Records of a transaction, each compared with what is known to be current before it is handed on, and
-//! every change noted. All that serves a mount reads and writes through this.
+//! every change noted. What is served, and what a job changes, goes through this; only counts, whose
+//! sums tell what is current, and what looks at keyring and state do not.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,7 @@ use crate::store::{
 };
 
 use super::super::VaultError;
-use super::{Changed, Current, Mark, Place};
+use super::{Age, Changed, Current, Mark, Place};
 
 /// A record is not what it should be, as far as one transaction can tell.
 #[derive(Clone, Debug)]
@@ -160,17 +161,14 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         let Some((found, record)) = found.zip(record) else {
             return Ok(());
         };
-        let why = match (place, known) {
-            (_, Some(known)) if found.age() < known.age() => {
-                "is older than what was read or counted before"
-            }
-            (_, Some(known)) if found.age() == known.age() => {
-                "is another than was read or counted before"
-            }
+        let age = known.map(|known| found.age_beside(known));
+        let why = match (place, age) {
+            (_, Some(Age::Older | Age::Neither)) => "is older than what was read or counted before",
+            (_, Some(Age::Same)) => "is another than was read or counted before",
             (Place::Node(id), None) if self.current.was_given_out(id) => {
                 "was removed, and is there again"
             }
-            _ => {
+            (_, None | Some(Age::Newer)) => {
                 // One that is not is refused when it is opened.
                 if (following.is_authentic)(&place, record) {
                     self.current.take_up(&place, found, following.alone);
@@ -200,6 +198,22 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
             self.failure.get_or_insert(error);
             told
         })
+    }
+
+    fn is_current(&self, place: &Place, entry: Option<&[u8]>) -> bool {
+        let mark = entry.map(|value| self.current.mark_of_entry(value));
+        match (self.known(place), mark) {
+            (None, None) => true,
+            (Some(known), Some(mark)) => known.is(mark),
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+
+    fn must_be_counted(&mut self, place: Place, entry: Option<&[u8]>) -> Result<(), StoreError> {
+        match self.is_current(&place, entry) {
+            true => Ok(()),
+            false => Err(self.doubt(place, "is not the one that was counted")),
+        }
     }
 
     fn note(&mut self, place: Place, mark: Option<Mark>) {
@@ -259,12 +273,17 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
 
     fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError> {
         let found = self.records.entry(directory, tag)?;
-        if self.compares() {
-            let mark = found
-                .as_ref()
-                .map(|value| self.current.mark_of_entry(value));
-            self.compare(Place::Entry(directory, *tag), mark, None)?;
+        let place = Place::Entry(directory, *tag);
+        if !self.compares() || self.is_current(&place, found.as_deref()) {
+            return Ok(found);
         }
+        let mark = found
+            .as_ref()
+            .map(|value| self.current.mark_of_entry(value));
+        self.compare(place, mark, None)?;
+        // All names were counted; this one may have been another before, past SQLite.
+        let found = self.records.entry(directory, tag)?;
+        self.must_be_counted(place, found.as_deref())?;
         Ok(found)
     }
 
@@ -287,8 +306,13 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
             let compared = self.compare(place, Some(mark), None);
             if self.following.is_some() {
                 compared?;
-                // All of them were counted.
-                break;
+                // All of them were counted; these may have been others before, past SQLite.
+                let rows = self.records.entries(directory, after, limit)?;
+                for row in &rows {
+                    let place = Place::Entry(directory, row.tag);
+                    self.must_be_counted(place, Some(&row.value))?;
+                }
+                return Ok(rows);
             }
             // Who needs it is told; those who go through all of them find that it is none.
             if compared.is_err() {

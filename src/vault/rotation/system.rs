@@ -72,11 +72,14 @@ impl Vault {
         let mut state = self.lock_state();
         let (keyring, keys) = (self.keyring(), self.system());
         die_at!("system-before");
-        let mut marks = Vec::new();
+        let (mut marks, mut doubt, mut committing) = (Vec::new(), None, None);
         let step = store::write(&self.store, Durability::Soon, |records| {
             let mut checked = Checked::new(&self.current, records);
             let missing = || VaultError::tampered("the system node", "is missing");
-            let record = checked.node(SYSTEM)?.ok_or_else(missing)?;
+            let record = checked
+                .node(SYSTEM)
+                .inspect_err(|_| doubt = checked.doubt.take())?;
+            let record = record.ok_or_else(missing)?;
             let node = Node::open(&keyring, SYSTEM, &record)?;
             let renewing = Renewing {
                 keyring: &keyring,
@@ -87,8 +90,12 @@ impl Vault {
             let step = deed(renewing, node)?;
             die_at!("system-within");
             marks = checked.into_changed();
+            committing.get_or_insert_with(|| self.current.committing());
             Ok::<_, VaultError>(step)
         });
+        if let Some(doubt) = doubt {
+            self.found(&doubt);
+        }
         die_at!("system-stored");
         let (changed, done) = match step {
             Ok(Step::None(found)) => return Ok(found),
@@ -105,6 +112,7 @@ impl Vault {
             }
         };
         self.current.commit(changed.commit, marks);
+        drop(committing);
         self.show(&changed);
         *state = changed;
         Ok(done)
