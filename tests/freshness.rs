@@ -6,10 +6,13 @@ mod support;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::evil::{copy, database, execute};
+use support::kms_proxy::{Answer, Proxy};
+use support::moto::Moto;
 use support::process::{Place, Ran, Server, status, system, wait_for};
 
 /// The anchor is at most this far behind what was acknowledged.
@@ -89,6 +92,51 @@ fn a_host_that_only_reads_refuses_an_older_vault_than_it_has_seen() {
     for options in ["-oro", "-oro,require-anchor", "-orw"] {
         mount_elsewhere(&place, &[options]).failed(6, "older than what this host has seen");
         assert!(!place.is_mounted());
+    }
+}
+
+#[test]
+fn an_older_vault_that_takes_its_place_while_kms_is_asked_is_refused() {
+    let moto = Moto::start();
+    let proxy = Proxy::before(moto.address());
+    let env = moto.env_at(&proxy.url());
+    let place = Place::new();
+    let key = format!("aws-kms://{}", moto.create_key());
+    let command = |name: &str, more: &[&str]| {
+        let mut command = place.command();
+        command.envs(env.iter().map(|(k, v)| (k, v)));
+        command.arg(name).arg(place.vault());
+        if name == "mount" {
+            command.arg(place.point());
+        }
+        command
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    };
+    let run = |name, more: &[&str]| Ran(command(name, more).output().expect("it runs"));
+    run("init", &["--kms-key", &key]).succeeded();
+    let write = |text: &str| {
+        run("mount", &[]).succeeded();
+        fs::write(place.point().join("secret"), text).expect("written");
+        unmount(&place);
+    };
+    write("OLD");
+    let kept = keep(&place);
+    write("NEW");
+    let whole = place.path().join("whole");
+    copy(&place.vault(), &whole);
+    for mode in ["-orw", "-oro"] {
+        let asked = proxy.count();
+        proxy.set_times(1, Answer::Hang);
+        let mounting = command("mount", &[mode]).spawn().expect("it runs");
+        wait_for("KMS to be asked", PATIENCE, || proxy.count() > asked);
+        all_as_it_was(&place, &kept);
+        let ran = Ran(mounting.wait_with_output().expect("it ends"));
+        ran.failed(6, "was put back");
+        assert!(!place.is_mounted());
+        all_as_it_was(&place, &whole);
     }
 }
 
@@ -296,6 +344,19 @@ fn a_host_that_remembers_nothing_can_be_told_how_far_the_vault_must_have_come() 
     place.mount(&["-oro"]).succeeded();
 }
 
+/// All rows as they were in `kept`.
+fn all_as_it_was(place: &Place, kept: &Path) {
+    let tables = [
+        "header", "keyring", "state", "node", "entry", "version", "chunk", "orphan", "event",
+    ];
+    let replace = tables.map(|table| {
+        format!("DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM old.{table};")
+    });
+    let old = kept.join("vault.db");
+    let attach = format!("ATTACH '{}' AS old; BEGIN; ", old.display());
+    execute(place, &format!("{attach}{} COMMIT;", replace.concat()));
+}
+
 fn newest(place: &Place) -> u64 {
     let sql = "SELECT max(id) FROM node";
     let id: i64 = database(place)
@@ -498,21 +559,7 @@ fn a_vault_that_goes_back_under_a_read_only_mount_condemns_it_and_systemd_is_tol
     let (_server, socket) = told_systemd(&place, "-oro");
     let point = place.point();
     assert_eq!(fs::read(point.join("secret")).expect("read"), b"NEW");
-    let tables = [
-        "header", "keyring", "state", "node", "entry", "version", "chunk", "orphan", "event",
-    ];
-    let replace = tables.map(|table| {
-        format!("DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM old.{table};")
-    });
-    let old = kept.join("vault.db");
-    execute(
-        &place,
-        &format!(
-            "ATTACH '{}' AS old; BEGIN; {} COMMIT;",
-            old.display(),
-            replace.concat()
-        ),
-    );
+    all_as_it_was(&place, &kept);
     let mut buffer = [0; 4096];
     loop {
         let length = socket.recv(&mut buffer).expect("systemd is told");

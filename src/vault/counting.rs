@@ -125,7 +125,7 @@ enum Piece {
 
 /// What came of it.
 enum Found {
-    Records(Result<(State, Vec<NodeId>), VaultError>),
+    Records(Box<Result<(State, Vec<NodeId>), VaultError>>),
     Names(Vec<CountedNames>),
 }
 
@@ -214,12 +214,12 @@ impl Vault {
         self.current
             .reserve(state.nodes.saturating_add(state.versions));
         let work = |piece| match piece {
-            Piece::Records(batch) => Found::Records(count_records(
+            Piece::Records(batch) => Found::Records(Box::new(count_records(
                 &self.current,
                 &system,
                 state.uncounted(),
                 &batch,
-            )),
+            ))),
             Piece::Names(batches) => Found::Names(count_names(&self.current, batches)),
         };
         Crew::with(&work, |crew, work| {
@@ -388,7 +388,7 @@ fn count_keys(
         }
         let Some(found) = crew.take(work) else { break };
         if let Found::Records(found) = found {
-            let (part, more) = found?;
+            let (part, more) = (*found)?;
             recount.add(&part);
             directories.extend(more);
         }

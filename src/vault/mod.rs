@@ -197,11 +197,10 @@ impl Vault {
             }
             // No lock is taken for that: whoever reads may hold what a job waits for.
             let now = self.current.commits();
-            if now == commits && now % 2 == 0 {
-                return Err(self.found(&doubt));
-            }
-            if now % 2 == 1 {
-                std::thread::sleep(Duration::from_micros(50));
+            match (now.is_multiple_of(2), now == commits) {
+                (true, true) => return Err(self.found(&doubt)),
+                (true, false) => {}
+                (false, _) => std::thread::sleep(Duration::from_micros(50)),
             }
         }
         let _no_other = self.current.alone();
