@@ -12,7 +12,10 @@
 //! Must never take up a mark of a record that is not authentic, nor let one go backwards.
 
 mod checked;
+mod mark;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -24,6 +27,7 @@ use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
 use super::counting::Key;
 use super::node::Node;
 pub(super) use checked::{Checked, Doubt, Following};
+use mark::{Age, Mark, SEEN};
 use table::Table;
 
 /// Parts that are locked apart from each other.
@@ -56,69 +60,6 @@ impl std::fmt::Display for Place {
             Place::Version(node, version) => write!(f, "version {version} of node {node}"),
             Place::Entry(directory, _) => write!(f, "an entry of directory {directory}"),
         }
-    }
-}
-
-/// What a record is remembered by. Of a node and a version: its revision, in 28 bits, and the generation
-/// of its key, in 12, of which no change lowers either and every change raises one; 23 bits of a keyed
-/// hash; and in which round of counting it was seen last. Of an entry, which does not say how old it is,
-/// 63 bits of the hash.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark(u64);
-
-const SEEN: u64 = 1;
-const HASH: u64 = (1 << 23) - 1;
-const REVISION_BITS: u32 = 28;
-const GENERATION_BITS: u32 = 12;
-
-/// How old one record is beside another in the same place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Age {
-    Same,
-    Newer,
-    Older,
-    /// Newer and older at once, as no record ever is.
-    Neither,
-}
-
-/// How a number that only rises, of which so many bits are known, compares with what it was. It is never
-/// half of all its values ahead.
-fn compare_wrapped(now: u64, before: u64, bits: u32) -> std::cmp::Ordering {
-    let ahead = now.wrapping_sub(before) & ((1 << bits) - 1);
-    match ahead {
-        0 => std::cmp::Ordering::Equal,
-        ahead if ahead < 1 << (bits - 1) => std::cmp::Ordering::Greater,
-        _ => std::cmp::Ordering::Less,
-    }
-}
-
-impl Mark {
-    fn aged(revision: u64, generation: u64, hash: u64) -> Self {
-        let low = |number: u64, bits: u32| number & ((1 << bits) - 1);
-        let (revision, generation) = (
-            low(revision, REVISION_BITS),
-            low(generation, GENERATION_BITS),
-        );
-        Self(revision << (24 + GENERATION_BITS) | generation << 24 | (hash & HASH) << 1)
-    }
-
-    /// How old it is beside another mark of the same node or version.
-    fn age_beside(self, other: Self) -> Age {
-        use std::cmp::Ordering::{Equal, Greater, Less};
-        let revision = |mark: Self| mark.0 >> (24 + GENERATION_BITS);
-        let generation = |mark: Self| mark.0 >> 24;
-        let revisions = compare_wrapped(revision(self), revision(other), REVISION_BITS);
-        let generations = compare_wrapped(generation(self), generation(other), GENERATION_BITS);
-        match (revisions, generations) {
-            (Equal, Equal) => Age::Same,
-            (Greater | Equal, Greater | Equal) => Age::Newer,
-            (Less | Equal, Less | Equal) => Age::Older,
-            (Greater, Less) | (Less, Greater) => Age::Neither,
-        }
-    }
-
-    fn is(self, other: Self) -> bool {
-        self.0 | SEEN == other.0 | SEEN
     }
 }
 
@@ -195,7 +136,7 @@ impl Current {
         let _following = (!alone).then(|| read(&self.following));
         let (part, key) = self.at(key);
         let mut table = write(&self.records[part]);
-        let is_news = |known| mark.age_beside(Mark(known)) == Age::Newer;
+        let is_news = |known| mark.age_beside(Mark::kept(known)) == Age::Newer;
         if table.get(key).is_none_or(is_news) {
             table.set(key, self.seen(mark));
         }
@@ -231,7 +172,7 @@ impl Current {
     }
 
     fn mark_of_entry(&self, value: &[u8]) -> Mark {
-        Mark(self.hash_of(value) << 1)
+        Mark::of_entry(self.hash_of(value))
     }
 
     /// Where a record's mark is to be found: the part, and its key there.
@@ -256,11 +197,14 @@ impl Current {
         match key_of(place) {
             Ok(key) => {
                 let (part, key) = self.at(key);
-                read(&self.records[part]).get(key).map(Mark)
+                read(&self.records[part]).get(key).map(Mark::kept)
             }
             Err((directory, tag)) => {
                 let names = read(self.names_of(directory));
-                names.get(&directory)?.get(self.of_name(&tag)).map(Mark)
+                names
+                    .get(&directory)?
+                    .get(self.of_name(&tag))
+                    .map(Mark::kept)
             }
         }
     }
@@ -279,7 +223,10 @@ impl Current {
                 let mut names = write(self.names_of(directory));
                 let tag = self.of_name(&tag);
                 match mark {
-                    Some(mark) => names.entry(directory).or_default().set(tag, mark.0),
+                    Some(mark) => names
+                        .entry(directory)
+                        .or_default()
+                        .set(tag, mark.seen_in(0)),
                     None => {
                         if let Some(table) = names.get_mut(&directory) {
                             table.remove(tag);
@@ -295,7 +242,7 @@ impl Current {
 
     /// As seen in this round.
     fn seen(&self, mark: Mark) -> u64 {
-        mark.0 & !SEEN | self.round.load(Ordering::Relaxed) & SEEN
+        mark.seen_in(self.round.load(Ordering::Relaxed))
     }
 
     // --- counting ----------------------------------------------------------------------------
@@ -331,7 +278,7 @@ impl Current {
             let mark = self.mark_of(&place, record);
             let (part, key) = self.at(*key);
             let mut table = write(&self.records[part]);
-            let known = table.get(key).map(Mark).filter(|_| self.is_on());
+            let known = table.get(key).map(Mark::kept).filter(|_| self.is_on());
             match known.map(|known| (known, mark.age_beside(known))) {
                 // It was read since the count began.
                 Some((known, Age::Older)) => table.set(key, self.seen(known)),
@@ -352,7 +299,10 @@ impl Current {
 
     /// The mark of a name in a [`Names`].
     pub(super) fn name(&self, row: &EntryRow) -> (u64, u64) {
-        (self.of_name(&row.tag), self.mark_of_entry(&row.value).0)
+        (
+            self.of_name(&row.tag),
+            self.mark_of_entry(&row.value).seen_in(0),
+        )
     }
 
     /// Takes up all names of a directory, which were counted against the sum in `record`. Nothing, if
@@ -496,108 +446,4 @@ fn read<T>(part: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write<T>(part: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     part.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(revision: u64, generation: u64, end: u8) -> KeyedRecord {
-        let mut value = vec![1];
-        value.extend(revision.to_le_bytes());
-        value.extend([end; 200]);
-        KeyedRecord { generation, value }
-    }
-
-    /// What was sealed before, wrapped by a later master key, is authentic, and not newer.
-    #[test]
-    fn who_follows_takes_up_only_what_is_older_in_no_way() {
-        let current = Current::new();
-        current.begin();
-        current
-            .counted(&[(Key::Node(5), record(6, 2, 1))])
-            .expect("nothing was known");
-        current.confirm(9, 6);
-        let place = Place::Node(5);
-        let age = |revision, generation| {
-            let known = current.known(&place).expect("it is known");
-            current
-                .mark_of(&place, &record(revision, generation, 2))
-                .age_beside(known)
-        };
-        assert_eq!(age(6, 2), Age::Same);
-        for (revision, generation) in [(7, 2), (6, 3), (9, 9)] {
-            assert_eq!(age(revision, generation), Age::Newer);
-        }
-        for (revision, generation) in [(5, 2), (6, 1), (1, 1)] {
-            assert_eq!(age(revision, generation), Age::Older);
-        }
-        for (revision, generation) in [(5, 9), (9, 1)] {
-            assert_eq!(age(revision, generation), Age::Neither);
-        }
-        current.take_up(&place, current.mark_of(&place, &record(5, 9, 2)), false);
-        assert_eq!(age(6, 2), Age::Same);
-        current.take_up(&place, current.mark_of(&place, &record(7, 2, 2)), false);
-        assert_eq!(age(7, 2), Age::Same);
-        // The numbers are kept in part.
-        let wraps = 1 << REVISION_BITS;
-        current.take_up(
-            &place,
-            current.mark_of(&place, &record(wraps - 1, 2, 3)),
-            false,
-        );
-        assert_eq!(age(7, 2), Age::Same, "half of all values ahead is behind");
-    }
-
-    #[test]
-    fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
-        let current = Current::new();
-        current.begin();
-        let place = Place::Node(5);
-        let (old, new) = (record(1, 1, 1), record(2, 1, 2));
-        let changed = |record| vec![(place, Some(current.mark_of(&place, record)))];
-        // One that the count has seen, and one that it has not.
-        current.commit(3, changed(&old));
-        current.commit(4, changed(&new));
-        current
-            .counted(&[(Key::Node(5), old)])
-            .expect("nothing was known");
-        current.confirm(3, 6);
-        assert_eq!(
-            current
-                .known(&place)
-                .map(|mark| mark.is(current.mark_of(&place, &new))),
-            Some(true)
-        );
-        // What a count was given up for is not known.
-        let other = Current::new();
-        other.begin();
-        other
-            .counted(&[(Key::Node(5), new)])
-            .expect("nothing was known");
-        other.give_up();
-        assert!(other.known(&place).is_none() && other.is_off());
-    }
-
-    #[test]
-    fn what_a_count_does_not_find_any_more_is_forgotten() {
-        let current = Current::new();
-        for round in [&[5, 6][..], &[6], &[6, 7]] {
-            current.begin();
-            for id in round {
-                current
-                    .counted(&[(Key::Node(*id), record(1, 1, 1))])
-                    .expect("as before");
-            }
-            current.confirm(1, 8);
-            for id in 5..8 {
-                assert_eq!(
-                    current.known(&Place::Node(id)).is_some(),
-                    round.contains(&id)
-                );
-            }
-            assert_eq!(current.size().1, round.len() as u64);
-        }
-        assert!(current.was_given_out(5) && !current.was_given_out(8));
-    }
 }
