@@ -9,8 +9,8 @@ use crate::store::{KeyedRecord, NameTag, NodeId};
 
 use super::node::Node;
 
-/// Most nodes kept: about 10 MB, and never more than four times that.
-const CAPACITY: usize = 16 * 1024;
+/// Most nodes kept: about 8 MB, and never more than four times that.
+const CAPACITY: usize = 12 * 1024;
 /// Nodes with more bytes of extended attributes are not kept: they bound nothing by number.
 const MAX_XATTRS: usize = 2 * 1024;
 

@@ -11,15 +11,17 @@ use bincode::{Decode, Encode};
 use crate::keyring::KeyringError;
 use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
 
-use super::crew::Crew;
+use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
 use super::node::{DirectoryBody, Node};
 use super::state::{State, SystemKeys};
 use super::{Vault, VaultError};
 
-/// Rows that are read at a time.
-const BATCH: usize = 256;
+/// Rows that are read at a time: so many that to hand them over costs little beside counting them.
+const BATCH: usize = 1024;
+/// Nodes and versions that are so few that one thread counts them as fast as several.
+pub(super) const FEW: u64 = 2000;
 /// Directories that are counted at a time: the keys of each take locked memory.
 const DIRECTORIES: usize = 32;
 
@@ -222,7 +224,11 @@ impl Vault {
             ))),
             Piece::Names(batches) => Found::Names(count_names(&self.current, batches)),
         };
-        Crew::with(&work, |crew, work| {
+        let threads = match state.nodes.saturating_add(state.versions) <= FEW {
+            true => 1,
+            false => MOST,
+        };
+        Crew::with_at_most(threads, &work, |crew, work| {
             let directories = match count_keys(records, (crew, work), &state, go_on)? {
                 ControlFlow::Continue(directories) => directories,
                 ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),

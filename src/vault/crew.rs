@@ -9,7 +9,7 @@ use std::thread::{self, Builder};
 use crate::crypto::memory;
 
 /// Most threads at work, with the one that drives: it stores what all others prepare.
-const MOST: usize = 4;
+pub(super) const MOST: usize = 4;
 
 /// Pieces of work handed out, and what came of them.
 pub(super) struct Crew<T, U> {
@@ -35,6 +35,15 @@ impl<T: Send, U: Send> Crew<T, U> {
         work: &(dyn Fn(T) -> U + Sync),
         drive: impl FnOnce(&Self, &(dyn Fn(T) -> U + Sync)) -> R,
     ) -> R {
+        Self::with_at_most(MOST, work, drive)
+    }
+
+    /// The same on no more than so many threads: to start one is not worth it for a little work.
+    pub(super) fn with_at_most<R>(
+        most: usize,
+        work: &(dyn Fn(T) -> U + Sync),
+        drive: impl FnOnce(&Self, &(dyn Fn(T) -> U + Sync)) -> R,
+    ) -> R {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let crew = Self {
             desk: Mutex::new(Desk {
@@ -45,7 +54,7 @@ impl<T: Send, U: Send> Crew<T, U> {
             }),
             given: Condvar::new(),
             done: Condvar::new(),
-            threads: threads.min(MOST),
+            threads: threads.min(most),
         };
         thread::scope(|scope| {
             for _ in 1..crew.threads {

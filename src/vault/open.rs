@@ -17,6 +17,7 @@ use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteSt
 use super::anchor::{Anchor, Anchors, hex};
 use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
+use super::counting::FEW;
 use super::current::Current;
 use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
@@ -362,6 +363,15 @@ impl Vault {
     ) -> Result<Arc<Self>, VaultError> {
         options.must_fit()?;
         let (vault, opening) = Self::unlock(path, options)?;
+        let seen = vault.seen();
+        if matches!(verify, Verify::Before(_))
+            && !options.salvage
+            && seen.nodes.saturating_add(seen.versions) <= FEW
+        {
+            // Before another thread has begun.
+            vault.verify_and_settle_in(Some(opening))?;
+            return Ok(Arc::new(vault));
+        }
         let vault = Arc::new(vault);
         let (opening, patience) = match verify {
             Verify::Before(patience) if !options.salvage => {
