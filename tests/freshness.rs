@@ -735,3 +735,91 @@ fn what_is_put_in_by_writing_pages_is_not_served() {
         wait_for("the end of the mount", PATIENCE, || !place.is_mounted());
     }
 }
+
+#[test]
+fn a_keyring_or_a_state_that_is_put_back_under_a_mount_is_found_and_made_good_by_who_writes() {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        write_once(&place, "OLD");
+        let kept = keep(&place);
+        let run = |name: &str| {
+            let ran = place.run([name.as_ref(), place.vault().as_os_str(), "--wait".as_ref()]);
+            assert!(ran.0.status.success(), "{}", ran.stderr());
+        };
+        run("rotate");
+        write_once(&place, "NEW");
+        for table in ["keyring", "state"] {
+            place.mount(&["-o", mode]).succeeded();
+            let old = kept.join("vault.db");
+            execute(
+                &place,
+                &format!(
+                    "ATTACH '{}' AS old; BEGIN; DELETE FROM main.{table}; \
+                     INSERT INTO main.{table} SELECT * FROM old.{table}; COMMIT;",
+                    old.display()
+                ),
+            );
+            let point = place.point();
+            let integrity = || {
+                status(&point)["integrity"]
+                    .as_str()
+                    .expect("text")
+                    .to_owned()
+            };
+            wait_for("a finding", PATIENCE, || {
+                integrity().starts_with("failed: ")
+            });
+            if mode == "rw" {
+                let secret = point.join("secret");
+                assert_eq!(fs::read(&secret).expect("read"), b"NEW", "{table}");
+                fs::write(&secret, "NEW").expect("written");
+            }
+            place.run(["umount".as_ref(), point.as_os_str()]);
+            wait_for("the end of the mount", PATIENCE, || {
+                place.daemons().is_empty()
+            });
+            if mode == "ro" {
+                break;
+            }
+            place
+                .run(["check".as_ref(), place.vault().as_os_str()])
+                .succeeded();
+        }
+    }
+}
+
+#[test]
+fn the_commit_is_told_at_the_end_also_where_no_anchor_can_be_stored() {
+    let place = Place::with_vault();
+    let mut command = place.command();
+    command.env("SECRETFS_ANCHOR_DIR", "/proc/nothing");
+    command.arg("mount").arg(place.vault()).arg(place.point());
+    Ran(command.output().expect("it runs")).succeeded();
+    fs::write(place.point().join("secret"), "s").expect("written");
+    let commit = status(&place.point())["commit_sequence"]
+        .as_u64()
+        .expect("a number");
+    let said = unmount(&place);
+    let told: u64 = said
+        .trim()
+        .rsplit(' ')
+        .next()
+        .expect("a word")
+        .parse()
+        .expect("a number");
+    assert!(told >= commit, "{said}");
+}
+
+#[test]
+fn a_mount_whose_vault_was_moved_away_does_not_say_that_it_is_verified() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fs::rename(place.vault(), place.path().join("elsewhere")).expect("moved");
+    let told = status(&place.point());
+    let integrity = told["integrity"].as_str().expect("text");
+    assert!(
+        integrity.starts_with("failed: ") && integrity.contains("moved"),
+        "{integrity}"
+    );
+    place.run(["umount".as_ref(), place.point().as_os_str()]);
+}

@@ -121,7 +121,7 @@ fn said_of(integrity: &Integrity, findings: &Findings) -> String {
         (Integrity::Condemned { why, .. }, _) => format!("failed: {why}"),
         (_, Some(first)) => match findings.count {
             1 => format!("failed: {}", first.what),
-            count => format!("failed: {}; {count} in all", first.what),
+            count => format!("failed: {}; {count} reads met that or the like", first.what),
         },
         (Integrity::Counting, None) => "counting".into(),
         (Integrity::Verified { .. }, None) => match UNAUTHENTIC.load(Ordering::Relaxed) {
@@ -144,7 +144,10 @@ impl FileSystem {
                 true => "condemned",
                 false => "unlocked",
             },
-            integrity: said_of(&integrity, &findings),
+            integrity: match self.vault.check_unmoved() {
+                Ok(()) => said_of(&integrity, &findings),
+                Err(error) => format!("failed: {error}"),
+            },
             integrity_commit: match integrity {
                 Integrity::Verified { commit, .. } => Some(commit),
                 Integrity::Counting | Integrity::Condemned { .. } => None,

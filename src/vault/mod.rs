@@ -279,7 +279,45 @@ impl Vault {
             return Err(error);
         }
         self.has_come_to(&state);
+        let known = self.keyring().body().sequence;
+        let stored = self.stored_keyring()?.sequence();
+        if stored < known {
+            let error = VaultError::Rollback(format!(
+                "the keyring record was put back under the mount: it had sequence {known}, and has {stored}"
+            ));
+            self.condemn(&error);
+            return Err(error);
+        }
         Ok(())
+    }
+
+    /// Of a mount that writes: whether the keyring and the state record are those that it has stored
+    /// last. If not, that is noted; the next change of the keyring stores both anew.
+    fn look_at_own(&self) -> Result<(), VaultError> {
+        loop {
+            let commits = self.current.commits();
+            let (keyring, commit) = (self.keyring(), self.seen().commit);
+            let found = store::read(&self.store, |records| {
+                let stored = records.keyring()?;
+                let state = self.stored_state(records).map(|state| state.commit);
+                Ok::<_, VaultError>((stored, state))
+            })?;
+            let why = match found {
+                (stored, _) if stored.as_deref() != Some(&keyring.encode()[..]) => {
+                    "the keyring record"
+                }
+                (_, Ok(stored)) if stored == commit => return Ok(()),
+                (_, Ok(_) | Err(VaultError::Integrity(_))) => "the state record",
+                (_, Err(error)) => return Err(error),
+            };
+            let now = self.current.commits();
+            if now == commits && now.is_multiple_of(2) {
+                let error = VaultError::tampered(why, "is not the one that was stored last");
+                self.note_damage(&error);
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn has_come_to(&self, state: &State) {

@@ -520,7 +520,7 @@ impl Vault {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn stored_keyring(&self) -> Result<UnverifiedKeyring, VaultError> {
+    pub(super) fn stored_keyring(&self) -> Result<UnverifiedKeyring, VaultError> {
         let missing = || VaultError::tampered("the header or the keyring record", "is missing");
         let (header, keyring) = store::read(&self.store, |records| {
             let header = records.header()?.ok_or_else(missing)?;

@@ -258,8 +258,9 @@ impl Vault {
     /// # Errors
     /// When the vault cannot be read or synced, or the anchor cannot be written.
     pub fn keep_anchor(&self) -> Result<(), VaultError> {
-        if self.read_only {
-            self.look()?;
+        match self.read_only {
+            true => self.look()?,
+            false => self.look_at_own()?,
         }
         // Before the sync.
         let commit = self.seen().commit;

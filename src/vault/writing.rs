@@ -136,11 +136,11 @@ impl Vault {
                 Some(error)
             }
         };
-        drop(committing);
         // Stored first, used then. Nothing can be written under it before the state is let go.
         if state.keyring == next.body().sequence {
             *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         }
+        drop(committing);
         drop(state);
         die_at!("keyring-used");
         if let Some(error) = error {

@@ -112,9 +112,9 @@ impl Vault {
             }
         };
         self.current.commit(changed.commit, marks);
-        drop(committing);
         self.show(&changed);
         *state = changed;
+        drop(committing);
         Ok(done)
     }
 
