@@ -226,6 +226,10 @@ impl Child {
     }
 }
 
+/// How long a mount may take to answer for the first time: on a busy machine, beside a rotation that it
+/// goes on with, that has taken more than ten seconds.
+const TO_ANSWER: Duration = Duration::from_secs(30);
+
 /// Asks the mount on `point` for its root, as any program would.
 ///
 /// # Errors
@@ -252,9 +256,9 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
             let _ = tell.send(mounted);
         })
         .map_err(|e| fail(e.to_string()))?;
-    match told.recv_timeout(Duration::from_secs(10)) {
+    match told.recv_timeout(TO_ANSWER) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(e)) => Err(fail(e.to_string())),
-        Err(_) => Err(fail("no answer within 10 s".to_owned())),
+        Err(_) => Err(fail(format!("no answer within {} s", TO_ANSWER.as_secs()))),
     }
 }
