@@ -4,45 +4,22 @@
 mod support;
 
 use std::fs;
-use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::evil::{copy, database, execute};
+use support::evil::{copy, database};
 use support::kms_proxy::{Answer, Proxy};
 use support::moto::Moto;
-use support::process::{Place, Ran, Server, status, system, wait_for};
+use support::process::{Place, Ran, status, system, wait_for};
+use support::put_back::{
+    all_as_it_was, keep, large_with_an_older_part, newest, node_as_it_was, put_back, unmount,
+    write_once,
+};
 
 /// The anchor is at most this far behind what was acknowledged.
 const BEHIND: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn unmount(place: &Place) -> String {
-    let point = place.point();
-    let ran = place.run(["umount".as_ref(), point.as_os_str()]);
-    ran.succeeded().stdout()
-}
-
-/// Writes one secret in a mount of its own.
-fn write_once(place: &Place, text: &str) {
-    place.mount(&[]).succeeded();
-    fs::write(place.point().join("secret"), text).expect("written");
-    unmount(place);
-}
-
-/// Puts the copy in the vault's place.
-fn put_back(place: &Place, kept: &Path) {
-    fs::remove_dir_all(place.vault()).expect("removed");
-    copy(kept, &place.vault());
-}
-
-fn keep(place: &Place) -> std::path::PathBuf {
-    let kept = place.path().join("kept");
-    copy(&place.vault(), &kept);
-    kept
-}
 
 /// A mount by a host that remembers elsewhere.
 fn mount_elsewhere(place: &Place, more: &[&str]) -> Ran {
@@ -344,67 +321,6 @@ fn a_host_that_remembers_nothing_can_be_told_how_far_the_vault_must_have_come() 
     place.mount(&["-oro"]).succeeded();
 }
 
-/// All rows as they were in `kept`.
-fn all_as_it_was(place: &Place, kept: &Path) {
-    let tables = [
-        "header", "keyring", "state", "node", "entry", "version", "chunk", "orphan", "event",
-    ];
-    let replace = tables.map(|table| {
-        format!("DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM old.{table};")
-    });
-    let old = kept.join("vault.db");
-    let attach = format!("ATTACH '{}' AS old; BEGIN; ", old.display());
-    execute(place, &format!("{attach}{} COMMIT;", replace.concat()));
-}
-
-fn newest(place: &Place) -> u64 {
-    let sql = "SELECT max(id) FROM node";
-    let id: i64 = database(place)
-        .query_row(sql, [], |row| row.get(0))
-        .expect("a node");
-    id.unsigned_abs()
-}
-
-/// A vault of some thousand records, of which one secret is as it was before.
-fn large_with_an_older_part() -> Place {
-    let place = Place::with_vault();
-    place.mount(&[]).succeeded();
-    let point = place.point();
-    for at in 0..1200 {
-        fs::write(point.join(format!("{at}")), "a secret").expect("written");
-    }
-    fs::write(point.join("secret"), "OLD").expect("written");
-    unmount(&place);
-    let kept = keep(&place);
-    write_once(&place, "NEW");
-    copy(&place.vault(), &place.path().join("whole"));
-    let attached = kept.join("vault.db");
-    execute(
-        &place,
-        &format!(
-            "ATTACH '{}' AS old;
-             DELETE FROM main.chunk WHERE node = (SELECT max(id) FROM main.node);
-             DELETE FROM main.version WHERE node = (SELECT max(id) FROM main.node);
-             INSERT OR REPLACE INTO main.node SELECT * FROM old.node
-                 WHERE id = (SELECT max(id) FROM old.node);
-             INSERT OR REPLACE INTO main.version SELECT * FROM old.version
-                 WHERE node = (SELECT max(id) FROM old.node);
-             INSERT OR REPLACE INTO main.chunk SELECT * FROM old.chunk
-                 WHERE node = (SELECT max(id) FROM old.node);",
-            attached.display()
-        ),
-    );
-    let records: i64 = database(&place)
-        .query_row(
-            "SELECT (SELECT count(*) FROM node) + (SELECT count(*) FROM version)",
-            [],
-            |row| row.get(0),
-        )
-        .expect("counted");
-    assert!(records > 2000);
-    place
-}
-
 #[test]
 fn a_large_vault_of_which_part_is_older_is_not_mounted() {
     let place = large_with_an_older_part();
@@ -464,40 +380,6 @@ fn counting_in_the_background_is_for_who_asks_for_it_and_is_told() {
 }
 
 #[test]
-fn what_a_condemned_mount_has_found_goes_into_the_history_once_the_vault_is_right_again() {
-    let place = large_with_an_older_part();
-    let damaged = newest(&place);
-    place
-        .mount(&["-overify=background,verify-every=1s"])
-        .succeeded();
-    let point = place.point();
-    wait_for("the end of the count", PATIENCE, || {
-        status(&point)["state"] == "condemned"
-    });
-    let audit = || {
-        let ran = place.run([
-            "audit".as_ref(),
-            place.vault().as_os_str(),
-            "--json".as_ref(),
-        ]);
-        ran.stdout().contains("tampering-found")
-    };
-    assert!(!audit());
-    node_as_it_was(&place, &place.path().join("whole"), damaged);
-    wait_for("the history", PATIENCE, audit);
-    // It stays condemned.
-    assert_eq!(status(&point)["state"], "condemned");
-    fs::read(point.join("secret")).expect_err("nothing is served");
-    place.run(["umount".as_ref(), point.as_os_str()]);
-    wait_for("the end of the mount", PATIENCE, || {
-        place.daemons().is_empty()
-    });
-    place
-        .run(["check".as_ref(), place.vault().as_os_str()])
-        .succeeded();
-}
-
-#[test]
 fn what_is_remembered_of_a_record_takes_at_most_24_bytes() {
     let place = large_with_an_older_part();
     node_as_it_was(&place, &place.path().join("whole"), newest(&place));
@@ -535,259 +417,6 @@ fn integrity_is_told_with_the_commit_and_the_time_of_the_count() {
     assert_eq!(told["findings"]["count"], 0);
 }
 
-/// A mount that tells systemd, and what it tells.
-fn told_systemd(place: &Place, options: &str) -> (Server, UnixDatagram) {
-    let path = place.path().join("notify");
-    let socket = UnixDatagram::bind(&path).expect("bound");
-    socket.set_read_timeout(Some(PATIENCE)).expect("set");
-    let mut command = place.command();
-    command.env("NOTIFY_SOCKET", &path);
-    command
-        .arg("mount")
-        .arg(place.vault())
-        .arg(place.point())
-        .args(["-f", options]);
-    (Server::start(command), socket)
-}
-
-#[test]
-fn a_vault_that_goes_back_under_a_read_only_mount_condemns_it_and_systemd_is_told() {
-    let place = Place::with_vault();
-    write_once(&place, "OLD");
-    let kept = keep(&place);
-    write_once(&place, "NEW");
-    let (_server, socket) = told_systemd(&place, "-oro");
-    let point = place.point();
-    assert_eq!(fs::read(point.join("secret")).expect("read"), b"NEW");
-    all_as_it_was(&place, &kept);
-    let mut buffer = [0; 4096];
-    loop {
-        let length = socket.recv(&mut buffer).expect("systemd is told");
-        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        if said.contains("STATUS=integrity failure") {
-            break;
-        }
-    }
-    let told = status(&point);
-    assert_eq!(told["state"], "condemned", "{told}");
-    assert!(
-        told["integrity"]
-            .as_str()
-            .expect("text")
-            .contains("put back"),
-        "{told}"
-    );
-    let error = fs::read(point.join("secret")).expect_err("it is older");
-    assert_eq!(error.raw_os_error(), Some(libc::EIO));
-}
-
-#[test]
-fn a_removed_secret_whose_place_in_the_list_of_left_overs_is_deleted_is_found_and_goes() {
-    let place = Place::with_vault();
-    let server = place.serve(&[]);
-    let point = place.point();
-    fs::write(point.join("removed"), "a removed secret").expect("written");
-    let open = fs::File::open(point.join("removed")).expect("opened");
-    fs::remove_file(point.join("removed")).expect("removed");
-    fs::File::open(&point)
-        .expect("opened")
-        .sync_all()
-        .expect("synced");
-    server.signal(libc::SIGKILL);
-    server.ended(PATIENCE);
-    drop(open);
-    system("umount", &["-l".as_ref(), point.as_os_str()]);
-    let nodes = || -> i64 {
-        database(&place)
-            .query_row("SELECT count(*) FROM node", [], |row| row.get(0))
-            .expect("counted")
-    };
-    assert_eq!(nodes(), 3);
-    execute(&place, "DELETE FROM orphan");
-    place.mount(&["-overify-every=1s"]).succeeded();
-    wait_for("its end", PATIENCE, || nodes() == 2);
-    let told = status(&point);
-    assert!(
-        told["integrity"]
-            .as_str()
-            .expect("text")
-            .contains("taken off"),
-        "{told}"
-    );
-    unmount(&place);
-    let audit = place.run([
-        "audit".as_ref(),
-        place.vault().as_os_str(),
-        "--json".as_ref(),
-    ]);
-    assert!(
-        audit.stdout().contains("tampering-found"),
-        "{}",
-        audit.stdout()
-    );
-}
-
-/// The rows of one node as they were in `kept`.
-fn node_as_it_was(place: &Place, kept: &Path, id: u64) {
-    let rows = |table: &str, key: &str| {
-        format!(
-            "DELETE FROM main.{table} WHERE {key} = {id}; \
-             INSERT INTO main.{table} SELECT * FROM old.{table} WHERE {key} = {id};"
-        )
-    };
-    let rows = [
-        rows("node", "id"),
-        rows("version", "node"),
-        rows("chunk", "node"),
-    ]
-    .concat();
-    let old = kept.join("vault.db");
-    execute(
-        place,
-        &format!("ATTACH '{}' AS old; BEGIN; {rows} COMMIT;", old.display()),
-    );
-}
-
-#[test]
-fn what_was_found_under_a_mount_stays_in_status_and_goes_into_the_history_when_there_is_one_to_write()
- {
-    for mode in ["rw", "ro"] {
-        let place = Place::with_vault();
-        write_once(&place, "OLD");
-        let kept = keep(&place);
-        write_once(&place, "NEW");
-        let whole = place.path().join("whole");
-        copy(&place.vault(), &whole);
-        place.mount(&["-o", mode]).succeeded();
-        let secret = place.point().join("secret");
-        node_as_it_was(&place, &kept, 2);
-        let error = fs::read(&secret).expect_err("it is older");
-        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}");
-        node_as_it_was(&place, &whole, 2);
-        assert_eq!(
-            fs::read(&secret).expect("it is right again"),
-            b"NEW",
-            "{mode}"
-        );
-        let told = status(&place.point());
-        let integrity = told["integrity"].as_str().expect("text");
-        assert!(
-            integrity.starts_with("failed: node 2 "),
-            "{mode}: {integrity}"
-        );
-        assert!(
-            told["findings"]["count"].as_u64().expect("a number") >= 1,
-            "{mode}"
-        );
-        assert!(
-            told["findings"]["listed"][0]["at"].as_i64().is_some(),
-            "{mode}"
-        );
-        let audit = || {
-            let ran = place.run([
-                "audit".as_ref(),
-                place.vault().as_os_str(),
-                "--json".as_ref(),
-            ]);
-            ran.succeeded().stdout()
-        };
-        let found = || audit().contains("tampering-found");
-        match mode {
-            "rw" => wait_for("the history", PATIENCE, found),
-            _ => assert!(!found()),
-        }
-        unmount(&place);
-        assert_eq!(found(), mode == "rw");
-        place
-            .run(["check".as_ref(), place.vault().as_os_str()])
-            .succeeded();
-    }
-}
-
-#[test]
-fn what_is_put_in_by_writing_pages_is_not_served() {
-    for mode in ["rw", "ro"] {
-        let place = Place::with_vault();
-        write_once(&place, "OLD");
-        // All in the database, and of the same pages.
-        let old = fs::read(place.vault().join("vault.db")).expect("read");
-        write_once(&place, "NEW");
-        place.mount(&["-o", mode]).succeeded();
-        let file = fs::File::options()
-            .write(true)
-            .open(place.vault().join("vault.db"))
-            .expect("opened");
-        std::os::unix::fs::FileExt::write_all_at(&file, &old, 0).expect("written");
-        match fs::read(place.point().join("secret")) {
-            // From the pages that the mount has read before.
-            Ok(read) => assert_eq!(read, b"NEW", "{mode}"),
-            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}"),
-        }
-        // Caches go.
-        for _ in 0..3 {
-            execute(&place, "PRAGMA wal_checkpoint");
-            match fs::read(place.point().join("secret")) {
-                Ok(read) => assert_eq!(read, b"NEW", "{mode}"),
-                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}"),
-            }
-        }
-        place.run(["umount".as_ref(), place.point().as_os_str()]);
-        wait_for("the end of the mount", PATIENCE, || !place.is_mounted());
-    }
-}
-
-#[test]
-fn a_keyring_or_a_state_that_is_put_back_under_a_mount_is_found_and_made_good_by_who_writes() {
-    for mode in ["rw", "ro"] {
-        let place = Place::with_vault();
-        write_once(&place, "OLD");
-        let kept = keep(&place);
-        let run = |name: &str| {
-            let ran = place.run([name.as_ref(), place.vault().as_os_str(), "--wait".as_ref()]);
-            assert!(ran.0.status.success(), "{}", ran.stderr());
-        };
-        run("rotate");
-        write_once(&place, "NEW");
-        for table in ["keyring", "state"] {
-            place.mount(&["-o", mode]).succeeded();
-            let old = kept.join("vault.db");
-            execute(
-                &place,
-                &format!(
-                    "ATTACH '{}' AS old; BEGIN; DELETE FROM main.{table}; \
-                     INSERT INTO main.{table} SELECT * FROM old.{table}; COMMIT;",
-                    old.display()
-                ),
-            );
-            let point = place.point();
-            let integrity = || {
-                status(&point)["integrity"]
-                    .as_str()
-                    .expect("text")
-                    .to_owned()
-            };
-            wait_for("a finding", PATIENCE, || {
-                integrity().starts_with("failed: ")
-            });
-            if mode == "rw" {
-                let secret = point.join("secret");
-                assert_eq!(fs::read(&secret).expect("read"), b"NEW", "{table}");
-                fs::write(&secret, "NEW").expect("written");
-            }
-            place.run(["umount".as_ref(), point.as_os_str()]);
-            wait_for("the end of the mount", PATIENCE, || {
-                place.daemons().is_empty()
-            });
-            if mode == "ro" {
-                break;
-            }
-            place
-                .run(["check".as_ref(), place.vault().as_os_str()])
-                .succeeded();
-        }
-    }
-}
-
 #[test]
 fn the_commit_is_told_at_the_end_also_where_no_anchor_can_be_stored() {
     let place = Place::with_vault();
@@ -808,18 +437,4 @@ fn the_commit_is_told_at_the_end_also_where_no_anchor_can_be_stored() {
         .parse()
         .expect("a number");
     assert!(told >= commit, "{said}");
-}
-
-#[test]
-fn a_mount_whose_vault_was_moved_away_does_not_say_that_it_is_verified() {
-    let place = Place::with_vault();
-    place.mount(&[]).succeeded();
-    fs::rename(place.vault(), place.path().join("elsewhere")).expect("moved");
-    let told = status(&place.point());
-    let integrity = told["integrity"].as_str().expect("text");
-    assert!(
-        integrity.starts_with("failed: ") && integrity.contains("moved"),
-        "{integrity}"
-    );
-    place.run(["umount".as_ref(), place.point().as_os_str()]);
 }

@@ -24,6 +24,7 @@ pub mod load;
 pub mod memory;
 pub mod moto;
 pub mod process;
+pub mod put_back;
 pub mod reference;
 pub mod rotating;
 pub mod socket;
