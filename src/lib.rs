@@ -1,7 +1,8 @@
 //! secretfs mounts a *vault* as a directory in which every file is a secret.
 //!
 //! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
-//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward:
+//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`
+//! and `host` are at the bottom):
 //!
 //! ```text
 //! cli -> daemon -> fs -> vault -> keyring -> kms
@@ -17,6 +18,7 @@ pub mod config;
 pub mod crypto;
 pub mod daemon;
 pub mod fs;
+pub mod host;
 pub mod keyring;
 pub mod kms;
 pub mod store;

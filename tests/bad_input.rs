@@ -60,7 +60,7 @@ fn init_touches_nothing_that_is_there() {
     fs::create_dir(dir.join("strange")).expect("made");
     symlink("/dev/null", dir.join("strange/vault.db")).expect("linked");
     let before = footprint(&[dir.to_owned()]);
-    init(&place.vault()).failed(1, "there is a vault already");
+    init(&place.vault()).failed(8, "there is a vault already");
     init(&dir.join("file")).failed(1, "no directory");
     init(&dir.join("file/under")).failed(1, "no directory");
     init(&dir.join("full")).failed(1, "not empty");
@@ -114,7 +114,7 @@ fn a_vault_at_a_strange_path_works_or_is_refused_in_one_line() {
         let vault = vault.as_os_str();
         println!("{name:?}");
         run(&place, &["init".as_ref(), vault]).succeeded();
-        let ran = run(&place, &["init".as_ref(), vault]).failed(1, "a vault already");
+        let ran = run(&place, &["init".as_ref(), vault]).failed(8, "a vault already");
         let said = ran.stderr();
         let control = |c: char| c.is_control() && c != '\n';
         assert!(!said.contains(control), "{said:?}");

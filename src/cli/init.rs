@@ -24,6 +24,10 @@ pub(super) struct Init {
     /// The vault's directory; it must not exist, or be empty
     vault: PathBuf,
 
+    /// Do nothing if there is a vault already, whatever its KMS keys are
+    #[arg(long)]
+    if_missing: bool,
+
     #[command(flatten)]
     flags: Flags<ForInit>,
 }
@@ -56,7 +60,12 @@ impl Init {
             kms: settings.kms,
             anchor_dir: settings.anchor_dir.or_else(config::anchor_dir),
         };
-        let created = vault::init(&self.vault, &options)?;
+        let created = match vault::init(&self.vault, &options).map_err(Error::from) {
+            Err(error) if error.class == Class::Exists && self.if_missing => {
+                return self.tell_of_it();
+            }
+            created => created?,
+        };
         let mut text = format!(
             "{} is a new vault, id {}\n",
             self.vault.display(),
@@ -75,5 +84,14 @@ impl Init {
             text.push_str(&format!("warning: {warning}\n"));
         }
         output::print(&text)
+    }
+
+    /// There is a file with the name of a vault's: only a vault is what was asked for.
+    fn tell_of_it(&self) -> Result<(), Error> {
+        let id = vault::id_at(&self.vault)?;
+        output::print(&format!(
+            "{} is a vault already, id {id}; nothing was made\n",
+            self.vault.display()
+        ))
     }
 }

@@ -126,6 +126,7 @@ fn exit_code(class: Class) -> u8 {
         Class::KmsUnreachable => 5,
         Class::Integrity => 6,
         Class::Busy => 7,
+        Class::Exists => 8,
     }
 }
 

@@ -49,7 +49,8 @@ fn exit_code(class: Class) -> u8 {
         | Class::KeyDenied
         | Class::KmsUnreachable
         | Class::Integrity
-        | Class::Busy => 32,
+        | Class::Busy
+        | Class::Exists => 32,
     }
 }
 

@@ -33,10 +33,12 @@ pub enum Class {
     Internal = 10,
     /// The user interrupted it.
     Interrupted = 11,
+    /// There is a vault already.
+    Exists = 12,
 }
 
 impl Class {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Failed,
         Self::Usage,
         Self::NotAVault,
@@ -48,6 +50,7 @@ impl Class {
         Self::System,
         Self::Internal,
         Self::Interrupted,
+        Self::Exists,
     ];
 
     /// The class that [`as_byte`](Self::as_byte) encoded.
@@ -111,6 +114,7 @@ impl From<vault::VaultError> for Error {
             vault::Failure::KmsUnreachable => Class::KmsUnreachable,
             vault::Failure::Integrity => Class::Integrity,
             vault::Failure::Busy => Class::Busy,
+            vault::Failure::Exists => Class::Exists,
         };
         Self::new(class, error)
     }

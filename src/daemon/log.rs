@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -72,10 +72,11 @@ pub(crate) fn start(
 
 /// Opens the log file anew, after logrotate has moved it.
 pub(crate) fn reopen() {
-    if let Some(sink) = SINK.get()
-        && sink.open().is_ok()
-    {
-        tracing::info!("the log was reopened");
+    match SINK.get().map(Sink::open) {
+        Some(Ok(())) => tracing::info!("the log was reopened"),
+        // Into the file that is open still.
+        Some(Err(error)) => tracing::error!("{error}; the log goes on where it was"),
+        None => {}
     }
 }
 
@@ -108,21 +109,50 @@ impl Sink {
     }
 }
 
+/// Opens the file, or makes it. Never one that another user has put at its path, by a symlink or by
+/// its own: what is logged would be added to a file of that user's choice.
 fn open_file(path: &Path) -> Result<File, Error> {
-    OpenOptions::new()
+    let fail = |why: &dyn std::fmt::Display| {
+        Error::new(
+            Class::Failed,
+            format!(
+                "cannot open the log file {}: {why}; see log-file",
+                path.display()
+            ),
+        )
+    };
+    let directory = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Err(fail(&"it is a directory")),
+    };
+    let above = std::fs::metadata(directory).map_err(|e| fail(&e))?;
+    let own = nix::unistd::geteuid().as_raw();
+    let is_trusted = |uid: u32| uid == own || uid == 0;
+    let others_write = above.mode() & 0o022 != 0 && above.mode() & libc::S_ISVTX == 0;
+    if !is_trusted(above.uid()) || others_write {
+        return Err(fail(
+            &"other users can put what they like into its directory; choose one that only its owner can write",
+        ));
+    }
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
+        // A FIFO that nobody reads must not keep the daemon from starting.
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
-        .map_err(|e| {
-            Error::new(
-                Class::Failed,
-                format!(
-                    "cannot open the log file {}: {e}; see log-file",
-                    path.display()
-                ),
-            )
-        })
+        .map_err(|e| match e.raw_os_error() {
+            Some(libc::ELOOP) => fail(&"it is a symlink; name the file itself"),
+            _ => fail(&e),
+        })?;
+    let found = file.metadata().map_err(|e| fail(&e))?;
+    if !is_trusted(found.uid()) || (found.is_file() && found.nlink() > 1) {
+        return Err(fail(
+            &"it belongs to another user, or has another name somewhere else (a hard link); remove it",
+        ));
+    }
+    Ok(file)
 }
 
 /// One datagram as in RFC 3164. Connecting for each line survives a restart of the log daemon.

@@ -41,6 +41,7 @@ impl From<&VaultError> for Errno {
                 | StoreErrorKind::Denied
                 | StoreErrorKind::Moved
                 | StoreErrorKind::UnsafeFilesystem
+                | StoreErrorKind::Occupied
                 | StoreErrorKind::Io => libc::EIO,
             },
             VaultError::Keyring(error) => match error {

@@ -109,7 +109,7 @@ fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
                 place.directory.display(),
                 name
             );
-            return Err(StoreError::new(Kind::Exists, message));
+            return Err(StoreError::new(Kind::Occupied, message));
         }
         lock_is_there |= name == "lock";
     }

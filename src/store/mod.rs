@@ -346,6 +346,8 @@ pub enum StoreErrorKind {
     NotAVault,
     /// A vault is there already (`create`).
     Exists,
+    /// Something else is where a vault is to be made.
+    Occupied,
     /// Another process has the vault open for writing.
     Busy,
     /// The stored bytes are not what this program wrote: schema, structure or lengths are wrong.

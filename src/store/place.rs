@@ -119,11 +119,11 @@ impl Place {
                 ),
             ));
         }
-        regular_file(&self.directory.join("vault.db-shm"))?;
+        file_of_its_own(&self.directory.join("vault.db-shm"))?;
         Ok(Opened {
             database: identity(&database),
             wal: OnceLock::new(),
-            wal_existed: regular_file(&self.wal)?.is_some(),
+            wal_existed: file_of_its_own(&self.wal)?.is_some(),
         })
     }
 
@@ -222,6 +222,23 @@ fn regular_file(path: &Path) -> Result<Option<Metadata>, StoreError> {
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failure::io("cannot look at", path, &error)),
+    }
+}
+
+/// The same for a file that SQLite makes, and overwrites whatever is in it: with another name
+/// somewhere else, that would be somebody else's file.
+fn file_of_its_own(path: &Path) -> Result<Option<Metadata>, StoreError> {
+    let found = regular_file(path)?;
+    match &found {
+        Some(metadata) if metadata.nlink() > 1 => Err(StoreError::new(
+            Kind::NotAVault,
+            format!(
+                "{} has another name somewhere else (a hard link), and that file would be \
+                 overwritten; see who has made it, and remove one of the two names",
+                path.display()
+            ),
+        )),
+        _ => Ok(found),
     }
 }
 

@@ -97,6 +97,8 @@ pub enum Failure {
     Integrity,
     /// Somebody else has the vault.
     Busy,
+    /// There is a vault already.
+    Exists,
 }
 
 impl VaultError {
@@ -107,7 +109,8 @@ impl VaultError {
                 StoreErrorKind::NotAVault => Failure::NotAVault,
                 StoreErrorKind::Busy => Failure::Busy,
                 StoreErrorKind::Corrupt => Failure::Integrity,
-                StoreErrorKind::Exists
+                StoreErrorKind::Exists => Failure::Exists,
+                StoreErrorKind::Occupied
                 | StoreErrorKind::Full
                 | StoreErrorKind::ReadOnly
                 | StoreErrorKind::Denied

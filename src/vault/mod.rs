@@ -61,7 +61,7 @@ pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
 pub(crate) use open::real_path;
-pub use open::{Created, InitOptions, OpenOptions, Verify, init};
+pub use open::{Created, InitOptions, OpenOptions, Verify, id_at, init};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,

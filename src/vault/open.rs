@@ -228,17 +228,21 @@ fn first_nodes(
 
 /// Refuses a path that has something already, before any key is made for it.
 fn must_be_free(path: &Path) -> Result<(), VaultError> {
-    let taken = |why: &str| {
+    let refused = |kind, why: &str| {
         VaultError::Store(store::StoreError::new(
-            store::StoreErrorKind::Exists,
+            kind,
             format_args!(
                 "cannot make a vault at {}: {why}; choose a path that does not exist or an empty directory",
                 path.display()
             ),
         ))
     };
+    let taken = |why: &str| refused(store::StoreErrorKind::Occupied, why);
     match std::fs::read_dir(path) {
-        Ok(_) if path.join("vault.db").exists() => Err(taken("there is a vault already")),
+        Ok(_) if path.join("vault.db").exists() => Err(refused(
+            store::StoreErrorKind::Exists,
+            "there is a vault already",
+        )),
         Ok(mut entries) => {
             match entries.all(|entry| entry.is_ok_and(|entry| store::is_left_over(&entry))) {
                 true => Ok(()),
@@ -259,6 +263,21 @@ fn must_be_free(path: &Path) -> Result<(), VaultError> {
         Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Err(taken("it is no directory")),
         Err(e) => Err(taken(&e.to_string())),
     }
+}
+
+/// What the vault at `path` calls itself, in hexadecimal. Nothing is unlocked for that, so nothing of it
+/// is authentic.
+///
+/// # Errors
+/// When there is no vault, or its header is none.
+pub fn id_at(path: &Path) -> Result<String, VaultError> {
+    let anywhere = store::OpenOptions {
+        unsafe_filesystem: true,
+    };
+    let store = SqliteStore::open(path, Mode::ReadOnly, anywhere)?;
+    let header = store::read(&store, |records| Ok::<_, VaultError>(records.header()?))?;
+    let header = header.ok_or_else(|| VaultError::tampered("the header", "is missing"))?;
+    Ok(Header::decode(&header)?.vault().to_string())
 }
 
 /// Refuses keys and vault inside of one another: who copies the vault would copy its key.

@@ -1,16 +1,20 @@
 //! Where the keys of the local KMS are kept on this host.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{DIR_VARIABLE, fail};
+use crate::host;
 use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
+
+/// Where root has them.
+const OF_ROOT: &str = "/var/lib/secretfs/kms";
 
 /// The directory that settings or environment name, else the usual one. Touches nothing.
 pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
     let dir = match &settings.local_dir {
         Some(dir) => dir.clone(),
-        None => default_dir(nix::unistd::geteuid().is_root(), |name| {
+        None => default_dir(host::may_use_as_root(Path::new(OF_ROOT)), |name| {
             std::env::var_os(name)
         })?,
     };
@@ -39,7 +43,7 @@ pub(super) fn default_dir(
         return Ok(dir);
     }
     if root {
-        return Ok(PathBuf::from("/var/lib/secretfs/kms"));
+        return Ok(PathBuf::from(OF_ROOT));
     }
     // The XDG specification has relative paths ignored.
     let data = path("XDG_DATA_HOME").filter(|dir| dir.is_absolute());

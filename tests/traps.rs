@@ -1,0 +1,148 @@
+//! What somebody meets who has just begun, or whom another user of the host has set a trap.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use support::process::{Place, Ran, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
+
+#[test]
+fn init_tells_a_vault_that_is_there_from_other_failures_and_can_leave_it_alone() {
+    let place = Place::new();
+    let vault = place.vault();
+    let init = |more: &[&str]| {
+        let mut command = place.command();
+        command.arg("init").arg(&vault).args(more);
+        Ran(command.output().expect("it runs"))
+    };
+    let id = |said: &str| {
+        let (_, id) = said.split_once("id ").expect("an id is told");
+        id.split(|c: char| !c.is_ascii_hexdigit())
+            .next()
+            .expect("an id")
+            .to_owned()
+    };
+    let first = init(&["--if-missing"]).succeeded().stdout();
+    assert!(first.contains("is a new vault"), "{first}");
+    let database = fs::read(vault.join("vault.db")).expect("read");
+    init(&[]).failed(8, "there is a vault already");
+    let again = init(&["--if-missing", "--kms-key", "local-kms://another"]);
+    let again = again.succeeded().stdout();
+    assert!(again.contains("is a vault already"), "{again}");
+    assert_eq!(id(&again), id(&first));
+    assert_eq!(fs::read(vault.join("vault.db")).expect("read"), database);
+    fs::write(vault.join("vault.db"), "something else").expect("written");
+    init(&["--if-missing"]).failed(3, "vault.db");
+    fs::remove_file(vault.join("vault.db")).expect("removed");
+    fs::write(vault.join("notes"), "mine").expect("written");
+    init(&["--if-missing"]).failed(1, "not empty");
+}
+
+#[test]
+fn a_file_that_has_another_name_in_a_vault_is_not_overwritten() {
+    for file in ["vault.db-shm", "vault.db-wal"] {
+        let place = Place::with_vault();
+        let victim = place.path().join("victim");
+        let text = "somebody else's ".repeat(4000);
+        fs::write(&victim, &text).expect("written");
+        let planted = place.vault().join(file);
+        fs::hard_link(&victim, &planted).expect("linked");
+        for options in ["-orw", "-oro"] {
+            place.mount(&[options]).failed(3, "a hard link");
+        }
+        place
+            .run(["check".as_ref(), place.vault().as_os_str()])
+            .failed(3, "a hard link");
+        assert_eq!(fs::read_to_string(&victim).expect("read"), text);
+        fs::remove_file(&planted).expect("removed");
+        place.mount(&[]).succeeded();
+    }
+}
+
+#[test]
+fn a_log_is_not_written_into_a_file_that_another_user_has_chosen() {
+    let place = Place::with_vault();
+    let victim = place.path().join("victim");
+    fs::write(&victim, "mine\n").expect("written");
+    let refused = |log: &Path, why: &str| {
+        let option = format!("-olog-file={}", log.display());
+        place.mount(&[&option]).failed(1, why);
+        assert!(!place.is_mounted());
+    };
+    let linked = place.path().join("linked.log");
+    symlink(&victim, &linked).expect("linked");
+    refused(&linked, "it is a symlink");
+    let named = place.path().join("named.log");
+    fs::hard_link(&victim, &named).expect("linked");
+    refused(&named, "hard link");
+    let theirs = place.path().join("theirs");
+    fs::create_dir(&theirs).expect("made");
+    chown(&theirs, Some(NOBODY), Some(NOBODY)).expect("given away");
+    refused(&theirs.join("log"), "other users");
+    let open = place.path().join("open");
+    fs::create_dir(&open).expect("made");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("opened");
+    refused(&open.join("log"), "other users");
+    // As in /tmp, where others cannot take away what is not theirs.
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).expect("opened");
+    let foreign = open.join("foreign.log");
+    fs::write(&foreign, "").expect("written");
+    chown(&foreign, Some(NOBODY), Some(NOBODY)).expect("given away");
+    refused(&foreign, "belongs to another user");
+    assert_eq!(fs::read_to_string(&victim).expect("read"), "mine\n");
+
+    // Nor when it is opened anew.
+    let log = open.join("own.log");
+    let option = format!("-olog-file={}", log.display());
+    place.mount(&[&option]).succeeded();
+    let moved = open.join("own.log.1");
+    fs::rename(&log, &moved).expect("moved");
+    symlink(&victim, &log).expect("linked");
+    let logged = || fs::read_to_string(&moved).expect("read");
+    let before = logged();
+    for pid in place.daemons() {
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid.try_into().expect("a pid")),
+            nix::sys::signal::Signal::SIGHUP,
+        )
+        .expect("told");
+    }
+    wait_for("a word about it", PATIENCE, || {
+        logged()[before.len()..].contains("symlink")
+    });
+    assert_eq!(fs::read_to_string(&victim).expect("read"), "mine\n");
+}
+
+/// In a user namespace, who is called root may write nothing of root's.
+#[test]
+fn who_is_root_only_by_name_has_keys_and_anchors_at_home() {
+    let place = Place::new();
+    let home = place.path().join("home");
+    fs::create_dir(&home).expect("made");
+    for directory in [place.path(), &home] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).expect("opened");
+    }
+    chown(&home, Some(NOBODY), Some(NOBODY)).expect("given");
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .args(["unshare", "--user", "--map-root-user"])
+        .arg(env!("CARGO_BIN_EXE_secretfs"))
+        .arg("init")
+        .arg(home.join("vault"))
+        .env_clear()
+        .env("HOME", &home)
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    let said = Ran(command.output().expect("it runs")).succeeded().stdout();
+    assert!(said.contains("is a new vault"), "{said}");
+    for made in [".local/share/secretfs/kms", ".local/state/secretfs/anchors"] {
+        assert!(home.join(made).is_dir(), "{made}");
+    }
+}
