@@ -3,12 +3,13 @@
 mod support;
 
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use support::process::{Place, Ran, wait_for};
+use support::process::{Place, Ran, status, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -145,4 +146,45 @@ fn who_is_root_only_by_name_has_keys_and_anchors_at_home() {
     for made in [".local/share/secretfs/kms", ".local/state/secretfs/anchors"] {
         assert!(home.join(made).is_dir(), "{made}");
     }
+}
+
+/// A lock that takes no more than looking into the directory.
+#[test]
+fn another_user_who_locks_the_vaults_directory_keeps_no_writer_out() {
+    let place = Place::with_vault();
+    for directory in [place.path(), &place.vault()] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755)).expect("opened");
+    }
+    let locked = |user: &str| {
+        let mut holder = Command::new("setpriv")
+            .args(["--reuid", user, "--regid", user, "--clear-groups", "flock"])
+            .arg(place.vault())
+            .args(["sh", "-c", "echo locked; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("setpriv runs");
+        let mut said = [0; 7];
+        let mut told = holder.stdout.take().expect("piped");
+        told.read_exact(&mut said).expect("it is locked");
+        holder
+    };
+    let let_go = |mut holder: Child| {
+        drop(holder.stdin.take());
+        holder.wait().expect("ended");
+    };
+    let holder = locked("65534");
+    place.mount(&[]).succeeded();
+    fs::write(place.point().join("secret"), "s").expect("written");
+    let told = status(&place.point())["warnings"].to_string();
+    assert!(told.contains("chmod 700"), "{told}");
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    let_go(holder);
+    // Who may write to it may be one who has it open.
+    let holder = locked("0");
+    place.mount(&[]).failed(7, "is open for writing");
+    let_go(holder);
+    place.mount(&[]).succeeded();
 }

@@ -12,10 +12,11 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{FcntlArg, fcntl};
 use serde::{Deserialize, Serialize};
 
 use super::place::{Place, identity};
+use super::strangers;
 use super::{StoreError, StoreErrorKind as Kind, failure};
 
 /// Longest content that is read: hostile input, too.
@@ -110,7 +111,7 @@ pub(super) struct Lock {
     file: File,
     /// The directory, locked too: somebody may remove the file as a stale one, and what is made
     /// anew in its place is not locked by us.
-    directory: Flock<File>,
+    directory: File,
     announced: bool,
 }
 
@@ -158,12 +159,18 @@ impl Lock {
                 Err(Errno::EAGAIN | Errno::EACCES) => return Err(busy(path, &file)),
                 Err(error) => return Err(fail(error.into())),
             }
-            let opened = File::open(directory).map_err(fail)?;
-            let held = match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => held,
-                Err((_, Errno::EAGAIN)) => return Err(busy(path, &file)),
-                Err((_, error)) => return Err(fail(error.into())),
-            };
+            let held = File::open(directory).map_err(fail)?;
+            match held.try_lock() {
+                Ok(()) => {}
+                // It takes no more than opening the directory to lock it.
+                Err(fs::TryLockError::WouldBlock) if strangers::lock(&held) => tracing::warn!(
+                    "another user, who can open the directory {}, has locked it; keep others out \
+                     with `chmod 700`",
+                    directory.display()
+                ),
+                Err(fs::TryLockError::WouldBlock) => return Err(busy(path, &file)),
+                Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
+            }
             let ours = file.metadata().map_err(fail)?;
             if fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == identity(&ours)) {
                 return Ok(Self {

@@ -14,6 +14,7 @@ mod place;
 mod pool;
 mod schema;
 pub mod sqlite;
+mod strangers;
 #[cfg(test)]
 mod tests;
 mod tx;

@@ -1,6 +1,7 @@
 //! What can be told of an open vault without telling secrets.
 
 use serde::Serialize;
+use std::os::unix::fs::PermissionsExt as _;
 
 use std::collections::BTreeMap;
 
@@ -84,11 +85,21 @@ impl Vault {
     fn warnings(&self, body: &crate::keyring::Body) -> Vec<String> {
         let wraps = body.generations.iter().flat_map(|g| &g.wraps);
         let uris = wraps.map(|wrap| wrap.uri.as_str());
-        match self.kms.local() {
+        let mut warnings = match self.kms.local() {
             Ok(local) => super::same_disk::warnings(local, self.path(), uris),
             // There is no place for keys on this host.
             Err(_) => Vec::new(),
+        };
+        let found = std::fs::metadata(self.path());
+        if let Some(mode) = found.ok().map(|found| found.permissions().mode() & 0o7777)
+            && mode & 0o077 != 0
+        {
+            warnings.push(format!(
+                "other users can look into {} (mode {mode:o}), and lock it; keep them out with `chmod 700`",
+                self.path().display()
+            ));
         }
+        warnings
     }
 
     /// What can be told of it.
