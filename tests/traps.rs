@@ -110,7 +110,7 @@ fn a_log_is_not_written_into_a_file_that_another_user_has_chosen() {
     let before = logged();
     for pid in place.daemons() {
         nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid.try_into().expect("a pid")),
+            nix::unistd::Pid::from_raw(pid),
             nix::sys::signal::Signal::SIGHUP,
         )
         .expect("told");

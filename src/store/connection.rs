@@ -1,5 +1,6 @@
 //! Opens SQLite connections that give a hostile database nothing to work with.
 
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ const STATEMENTS: usize = 64;
 pub(super) enum Purpose {
     Write,
     Read,
+    /// Reading where nobody can write: without the files that SQLite has beside the database.
+    ReadStill,
 }
 
 /// Opens the existing database at `path` and verifies it. Returns the schema cookie, too.
@@ -68,6 +71,13 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = match (purpose, vfs::name()) {
         (Purpose::Write, Some(vfs)) => Connection::open_with_flags_and_vfs(path, flags, vfs)?,
+        (Purpose::ReadStill, _) => Connection::open_with_flags(
+            still_uri(path),
+            OpenFlags::SQLITE_OPEN_READ_ONLY
+                | OpenFlags::SQLITE_OPEN_URI
+                | OpenFlags::SQLITE_OPEN_NO_MUTEX
+                | OpenFlags::SQLITE_OPEN_NOFOLLOW,
+        )?,
         _ => Connection::open_with_flags(path, flags)?,
     };
     for (setting, value) in [
@@ -105,6 +115,17 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
     connection.busy_timeout(PATIENCE)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
+}
+
+/// The name of a file that does not change, as SQLite has it (<https://www.sqlite.org/uri.html>).
+fn still_uri(path: &Path) -> String {
+    let bytes = path.as_os_str().as_bytes();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(byte);
+    let escaped = bytes.iter().map(|byte| match plain(byte) {
+        true => char::from(*byte).to_string(),
+        false => format!("%{byte:02x}"),
+    });
+    format!("file://{}?immutable=1", escaped.collect::<String>())
 }
 
 /// Runs `work` on a connection that waits for others' locks for so long, and no longer.
@@ -158,8 +179,13 @@ fn prepare(connection: &Connection, purpose: Purpose) -> Result<i64, StoreError>
         let message = format!("{path} is a SQLite database, but no vault of secretfs");
         return Err(StoreError::new(Kind::NotAVault, message));
     }
-    let cookie = schema::verify(connection).map_err(fail)?;
-    if purpose == Purpose::Read {
+    // Where there can be no WAL, the mode in the file is not SQLite's.
+    let journal = match purpose {
+        Purpose::ReadStill => "delete",
+        Purpose::Write | Purpose::Read => "wal",
+    };
+    let cookie = schema::verify(connection, journal).map_err(fail)?;
+    if purpose != Purpose::Write {
         connection
             .execute_batch("PRAGMA query_only = ON")
             .map_err(|error| fail(error.into()))?;
@@ -185,6 +211,19 @@ fn explain(error: StoreError) -> StoreError {
         return error;
     }
     let next = "reading needs write permission to the vault's directory, unless another process \
-                has the vault open";
+                has the vault open, or the file system is read-only and the vault was unmounted in \
+                an orderly way (then there is no vault.db-wal with anything in it)";
     StoreError::new(Kind::Denied, format!("{error}; {next}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_in_a_path_is_escaped_in_its_uri() {
+        let path = Path::new("/a b/c?d#e%f/\u{e4}/vault.db");
+        let expected = "file:///a%20b/c%3fd%23e%25f/%c3%a4/vault.db?immutable=1";
+        assert_eq!(still_uri(path), expected);
+    }
 }

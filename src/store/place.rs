@@ -9,8 +9,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::statfs::statfs;
+use nix::sys::statvfs::FsFlags;
 
 use super::failure;
 use super::{StoreError, StoreErrorKind as Kind};
@@ -122,6 +124,8 @@ impl Place {
         file_of_its_own(&self.directory.join("vault.db-shm"))?;
         Ok(Opened {
             database: identity(&database),
+            changed: changed(&database),
+            still: AtomicBool::new(false),
             wal: OnceLock::new(),
             wal_existed: file_of_its_own(&self.wal)?.is_some(),
         })
@@ -135,6 +139,38 @@ impl Place {
     /// Length of the WAL in bytes; 0 when there is none.
     pub(super) fn wal_len(&self) -> u64 {
         fs::symlink_metadata(&self.wal).map_or(0, |metadata| metadata.len())
+    }
+
+    fn is_on_read_only_medium(&self) -> bool {
+        let flags = nix::sys::statvfs::statvfs(&self.directory).map(|found| found.flags());
+        flags.is_ok_and(|flags| flags.contains(FsFlags::ST_RDONLY))
+    }
+
+    /// Whether nobody can write here, and there is nothing that is not in the database yet.
+    pub(super) fn is_still(&self) -> bool {
+        self.is_on_read_only_medium() && self.wal_len() == 0
+    }
+
+    /// Why the database may not have been opened, where that is for what its file does not have yet.
+    pub(super) fn explain(&self, error: StoreError) -> StoreError {
+        if error.kind != Kind::Io || self.wal_len() == 0 || !self.is_on_read_only_medium() {
+            return error;
+        }
+        StoreError::new(
+            error.kind,
+            format!(
+                "{error}; vault.db-wal beside it holds what is not in vault.db yet, and cannot be read \
+                 without vault.db-shm, which cannot be made on a file system that is read-only: copy the \
+                 vault to where it can be written, or mount and unmount it there before it is put here"
+            ),
+        )
+    }
+
+    /// Whether that still holds for a vault that was opened so. It may not where the file system is
+    /// read-only at this place alone (a read-only bind).
+    pub(super) fn has_stirred(&self, opened: &Opened) -> bool {
+        let found = fs::symlink_metadata(&self.database);
+        self.wal_len() > 0 || found.is_ok_and(|found| changed(&found) != opened.changed)
     }
 
     /// How the files are, beside the number of `changes` that SQLite tells of.
@@ -191,16 +227,37 @@ impl Place {
 #[derive(Debug)]
 pub(super) struct Opened {
     database: Identity,
+    /// When the database was last changed.
+    changed: Changed,
+    /// It is read as a file that nobody changes.
+    still: AtomicBool,
     wal: OnceLock<Identity>,
     /// There was a WAL, perhaps an empty one.
     pub(super) wal_existed: bool,
 }
 
 impl Opened {
+    /// Whether it is read as a file that nobody changes.
+    pub(super) fn is_still(&self) -> bool {
+        self.still.load(Ordering::Acquire)
+    }
+
+    /// Has it be read so from now on, or no longer.
+    pub(super) fn set_still(&self, still: bool) {
+        self.still.store(still, Ordering::Release);
+    }
+
     /// Whether that is the WAL.
     pub(super) fn is_wal(&self, found: Identity) -> bool {
         self.wal.get() == Some(&found)
     }
+}
+
+/// Size, and seconds and nanoseconds of the last change.
+type Changed = (u64, i64, i64);
+
+fn changed(metadata: &Metadata) -> Changed {
+    (metadata.size(), metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// Device and inode.

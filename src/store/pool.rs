@@ -45,13 +45,14 @@ impl Pool {
     /// Takes an idle connection or opens one. Where none can be opened, as when the vault was moved
     /// away under its mount, those that are open already serve one request after the other.
     fn take(&self) -> Result<Connection, StoreError> {
+        self.look_whether_still();
         let mut connections = self.connections();
         connections.in_use += 1;
         if let Some(idle) = connections.idle.pop() {
             return Ok(idle);
         }
         drop(connections);
-        let error = match connection::open_another(&self.place, &self.opened, Purpose::Read) {
+        let error = match self.open_another() {
             Ok(opened) => return Ok(opened),
             Err(error) => error,
         };
@@ -74,6 +75,24 @@ impl Pool {
                 Ok(idle)
             }
             None => Err(error),
+        }
+    }
+
+    /// One more connection for reading.
+    pub(super) fn open_another(&self) -> Result<Connection, StoreError> {
+        let purpose = match self.opened.is_still() {
+            true => Purpose::ReadStill,
+            false => Purpose::Read,
+        };
+        connection::open_another(&self.place, &self.opened, purpose)
+    }
+
+    /// Where the vault was taken for one that nobody changes, and somebody does: it is read like any
+    /// other from now on.
+    pub(super) fn look_whether_still(&self) {
+        if self.opened.is_still() && self.place.has_stirred(&self.opened) {
+            self.opened.set_still(false);
+            self.clear();
         }
     }
 

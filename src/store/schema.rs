@@ -111,7 +111,7 @@ pub(super) fn is_ours(connection: &Connection) -> Result<bool, Fault> {
 ///
 /// # Errors
 /// Anything that differs: a trigger more, an index more, a changed default.
-pub(super) fn verify(connection: &Connection) -> Result<i64, Fault> {
+pub(super) fn verify(connection: &Connection, journal: &str) -> Result<i64, Fault> {
     let version = number(connection, "PRAGMA user_version")?;
     if version != USER_VERSION {
         return Err(Fault::corrupt(format!(
@@ -127,7 +127,10 @@ pub(super) fn verify(connection: &Connection) -> Result<i64, Fault> {
             )));
         }
     }
-    for (pragma, expected) in [("PRAGMA journal_mode", "wal"), ("PRAGMA encoding", "UTF-8")] {
+    for (pragma, expected) in [
+        ("PRAGMA journal_mode", journal),
+        ("PRAGMA encoding", "UTF-8"),
+    ] {
         let found: String = connection.query_row(pragma, [], |row| row.get(0))?;
         if found != expected {
             return Err(Fault::corrupt(format!(

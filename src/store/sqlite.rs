@@ -55,6 +55,16 @@ pub struct SqliteStore {
     side: Side,
 }
 
+/// What looks for the commits of others.
+#[derive(Debug)]
+struct Watch {
+    connection: Option<Connection>,
+    /// It takes the database for a file that nobody changes.
+    is_still: bool,
+    /// Set in the numbers of a connection that came after such a one.
+    before: u64,
+}
+
 #[derive(Debug)]
 enum Side {
     Write {
@@ -63,9 +73,8 @@ enum Side {
         wal: Arc<Wal>,
         foreign: AtomicU64,
     },
-    /// The connection that looks for the commits of others.
     Read {
-        watch: Mutex<Option<Connection>>,
+        watch: Mutex<Watch>,
         wal: Wal,
         /// Shows the writer that we are here.
         _shown: Option<File>,
@@ -124,12 +133,15 @@ impl SqliteStore {
         place.look()?;
         let (lock, purpose) = match &mode {
             Mode::Write(_) => (Some(Lock::acquire(&place.lock)?), Purpose::Write),
+            Mode::ReadOnly if place.is_still() => (None, Purpose::ReadStill),
             Mode::ReadOnly => (None, Purpose::Read),
         };
         // Once more, since the previous writer may have been closing until just now.
         let opened = place.look()?;
         let close = |connection| close_last(connection, &place, &opened, false);
-        let (connection, cookie) = connection::open(&place.database, purpose, close)?;
+        let (connection, cookie) = connection::open(&place.database, purpose, close)
+            .map_err(|error| place.explain(error))?;
+        opened.set_still(purpose == Purpose::ReadStill);
         place.remember_wal(&opened);
         if let Err(error) = place.check_unmoved(&opened) {
             close(connection);
@@ -154,7 +166,11 @@ impl SqliteStore {
                 }
             }
             _ => Side::Read {
-                watch: Mutex::new(Some(connection)),
+                watch: Mutex::new(Watch {
+                    connection: Some(connection),
+                    is_still: opened.is_still(),
+                    before: 0,
+                }),
                 wal: Wal::new(Arc::clone(&place), Arc::clone(&opened), false),
                 _shown: lock::show_reader(&place.lock),
             },
@@ -315,10 +331,20 @@ impl Store for SqliteStore {
                 }
                 Ok(foreign.load(Ordering::Relaxed))
             }
-            Side::Read { watch, .. } => match locked(watch).as_ref() {
-                Some(connection) => data_version(connection),
-                None => Err(StoreError::new(Kind::Io, "the vault was closed")),
-            },
+            Side::Read { watch, .. } => {
+                let mut watch = locked(watch);
+                self.pool.look_whether_still();
+                if watch.is_still && !self.opened.is_still() {
+                    watch.connection = None;
+                    watch.connection = Some(self.pool.open_another()?);
+                    // Its number says nothing beside that of the last one; SQLite's have 32 bits.
+                    (watch.is_still, watch.before) = (false, 1 << 40);
+                }
+                match &watch.connection {
+                    Some(connection) => Ok(data_version(connection)? | watch.before),
+                    None => Err(StoreError::new(Kind::Io, "the vault was closed")),
+                }
+            }
         }
     }
 }
@@ -329,7 +355,7 @@ impl Drop for SqliteStore {
         self.pool.clear();
         match &mut self.side {
             Side::Read { watch, .. } => {
-                if let Some(connection) = locked(watch).take() {
+                if let Some(connection) = locked(watch).connection.take() {
                     close_last(connection, &self.place, &self.opened, false);
                 }
             }
