@@ -6,7 +6,6 @@ use crate::store::{Durability, NodeId};
 use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
 
 use super::control::{self, CONTROL_NAME};
-use super::handles::Reaper;
 use super::{Attr, Done, Errno, FileSystem, told};
 
 impl FileSystem {
@@ -128,17 +127,18 @@ impl FileSystem {
     }
 
     /// A node that was open when its last name went may have been closed before that was
-    /// committed.
+    /// committed. One that the kernel knows goes when it is forgotten.
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
-        if !is_open
-            && self
-                .vault
-                .node(node)
-                .is_ok_and(|node| node.attributes.links == 0)
-        {
+        if !is_open && self.is_nameless(node) && !self.table.keep_if_known(node) {
             self.reap(node);
         }
+    }
+
+    /// Whether a node is there that has no name any more.
+    pub(super) fn is_nameless(&self, node: NodeId) -> bool {
+        let found = self.vault.node(node);
+        found.is_ok_and(|node| node.attributes.links == 0)
     }
 
     /// Moves a name.
@@ -161,7 +161,7 @@ impl FileSystem {
             RenameMode::NoReplace | RenameMode::Exchange => None,
         };
         let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
-        let reaper = Reaper::new(Arc::clone(&self.table), true);
+        let reaper = self.reaper();
         let fs = Arc::clone(self);
         writer.submit(
             Durability::Soon,
@@ -178,7 +178,7 @@ impl FileSystem {
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub fn remember(&self, attr: &Attr) {
         if !control::is_control(attr.ino) {
-            self.table.remember(attr.ino, attr.kind);
+            self.table.remember(attr.ino);
         }
     }
 
