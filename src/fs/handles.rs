@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{LastChunk, OpenFiles, Version};
+use crate::vault::{LastChunk, Node, OpenFiles, Version};
 
 use super::Errno;
 use super::budget::Reservation;
@@ -117,6 +117,8 @@ pub(super) struct NodeState {
     pub(super) paged: bool,
     /// Versions before the current one may be in the store.
     kept: bool,
+    /// Beside a writer, which may remove it: the node as it was opened.
+    pub(super) opened: Option<Arc<Node>>,
 }
 
 impl NodeState {
@@ -144,6 +146,19 @@ impl NodeState {
         self.handles
             .values()
             .any(|h| h.flushed && (unpublished(&h.own) || unpublished(&self.shared)))
+    }
+
+    /// Beside a writer: settles a handle on what was read of the node.
+    pub(super) fn settle_beside_writer(
+        &mut self,
+        handle: FileHandle,
+        node: Arc<Node>,
+        pin: Option<Pin>,
+    ) {
+        self.opened = Some(node);
+        if let Some(own) = self.handles.get_mut(&handle) {
+            own.settle(pin);
+        }
     }
 
     pub(super) fn has_writers(&self) -> bool {

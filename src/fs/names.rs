@@ -9,10 +9,31 @@ use super::control::{self, CONTROL_NAME};
 use super::{Attr, Done, Errno, FileSystem, told};
 
 impl FileSystem {
+    /// Finds a name for a thread.
+    pub fn lookup_for(
+        self: &Arc<Self>,
+        thread: u32,
+        parent: u64,
+        name: &[u8],
+        done: Done<Attr>,
+    ) {
+        let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
+        let is_number = matches!(name, b"." | b"..");
+        match self.vault.is_read_only() && !is_control && !is_number {
+            true => done(self.lookup_beside_writer(thread, parent, name)),
+            false => self.lookup(parent, name, done),
+        }
+    }
+
     /// Finds a name.
     pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
         if parent == ROOT && name == CONTROL_NAME {
             return done(Ok(self.control_attr(control::CONTROL_DIRECTORY)));
+        }
+        match name {
+            b"." => return self.lookup_number(parent, done),
+            b".." => return self.lookup_parent(parent, done),
+            _ => {}
         }
         if control::is_control(parent) {
             return done(self.lookup_control(parent, name));
@@ -37,10 +58,39 @@ impl FileSystem {
         }
     }
 
+    /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
+    /// kernel has forgotten it. Without a name it is gone.
+    fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        if control::is_control(id) {
+            return done(self.control_node(id));
+        }
+        match self.present(id) {
+            Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
+                self.settled_attr(id, done);
+            }
+            Ok(_) | Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// Finds the directory that a directory is in, for the same.
+    fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        if control::is_control(id) {
+            return self.lookup_number(ROOT, done);
+        }
+        match self.present(id).and_then(|node| Ok(node.directory()?.parent)) {
+            Ok(parent) => self.lookup_number(parent, done),
+            Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
+            Err(error) => done(Err(error)),
+        }
+    }
+
     /// The attributes of a node, once what was closed is published.
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let fs = Arc::clone(self);
-        self.when_settled(id, move || done(fs.node(id).map(|node| fs.attr_of(&node))));
+        self.when_settled(id, move || {
+            done(fs.node_or_opened(id).map(|node| fs.attr_of(&node)));
+        });
     }
 
     /// Makes a node of any kind.
