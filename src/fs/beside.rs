@@ -143,6 +143,12 @@ impl Askers {
         found.map(|held| Arc::clone(&held.node))
     }
 
+    fn holds(&self, thread: u32, id: NodeId) -> bool {
+        let threads = self.lock();
+        let asker = threads.get(&thread);
+        asker.is_some_and(|asker| asker.held.iter().any(|held| held.node.id == id))
+    }
+
     /// A file that is held for `thread`, as it was found last.
     fn file(&self, thread: u32, id: NodeId) -> Option<(Arc<Node>, Result<Option<Pin>, Errno>)> {
         let threads = self.lock();
@@ -168,8 +174,10 @@ impl FileSystem {
         match found {
             Ok(node) => Ok(self.attr_of(&node)),
             // What is absent may be the directory itself.
-            Err(error) => match self.node(parent) {
-                Err(Errno(libc::ESTALE)) => Err(Errno(libc::ESTALE)),
+            Err(error) => match self.present(parent) {
+                Err(stale @ Errno(libc::ESTALE)) if !self.askers.holds(thread, parent) => {
+                    Err(stale)
+                }
                 _ => {
                     if asking {
                         self.askers.looked_up(thread, None);
@@ -230,7 +238,7 @@ impl FileSystem {
     }
 
     /// What `thread` is told when it has asked, beside a writer, for a node that is gone.
-    pub(super) fn gone_for(&self, thread: u32, ino: NodeId, error: Errno) -> Errno {
+    pub fn gone_for(&self, thread: u32, ino: NodeId, error: Errno) -> Errno {
         match error {
             Errno(libc::ESTALE) => self.askers.missed(thread, ino),
             error => error,

@@ -177,10 +177,7 @@ fn entry(fs: &Arc<FileSystem>, reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr,
     })
 }
 
-fn attributes(
-    asked: ByNumber,
-    reply: ReplyAttr,
-) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+fn attributes(asked: ByNumber, reply: ReplyAttr) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
     Box::new(move |result| match result {
         Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
         Err(error) => reply.error(asked.errno(error)),

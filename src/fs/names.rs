@@ -10,13 +10,7 @@ use super::{Attr, Done, Errno, FileSystem, told};
 
 impl FileSystem {
     /// Finds a name for a thread.
-    pub fn lookup_for(
-        self: &Arc<Self>,
-        thread: u32,
-        parent: u64,
-        name: &[u8],
-        done: Done<Attr>,
-    ) {
+    pub fn lookup_for(self: &Arc<Self>, thread: u32, parent: u64, name: &[u8], done: Done<Attr>) {
         let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
         let is_number = matches!(name, b"." | b"..");
         match self.vault.is_read_only() && !is_control && !is_number {
@@ -78,7 +72,10 @@ impl FileSystem {
         if control::is_control(id) {
             return self.lookup_number(ROOT, done);
         }
-        match self.present(id).and_then(|node| Ok(node.directory()?.parent)) {
+        match self
+            .present(id)
+            .and_then(|node| Ok(node.directory()?.parent))
+        {
             Ok(parent) => self.lookup_number(parent, done),
             Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
             Err(error) => done(Err(error)),
