@@ -101,7 +101,7 @@ impl FileSystem {
         let Some(size) = seen else {
             return self.settled_attr(ino, done);
         };
-        done(self.node(ino).map(|node| Attr {
+        done(self.node_or_opened(ino).map(|node| Attr {
             size,
             ..self.attr_of(&node)
         }));
@@ -270,7 +270,7 @@ impl FileSystem {
         if control::is_control(ino) {
             return Err(Errno(libc::ENODATA));
         }
-        let node = self.node(ino)?;
+        let node = self.node_or_opened(ino)?;
         if let Some(name) = name.strip_prefix(VIRTUAL) {
             return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
         }
@@ -287,7 +287,7 @@ impl FileSystem {
         if control::is_control(ino) {
             return Ok(Vec::new());
         }
-        let node = self.node(ino)?;
+        let node = self.node_or_opened(ino)?;
         let names = node.attributes.xattrs.iter();
         Ok(names
             .flat_map(|(name, _)| name.iter().copied().chain([0]))

@@ -22,6 +22,11 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// How much is not taken.
+    pub(super) fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.used())
+    }
+
     /// Takes `bytes` if there is room.
     pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let mut reservation = Reservation {

@@ -245,6 +245,15 @@ impl FileSystem {
         }
     }
 
+    /// A node of the control directory, if there is one of that number.
+    pub(super) fn control_node(&self, ino: u64) -> Result<Attr, Errno> {
+        let is_there = ino == CONTROL_DIRECTORY || FILES.iter().any(|(file, ..)| *file == ino);
+        match is_there {
+            true => Ok(self.control_attr(ino)),
+            false => Err(Errno(libc::ENOENT)),
+        }
+    }
+
     pub(super) fn lookup_control(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
         if parent != CONTROL_DIRECTORY {
             return Err(Errno(libc::ENOTDIR));

@@ -48,11 +48,15 @@ impl FileSystem {
             write: false,
             append: false,
         };
-        let (fh, _) = self.table.open(ino, access, None)?;
-        if let Err(error) = self
-            .node(ino)
-            .and_then(|node| Ok(node.directory().map(drop)?))
-        {
+        let (fh, handle) = self.table.open(ino, access, None)?;
+        let opened = self.node(ino).and_then(|node| {
+            node.directory()?;
+            if self.vault.is_read_only() {
+                handle.node.lock().opened = Some(node);
+            }
+            Ok(())
+        });
+        if let Err(error) = opened {
             self.table.discard(fh);
             self.tidy(ino);
             return Err(error);
@@ -209,7 +213,7 @@ impl FileSystem {
         if control::is_control(entry.ino) {
             return Ok(self.control_attr(entry.ino));
         }
-        let node = match self.node(entry.ino) {
+        let node = match self.present(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
                 // It was removed, or there is another of that name; and a dot is no name.

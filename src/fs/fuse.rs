@@ -60,6 +60,16 @@ impl Adapter {
         Self { fs, readers }
     }
 
+    /// How a failure is told to who asks for a node by its number.
+    fn by_number(&self, request: &Request, ino: INodeNo) -> ByNumber {
+        let fs = &self.fs;
+        ByNumber {
+            beside_writer: fs.vault().is_read_only().then(|| Arc::clone(fs)),
+            thread: request.pid(),
+            ino: ino.0,
+        }
+    }
+
     /// To be called first in every request; what is returned stands for its duration.
     fn begin(&self, request: &Request) -> AtWork {
         received(request);
@@ -167,10 +177,10 @@ fn entry(fs: &Arc<FileSystem>, reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr,
     })
 }
 
-fn attributes(reply: ReplyAttr) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+fn attributes(asked: ByNumber, reply: ReplyAttr) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
     Box::new(move |result| match result {
         Ok(attr) => reply.attr(&attr.ttl, &file_attr(&attr)),
-        Err(error) => reply.error(by_number(error)),
+        Err(error) => reply.error(asked.errno(error)),
     })
 }
 
@@ -183,10 +193,20 @@ fn empty(reply: ReplyEmpty) -> Box<dyn FnOnce(Result<(), Errno>) + Send> {
 
 /// The kernel names a node by its number: if that is gone, the name that it was found by is out
 /// of date. For ESTALE the kernel looks the name up again; ENOENT would be the program's.
-fn by_number(error: Errno) -> fuser::Errno {
-    match error {
-        Errno(libc::ENOENT) => fuser::Errno::ESTALE,
-        error => error.into(),
+struct ByNumber {
+    /// There it depends on what the thread was told before.
+    beside_writer: Option<Arc<FileSystem>>,
+    thread: u32,
+    ino: u64,
+}
+
+impl ByNumber {
+    fn errno(&self, error: Errno) -> fuser::Errno {
+        match (error, &self.beside_writer) {
+            (error, Some(fs)) => fs.gone_for(self.thread, self.ino, error).into(),
+            (Errno(libc::ENOENT), None) => fuser::Errno::ESTALE,
+            (error, None) => error.into(),
+        }
     }
 }
 
@@ -198,9 +218,9 @@ fn open_flags(flushes: bool) -> FopenFlags {
     }
 }
 
-fn data(result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+fn data(asked: &ByNumber, result: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
     match result {
-        Err(error) => reply.error(by_number(error)),
+        Err(error) => reply.error(asked.errno(error)),
         Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
         Ok(bytes) if bytes.len() > size as usize => reply.error(fuser::Errno::ERANGE),
         Ok(bytes) => reply.data(&bytes),
@@ -223,6 +243,7 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_EXPORT_SUPPORT,
         ] {
             // Older kernels do without.
             let _ = config.add_capabilities(wanted);
@@ -238,8 +259,17 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _at_work = self.begin(request);
-        self.fs
-            .lookup(parent.0, name.as_bytes(), entry(&self.fs, reply));
+        let (asked, fs) = (self.by_number(request, parent), Arc::clone(&self.fs));
+        self.fs.lookup_for(
+            request.pid(),
+            parent.0,
+            name.as_bytes(),
+            Box::new(move |found| match found {
+                // The directory that it is looked for in is gone.
+                Err(error @ Errno(libc::ESTALE)) => reply.error(asked.errno(error)),
+                found => entry(&fs, reply)(found),
+            }),
+        );
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -254,7 +284,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let _at_work = self.begin(request);
-        self.fs.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
+        let asked = self.by_number(request, ino);
+        self.fs
+            .getattr(ino.0, fh.map(|fh| fh.0), attributes(asked, reply));
     }
 
     fn setattr(
@@ -289,7 +321,7 @@ impl fuser::Filesystem for Adapter {
             ino.0,
             fh.map(|fh| fh.0),
             set,
-            attributes(reply),
+            attributes(self.by_number(request, ino), reply),
         );
     }
 
@@ -297,7 +329,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         match self.fs.read_link(ino.0) {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(by_number(error)),
+            Err(error) => reply.error(self.by_number(request, ino).errno(error)),
         }
     }
 
@@ -413,6 +445,7 @@ impl fuser::Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _at_work = self.begin(request);
+        let asked = self.by_number(request, ino);
         self.fs.open(
             caller(request),
             ino.0,
@@ -421,7 +454,7 @@ impl fuser::Filesystem for Adapter {
                 Ok(opened) => {
                     reply.opened(fuser::FileHandle(opened.fh), open_flags(opened.flushes));
                 }
-                Err(error) => reply.error(by_number(error)),
+                Err(error) => reply.error(asked.errno(error)),
             }),
         );
     }
@@ -564,7 +597,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         match self.fs.open_directory(ino.0) {
             Ok(fh) => reply.opened(fuser::FileHandle(fh), FopenFlags::empty()),
-            Err(error) => reply.error(by_number(error)),
+            Err(error) => reply.error(self.by_number(request, ino).errno(error)),
         }
     }
 
@@ -697,12 +730,14 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let _at_work = self.begin(request);
-        data(self.fs.get_xattr(ino.0, name.as_bytes()), size, reply);
+        let value = self.fs.get_xattr(ino.0, name.as_bytes());
+        data(&self.by_number(request, ino), value, size, reply);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _at_work = self.begin(request);
-        data(self.fs.list_xattrs(ino.0), size, reply);
+        let names = self.fs.list_xattrs(ino.0);
+        data(&self.by_number(request, ino), names, size, reply);
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -739,8 +774,9 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
+        // The kernel asks for data and holes only: as beyond the end, there are none.
         let sought = u64::try_from(offset)
-            .map_err(|_| Errno(libc::EINVAL))
+            .map_err(|_| Errno(libc::ENXIO))
             .and_then(|offset| self.fs.seek(fh.0, offset, whence));
         match sought {
             Ok(offset) => reply.offset(offset as i64),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{Kind, LastChunk, OpenFiles, Version};
+use crate::vault::{LastChunk, Node, OpenFiles, Version};
 
 use super::Errno;
 use super::budget::Reservation;
@@ -117,6 +117,8 @@ pub(super) struct NodeState {
     pub(super) paged: bool,
     /// Versions before the current one may be in the store.
     kept: bool,
+    /// Beside a writer, which may remove it: the node as it was opened.
+    pub(super) opened: Option<Arc<Node>>,
 }
 
 impl NodeState {
@@ -144,6 +146,19 @@ impl NodeState {
         self.handles
             .values()
             .any(|h| h.flushed && (unpublished(&h.own) || unpublished(&self.shared)))
+    }
+
+    /// Beside a writer: settles a handle on what was read of the node.
+    pub(super) fn settle_beside_writer(
+        &mut self,
+        handle: FileHandle,
+        node: Arc<Node>,
+        pin: Option<Pin>,
+    ) {
+        self.opened = Some(node);
+        if let Some(own) = self.handles.get_mut(&handle) {
+            own.settle(pin);
+        }
     }
 
     pub(super) fn has_writers(&self) -> bool {
@@ -178,12 +193,11 @@ pub(super) struct Handle {
     pub(super) opener: Option<u32>,
 }
 
-/// A node that the kernel has looked up and not forgotten.
+/// A node that the kernel has looked up and not forgotten: a program may be about to open it, or
+/// hold on to it without opening it here, as a directory that it works in.
+#[derive(Default)]
 struct Known {
     lookups: u64,
-    /// The kernel lets programs hold on to it without opening it here: a directory that somebody
-    /// works in, an open pipe.
-    held: bool,
     /// It lost its last name and is deleted when the kernel forgets it.
     kept: bool,
 }
@@ -194,6 +208,13 @@ struct Nodes {
     /// Being deleted by a transaction under way; cannot be opened any more.
     dying: HashSet<NodeId>,
     known: HashMap<NodeId, Known>,
+}
+
+impl Nodes {
+    fn keep_if_known(&mut self, id: NodeId) -> bool {
+        let known = self.known.get_mut(&id);
+        known.map(|known| known.kept = true).is_some()
+    }
 }
 
 /// All that is open.
@@ -287,15 +308,18 @@ impl Table {
         self.lock().open.values().cloned().collect()
     }
 
-    /// The kernel is about to be told of a node.
-    pub(super) fn remember(&self, id: NodeId, kind: Kind) {
-        let mut nodes = self.lock();
-        let known = nodes.known.entry(id).or_insert(Known {
-            lookups: 0,
-            held: !matches!(kind, Kind::File | Kind::Symlink),
-            kept: false,
-        });
-        known.lookups += 1;
+    /// The kernel is about to be told of a node. It is found by a name that nobody can take away
+    /// before the kernel has the answer: whoever looks a name up, or takes one away, holds the lock of
+    /// its directory. Where that is not so (names that a listing has read ahead, nodes by their
+    /// number), the kernel asks anew for what turns out to be gone.
+    pub(super) fn remember(&self, id: NodeId) {
+        self.lock().known.entry(id).or_default().lookups += 1;
+    }
+
+    /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel
+    /// knows it at all.
+    pub(super) fn keep_if_known(&self, id: NodeId) -> bool {
+        self.lock().keep_if_known(id)
     }
 
     /// The kernel takes back `lookups`; tells whether the node waited for the last of them to be
@@ -329,17 +353,13 @@ impl Table {
 /// The table as a deleting job sees it: what is not open starts dying.
 pub(super) struct Reaper {
     pub(super) table: Arc<Table>,
-    /// The name goes on to name something else: who has just looked it up must still find one or
-    /// the other, so what the kernel knows stays.
-    replacing: bool,
     doomed: Mutex<Vec<NodeId>>,
 }
 
 impl Reaper {
-    pub(super) fn new(table: Arc<Table>, replacing: bool) -> Self {
+    pub(super) fn new(table: Arc<Table>) -> Self {
         Self {
             table,
-            replacing,
             doomed: Mutex::default(),
         }
     }
@@ -348,12 +368,7 @@ impl Reaper {
 impl OpenFiles for Reaper {
     fn is_open_or_dying(&self, node: NodeId) -> bool {
         let mut nodes = self.table.lock();
-        let replacing = self.replacing;
-        let known = nodes.known.get_mut(&node).is_some_and(|known| {
-            known.kept |= replacing || known.held;
-            known.kept
-        });
-        if known || nodes.open.contains_key(&node) {
+        if nodes.keep_if_known(node) || nodes.open.contains_key(&node) {
             return true;
         }
         nodes.dying.insert(node);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, LastChunk, Version};
+use crate::vault::{Content, LastChunk, Node, Version};
 
 use super::control;
 use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
@@ -225,24 +225,34 @@ impl FileSystem {
     /// In a read-only mount the content is taken whole when the file is opened: the writer, in
     /// another process, does not know what is pinned here.
     pub(super) fn load_at_open(&self, fh: FileHandle, handle: &Handle) -> Result<(), Errno> {
-        let pin = self.load_current(handle)?;
-        if let Some(own) = handle.node.lock().handles.get_mut(&fh) {
-            own.pin = pin;
-        }
-        Ok(())
+        self.load_current(fh, handle).map(drop)
     }
 
-    fn load_current(&self, handle: &Handle) -> Result<Option<Pin>, Errno> {
+    /// Settles a handle on the content that its file has now.
+    fn load_current(&self, fh: FileHandle, handle: &Handle) -> Result<Option<Pin>, Errno> {
         let content = self.vault.content(handle.node.id, u64::MAX);
         let (node, content) = content.map_err(|error| self.gone(error))?;
+        let pin = self.pin(&node, content)?;
+        let mut state = handle.node.lock();
+        state.settle_beside_writer(fh, node, pin.clone());
+        Ok(pin)
+    }
+
+    /// What a handle of `node` holds that settles on `content`.
+    pub(super) fn pin(&self, node: &Node, content: Content) -> Result<Option<Pin>, Errno> {
         let file = node.file()?;
-        let Content::Whole { bytes, .. } = content else {
-            return Ok(None);
+        let bytes = match content {
+            Content::Whole { bytes, .. } => bytes,
+            Content::Unpublished => return Ok(None),
+            Content::Pieces(_) => return Err(Errno(libc::ENOMEM)),
         };
-        let reservation = self
-            .budget
-            .reserve(bytes.len() as u64)
-            .ok_or(Errno(libc::ENOMEM))?;
+        let size = bytes.len() as u64;
+        let reservation = self.budget.reserve(size).or_else(|| {
+            // What somebody has opened comes before what somebody may be about to open.
+            self.askers.drop_contents();
+            self.budget.reserve(size)
+        });
+        let reservation = reservation.ok_or(Errno(libc::ENOMEM))?;
         let loaded = Arc::new(Loaded::Whole {
             bytes,
             _reservation: reservation,
@@ -262,7 +272,7 @@ impl FileSystem {
         pin: Option<Pin>,
         anew: bool,
     ) -> Result<View, Errno> {
-        let moves = match (&pin, self.node(handle.node.id)) {
+        let moves = match (&pin, self.present(handle.node.id)) {
             // Removed by the writer: what was opened can still be read.
             (_, Err(Errno(libc::ESTALE))) => false,
             (_, Err(error)) => return Err(error),
@@ -273,13 +283,10 @@ impl FileSystem {
             }
         };
         let pin = match moves {
-            true => {
-                let pin = self.load_current(handle)?;
-                if let Some(own) = handle.node.lock().handles.get_mut(&fh) {
-                    own.settle(pin.clone());
-                }
-                pin
-            }
+            true => match self.load_current(fh, handle) {
+                Err(Errno(libc::ESTALE)) => pin,
+                loaded => loaded?,
+            },
             false => pin,
         };
         Ok(pin.map_or(View::Nothing, View::Version))

@@ -5,6 +5,7 @@
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
 mod attributes;
+mod beside;
 mod budget;
 mod command;
 mod control;
@@ -44,6 +45,7 @@ pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub use publish::Ending;
 
+use beside::Askers;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
@@ -135,6 +137,7 @@ pub struct FileSystem {
     control: control::Control,
     keeper: command::Keeper,
     budget: Arc<Budget>,
+    askers: Askers,
     counters: Counters,
     /// Waits for every close that the transport has been told of.
     releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -169,6 +172,7 @@ impl FileSystem {
             control: control::Control::default(),
             keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
             budget: Budget::new(settings.max_memory),
+            askers: Askers::default(),
             counters: Counters::default(),
             releases: OnceLock::new(),
             invalidate: OnceLock::new(),
@@ -305,7 +309,10 @@ impl FileSystem {
     /// A node. When it is gone: `ENOENT`; beside a writer `ESTALE`, at which the kernel looks the
     /// path up anew, since another file may have the name by now.
     fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.vault.node(id).map_err(|error| self.gone(error))
+        self.present(id).or_else(|error| match error {
+            Errno(libc::ESTALE) => self.held(id).ok_or(error),
+            error => Err(error),
+        })
     }
 
     /// The errno of a failure to find a node that the kernel has seen.

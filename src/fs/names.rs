@@ -6,14 +6,28 @@ use crate::store::{Durability, NodeId};
 use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
 
 use super::control::{self, CONTROL_NAME};
-use super::handles::Reaper;
 use super::{Attr, Done, Errno, FileSystem, told};
 
 impl FileSystem {
+    /// Finds a name for a thread.
+    pub fn lookup_for(self: &Arc<Self>, thread: u32, parent: u64, name: &[u8], done: Done<Attr>) {
+        let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
+        let is_number = matches!(name, b"." | b"..");
+        match self.vault.is_read_only() && !is_control && !is_number {
+            true => done(self.lookup_beside_writer(thread, parent, name)),
+            false => self.lookup(parent, name, done),
+        }
+    }
+
     /// Finds a name.
     pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
         if parent == ROOT && name == CONTROL_NAME {
             return done(Ok(self.control_attr(control::CONTROL_DIRECTORY)));
+        }
+        match name {
+            b"." => return self.lookup_number(parent, done),
+            b".." => return self.lookup_parent(parent, done),
+            _ => {}
         }
         if control::is_control(parent) {
             return done(self.lookup_control(parent, name));
@@ -38,10 +52,42 @@ impl FileSystem {
         }
     }
 
+    /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
+    /// kernel has forgotten it. Without a name it is gone.
+    fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        if control::is_control(id) {
+            return done(self.control_node(id));
+        }
+        match self.present(id) {
+            Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
+                self.settled_attr(id, done);
+            }
+            Ok(_) | Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
+            Err(error) => done(Err(error)),
+        }
+    }
+
+    /// Finds the directory that a directory is in, for the same.
+    fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        if control::is_control(id) {
+            return self.lookup_number(ROOT, done);
+        }
+        match self
+            .present(id)
+            .and_then(|node| Ok(node.directory()?.parent))
+        {
+            Ok(parent) => self.lookup_number(parent, done),
+            Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
+            Err(error) => done(Err(error)),
+        }
+    }
+
     /// The attributes of a node, once what was closed is published.
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let fs = Arc::clone(self);
-        self.when_settled(id, move || done(fs.node(id).map(|node| fs.attr_of(&node))));
+        self.when_settled(id, move || {
+            done(fs.node_or_opened(id).map(|node| fs.attr_of(&node)));
+        });
     }
 
     /// Makes a node of any kind.
@@ -128,17 +174,18 @@ impl FileSystem {
     }
 
     /// A node that was open when its last name went may have been closed before that was
-    /// committed.
+    /// committed. One that the kernel knows goes when it is forgotten.
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
-        if !is_open
-            && self
-                .vault
-                .node(node)
-                .is_ok_and(|node| node.attributes.links == 0)
-        {
+        if !is_open && self.is_nameless(node) && !self.table.keep_if_known(node) {
             self.reap(node);
         }
+    }
+
+    /// Whether a node is there that has no name any more.
+    pub(super) fn is_nameless(&self, node: NodeId) -> bool {
+        let found = self.vault.node(node);
+        found.is_ok_and(|node| node.attributes.links == 0)
     }
 
     /// Moves a name.
@@ -161,7 +208,7 @@ impl FileSystem {
             RenameMode::NoReplace | RenameMode::Exchange => None,
         };
         let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
-        let reaper = Reaper::new(Arc::clone(&self.table), true);
+        let reaper = self.reaper();
         let fs = Arc::clone(self);
         writer.submit(
             Durability::Soon,
@@ -178,7 +225,7 @@ impl FileSystem {
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub fn remember(&self, attr: &Attr) {
         if !control::is_control(attr.ino) {
-            self.table.remember(attr.ino, attr.kind);
+            self.table.remember(attr.ino);
         }
     }
 

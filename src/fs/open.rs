@@ -48,6 +48,9 @@ impl FileSystem {
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
             let opened = fs.open_settled(ino, access, opener, truncate);
+            if fs.vault.is_read_only() {
+                return done(fs.opened_beside_writer(caller.pid, ino, access, opened));
+            }
             match opened.is_ok() && truncate {
                 true => fs.without_set_id_bits(caller, ino, done)(opened),
                 false => done(opened),
@@ -142,8 +145,13 @@ impl FileSystem {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                let opened = fs.open_settled(attr.ino, access, opener, false);
-                done(opened.map(|opened| (attr, opened)));
+                match fs.open_settled(attr.ino, access, opener, false) {
+                    // Somebody has removed it since.
+                    Err(Errno(libc::ENOENT)) => {
+                        fs.create(caller, parent, &retry_name, mode, flags, done);
+                    }
+                    opened => done(opened.map(|opened| (attr, opened))),
+                }
             }
             // Somebody was faster.
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {

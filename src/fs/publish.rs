@@ -366,17 +366,17 @@ impl FileSystem {
         }
     }
 
-    /// Forgets a node that nothing is open of, and reaps what was kept for its handles.
+    /// Forgets a node that nothing is open of, and reaps what was kept for its handles. One without
+    /// a name that the kernel knows goes when it is forgotten.
     pub(super) fn tidy(&self, id: NodeId) {
         let Some(kept) = self.table.forget_if_idle(id) else {
             return;
         };
-        if kept
-            || self
-                .vault
-                .node(id)
-                .is_ok_and(|node| node.attributes.links == 0)
-        {
+        let goes = match self.is_nameless(id) {
+            true => !self.table.keep_if_known(id),
+            false => kept,
+        };
+        if goes {
             self.reap(id);
         }
     }
@@ -402,7 +402,7 @@ impl FileSystem {
     }
 
     pub(super) fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.table), false)
+        Reaper::new(Arc::clone(&self.table))
     }
 
     /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything
@@ -427,6 +427,14 @@ impl FileSystem {
             return Ok(());
         };
         writer.close();
+        // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
+        // told any more.
+        if ending != Ending::Aborted
+            && !self.vault.is_condemned()
+            && let Err(error) = self.vault.reap_orphans()
+        {
+            tracing::warn!("left-overs stay until the next mount: {error}");
+        }
         self.vault.sync()?;
         if let Err(error) = self.vault.record_findings() {
             tracing::error!("the history does not say what was found: {error}");

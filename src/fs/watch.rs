@@ -18,7 +18,11 @@ const ANCHOR_EVERY: Duration = Duration::from_secs(2);
 pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<[Routine; 2]> {
     let vault = Arc::clone(&fs.vault);
     let mut told = None;
+    let of_askers = Arc::downgrade(fs);
     let anchor = move || {
+        if let Some(fs) = of_askers.upgrade() {
+            fs.askers.expire();
+        }
         if !vault.await_verdict_or_end() || vault.is_condemned() && vault.is_read_only() {
             return;
         }

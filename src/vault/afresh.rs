@@ -1,9 +1,11 @@
 //! Looking again at a vault that is open: what a mount that only reads has to count anew since another
 //! process writes it, and what a mount for writing finds left over that nobody would ever remove.
 
-use crate::store::{NodeId, Read};
+use crate::store::{Durability, NodeId, Read};
 
 use super::node::{Body, Node, ROOT};
+use super::ops::NothingOpen;
+use super::tx::Tx;
 use super::{Vault, VaultError};
 
 /// Nodes looked at in one transaction.
@@ -81,6 +83,32 @@ impl Vault {
             }
             after = last;
         }
+    }
+}
+
+impl Vault {
+    /// Removes what is on the list of what is to be reaped, when nothing is open: before a mount is
+    /// served, and when it has ended.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn reap_orphans(&self) -> Result<(), VaultError> {
+        let mut after: Option<NodeId> = None;
+        loop {
+            let batch = self.orphans(after, 64)?;
+            let Some(last) = batch.last() else { break };
+            after = Some(*last);
+            for node in &batch {
+                let mut job = |tx: &mut Tx<'_>| tx.reap(*node, &[], &NothingOpen);
+                for outcome in self.transact(Durability::Soon, &mut [&mut job])? {
+                    // A damaged node must not keep the others from being mounted.
+                    if let Err(error) = outcome {
+                        tracing::error!("cannot reap node {node}: {error}");
+                    }
+                }
+            }
+        }
+        self.sync()
     }
 }
 

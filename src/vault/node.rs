@@ -267,6 +267,13 @@ struct Head {
 }
 
 impl Node {
+    /// The node after its last name was taken away.
+    pub fn without_name(&self) -> Self {
+        let mut node = self.clone();
+        node.attributes.links = 0;
+        node
+    }
+
     /// A new node with a key of its own.
     pub(super) fn create(
         keyring: &Keyring,

@@ -12,7 +12,7 @@ use crate::crypto::schedule::VaultId;
 use crate::crypto::secret::fill_random;
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, KeyUri, KmsSettings, Provider};
-use crate::store::{self, Durability, Holder, KeyedRecord, Mode, NodeId, SqliteStore, Store as _};
+use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
 
 use super::anchor::{Anchor, Anchors, hex};
 use super::cache::{RecordCache, SealedCache};
@@ -21,7 +21,6 @@ use super::counting::FEW;
 use super::current::Current;
 use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
-use super::ops::NothingOpen;
 use super::state::{State, SystemKeys};
 use super::tx::Tx;
 use super::watch::Watch;
@@ -559,24 +558,5 @@ impl Vault {
     /// Reads the key-management history and verifies it, as far as the keyring goes.
     fn read_history(&self) -> Result<Chronicle, VaultError> {
         self.read(|records| Chronicle::read(records, &self.keyring().body().history))
-    }
-
-    fn reap_orphans(&self) -> Result<(), VaultError> {
-        let mut after: Option<NodeId> = None;
-        loop {
-            let batch = self.orphans(after, 64)?;
-            let Some(last) = batch.last() else { break };
-            after = Some(*last);
-            for node in &batch {
-                let mut job = |tx: &mut Tx<'_>| tx.reap(*node, &[], &NothingOpen);
-                for outcome in self.transact(Durability::Soon, &mut [&mut job])? {
-                    // A damaged node must not keep the others from being mounted.
-                    if let Err(error) = outcome {
-                        tracing::error!("cannot reap node {node}: {error}");
-                    }
-                }
-            }
-        }
-        self.sync()
     }
 }

@@ -124,6 +124,31 @@ impl Vault {
         }
     }
 
+    /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
+    /// has at most `whole` bytes.
+    ///
+    /// # Errors
+    /// As `lookup`, and for the content as [`content`](Self::content).
+    pub fn lookup_with_content(
+        &self,
+        directory: NodeId,
+        name: &[u8],
+        whole: u64,
+    ) -> Result<(Arc<Node>, Result<Content, VaultError>), VaultError> {
+        self.refresh()?;
+        let epoch = self.cache.epoch();
+        self.read(|records| {
+            let parent = self.read_node(records, directory)?;
+            let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+            let tag = keys.tag(name)?;
+            let found = self.lookup_in(records, &keys, tag, name, epoch)?;
+            // The one that was found may be as it was cached.
+            let node = self.read_node(records, found.id)?;
+            let content = self.content_of(records, &node, whole);
+            Ok((node, content))
+        })
+    }
+
     /// What a name names, if all that it takes was kept.
     fn lookup_kept(
         &self,
@@ -251,25 +276,35 @@ impl Vault {
                 true => self.read_node(records, id)?,
                 false => self.node_in(records, id, epoch)?,
             };
-            let file = *node.file()?;
-            if file.version == 0 {
-                return Ok((node, Content::Unpublished));
-            }
-            let content = self.version_in(records, id, file.version, whole)?;
-            let length = match &content {
-                Content::Whole { bytes, .. } => bytes.len() as u64,
-                Content::Pieces(version) => version.length(),
-                Content::Unpublished => 0,
-            };
-            if length != file.size {
-                let record = format_args!("version {} of node {id}", file.version);
-                return Err(VaultError::tampered(
-                    record,
-                    "has another length than the node says",
-                ));
-            }
+            let content = self.content_of(records, &node, whole)?;
             Ok((node, content))
         })
+    }
+
+    fn content_of(
+        &self,
+        records: &mut dyn Read,
+        node: &Node,
+        whole: u64,
+    ) -> Result<Content, VaultError> {
+        let (id, file) = (node.id, *node.file()?);
+        if file.version == 0 {
+            return Ok(Content::Unpublished);
+        }
+        let content = self.version_in(records, id, file.version, whole)?;
+        let length = match &content {
+            Content::Whole { bytes, .. } => bytes.len() as u64,
+            Content::Pieces(version) => version.length(),
+            Content::Unpublished => 0,
+        };
+        if length != file.size {
+            let record = format_args!("version {} of node {id}", file.version);
+            return Err(VaultError::tampered(
+                record,
+                "has another length than the node says",
+            ));
+        }
+        Ok(content)
     }
 
     /// One version of a file's content.

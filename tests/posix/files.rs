@@ -185,3 +185,18 @@ fn what_direct_io_and_advice_ask_for_is_granted() {
     drop(file);
     tree.ends_sound();
 }
+
+#[test]
+fn before_the_beginning_there_is_neither_data_nor_a_hole() {
+    let tree = Tree::new();
+    for path in [tree.at("f"), tree.beside("f")] {
+        fs::write(&path, "content").expect("written");
+        let file = fs::File::open(&path).expect("opened");
+        for whence in [libc::SEEK_DATA, libc::SEEK_HOLE] {
+            // SAFETY: no memory is involved.
+            let sought = sys(unsafe { libc::lseek(file.as_raw_fd(), -1, whence) });
+            assert_eq!(errno(sought), libc::ENXIO, "{whence} of {}", path.display());
+        }
+    }
+    tree.ends_sound();
+}

@@ -9,5 +9,6 @@ mod kinds;
 mod links;
 mod permissions;
 mod refusals;
+mod removed;
 mod set_id;
 mod times;

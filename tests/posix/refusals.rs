@@ -1,6 +1,7 @@
 //! What cannot be done is refused, with the error that says so.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::support::tree::{Tree, c, errno, needs, sys};
@@ -92,5 +93,50 @@ fn what_there_is_not_is_not_pretended() {
     assert_eq!(errno(sys(unnamed)), libc::EOPNOTSUPP);
     tree.bash("! setfacl -m u:4001:r f 2>$BESIDE/said; grep -q 'not supported' $BESIDE/said");
     tree.bash("test \"$(stat -c %a f)\" = 644; cp --preserve=all f g; test \"$(cat g)\" = content");
+    tree.ends_sound();
+}
+
+/// Declared in the README.
+#[test]
+fn whiteouts_flags_of_files_and_birth_times_are_not_there() {
+    let tree = Tree::new();
+    let (from, to) = (c(tree.at("f")), c(tree.at("g")));
+    fs::write(tree.at("f"), "content").expect("written");
+    let file = fs::File::open(tree.at("f")).expect("opened");
+    let mut flags: libc::c_long = 0;
+    // SAFETY: strings, a number and a structure of numbers that live through the calls.
+    let (renamed, asked, told) = unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        let wanted = libc::STATX_BASIC_STATS | libc::STATX_BTIME;
+        let told = sys(libc::statx(
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            0,
+            wanted,
+            &mut found,
+        ));
+        (
+            sys(libc::syscall(
+                libc::SYS_renameat2,
+                libc::AT_FDCWD,
+                from.as_ptr(),
+                libc::AT_FDCWD,
+                to.as_ptr(),
+                libc::RENAME_WHITEOUT,
+            )),
+            sys(libc::ioctl(
+                file.as_raw_fd(),
+                libc::FS_IOC_GETFLAGS,
+                &mut flags,
+            )),
+            told.map(|_| found.stx_mask),
+        )
+    };
+    assert_eq!(errno(renamed), libc::EINVAL);
+    assert_eq!(errno(asked), libc::ENOTTY);
+    let told = told.expect("statx");
+    assert_eq!(told & libc::STATX_BASIC_STATS, libc::STATX_BASIC_STATS);
+    assert_eq!(told & libc::STATX_BTIME, 0);
+    drop(file);
     tree.ends_sound();
 }

@@ -115,6 +115,16 @@ impl Layer {
         serve(vault, 16 << 20, 256 << 20, Duration::ZERO).unwrap()
     }
 
+    /// Served for reading only, beside whoever writes it.
+    pub fn open_beside(&self) -> Served {
+        let options = OpenOptions {
+            read_only: true,
+            ..self.options()
+        };
+        let vault = Vault::open(&self.vault(), &options).unwrap();
+        serve(vault, 16 << 20, 256 << 20, Duration::ZERO).unwrap()
+    }
+
     /// Opens the vault if it lets itself be opened.
     pub fn try_open(&self) -> Result<Served, VaultError> {
         let vault = Vault::open(&self.vault(), &self.options())?;
@@ -315,6 +325,10 @@ impl Served {
 
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
         ask(|done| self.0.lookup(parent, name, done))
+    }
+
+    pub fn lookup_for(&self, thread: u32, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
+        ask(|done| self.0.lookup_for(thread, parent, name, done))
     }
 
     pub fn getattr(&self, ino: u64, fh: Option<FileHandle>) -> Result<Attr, Errno> {

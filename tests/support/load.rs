@@ -541,9 +541,8 @@ pub fn read(point: &Path, writers: u32, seed: u64, tally: &Tally) {
                 assert!(!torn, "{path:?} is torn: {length} bytes");
                 tally.reads.fetch_add(1, Ordering::Relaxed);
             }
-            // Not there now, or the mount is not. The kernel looks a name up once more when what it
-            // named is gone, not twice.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
+            // Not there now, or the mount is not.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
                 std::thread::yield_now();
             }
             Err(error) => return tally.must_be_ending(&error, &path.display()),
