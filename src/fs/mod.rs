@@ -4,7 +4,9 @@
 //! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
+mod appends;
 mod attributes;
+mod blocks;
 mod budget;
 mod command;
 mod control;
@@ -44,6 +46,7 @@ pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub use publish::Ending;
 
+use appends::Appends;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
@@ -66,6 +69,8 @@ pub struct Settings {
     /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
     /// the rest of another content for that of its own.
     pub end_patience: Duration,
+    /// How long what was only appended to a file may wait to be published without fsync or close.
+    pub appends_after: Duration,
     /// How long after its last replacement the master key is replaced; `None`: when asked to.
     pub rotate_every: Option<Duration>,
     /// When the vault is counted, for `status`.
@@ -136,6 +141,7 @@ pub struct FileSystem {
     keeper: command::Keeper,
     budget: Arc<Budget>,
     counters: Counters,
+    appends: Appends,
     /// Waits for every close that the transport has been told of.
     releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Nodes whose pages the kernel should drop.
@@ -152,7 +158,8 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity.
+    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity,
+    /// and that publish what was appended.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -170,6 +177,7 @@ impl FileSystem {
             keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
             budget: Budget::new(settings.max_memory),
             counters: Counters::default(),
+            appends: Appends::default(),
             releases: OnceLock::new(),
             invalidate: OnceLock::new(),
             ending: AtomicBool::new(false),
@@ -178,6 +186,9 @@ impl FileSystem {
             settings,
             vault,
         });
+        if fs.writer.is_some() {
+            fs.appends.start(&fs)?;
+        }
         // There are none yet.
         let _ = fs.routines.set(watch::start(&fs)?);
         Ok(fs)
