@@ -563,7 +563,8 @@ impl SmallVault {
             .place
             .run(["init".as_ref(), vault.as_os_str()])
             .succeeded();
-        small.place.mount(&[]).succeeded();
+        let log = format!("log-file={}", small.place.path().join("log").display());
+        small.place.mount(&["-o", &log]).succeeded();
         small
     }
 
@@ -619,6 +620,29 @@ fn a_full_disk_is_told_to_who_closes_and_nothing_is_lost_or_damaged() {
     unmounted_and_clean(place);
     place.mount(&[]).succeeded();
     assert!(content(&path).len() == big.len());
+}
+
+#[test]
+fn what_is_appended_while_the_disk_is_full_is_stored_once_there_is_room() {
+    let small = SmallVault::new("24m");
+    let place = &small.place;
+    let path = file(place, b"old");
+    let mut options = OpenOptions::new();
+    let mut log = options.append(true).open(&path).expect("open");
+    let ballast = small.fill();
+    let more = "more".repeat(1 << 18);
+    log.write_all(more.as_bytes()).expect("in memory");
+    let log_file = |place: &Place| std::fs::read_to_string(place.path().join("log"));
+    wait_for("an attempt", SOON, || {
+        log_file(place).is_ok_and(|log| log.contains("what was appended to node"))
+    });
+    assert_eq!(content(&path), "old");
+    std::fs::remove_file(ballast).expect("removed");
+    wait_for("what was appended", SOON, || content(&path).len() > 3);
+    assert_eq!(content(&path), format!("old{more}"));
+    assert_eq!(status(place)["failed_publications"], 0);
+    drop(log);
+    unmounted_and_clean(place);
 }
 
 #[test]

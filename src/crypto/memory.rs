@@ -172,6 +172,17 @@ impl SecretBytes {
         })
     }
 
+    /// A buffer of `length` zero bytes with room for `room` in all, so that it need not move to grow.
+    ///
+    /// # Errors
+    /// As [`zeroed`](Self::zeroed).
+    pub fn with_room(length: usize, room: usize) -> Result<Self, MemoryError> {
+        let mut buffer = Self::zeroed(room.max(length))?;
+        // What lies behind is zero, as what was wiped when it was cut off.
+        buffer.length = length;
+        Ok(buffer)
+    }
+
     /// A buffer for a master key: in a `memfd_secret` page if there is such a thing, else in a page
     /// for such keys alone.
     ///

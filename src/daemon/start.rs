@@ -263,6 +263,8 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
         end_patience: Duration::from_secs(1),
+        // With what it takes to store it, five seconds at most.
+        appends_after: Duration::from_secs(4),
         rotate_every: settings.rotate_every,
         verify: match settings.verify_in_background {
             true => "background",

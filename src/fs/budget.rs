@@ -45,6 +45,17 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Hands `bytes` of it over to another one of the same budget, as far as it has them.
+    pub(super) fn pass_on(&mut self, bytes: u64, other: &mut Self) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        other.bytes += bytes;
+    }
+
     /// Grows or shrinks to `bytes`; `false` and unchanged if there is no room.
     pub(super) fn resize(&mut self, bytes: u64) -> bool {
         let used = &self.budget.used;

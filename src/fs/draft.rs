@@ -1,20 +1,17 @@
 //! A draft: a content that is being written. Nobody else sees it until it is published, but for the
 //! first content of a new file, which has nothing published to show instead.
 
-use std::sync::Arc;
+use std::time::Instant;
 
-use crate::crypto::SecretBytes;
 use crate::vault::{Publication, Timestamp};
 
 use super::Errno;
-use super::budget::{Budget, Reservation};
+use super::blocks::{Blocks, Image};
 
 /// A content under way.
 #[derive(Debug)]
 pub(super) struct Draft {
-    /// Shared with the writer thread while it is being published; then copied on write.
-    bytes: Arc<SecretBytes>,
-    reservation: Reservation,
+    blocks: Blocks,
     max_size: u64,
     /// How it takes the place of what was published before.
     pub(super) publication: Publication,
@@ -22,6 +19,14 @@ pub(super) struct Draft {
     edits: u64,
     /// The number of changes that the last publication had.
     published: u64,
+    /// The number of changes that were stored so that they are not lost, without being published.
+    stored: u64,
+    /// The number of the last change that was more than adding something at the end.
+    rewritten: u64,
+    /// When the first change came that was not stored.
+    unstored_since: Option<Instant>,
+    /// Nothing was published when it began, nor since: everybody is shown the draft itself.
+    is_first: bool,
     /// When it was last changed.
     pub(super) edited_at: Timestamp,
     /// A modification time that was set since.
@@ -29,34 +34,46 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// A draft that begins with `content`.
-    pub(super) fn new(
-        content: SecretBytes,
-        publication: Publication,
-        budget: &Arc<Budget>,
-        max_size: u64,
-    ) -> Result<Self, Errno> {
-        let reservation = budget
-            .reserve(content.len() as u64)
-            .ok_or(Errno(libc::ENOSPC))?;
-        Ok(Self {
-            bytes: Arc::new(content),
-            reservation,
+    /// A draft that begins with `blocks`.
+    pub(super) fn new(blocks: Blocks, publication: Publication, max_size: u64) -> Self {
+        Self {
+            blocks,
             max_size,
             publication,
             edits: 0,
             published: 0,
+            stored: 0,
+            rewritten: 0,
+            unstored_since: None,
+            is_first: false,
             edited_at: Timestamp::now(),
             modified: None,
-        })
+        }
     }
 
-    pub(super) fn bytes(&self) -> &Arc<SecretBytes> {
-        &self.bytes
+    /// The same for a file of which nothing is published.
+    pub(super) fn first(self) -> Self {
+        Self {
+            is_first: true,
+            ..self
+        }
+    }
+
+    /// The same for a file of which everything that is published is cut off.
+    pub(super) fn cut(self) -> Self {
+        Self {
+            rewritten: 1,
+            ..self
+        }
+    }
+
+    /// What it holds now.
+    pub(super) fn image(&self) -> &Image {
+        self.blocks.image()
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.bytes.len() as u64
+        self.blocks.len()
     }
 
     /// Number of the last change.
@@ -69,19 +86,70 @@ impl Draft {
         self.edits > self.published
     }
 
+    /// Whether there is something that is stored nowhere.
+    pub(super) fn is_unstored(&self) -> bool {
+        self.edits > self.stored.max(self.published)
+    }
+
     /// Whether the change numbered `edit` was published.
     pub(super) fn has_published(&self, edit: u64) -> bool {
         edit <= self.published
     }
 
-    /// The changes up to `edits` were published.
-    pub(super) fn note_published(&mut self, edits: u64) {
+    /// Whether everybody is shown it, whatever of it is stored.
+    pub(super) fn is_first(&self) -> bool {
+        self.is_first
+    }
+
+    /// The changes up to `edits`, which it had at `taken`, were published.
+    pub(super) fn note_published(&mut self, edits: u64, taken: Instant) {
         self.published = self.published.max(edits);
+        self.is_first = false;
+        self.note_unstored_since(taken);
+    }
+
+    /// The same of what was only appended, and nobody was told of.
+    pub(super) fn note_appended(&mut self, edits: u64, taken: Instant) {
+        if !self.is_first {
+            return self.note_published(edits, taken);
+        }
+        self.stored = self.stored.max(edits);
+        self.note_unstored_since(taken);
+    }
+
+    /// Something else was published: whatever is in this takes its place, and is no addition to it.
+    pub(super) fn note_overtaken(&mut self) {
+        self.rewritten = self.edits;
+        self.is_first = false;
+    }
+
+    /// What is not stored counts as if it had come now.
+    pub(super) fn put_off(&mut self) {
+        self.note_unstored_since(Instant::now());
+    }
+
+    fn note_unstored_since(&mut self, since: Instant) {
+        self.unstored_since = self.is_unstored().then_some(since);
+    }
+
+    /// Since when there is something in it that was only added at the end of what is stored, and is
+    /// not stored. `None` when there is nothing, or something else was changed as well.
+    pub(super) fn appended_since(&self) -> Option<Instant> {
+        let is_rewritten = self.rewritten > self.stored.max(self.published);
+        self.unstored_since.filter(|_| !is_rewritten)
     }
 
     /// Counts a change that needs publishing although no byte changed: a bare truncation.
     pub(super) fn touch(&mut self) {
+        self.note_change(false);
+    }
+
+    fn note_change(&mut self, is_append: bool) {
         self.edits += 1;
+        if !is_append {
+            self.rewritten = self.edits;
+        }
+        self.unstored_since.get_or_insert_with(Instant::now);
         self.edited_at = Timestamp::now();
         self.modified = None;
     }
@@ -94,55 +162,55 @@ impl Draft {
         let end = offset
             .checked_add(data.len() as u64)
             .ok_or(Errno(libc::EFBIG))?;
-        if end > self.len() {
-            self.resize(end)?;
-        }
-        let bytes = self.bytes_mut()?;
-        // `end` is at most the length, which is a usize.
-        bytes[offset as usize..end as usize].copy_from_slice(data);
-        self.touch();
+        let before = self.len();
+        self.must_fit(end)?;
+        self.blocks.write(offset, data)?;
+        self.note_change(offset == before);
         Ok(())
     }
 
     /// Cuts or extends it to `size` bytes.
     pub(super) fn truncate(&mut self, size: u64) -> Result<(), Errno> {
-        if size != self.len() {
-            self.resize(size)?;
-        }
-        self.touch();
-        Ok(())
-    }
-
-    /// Zeroes a range, as far as the draft reaches.
-    pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<(), Errno> {
-        let end = offset.saturating_add(length).min(self.len());
-        if offset < end {
-            self.bytes_mut()?[offset as usize..end as usize].fill(0);
-        }
-        self.touch();
-        Ok(())
-    }
-
-    fn resize(&mut self, size: u64) -> Result<(), Errno> {
-        if size > self.max_size && size > self.len() {
-            return Err(Errno(libc::EFBIG));
-        }
-        let length = usize::try_from(size).map_err(|_| Errno(libc::EFBIG))?;
         let before = self.len();
-        if !self.reservation.resize(size) {
-            return Err(Errno(libc::ENOSPC));
+        if size != before {
+            self.must_fit(size)?;
+            self.blocks.resize(size)?;
         }
-        let resized = self.bytes_mut().and_then(|bytes| Ok(bytes.resize(length)?));
-        if resized.is_err() {
-            self.reservation.resize(before);
-        }
-        resized
+        // Programs cut off nothing of what they have just made.
+        self.note_change(size == before);
+        Ok(())
     }
 
-    fn bytes_mut(&mut self) -> Result<&mut SecretBytes, Errno> {
-        if Arc::get_mut(&mut self.bytes).is_none() {
-            self.bytes = Arc::new(SecretBytes::copy_of(&self.bytes)?);
+    /// Extends it to `end` bytes if it has fewer, and zeroes what it has from `zeroed` on up to there.
+    pub(super) fn allocate(
+        &mut self,
+        end: u64,
+        extends: bool,
+        zeroed: Option<u64>,
+    ) -> Result<(), Errno> {
+        let before = self.len();
+        let extends = extends && end > before;
+        if extends {
+            self.must_fit(end)?;
+            self.blocks.resize(end)?;
         }
-        Arc::get_mut(&mut self.bytes).ok_or(Errno(libc::ENOMEM))
+        if let Some(offset) = zeroed
+            && let Err(error) = self.blocks.zero(offset, end.min(before))
+        {
+            self.blocks.resize(before)?;
+            return Err(error);
+        }
+        if extends || zeroed.is_some() {
+            self.touch();
+        }
+        Ok(())
+    }
+
+    /// Nothing grows beyond the largest size of a secret.
+    fn must_fit(&self, size: u64) -> Result<(), Errno> {
+        match size > self.max_size && size > self.len() {
+            true => Err(Errno(libc::EFBIG)),
+            false => Ok(()),
+        }
     }
 }

@@ -119,6 +119,8 @@ pub(super) struct NodeState {
     kept: bool,
     /// Beside a writer, which may remove it: the node as it was opened.
     pub(super) opened: Option<Arc<Node>>,
+    /// The node is on the list of those whose drafts are looked at for what was appended.
+    pub(super) is_watched: bool,
 }
 
 impl NodeState {
@@ -130,6 +132,12 @@ impl NodeState {
             (None, true) => self.shared.as_mut(),
             (None, false) => None,
         }
+    }
+
+    /// Whether everybody is shown the in-place draft, `version` being the current one: nothing was
+    /// published yet, save that the draft is stored now and then.
+    pub(super) fn shows_draft(&self, version: u64) -> bool {
+        version == 0 || self.shared.as_ref().is_some_and(Draft::is_first)
     }
 
     /// Versions that some handle still reads, to be kept in the store; to be reaped later.

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use crate::crypto::SecretBytes;
 use crate::vault::{Content, LastChunk, Node, Version};
 
+use super::blocks::Window;
 use super::control;
 use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
 use super::{Errno, FileHandle, FileSystem};
@@ -27,7 +28,7 @@ pub struct Transfer {
 /// Where a read finds its bytes.
 enum View {
     /// In a draft.
-    Draft(Arc<SecretBytes>),
+    Draft(Window),
     /// Nowhere: nothing was published or written.
     Nothing,
     /// In a version.
@@ -59,8 +60,8 @@ impl FileSystem {
         if transfer.lock_owner.is_none() {
             handle.node.lock().paged = true;
         }
-        match self.view(fh, &handle, offset) {
-            Ok(View::Draft(bytes)) => done(Ok(window(&bytes, offset, size))),
+        match self.view(fh, &handle, offset, size) {
+            Ok(View::Draft(window)) => window.give(done),
             Ok(View::Nothing) => done(Ok(&[])),
             Ok(View::Version(pin)) => self.read_version(fh, &handle, pin, offset, size, done),
             Ok(View::Unsettled) => {
@@ -73,10 +74,10 @@ impl FileSystem {
     }
 
     /// Finds out where a read at `offset` looks, and settles the handle on a version if need be.
-    fn view(&self, fh: FileHandle, handle: &Handle, offset: u64) -> Result<View, Errno> {
+    fn view(&self, fh: FileHandle, handle: &Handle, offset: u64, size: u32) -> Result<View, Errno> {
         let mut state = handle.node.lock();
         if let Some(draft) = state.draft_of(fh) {
-            return Ok(View::Draft(Arc::clone(draft.bytes())));
+            return Ok(View::Draft(draft.image().window(offset, size)));
         }
         let (waits, pin) = match state.handles.get_mut(&fh) {
             Some(own) => (
@@ -90,9 +91,9 @@ impl FileSystem {
             return self.view_beside_writer(fh, handle, pin, offset == 0 || waits);
         }
         let file = *self.node(handle.node.id)?.file()?;
-        if file.version == 0 {
+        if state.shows_draft(file.version) {
             return Ok(match &state.shared {
-                Some(shared) => View::Draft(Arc::clone(shared.bytes())),
+                Some(shared) => View::Draft(shared.image().window(offset, size)),
                 None => View::Nothing,
             });
         }

@@ -4,8 +4,10 @@
 //! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
+mod appends;
 mod attributes;
 mod beside;
+mod blocks;
 mod budget;
 mod command;
 mod control;
@@ -45,6 +47,7 @@ pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub use publish::Ending;
 
+use appends::Appends;
 use beside::Askers;
 use budget::Budget;
 use directories::DirectoryHandles;
@@ -68,6 +71,8 @@ pub struct Settings {
     /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
     /// the rest of another content for that of its own.
     pub end_patience: Duration,
+    /// How long what was only appended to a file may wait to be published without fsync or close.
+    pub appends_after: Duration,
     /// How long after its last replacement the master key is replaced; `None`: when asked to.
     pub rotate_every: Option<Duration>,
     /// When the vault is counted, for `status`.
@@ -139,6 +144,7 @@ pub struct FileSystem {
     budget: Arc<Budget>,
     askers: Askers,
     counters: Counters,
+    appends: Appends,
     /// Waits for every close that the transport has been told of.
     releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Nodes whose pages the kernel should drop.
@@ -155,7 +161,8 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity.
+    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity,
+    /// and that publish what was appended.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -174,6 +181,7 @@ impl FileSystem {
             budget: Budget::new(settings.max_memory),
             askers: Askers::default(),
             counters: Counters::default(),
+            appends: Appends::default(),
             releases: OnceLock::new(),
             invalidate: OnceLock::new(),
             ending: AtomicBool::new(false),
@@ -182,6 +190,9 @@ impl FileSystem {
             settings,
             vault,
         });
+        if fs.writer.is_some() {
+            fs.appends.start(&fs)?;
+        }
         // There are none yet.
         let _ = fs.routines.set(watch::start(&fs)?);
         Ok(fs)

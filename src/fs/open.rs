@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::crypto::SecretBytes;
 use crate::store::{Durability, NodeId};
 use crate::vault::{Kind, NewNode, Node, Publication};
 
+use super::blocks::Blocks;
 use super::control;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
@@ -100,8 +100,8 @@ impl FileSystem {
         let mut state = handle.node.lock();
         // Looked at under the lock: a first version may have been published until just now.
         if state.publishing > 0 || self.node(node.id)?.file()?.version > 0 {
-            let empty = SecretBytes::zeroed(0)?;
-            let mut own = self.new_draft(empty, Publication::Replacement)?;
+            let empty = Blocks::zeroed(0, &self.budget)?;
+            let mut own = self.new_draft(empty, Publication::Replacement);
             own.touch();
             if let Some(handle) = state.handles.get_mut(&fh) {
                 handle.own = Some(own);
@@ -112,13 +112,8 @@ impl FileSystem {
         Ok(())
     }
 
-    pub(super) fn new_draft(
-        &self,
-        content: SecretBytes,
-        publication: Publication,
-    ) -> Result<Draft, Errno> {
-        let max = self.settings.max_secret_size;
-        Draft::new(content, publication, &self.budget, max)
+    pub(super) fn new_draft(&self, blocks: Blocks, publication: Publication) -> Draft {
+        Draft::new(blocks, publication, self.settings.max_secret_size)
     }
 
     /// Makes a regular file and opens it.

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::crypto::SecretBytes;
 use crate::store::{Durability, NodeId};
 use crate::vault::{Publication, Timestamp, Tx, VaultError};
 
+use super::blocks::Image;
 use super::draft::Draft;
 use super::handles::{Handle, OpenNode, Reaper};
 use super::{Done, Errno, FileHandle, FileSystem, control, process};
@@ -36,10 +36,11 @@ const RETRY_AFTER: Duration = Duration::from_millis(300);
 /// How long the end of a mount waits beyond that.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A draft's content as of one change, on its way to the store. Not counted in `max-memory`.
+/// A draft's content as of one change, on its way to the store.
 #[derive(Clone)]
-struct Pending {
-    bytes: Arc<SecretBytes>,
+pub(super) struct Pending {
+    image: Arc<Image>,
+    taken: Instant,
     publication: Publication,
     modified: Option<Timestamp>,
     edits: u64,
@@ -51,27 +52,38 @@ struct Pending {
 impl Pending {
     fn of(draft: &Draft) -> Self {
         Self {
-            bytes: Arc::clone(draft.bytes()),
+            image: Arc::new(draft.image().clone()),
+            taken: Instant::now(),
             publication: draft.publication,
             modified: Some(draft.modified.unwrap_or(draft.edited_at)),
             edits: draft.edits(),
             only_over: None,
         }
     }
+
+    /// What was appended to `version`, and goes nowhere else.
+    pub(super) fn appended(draft: &Draft, version: u64) -> Self {
+        Self {
+            only_over: Some(version),
+            ..Self::of(draft)
+        }
+    }
 }
 
 /// Whose draft it was, to be told.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Own(FileHandle),
     Shared,
+    /// The shared one, of which nothing but appends is stored, and no program has asked for it.
+    Appended,
     /// The draft is gone with its handle.
     Nobody,
 }
 
 /// Whether a program waits until it is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Awaited {
+pub(super) enum Awaited {
     Yes,
     No,
 }
@@ -168,7 +180,7 @@ impl FileSystem {
     }
 
     /// The caller has raised `publishing`.
-    fn publish(
+    pub(super) fn publish(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
         pending: Pending,
@@ -179,6 +191,7 @@ impl FileSystem {
         let writer = match self.writer() {
             Ok(writer) => writer,
             Err(error) => {
+                put_off(node, source);
                 self.settle(node);
                 return done(Err(error));
             }
@@ -194,14 +207,21 @@ impl FileSystem {
             {
                 return Ok(false);
             }
-            tx.publish(id, &job.bytes, job.publication, job.modified, &keep)?;
+            let parts = job.image.parts();
+            tx.publish_parts(id, &parts, job.publication, job.modified, &keep)?;
             Ok(true)
         };
         let done = move |outcome: Result<bool, VaultError>| {
-            if matches!(outcome, Ok(true)) {
-                fs.counters.published.fetch_add(1, Ordering::Relaxed);
-                fs.note_published(&node, &pending, source);
+            match outcome {
+                Ok(true) => {
+                    fs.counters.published.fetch_add(1, Ordering::Relaxed);
+                    fs.note_published(&node, &pending, source);
+                }
+                Ok(false) => {}
+                Err(_) => put_off(&node, source),
             }
+            // Or what its program writes next would have to be copied.
+            drop(pending);
             fs.settle(&node);
             done(match super::told(outcome) {
                 Ok(true) => Ok(()),
@@ -221,12 +241,17 @@ impl FileSystem {
         match source {
             Source::Own(fh) => {
                 if let Some(own) = state.handles.get_mut(&fh).and_then(|h| h.own.as_mut()) {
-                    own.note_published(pending.edits);
+                    own.note_published(pending.edits, pending.taken);
                 }
             }
             Source::Shared => {
                 if let Some(shared) = &mut state.shared {
-                    shared.note_published(pending.edits);
+                    shared.note_published(pending.edits, pending.taken);
+                }
+            }
+            Source::Appended => {
+                if let Some(shared) = &mut state.shared {
+                    shared.note_appended(pending.edits, pending.taken);
                 }
             }
             Source::Nobody => {}
@@ -235,8 +260,15 @@ impl FileSystem {
         let idle = !state.has_writers_in_place();
         // A replacement leaves an in-place draft with changes of its own alone: if that is
         // published later, it wins whole. One without changes begins anew with the new content.
-        if (replaced || idle) && state.shared.as_ref().is_some_and(|s| !s.is_unpublished()) {
+        let is_over = |shared: &Draft| match replaced {
+            true => !shared.is_unstored(),
+            false => idle && !shared.is_unpublished(),
+        };
+        if state.shared.as_ref().is_some_and(is_over) {
             state.shared = None;
+        }
+        if replaced && let Some(shared) = &mut state.shared {
+            shared.note_overtaken();
         }
         if state.paged {
             drop(state);
@@ -250,7 +282,10 @@ impl FileSystem {
             let mut state = node.lock();
             state.publishing = state.publishing.saturating_sub(1);
             match state.publishing {
-                0 => std::mem::take(&mut state.waiting),
+                0 => {
+                    self.watch_appended(node.id, &mut state);
+                    std::mem::take(&mut state.waiting)
+                }
                 _ => Vec::new(),
             }
         };
@@ -316,7 +351,10 @@ impl FileSystem {
         let again = Arc::clone(node);
         let mut kept = pending.clone();
         let done: Done<()> = Box::new(move |outcome| match outcome {
-            Ok(()) => fs.settle(&again),
+            Ok(()) => {
+                drop(kept);
+                fs.settle(&again);
+            }
             // The file was removed meanwhile, and its content with it, or has a newer one.
             Err(Errno(libc::ENOENT | libc::ESTALE)) => {
                 fs.drop_idle_draft(&again);
@@ -412,6 +450,7 @@ impl FileSystem {
     /// When something could not be published or made durable.
     pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
+        self.appends.stop();
         self.keeper.begin_to_stop();
         self.vault.stop_counting();
         if ending != Ending::Aborted {
@@ -479,6 +518,15 @@ impl FileSystem {
                 self.publish_unattended(&node, pending, source, 0);
             }
         }
+    }
+}
+
+/// What could not be stored is not tried again at once.
+fn put_off(node: &OpenNode, source: Source) {
+    if source == Source::Appended
+        && let Some(shared) = &mut node.lock().shared
+    {
+        shared.put_off();
     }
 }
 

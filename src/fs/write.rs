@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, Publication};
+use crate::vault::{Content, LastChunk, Publication};
 
+use super::blocks::{BLOCK, Blocks};
 use super::draft::Draft;
 use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
@@ -161,6 +162,7 @@ impl FileSystem {
                 Some(own) => own.wrote = edits,
                 None => outcome = Err(Errno(libc::EBADF)),
             }
+            self.watch_appended(handle.node.id, &mut state);
         }
         Some(outcome)
     }
@@ -170,20 +172,36 @@ impl FileSystem {
         if state.shared.is_some() {
             return Ok(());
         }
-        let content = match base {
-            Base::Nothing => SecretBytes::zeroed(0)?,
-            Base::Copy => match self.vault.content(id, u64::MAX)?.1 {
-                Content::Whole { bytes, .. } => bytes,
-                Content::Unpublished => SecretBytes::zeroed(0)?,
-                Content::Pieces(_) => return Err(Errno(libc::EIO)),
-            },
+        let is_first = self.node(id)?.file()?.version == 0;
+        let blocks = match base {
+            Base::Copy if !is_first => self.published(id)?,
+            _ => Blocks::zeroed(0, &self.budget)?,
         };
-        state.shared = Some(self.new_draft(content, Publication::InPlace)?);
+        let draft = self.new_draft(blocks, Publication::InPlace);
+        state.shared = Some(match (is_first, base) {
+            (true, _) => draft.first(),
+            (false, Base::Nothing) => draft.cut(),
+            (false, Base::Copy) => draft,
+        });
         // What was written to the draft before this one was published with it.
         for handle in state.handles.values_mut().filter(|h| h.own.is_none()) {
             handle.wrote = 0;
         }
         Ok(())
+    }
+
+    /// A copy of what is published.
+    fn published(&self, id: u64) -> Result<Blocks, Errno> {
+        match self.vault.content(id, BLOCK as u64)?.1 {
+            Content::Whole { bytes, .. } => Blocks::of(bytes, &self.budget),
+            Content::Pieces(version) => {
+                let mut last = LastChunk::default();
+                Blocks::filled(version.length(), &self.budget, |offset, out| {
+                    Ok(self.vault.read_at(&version, offset, out, &mut last)?)
+                })
+            }
+            Content::Unpublished => Blocks::zeroed(0, &self.budget),
+        }
     }
 
     /// fallocate(2): extends, or zeroes a range.
@@ -210,14 +228,7 @@ impl FileSystem {
             return done(Err(Errno(libc::EFBIG)));
         };
         match self.with_draft(fh, &handle, Base::Copy, |draft| {
-            // First what may fail.
-            if !keep_size && end > draft.len() {
-                draft.truncate(end)?;
-            }
-            if zero {
-                draft.zero(offset, length)?;
-            }
-            Ok(())
+            draft.allocate(end, !keep_size, zero.then_some(offset))
         }) {
             Some(outcome) => done(outcome),
             None => {

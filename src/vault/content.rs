@@ -39,18 +39,60 @@ impl Extent {
     }
 }
 
-/// Seals `content` as `version` of `node`: the version's record and its chunks.
+/// A content that is being sealed, and need not lie in one place.
+struct Rest<'a> {
+    parts: &'a [&'a [u8]],
+    /// How much of the first of them is sealed.
+    sealed: usize,
+}
+
+impl<'a> Rest<'a> {
+    /// The next bytes; `None` if fewer than `length` lie in one place.
+    fn next(&mut self, length: usize) -> Option<&'a [u8]> {
+        let next = self.first()?.get(..length)?;
+        self.sealed += length;
+        Some(next)
+    }
+
+    /// Copies the next bytes to the beginning of `out`, as far as there are any.
+    fn copy_to(&mut self, out: &mut [u8]) {
+        let mut filled = 0;
+        while filled < out.len()
+            && let Some(first) = self.first()
+        {
+            let length = first.len().min(out.len() - filled);
+            out[filled..filled + length].copy_from_slice(&first[..length]);
+            self.sealed += length;
+            filled += length;
+        }
+    }
+
+    /// What comes next in one place; `None` at the end.
+    fn first(&mut self) -> Option<&'a [u8]> {
+        while let Some((first, others)) = self.parts.split_first() {
+            match first.get(self.sealed..) {
+                Some(rest) if !rest.is_empty() => return Some(rest),
+                _ => (self.parts, self.sealed) = (others, 0),
+            }
+        }
+        None
+    }
+}
+
+/// Seals a content, which lies in `parts`, as `version` of `node`: the version's record and its
+/// chunks.
 pub(super) fn seal(
     keyring: &Keyring,
     node: NodeId,
     version: u64,
-    content: &[u8],
+    parts: &[&[u8]],
 ) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
     let vault = keyring.vault();
     let key = SecretKey::generate()?;
     let (generation, wrapped) = keyring.wrap(node, Role::Content { version }, &key)?;
     let key = ContentKey(key);
-    let extent = Extent::of(content.len() as u64)?;
+    let length = parts.iter().map(|part| part.len() as u64).sum();
+    let extent = Extent::of(length)?;
     let plain = codec::encode(&extent);
     let sealed =
         VersionKey::derive(&key).seal(vault, Context::Version { node, version }, &plain)?;
@@ -63,7 +105,8 @@ pub(super) fn seal(
     };
 
     let key = ChunkKey::derive(&key);
-    let padded = padded_content(content.len() as u64) as usize;
+    let padded = padded_content(length) as usize;
+    let mut rest = Rest { parts, sealed: 0 };
     let chunks = (0..extent.chunks)
         .map(|index| {
             let start = index as usize * CHUNK;
@@ -75,12 +118,11 @@ pub(super) fn seal(
                 index,
                 last,
             };
-            if let Some(plain) = content.get(start..end) {
+            if let Some(plain) = rest.next(end - start) {
                 return Ok(key.seal(vault, context, plain)?);
             }
-            let rest = content.get(start..).unwrap_or_default();
             let mut plain = SecretBytes::zeroed(end - start)?;
-            plain[..rest.len()].copy_from_slice(rest);
+            rest.copy_to(&mut plain);
             Ok(key.seal(vault, context, &plain)?)
         })
         .collect::<Result<_, VaultError>>()?;
@@ -128,7 +170,7 @@ pub(super) fn reencrypt(
     record: &KeyedRecord,
 ) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
     let content = Version::open(keyring, node, version, record)?.whole(records, None)?;
-    seal(keyring, node, version, &content)
+    seal(keyring, node, version, &[&content])
 }
 
 /// Whether a version's content key can be had; nothing else of it is looked at.

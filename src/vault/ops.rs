@@ -362,13 +362,28 @@ impl Tx<'_> {
         modified: Option<Timestamp>,
         keep: &[u64],
     ) -> Result<u64, VaultError> {
+        self.publish_parts(node, &[content], publication, modified, keep)
+    }
+
+    /// As [`publish`](Self::publish), for a content that does not lie in one place.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn publish_parts(
+        &mut self,
+        node: NodeId,
+        parts: &[&[u8]],
+        publication: Publication,
+        modified: Option<Timestamp>,
+        keep: &[u64],
+    ) -> Result<u64, VaultError> {
         let now = self.now;
         let version = self.node(node)?.file()?.version + 1;
-        self.put_version(node, version, content)?;
+        self.put_version(node, version, parts)?;
         let attributes = &mut self.change(node)?.attributes;
         if let Body::File(file) = &mut attributes.body {
             file.version = version;
-            file.size = content.len() as u64;
+            file.size = parts.iter().map(|part| part.len() as u64).sum();
             if publication == Publication::Replacement {
                 file.replaced = version;
             }

@@ -422,7 +422,7 @@ impl<'a> Repair<'a> {
             }),
         );
         let new = tx.create_node(Kind::File, attributes)?;
-        tx.put_version(new, 1, content)?;
+        tx.put_version(new, 1, &[content])?;
         let known = self.names.get(&id).cloned();
         self.adopt(
             tx,

@@ -616,9 +616,9 @@ fn a_version_opens_in_its_own_place_only() {
 fn a_chunk_opens_in_its_own_place_only() {
     let keyring = keyring();
     let text: Vec<u8> = (0..3 * content::CHUNK).map(|at| at as u8).collect();
-    let (record, chunks) = content::seal(&keyring, FILE, 1, &text).unwrap();
+    let (record, chunks) = content::seal(&keyring, FILE, 1, &[&text]).unwrap();
     assert_eq!(chunks.len(), 3);
-    let (_, others) = content::seal(&keyring, FILE, 2, &text).unwrap();
+    let (_, others) = content::seal(&keyring, FILE, 2, &[&text]).unwrap();
     let reads = |chunks: &[Vec<u8>]| {
         let version = Version::open(&keyring, FILE, 1, &record).unwrap();
         let (_dir, store) = stored(1, &record, chunks);
@@ -637,7 +637,7 @@ fn a_chunk_opens_in_its_own_place_only() {
     assert!(reads(&with(1, &others[1])).is_err());
     assert!(reads(&chunks[..2]).is_err());
     // A length that was cut off: the extent is another version's.
-    let (short, _) = content::seal(&keyring, FILE, 1, &text[..100]).unwrap();
+    let (short, _) = content::seal(&keyring, FILE, 1, &[&text[..100]]).unwrap();
     let cut = KeyedRecord {
         generation: 1,
         value: [&record.value[..72], &short.value[72..]].concat(),
@@ -645,6 +645,37 @@ fn a_chunk_opens_in_its_own_place_only() {
     assert!(Version::open(&keyring, FILE, 1, &cut).is_err());
     // The same under another generation's wrap: contents do not depend on it.
     assert!(Version::open(&foreign_vault(), FILE, 1, &record).is_err());
+}
+
+#[test]
+fn a_content_that_lies_in_several_places_is_sealed_as_one() {
+    let keyring = keyring();
+    let text: Vec<u8> = (0..3 * content::CHUNK + 1000).map(|at| at as u8).collect();
+    for ends in [
+        &[
+            0,
+            0,
+            1,
+            content::CHUNK - 1,
+            content::CHUNK + 1,
+            2 * content::CHUNK,
+        ][..],
+        &[content::CHUNK, 3 * content::CHUNK],
+        &[3 * content::CHUNK + 999],
+        &[],
+    ] {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for end in ends.iter().copied().chain([text.len()]) {
+            parts.push(&text[start..end]);
+            start = end;
+        }
+        let (record, chunks) = content::seal(&keyring, FILE, 1, &parts).unwrap();
+        let version = Version::open(&keyring, FILE, 1, &record).unwrap();
+        let (_dir, store) = stored(1, &record, &chunks);
+        let whole = store::read(&store, |records| version.whole(records, None)).unwrap();
+        assert!(whole[..] == text, "{ends:?}");
+    }
 }
 
 #[test]

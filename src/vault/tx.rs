@@ -412,14 +412,14 @@ impl<'a> Tx<'a> {
 
     // --- versions and orphans ----------------------------------------------------------------
 
-    /// Stores a content as a new version.
+    /// Stores a content, which lies in `parts`, as a new version.
     pub(super) fn put_version(
         &mut self,
         node: NodeId,
         version: u64,
-        content: &[u8],
+        parts: &[&[u8]],
     ) -> Result<(), VaultError> {
-        let (record, chunks) = content::seal(self.keyring, node, version, content)?;
+        let (record, chunks) = content::seal(self.keyring, node, version, parts)?;
         self.ops.push(Op::PutVersion {
             node,
             version,

@@ -205,6 +205,7 @@ fn serve(
         max_memory,
         // The reference knows no time.
         end_patience,
+        appends_after: Duration::from_secs(3600),
         rotate_every: None,
         verify: "before",
         verify_every: Duration::from_secs(60),

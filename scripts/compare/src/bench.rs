@@ -24,6 +24,7 @@ pub enum Unit {
     MegabytesPerSecond,
     Megabytes,
     Calls,
+    Times,
 }
 
 impl Unit {
@@ -35,6 +36,7 @@ impl Unit {
             Self::MegabytesPerSecond => "MB/s",
             Self::Megabytes => "MB",
             Self::Calls => "calls",
+            Self::Times => "×",
         }
     }
 

@@ -22,7 +22,7 @@ use clap::Parser;
 
 use bench::Bench;
 use systems::Setting;
-use work::{fresh, large, programs, read, replace, scale, start};
+use work::{drafts, fresh, large, programs, read, replace, scale, start};
 
 /// Why the run ended, in words.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ fn main() -> ExitCode {
 type Work = fn(&mut Bench) -> Result<(), Failure>;
 
 /// The names that `--only` knows, in the order of the run, and what measures them.
-const WORK: [(&str, Work); 16] = [
+const WORK: [(&str, Work); 17] = [
     ("read-pinned", |b| read::one_thread(b, true)),
     ("read", |b| read::one_thread(b, false)),
     ("read-8", |b| read::many_threads(b, 8)),
@@ -122,6 +122,7 @@ const WORK: [(&str, Work); 16] = [
     ("replace-8", |b| replace::measure(b, 8)),
     ("syncs", replace::count_syncs),
     ("large", large::measure),
+    ("large-draft", drafts::measure),
     ("start-100", |b| start::first_secret(b, "start-100")),
     ("start-10000", |b| start::first_secret(b, "start-10000")),
     ("start-100000", |b| start::first_secret(b, "start-100000")),

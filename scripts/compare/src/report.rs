@@ -84,8 +84,8 @@ pub fn text(bench: &Bench) -> String {
 }
 
 fn has_ratio(row: &Row, kind: Kind) -> bool {
-    use crate::bench::Unit::{Calls, Megabytes};
-    kind != Kind::Secretfs && !matches!(row.unit, Calls | Megabytes)
+    use crate::bench::Unit::{Calls, Megabytes, Times};
+    kind != Kind::Secretfs && !matches!(row.unit, Calls | Megabytes | Times)
 }
 
 /// For the README.

@@ -198,7 +198,7 @@ impl<'a> System<'a> {
                     command.args(["--threads", &threads.to_string()]);
                 }
                 if large {
-                    command.args(["--max-secret-size", "128M", "--max-memory", "512M"]);
+                    command.args(["--max-secret-size", "256M", "--max-memory", "1G"]);
                 }
             }
             Kind::Gocryptfs | Kind::GocryptfsX => {
@@ -249,7 +249,7 @@ impl<'a> System<'a> {
         self.mount_for(false)
     }
 
-    /// Mounts it, with room for files of 64 MiB if they are `large`.
+    /// Mounts it, with room for files of 128 MiB if they are `large`.
     pub fn mount_for(&self, large: bool) -> Result<Mounted, Failure> {
         let mut command = self.mount_command(large)?;
         let point = self.point();

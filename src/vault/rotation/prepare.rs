@@ -124,6 +124,6 @@ fn content_anew(
         return Ok(None);
     }
     let content = version.whole(records, first.as_deref())?;
-    let (new, chunks) = content::seal(keyring, node, number, &content)?;
+    let (new, chunks) = content::seal(keyring, node, number, &[&content])?;
     Ok(Some((version.length(), new, chunks)))
 }

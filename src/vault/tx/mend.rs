@@ -78,7 +78,7 @@ impl Tx<'_> {
         old: KeyedRecord,
         content: &SecretBytes,
     ) -> Result<(), VaultError> {
-        let (new, chunks) = content::seal(self.keyring, node, version, content)?;
+        let (new, chunks) = content::seal(self.keyring, node, version, &[content])?;
         self.ops.push(Op::ReplaceVersion {
             node,
             version,

@@ -1,5 +1,6 @@
 //! The kinds of work that are measured.
 
+pub mod drafts;
 pub mod fresh;
 pub mod large;
 pub mod programs;
