@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Node, VaultError};
+use crate::vault::{Node, ROOT, VaultError};
 
 use super::handles::{Access, Pin};
 use super::open::Opened;
@@ -30,6 +30,7 @@ const NODES: usize = 64;
 const UNSEEN: u32 = 0;
 
 /// What was found for a thread.
+#[derive(Clone)]
 struct Held {
     node: Arc<Node>,
     /// Of a file.
@@ -149,12 +150,11 @@ impl Askers {
         asker.is_some_and(|asker| asker.held.iter().any(|held| held.node.id == id))
     }
 
-    /// A file that is held for `thread`, as it was found last.
-    fn file(&self, thread: u32, id: NodeId) -> Option<(Arc<Node>, Result<Option<Pin>, Errno>)> {
+    /// What is held for `thread` of a file, as it was found last.
+    fn file(&self, thread: u32, id: NodeId) -> Option<Held> {
         let threads = self.lock();
         let held = &threads.get(&thread)?.held;
-        let found = held.iter().rfind(|held| held.node.id == id)?;
-        Some((Arc::clone(&found.node), found.content.clone()))
+        held.iter().rfind(|held| held.node.id == id).cloned()
     }
 }
 
@@ -230,17 +230,19 @@ impl FileSystem {
 
     fn open_held(&self, thread: u32, ino: NodeId, access: Access) -> Result<Opened, Errno> {
         let held = self.askers.file(thread, ino);
-        let (node, content) = held.ok_or(Errno(libc::ESTALE))?;
-        let pin = content?;
+        let held = held.ok_or(Errno(libc::ESTALE))?;
+        let pin = held.content?;
         let (fh, handle) = self.table.open(ino, access, None)?;
-        handle.node.lock().settle_beside_writer(fh, node, pin);
+        let mut state = handle.node.lock();
+        state.settle_beside_writer(fh, held.node, pin);
         Ok(Opened { fh, flushes: false })
     }
 
     /// What `thread` is told when it has asked, beside a writer, for a node that is gone.
     pub fn gone_for(&self, thread: u32, ino: NodeId, error: Errno) -> Errno {
         match error {
-            Errno(libc::ESTALE) => self.askers.missed(thread, ino),
+            // No writer removes the top directory.
+            Errno(libc::ESTALE) if ino != ROOT => self.askers.missed(thread, ino),
             error => error,
         }
     }
