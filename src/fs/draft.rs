@@ -113,6 +113,15 @@ impl Draft {
         Ok(())
     }
 
+    /// What programs ask for: one that is emptied has nothing of the old content, and replaces it.
+    pub(super) fn cut(&mut self, size: u64) -> Result<(), Errno> {
+        self.truncate(size)?;
+        if size == 0 {
+            self.publication = Publication::Replacement;
+        }
+        Ok(())
+    }
+
     /// Zeroes a range, as far as the draft reaches.
     pub(super) fn zero(&mut self, offset: u64, length: u64) -> Result<(), Errno> {
         let end = offset.saturating_add(length).min(self.len());

@@ -254,7 +254,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let _at_work = self.begin(request);
-        self.fs.getattr(ino.0, fh.map(|fh| fh.0), attributes(reply));
+        let fh = fh.map(|fh| fh.0);
+        self.fs
+            .getattr(caller(request), ino.0, fh, attributes(reply));
     }
 
     fn setattr(
@@ -475,6 +477,7 @@ impl fuser::Filesystem for Adapter {
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0),
             kill_set_id: false,
+            pid: request.pid(),
         };
         self.fs.read(
             fh.0,
@@ -505,6 +508,7 @@ impl fuser::Filesystem for Adapter {
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0).filter(|_| !cached),
             kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            pid: request.pid(),
         };
         self.fs.write_flagged(
             fh.0,
@@ -732,7 +736,7 @@ impl fuser::Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         offset: i64,
@@ -741,7 +745,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let sought = u64::try_from(offset)
             .map_err(|_| Errno(libc::EINVAL))
-            .and_then(|offset| self.fs.seek(fh.0, offset, whence));
+            .and_then(|offset| self.fs.seek(caller(request), fh.0, offset, whence));
         match sought {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(error.into()),
@@ -767,6 +771,7 @@ impl fuser::Filesystem for Adapter {
             Err(error) => reply.error(error.into()),
         });
         self.fs.copy_range(
+            caller(request),
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),
             length,

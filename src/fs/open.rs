@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
 use crate::store::{Durability, NodeId};
-use crate::vault::{Kind, NewNode, Node, Publication};
+use crate::vault::{Kind, NewNode, Publication};
 
 use super::control;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
+use super::told::Shown;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
 
 /// An open file.
@@ -47,7 +48,7 @@ impl FileSystem {
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = fs.open_settled(ino, access, opener, truncate);
+            let opened = fs.open_settled(ino, access, (caller.pid, opener), truncate);
             match opened.is_ok() && truncate {
                 true => fs.without_set_id_bits(caller, ino, done)(opened),
                 false => done(opened),
@@ -59,14 +60,12 @@ impl FileSystem {
         self: &Arc<Self>,
         ino: NodeId,
         access: Access,
-        opener: Option<u32>,
+        (thread, opener): (u32, Option<u32>),
         truncate: bool,
     ) -> Result<Opened, Errno> {
         // Registered first: from here on the node is not deleted.
         let (fh, handle) = self.table.open(ino, access, opener)?;
-        let begun = self
-            .node(ino)
-            .and_then(|node| self.begin(fh, &handle, &node, truncate));
+        let begun = self.begin(fh, &handle, thread, truncate);
         if let Err(error) = begun {
             self.table.discard(fh);
             self.tidy(ino);
@@ -82,29 +81,50 @@ impl FileSystem {
         &self,
         fh: FileHandle,
         handle: &Handle,
-        node: &Node,
+        thread: u32,
         truncate: bool,
     ) -> Result<(), Errno> {
-        node.file()?;
+        let ino = handle.node.id;
         if self.vault.is_read_only() {
+            self.node(ino)?.file()?;
             // Another process may delete the version at any time.
-            return self.load_at_open(fh, handle);
+            return self.load_at_open(fh, handle, thread);
         }
-        if !truncate {
-            return Ok(());
+        if truncate {
+            self.node(ino)?.file()?;
+            self.must_have_room()?;
         }
-        self.must_have_room()?;
         let mut state = handle.node.lock();
-        // Looked at under the lock: a first version may have been published until just now.
-        if state.publishing > 0 || self.node(node.id)?.file()?.version > 0 {
+        // Looked at under the lock: a version may have been published until just now, or be about to
+        // go.
+        let file = *self.node(ino)?.file()?;
+        let settled = state.publishing == 0;
+        if let Some(own) = state.handles.get_mut(&fh) {
+            own.reading.thread = thread;
+        }
+        if truncate {
+            state.spoil_mapped();
+            state.believed = Some(0);
+        } else {
+            state.believed.get_or_insert(file.size);
+        }
+        if truncate && (!settled || file.version > 0) {
             let empty = SecretBytes::zeroed(0)?;
             let mut own = self.new_draft(empty, Publication::Replacement)?;
             own.touch();
             if let Some(handle) = state.handles.get_mut(&fh) {
                 handle.own = Some(own);
             }
-        } else if let Some(shared) = state.shared.as_mut().filter(|shared| shared.len() > 0) {
-            shared.truncate(0)?;
+        } else if truncate {
+            if let Some(shared) = state.shared.as_mut().filter(|shared| shared.len() > 0) {
+                shared.truncate(0)?;
+            }
+        } else if !handle.access.write
+            && settled
+            && file.version > 0
+            && let Some(own) = state.handles.get_mut(&fh)
+        {
+            own.reading.fresh = Some(Shown::of(&file));
         }
         Ok(())
     }
@@ -142,7 +162,7 @@ impl FileSystem {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                let opened = fs.open_settled(attr.ino, access, opener, false);
+                let opened = fs.open_settled(attr.ino, access, (caller.pid, opener), false);
                 done(opened.map(|opened| (attr, opened)));
             }
             // Somebody was faster.

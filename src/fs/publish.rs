@@ -94,6 +94,10 @@ impl FileSystem {
             return done(Ok(()));
         };
         own.flushed = true;
+        if own.spoiled {
+            drop(state);
+            return done(Err(self.spoiled(handle.node.id)));
+        }
         let wrote = own.wrote;
         let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);
@@ -116,6 +120,15 @@ impl FileSystem {
         self.publish(&handle.node, pending, source, Awaited::Yes, done);
     }
 
+    /// Why a draft is not published: it may lack what was written to a mapping.
+    fn spoiled(&self, node: NodeId) -> Errno {
+        tracing::error!(
+            "what was written to node {node} through a mapping is lost, and what was there stays: \
+             another program emptied the file meanwhile; write it again"
+        );
+        Errno(libc::EIO)
+    }
+
     /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
     pub fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
         if control::is_control_handle(fh) {
@@ -126,6 +139,10 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let mut state = handle.node.lock();
+        if state.handles.get(&fh).is_some_and(|own| own.spoiled) {
+            drop(state);
+            return done(Err(self.spoiled(handle.node.id)));
+        }
         let is_own = state.handles.get(&fh).is_some_and(|h| h.own.is_some());
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
         match draft.map(|draft| Pending::of(draft)) {
@@ -192,20 +209,23 @@ impl FileSystem {
             if let Some(version) = job.only_over
                 && tx.current_version(id)? != version
             {
-                return Ok(false);
+                return Ok(None);
             }
-            tx.publish(id, &job.bytes, job.publication, job.modified, &keep)?;
-            Ok(true)
+            let published = tx.publish(id, &job.bytes, job.publication, job.modified, &keep);
+            published.map(Some)
         };
-        let done = move |outcome: Result<bool, VaultError>| {
-            if matches!(outcome, Ok(true)) {
+        let done = move |outcome: Result<Option<u64>, VaultError>| {
+            if let Ok(Some(version)) = outcome {
                 fs.counters.published.fetch_add(1, Ordering::Relaxed);
                 fs.note_published(&node, &pending, source);
+                if source == Source::Shared {
+                    node.lock().name_pages(version);
+                }
             }
             fs.settle(&node);
             done(match super::told(outcome) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Errno(libc::ESTALE)),
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
             });
         };
@@ -227,11 +247,15 @@ impl FileSystem {
             Source::Shared => {
                 if let Some(shared) = &mut state.shared {
                     shared.note_published(pending.edits);
+                    if !shared.is_unpublished() {
+                        // What is written from here on edits it.
+                        shared.publication = Publication::InPlace;
+                    }
                 }
             }
             Source::Nobody => {}
         }
-        let replaced = pending.publication == Publication::Replacement;
+        let replaced = source != Source::Shared && pending.publication == Publication::Replacement;
         let idle = !state.has_writers_in_place();
         // A replacement leaves an in-place draft with changes of its own alone: if that is
         // published later, it wins whole. One without changes begins anew with the new content.
@@ -284,7 +308,17 @@ impl FileSystem {
     fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source)> {
         let mut state = node.lock();
         let own = state.handles.remove(&fh)?;
+        state.pages.let_go(fh);
         let draft = match &own.own {
+            Some(draft) if own.spoiled => {
+                if draft.is_unpublished() {
+                    self.spoiled(node.id);
+                    self.counters
+                        .failed_publications
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                None
+            }
             Some(draft) => Some((draft, Source::Nobody)),
             None if own.write && !state.has_writers_in_place() => {
                 state.shared.as_ref().map(|shared| (shared, Source::Shared))
