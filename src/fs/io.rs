@@ -79,6 +79,12 @@ impl FileSystem {
             if !matches!(view, View::Unsettled)
                 && let Err(error) = self.admit_to_pages(&handle.node, fh, version)
             {
+                // Nothing was read, and the kernel tries again.
+                if let Some(own) = handle.node.lock().handles.get_mut(&fh)
+                    && !own.write
+                {
+                    own.reading.fresh = own.pin.as_ref().map(Shown::of_pin);
+                }
                 return done(Err(error));
             }
         }
@@ -188,17 +194,22 @@ impl FileSystem {
         let Some(pin) = pin else {
             return Next::Current;
         };
-        // Where pages of it may be mapped, those of another would mix with them.
-        let is_mapped = transfer.lock_owner.is_none() && state.pages.source().is_some();
-        let moves = if pin.version == file.version || is_mapped {
-            false
-        } else if handle.access.write {
-            true
-        } else if offset == 0 {
-            !reading.held || self.is_locked(handle.node.id)
-        } else {
-            waits || pin.version >= file.replaced
-        };
+        if offset == 0 && !handle.access.write && pin.version != file.version {
+            if reading.held && !self.is_locked(handle.node.id) {
+                return Next::Pinned(pin);
+            }
+            // The beginning again: what was told last, or the newest. A page may be missing from a
+            // mapping of the one before, so for pages it must have been told.
+            let told = state.told_again(Shown::of_pin(&pin), transfer.pid);
+            return match told.filter(|_| !self.is_locked(handle.node.id)) {
+                Some(told) => Next::Pinned(told),
+                None if transfer.lock_owner.is_none() => Next::Pinned(pin),
+                None => Next::Current,
+            };
+        }
+        let moves = pin.version != file.version
+            && (handle.access.write
+                || transfer.lock_owner.is_some() && (waits || pin.version >= file.replaced));
         match moves {
             true => Next::Current,
             false => Next::Pinned(pin),

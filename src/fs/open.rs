@@ -48,7 +48,12 @@ impl FileSystem {
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = fs.open_settled(ino, access, (caller.pid, opener), truncate);
+            let opened = match fs.open_settled(ino, access, (caller.pid, opener), truncate) {
+                // Somebody has begun to publish since.
+                Ok(None) => return fs.open(caller, ino, flags, done),
+                Ok(Some(opened)) => Ok(opened),
+                Err(error) => Err(error),
+            };
             match opened.is_ok() && truncate {
                 true => fs.without_set_id_bits(caller, ino, done)(opened),
                 false => done(opened),
@@ -62,33 +67,35 @@ impl FileSystem {
         access: Access,
         (thread, opener): (u32, Option<u32>),
         truncate: bool,
-    ) -> Result<Opened, Errno> {
+    ) -> Result<Option<Opened>, Errno> {
         // Registered first: from here on the node is not deleted.
         let (fh, handle) = self.table.open(ino, access, opener)?;
         let begun = self.begin(fh, &handle, thread, truncate);
-        if let Err(error) = begun {
+        if !matches!(begun, Ok(true)) {
             self.table.discard(fh);
             self.tidy(ino);
-            return Err(error);
         }
-        Ok(Opened {
+        let opened = Opened {
             fh,
             flushes: access.write,
-        })
+        };
+        Ok(begun?.then_some(opened))
     }
 
+    /// `false` if a reader has to wait for a publication.
     fn begin(
         &self,
         fh: FileHandle,
         handle: &Handle,
         thread: u32,
         truncate: bool,
-    ) -> Result<(), Errno> {
+    ) -> Result<bool, Errno> {
         let ino = handle.node.id;
         if self.vault.is_read_only() {
             self.node(ino)?.file()?;
             // Another process may delete the version at any time.
-            return self.load_at_open(fh, handle, thread);
+            self.load_at_open(fh, handle, thread)?;
+            return Ok(true);
         }
         if truncate {
             self.node(ino)?.file()?;
@@ -99,6 +106,9 @@ impl FileSystem {
         // go.
         let file = *self.node(ino)?.file()?;
         let settled = state.publishing == 0;
+        if !settled && !handle.access.write {
+            return Ok(false);
+        }
         if let Some(own) = state.handles.get_mut(&fh) {
             own.reading.thread = thread;
         }
@@ -120,13 +130,12 @@ impl FileSystem {
                 shared.truncate(0)?;
             }
         } else if !handle.access.write
-            && settled
             && file.version > 0
             && let Some(own) = state.handles.get_mut(&fh)
         {
             own.reading.fresh = Some(Shown::of(&file));
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn new_draft(
@@ -162,8 +171,15 @@ impl FileSystem {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                let opened = fs.open_settled(attr.ino, access, (caller.pid, opener), false);
-                done(opened.map(|opened| (attr, opened)));
+                match fs.open_settled(attr.ino, access, (caller.pid, opener), false) {
+                    // Somebody has been faster, and publishes.
+                    Ok(None) => {
+                        let flags = flags & !libc::O_EXCL;
+                        fs.open_existing(caller, parent, &retry_name, flags, done);
+                    }
+                    Ok(Some(opened)) => done(Ok((attr, opened))),
+                    Err(error) => done(Err(error)),
+                }
             }
             // Somebody was faster.
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {

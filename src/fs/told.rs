@@ -136,14 +136,12 @@ impl HandleState {
 impl NodeState {
     /// Versions that somebody was told of, and may read first.
     pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
-        let fresh = self.handles.values().filter_map(|h| h.reading.fresh);
-        let before = versions.len();
-        versions.extend(fresh.map(|fresh| fresh.version));
-        match versions.len() > before {
-            true => versions.extend(self.told.0.iter().map(|(_, pin)| pin.version)),
-            // Nobody is about to read for the first time.
-            false => self.told.0.clear(),
+        if !self.handles.values().any(|own| !own.write) {
+            self.told.0.clear();
         }
+        let fresh = self.handles.values().filter_map(|h| h.reading.fresh);
+        versions.extend(fresh.map(|fresh| fresh.version));
+        versions.extend(self.told.0.iter().map(|(_, pin)| pin.version));
     }
 
     /// Whether a reader is going to read another version than the one that is current.
@@ -162,6 +160,21 @@ impl NodeState {
         let opener = self.handles.get(&fh).map(|own| own.reading.thread);
         let told = self.told.to_process_of(thread, opener == Some(thread))?;
         (told.version > fresh.version).then(|| told.clone())
+    }
+
+    /// What a thread was told last, if that is not older than what it has settled on. Once: what it
+    /// reads at the beginning after that is newer.
+    pub(super) fn told_again(&mut self, pinned: Shown, thread: u32) -> Option<Pin> {
+        let mut told = self.told.0.iter();
+        let at = told.position(|(known, _)| *known == thread && thread != 0)?;
+        let (_, told) = self.told.0.remove(at);
+        (told.version >= pinned.version).then_some(told)
+    }
+
+    /// Whether a thread has a handle that it may read again from the beginning.
+    fn may_read_again(&self, thread: u32) -> bool {
+        let mut handles = self.handles.values().filter(|own| !own.write);
+        thread != 0 && handles.any(|own| own.reading.thread == thread && own.pin.is_some())
     }
 
     /// The kernel takes the file to reach at least so far.
@@ -460,7 +473,10 @@ impl FileSystem {
             state.believed = Some(attr.size);
             return Ok(Some(for_all(attr)));
         }
-        if let Some((_, draft)) = state.draft_of_process(caller.pid, &self.place(ino)) {
+        let draft = state.draft_of_process(caller.pid, &self.place(ino));
+        // What is published is the same for all.
+        let is_own = |draft: &Draft| draft.is_unpublished() || draft.len() != attr.size;
+        if let Some((_, draft)) = draft.filter(|(_, draft)| is_own(draft)) {
             attr.size = draft.len();
             show_times(&mut attr, draft);
             state.believed = Some(attr.size);
@@ -477,6 +493,8 @@ impl FileSystem {
             }
             (attr.size, attr.version) = (pin.length, pin.version);
             state.told.note(caller.pid, pin);
+        } else if !self.vault.is_read_only() && state.may_read_again(caller.pid) {
+            state.told.note(caller.pid, Shown::of(file).pin());
         }
         let sizing = state.sizing_draft().map(Draft::len);
         let believed_by_all = sizing.is_none_or(|length| length == attr.size);

@@ -2,7 +2,7 @@
 //! replace and to read one.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -68,11 +68,7 @@ impl How {
 pub enum Look {
     /// As many bytes as fstat tells.
     BySize,
-    /// The same from a descriptor that stays open, from its beginning.
-    Again,
-    /// As many as there are before the end that is sought, as musl's and Python's files do.
-    ByEnd,
-    /// The same as glibc's files do, which read the last piece first.
+    /// As many as there are before the end, as glibc's files do: they read the last piece first.
     LastFirst,
     /// Until there are no more.
     UntilEnd,
@@ -80,10 +76,8 @@ pub enum Look {
     ByMapping,
 }
 
-pub const LOOKS: [Look; 6] = [
+pub const LOOKS: [Look; 4] = [
     Look::BySize,
-    Look::Again,
-    Look::ByEnd,
     Look::LastFirst,
     Look::UntilEnd,
     Look::ByMapping,
@@ -96,20 +90,16 @@ impl Look {
         let told = |file: &File| file.metadata().expect("told").len() as usize;
         match self {
             Self::BySize => Some(exactly(&file, told(&file))),
-            Self::Again => {
-                exactly(&file, told(&file));
-                Some(exactly(&file, told(&file)))
-            }
-            Self::ByEnd => {
-                let end = file.seek(SeekFrom::End(0)).expect("sought") as usize;
-                Some(exactly(&file, end))
-            }
             Self::LastFirst => {
                 let end = told(&file);
                 let last = end & !4095;
                 let mut piece = vec![0; 4096];
                 let count = file.read_at(&mut piece, last as u64).expect("readable");
                 assert_eq!(count, (end - last).min(4096), "of the last piece");
+                if last == 0 {
+                    piece.truncate(count);
+                    return Some(piece);
+                }
                 Some(exactly(&file, end))
             }
             Self::UntilEnd => {
