@@ -13,7 +13,7 @@ use super::Errno;
 use super::budget::Reservation;
 use super::draft::Draft;
 use super::pages::Pages;
-use super::told::{Reading, Told};
+use super::readings::{Reading, Told};
 
 /// A file handle: what the kernel passes with every request for an open file.
 pub type FileHandle = u64;

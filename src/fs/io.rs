@@ -6,7 +6,7 @@ use crate::crypto::SecretBytes;
 use crate::vault::{Content, FileBody, LastChunk, Version};
 
 use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
-use super::told::Shown;
+use super::readings::Shown;
 use super::{Errno, FileHandle, FileSystem};
 use super::{control, descriptors};
 
@@ -142,14 +142,18 @@ impl FileSystem {
                 None => return Ok(View::Nothing),
             },
         };
-        let loaded = state.loaded.get(&pin.version);
-        let loaded = loaded.and_then(std::sync::Weak::upgrade);
+        let state = &mut *state;
+        state.told.forget(transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
         let settled = own.pin.as_ref().is_some_and(|p| p.version == pin.version);
         if !settled {
-            let loaded = pin.loaded.clone().or(loaded);
+            let known = state.loaded.get(&pin.version);
+            let loaded = pin
+                .loaded
+                .clone()
+                .or_else(|| known.and_then(std::sync::Weak::upgrade));
             own.settle(Some(Pin { loaded, ..pin }));
         }
         let Some(pin) = own.pin.clone() else {

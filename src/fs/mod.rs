@@ -5,6 +5,7 @@
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
 mod attributes;
+mod authors;
 mod budget;
 mod command;
 mod control;
@@ -23,6 +24,7 @@ mod pages;
 mod process;
 mod publish;
 mod readers;
+mod readings;
 mod routine;
 mod told;
 mod watch;

@@ -9,7 +9,7 @@ use crate::vault::{Kind, NewNode, Publication};
 use super::control;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
-use super::told::Shown;
+use super::readings::Shown;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
 
 /// An open file.

@@ -310,24 +310,22 @@ impl FileSystem {
         let own = state.handles.remove(&fh)?;
         state.pages.let_go(fh);
         let draft = match &own.own {
-            Some(draft) if own.spoiled => {
-                if draft.is_unpublished() {
-                    self.spoiled(node.id);
-                    self.counters
-                        .failed_publications
-                        .fetch_add(1, Ordering::Relaxed);
-                }
-                None
-            }
             Some(draft) => Some((draft, Source::Nobody)),
             None if own.write && !state.has_writers_in_place() => {
                 state.shared.as_ref().map(|shared| (shared, Source::Shared))
             }
             None => None,
         };
+        let draft = draft.filter(|(draft, _)| draft.is_unpublished());
+        let is_lost = own.spoiled && draft.is_some();
         let pending = draft
-            .filter(|(draft, _)| draft.is_unpublished())
+            .filter(|_| !is_lost)
             .map(|(draft, source)| (Pending::of(draft), source));
+        if is_lost {
+            self.spoiled(node.id);
+            let failed = &self.counters.failed_publications;
+            failed.fetch_add(1, Ordering::Relaxed);
+        }
         if pending.is_some() {
             state.publishing += 1;
         } else if !state.has_writers_in_place() && state.publishing == 0 {
@@ -490,13 +488,16 @@ impl FileSystem {
             let mut left = Vec::new();
             for (fh, handle) in &state.handles {
                 let own = handle.own.as_ref().filter(|own| own.is_unpublished());
-                if let Some(own) = own.filter(|_| ending == Ending::Orderly) {
+                let is_whole = ending == Ending::Orderly && !handle.spoiled;
+                if let Some(own) = own.filter(|_| is_whole) {
                     left.push((*fh, Pending::of(own), Source::Own(*fh)));
                 }
             }
             // In the order in which they were opened, so that the last opened wins.
             left.sort_by_key(|(fh, ..)| *fh);
-            if let Some(shared) = state.shared.as_ref().filter(|s| s.is_unpublished()) {
+            let is_lost = state.handles.values().any(|h| h.spoiled && h.own.is_none());
+            let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
+            if let Some(shared) = shared.filter(|_| !is_lost) {
                 left.push((0, Pending::of(shared), Source::Shared));
             }
             state.publishing += left.len() as u32;

@@ -714,7 +714,9 @@ impl Reference {
         if node.current.number == 0 {
             return Ok(Vec::new());
         }
-        let (pin, held) = match (handle.fresh.take(), &handle.pin) {
+        let first = handle.fresh.take();
+        let is_first = first.is_some();
+        let (pin, held) = match (first, &handle.pin) {
             // What was told is what is read.
             (Some(fresh), _) => (node.since(&fresh).clone(), true),
             (None, Some(pin)) if !handle.write => {
@@ -729,7 +731,7 @@ impl Reference {
             (None, _) => (node.current.clone(), handle.held),
         };
         let length = pin.bytes.len() as u64;
-        handle.held = held && 0 < offset && offset < length;
+        handle.held = held && 0 < offset && (is_first || offset < length);
         handle.read_to = (offset + size).min(length);
         handle.pin = Some(pin);
         Ok(window(&handle.pin.as_ref().unwrap().bytes, offset, size))
