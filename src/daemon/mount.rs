@@ -55,6 +55,11 @@ pub(crate) enum Unmounted {
 }
 
 impl Mount {
+    /// The device number of its file system, as `major, minor`.
+    pub(crate) fn device(&self) -> (u32, u32) {
+        self.id.device
+    }
+
     /// Mounts on `point` and returns the descriptor from which requests are read.
     pub(crate) fn new(
         point: &Path,

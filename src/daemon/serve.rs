@@ -52,6 +52,13 @@ pub(crate) fn start(
     let session =
         fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
     let notifier = session.notifier();
+    let forgetter = notifier.clone();
+    fs.attach_forgetter(move |node| {
+        // No range of pages: attributes only.
+        if let Err(e) = forgetter.inval_inode(fuser::INodeNo(node), -1, 0) {
+            tracing::debug!("cannot have attributes forgotten: {e}");
+        }
+    });
     fs.attach_notifier(move |node| {
         // All of its pages. A node that the kernel has forgotten has none.
         if let Err(e) = notifier.inval_inode(fuser::INodeNo(node), 0, 0) {

@@ -180,6 +180,7 @@ fn mount_and_serve(
     };
     if let Some(mount) = &mount {
         watch.mounted(mount);
+        fs.attach_device(mount.device());
     }
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;

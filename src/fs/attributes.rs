@@ -84,7 +84,13 @@ impl FileSystem {
     }
 
     /// Attributes of a node, or of what a handle sees.
-    pub fn getattr(self: &Arc<Self>, ino: u64, fh: Option<FileHandle>, done: Done<Attr>) {
+    pub fn getattr(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        fh: Option<FileHandle>,
+        done: Done<Attr>,
+    ) {
         if control::is_control(ino) {
             return done(Ok(self.control_attr(ino)));
         }
@@ -97,14 +103,7 @@ impl FileSystem {
             });
             return self.settled_attr(ino, or_bare);
         }
-        let seen = fh.and_then(|fh| self.size_through(fh));
-        let Some(size) = seen else {
-            return self.settled_attr(ino, done);
-        };
-        done(self.node_or_opened(ino).map(|node| Attr {
-            size,
-            ..self.attr_of(&node)
-        }));
+        self.told_attr(caller, ino, fh, done);
     }
 
     /// A root directory with nothing but the way to the control directory.
@@ -113,18 +112,6 @@ impl FileSystem {
             ino: ROOT,
             ..self.control_attr(control::CONTROL_DIRECTORY)
         }
-    }
-
-    /// The length of what a handle has of its own: a draft, or a version that it has settled on.
-    pub(super) fn size_through(&self, fh: FileHandle) -> Option<u64> {
-        let handle = self.table.get(fh).ok()?;
-        let mut state = handle.node.lock();
-        if let Some(draft) = state.draft_of(fh) {
-            return Some(draft.len());
-        }
-        // One that writes follows what is published until it has a draft.
-        let own = state.handles.get(&fh).filter(|own| !own.write)?;
-        own.pin.as_ref().map(|pin| pin.length)
     }
 
     /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
@@ -152,7 +139,15 @@ impl FileSystem {
         };
         let fs = Arc::clone(self);
         let then: Done<()> = Box::new(move |resized| match resized {
-            Ok(()) => fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done),
+            Ok(()) => {
+                let told = Arc::clone(&fs);
+                // The kernel takes what this tells for the length of the file.
+                let done: Done<Attr> = Box::new(move |attr| match (attr, told.node(ino)) {
+                    (Ok(_), Ok(node)) => done(Ok(told.attr_through(fh, &node))),
+                    (attr, _) => done(attr),
+                });
+                fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
+            }
             Err(error) => done(Err(error)),
         });
         let then = self.without_set_id_bits(caller, ino, then);
@@ -169,7 +164,7 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         match self.with_draft(fh, &handle, Base::for_size(size), |draft| {
-            draft.truncate(size)
+            draft.cut_to(size)
         }) {
             Some(outcome) => done(outcome),
             None => {
@@ -198,7 +193,7 @@ impl FileSystem {
             let is_file = fs.node(ino).and_then(|node| Ok(node.file().map(drop)?));
             let edited = match is_file {
                 Ok(()) => fs.with_draft(fh, &handle, Base::for_size(size), |draft| {
-                    draft.truncate(size)
+                    draft.cut_to(size)
                 }),
                 Err(error) => Some(Err(error)),
             };
@@ -225,24 +220,25 @@ impl FileSystem {
             Ok(node) => node,
             Err(error) => return done(Err(error)),
         };
-        let change = AttributeChange {
+        let mut change = AttributeChange {
             mode: set.mode.or_else(|| mode_after_chown(&node, caller, &set)),
             uid: set.uid,
             gid: set.gid,
             accessed: set.accessed,
             modified: set.modified,
         };
+        if let (Some(modified), Some(open)) = (set.modified, self.table.node(ino)) {
+            let moves = open
+                .lock()
+                .set_modified(caller.pid, &self.place(ino), modified);
+            let is_published = node.file().is_ok_and(|file| file.version > 0);
+            if moves && is_published {
+                // Or it would be told of what is there until then.
+                change.modified = None;
+            }
+        }
         if change == AttributeChange::default() {
             return self.settled_attr(ino, done);
-        }
-        if let (Some(modified), Some(open)) = (set.modified, self.table.node(ino)) {
-            // What was written before is published later, and must not move the time again.
-            let mut state = open.lock();
-            let own = state.handles.values_mut().filter_map(|h| h.own.as_mut());
-            own.for_each(|draft| draft.modified = Some(modified));
-            if let Some(shared) = &mut state.shared {
-                shared.modified = Some(modified);
-            }
         }
         let writer = match self.writer() {
             Ok(writer) => writer,

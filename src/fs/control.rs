@@ -242,6 +242,7 @@ impl FileSystem {
             modified: now,
             changed: now,
             ttl: Duration::ZERO,
+            version: 0,
         }
     }
 

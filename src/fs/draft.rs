@@ -181,6 +181,15 @@ impl Draft {
         Ok(())
     }
 
+    /// What programs ask for: one that is emptied has nothing of the old content, and replaces it.
+    pub(super) fn cut_to(&mut self, size: u64) -> Result<(), Errno> {
+        self.truncate(size)?;
+        if size == 0 {
+            self.publication = Publication::Replacement;
+        }
+        Ok(())
+    }
+
     /// Extends it to `end` bytes if it has fewer, and zeroes what it has from `zeroed` on up to there.
     pub(super) fn allocate(
         &mut self,

@@ -285,8 +285,9 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
+        let fh = fh.map(|fh| fh.0);
         self.fs
-            .getattr(ino.0, fh.map(|fh| fh.0), attributes(asked, reply));
+            .getattr(caller(request), ino.0, fh, attributes(asked, reply));
     }
 
     fn setattr(
@@ -508,6 +509,7 @@ impl fuser::Filesystem for Adapter {
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0),
             kill_set_id: false,
+            pid: request.pid(),
         };
         self.fs.read(
             fh.0,
@@ -538,6 +540,7 @@ impl fuser::Filesystem for Adapter {
         let transfer = Transfer {
             lock_owner: lock_owner.map(|owner| owner.0).filter(|_| !cached),
             kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            pid: request.pid(),
         };
         self.fs.write_flagged(
             fh.0,
@@ -767,7 +770,7 @@ impl fuser::Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: fuser::FileHandle,
         offset: i64,
@@ -777,7 +780,7 @@ impl fuser::Filesystem for Adapter {
         // The kernel asks for data and holes only: as beyond the end, there are none.
         let sought = u64::try_from(offset)
             .map_err(|_| Errno(libc::ENXIO))
-            .and_then(|offset| self.fs.seek(fh.0, offset, whence));
+            .and_then(|offset| self.fs.seek(caller(request), fh.0, offset, whence));
         match sought {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(error.into()),
@@ -803,6 +806,7 @@ impl fuser::Filesystem for Adapter {
             Err(error) => reply.error(error.into()),
         });
         self.fs.copy_range(
+            caller(request),
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),
             length,

@@ -12,6 +12,8 @@ use crate::vault::{LastChunk, Node, OpenFiles, Version};
 use super::Errno;
 use super::budget::Reservation;
 use super::draft::Draft;
+use super::pages::Pages;
+use super::readings::{Reading, Told};
 
 /// A file handle: what the kernel passes with every request for an open file.
 pub type FileHandle = u64;
@@ -67,9 +69,15 @@ pub(super) struct Pin {
 #[derive(Debug, Default)]
 pub(super) struct HandleState {
     pub(super) write: bool,
+    /// It may be mapped for writing.
+    pub(super) maps: bool,
+    /// The process that opened it; `None` when it cannot be seen, or only reads.
+    pub(super) opener: Option<u32>,
     /// A replacement of its own.
     pub(super) own: Option<Draft>,
     pub(super) pin: Option<Pin>,
+    /// What its process may have been told of; of those that only read.
+    pub(super) reading: Reading,
     /// Since when the reader knows the end of what it has pinned.
     ended: Option<Instant>,
     /// A descriptor of it was closed: it may have been the last.
@@ -78,6 +86,12 @@ pub(super) struct HandleState {
     pub(super) wrote: u64,
     /// Lock owners that wrote, for when process ids are not to be seen.
     pub(super) owners: HashSet<u64>,
+    /// Processes that wrote, other than the opener.
+    pub(super) groups: Vec<u32>,
+    /// When its draft's length was last asked for through it.
+    pub(super) sought: Option<Instant>,
+    /// The kernel has thrown away pages that were written to: the draft may lack what they had.
+    pub(super) spoiled: bool,
 }
 
 impl HandleState {
@@ -115,6 +129,11 @@ pub(super) struct NodeState {
     pub(super) loaded: HashMap<u64, Weak<Loaded>>,
     /// Pages may be in the page cache.
     pub(super) paged: bool,
+    pub(super) pages: Pages,
+    /// Who was told of which version, while somebody may still read another.
+    pub(super) told: Told,
+    /// The length that the kernel believes in, as far as it came from here.
+    pub(super) believed: Option<u64>,
     /// Versions before the current one may be in the store.
     kept: bool,
     /// Beside a writer, which may remove it: the node as it was opened.
@@ -142,8 +161,10 @@ impl NodeState {
 
     /// Versions that some handle still reads, to be kept in the store; to be reaped later.
     pub(super) fn keep_pinned(&mut self) -> Vec<u64> {
-        let pins = self.handles.values().filter_map(|h| h.pin.as_ref());
-        let versions: Vec<_> = pins.map(|pin| pin.version).collect();
+        let handles = self.handles.values();
+        let pins = handles.filter_map(|h| h.pin.as_ref().map(|pin| pin.version));
+        let mut versions: Vec<_> = pins.collect();
+        self.add_promised(&mut versions);
         self.kept |= !versions.is_empty();
         versions
     }
@@ -206,6 +227,8 @@ pub(super) struct Handle {
 #[derive(Default)]
 struct Known {
     lookups: u64,
+    /// The version of a file whose attributes the kernel may remember.
+    told: u64,
     /// It lost its last name and is deleted when the kernel forgets it.
     kept: bool,
 }
@@ -258,6 +281,8 @@ impl Table {
         });
         let state = HandleState {
             write: access.write,
+            maps: access.write && access.read,
+            opener,
             ..HandleState::default()
         };
         open.lock().handles.insert(fh, state);
@@ -271,6 +296,11 @@ impl Table {
         let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
         handles.insert(fh, Arc::clone(&handle));
         Ok((fh, handle))
+    }
+
+    /// Handles that are opened from now on have higher numbers.
+    pub(super) fn last(&self) -> FileHandle {
+        self.next.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
@@ -316,18 +346,28 @@ impl Table {
         self.lock().open.values().cloned().collect()
     }
 
-    /// The kernel is about to be told of a node. It is found by a name that nobody can take away
-    /// before the kernel has the answer: whoever looks a name up, or takes one away, holds the lock of
-    /// its directory. Where that is not so (names that a listing has read ahead, nodes by their
-    /// number), the kernel asks anew for what turns out to be gone.
-    pub(super) fn remember(&self, id: NodeId) {
-        self.lock().known.entry(id).or_default().lookups += 1;
+    /// The kernel is about to be told of a node, and of this version of it. It is found by a name that
+    /// nobody can take away before the kernel has the answer: whoever looks a name up, or takes one
+    /// away, holds the lock of its directory. Where that is not so (names that a listing has read ahead,
+    /// nodes by their number), the kernel asks anew for what turns out to be gone.
+    pub(super) fn remember(&self, id: NodeId, version: u64) {
+        let mut nodes = self.lock();
+        let known = nodes.known.entry(id).or_default();
+        known.lookups += 1;
+        known.told = version;
     }
 
     /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel
     /// knows it at all.
     pub(super) fn keep_if_known(&self, id: NodeId) -> bool {
         self.lock().keep_if_known(id)
+    }
+
+    /// The kernel is told of a version of a node that it knows; returns of which it was told before.
+    pub(super) fn note_told(&self, id: NodeId, version: u64) -> Option<u64> {
+        let mut nodes = self.lock();
+        let known = nodes.known.get_mut(&id)?;
+        Some(std::mem::replace(&mut known.told, version))
     }
 
     /// The kernel takes back `lookups`; tells whether the node waited for the last of them to be

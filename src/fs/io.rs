@@ -3,12 +3,13 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, LastChunk, Node, Version};
+use crate::vault::{Content, FileBody, LastChunk, Node, Version};
 
 use super::blocks::Window;
-use super::control;
 use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
+use super::readings::Shown;
 use super::{Errno, FileHandle, FileSystem};
+use super::{control, descriptors};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
 const WHOLE: u64 = 128 * 1024;
@@ -23,6 +24,8 @@ pub struct Transfer {
     pub lock_owner: Option<u64>,
     /// The writer is not privileged: set-id bits go.
     pub kill_set_id: bool,
+    /// The thread that asks, 0 when it cannot be seen from here.
+    pub pid: u32,
 }
 
 /// Where a read finds its bytes.
@@ -35,6 +38,14 @@ enum View {
     Version(Pin),
     /// It has to wait for a publication.
     Unsettled,
+}
+
+/// The version that a read finds.
+enum Next {
+    /// What is published.
+    Current,
+    /// This one, whatever was published since.
+    Pinned(Pin),
 }
 
 impl FileSystem {
@@ -57,10 +68,28 @@ impl FileSystem {
             Ok(_) => return done(Err(Errno(libc::EBADF))),
             Err(error) => return done(Err(error)),
         };
-        if transfer.lock_owner.is_none() {
-            handle.node.lock().paged = true;
+        let view = self.view(fh, &handle, (offset, size), transfer);
+        if transfer.lock_owner.is_none()
+            && let Ok(view) = &view
+        {
+            let version = match view {
+                View::Version(pin) => Some(pin.version),
+                View::Draft(_) | View::Nothing => None,
+                View::Unsettled => Some(0),
+            };
+            if !matches!(view, View::Unsettled)
+                && let Err(error) = self.admit_to_pages(&handle.node, fh, version)
+            {
+                // Nothing was read, and the kernel tries again.
+                if let Some(own) = handle.node.lock().handles.get_mut(&fh)
+                    && !own.write
+                {
+                    own.reading.fresh = own.pin.as_ref().map(Shown::of_pin);
+                }
+                return done(Err(error));
+            }
         }
-        match self.view(fh, &handle, offset, size) {
+        match view {
             Ok(View::Draft(window)) => window.give(done),
             Ok(View::Nothing) => done(Ok(&[])),
             Ok(View::Version(pin)) => self.read_version(fh, &handle, pin, offset, size, done),
@@ -73,57 +102,140 @@ impl FileSystem {
         }
     }
 
-    /// Finds out where a read at `offset` looks, and settles the handle on a version if need be.
-    fn view(&self, fh: FileHandle, handle: &Handle, offset: u64, size: u32) -> Result<View, Errno> {
+    /// Finds out where a read looks, and settles the handle on a version if need be.
+    fn view(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        (offset, size): (u64, u32),
+        transfer: Transfer,
+    ) -> Result<View, Errno> {
         let mut state = handle.node.lock();
         if let Some(draft) = state.draft_of(fh) {
             return Ok(View::Draft(draft.image().window(offset, size)));
         }
-        let (waits, pin) = match state.handles.get_mut(&fh) {
-            Some(own) => (
-                own.waits_at_end(offset, self.settings.end_patience),
-                own.pin.clone(),
-            ),
-            None => (false, None),
+        let beside_writer = self.vault.is_read_only();
+        let file = match self.present(handle.node.id) {
+            // Removed by the writer: what was opened can still be read.
+            Err(Errno(libc::ESTALE)) if beside_writer => None,
+            node => Some(*node?.file()?),
         };
-        if self.vault.is_read_only() {
-            drop(state);
-            return self.view_beside_writer(fh, handle, pin, offset == 0 || waits);
-        }
-        let file = *self.node(handle.node.id)?.file()?;
-        if state.shows_draft(file.version) {
+        if file.is_some_and(|file| state.shows_draft(file.version)) {
             return Ok(match &state.shared {
                 Some(shared) => View::Draft(shared.image().window(offset, size)),
                 None => View::Nothing,
             });
         }
-        let moves = match &pin {
-            None => true,
-            Some(pin) if pin.version == file.version => false,
-            Some(pin) => {
-                handle.access.write || pin.version >= file.replaced || offset == 0 || waits
+        let next = self.next_version(&mut state, handle, fh, file.as_ref(), offset, transfer);
+        let pin = match next {
+            Next::Pinned(pin) => pin,
+            Next::Current if beside_writer => {
+                drop(state);
+                let loaded = self.load_current_of(handle.node.id);
+                state = handle.node.lock();
+                let settled = state.handles.get(&fh).and_then(|own| own.pin.clone());
+                let pin = match loaded {
+                    Ok((node, pin)) => {
+                        state.opened = Some(node);
+                        pin
+                    }
+                    // Removed meanwhile.
+                    Err(Errno(libc::ESTALE)) => settled,
+                    Err(error) => return Err(error),
+                };
+                let Some(pin) = pin else {
+                    return Ok(View::Nothing);
+                };
+                pin
             }
+            Next::Current if state.publishing > 0 => return Ok(View::Unsettled),
+            Next::Current => match &file {
+                Some(file) => Shown::of(file).pin(),
+                None => return Ok(View::Nothing),
+            },
         };
-        if !moves && let Some(pin) = pin {
+        let state = &mut *state;
+        state.told.forget(transfer.pid);
+        let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
-        }
-        if state.publishing > 0 {
-            return Ok(View::Unsettled);
-        }
-        let loaded = state
-            .loaded
-            .get(&file.version)
-            .and_then(std::sync::Weak::upgrade);
-        let pin = Pin {
-            version: file.version,
-            length: file.size,
-            loaded,
-            last: LastPiece::default(),
         };
-        if let Some(own) = state.handles.get_mut(&fh) {
-            own.settle(Some(pin.clone()));
+        let settled = own.pin.as_ref().is_some_and(|p| p.version == pin.version);
+        if !settled {
+            let known = state.loaded.get(&pin.version);
+            let loaded = pin
+                .loaded
+                .clone()
+                .or_else(|| known.and_then(std::sync::Weak::upgrade));
+            own.settle(Some(Pin { loaded, ..pin }));
         }
+        let Some(pin) = own.pin.clone() else {
+            return Ok(View::Nothing);
+        };
+        own.reading.note(offset, size, pin.length, transfer.pid);
         Ok(View::Version(pin))
+    }
+
+    /// Whether a read goes on in what its handle has settled on, or finds what is current.
+    fn next_version(
+        &self,
+        state: &mut NodeState,
+        handle: &Handle,
+        fh: FileHandle,
+        file: Option<&FileBody>,
+        offset: u64,
+        transfer: Transfer,
+    ) -> Next {
+        let Some(own) = state.handles.get_mut(&fh) else {
+            return Next::Current;
+        };
+        let waits = own.waits_at_end(offset, self.settings.end_patience);
+        let reading = own.reading;
+        let pin = own.pin.clone();
+        let Some(file) = file else {
+            return pin.map_or(Next::Current, Next::Pinned);
+        };
+        if let Some(fresh) = reading.fresh {
+            if fresh.version == file.version {
+                return pin
+                    .filter(|pin| pin.version == file.version)
+                    .map_or(Next::Current, Next::Pinned);
+            }
+            // Replaced since it was opened.
+            return match state.told_since(fh, fresh, transfer.pid) {
+                Some(told) => Next::Pinned(told),
+                None if self.is_locked(handle.node.id) => Next::Current,
+                None => Next::Pinned(pin.unwrap_or_else(|| fresh.pin())),
+            };
+        }
+        let Some(pin) = pin else {
+            return Next::Current;
+        };
+        if offset == 0 && !handle.access.write && pin.version != file.version {
+            if reading.held && !self.is_locked(handle.node.id) {
+                return Next::Pinned(pin);
+            }
+            // The beginning again: what was told last, or the newest. A page may be missing from a
+            // mapping of the one before, so for pages it must have been told.
+            let told = state.told_again(Shown::of_pin(&pin), transfer.pid);
+            return match told.filter(|_| !self.is_locked(handle.node.id)) {
+                Some(told) => Next::Pinned(told),
+                None if transfer.lock_owner.is_none() => Next::Pinned(pin),
+                None => Next::Current,
+            };
+        }
+        let moves = pin.version != file.version
+            && (handle.access.write
+                || transfer.lock_owner.is_some() && (waits || pin.version >= file.replaced));
+        match moves {
+            true => Next::Current,
+            false => Next::Pinned(pin),
+        }
+    }
+
+    /// Whether somebody holds a lock: who has waited for one must see what was written under it. Not
+    /// asked unless something was published since the file was opened.
+    fn is_locked(&self, node: u64) -> bool {
+        !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get().copied())
     }
 
     fn read_version(
@@ -225,18 +337,30 @@ impl FileSystem {
 
     /// In a read-only mount the content is taken whole when the file is opened: the writer, in
     /// another process, does not know what is pinned here.
-    pub(super) fn load_at_open(&self, fh: FileHandle, handle: &Handle) -> Result<(), Errno> {
-        self.load_current(fh, handle).map(drop)
+    pub(super) fn load_at_open(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        thread: u32,
+    ) -> Result<(), Errno> {
+        let (node, pin) = self.load_current_of(handle.node.id)?;
+        self.forget_others(handle.node.id, pin.as_ref().map_or(0, |pin| pin.version));
+        let mut state = handle.node.lock();
+        let fresh = pin.as_ref().map(Shown::of_pin);
+        state.settle_beside_writer(fh, node, pin);
+        if let Some(own) = state.handles.get_mut(&fh) {
+            own.reading.thread = thread;
+            own.reading.fresh = fresh;
+        }
+        Ok(())
     }
 
-    /// Settles a handle on the content that its file has now.
-    fn load_current(&self, fh: FileHandle, handle: &Handle) -> Result<Option<Pin>, Errno> {
-        let content = self.vault.content(handle.node.id, u64::MAX);
+    /// What is current, whole; of which nothing was published if there is no content.
+    pub(super) fn load_current_of(&self, id: u64) -> Result<(Arc<Node>, Option<Pin>), Errno> {
+        let content = self.vault.content(id, u64::MAX);
         let (node, content) = content.map_err(|error| self.gone(error))?;
         let pin = self.pin(&node, content)?;
-        let mut state = handle.node.lock();
-        state.settle_beside_writer(fh, node, pin.clone());
-        Ok(pin)
+        Ok((node, pin))
     }
 
     /// What a handle of `node` holds that settles on `content`.
@@ -264,33 +388,6 @@ impl FileSystem {
             loaded: Some(loaded),
             last: LastPiece::default(),
         }))
-    }
-
-    fn view_beside_writer(
-        &self,
-        fh: FileHandle,
-        handle: &Handle,
-        pin: Option<Pin>,
-        anew: bool,
-    ) -> Result<View, Errno> {
-        let moves = match (&pin, self.present(handle.node.id)) {
-            // Removed by the writer: what was opened can still be read.
-            (_, Err(Errno(libc::ESTALE))) => false,
-            (_, Err(error)) => return Err(error),
-            (None, Ok(node)) => node.file()?.version > 0,
-            (Some(pin), Ok(node)) => {
-                let file = node.file()?;
-                pin.version != file.version && (pin.version >= file.replaced || anew)
-            }
-        };
-        let pin = match moves {
-            true => match self.load_current(fh, handle) {
-                Err(Errno(libc::ESTALE)) => pin,
-                loaded => loaded?,
-            },
-            false => pin,
-        };
-        Ok(pin.map_or(View::Nothing, View::Version))
     }
 }
 

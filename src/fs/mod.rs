@@ -6,11 +6,13 @@
 
 mod appends;
 mod attributes;
+mod authors;
 mod beside;
 mod blocks;
 mod budget;
 mod command;
 mod control;
+mod descriptors;
 mod directories;
 mod draft;
 mod errno;
@@ -21,10 +23,13 @@ mod lookout;
 mod names;
 mod nice;
 mod open;
+mod pages;
 mod process;
 mod publish;
 mod readers;
+mod readings;
 mod routine;
+mod told;
 mod watch;
 mod write;
 mod writer;
@@ -123,6 +128,8 @@ pub struct Attr {
     pub changed: Timestamp,
     /// How long that may be remembered.
     pub ttl: Duration,
+    /// Which version of a file's content that is.
+    pub version: u64,
 }
 
 /// Counters for `status` and metrics.
@@ -149,6 +156,10 @@ pub struct FileSystem {
     releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Nodes whose pages the kernel should drop.
     invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
+    /// Makes the kernel forget the attributes of a node.
+    forget: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
+    /// The device number of the mount, as `major, minor`.
+    device: OnceLock<(u32, u32)>,
     ending: AtomicBool,
     routines: OnceLock<[Routine; 2]>,
     started: std::time::Instant,
@@ -184,6 +195,8 @@ impl FileSystem {
             appends: Appends::default(),
             releases: OnceLock::new(),
             invalidate: OnceLock::new(),
+            forget: OnceLock::new(),
+            device: OnceLock::new(),
             ending: AtomicBool::new(false),
             routines: OnceLock::new(),
             started: std::time::Instant::now(),
@@ -204,18 +217,39 @@ impl FileSystem {
     /// # Errors
     /// When the thread cannot be started.
     pub fn attach_notifier(
-        &self,
+        self: &Arc<Self>,
         drop_pages: impl Fn(NodeId) + Send + 'static,
     ) -> std::io::Result<()> {
         let (sender, receiver) = mpsc::channel();
+        // The thread ends with the file system, which has the sender.
+        let fs = Arc::downgrade(self);
         std::thread::Builder::new()
             .name("notifier".into())
             .spawn(move || {
-                receiver.into_iter().for_each(drop_pages);
+                for node in receiver {
+                    let begun = fs.upgrade().and_then(|fs| fs.begin_to_drop(node));
+                    drop_pages(node);
+                    if let (Some(fs), Some(begun)) = (fs.upgrade(), begun) {
+                        fs.note_dropped(node, begun);
+                    }
+                }
             })?;
         // A second notifier would only do the same.
         let _ = self.invalidate.set(Mutex::new(sender));
         Ok(())
+    }
+
+    /// Tells how to make the kernel forget a node's attributes, and ignore those in answers that are
+    /// on their way. Called from inside a request: it must not wait, nor touch pages.
+    pub fn attach_forgetter(&self, forget: impl Fn(NodeId) + Send + Sync + 'static) {
+        // A second one would only do the same.
+        let _ = self.forget.set(Box::new(forget));
+    }
+
+    /// Tells the device number of the mount.
+    pub fn attach_device(&self, device: (u32, u32)) {
+        // It does not change.
+        let _ = self.device.set(device);
     }
 
     /// Tells how to wait until every last close of a file of which the kernel has told before is
@@ -273,48 +307,6 @@ impl FileSystem {
             }
         }
         then();
-    }
-
-    /// What `stat` shows of a node, drafts and all.
-    fn attr_of(&self, node: &Node) -> Attr {
-        let a = &node.attributes;
-        let mut attr = Attr {
-            ino: node.id,
-            kind: node.kind,
-            mode: a.mode,
-            links: node.visible_links(),
-            uid: a.uid,
-            gid: a.gid,
-            device: 0,
-            size: 0,
-            accessed: a.accessed,
-            modified: a.modified,
-            changed: a.changed,
-            ttl: self.settings.ttl,
-        };
-        match &a.body {
-            crate::vault::Body::File(file) => attr.size = file.size,
-            crate::vault::Body::Directory(directory) => attr.size = directory.entries,
-            crate::vault::Body::Symlink(target) => attr.size = target.len() as u64,
-            crate::vault::Body::Special(device) => attr.device = *device,
-        }
-        if node.kind == Kind::File
-            && let Some(open) = self.table.node(node.id)
-        {
-            let state = open.lock();
-            if state.has_writers() || state.shared.is_some() || state.publishing > 0 {
-                // It may change with the next request, or without one.
-                attr.ttl = Duration::ZERO;
-            }
-            if let Some(shared) = &state.shared {
-                attr.size = shared.len();
-                if shared.is_unpublished() {
-                    attr.modified = shared.modified.unwrap_or(shared.edited_at);
-                    attr.changed = attr.changed.max(shared.edited_at);
-                }
-            }
-        }
-        attr
     }
 
     /// A node. When it is gone: `ENOENT`; beside a writer `ESTALE`, at which the kernel looks the

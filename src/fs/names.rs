@@ -225,7 +225,7 @@ impl FileSystem {
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub fn remember(&self, attr: &Attr) {
         if !control::is_control(attr.ino) {
-            self.table.remember(attr.ino);
+            self.table.remember(attr.ino, attr.version);
         }
     }
 

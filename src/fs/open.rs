@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use crate::store::{Durability, NodeId};
-use crate::vault::{Kind, NewNode, Node, Publication};
+use crate::vault::{Kind, NewNode, Publication};
 
 use super::blocks::Blocks;
 use super::control;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
+use super::readings::Shown;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
 
 /// An open file.
@@ -47,7 +48,12 @@ impl FileSystem {
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = fs.open_settled(ino, access, opener, truncate);
+            let opened = match fs.open_settled(ino, access, (caller.pid, opener), truncate) {
+                // Somebody has begun to publish since.
+                Ok(None) => return fs.open(caller, ino, flags, done),
+                Ok(Some(opened)) => Ok(opened),
+                Err(error) => Err(error),
+            };
             if fs.vault.is_read_only() {
                 return done(fs.opened_beside_writer(caller.pid, ino, access, opened));
             }
@@ -62,54 +68,77 @@ impl FileSystem {
         self: &Arc<Self>,
         ino: NodeId,
         access: Access,
-        opener: Option<u32>,
+        (thread, opener): (u32, Option<u32>),
         truncate: bool,
-    ) -> Result<Opened, Errno> {
+    ) -> Result<Option<Opened>, Errno> {
         // Registered first: from here on the node is not deleted.
         let (fh, handle) = self.table.open(ino, access, opener)?;
-        let begun = self
-            .node(ino)
-            .and_then(|node| self.begin(fh, &handle, &node, truncate));
-        if let Err(error) = begun {
+        let begun = self.begin(fh, &handle, thread, truncate);
+        if !matches!(begun, Ok(true)) {
             self.table.discard(fh);
             self.tidy(ino);
-            return Err(error);
         }
-        Ok(Opened {
+        let opened = Opened {
             fh,
             flushes: access.write,
-        })
+        };
+        Ok(begun?.then_some(opened))
     }
 
+    /// `false` if a reader has to wait for a publication.
     fn begin(
         &self,
         fh: FileHandle,
         handle: &Handle,
-        node: &Node,
+        thread: u32,
         truncate: bool,
-    ) -> Result<(), Errno> {
-        node.file()?;
+    ) -> Result<bool, Errno> {
+        let ino = handle.node.id;
         if self.vault.is_read_only() {
+            self.node(ino)?.file()?;
             // Another process may delete the version at any time.
-            return self.load_at_open(fh, handle);
+            self.load_at_open(fh, handle, thread)?;
+            return Ok(true);
         }
-        if !truncate {
-            return Ok(());
+        if truncate {
+            self.node(ino)?.file()?;
+            self.must_have_room()?;
         }
-        self.must_have_room()?;
         let mut state = handle.node.lock();
-        // Looked at under the lock: a first version may have been published until just now.
-        if state.publishing > 0 || self.node(node.id)?.file()?.version > 0 {
+        // Looked at under the lock: a version may have been published until just now, or be about to
+        // go.
+        let file = *self.node(ino)?.file()?;
+        let settled = state.publishing == 0;
+        if !settled && !handle.access.write {
+            return Ok(false);
+        }
+        if let Some(own) = state.handles.get_mut(&fh) {
+            own.reading.thread = thread;
+        }
+        if truncate {
+            state.spoil_mapped();
+            state.believed = Some(0);
+        } else {
+            state.believed.get_or_insert(file.size);
+        }
+        if truncate && (!settled || file.version > 0) {
             let empty = Blocks::zeroed(0, &self.budget)?;
             let mut own = self.new_draft(empty, Publication::Replacement);
             own.touch();
             if let Some(handle) = state.handles.get_mut(&fh) {
                 handle.own = Some(own);
             }
-        } else if let Some(shared) = state.shared.as_mut().filter(|shared| shared.len() > 0) {
-            shared.truncate(0)?;
+        } else if truncate {
+            if let Some(shared) = state.shared.as_mut().filter(|shared| shared.len() > 0) {
+                shared.truncate(0)?;
+            }
+        } else if !handle.access.write
+            && !state.shows_draft(file.version)
+            && let Some(own) = state.handles.get_mut(&fh)
+        {
+            own.reading.fresh = Some(Shown::of(&file));
         }
-        Ok(())
+        Ok(true)
     }
 
     pub(super) fn new_draft(&self, blocks: Blocks, publication: Publication) -> Draft {
@@ -140,12 +169,18 @@ impl FileSystem {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                match fs.open_settled(attr.ino, access, opener, false) {
+                match fs.open_settled(attr.ino, access, (caller.pid, opener), false) {
+                    // Somebody has been faster, and publishes.
+                    Ok(None) => {
+                        let flags = flags & !libc::O_EXCL;
+                        fs.open_existing(caller, parent, &retry_name, flags, done);
+                    }
+                    Ok(Some(opened)) => done(Ok((attr, opened))),
                     // Somebody has removed it since.
                     Err(Errno(libc::ENOENT)) => {
                         fs.create(caller, parent, &retry_name, mode, flags, done);
                     }
-                    opened => done(opened.map(|opened| (attr, opened))),
+                    Err(error) => done(Err(error)),
                 }
             }
             // Somebody was faster.

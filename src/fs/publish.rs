@@ -106,6 +106,10 @@ impl FileSystem {
             return done(Ok(()));
         };
         own.flushed = true;
+        if own.spoiled {
+            drop(state);
+            return done(Err(self.spoiled(handle.node.id)));
+        }
         let wrote = own.wrote;
         let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);
@@ -128,6 +132,15 @@ impl FileSystem {
         self.publish(&handle.node, pending, source, Awaited::Yes, done);
     }
 
+    /// Why a draft is not published: it may lack what was written to a mapping.
+    fn spoiled(&self, node: NodeId) -> Errno {
+        tracing::error!(
+            "what was written to node {node} through a mapping is lost, and what was there stays: \
+             another program emptied the file meanwhile; write it again"
+        );
+        Errno(libc::EIO)
+    }
+
     /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
     pub fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
         if control::is_control_handle(fh) {
@@ -138,6 +151,10 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let mut state = handle.node.lock();
+        if state.handles.get(&fh).is_some_and(|own| own.spoiled) {
+            drop(state);
+            return done(Err(self.spoiled(handle.node.id)));
+        }
         let is_own = state.handles.get(&fh).is_some_and(|h| h.own.is_some());
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
         match draft.map(|draft| Pending::of(draft)) {
@@ -205,27 +222,30 @@ impl FileSystem {
             if let Some(version) = job.only_over
                 && tx.current_version(id)? != version
             {
-                return Ok(false);
+                return Ok(None);
             }
             let parts = job.image.parts();
-            tx.publish_parts(id, &parts, job.publication, job.modified, &keep)?;
-            Ok(true)
+            let published = tx.publish_parts(id, &parts, job.publication, job.modified, &keep);
+            published.map(Some)
         };
-        let done = move |outcome: Result<bool, VaultError>| {
+        let done = move |outcome: Result<Option<u64>, VaultError>| {
             match outcome {
-                Ok(true) => {
+                Ok(Some(version)) => {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
                     fs.note_published(&node, &pending, source);
+                    if matches!(source, Source::Shared | Source::Appended) {
+                        node.lock().name_pages(version);
+                    }
                 }
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(_) => put_off(&node, source),
             }
             // Or what its program writes next would have to be copied.
             drop(pending);
             fs.settle(&node);
             done(match super::told(outcome) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Errno(libc::ESTALE)),
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
             });
         };
@@ -247,6 +267,10 @@ impl FileSystem {
             Source::Shared => {
                 if let Some(shared) = &mut state.shared {
                     shared.note_published(pending.edits, pending.taken);
+                    if !shared.is_unpublished() {
+                        // What is written from here on edits it.
+                        shared.publication = Publication::InPlace;
+                    }
                 }
             }
             Source::Appended => {
@@ -256,7 +280,7 @@ impl FileSystem {
             }
             Source::Nobody => {}
         }
-        let replaced = pending.publication == Publication::Replacement;
+        let replaced = source != Source::Shared && pending.publication == Publication::Replacement;
         let idle = !state.has_writers_in_place();
         // A replacement leaves an in-place draft with changes of its own alone: if that is
         // published later, it wins whole. One without changes begins anew with the new content.
@@ -319,6 +343,7 @@ impl FileSystem {
     fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source)> {
         let mut state = node.lock();
         let own = state.handles.remove(&fh)?;
+        state.pages.let_go(fh);
         let draft = match &own.own {
             Some(draft) => Some((draft, Source::Nobody)),
             None if own.write && !state.has_writers_in_place() => {
@@ -326,9 +351,16 @@ impl FileSystem {
             }
             None => None,
         };
+        let draft = draft.filter(|(draft, _)| draft.is_unpublished());
+        let is_lost = own.spoiled && draft.is_some();
         let pending = draft
-            .filter(|(draft, _)| draft.is_unpublished())
+            .filter(|_| !is_lost)
             .map(|(draft, source)| (Pending::of(draft), source));
+        if is_lost {
+            self.spoiled(node.id);
+            let failed = &self.counters.failed_publications;
+            failed.fetch_add(1, Ordering::Relaxed);
+        }
         if pending.is_some() {
             state.publishing += 1;
         } else if !state.has_writers_in_place() && state.publishing == 0 {
@@ -503,13 +535,16 @@ impl FileSystem {
             let mut left = Vec::new();
             for (fh, handle) in &state.handles {
                 let own = handle.own.as_ref().filter(|own| own.is_unpublished());
-                if let Some(own) = own.filter(|_| ending == Ending::Orderly) {
+                let is_whole = ending == Ending::Orderly && !handle.spoiled;
+                if let Some(own) = own.filter(|_| is_whole) {
                     left.push((*fh, Pending::of(own), Source::Own(*fh)));
                 }
             }
             // In the order in which they were opened, so that the last opened wins.
             left.sort_by_key(|(fh, ..)| *fh);
-            if let Some(shared) = state.shared.as_ref().filter(|s| s.is_unpublished()) {
+            let is_lost = state.handles.values().any(|h| h.spoiled && h.own.is_none());
+            let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
+            if let Some(shared) = shared.filter(|_| !is_lost) {
                 left.push((0, Pending::of(shared), Source::Shared));
             }
             state.publishing += left.len() as u32;

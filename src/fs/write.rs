@@ -11,7 +11,7 @@ use super::blocks::{BLOCK, Blocks};
 use super::draft::Draft;
 use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
-use super::{Done, Errno, FileHandle, FileSystem, control};
+use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
 
 /// What an in-place draft begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,9 @@ impl Base {
         if size == 0 { Base::Nothing } else { Base::Copy }
     }
 }
+
+/// Most processes that are remembered to have written through a handle.
+const MOST_WRITERS: usize = 64;
 
 impl FileSystem {
     /// Writes `data` at `offset`, or at the end for a handle that appends.
@@ -52,15 +55,29 @@ impl FileSystem {
             ..transfer
         };
         let count = data.len() as u32;
+        let paged = transfer.lock_owner.is_none();
+        let (fh, handle) = match paged {
+            false => (fh, handle),
+            true => match self.writer_of_pages(fh, handle) {
+                Ok(writer) => writer,
+                Err(error) => return done(Err(error)),
+            },
+        };
         // The page cache writes back whole pages where they belong.
-        let append = handle.append.load(Ordering::Relaxed) && transfer.lock_owner.is_some();
+        let append = handle.append.load(Ordering::Relaxed) && !paged;
         match self.with_draft(fh, &handle, Base::Copy, |draft| {
             let at = if append { draft.len() } else { offset };
-            draft.write(at, data)
+            // A mapping never makes a file longer, whatever length the kernel believes in.
+            let fits = match paged {
+                true => draft.len().saturating_sub(at),
+                false => u64::MAX,
+            };
+            draft.write(at, &data[..data.len().min(fits as usize)])
         }) {
             Some(outcome) => {
                 if outcome.is_ok() {
-                    note_writer(&handle, fh, transfer);
+                    let end = offset.saturating_add(count.into());
+                    note_writer(&handle, fh, transfer, end);
                 }
                 done(outcome.map(|()| count));
             }
@@ -106,6 +123,26 @@ impl FileSystem {
             Err(error) => done(Err(error)),
         });
         self.write(fh, offset, data, transfer, stored);
+    }
+
+    /// The handle whose draft changed pages belong to.
+    fn writer_of_pages(
+        &self,
+        fh: FileHandle,
+        handle: Arc<Handle>,
+    ) -> Result<(FileHandle, Arc<Handle>), Errno> {
+        let writer = {
+            let state = handle.node.lock();
+            let writer = state.writer_of_pages(fh);
+            if state.handles.get(&writer).is_some_and(|own| own.spoiled) {
+                return Err(Errno(libc::EIO));
+            }
+            writer
+        };
+        match writer == fh {
+            true => Ok((fh, handle)),
+            false => Ok((writer, self.writable(writer)?)),
+        }
     }
 
     fn writable(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
@@ -230,7 +267,12 @@ impl FileSystem {
         match self.with_draft(fh, &handle, Base::Copy, |draft| {
             draft.allocate(end, !keep_size, zero.then_some(offset))
         }) {
-            Some(outcome) => done(outcome),
+            Some(outcome) => {
+                if outcome.is_ok() && !keep_size {
+                    handle.node.lock().note_reach(end);
+                }
+                done(outcome);
+            }
             None => {
                 let fs = Arc::clone(self);
                 let again = move || fs.allocate(fh, offset, length, mode, done);
@@ -242,6 +284,7 @@ impl FileSystem {
     /// copy_file_range(2) between two handles.
     pub fn copy_range(
         self: &Arc<Self>,
+        caller: Caller,
         from: (FileHandle, u64),
         to: (FileHandle, u64),
         length: u64,
@@ -253,6 +296,7 @@ impl FileSystem {
         let transfer = Transfer {
             lock_owner: Some(0),
             kill_set_id: false,
+            pid: caller.pid,
         };
         let write: ReadDone = Box::new(move |read| match read {
             Ok(bytes) => fs.write(to.0, to.1, bytes, transfer, done),
@@ -262,11 +306,17 @@ impl FileSystem {
     }
 
     /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.
-    pub fn seek(&self, fh: FileHandle, offset: u64, whence: i32) -> Result<u64, Errno> {
+    pub fn seek(
+        &self,
+        caller: Caller,
+        fh: FileHandle,
+        offset: u64,
+        whence: i32,
+    ) -> Result<u64, Errno> {
         let handle = self.table.get(fh)?;
-        let size = match self.size_through(fh) {
+        let size = match self.size_through(fh, caller.pid) {
             Some(size) => size,
-            None => self.attr_of(&*self.node(handle.node.id)?).size,
+            None => self.size_for_all(&*self.node(handle.node.id)?),
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
@@ -277,14 +327,24 @@ impl FileSystem {
     }
 }
 
-fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer) {
+/// Who has written through a handle, and how far the kernel takes the file to reach then.
+fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer, end: u64) {
     let mut state = handle.node.lock();
-    match transfer.lock_owner {
-        None => state.paged = true,
-        Some(owner) => {
-            if let Some(own) = state.handles.get_mut(&fh) {
-                own.owners.insert(owner);
-            }
-        }
+    let Some(owner) = transfer.lock_owner else {
+        state.paged = true;
+        return state.note_changed_pages(fh);
+    };
+    state.note_reach(end);
+    let Some(own) = state.handles.get_mut(&fh) else {
+        return;
+    };
+    own.reading.thread = transfer.pid;
+    if own.owners.insert(owner)
+        && own.opener != Some(transfer.pid)
+        && own.groups.len() < MOST_WRITERS
+        && let Some(group) = process::thread_group(transfer.pid)
+        && own.opener != Some(group)
+    {
+        own.groups.push(group);
     }
 }

@@ -212,7 +212,10 @@ fn serve(
         protection: serde_json::Value::Null,
         mountpoint: "/nowhere".into(),
     };
-    Ok(Served(FileSystem::new(vault, settings)?))
+    let fs = FileSystem::new(vault, settings)?;
+    // Of no file system: nobody else's locks are those of this one.
+    fs.attach_device((u32::MAX, 0));
+    Ok(Served(fs))
 }
 
 /// This process, which opens and closes everything.
@@ -239,6 +242,7 @@ pub fn new_node(kind: Kind, mode: u32) -> NewNode {
 const THROUGH_READ_AND_WRITE: Transfer = Transfer {
     lock_owner: Some(1),
     kill_set_id: false,
+    pid: 0,
 };
 
 impl Served {
@@ -277,6 +281,7 @@ impl Served {
         let transfer = Transfer {
             lock_owner: Some(owner),
             kill_set_id,
+            pid: 0,
         };
         ask(|done| self.0.write(fh, offset, data, transfer, done))
     }
@@ -304,7 +309,7 @@ impl Served {
         to: (FileHandle, u64),
         length: u64,
     ) -> Result<u32, Errno> {
-        ask(|done| self.0.copy_range(from, to, length, done))
+        ask(|done| self.0.copy_range(caller(), from, to, length, done))
     }
 
     pub fn make_as(
@@ -332,8 +337,18 @@ impl Served {
         ask(|done| self.0.lookup_for(thread, parent, name, done))
     }
 
+    /// As somebody asks who has nothing open.
     pub fn getattr(&self, ino: u64, fh: Option<FileHandle>) -> Result<Attr, Errno> {
-        ask(|done| self.0.getattr(ino, fh, done))
+        self.getattr_as(caller_as(0, 0), ino, fh)
+    }
+
+    pub fn getattr_as(
+        &self,
+        caller: Caller,
+        ino: u64,
+        fh: Option<FileHandle>,
+    ) -> Result<Attr, Errno> {
+        ask(|done| self.0.getattr(caller, ino, fh, done))
     }
 
     pub fn setattr(

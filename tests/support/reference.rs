@@ -45,6 +45,8 @@ struct Draft {
     writers: BTreeSet<Fh>,
     edited: When,
     modified: Option<Timestamp>,
+    /// It was emptied: nothing of the old content is in it.
+    replaces: bool,
 }
 
 impl Draft {
@@ -55,6 +57,7 @@ impl Draft {
             writers: BTreeSet::new(),
             edited: now,
             modified: None,
+            replaces: false,
         }
     }
 
@@ -94,6 +97,8 @@ pub struct Node {
     replaced: u64,
     /// The one in-place draft.
     shared: Option<Draft>,
+    /// What somebody without a handle was told of last.
+    told: Option<Version>,
     pub entries: BTreeMap<Vec<u8>, Ino>,
     parent: Ino,
 }
@@ -110,6 +115,22 @@ pub struct Handle {
     own: Option<Draft>,
     /// What a reader has settled on.
     pin: Option<Version>,
+    /// What was current when a reader opened it, or asked for the end, before the first read.
+    fresh: Option<Version>,
+    /// The length of what it has settled on was told: a read at the beginning stays there.
+    held: bool,
+    /// Where the last read ended.
+    read_to: u64,
+}
+
+impl Node {
+    /// What the first read of a handle gets that was opened at `fresh`.
+    fn since<'v>(&'v self, fresh: &'v Version) -> &'v Version {
+        match &self.told {
+            Some(told) if told.number > fresh.number => told,
+            _ => fresh,
+        }
+    }
 }
 
 impl Handle {
@@ -389,7 +410,14 @@ impl Reference {
             _ => 0,
         };
         let (mut modified, mut changed) = (node.modified, node.changed);
-        if let Some(draft) = node.shared.as_ref().filter(|draft| draft.unpublished) {
+        let handle = fh.map(|fh| &self.handles[&fh]);
+        let first = node.current.number == 0;
+        let draft = match handle {
+            Some(Handle { own: Some(own), .. }) => Some(own),
+            Some(handle) => node.shared.as_ref().filter(|_| handle.write || first),
+            None => node.shared.as_ref().filter(|_| first),
+        };
+        if let Some(draft) = draft.filter(|draft| draft.unpublished) {
             modified = draft.modified();
             changed = changed.later(draft.edited);
         }
@@ -420,23 +448,64 @@ impl Reference {
         }
     }
 
-    /// The length through a handle: its draft or snapshot; without: the in-place draft, else what
-    /// is published.
+    /// Somebody asks for attributes, through a handle or not.
+    pub fn stat(&mut self, ino: Ino, fh: Option<Fh>) {
+        let Some(node) = self.nodes.get_mut(&ino) else {
+            return;
+        };
+        if node.kind != Kind::File || node.current.number == 0 {
+            return;
+        }
+        let current = node.current.clone();
+        let Some(handle) = fh.and_then(|fh| self.handles.get_mut(&fh)) else {
+            node.told = Some(current);
+            return;
+        };
+        if handle.write {
+            return;
+        }
+        if handle.fresh.is_some() {
+            handle.fresh = Some(current);
+            return;
+        }
+        handle.held = true;
+        if let Some(pin) = &handle.pin {
+            // In the middle of what was replaced it goes on.
+            let draining = 0 < handle.read_to && handle.read_to < pin.bytes.len() as u64;
+            let reads_on = draining && pin.number < node.replaced;
+            if !reads_on && pin.number != current.number {
+                (handle.pin, handle.read_to) = (Some(current), 0);
+            }
+        }
+    }
+
+    /// The length through a handle: of its draft, or of what it reads; without: of what is published,
+    /// or of the first draft.
     pub fn size(&self, ino: Ino, fh: Option<Fh>) -> u64 {
         let node = &self.nodes[&ino];
         let handle = fh.map(|fh| &self.handles[&fh]);
         if let Some(own) = handle.and_then(|handle| handle.own.as_ref()) {
             return own.bytes.len() as u64;
         }
-        let draft = node.shared.as_ref().map(|draft| draft.bytes.len() as u64);
-        let pin = handle.and_then(|h| h.pin.as_ref());
-        match (handle.is_some_and(|h| h.write), pin) {
-            (false, Some(pin)) => pin.bytes.len() as u64,
-            (_, _) => draft.unwrap_or(node.current.bytes.len() as u64),
+        let writes = handle.is_some_and(|h| h.write) || node.current.number == 0;
+        if let Some(draft) = node.shared.as_ref().filter(|_| writes) {
+            return draft.bytes.len() as u64;
         }
+        let reads = handle.filter(|h| !h.write).and_then(|handle| {
+            let fresh = handle.fresh.as_ref().map(|fresh| node.since(fresh));
+            fresh.or(handle.pin.as_ref())
+        });
+        reads.unwrap_or(&node.current).bytes.len() as u64
     }
 
-    pub fn set_attributes(&mut self, ino: Ino, set: &SetAttributes, uid: u32, now: When) {
+    /// By a user, in a process.
+    pub fn set_attributes(
+        &mut self,
+        ino: Ino,
+        set: &SetAttributes,
+        (uid, process): (u32, u32),
+        now: When,
+    ) {
         let node = self.nodes.get_mut(&ino).unwrap();
         if set.uid.is_some() || set.gid.is_some() {
             if node.kind != Kind::Directory {
@@ -449,13 +518,40 @@ impl Reference {
         }
         node.mode = set.mode.unwrap_or(node.mode);
         node.accessed = set.accessed.map_or(node.accessed, When::at);
-        node.changed = now;
+        let published = node.current.number > 0;
+        let mut is_told = set.modified.is_none() || set.accessed.is_some();
+        is_told |= set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         if let Some(time) = set.modified {
-            node.modified = When::at(time);
-            // What was written before and is published later does not move it again.
             let own = self.handles.values_mut().filter(|h| h.ino == ino);
-            let drafts = own.filter_map(|h| h.own.as_mut()).chain(&mut node.shared);
-            drafts.for_each(|draft| draft.modified = Some(time));
+            let mut shared_is_own = false;
+            let mut drafts = Vec::new();
+            for handle in own {
+                let by_caller = handle.opener == Some(process);
+                shared_is_own |= by_caller && handle.writes_in_place();
+                drafts.extend(handle.own.as_mut().map(|draft| (by_caller, draft)));
+            }
+            drafts.extend(node.shared.as_mut().map(|draft| (shared_is_own, draft)));
+            let latest = drafts
+                .iter_mut()
+                .filter(|(by_caller, draft)| *by_caller && draft.unpublished)
+                .max_by_key(|(_, draft)| draft.edited.0);
+            let of_caller = latest.is_some();
+            match latest {
+                // It is told with what the caller is writing.
+                Some((_, draft)) => draft.modified = Some(time),
+                // What others publish later does not move it again.
+                None => {
+                    let drafts = drafts.iter_mut();
+                    drafts.for_each(|(_, draft)| draft.modified = Some(time));
+                }
+            }
+            if !(of_caller && published) {
+                node.modified = When::at(time);
+                is_told = true;
+            }
+        }
+        if is_told {
+            node.changed = now;
         }
     }
 
@@ -539,6 +635,7 @@ fn new_node(kind: Kind, mode: u32, (uid, gid): (u32, u32), parent: Ino, now: Whe
         current: Version::default(),
         replaced: 0,
         shared: None,
+        told: None,
         entries: BTreeMap::new(),
         parent,
     }
@@ -573,8 +670,14 @@ impl Reference {
             owners: BTreeSet::new(),
             own: None,
             pin: None,
+            fresh: None,
+            held: false,
+            read_to: 0,
         };
         let node = self.nodes.get_mut(&ino).unwrap();
+        if !handle.write && node.current.number > 0 {
+            handle.fresh = Some(node.current.clone());
+        }
         if how.flags & libc::O_TRUNC != 0 {
             if node.current.number > 0 {
                 let mut own = Draft::clean(Vec::new(), now);
@@ -611,17 +714,26 @@ impl Reference {
         if node.current.number == 0 {
             return Ok(Vec::new());
         }
-        let follows = match &handle.pin {
-            None => true,
-            Some(_) if handle.write => true,
-            // It begins again, is at the end, or was not replaced but edited.
-            Some(pin) => {
-                offset == 0 || offset >= pin.bytes.len() as u64 || pin.number >= node.replaced
+        let first = handle.fresh.take();
+        let is_first = first.is_some();
+        let (pin, held) = match (first, &handle.pin) {
+            // What was told is what is read.
+            (Some(fresh), _) => (node.since(&fresh).clone(), true),
+            (None, Some(pin)) if !handle.write => {
+                // It begins again, is at the end, or was not replaced but edited.
+                let follows = match offset {
+                    0 => !handle.held,
+                    _ => offset >= pin.bytes.len() as u64 || pin.number >= node.replaced,
+                };
+                let pin = if follows { &node.current } else { pin };
+                (pin.clone(), handle.held)
             }
+            (None, _) => (node.current.clone(), handle.held),
         };
-        if follows {
-            handle.pin = Some(node.current.clone());
-        }
+        let length = pin.bytes.len() as u64;
+        handle.held = held && 0 < offset && (is_first || offset < length);
+        handle.read_to = (offset + size).min(length);
+        handle.pin = Some(pin);
         Ok(window(&handle.pin.as_ref().unwrap().bytes, offset, size))
     }
 
@@ -714,6 +826,7 @@ impl Reference {
         let draft = self.draft(fh, now)?;
         draft.bytes.resize(size as usize, 0);
         draft.touch(Some(fh), now);
+        draft.replaces |= size == 0;
         Ok(())
     }
 
@@ -788,15 +901,17 @@ impl Reference {
 
     // --- publishing -------------------------------------------------------------------------
 
-    fn publish(&mut self, ino: Ino, draft: &Draft, replaces: bool, now: When) {
+    fn publish(&mut self, ino: Ino, draft: &Draft, own: bool, now: When) {
         let node = self.nodes.get_mut(&ino).unwrap();
         node.current = Version {
             number: node.current.number + 1,
             bytes: Rc::new(draft.bytes.clone()),
         };
         (node.modified, node.changed) = (draft.modified(), now);
-        if replaces {
+        if own || draft.replaces {
             node.replaced = node.current.number;
+        }
+        if own {
             // A clean in-place draft begins anew; one with changes wins whole if published later.
             if node.shared.as_ref().is_some_and(|s| !s.unpublished) {
                 node.shared = None;
@@ -819,6 +934,7 @@ impl Reference {
         shared.unpublished = false;
         shared.writers.clear();
         let draft = shared.clone();
+        shared.replaces = false;
         self.publish(ino, &draft, false, now);
         self.end_idle_draft(ino);
     }

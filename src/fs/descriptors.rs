@@ -1,0 +1,128 @@
+//! What the kernel tells in `/proc` of descriptors and locks that this file system is not told of.
+//! Looked at in rare cases only, and never further than a bound. What may not be read is not there.
+
+use std::fs::{self, File};
+use std::io::Read;
+
+use crate::store::NodeId;
+
+/// Most descriptors of a process that are looked at.
+const MOST_DESCRIPTORS: usize = 256;
+/// Most bytes of a file that are looked at.
+const MOST_BYTES: u64 = 256 * 1024;
+
+/// Whether process `group` has a descriptor for writing of `node` of the mount with this device
+/// number.
+pub(super) fn has_writable(group: u32, node: NodeId, device: Option<(u32, u32)>) -> bool {
+    let Some((major, minor)) = device else {
+        return false;
+    };
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{group}/fdinfo")) else {
+        return false;
+    };
+    let mut mounts = None;
+    descriptors.flatten().take(MOST_DESCRIPTORS).any(|entry| {
+        let Some(info) = read(&entry.path().to_string_lossy()) else {
+            return false;
+        };
+        let Some(mount) = writable_of(&info, node) else {
+            return false;
+        };
+        let mounts = mounts
+            .get_or_insert_with(|| read(&format!("/proc/{group}/mountinfo")).unwrap_or_default());
+        let is_ours = |line: &str| {
+            let mut fields = line.split(' ');
+            fields.next() == Some(mount) && fields.nth(1) == Some(&format!("{major}:{minor}"))
+        };
+        mounts.lines().any(is_ours)
+    })
+}
+
+/// The mount of a descriptor for writing of `node`.
+fn writable_of(info: &str, node: NodeId) -> Option<&str> {
+    let field = |name| {
+        let mut lines = info.lines();
+        lines
+            .find_map(|line| line.strip_prefix(name))
+            .map(str::trim)
+    };
+    let flags = i32::from_str_radix(field("flags:")?, 8).ok()?;
+    let is_writable = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+    let is_of_node = field("ino:")?.parse() == Ok(node);
+    field("mnt_id:").filter(|_| is_writable && is_of_node)
+}
+
+/// Whether somebody holds a lock on `node` of the mount with this device number; of any file system
+/// without a disk when that is not known.
+pub(super) fn is_locked(node: NodeId, device: Option<(u32, u32)>) -> bool {
+    read("/proc/locks").is_some_and(|locks| locks.lines().any(|line| locks_it(line, node, device)))
+}
+
+fn locks_it(line: &str, node: NodeId, device: Option<(u32, u32)>) -> bool {
+    // Who waits is told of with an arrow before the kind.
+    let mut fields = line.split_whitespace().skip(1);
+    if !matches!(fields.next(), Some("POSIX" | "FLOCK" | "OFDLCK")) {
+        return false;
+    }
+    let Some(place) = fields.nth(3) else {
+        return false;
+    };
+    let mut parts = place.split(':');
+    let mut number = || u32::from_str_radix(parts.next()?, 16).ok();
+    let on = number().zip(number());
+    let is_ours = device.is_none() && on.is_some_and(|(major, _)| major == 0) || on == device;
+    is_ours && parts.next().is_some_and(|ino| ino.parse() == Ok(node))
+}
+
+fn read(path: &str) -> Option<String> {
+    let mut text = String::new();
+    let file = File::open(path).ok()?;
+    file.take(MOST_BYTES).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_lock_counts_and_one_that_is_waited_for_does_not() {
+        let held = "12: FLOCK  ADVISORY  WRITE 4242 00:2f:77 0 EOF";
+        assert!(locks_it(held, 77, Some((0, 0x2f))));
+        assert!(locks_it(held, 77, None));
+        assert!(!locks_it(held, 78, Some((0, 0x2f))));
+        assert!(!locks_it(held, 77, Some((0, 0x30))));
+        let waiting = "12: -> FLOCK  ADVISORY  WRITE 4243 00:2f:77 0 EOF";
+        assert!(!locks_it(waiting, 77, Some((0, 0x2f))));
+        assert!(!locks_it("", 77, None));
+        assert!(!locks_it(
+            "1: LEASE  ACTIVE    READ  1 00:2f:77 0 EOF",
+            77,
+            None
+        ));
+    }
+
+    #[test]
+    fn only_descriptors_for_writing_of_the_node_count() {
+        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t31\nino:\t77\n");
+        assert_eq!(writable_of(&info("0100001"), 77), Some("31"));
+        assert_eq!(writable_of(&info("0100002"), 77), Some("31"));
+        assert_eq!(writable_of(&info("0100002"), 7), None);
+        assert_eq!(writable_of(&info("0100000"), 77), None);
+        assert_eq!(writable_of("flags:\t02\n", 77), None);
+    }
+
+    #[test]
+    fn the_descriptors_of_this_process_are_seen() {
+        use std::os::unix::fs::MetadataExt;
+        let writes = tempfile::NamedTempFile::new().unwrap();
+        let metadata = writes.as_file().metadata().unwrap();
+        let (node, device) = (metadata.ino(), metadata.dev());
+        let device = (libc::major(device), libc::minor(device));
+        let own = std::process::id();
+        assert!(has_writable(own, node, Some(device)));
+        assert!(!has_writable(own, node, Some((device.0, device.1 + 1))));
+        assert!(!has_writable(own, u64::MAX, Some(device)));
+        assert!(!has_writable(own, node, None));
+    }
+}

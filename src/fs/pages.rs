@@ -1,0 +1,267 @@
+//! The kernel's page cache, which `mmap`, `sendfile` and `splice` go through: one for a file, however
+//! many contents of it there are. Pages are of one content at a time. Whoever would get those of
+//! another among his own is refused, since no page can be taken back from a mapping, and a request for
+//! one cannot wait: the kernel waits for it before it drops others.
+//!
+//! The kernel empties the cache of a file whenever the file is opened or mapped.
+
+use std::collections::HashSet;
+
+use crate::store::NodeId;
+
+use super::handles::{HandleState, NodeState};
+use super::{Errno, FileHandle, FileSystem};
+
+/// What pages are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Version(u64),
+    /// The draft in place.
+    Shared,
+    /// The replacement of a handle.
+    Own(FileHandle),
+}
+
+impl Source {
+    /// Whether one who wants pages of this may put an end to those of `other`.
+    fn outdoes(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Version(own), Self::Version(other)) => own > other,
+            // What is written has been opened over it.
+            (Self::Shared | Self::Own(_), Self::Version(_)) => true,
+            (_, Self::Shared | Self::Own(_)) => false,
+        }
+    }
+}
+
+/// What the cache has of a node.
+#[derive(Debug, Default)]
+pub(super) struct Pages {
+    source: Option<Source>,
+    /// Handles that asked for them, and may have them mapped.
+    users: HashSet<FileHandle>,
+    /// The last handle that had been opened when pages were served last.
+    until: FileHandle,
+    /// How often pages were served.
+    served: u64,
+    /// They are to go before any are served again.
+    ends: bool,
+}
+
+/// What was to be dropped.
+#[derive(Clone, Copy)]
+pub(super) struct Dropping {
+    served: u64,
+}
+
+impl Pages {
+    pub(super) fn source(&self) -> Option<Source> {
+        self.source
+    }
+
+    /// Whether `fh` may have pages of `wanted` without finding others among them; `last` is the handle
+    /// that was opened last.
+    fn admit(&mut self, fh: FileHandle, wanted: Source, last: FileHandle) -> bool {
+        if self.ends {
+            return false;
+        }
+        if let Some(source) = self.source.filter(|source| *source != wanted) {
+            // What was in the cache when this handle was opened is gone.
+            if self.until >= fh {
+                self.ends = wanted.outdoes(source) || !self.users.iter().any(|user| *user != fh);
+                return false;
+            }
+            self.users.clear();
+        }
+        self.source = Some(wanted);
+        self.users.insert(fh);
+        self.until = last;
+        self.served += 1;
+        true
+    }
+
+    /// A handle is closed, and so is what it had mapped.
+    pub(super) fn let_go(&mut self, fh: FileHandle) {
+        self.users.remove(&fh);
+    }
+
+    fn dropped(&mut self, begun: Dropping) {
+        self.ends = false;
+        if self.served == begun.served {
+            (self.source, self.until) = (None, 0);
+            self.users.clear();
+        }
+    }
+}
+
+impl NodeState {
+    /// Somebody empties the file, and the kernel throws away all pages, those with changes too.
+    pub(super) fn spoil_mapped(&mut self) {
+        if matches!(self.pages.source, None | Some(Source::Version(_))) {
+            return;
+        }
+        for user in &self.pages.users {
+            if let Some(own) = self.handles.get_mut(user) {
+                own.spoiled = own.write;
+            }
+        }
+    }
+
+    /// The draft in place was published as `version`; if it has gone, its pages are of that.
+    pub(super) fn name_pages(&mut self, version: u64) {
+        if self.shared.is_none() && self.pages.source == Some(Source::Shared) {
+            self.pages.source = Some(Source::Version(version));
+        }
+    }
+
+    /// What the pages are of that a writing handle asks for, or has changed.
+    fn written_through(&self, fh: FileHandle, own: &HandleState) -> Option<Source> {
+        match (&own.own, &self.shared) {
+            (Some(_), _) => Some(Source::Own(fh)),
+            (None, Some(_)) => Some(Source::Shared),
+            (None, None) => None,
+        }
+    }
+
+    /// Pages were changed: they are those of the draft now that has taken them.
+    pub(super) fn note_changed_pages(&mut self, fh: FileHandle) {
+        let Some(own) = self.handles.get(&fh) else {
+            return;
+        };
+        let draft = self.written_through(fh, own);
+        if matches!(self.pages.source, None | Some(Source::Version(_))) {
+            self.pages.source = draft;
+            self.pages.users.insert(fh);
+        }
+    }
+
+    /// Whose draft changed pages belong to: the kernel sends them through any handle that has the file
+    /// mapped.
+    pub(super) fn writer_of_pages(&self, fh: FileHandle) -> FileHandle {
+        let in_place = || {
+            let mut users = self.pages.users.iter();
+            let in_place = |user: &&FileHandle| {
+                let own = self.handles.get(user);
+                own.is_some_and(|own| own.write && own.own.is_none())
+            };
+            users.find(in_place).copied()
+        };
+        match self.pages.source {
+            Some(Source::Own(own)) if self.handles.contains_key(&own) => own,
+            Some(Source::Shared) => in_place().unwrap_or(fh),
+            _ => fh,
+        }
+    }
+}
+
+impl FileSystem {
+    /// Whether a handle may be served pages of what it reads: of `version`, or of its draft.
+    pub(super) fn admit_to_pages(
+        &self,
+        node: &super::handles::OpenNode,
+        fh: FileHandle,
+        version: Option<u64>,
+    ) -> Result<(), Errno> {
+        let last = self.table.last();
+        let mut state = node.lock();
+        state.paged = true;
+        let Some(own) = state.handles.get(&fh) else {
+            return Err(Errno(libc::EBADF));
+        };
+        let spoiled = own.spoiled;
+        let wanted = match version {
+            Some(version) => Some(Source::Version(version)),
+            None => state.written_through(fh, own).or(Some(Source::Shared)),
+        };
+        let length = match version {
+            Some(_) => None,
+            None => state.draft_of(fh).map(|draft| draft.len()),
+        };
+        // The kernel would take the end of a mapping for the end of the file, and cut it off there.
+        let clipped = length
+            .zip(state.believed)
+            .is_some_and(|(own, all)| all < own);
+        let admitted = !spoiled
+            && !clipped
+            && wanted.is_some_and(|wanted| state.pages.admit(fh, wanted, last));
+        let ends = state.pages.ends;
+        drop(state);
+        if ends {
+            self.drop_pages(node.id);
+        }
+        match admitted {
+            true => Ok(()),
+            false => {
+                tracing::debug!("pages of node {} are of another content", node.id);
+                Err(Errno(libc::EIO))
+            }
+        }
+    }
+
+    /// The kernel is about to be asked to drop all pages.
+    pub(super) fn begin_to_drop(&self, node: NodeId) -> Option<Dropping> {
+        let open = self.table.node(node)?;
+        let served = open.lock().pages.served;
+        Some(Dropping { served })
+    }
+
+    /// It has.
+    pub(super) fn note_dropped(&self, node: NodeId, begun: Dropping) {
+        if let Some(open) = self.table.node(node) {
+            open.lock().pages.dropped(begun);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_of_one_content_until_they_are_dropped() {
+        let mut pages = Pages::default();
+        assert!(pages.admit(1, Source::Version(1), 2));
+        assert!(pages.admit(2, Source::Version(1), 2));
+        // Handle 2 was open when those were served: they may be in its mapping.
+        assert!(!pages.admit(2, Source::Version(2), 2));
+        // Nobody is served before they have gone.
+        assert!(!pages.admit(1, Source::Version(1), 2));
+        let begun = Dropping {
+            served: pages.served,
+        };
+        pages.dropped(begun);
+        assert!(pages.admit(2, Source::Version(2), 2));
+    }
+
+    #[test]
+    fn who_opens_the_file_later_finds_the_cache_empty() {
+        let mut pages = Pages::default();
+        assert!(pages.admit(1, Source::Version(1), 1));
+        assert!(pages.admit(2, Source::Version(2), 2));
+        // The older one would bring its pages back.
+        assert!(!pages.admit(1, Source::Version(1), 2));
+        assert!(pages.admit(2, Source::Version(2), 2));
+    }
+
+    #[test]
+    fn what_was_served_while_pages_were_dropped_stays_known() {
+        let mut pages = Pages::default();
+        assert!(pages.admit(1, Source::Version(1), 2));
+        let begun = Dropping {
+            served: pages.served,
+        };
+        assert!(pages.admit(1, Source::Version(1), 2));
+        pages.dropped(begun);
+        assert!(!pages.admit(2, Source::Version(2), 2));
+    }
+
+    #[test]
+    fn a_draft_that_is_mapped_gives_way_to_nobody() {
+        let mut pages = Pages::default();
+        assert!(pages.admit(1, Source::Own(1), 2));
+        assert!(!pages.admit(2, Source::Own(2), 2));
+        assert!(pages.admit(1, Source::Own(1), 2));
+        assert!(!pages.admit(2, Source::Version(3), 2));
+        assert!(pages.admit(1, Source::Own(1), 2));
+    }
+}

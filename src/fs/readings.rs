@@ -1,0 +1,227 @@
+//! What those who read were told of a file, so that they read that: versions are kept for them when
+//! others are published.
+
+use crate::vault::FileBody;
+
+use super::handles::{HandleState, LastPiece, NodeState, Pin};
+use super::{FileHandle, process};
+
+/// Most answers that are remembered of a node.
+const MOST: usize = 64;
+
+/// What the process that reads through a handle may have been told, and how far it has read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Reading {
+    /// Until something is read: the version that was current when it was opened, or when its end was
+    /// asked for.
+    pub(super) fresh: Option<Shown>,
+    /// The length of what it has settled on was told: a read at the beginning stays there.
+    pub(super) held: bool,
+    /// Where the last read ended.
+    pub(super) read_to: u64,
+    /// The thread that opened the handle, or read or wrote through it last.
+    pub(super) thread: u32,
+}
+
+impl Reading {
+    /// A read of a version of `length` bytes.
+    pub(super) fn note(&mut self, offset: u64, size: u32, length: u64, thread: u32) {
+        // Who begins elsewhere has looked where the end is, and comes to the beginning later.
+        self.held = match self.fresh.take() {
+            Some(_) => offset > 0,
+            None => self.held && offset > 0 && offset < length,
+        };
+        self.read_to = offset.saturating_add(size.into()).min(length);
+        self.thread = thread;
+    }
+}
+
+/// A version and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) version: u64,
+    pub(super) length: u64,
+}
+
+impl Shown {
+    pub(super) fn of(file: &FileBody) -> Self {
+        Self {
+            version: file.version,
+            length: file.size,
+        }
+    }
+
+    pub(super) fn of_pin(pin: &Pin) -> Self {
+        Self {
+            version: pin.version,
+            length: pin.length,
+        }
+    }
+
+    pub(super) fn pin(self) -> Pin {
+        Pin {
+            version: self.version,
+            length: self.length,
+            loaded: None,
+            last: LastPiece::default(),
+        }
+    }
+}
+
+/// Which version threads were told of last. They are kept as the kernel names them: which process
+/// they belong to is asked when it matters.
+#[derive(Debug, Default)]
+pub(super) struct Told(Vec<(u32, Pin)>);
+
+impl Told {
+    pub(super) fn note(&mut self, thread: u32, pin: Pin) {
+        self.0.retain(|(known, _)| *known != thread);
+        if self.0.len() == MOST {
+            self.0.remove(0);
+        }
+        self.0.push((thread, pin));
+    }
+
+    /// A thread reads: what it was told before does not count for what it reads later.
+    pub(super) fn forget(&mut self, thread: u32) {
+        if thread != 0 {
+            self.0.retain(|(known, _)| *known != thread);
+        }
+    }
+
+    /// What the process of `thread` was told last; what the thread itself was told, if it does all by
+    /// itself. Those that cannot be seen count as one.
+    fn to_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
+        let own = self.0.iter().find(|(known, _)| *known == thread);
+        if self.0.is_empty() || alone {
+            return own.map(|(_, pin)| pin);
+        }
+        let group = process::thread_group(thread);
+        let mut latest = self.0.iter().rev();
+        let is_of = |known: u32| known == thread || same_process(known, group);
+        latest.find(|(known, _)| is_of(*known)).map(|(_, pin)| pin)
+    }
+}
+
+/// Whether `thread` belongs to a process that can be seen.
+fn same_process(thread: u32, group: Option<u32>) -> bool {
+    group.is_some() && process::thread_group(thread) == group
+}
+
+impl HandleState {
+    fn is_draining(&self) -> bool {
+        self.pin
+            .as_ref()
+            .is_some_and(|pin| 0 < self.reading.read_to && self.reading.read_to < pin.length)
+    }
+
+    /// Whether it is going to read another version than the one that is current.
+    fn is_outdated(&self, current: u64) -> bool {
+        if self.write {
+            return false;
+        }
+        let fresh = self.reading.fresh.is_some_and(|f| f.version != current);
+        let pinned = self.pin.as_ref().is_some_and(|p| p.version != current);
+        fresh || pinned && self.is_draining()
+    }
+}
+
+impl NodeState {
+    /// Versions that somebody was told of, and may read first.
+    pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
+        if !self.handles.values().any(|own| !own.write) {
+            self.told.0.clear();
+        }
+        let fresh = self.handles.values().filter_map(|h| h.reading.fresh);
+        versions.extend(fresh.map(|fresh| fresh.version));
+        versions.extend(self.told.0.iter().map(|(_, pin)| pin.version));
+    }
+
+    /// Whether a reader is going to read another version than the one that is current.
+    pub(super) fn has_outdated_readers(&self, current: u64) -> bool {
+        self.handles.values().any(|own| own.is_outdated(current))
+    }
+
+    pub(super) fn has_outdated_fresh(&self, current: u64) -> bool {
+        let mut fresh = self.handles.values().filter_map(|h| h.reading.fresh);
+        fresh.any(|fresh| fresh.version != current)
+    }
+
+    /// What the first read of a handle that was opened at `fresh` gets, if others were published
+    /// since: what its process was told of last.
+    pub(super) fn told_since(&self, fh: FileHandle, fresh: Shown, thread: u32) -> Option<Pin> {
+        let opener = self.handles.get(&fh).map(|own| own.reading.thread);
+        let told = self.told.to_process_of(thread, opener == Some(thread))?;
+        (told.version > fresh.version).then(|| told.clone())
+    }
+
+    /// What a thread was told since it has read last, if that is not older than what it has settled on.
+    pub(super) fn told_again(&self, pinned: Shown, thread: u32) -> Option<Pin> {
+        let mut told = self.told.0.iter();
+        let (_, told) = told.find(|(known, _)| *known == thread && thread != 0)?;
+        (told.version >= pinned.version).then(|| told.clone())
+    }
+
+    /// Whether a thread has a handle that it may read again from the beginning.
+    pub(super) fn may_read_again(&self, thread: u32) -> bool {
+        let mut handles = self.handles.values().filter(|own| !own.write);
+        thread != 0 && handles.any(|own| own.reading.thread == thread && own.pin.is_some())
+    }
+}
+
+impl NodeState {
+    /// Whether what a handle reads next is its own, and not what is current.
+    fn reads_on(own: &HandleState, file: &FileBody) -> bool {
+        let is_behind = |pin: &Pin| pin.version < file.replaced;
+        !own.write && own.is_draining() && own.pin.as_ref().is_some_and(is_behind)
+    }
+
+    /// Whether a handle has to be given what is current when its end is asked for.
+    pub(super) fn settles_elsewhere(&self, fh: FileHandle, file: &FileBody) -> bool {
+        self.handles.get(&fh).is_some_and(|own| {
+            let pinned = own.pin.as_ref().map(|pin| pin.version);
+            !own.write && !Self::reads_on(own, file) && pinned != Some(file.version)
+        })
+    }
+
+    /// The length of what a handle without a draft is going to read: of what it is in the middle of,
+    /// or of what is current, where it settles with `end`.
+    pub(super) fn seek_in_version(&mut self, fh: FileHandle, file: &FileBody, end: Pin) -> u64 {
+        let moves = self.settles_elsewhere(fh, file);
+        let Some(own) = self.handles.get_mut(&fh).filter(|own| !own.write) else {
+            return file.size;
+        };
+        let is_settled = own.pin.is_some();
+        if let Some(fresh) = &mut own.reading.fresh {
+            (fresh.version, fresh.length) = (end.version, end.length);
+        } else {
+            own.reading.held = true;
+        }
+        if moves && is_settled {
+            own.settle(Some(end));
+            own.reading.read_to = 0;
+        }
+        let fresh = own.reading.fresh.map(|fresh| fresh.length);
+        let pinned = own.pin.as_ref().map(|pin| pin.length);
+        fresh.or(pinned).unwrap_or(file.size)
+    }
+
+    /// The length of what a process is in the middle of reading, if that was replaced and it has no
+    /// other handle: it may go on, and a read at the beginning must not bring another.
+    pub(super) fn drained_by(&mut self, thread: u32, file: &FileBody) -> Option<u64> {
+        if !self.handles.values().any(|own| Self::reads_on(own, file)) {
+            return None;
+        }
+        let group = process::thread_group(thread);
+        let mut of_process = self
+            .handles
+            .values_mut()
+            .filter(|own| same_process(own.reading.thread, group));
+        let own = of_process.next().filter(|own| Self::reads_on(own, file))?;
+        if of_process.next().is_some() {
+            return None;
+        }
+        own.reading.held = true;
+        own.pin.as_ref().map(|pin| pin.length)
+    }
+}
