@@ -1,17 +1,18 @@
 //! What is open: handles, the nodes they belong to, their drafts and the versions they pin.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{Kind, LastChunk, OpenFiles, Version};
+use crate::vault::{Kind, LastChunk, OpenFiles, ROOT, Version};
 
-use super::Errno;
 use super::budget::Reservation;
 use super::draft::Draft;
+use super::{Attr, Errno};
 
 /// A file handle: what the kernel passes with every request for an open file.
 pub type FileHandle = u64;
@@ -188,12 +189,18 @@ struct Known {
     kept: bool,
 }
 
+/// Attributes as the kernel was told of them, by node.
+type Seen = HashMap<NodeId, Attr>;
+
 #[derive(Default)]
 struct Nodes {
     open: HashMap<NodeId, Arc<OpenNode>>,
     /// Being deleted by a transaction under way; cannot be opened any more.
     dying: HashSet<NodeId>,
     known: HashMap<NodeId, Known>,
+    /// Of what the kernel knows, what it was told first, or since it was compared last with what is
+    /// so now. Only where somebody else changes it.
+    seen: Option<Seen>,
 }
 
 /// All that is open.
@@ -202,9 +209,22 @@ pub(super) struct Table {
     nodes: Mutex<Nodes>,
     handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
     next: std::sync::atomic::AtomicU64,
+    /// The kernel was told of directories that it did not know.
+    new_directories: AtomicBool,
 }
 
 impl Table {
+    /// `beside_writer`: somebody else changes what is told of nodes.
+    pub(super) fn of(beside_writer: bool) -> Self {
+        Self {
+            nodes: Mutex::new(Nodes {
+                seen: beside_writer.then(Seen::new),
+                ..Nodes::default()
+            }),
+            ..Self::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -288,8 +308,18 @@ impl Table {
     }
 
     /// The kernel is about to be told of a node.
-    pub(super) fn remember(&self, id: NodeId, kind: Kind) {
+    pub(super) fn remember(&self, attr: &Attr) {
+        let (id, kind) = (attr.ino, attr.kind);
         let mut nodes = self.lock();
+        if let Some(seen) = &mut nodes.seen {
+            // Who watches it may have been told that.
+            if let Entry::Vacant(unseen) = seen.entry(id) {
+                unseen.insert(*attr);
+                if kind == Kind::Directory {
+                    self.new_directories.store(true, Ordering::Relaxed);
+                }
+            }
+        }
         let known = nodes.known.entry(id).or_insert(Known {
             lookups: 0,
             held: !matches!(kind, Kind::File | Kind::Symlink),
@@ -306,7 +336,42 @@ impl Table {
             return false;
         };
         known.lookups = known.lookups.saturating_sub(lookups);
-        known.lookups == 0 && nodes.known.remove(&id).is_some_and(|known| known.kept)
+        if known.lookups > 0 {
+            return false;
+        }
+        if let Some(seen) = &mut nodes.seen {
+            seen.remove(&id);
+        }
+        nodes.known.remove(&id).is_some_and(|known| known.kept)
+    }
+
+    /// Whether the kernel may know a node.
+    pub(super) fn is_known(&self, id: NodeId) -> bool {
+        id == ROOT || self.lock().known.contains_key(&id)
+    }
+
+    /// All that the kernel knows beside a writer, as it was seen.
+    pub(super) fn all_seen(&self) -> Vec<Attr> {
+        let nodes = self.lock();
+        nodes
+            .seen
+            .iter()
+            .flat_map(|seen| seen.values())
+            .copied()
+            .collect()
+    }
+
+    /// Whether the kernel was told of a directory that it did not know since this was asked last.
+    pub(super) fn has_new_directories(&self) -> bool {
+        self.new_directories.swap(false, Ordering::Relaxed)
+    }
+
+    /// It was compared with what is so now.
+    pub(super) fn see(&self, attr: &Attr) {
+        let mut nodes = self.lock();
+        if let Some(seen) = nodes.seen.as_mut().and_then(|seen| seen.get_mut(&attr.ino)) {
+            *seen = *attr;
+        }
     }
 
     /// Number of open handles.

@@ -11,6 +11,7 @@ mod control;
 mod directories;
 mod draft;
 mod errno;
+mod follow;
 pub mod fuse;
 mod handles;
 mod io;
@@ -22,6 +23,7 @@ mod process;
 mod publish;
 mod readers;
 mod routine;
+mod touch;
 mod watch;
 mod write;
 mod writer;
@@ -43,6 +45,7 @@ pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub use publish::Ending;
+pub use touch::{Touched, Touches};
 
 use budget::Budget;
 use directories::DirectoryHandles;
@@ -142,6 +145,9 @@ pub struct FileSystem {
     invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
     ending: AtomicBool,
     routines: OnceLock<[Routine; 2]>,
+    /// Who watches is woken by these.
+    touches: Arc<Touches>,
+    follower: OnceLock<follow::Follower>,
     started: std::time::Instant,
 }
 
@@ -164,7 +170,7 @@ impl FileSystem {
         };
         let fs = Arc::new(Self {
             writer,
-            table: Arc::default(),
+            table: Arc::new(Table::of(vault.is_read_only())),
             directories: DirectoryHandles::default(),
             control: control::Control::default(),
             keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
@@ -174,6 +180,8 @@ impl FileSystem {
             invalidate: OnceLock::new(),
             ending: AtomicBool::new(false),
             routines: OnceLock::new(),
+            touches: Arc::default(),
+            follower: OnceLock::new(),
             started: std::time::Instant::now(),
             settings,
             vault,

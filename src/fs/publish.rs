@@ -198,7 +198,8 @@ impl FileSystem {
             Ok(true)
         };
         let done = move |outcome: Result<bool, VaultError>| {
-            if matches!(outcome, Ok(true)) {
+            let published = matches!(outcome, Ok(true));
+            if published {
                 fs.counters.published.fetch_add(1, Ordering::Relaxed);
                 fs.note_published(&node, &pending, source);
             }
@@ -208,6 +209,10 @@ impl FileSystem {
                 Ok(false) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
             });
+            // Whoever is woken reads what was published, and nobody has waited for that.
+            if published {
+                fs.wake_watchers(id);
+            }
         };
         match awaited {
             Awaited::Yes => writer.submit_awaited(run, done),
@@ -420,6 +425,10 @@ impl FileSystem {
         self.await_publications();
         self.keeper.stop();
         self.ending.store(true, Ordering::Relaxed);
+        self.touches.end("the mount has ended");
+        if let Some(follower) = self.follower.get() {
+            follower.stop();
+        }
         for routine in self.routines.get().into_iter().flatten() {
             routine.stop();
         }
