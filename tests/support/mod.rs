@@ -28,3 +28,4 @@ pub mod reference;
 pub mod rotating;
 pub mod socket;
 pub mod tree;
+pub mod watching;
