@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use support::at_work::Load;
 use support::load::{Dice, Tally, Writer};
 use support::process::{Place, Server, system, wait_for};
+use support::watching::{Beside, Bind, Watcher, all_end_with_the_last_value};
 
 const WRITERS: u32 = 4;
 const READERS: u32 = 3;
@@ -238,4 +239,25 @@ fn whatever_happens_to_a_mount_nothing_acknowledged_is_lost_and_nothing_torn_is_
             resume_unwind(fault);
         }
     }
+}
+
+#[test]
+fn every_watcher_ends_with_the_last_value_however_often_it_changes() {
+    let seconds = std::env::var("SECRETFS_SOAK_SECONDS").ok();
+    let seconds = seconds.map(|text| text.parse().expect("a number of seconds"));
+    // A round of all kinds takes about a second.
+    let rounds = seconds.map_or(5, |seconds: u32| seconds.clamp(5, 1000));
+    let place = Place::with_vault();
+    let _server = place.serve(&[]);
+    let file = place.point().join("d/f");
+    std::fs::create_dir(place.point().join("d")).expect("made");
+    std::fs::write(&file, "first").expect("written");
+    let beside = Beside::of(&place);
+    let bind = Bind::of(&place.point(), place.path().join("b"), true);
+    let watchers: Vec<_> = [place.point(), bind.0.clone(), beside.point.clone()]
+        .iter()
+        .map(|point| point.join("d/f"))
+        .flat_map(|file| [Watcher::of_file(&file), Watcher::of_directory(&file)])
+        .collect();
+    all_end_with_the_last_value(&file, &watchers, rounds);
 }

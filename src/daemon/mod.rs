@@ -16,6 +16,7 @@ mod signals;
 mod socket;
 mod start;
 mod sys;
+mod touch;
 mod unmount;
 
 pub use error::{Class, Error};

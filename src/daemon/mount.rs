@@ -90,6 +90,21 @@ impl Mount {
         ))
     }
 
+    /// Where it was mounted.
+    pub(crate) fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// What it is told from other mounts by.
+    pub(crate) fn id(&self) -> MountId {
+        self.id
+    }
+
+    /// Whether this process has mounted it by itself.
+    pub(crate) fn is_by_system(&self) -> bool {
+        matches!(self.mounter, Mounter::System)
+    }
+
     /// Whether our mount is still what is found at its path.
     pub(crate) fn is_there(&self) -> bool {
         sys::mount_id(&self.point).is_ok_and(|id| id == self.id)

@@ -149,6 +149,8 @@ impl Serving {
 
     /// Takes the mount out of the tree, so that nobody finds it any more. What is open is served on.
     fn take_away(&self) {
+        // The mount would stay with whoever touches in it.
+        self.fs.touches().end("the mount is ending");
         let Some(mount) = &self.mount else { return };
         let busy = match mount.unmount() {
             Ok(Unmounted::Done | Unmounted::NotOurs) => return,

@@ -17,7 +17,7 @@ use crate::{config, fs, vault};
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
 use super::socket::Socket;
-use super::{Protection, harden, panics, sys};
+use super::{Protection, harden, panics, sys, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
 /// foreground it returns when the mount has ended. `announce` is called once, when the mount
@@ -185,6 +185,7 @@ fn mount_and_serve(
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
     serve::start(fs, device, &plan.settings, tell)?;
+    touch::start(fs, mount.as_ref(), plan.settings.read_only)?;
     let ready = match fs.vault().is_awaited() {
         true => Ready::Counting,
         false => Ready::Served,

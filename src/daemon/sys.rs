@@ -2,7 +2,7 @@
 //! function that is safe to call. Holds no policy: who calls what and when is decided elsewhere.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -50,18 +50,14 @@ pub(crate) fn mount_id(path: &Path) -> io::Result<MountId> {
 
 fn statx(path: &Path, mask: u32) -> io::Result<libc::statx> {
     let path = CString::new(path.as_os_str().as_bytes())?;
+    statx_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT, mask)
+}
+
+fn statx_at(at: RawFd, path: &CStr, flags: libc::c_int, mask: u32) -> io::Result<libc::statx> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT;
+    let flags = flags | libc::AT_STATX_DONT_SYNC;
     // SAFETY: `path` ends in NUL and `answer` has room for the structure; both outlive the call.
-    let result = unsafe {
-        libc::statx(
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            flags,
-            mask,
-            answer.as_mut_ptr(),
-        )
-    };
+    let result = unsafe { libc::statx(at, path.as_ptr(), flags, mask, answer.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -229,4 +225,158 @@ pub(crate) fn syslog_time() -> String {
         "{month} {:>2} {:02}:{:02}:{:02}",
         parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec
     )
+}
+
+// From linux/mount.h; libc has them for few targets.
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const FSPICK_CLOEXEC: libc::c_uint = 1;
+const FSPICK_EMPTY_PATH: libc::c_uint = 8;
+const FSCONFIG_SET_FLAG: libc::c_uint = 0;
+const FSCONFIG_CMD_RECONFIGURE: libc::c_uint = 7;
+const MOUNT_ATTR_RDONLY: u64 = 1;
+
+/// `struct mount_attr`.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// A mount of what is mounted at `path`, which is nowhere in the tree and has nothing below it.
+pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+    // SAFETY: `path` ends in NUL and outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    new_descriptor(fd)
+}
+
+fn new_descriptor(fd: libc::c_long) -> io::Result<OwnedFd> {
+    match RawFd::try_from(fd) {
+        // SAFETY: only called with what the kernel has just returned, which nobody else owns.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn told(result: libc::c_long) -> io::Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has a mount that is nowhere in the tree be one through which can be written, and be told nothing
+/// of what is mounted elsewhere.
+pub(crate) fn make_writable_and_private(mount: &OwnedFd) -> io::Result<()> {
+    let attributes = MountAttributes {
+        set: 0,
+        clear: MOUNT_ATTR_RDONLY,
+        propagation: libc::MS_PRIVATE,
+        user_namespace: 0,
+    };
+    // SAFETY: the path is an empty C string, and the structure has the size that is passed.
+    told(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    })
+}
+
+/// Has a file system be one that can be written, though all of its mounts may be read-only.
+pub(crate) fn make_superblock_writable(mount: &OwnedFd) -> io::Result<()> {
+    let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
+    // SAFETY: the path is an empty C string.
+    let picked = unsafe { libc::syscall(libc::SYS_fspick, mount.as_raw_fd(), c"".as_ptr(), flags) };
+    let picked = new_descriptor(picked)?;
+    let null = std::ptr::null::<libc::c_void>();
+    let configure = |command: libc::c_uint, key: *const libc::c_char| {
+        let fd = picked.as_raw_fd();
+        // SAFETY: `key` is null or a C string, and neither command has a value.
+        told(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, null, 0) })
+    };
+    configure(FSCONFIG_SET_FLAG, c"rw".as_ptr())?;
+    configure(FSCONFIG_CMD_RECONFIGURE, std::ptr::null())
+}
+
+/// The device number of what an open file is on, as `major, minor`, without asking that file system.
+pub(crate) fn device_of(file: &OwnedFd) -> io::Result<(u32, u32)> {
+    let answer = statx_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH, 0)?;
+    Ok((answer.stx_dev_major, answer.stx_dev_minor))
+}
+
+/// Gives this thread a table of descriptors and a working directory of its own, and closes all in
+/// it. What others have open is gone with them from then on, even if this thread waits for it; and
+/// so are the pipes to whoever has started this process. Nothing that owns a descriptor may be used
+/// by it any more, and nothing be logged or printed.
+pub(crate) fn part_from_descriptors() -> io::Result<()> {
+    use nix::sched::{CloneFlags, unshare};
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_FILES)?;
+    // SAFETY: the table is this thread's alone, and its caller has promised to use none of them.
+    told(unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) })
+}
+
+/// A node of the FUSE file system that the working directory is on, if the kernel remembers it: to
+/// be referred to, not to be read.
+pub(crate) fn open_remembered(node: u64) -> io::Result<OwnedFd> {
+    /// `struct file_handle` as fs/fuse/inode.c fills it in.
+    #[repr(C)]
+    struct Handle {
+        bytes: libc::c_uint,
+        kind: libc::c_int,
+        node_high: u32,
+        node_low: u32,
+        generation: u32,
+    }
+    let mut handle = Handle {
+        bytes: 12,
+        // FILEID_INO64_GEN.
+        kind: 0x81,
+        node_high: (node >> 32) as u32,
+        node_low: node as u32,
+        // Of secretfs, all are the first.
+        generation: 0,
+    };
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
+    // SAFETY: the structure begins as `file_handle` does, and is as long as it says.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            libc::AT_FDCWD,
+            (&raw mut handle).cast::<libc::file_handle>(),
+            flags,
+        )
+    };
+    new_descriptor(fd.into())
+}
+
+/// Sets the time of modification, and nothing else, of `file`, or of what is called `name` there.
+pub(crate) fn set_modified(
+    file: &OwnedFd,
+    name: Option<&CStr>,
+    (seconds, nanoseconds): (i64, u32),
+) -> io::Result<()> {
+    let times = [
+        libc::timespec {
+            tv_sec: 0,
+            tv_nsec: libc::UTIME_OMIT,
+        },
+        libc::timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.into(),
+        },
+    ];
+    let (name, flags) = match name {
+        Some(name) => (name, libc::AT_SYMLINK_NOFOLLOW),
+        None => (c"", libc::AT_EMPTY_PATH),
+    };
+    // SAFETY: the name is a C string and there are two times; both outlive the call.
+    let result = unsafe { libc::utimensat(file.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) };
+    told(result.into())
 }

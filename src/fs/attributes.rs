@@ -17,7 +17,7 @@ const USER: &[u8] = b"user.";
 const VIRTUAL: &[u8] = b"user.secretfs.";
 
 /// What `setattr` is asked to change.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttributes {
     /// Permission bits, set-id bits and sticky bit.
     pub mode: Option<u32>,
@@ -123,6 +123,12 @@ impl FileSystem {
         set: SetAttributes,
         done: Done<Attr>,
     ) {
+        if let Some(answer) = self.answer_to_touch(ino, fh, &set) {
+            return done(answer);
+        }
+        if self.vault.is_read_only() {
+            return done(Err(Errno(libc::EROFS)));
+        }
         if control::is_control(ino) {
             // `echo rotate > control` truncates first; there is nothing to truncate.
             let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
@@ -324,7 +330,9 @@ impl FileSystem {
         + Send
         + 'static,
     ) {
-        let allowed = if control::is_control(ino) || name.starts_with(VIRTUAL) {
+        let allowed = if self.vault.is_read_only() {
+            Err(Errno(libc::EROFS))
+        } else if control::is_control(ino) || name.starts_with(VIRTUAL) {
             Err(Errno(libc::EPERM))
         } else if !name.starts_with(USER) || name.len() == USER.len() {
             Err(Errno(libc::EOPNOTSUPP))

@@ -95,6 +95,8 @@ pub(crate) struct Status {
     verify: &'static str,
     findings: Findings,
     open_files: usize,
+    /// `woken`, or why those who watch files are not.
+    watchers: String,
     published: u64,
     failed_publications: u64,
     memory: Memory,
@@ -159,6 +161,7 @@ impl FileSystem {
             verify: self.settings.verify,
             findings,
             open_files: self.open_files(),
+            watchers: self.touches.said(),
             published: self.counters.published.load(Ordering::Relaxed),
             failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
             memory: Memory {

@@ -422,7 +422,10 @@ impl fuser::Filesystem for Adapter {
         } else if flags == RenameFlags::RENAME_EXCHANGE {
             RenameMode::Exchange
         } else {
-            return reply.error(fuser::Errno::EINVAL);
+            return reply.error(match self.fs.vault().is_read_only() {
+                true => fuser::Errno::EROFS,
+                false => fuser::Errno::EINVAL,
+            });
         };
         let (from, to) = (
             (parent.0, name.as_bytes()),

@@ -1,19 +1,20 @@
 //! What is open: handles, the nodes they belong to, their drafts and the versions they pin.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{LastChunk, Node, OpenFiles, Version};
+use crate::vault::{Kind, LastChunk, Node, OpenFiles, ROOT, Version};
 
-use super::Errno;
 use super::budget::Reservation;
 use super::draft::Draft;
 use super::pages::Pages;
 use super::readings::{Reading, Told};
+use super::{Attr, Errno};
 
 /// A file handle: what the kernel passes with every request for an open file.
 pub type FileHandle = u64;
@@ -233,12 +234,18 @@ struct Known {
     kept: bool,
 }
 
+/// Attributes as the kernel was told of them, by node.
+type Seen = HashMap<NodeId, Attr>;
+
 #[derive(Default)]
 struct Nodes {
     open: HashMap<NodeId, Arc<OpenNode>>,
     /// Being deleted by a transaction under way; cannot be opened any more.
     dying: HashSet<NodeId>,
     known: HashMap<NodeId, Known>,
+    /// Of what the kernel knows, what it was told first, or since it was compared last with what is
+    /// so now. Only where somebody else changes it.
+    seen: Option<Seen>,
 }
 
 impl Nodes {
@@ -254,9 +261,22 @@ pub(super) struct Table {
     nodes: Mutex<Nodes>,
     handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
     next: std::sync::atomic::AtomicU64,
+    /// The kernel was told of directories that it did not know.
+    new_directories: AtomicBool,
 }
 
 impl Table {
+    /// `beside_writer`: somebody else changes what is told of nodes.
+    pub(super) fn of(beside_writer: bool) -> Self {
+        Self {
+            nodes: Mutex::new(Nodes {
+                seen: beside_writer.then(Seen::new),
+                ..Nodes::default()
+            }),
+            ..Self::default()
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -346,15 +366,24 @@ impl Table {
         self.lock().open.values().cloned().collect()
     }
 
-    /// The kernel is about to be told of a node, and of this version of it. It is found by a name that
-    /// nobody can take away before the kernel has the answer: whoever looks a name up, or takes one
-    /// away, holds the lock of its directory. Where that is not so (names that a listing has read ahead,
-    /// nodes by their number), the kernel asks anew for what turns out to be gone.
-    pub(super) fn remember(&self, id: NodeId, version: u64) {
+    /// The kernel is about to be told of a node. It is found by a name that nobody can take away before
+    /// the kernel has the answer: whoever looks a name up, or takes one away, holds the lock of its
+    /// directory. Where that is not so (names that a listing has read ahead, nodes by their number), the
+    /// kernel asks anew for what turns out to be gone.
+    pub(super) fn remember(&self, attr: &Attr) {
         let mut nodes = self.lock();
-        let known = nodes.known.entry(id).or_default();
+        if let Some(seen) = &mut nodes.seen {
+            // Who watches it may have been told that.
+            if let Entry::Vacant(unseen) = seen.entry(attr.ino) {
+                unseen.insert(*attr);
+                if attr.kind == Kind::Directory {
+                    self.new_directories.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        let known = nodes.known.entry(attr.ino).or_default();
         known.lookups += 1;
-        known.told = version;
+        known.told = attr.version;
     }
 
     /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel
@@ -378,7 +407,42 @@ impl Table {
             return false;
         };
         known.lookups = known.lookups.saturating_sub(lookups);
-        known.lookups == 0 && nodes.known.remove(&id).is_some_and(|known| known.kept)
+        if known.lookups > 0 {
+            return false;
+        }
+        if let Some(seen) = &mut nodes.seen {
+            seen.remove(&id);
+        }
+        nodes.known.remove(&id).is_some_and(|known| known.kept)
+    }
+
+    /// Whether the kernel may know a node.
+    pub(super) fn is_known(&self, id: NodeId) -> bool {
+        id == ROOT || self.lock().known.contains_key(&id)
+    }
+
+    /// All that the kernel knows beside a writer, as it was seen.
+    pub(super) fn all_seen(&self) -> Vec<Attr> {
+        let nodes = self.lock();
+        nodes
+            .seen
+            .iter()
+            .flat_map(|seen| seen.values())
+            .copied()
+            .collect()
+    }
+
+    /// Whether the kernel was told of a directory that it did not know since this was asked last.
+    pub(super) fn has_new_directories(&self) -> bool {
+        self.new_directories.swap(false, Ordering::Relaxed)
+    }
+
+    /// It was compared with what is so now.
+    pub(super) fn see(&self, attr: &Attr) {
+        let mut nodes = self.lock();
+        if let Some(seen) = nodes.seen.as_mut().and_then(|seen| seen.get_mut(&attr.ino)) {
+            *seen = *attr;
+        }
     }
 
     /// Number of open handles.

@@ -16,6 +16,7 @@ mod descriptors;
 mod directories;
 mod draft;
 mod errno;
+mod follow;
 pub mod fuse;
 mod handles;
 mod io;
@@ -30,6 +31,7 @@ mod readers;
 mod readings;
 mod routine;
 mod told;
+mod touch;
 mod watch;
 mod write;
 mod writer;
@@ -51,6 +53,7 @@ pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub use publish::Ending;
+pub use touch::{Touched, Touches};
 
 use appends::Appends;
 use beside::Askers;
@@ -162,6 +165,9 @@ pub struct FileSystem {
     device: OnceLock<(u32, u32)>,
     ending: AtomicBool,
     routines: OnceLock<[Routine; 2]>,
+    /// Who watches is woken by these.
+    touches: Arc<Touches>,
+    follower: OnceLock<follow::Follower>,
     started: std::time::Instant,
 }
 
@@ -185,7 +191,7 @@ impl FileSystem {
         };
         let fs = Arc::new(Self {
             writer,
-            table: Arc::default(),
+            table: Arc::new(Table::of(vault.is_read_only())),
             directories: DirectoryHandles::default(),
             control: control::Control::default(),
             keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
@@ -199,6 +205,8 @@ impl FileSystem {
             device: OnceLock::new(),
             ending: AtomicBool::new(false),
             routines: OnceLock::new(),
+            touches: Arc::default(),
+            follower: OnceLock::new(),
             started: std::time::Instant::now(),
             settings,
             vault,

@@ -120,10 +120,11 @@ impl FileSystem {
 
     /// Gives a node another name.
     pub fn link(self: &Arc<Self>, ino: u64, parent: u64, name: &[u8], done: Done<Attr>) {
-        let allowed = match control::is_control(ino) {
+        let allowed = self.may_change(parent, name);
+        let allowed = allowed.and_then(|()| match control::is_control(ino) {
             true => Err(Errno(libc::EPERM)),
-            false => self.may_change(parent, name),
-        };
+            false => Ok(()),
+        });
         let writer = match allowed.and_then(|()| self.writer()) {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),
@@ -225,7 +226,7 @@ impl FileSystem {
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub fn remember(&self, attr: &Attr) {
         if !control::is_control(attr.ino) {
-            self.table.remember(attr.ino, attr.version);
+            self.table.remember(attr);
         }
     }
 

@@ -229,6 +229,7 @@ impl FileSystem {
             published.map(Some)
         };
         let done = move |outcome: Result<Option<u64>, VaultError>| {
+            let published = matches!(outcome, Ok(Some(_)));
             match outcome {
                 Ok(Some(version)) => {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
@@ -248,6 +249,10 @@ impl FileSystem {
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
             });
+            // Whoever is woken reads what was published, and nobody has waited for that.
+            if published {
+                fs.wake_watchers(id);
+            }
         };
         match awaited {
             Awaited::Yes => writer.submit_awaited(run, done),
@@ -491,6 +496,10 @@ impl FileSystem {
         self.await_publications();
         self.keeper.stop();
         self.ending.store(true, Ordering::Relaxed);
+        self.touches.end("the mount has ended");
+        if let Some(follower) = self.follower.get() {
+            follower.stop();
+        }
         for routine in self.routines.get().into_iter().flatten() {
             routine.stop();
         }

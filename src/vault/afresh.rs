@@ -1,7 +1,9 @@
 //! Looking again at a vault that is open: what a mount that only reads has to count anew since another
 //! process writes it, and what a mount for writing finds left over that nobody would ever remove.
 
-use crate::store::{Durability, NodeId, Read};
+use std::sync::Arc;
+
+use crate::store::{Durability, NodeId, Read, Store as _};
 
 use super::node::{Body, Node, ROOT};
 use super::ops::NothingOpen;
@@ -15,7 +17,49 @@ const BATCH: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint(crate::store::Footprint);
 
+/// What has become of a node.
+#[derive(Debug)]
+pub enum Since {
+    /// It has the revision that it had.
+    Same,
+    /// It has another.
+    Changed(Arc<Node>),
+    /// There is none.
+    Gone,
+}
+
 impl Vault {
+    /// A number that changes whenever another process has committed. Cheap.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn changes_of_others(&self) -> Result<u64, VaultError> {
+        Ok(self.store.foreign_changes()?)
+    }
+
+    /// What has become of nodes since they had these revisions: in one transaction, and without
+    /// opening those that have them still.
+    ///
+    /// # Errors
+    /// When the store fails, or a node does not authenticate.
+    pub fn since(&self, nodes: &[(NodeId, Option<u64>)]) -> Result<Vec<Since>, VaultError> {
+        self.read(|records| {
+            let nodes = nodes.iter();
+            nodes
+                .map(|(id, revision)| match records.node(*id)? {
+                    None => Ok(Since::Gone),
+                    Some(record) if Some(Node::revision_of(&record)) == *revision => {
+                        Ok(Since::Same)
+                    }
+                    Some(record) => {
+                        let node = Node::open(&self.keyring(), *id, &record)?;
+                        Ok(Since::Changed(Arc::new(node)))
+                    }
+                })
+                .collect()
+        })
+    }
+
     /// How the files are now.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 
-pub use afresh::Footprint;
+pub use afresh::{Footprint, Since};
 pub use anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::{HistoryLine, RetiredGeneration};

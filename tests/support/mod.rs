@@ -31,3 +31,4 @@ pub mod rotating;
 pub mod socket;
 pub mod tree;
 pub mod versions;
+pub mod watching;

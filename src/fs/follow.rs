@@ -1,0 +1,345 @@
+//! Waking those who watch files and directories in a mount that only reads: what they see is changed
+//! by another process, of which their kernel knows nothing. Whenever that one has committed, what
+//! the kernel knows here is compared with what is so now, and touched where it has changed. A touch
+//! makes the kernel ask anew, too.
+//!
+//! The comparing thread steps back behind all others, and is at it for a tenth of the time at most.
+
+mod names;
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::crypto::memory;
+use crate::store::NodeId;
+use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
+
+use super::nice::step_back;
+use super::touch::Touched;
+use super::{Attr, FileSystem};
+use names::{Listed, Names};
+
+/// Nodes compared in one transaction.
+const BATCH: usize = 256;
+/// A commit is looked for so long after the writer was seen to write: what it writes is there before
+/// it counts.
+const SETTLED: Duration = Duration::from_millis(30);
+/// And so often, with pauses that are each twice as long.
+const LOOKS: u32 = 4;
+/// How often without having seen it write, in milliseconds: where that is told, and where it is not.
+const TOLD: u16 = 1000;
+const UNTOLD: u16 = 200;
+
+/// See the module. Ends when it is told to.
+pub(super) struct Follower {
+    stop: UnixStream,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Follower {
+    pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<Self> {
+        let (stop, stopped) = UnixStream::pair()?;
+        let comparing = Comparing {
+            fs: Arc::downgrade(fs),
+            vault: Arc::clone(&fs.vault),
+            stopped,
+            writes: watch_writes(&fs.vault),
+            changes: None,
+            revisions: HashMap::new(),
+            gone: HashSet::new(),
+            names: Names::default(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("follower".into())
+            .spawn(move || comparing.run())?;
+        Ok(Self {
+            stop,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Ends the thread, once what it is about is done.
+    pub(super) fn stop(&self) {
+        let _ = self.stop.shutdown(std::net::Shutdown::Both);
+        let thread = self.thread.lock();
+        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
+            && thread.join().is_err()
+        {
+            tracing::error!("a thread of the mount has panicked");
+        }
+    }
+}
+
+/// Tells when somebody writes to the vault, where the system has something left for that.
+fn watch_writes(vault: &Vault) -> Option<Inotify> {
+    let flags = InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC;
+    let watched = Inotify::init(flags).and_then(|writes| {
+        let events = AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE;
+        writes.add_watch(vault.path(), events)?;
+        Ok(writes)
+    });
+    watched
+        .inspect_err(|e| {
+            tracing::info!("the vault is looked at five times a second: cannot watch it ({e})");
+        })
+        .ok()
+}
+
+/// What has changed.
+#[derive(Default)]
+struct Found {
+    /// What the kernel knows.
+    known: Vec<Touched>,
+    /// Other nodes, which have names in directories that it knows.
+    unknown: HashSet<NodeId>,
+    directories: HashSet<NodeId>,
+}
+
+struct Comparing {
+    fs: Weak<FileSystem>,
+    vault: Arc<Vault>,
+    stopped: UnixStream,
+    writes: Option<Inotify>,
+    /// What the store's count of foreign changes was when all was compared.
+    changes: Option<u64>,
+    /// Of what was compared.
+    revisions: HashMap<NodeId, u64>,
+    /// What the kernel still knows and was told to be gone.
+    gone: HashSet<NodeId>,
+    names: Names,
+}
+
+impl Comparing {
+    fn run(mut self) {
+        memory::keep_stack_in();
+        step_back();
+        if !self.vault.await_service() {
+            return;
+        }
+        let mut told = None;
+        let mut looks = 0;
+        loop {
+            let began = Instant::now();
+            let failed = self.look().err().map(|error| error.to_string());
+            if let Some(error) = failed.as_ref().filter(|_| failed != told) {
+                tracing::warn!("{error}; who watches files may not be told of a change");
+            }
+            told = failed;
+            // However much there is to compare.
+            if !self.sleep(began.elapsed() * 9) {
+                return;
+            }
+            let wait = match looks {
+                0 => TOLD,
+                _ => 0,
+            };
+            looks = match self.await_write(wait) {
+                None => return,
+                Some(true) => LOOKS,
+                Some(false) if looks == 0 => continue,
+                Some(false) => looks - 1,
+            };
+            if !self.sleep(SETTLED * (1 << (LOOKS - looks))) {
+                return;
+            }
+        }
+    }
+
+    /// False when it is the end.
+    fn sleep(&self, pause: Duration) -> bool {
+        let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
+        let mut stopped = [PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN)];
+        matches!(
+            poll(&mut stopped, pause),
+            Ok(0) | Err(nix::errno::Errno::EINTR)
+        )
+    }
+
+    /// Whether somebody has written since the last time, or does within so many milliseconds.
+    /// Nothing at the end.
+    fn await_write(&self, wait: u16) -> Option<bool> {
+        let Some(writes) = &self.writes else {
+            let pause = Duration::from_millis(wait.min(UNTOLD).into());
+            return self.sleep(pause).then_some(false);
+        };
+        let mut polled = [
+            PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN),
+            PollFd::new(writes.as_fd(), PollFlags::POLLIN),
+        ];
+        let ready = poll(&mut polled, PollTimeout::from(wait));
+        let happened = |at: usize| polled[at].revents().is_some_and(|what| !what.is_empty());
+        match ready {
+            Ok(1..) if happened(0) => None,
+            Ok(1..) => {
+                // All that came so far; what it was does not matter.
+                while writes.read_events().is_ok_and(|events| !events.is_empty()) {}
+                Some(true)
+            }
+            Ok(_) | Err(_) => Some(false),
+        }
+    }
+
+    /// Compares, if another process has committed, or a directory is known that was not.
+    fn look(&mut self) -> Result<(), VaultError> {
+        let Some(fs) = self.fs.upgrade() else {
+            return Ok(());
+        };
+        // Once the vault is condemned, nothing is served any more.
+        if !fs.touches.is_served() || self.vault.is_condemned() {
+            return Ok(());
+        }
+        let changes = self.vault.changes_of_others()?;
+        let has_changed = self.changes != Some(changes);
+        if !has_changed && !fs.table.has_new_directories() {
+            return Ok(());
+        }
+        let all = fs.table.all_seen();
+        let seen: HashMap<_, _> = all.into_iter().map(|attr| (attr.ino, attr)).collect();
+        self.gone.retain(|id| seen.contains_key(id));
+        self.names.retain(|id| id == ROOT || seen.contains_key(&id));
+        let mut found = Found::default();
+        let compared = match has_changed {
+            true => self.compare(&fs, &seen, &mut found),
+            false => Ok(()),
+        };
+        // What is touched by a name is looked up: what stood there before is touched first, and so
+        // known to be old.
+        found.known.into_iter().for_each(|one| fs.touches.add(one));
+        for (directory, name) in self.names.of(&found.unknown) {
+            fs.touches.add(Touched::Name(directory, name));
+        }
+        let mut directories = found.directories;
+        let all = seen.values().filter(|attr| attr.kind == Kind::Directory);
+        let all = all.map(|attr| attr.ino).chain([ROOT]);
+        directories.extend(all.filter(|id| !self.names.is_listed(*id)));
+        for directory in directories {
+            let listed = self.list(&fs, directory, seen.get(&directory));
+            // To be listed again.
+            if let Err(error) = listed {
+                self.revisions.remove(&directory);
+                return Err(error);
+            }
+        }
+        compared?;
+        self.changes = Some(changes);
+        Ok(())
+    }
+
+    /// Compares all that the kernel knows, and what has a name in a directory that it knows.
+    fn compare(
+        &mut self,
+        fs: &FileSystem,
+        seen: &HashMap<NodeId, Attr>,
+        found: &mut Found,
+    ) -> Result<(), VaultError> {
+        let mut ids: HashSet<NodeId> = seen.keys().copied().chain([ROOT]).collect();
+        ids.extend(self.names.nodes());
+        self.revisions.retain(|id, _| ids.contains(id));
+        ids.retain(|id| !self.gone.contains(id));
+        let ids: Vec<_> = ids.into_iter().collect();
+        for batch in ids.chunks(BATCH) {
+            if fs.ending.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let revisions = batch.iter().map(|id| self.revisions.get(id).copied());
+            let asked: Vec<_> = batch.iter().copied().zip(revisions).collect();
+            for (id, since) in batch.iter().zip(self.vault.since(&asked)?) {
+                match (since, seen.get(id)) {
+                    (Since::Same, _) | (Since::Gone, None) => {}
+                    (Since::Gone, Some(before)) => {
+                        self.gone.insert(*id);
+                        fs.touches.add_gone(Attr {
+                            links: 0,
+                            ..*before
+                        });
+                    }
+                    (Since::Changed(node), before) => self.note(fs, &node, before, found),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, fs: &FileSystem, node: &Node, before: Option<&Attr>, found: &mut Found) {
+        let compared = self.revisions.insert(node.id, node.revision).is_some();
+        if node.kind == Kind::Directory {
+            found.directories.insert(node.id);
+        }
+        // A rotation has changed it, too, but nothing that is seen of it.
+        let now = fs.attr_of(node);
+        match before {
+            Some(before) if before.changed == now.changed => {}
+            Some(_) => found.known.push(Touched::Node(node.id)),
+            None if !compared => {}
+            None if node.id == ROOT => found.known.push(Touched::Node(ROOT)),
+            None => drop(found.unknown.insert(node.id)),
+        }
+        fs.table.see(&now);
+    }
+
+    /// Has the names touched that a directory was given since it was listed, or since it was seen.
+    fn list(
+        &mut self,
+        fs: &FileSystem,
+        directory: NodeId,
+        before: Option<&Attr>,
+    ) -> Result<(), VaultError> {
+        let Some(now) = self.names.read(&self.vault, directory)? else {
+            return Ok(());
+        };
+        let new = match self.names.replace(directory, now) {
+            Listed::Before(new) => new,
+            Listed::Never(all) => self.named_since(&all, before)?,
+        };
+        for name in new {
+            fs.touches.add(Touched::Name(directory, name));
+        }
+        Ok(())
+    }
+
+    /// Of names that are listed for the first time, those that a directory did not have when it was
+    /// `before`: what was named since has changed with that.
+    fn named_since(
+        &mut self,
+        all: &[(Vec<u8>, NodeId)],
+        before: Option<&Attr>,
+    ) -> Result<Vec<Vec<u8>>, VaultError> {
+        let mut new = Vec::new();
+        for names in all.chunks(BATCH) {
+            let asked: Vec<_> = names.iter().map(|(_, id)| (*id, None)).collect();
+            for ((name, id), since) in names.iter().zip(self.vault.since(&asked)?) {
+                if let Since::Changed(node) = since {
+                    self.revisions.entry(*id).or_insert(node.revision);
+                    if before.is_some_and(|before| node.attributes.changed > before.changed) {
+                        new.push(name.clone());
+                    }
+                }
+            }
+        }
+        Ok(new)
+    }
+}
+
+impl FileSystem {
+    /// Those who watch files are woken from now on, by whoever serves [`touches`](Self::touches).
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn wake_from_now_on(self: &Arc<Self>) -> std::io::Result<()> {
+        self.touches.begin();
+        if self.vault.is_read_only() && self.follower.get().is_none() {
+            // There is none yet.
+            let _ = self.follower.set(Follower::start(self)?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,317 @@
+//! Waking those who watch: the kernel tells them of a change when a program writes, and a content is
+//! published later, at the close. So each publication is followed by a touch: somebody sets the
+//! file's time of modification through the mount, for which the kernel tells them once more.
+//!
+//! Who touches is another thread, which may wait for the kernel and for this file system; what
+//! arrives here of it is a request like any other, told from all others by the time that it names,
+//! which nobody else can know. It changes nothing and commits nothing. Must never be waited for.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::store::NodeId;
+use crate::vault::{Timestamp, VaultError};
+
+use super::{Attr, Errno, FileHandle, FileSystem, SetAttributes};
+
+/// How long after some touches the next follow. A file that is replaced all the time is touched so
+/// often, and not with each replacement; one that was renamed over by then the kernel has forgotten,
+/// which costs next to nothing.
+const PAUSE: Duration = Duration::from_millis(25);
+
+/// What is touched.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Touched {
+    /// A node, by whatever name the kernel knows of it.
+    Node(NodeId),
+    /// What has this name in a directory.
+    Name(NodeId, Vec<u8>),
+}
+
+/// What is to be touched, and how that goes.
+#[derive(Debug)]
+pub struct Touches {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Somebody touches.
+    served: AtomicBool,
+    /// The time that the touch under way names.
+    token: Mutex<Option<Timestamp>>,
+    /// Nodes that are gone from the vault, as the kernel is to be told of them.
+    gone: Mutex<HashMap<NodeId, Attr>>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    waiting: Vec<Touched>,
+    listed: HashSet<Touched>,
+    /// Why nothing is touched.
+    silent: Option<String>,
+    over: bool,
+}
+
+impl Default for Touches {
+    fn default() -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                waiting: Vec::new(),
+                listed: HashSet::new(),
+                silent: Some("nothing is mounted".to_owned()),
+                over: false,
+            }),
+            wake: Condvar::new(),
+            served: AtomicBool::new(false),
+            token: Mutex::default(),
+            gone: Mutex::default(),
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Touches {
+    /// Somebody is about to [`serve`](Self::serve).
+    pub fn begin(&self) {
+        let mut queue = locked(&self.queue);
+        if !queue.over {
+            queue.silent = None;
+            self.served.store(true, Ordering::Release);
+        }
+    }
+
+    /// Nobody will touch, for this reason; or nobody will from now on.
+    pub fn end(&self, why: impl Into<String>) {
+        let mut queue = locked(&self.queue);
+        self.served.store(false, Ordering::Release);
+        if !queue.over {
+            queue.silent = Some(why.into());
+        }
+        queue.over = true;
+        (queue.waiting, queue.listed) = Default::default();
+        drop(queue);
+        self.wake.notify_all();
+    }
+
+    /// Whether somebody touches.
+    pub fn is_served(&self) -> bool {
+        self.served.load(Ordering::Acquire)
+    }
+
+    /// Has `touch` called for all that is to be touched, each with the time to name, until the
+    /// [`end`](Self::end).
+    pub fn serve(&self, mut touch: impl FnMut(&Touched, Timestamp) -> io::Result<()>) {
+        while let Some(batch) = self.next() {
+            for touched in batch {
+                if !self.is_served() {
+                    return;
+                }
+                let outcome = token().and_then(|token| {
+                    *locked(&self.token) = Some(token);
+                    touch(&touched, token)
+                });
+                *locked(&self.token) = None;
+                self.note(&touched, outcome);
+            }
+            let queue = locked(&self.queue);
+            let paused = self
+                .wake
+                .wait_timeout_while(queue, PAUSE, |queue| !queue.over);
+            drop(paused);
+        }
+    }
+
+    /// All that waits, once there is something; nothing at the end.
+    fn next(&self) -> Option<Vec<Touched>> {
+        let queue = locked(&self.queue);
+        let idle = |queue: &mut Queue| !queue.over && queue.waiting.is_empty();
+        let mut queue = self
+            .wake
+            .wait_while(queue, idle)
+            .unwrap_or_else(PoisonError::into_inner);
+        if queue.over {
+            return None;
+        }
+        // From here on what is published again is to be touched again.
+        queue.listed.clear();
+        Some(std::mem::take(&mut queue.waiting))
+    }
+
+    fn note(&self, touched: &Touched, outcome: io::Result<()>) {
+        if let Touched::Node(node) = touched {
+            locked(&self.gone).remove(node);
+        }
+        let silent = match outcome {
+            Ok(()) => None,
+            // Neither the kernel nor anybody in it knows what nobody watches.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
+                return;
+            }
+            Err(error) => Some(format!("the kernel refuses to touch a file: {error}")),
+        };
+        let mut queue = locked(&self.queue);
+        if !queue.over {
+            queue.silent = silent;
+        }
+    }
+
+    /// Puts something on the list, if it is not there.
+    pub(super) fn add(&self, touched: Touched) {
+        if !self.is_served() {
+            return;
+        }
+        let mut queue = locked(&self.queue);
+        if queue.over || !queue.listed.insert(touched.clone()) {
+            return;
+        }
+        queue.waiting.push(touched);
+        let first = queue.waiting.len() == 1;
+        drop(queue);
+        if first {
+            self.wake.notify_all();
+        }
+    }
+
+    /// The same for a node that is gone.
+    pub(super) fn add_gone(&self, attr: Attr) {
+        locked(&self.gone).insert(attr.ino, attr);
+        self.add(Touched::Node(attr.ino));
+    }
+
+    fn is_token(&self, time: Timestamp) -> bool {
+        *locked(&self.token) == Some(time)
+    }
+
+    /// How it goes, for `status`.
+    pub(super) fn said(&self) -> String {
+        match &locked(&self.queue).silent {
+            None => "woken".to_owned(),
+            Some(why) => format!("not woken: {why}"),
+        }
+    }
+}
+
+/// A time that nobody else comes to name: 2^62 are possible.
+fn token() -> io::Result<Timestamp> {
+    let mut random = [0; 12];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = random;
+    let seconds = i64::from_le_bytes([a, b, c, d, e, f, g, h]) & 0xffff_ffff;
+    Ok(Timestamp {
+        seconds,
+        nanoseconds: u32::from_le_bytes([i, j, k, l]) % 1_000_000_000,
+    })
+}
+
+impl FileSystem {
+    /// What is to be touched when somebody may watch it.
+    pub fn touches(&self) -> &std::sync::Arc<Touches> {
+        &self.touches
+    }
+
+    /// What a node holds has changed for everybody who opens it from now on.
+    pub(super) fn wake_watchers(&self, node: NodeId) {
+        // What the kernel does not know nobody watches.
+        if self.touches.is_served() && self.table.is_known(node) {
+            self.touches.add(Touched::Node(node));
+        }
+    }
+
+    /// What to answer if that is a touch: the attributes as the kernel has them or should have them,
+    /// so that nothing changes.
+    pub(super) fn answer_to_touch(
+        &self,
+        ino: NodeId,
+        fh: Option<FileHandle>,
+        set: &SetAttributes,
+    ) -> Option<Result<Attr, Errno>> {
+        let modified = set.modified?;
+        let alone = SetAttributes {
+            modified: Some(modified),
+            ..SetAttributes::default()
+        };
+        if fh.is_some() || *set != alone || !self.touches.is_token(modified) {
+            return None;
+        }
+        fail::fail_point!("answer-to-touch");
+        let node = match self.vault.node(ino) {
+            Ok(node) => node,
+            Err(VaultError::NotFound) => {
+                let gone = locked(&self.touches.gone).get(&ino).copied();
+                return Some(gone.ok_or(Errno(libc::ESTALE)));
+            }
+            Err(error) => return Some(Err(error.into())),
+        };
+        let mut attr = self.attr_of(&node);
+        if let Some(open) = self.table.node(ino) {
+            let state = open.lock();
+            // The kernel keeps one length for all, and by now it is that of who writes: to shorten
+            // it would take from them what they have mapped.
+            let own = state
+                .handles
+                .values()
+                .filter_map(|handle| handle.own.as_ref());
+            if let Some(longest) = own.chain(&state.shared).map(|draft| draft.len()).max() {
+                attr.size = longest;
+                attr.ttl = Duration::ZERO;
+            }
+        }
+        Some(Ok(attr))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failing(errno: i32) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn what_waits_is_touched_once_and_what_is_published_meanwhile_once_more() {
+        let touches = Touches::default();
+        touches.add(Touched::Node(1));
+        assert_eq!(touches.said(), "not woken: nothing is mounted");
+        touches.begin();
+        assert_eq!(touches.said(), "woken");
+        for node in [2, 3, 2, 2] {
+            touches.add(Touched::Node(node));
+        }
+        let mut seen = Vec::new();
+        touches.serve(|touched, token| {
+            assert!(touches.is_token(token));
+            assert!(!touches.is_token(Timestamp::now()));
+            seen.push(touched.clone());
+            match seen.len() {
+                2 => touches.add(Touched::Node(3)),
+                3 => touches.end("over"),
+                _ => {}
+            }
+            Ok(())
+        });
+        assert_eq!(seen, [2, 3, 3].map(Touched::Node));
+        assert_eq!(*locked(&touches.token), None);
+        assert_eq!(touches.said(), "not woken: over");
+        touches.begin();
+        touches.add(Touched::Node(4));
+        assert!(!touches.is_served() && locked(&touches.queue).waiting.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_is_told_until_a_touch_goes_well() {
+        let touches = Touches::default();
+        touches.begin();
+        touches.note(&Touched::Node(1), failing(libc::EROFS));
+        assert!(touches.said().starts_with("not woken: the kernel refuses"));
+        // Who is not there is not watched.
+        touches.note(&Touched::Node(1), failing(libc::ESTALE));
+        assert!(touches.said().starts_with("not woken: the kernel refuses"));
+        touches.note(&Touched::Node(1), Ok(()));
+        assert_eq!(touches.said(), "woken");
+    }
+}
