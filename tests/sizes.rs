@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use support::map::Map;
 use support::process::{Place, system};
 use support::tree::closed;
-use support::versions::{How, LENGTHS, LOOKS, is_whole, version};
+use support::versions::{How, LENGTHS, is_whole, version};
 
 const OLD: &[u8] = b"the old value of thirty-one byt";
 
@@ -309,12 +309,13 @@ fn a_mapping_of_java_over_a_shorter_file_is_stored_whole() {
     let java = script(
         &place,
         "Mapped.java",
-        "import java.io.*;
-import java.nio.channels.FileChannel;
+        "import java.nio.channels.FileChannel;
+import java.nio.file.Path;
+import static java.nio.file.StandardOpenOption.*;
 public class Mapped {
     public static void main(String[] a) throws Exception {
-        try (RandomAccessFile f = new RandomAccessFile(a[0], \"rw\")) {
-            var map = f.getChannel().map(FileChannel.MapMode.READ_WRITE, 0, 2000);
+        try (var file = FileChannel.open(Path.of(a[0]), READ, WRITE, TRUNCATE_EXISTING)) {
+            var map = file.map(FileChannel.MapMode.READ_WRITE, 0, 2000);
             for (int i = 0; i < 2000; i++) map.put(i, (byte) ('a' + i % 26));
             map.force();
         }
@@ -357,8 +358,8 @@ fn the_size_that_a_writer_is_told_grows_with_what_it_appends() {
     let source = File::open(source).expect("open");
     let map = Map::private(&source, 20_000).expect("mapped");
     let mut options = OpenOptions::new();
-    let writer = options.append(true).open(&path).expect("open");
-    writer.set_len(0).expect("emptied");
+    let writer = options.append(true).custom_flags(libc::O_TRUNC).open(&path);
+    let writer = writer.expect("open");
     for count in 1..=5 {
         let wrote = nix::unistd::write(&writer, &map.bytes().expect("no SIGBUS")[..4000]);
         assert_eq!(wrote, Ok(4000));
@@ -403,7 +404,8 @@ fn readers_get_whole_versions(how: How) {
     std::fs::write(&path, version(0)).expect("written");
     let (stop, found) = (AtomicBool::new(false), Mutex::new(BTreeMap::new()));
     std::thread::scope(|scope| {
-        let readers = LOOKS.map(|look| {
+        let looks = how.looks();
+        let readers = looks.repeat(2).into_iter().map(|look| {
             let (path, stop, found) = (&path, &stop, &found);
             scope.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
@@ -417,14 +419,11 @@ fn readers_get_whole_versions(how: How) {
                 }
             })
         });
-        let counts = |is_whole: bool| {
+        let readers: Vec<_> = readers.collect();
+        let counts = |is_whole: bool| -> Vec<u32> {
             let found = found.lock().expect("no panic");
-            LOOKS.map(|look| {
-                found
-                    .get(&(format!("{look:?}"), is_whole))
-                    .copied()
-                    .unwrap_or(0)
-            })
+            let count = |look| found.get(&(format!("{look:?}"), is_whole)).copied();
+            looks.iter().map(|look| count(look).unwrap_or(0)).collect()
         };
         for round in 1.. {
             how.replace(&path, &version(round as usize));

@@ -89,6 +89,8 @@ pub(super) struct HandleState {
     pub(super) owners: HashSet<u64>,
     /// Processes that wrote, other than the opener.
     pub(super) groups: Vec<u32>,
+    /// It was read by way of the page cache.
+    pub(super) paged: bool,
     /// When its draft's length was last asked for through it.
     pub(super) sought: Option<Instant>,
     /// The kernel has thrown away pages that were written to: the draft may lack what they had.

@@ -155,7 +155,7 @@ impl FileSystem {
             },
         };
         let state = &mut *state;
-        state.told.forget(transfer.pid);
+        state.forget_told(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
@@ -172,6 +172,8 @@ impl FileSystem {
             return Ok(View::Nothing);
         };
         own.reading.note(offset, size, pin.length, transfer.pid);
+        // In one step with that: whoever looks sees one or the other.
+        own.paged |= transfer.lock_owner.is_none();
         Ok(View::Version(pin))
     }
 

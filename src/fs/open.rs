@@ -138,6 +138,14 @@ impl FileSystem {
         {
             own.reading.fresh = Some(Shown::of(&file));
         }
+        drop(state);
+        if handle.access.write
+            && let Some(forget) = self.forget.get()
+        {
+            // The kernel changes its length of the file before it sees that it remembers no more: in
+            // between, it would tell others that the file is empty.
+            forget(ino);
+        }
         Ok(true)
     }
 

@@ -6,11 +6,16 @@
 //! The kernel empties the cache of a file whenever the file is opened or mapped.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
 
 use super::handles::{HandleState, NodeState};
 use super::{Errno, FileHandle, FileSystem};
+
+/// How long readers of an older version are protected from pages of a newer one, which nobody gets as
+/// long: without a bound, one of them could keep all others from it.
+const PROTECTION: Duration = Duration::from_secs(10);
 
 /// What pages are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,8 @@ pub(super) struct Pages {
     served: u64,
     /// They are to go before any are served again.
     ends: bool,
+    /// Since when readers of different versions have been in each other's way.
+    contested: Option<Instant>,
 }
 
 /// What was to be dropped.
@@ -135,6 +142,21 @@ impl NodeState {
         }
     }
 
+    /// Whether somebody else reads another version by pages, or is about to read one: in the cache, each
+    /// would find pages of the other without asking for them.
+    fn is_contested(&mut self, fh: FileHandle, version: u64) -> bool {
+        let may_page = |own: &HandleState| own.paged || own.reading.fresh.is_some();
+        let others = self.handles.iter().filter(|(other, _)| **other != fh);
+        let others = others.filter(|(_, own)| !own.write && may_page(own));
+        let rivals = others.filter_map(|(_, own)| own.version());
+        let Some(newest) = rivals.filter(|rival| *rival != version).max() else {
+            self.pages.contested = None;
+            return false;
+        };
+        let since = *self.pages.contested.get_or_insert_with(Instant::now);
+        newest > version || since.elapsed() < PROTECTION
+    }
+
     /// Whose draft changed pages belong to: the kernel sends them through any handle that has the file
     /// mapped.
     pub(super) fn writer_of_pages(&self, fh: FileHandle) -> FileHandle {
@@ -169,6 +191,7 @@ impl FileSystem {
             return Err(Errno(libc::EBADF));
         };
         let spoiled = own.spoiled;
+        let only_reads = !own.write;
         let wanted = match version {
             Some(version) => Some(Source::Version(version)),
             None => state.written_through(fh, own).or(Some(Source::Shared)),
@@ -181,8 +204,12 @@ impl FileSystem {
         let clipped = length
             .zip(state.believed)
             .is_some_and(|(own, all)| all < own);
+        let contested = version
+            .filter(|_| only_reads)
+            .is_some_and(|version| state.is_contested(fh, version));
         let admitted = !spoiled
             && !clipped
+            && !contested
             && wanted.is_some_and(|wanted| state.pages.admit(fh, wanted, last));
         let ends = state.pages.ends;
         drop(state);

@@ -82,13 +82,6 @@ impl Told {
         self.0.push((thread, pin));
     }
 
-    /// A thread reads: what it was told before does not count for what it reads later.
-    pub(super) fn forget(&mut self, thread: u32) {
-        if thread != 0 {
-            self.0.retain(|(known, _)| *known != thread);
-        }
-    }
-
     /// What the process of `thread` was told last; what the thread itself was told, if it does all by
     /// itself. Those that cannot be seen count as one.
     fn to_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
@@ -109,6 +102,12 @@ fn same_process(thread: u32, group: Option<u32>) -> bool {
 }
 
 impl HandleState {
+    /// The version that it reads, or is going to read.
+    pub(super) fn version(&self) -> Option<u64> {
+        let fresh = self.reading.fresh.map(|fresh| fresh.version);
+        fresh.or(self.pin.as_ref().map(|pin| pin.version))
+    }
+
     fn is_draining(&self) -> bool {
         self.pin
             .as_ref()
@@ -153,6 +152,20 @@ impl NodeState {
         let opener = self.handles.get(&fh).map(|own| own.reading.thread);
         let told = self.told.to_process_of(thread, opener == Some(thread))?;
         (told.version > fresh.version).then(|| told.clone())
+    }
+
+    /// A thread has read: what it was told before does not count for what it reads later, but for a
+    /// handle that it has not read from yet. The kernel may have read ahead through another.
+    pub(super) fn forget_told(&mut self, fh: FileHandle, thread: u32) {
+        if thread == 0 || self.told.0.is_empty() {
+            return;
+        }
+        let is_fresh =
+            |own: &HandleState| own.reading.thread == thread && own.reading.fresh.is_some();
+        let mut others = self.handles.iter().filter(|(other, _)| **other != fh);
+        if !others.any(|(_, own)| is_fresh(own)) {
+            self.told.0.retain(|(known, _)| *known != thread);
+        }
     }
 
     /// What a thread was told since it has read last, if that is not older than what it has settled on.

@@ -287,7 +287,7 @@ impl FileSystem {
     }
 
     /// Of a file that another process writes: the kernel may remember what it is told.
-    fn note_told(&self, attr: &Attr) {
+    pub(super) fn note_told(&self, attr: &Attr) {
         if self.vault.is_read_only() {
             self.table.note_told(attr.ino, attr.version);
         }

@@ -248,7 +248,7 @@ impl FileSystem {
         };
         let mut attr = self.attr_of(&node);
         if let Some(open) = self.table.node(ino) {
-            let state = open.lock();
+            let mut state = open.lock();
             // The kernel keeps one length for all, and by now it is that of who writes: to shorten
             // it would take from them what they have mapped.
             let own = state
@@ -258,8 +258,10 @@ impl FileSystem {
             if let Some(longest) = own.chain(&state.shared).map(|draft| draft.len()).max() {
                 attr.size = longest;
                 attr.ttl = Duration::ZERO;
+                state.believed = Some(longest);
             }
         }
+        self.note_told(&attr);
         Some(Ok(attr))
     }
 }

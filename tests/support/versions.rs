@@ -2,7 +2,8 @@
 //! replace and to read one.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -74,17 +75,31 @@ pub enum Look {
     UntilEnd,
     /// A mapping of what fstat tells.
     ByMapping,
+    /// As many bytes as fstat tells, by sendfile.
+    BySending,
 }
 
-pub const LOOKS: [Look; 4] = [
+pub const LOOKS: [Look; 5] = [
     Look::BySize,
     Look::LastFirst,
     Look::UntilEnd,
     Look::ByMapping,
+    Look::BySending,
 ];
 
+impl How {
+    /// What reads whole versions while they are replaced in this way: in place, the one cache of pages
+    /// that a file has serves two of them.
+    pub fn looks(self) -> &'static [Look] {
+        match self {
+            Self::Truncating | Self::Cutting => &LOOKS[..3],
+            Self::Renaming => &LOOKS,
+        }
+    }
+}
+
 impl Look {
-    /// What is found; `None` where the kernel refuses a mapping.
+    /// What is found; `None` where pages are refused.
     pub fn read(self, path: &Path) -> Option<Vec<u8>> {
         let mut file = File::open(path).expect("the secret is always there");
         let told = |file: &File| file.metadata().expect("told").len() as usize;
@@ -111,8 +126,29 @@ impl Look {
                 let map = Map::private(&file, told(&file)).expect("mapped");
                 map.bytes().ok()
             }
+            Self::BySending => sent(&file, told(&file)),
         }
     }
+}
+
+/// As many bytes as were told, by way of the page cache; `None` if they do not come.
+fn sent(file: &File, count: usize) -> Option<Vec<u8>> {
+    let mut into = tempfile::tempfile().expect("a file");
+    let mut at: libc::off_t = 0;
+    while (at as usize) < count {
+        // SAFETY: two open descriptors, and an offset that is the kernel's for the call.
+        let sent = unsafe {
+            let left = count - at as usize;
+            libc::sendfile(into.as_raw_fd(), file.as_raw_fd(), &raw mut at, left)
+        };
+        if sent <= 0 {
+            return None;
+        }
+    }
+    let mut bytes = Vec::new();
+    into.rewind().expect("rewound");
+    into.read_to_end(&mut bytes).expect("read");
+    Some(bytes)
 }
 
 /// As many bytes from the beginning as were told, in pieces; whether there are more is not asked.
