@@ -487,7 +487,7 @@ fn an_odd_database_file_is_refused_in_one_line() {
     fs::remove_dir(&db).expect("removed");
     system("mkfifo", &[db.as_os_str()]);
     command(&place, "mount", &[], &[]).failed(3, "special file");
-    command(&place, "init", &[], &[]).failed(1, "");
+    command(&place, "init", &[], &[]).failed(8, "");
     fs::remove_file(&db).expect("removed");
     // Cut in half, as by a copy that was broken off.
     let bytes = fs::read(&keep).expect("read");

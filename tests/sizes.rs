@@ -556,6 +556,32 @@ fn a_descriptor_that_stays_open_reads_again_what_it_was_told() {
 
 /// Who waits for a lock and then reads sees what was written under it.
 #[test]
+fn who_has_written_reads_that_also_through_what_he_has_read_before() {
+    let place = mounted(&[]);
+    let path = file(&place, b"old");
+    let reader = File::open(&path).expect("open");
+    let read = || {
+        let mut bytes = [0; 100];
+        let count = reader.read_at(&mut bytes, 0).expect("readable");
+        bytes[..count].to_vec()
+    };
+    assert_eq!(read(), b"old");
+    for new in ["in place", "anew"] {
+        let mut writer = match new {
+            "anew" => replace(&path),
+            _ => edit(&path),
+        };
+        // As many programs ask when they open a file.
+        told(&writer);
+        writer.write_all(new.as_bytes()).expect("written");
+        closed(writer).expect("published");
+        assert_eq!(read(), new.as_bytes());
+    }
+    drop(reader);
+    unmounted_and_clean(&place);
+}
+
+#[test]
 fn a_reader_that_has_waited_for_a_lock_sees_what_was_written_under_it() {
     let place = mounted(&[]);
     let path = file(&place, b"old");

@@ -88,7 +88,7 @@ impl NodeState {
     /// The draft that pages may be of.
     fn mapped_draft(&self) -> Option<&Draft> {
         match self.pages.source()? {
-            Source::Version(_) => None,
+            Source::Content(_) => None,
             Source::Shared => self.shared.as_ref(),
             Source::Own(fh) => self.handles.get(&fh)?.own.as_ref(),
         }
@@ -102,7 +102,7 @@ impl NodeState {
         let draft = match own.map(|(source, _)| source) {
             Some(Source::Own(fh)) => self.handles.get_mut(&fh).and_then(|own| own.own.as_mut()),
             Some(Source::Shared) => self.shared.as_mut(),
-            Some(Source::Version(_)) | None => None,
+            Some(Source::Content(_)) | None => None,
         };
         if let Some(draft) = draft {
             draft.modified = Some(time);

@@ -61,6 +61,8 @@ pub(super) type LastPiece = Arc<Mutex<LastChunk>>;
 pub(super) struct Pin {
     pub(super) version: u64,
     pub(super) length: u64,
+    /// The version that replaced another last: those from there on are edits of one content.
+    pub(super) since: u64,
     /// Dropped when memory runs short, and loaded again.
     pub(super) loaded: Option<Arc<Loaded>>,
     pub(super) last: LastPiece,

@@ -72,13 +72,13 @@ impl FileSystem {
         if transfer.lock_owner.is_none()
             && let Ok(view) = &view
         {
-            let version = match view {
-                View::Version(pin) => Some(pin.version),
+            let content = match view {
+                View::Version(pin) => Some(pin.since),
                 View::Draft(_) | View::Nothing => None,
                 View::Unsettled => Some(0),
             };
             if !matches!(view, View::Unsettled)
-                && let Err(error) = self.admit_to_pages(&handle.node, fh, version)
+                && let Err(error) = self.admit_to_pages(&handle.node, fh, content)
             {
                 // Nothing was read, and the kernel tries again.
                 if let Some(own) = handle.node.lock().handles.get_mut(&fh)
@@ -212,6 +212,11 @@ impl FileSystem {
         let Some(pin) = pin else {
             return Next::Current;
         };
+        // A mapping shows what is edited in place, whatever else its process was told of.
+        let by_page = transfer.lock_owner.is_none();
+        if by_page && pin.version != file.version && pin.version >= file.replaced {
+            return Next::Current;
+        }
         if offset == 0 && !handle.access.write && pin.version != file.version {
             if reading.held && !self.is_locked(handle.node.id) {
                 return Next::Pinned(pin);
@@ -221,13 +226,12 @@ impl FileSystem {
             let told = state.told_again(Shown::of_pin(&pin), transfer.pid);
             return match told.filter(|_| !self.is_locked(handle.node.id)) {
                 Some(told) => Next::Pinned(told),
-                None if transfer.lock_owner.is_none() => Next::Pinned(pin),
+                None if by_page => Next::Pinned(pin),
                 None => Next::Current,
             };
         }
         let moves = pin.version != file.version
-            && (handle.access.write
-                || transfer.lock_owner.is_some() && (waits || pin.version >= file.replaced));
+            && (handle.access.write || !by_page && (waits || pin.version >= file.replaced));
         match moves {
             true => Next::Current,
             false => Next::Pinned(pin),
@@ -387,6 +391,7 @@ impl FileSystem {
         Ok(Some(Pin {
             version: file.version,
             length: file.size,
+            since: file.replaced,
             loaded: Some(loaded),
             last: LastPiece::default(),
         }))

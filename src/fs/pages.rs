@@ -6,21 +6,17 @@
 //! The kernel empties the cache of a file whenever the file is opened or mapped.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
 
 use super::handles::{HandleState, NodeState};
 use super::{Errno, FileHandle, FileSystem};
 
-/// How long readers of an older version are protected from pages of a newer one, which nobody gets as
-/// long: without a bound, one of them could keep all others from it.
-const PROTECTION: Duration = Duration::from_secs(10);
-
-/// What pages are of.
+/// What pages are of. Versions of which each is an edit of the one before have pages in common, as
+/// databases need it: such a content is named by the version that it began with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
-    Version(u64),
+    Content(u64),
     /// The draft in place.
     Shared,
     /// The replacement of a handle.
@@ -31,9 +27,9 @@ impl Source {
     /// Whether one who wants pages of this may put an end to those of `other`.
     fn outdoes(self, other: Self) -> bool {
         match (self, other) {
-            (Self::Version(own), Self::Version(other)) => own > other,
+            (Self::Content(own), Self::Content(other)) => own > other,
             // What is written has been opened over it.
-            (Self::Shared | Self::Own(_), Self::Version(_)) => true,
+            (Self::Shared | Self::Own(_), Self::Content(_)) => true,
             (_, Self::Shared | Self::Own(_)) => false,
         }
     }
@@ -51,8 +47,6 @@ pub(super) struct Pages {
     served: u64,
     /// They are to go before any are served again.
     ends: bool,
-    /// Since when readers of different versions have been in each other's way.
-    contested: Option<Instant>,
 }
 
 /// What was to be dropped.
@@ -104,7 +98,7 @@ impl Pages {
 impl NodeState {
     /// Somebody empties the file, and the kernel throws away all pages, those with changes too.
     pub(super) fn spoil_mapped(&mut self) {
-        if matches!(self.pages.source, None | Some(Source::Version(_))) {
+        if matches!(self.pages.source, None | Some(Source::Content(_))) {
             return;
         }
         for user in &self.pages.users {
@@ -114,10 +108,10 @@ impl NodeState {
         }
     }
 
-    /// The draft in place was published as `version`; if it has gone, its pages are of that.
-    pub(super) fn name_pages(&mut self, version: u64) {
+    /// The draft in place was published, as part of `content`; if it has gone, its pages are of that.
+    pub(super) fn name_pages(&mut self, content: u64) {
         if self.shared.is_none() && self.pages.source == Some(Source::Shared) {
-            self.pages.source = Some(Source::Version(version));
+            self.pages.source = Some(Source::Content(content));
         }
     }
 
@@ -136,25 +130,20 @@ impl NodeState {
             return;
         };
         let draft = self.written_through(fh, own);
-        if matches!(self.pages.source, None | Some(Source::Version(_))) {
+        if matches!(self.pages.source, None | Some(Source::Content(_))) {
             self.pages.source = draft;
             self.pages.users.insert(fh);
         }
     }
 
-    /// Whether somebody else reads another version by pages, or is about to read one: in the cache, each
-    /// would find pages of the other without asking for them.
-    fn is_contested(&mut self, fh: FileHandle, version: u64) -> bool {
+    /// Whether somebody else reads a newer content by pages, or is about to read one: in the cache, who
+    /// reads the older one would find pages of that without asking for them. The newest is never
+    /// refused for the sake of older ones.
+    fn is_contested(&self, fh: FileHandle, content: u64) -> bool {
         let may_page = |own: &HandleState| own.paged || own.reading.fresh.is_some();
         let others = self.handles.iter().filter(|(other, _)| **other != fh);
-        let others = others.filter(|(_, own)| !own.write && may_page(own));
-        let rivals = others.filter_map(|(_, own)| own.version());
-        let Some(newest) = rivals.filter(|rival| *rival != version).max() else {
-            self.pages.contested = None;
-            return false;
-        };
-        let since = *self.pages.contested.get_or_insert_with(Instant::now);
-        newest > version || since.elapsed() < PROTECTION
+        let mut others = others.filter(|(_, own)| !own.write && may_page(own));
+        others.any(|(_, own)| own.content().is_some_and(|other| other > content))
     }
 
     /// Whose draft changed pages belong to: the kernel sends them through any handle that has the file
@@ -177,12 +166,12 @@ impl NodeState {
 }
 
 impl FileSystem {
-    /// Whether a handle may be served pages of what it reads: of `version`, or of its draft.
+    /// Whether a handle may be served pages of what it reads: of `content`, or of its draft.
     pub(super) fn admit_to_pages(
         &self,
         node: &super::handles::OpenNode,
         fh: FileHandle,
-        version: Option<u64>,
+        content: Option<u64>,
     ) -> Result<(), Errno> {
         let last = self.table.last();
         let mut state = node.lock();
@@ -192,11 +181,11 @@ impl FileSystem {
         };
         let spoiled = own.spoiled;
         let only_reads = !own.write;
-        let wanted = match version {
-            Some(version) => Some(Source::Version(version)),
+        let wanted = match content {
+            Some(content) => Some(Source::Content(content)),
             None => state.written_through(fh, own).or(Some(Source::Shared)),
         };
-        let length = match version {
+        let length = match content {
             Some(_) => None,
             None => state.draft_of(fh).map(|draft| draft.len()),
         };
@@ -204,9 +193,9 @@ impl FileSystem {
         let clipped = length
             .zip(state.believed)
             .is_some_and(|(own, all)| all < own);
-        let contested = version
+        let contested = content
             .filter(|_| only_reads)
-            .is_some_and(|version| state.is_contested(fh, version));
+            .is_some_and(|content| state.is_contested(fh, content));
         let admitted = !spoiled
             && !clipped
             && !contested
@@ -247,39 +236,39 @@ mod tests {
     #[test]
     fn pages_are_of_one_content_until_they_are_dropped() {
         let mut pages = Pages::default();
-        assert!(pages.admit(1, Source::Version(1), 2));
-        assert!(pages.admit(2, Source::Version(1), 2));
+        assert!(pages.admit(1, Source::Content(1), 2));
+        assert!(pages.admit(2, Source::Content(1), 2));
         // Handle 2 was open when those were served: they may be in its mapping.
-        assert!(!pages.admit(2, Source::Version(2), 2));
+        assert!(!pages.admit(2, Source::Content(2), 2));
         // Nobody is served before they have gone.
-        assert!(!pages.admit(1, Source::Version(1), 2));
+        assert!(!pages.admit(1, Source::Content(1), 2));
         let begun = Dropping {
             served: pages.served,
         };
         pages.dropped(begun);
-        assert!(pages.admit(2, Source::Version(2), 2));
+        assert!(pages.admit(2, Source::Content(2), 2));
     }
 
     #[test]
     fn who_opens_the_file_later_finds_the_cache_empty() {
         let mut pages = Pages::default();
-        assert!(pages.admit(1, Source::Version(1), 1));
-        assert!(pages.admit(2, Source::Version(2), 2));
+        assert!(pages.admit(1, Source::Content(1), 1));
+        assert!(pages.admit(2, Source::Content(2), 2));
         // The older one would bring its pages back.
-        assert!(!pages.admit(1, Source::Version(1), 2));
-        assert!(pages.admit(2, Source::Version(2), 2));
+        assert!(!pages.admit(1, Source::Content(1), 2));
+        assert!(pages.admit(2, Source::Content(2), 2));
     }
 
     #[test]
     fn what_was_served_while_pages_were_dropped_stays_known() {
         let mut pages = Pages::default();
-        assert!(pages.admit(1, Source::Version(1), 2));
+        assert!(pages.admit(1, Source::Content(1), 2));
         let begun = Dropping {
             served: pages.served,
         };
-        assert!(pages.admit(1, Source::Version(1), 2));
+        assert!(pages.admit(1, Source::Content(1), 2));
         pages.dropped(begun);
-        assert!(!pages.admit(2, Source::Version(2), 2));
+        assert!(!pages.admit(2, Source::Content(2), 2));
     }
 
     #[test]
@@ -288,7 +277,7 @@ mod tests {
         assert!(pages.admit(1, Source::Own(1), 2));
         assert!(!pages.admit(2, Source::Own(2), 2));
         assert!(pages.admit(1, Source::Own(1), 2));
-        assert!(!pages.admit(2, Source::Version(3), 2));
+        assert!(!pages.admit(2, Source::Content(3), 2));
         assert!(pages.admit(1, Source::Own(1), 2));
     }
 }

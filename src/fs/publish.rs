@@ -231,11 +231,13 @@ impl FileSystem {
         let done = move |outcome: Result<Option<u64>, VaultError>| {
             let published = matches!(outcome, Ok(Some(_)));
             match outcome {
-                Ok(Some(version)) => {
+                Ok(Some(_)) => {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
                     fs.note_published(&node, &pending, source);
-                    if matches!(source, Source::Shared | Source::Appended) {
-                        node.lock().name_pages(version);
+                    if matches!(source, Source::Shared | Source::Appended)
+                        && let Ok(content) = fs.node(id).and_then(|now| Ok(now.file()?.replaced))
+                    {
+                        node.lock().name_pages(content);
                     }
                 }
                 Ok(None) => {}

@@ -41,6 +41,7 @@ impl Reading {
 pub(super) struct Shown {
     pub(super) version: u64,
     pub(super) length: u64,
+    since: u64,
 }
 
 impl Shown {
@@ -48,6 +49,7 @@ impl Shown {
         Self {
             version: file.version,
             length: file.size,
+            since: file.replaced,
         }
     }
 
@@ -55,6 +57,7 @@ impl Shown {
         Self {
             version: pin.version,
             length: pin.length,
+            since: pin.since,
         }
     }
 
@@ -62,6 +65,7 @@ impl Shown {
         Pin {
             version: self.version,
             length: self.length,
+            since: self.since,
             loaded: None,
             last: LastPiece::default(),
         }
@@ -80,6 +84,11 @@ impl Told {
             self.0.remove(0);
         }
         self.0.push((thread, pin));
+    }
+
+    /// What a thread was told counts no longer: it has changed the file itself since.
+    pub(super) fn forget(&mut self, thread: u32) {
+        self.0.retain(|(known, _)| *known != thread);
     }
 
     /// What the process of `thread` was told last; what the thread itself was told, if it does all by
@@ -102,10 +111,10 @@ fn same_process(thread: u32, group: Option<u32>) -> bool {
 }
 
 impl HandleState {
-    /// The version that it reads, or is going to read.
-    pub(super) fn version(&self) -> Option<u64> {
-        let fresh = self.reading.fresh.map(|fresh| fresh.version);
-        fresh.or(self.pin.as_ref().map(|pin| pin.version))
+    /// The content that it reads, or is going to read, by the version that it began with.
+    pub(super) fn content(&self) -> Option<u64> {
+        let fresh = self.reading.fresh.map(|fresh| fresh.since);
+        fresh.or(self.pin.as_ref().map(|pin| pin.since))
     }
 
     fn is_draining(&self) -> bool {

@@ -335,6 +335,8 @@ fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer, end: u64) {
         return state.note_changed_pages(fh);
     };
     state.note_reach(end);
+    // What it was told before is not what it reads next.
+    state.told.forget(transfer.pid);
     let Some(own) = state.handles.get_mut(&fh) else {
         return;
     };

@@ -47,7 +47,7 @@ fn a_directory_in_use_is_not_touched() {
         let before = snapshot(home.path());
         assert_eq!(
             create(home.path()).unwrap_err().kind,
-            StoreErrorKind::Exists
+            StoreErrorKind::Occupied
         );
         assert_eq!(snapshot(home.path()), before);
         assert_eq!(mode(home.path()), 0o755);
