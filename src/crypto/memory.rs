@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::pages::{self, Mapping, PAGE, map_memfd_secret, map_private};
-pub use super::pages::{keep_in, keep_stack_in};
+pub use super::pages::{is_room_for, keep_in, keep_stack_in};
 
 /// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
 const MIN_PIECE: usize = 64;

@@ -101,6 +101,24 @@ pub(super) fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
     NonNull::new(address.cast()).map(|start| (start, locked))
 }
 
+/// Whether this process may have so much more memory, as far as its address space is limited. Costs
+/// none.
+pub fn is_room_for(length: usize) -> bool {
+    // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours; it
+    // is unmapped with its own length before anybody knows of it.
+    unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        );
+        address != libc::MAP_FAILED && libc::munmap(address, length) == 0
+    }
+}
+
 /// Keeps memory that somebody else has mapped out of swap and core files, as far as that is allowed.
 /// Beyond a hole in it nothing is kept in, and all of it counts as unlocked.
 pub fn keep_in(start: *const u8, length: usize) {

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
-use crate::crypto::memory::MemoryError;
+use crate::crypto::memory::{self, MemoryError};
 use crate::vault::CHUNK;
 
 use super::Errno;
@@ -354,9 +354,23 @@ impl Blocks {
 fn roomy(index: usize, length: usize, before: usize) -> Result<SecretBytes, MemoryError> {
     let room = match index {
         0 => length.max((before + before / 2).min(BLOCK)),
-        _ => BLOCK,
+        _ => {
+            must_leave_spare()?;
+            BLOCK
+        }
     };
     SecretBytes::with_room(length, room).or_else(|_| SecretBytes::zeroed(length))
+}
+
+/// What is left for the rest of the program where a process may have only so much memory: a draft that
+/// took the last of it could not be published, and nobody else's either.
+const SPARE: usize = 4 << 20;
+
+fn must_leave_spare() -> Result<(), MemoryError> {
+    match memory::is_room_for(SPARE) {
+        true => Ok(()),
+        false => Err(MemoryError { wanted: SPARE }),
+    }
 }
 
 /// The block that an offset is in, and where in it.
