@@ -103,7 +103,8 @@ impl Draft {
 
     /// The changes up to `edits`, which it had at `taken`, were published.
     pub(super) fn note_published(&mut self, edits: u64, taken: Instant) {
-        self.published = self.published.max(edits);
+        // Of two that were taken at once, the older may have come last: then it is what is stored.
+        self.published = edits;
         self.is_first = false;
         self.note_unstored_since(taken);
     }
@@ -121,6 +122,7 @@ impl Draft {
     pub(super) fn note_overtaken(&mut self) {
         self.rewritten = self.edits;
         self.is_first = false;
+        self.publication = Publication::Replacement;
     }
 
     /// What is not stored counts as if it had come now.

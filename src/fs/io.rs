@@ -194,7 +194,10 @@ impl FileSystem {
         let reading = own.reading;
         let pin = own.pin.clone();
         let Some(file) = file else {
-            return pin.map_or(Next::Current, Next::Pinned);
+            // Removed: what its process was told of since, or what was opened.
+            let fresh = reading.fresh;
+            let told = fresh.and_then(|fresh| state.told_since(fh, fresh, transfer.pid));
+            return told.or(pin).map_or(Next::Current, Next::Pinned);
         };
         if let Some(fresh) = reading.fresh {
             if fresh.version == file.version {

@@ -283,11 +283,13 @@ impl FileSystem {
             Source::Appended => {
                 if let Some(shared) = &mut state.shared {
                     shared.note_appended(pending.edits, pending.taken);
+                    shared.publication = Publication::InPlace;
                 }
             }
             Source::Nobody => {}
         }
-        let replaced = source != Source::Shared && pending.publication == Publication::Replacement;
+        let of_shared = matches!(source, Source::Shared | Source::Appended);
+        let replaced = !of_shared && pending.publication == Publication::Replacement;
         let idle = !state.has_writers_in_place();
         // A replacement leaves an in-place draft with changes of its own alone: if that is
         // published later, it wins whole. One without changes begins anew with the new content.
@@ -555,7 +557,11 @@ impl FileSystem {
             left.sort_by_key(|(fh, ..)| *fh);
             let is_lost = state.handles.values().any(|h| h.spoiled && h.own.is_none());
             let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
-            if let Some(shared) = shared.filter(|_| !is_lost) {
+            // One that was cut to nothing is a replacement, too.
+            let is_whole = |shared: &&Draft| {
+                ending == Ending::Orderly || shared.publication == Publication::InPlace
+            };
+            if let Some(shared) = shared.filter(is_whole).filter(|_| !is_lost) {
                 left.push((0, Pending::of(shared), Source::Shared));
             }
             state.publishing += left.len() as u32;

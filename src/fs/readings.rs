@@ -86,6 +86,12 @@ impl Told {
         self.0.push((thread, pin));
     }
 
+    /// What somebody holds of a version who was told of it.
+    pub(super) fn of_version(&self, version: u64) -> Option<Pin> {
+        let mut told = self.0.iter().map(|(_, pin)| pin);
+        told.find(|pin| pin.version == version).cloned()
+    }
+
     /// What a thread was told counts no longer: it has changed the file itself since.
     pub(super) fn forget(&mut self, thread: u32) {
         self.0.retain(|(known, _)| *known != thread);
@@ -175,6 +181,19 @@ impl NodeState {
         if !others.any(|(_, own)| is_fresh(own)) {
             self.told.0.retain(|(known, _)| *known != thread);
         }
+    }
+
+    /// The length of what a handle, or that of a thread, reads or is going to read.
+    pub(super) fn length_read_by(&self, fh: Option<FileHandle>, thread: u32) -> Option<u64> {
+        let own = match fh {
+            Some(fh) => self.handles.get(&fh),
+            None => self
+                .handles
+                .values()
+                .find(|own| own.reading.thread == thread),
+        }?;
+        let fresh = own.reading.fresh.map(|fresh| fresh.length);
+        fresh.or(own.pin.as_ref().map(|pin| pin.length))
     }
 
     /// What a thread was told since it has read last, if that is not older than what it has settled on.

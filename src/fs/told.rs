@@ -15,7 +15,7 @@ use crate::vault::{Body, Kind, Node};
 use super::authors::Place;
 use super::draft::Draft;
 use super::handles::NodeState;
-use super::readings::Shown;
+use super::readings::{Shown, Told};
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
 
 /// An answer, and whether the kernel may take it for what is true for all.
@@ -188,7 +188,9 @@ impl FileSystem {
         let node = match (self.node(ino), &state.opened) {
             // Removed by the writer beside: as it was when it was opened.
             (Err(Errno(libc::ESTALE)), Some(opened)) => {
-                let attr = self.stored_attr(&opened.without_name());
+                let mut attr = self.stored_attr(&opened.without_name());
+                attr.size = state.length_read_by(fh, caller.pid).unwrap_or(attr.size);
+                attr.ttl = Duration::ZERO;
                 return Ok(Some(for_all(attr)));
             }
             (node, _) => node?,
@@ -208,7 +210,11 @@ impl FileSystem {
             if self.vault.is_read_only() && state.settles_elsewhere(fh, file) {
                 drop(state);
                 // It may be gone when it is read.
-                end = self.load_current_of(ino)?.1.unwrap_or(end);
+                end = match self.load_current_of(ino) {
+                    Ok((_, current)) => current.unwrap_or(end),
+                    Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, Some(fh)),
+                    Err(error) => return Err(error),
+                };
                 state = open.lock();
             }
             attr.size = state.seek_in_version(fh, file, end);
@@ -229,13 +235,25 @@ impl FileSystem {
         } else if state.has_outdated_fresh(file.version) {
             let mut pin = Shown::of(file).pin();
             if self.vault.is_read_only() {
+                // One copy of it serves all who are told.
+                let known = state.told.of_version(file.version);
                 drop(state);
-                pin = self.load_current_of(ino)?.1.unwrap_or(pin);
+                pin = match known.map_or_else(
+                    || self.load_current_of(ino).map(|(_, new)| new),
+                    |known| Ok(Some(known)),
+                ) {
+                    Ok(current) => current.unwrap_or(pin),
+                    Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, fh),
+                    Err(error) => return Err(error),
+                };
                 state = open.lock();
             }
             (attr.size, attr.version) = (pin.length, pin.version);
             state.told.note(caller.pid, pin);
-        } else if !self.vault.is_read_only() && state.may_read_again(caller.pid) {
+        } else if self.vault.is_read_only() {
+            // Nobody is going to read another version.
+            state.told = Told::default();
+        } else if state.may_read_again(caller.pid) {
             state.told.note(caller.pid, Shown::of(file).pin());
         }
         let sizing = state.sizing_draft().map(Draft::len);
