@@ -230,6 +230,29 @@ fn what_is_written_over_cut_or_replaced_is_not_published_while_it_is_kept_open()
     unmounted_and_clean(server, &place);
 }
 
+/// Many programs empty what they have just made.
+#[test]
+fn a_new_log_that_was_emptied_first_is_stored_for_as_long_as_it_grows() {
+    let place = Place::with_vault();
+    let server = place.serve(&[]);
+    let path = place.point().join("log");
+    let mut log = File::create(&path).expect("made");
+    log.set_len(0).expect("emptied");
+    let mut expected = String::new();
+    // Some lines come while others are being stored.
+    let mut seen = 0;
+    wait_for("three versions", SOON, || {
+        log.write_all(b"line\n").expect("written");
+        expected += "line\n";
+        assert_eq!(content(&path), expected);
+        seen = version(&path);
+        seen >= 3
+    });
+    drop(log);
+    assert_eq!(content(&path), expected);
+    unmounted_and_clean(server, &place);
+}
+
 #[test]
 fn what_was_written_over_is_appended_to_again_once_it_is_published() {
     let place = Place::with_vault();

@@ -376,6 +376,27 @@ fn a_reader_follows_edits_in_place() {
     unmounted_and_clean(&place);
 }
 
+/// What was being edited when the file was replaced is no edit of what replaced it.
+#[test]
+fn who_reads_a_replacement_is_not_led_into_an_edit_of_what_it_replaced() {
+    const SIZE: usize = 300 << 10;
+    let place = mounted(&[]);
+    let path = file(&place, &vec![b'a'; SIZE]);
+    let editor = edit(&path);
+    editor.write_all_at(b"edited", 0).expect("written");
+    std::fs::write(&path, vec![b'c'; SIZE]).expect("replaced");
+    let mut reader = File::open(&path).expect("open");
+    let mut bytes = vec![0; 1000];
+    reader.read_exact(&mut bytes).expect("read");
+    closed(editor).expect("published");
+    reader.read_to_end(&mut bytes).expect("read");
+    assert!(bytes[..SIZE] == vec![b'c'; SIZE]);
+    drop(reader);
+    let now = std::fs::read(&path).expect("readable");
+    assert!(now.starts_with(b"editedaaa") && now.len() == SIZE);
+    unmounted_and_clean(&place);
+}
+
 #[test]
 fn an_old_version_that_is_being_read_stays_until_it_is_let_go() {
     const SIZE: usize = 300 << 10;

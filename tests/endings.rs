@@ -211,7 +211,7 @@ fn a_replacement_that_is_cut_off_does_not_take_the_place_of_the_secret() {
     let place = Place::with_vault();
     let server = place.serve(&["-o", "drain-timeout=300ms"]);
     let path = |name: &str| place.point().join(name);
-    for name in ["replaced", "edited", "flushed", "untouched"] {
+    for name in ["replaced", "emptied", "edited", "flushed", "untouched"] {
         std::fs::write(path(name), "old content").expect("written");
     }
     let mut replacer = File::create(path("replaced")).expect("open");
@@ -221,6 +221,12 @@ fn a_replacement_that_is_cut_off_does_not_take_the_place_of_the_secret() {
         .open(path("edited"))
         .expect("open");
     editor.write_all(b"new").expect("written");
+    let mut emptied = File::options()
+        .write(true)
+        .open(path("emptied"))
+        .expect("open");
+    emptied.set_len(0).expect("cut");
+    emptied.write_all(b"half of the").expect("written");
     let mut flushed = File::create(path("flushed")).expect("open");
     flushed.write_all(b"flushed").expect("written");
     flushed.sync_all().expect("published");
@@ -228,13 +234,14 @@ fn a_replacement_that_is_cut_off_does_not_take_the_place_of_the_secret() {
     server.signal(libc::SIGTERM);
     let log = ended_well(server, &place);
     assert!(
-        log.contains("cut off") && log.contains("open_files=3"),
+        log.contains("cut off") && log.contains("open_files=4"),
         "{log}"
     );
-    drop((replacer, editor, flushed));
+    drop((replacer, editor, emptied, flushed));
     place.mount(&[]).succeeded();
     let expected = [
         ("replaced", "old content"),
+        ("emptied", "old content"),
         ("edited", "new content"),
         ("flushed", "flushed"),
         ("untouched", "old content"),

@@ -283,7 +283,9 @@ impl FileSystem {
             Source::Appended => {
                 if let Some(shared) = &mut state.shared {
                     shared.note_appended(pending.edits, pending.taken);
-                    shared.publication = Publication::InPlace;
+                    if !shared.is_unstored() {
+                        shared.publication = Publication::InPlace;
+                    }
                 }
             }
             Source::Nobody => {}
