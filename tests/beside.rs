@@ -606,36 +606,6 @@ fn what_the_writer_has_removed_keeps_its_attributes_for_who_has_it_open() {
     assert_eq!(std::io::read_to_string(file).expect("read"), "content");
 }
 
-#[test]
-fn what_the_writer_has_replaced_and_removed_has_the_length_of_what_is_read() {
-    let five = Five::start();
-    let (written, read) = (five.written().join("f"), five.read(0).join("f"));
-    write(&written, b"short");
-    wait_for("the file", SEEN, || fs::read(&read).is_ok());
-    let before = File::open(&read).expect("opened");
-    fs::write(&written, "much longer").expect("replaced");
-    // Another thread opens what is there now.
-    let reading = read.clone();
-    let after = std::thread::spawn(move || {
-        let longer = || File::open(&reading).expect("opened");
-        let has_come = |file: &File| file.metadata().expect("fstat").len() == 11;
-        let mut file = longer();
-        wait_for("the longer one", SEEN, || {
-            file = longer();
-            has_come(&file)
-        });
-        file
-    });
-    let after = after.join().expect("opened");
-    fs::remove_file(&written).expect("removed");
-    let links = || std::os::unix::fs::MetadataExt::nlink(&before.metadata().expect("fstat"));
-    wait_for("the removal to be seen", SEEN, || links() == 0);
-    let length = before.metadata().expect("fstat").len();
-    let content = std::io::read_to_string(before).expect("read");
-    assert_eq!(length, content.len() as u64, "{content}");
-    drop(after);
-}
-
 /// Without a kernel, so that what happens between a look-up and what follows is certain.
 #[test]
 fn what_is_looked_up_anew_is_opened_whatever_the_writer_has_done_since() {
