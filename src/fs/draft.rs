@@ -27,6 +27,8 @@ pub(super) struct Draft {
     unstored_since: Option<Instant>,
     /// Nothing was published when it began, nor since: everybody is shown the draft itself.
     is_first: bool,
+    /// Something else was published since this was.
+    is_overtaken: bool,
     /// When it was last changed.
     pub(super) edited_at: Timestamp,
     /// A modification time that was set since.
@@ -46,6 +48,7 @@ impl Draft {
             rewritten: 0,
             unstored_since: None,
             is_first: false,
+            is_overtaken: false,
             edited_at: Timestamp::now(),
             modified: None,
         }
@@ -96,6 +99,11 @@ impl Draft {
         edit <= self.published
     }
 
+    /// Whether something else was published since this was.
+    pub(super) fn is_overtaken(&self) -> bool {
+        self.is_overtaken
+    }
+
     /// Whether everybody is shown it, whatever of it is stored.
     pub(super) fn is_first(&self) -> bool {
         self.is_first
@@ -105,7 +113,7 @@ impl Draft {
     pub(super) fn note_published(&mut self, edits: u64, taken: Instant) {
         // Of two that were taken at once, the older may have come last: then it is what is stored.
         self.published = edits;
-        self.is_first = false;
+        (self.is_first, self.is_overtaken) = (false, false);
         self.note_unstored_since(taken);
     }
 
@@ -121,7 +129,7 @@ impl Draft {
     /// Something else was published: whatever is in this takes its place, and is no addition to it.
     pub(super) fn note_overtaken(&mut self) {
         self.rewritten = self.edits;
-        self.is_first = false;
+        (self.is_first, self.is_overtaken) = (false, true);
         self.publication = Publication::Replacement;
     }
 

@@ -174,12 +174,15 @@ impl NodeState {
         versions
     }
 
-    /// Whether a handle that has left something unpublished may be closed by now.
+    /// Whether a handle may be closed by now that has left something unpublished, or a draft that is
+    /// nothing to its process any more.
     pub(super) fn may_be_closed(&self) -> bool {
-        let unpublished = |draft: &Option<Draft>| draft.as_ref().is_some_and(Draft::is_unpublished);
-        self.handles
-            .values()
-            .any(|h| h.flushed && (unpublished(&h.own) || unpublished(&self.shared)))
+        // What is being published now overtakes the others.
+        let publishes = self.publishing > 0;
+        let counts = |draft: &Draft| publishes || draft.is_unpublished() || draft.is_overtaken();
+        let shared = self.shared.as_ref().is_some_and(Draft::is_unpublished);
+        let mut flushed = self.handles.values().filter(|own| own.flushed);
+        flushed.any(|own| shared || own.own.as_ref().is_some_and(counts))
     }
 
     /// Beside a writer: settles a handle on what was read of the node.

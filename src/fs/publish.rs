@@ -290,6 +290,11 @@ impl FileSystem {
             }
             Source::Nobody => {}
         }
+        for (fh, other) in &mut state.handles {
+            if let Some(own) = other.own.as_mut().filter(|_| source != Source::Own(*fh)) {
+                own.note_overtaken();
+            }
+        }
         let of_shared = matches!(source, Source::Shared | Source::Appended);
         let replaced = !of_shared && pending.publication == Publication::Replacement;
         let idle = !state.has_writers_in_place();
