@@ -392,6 +392,36 @@ fn a_mapping_that_another_program_cuts_off_is_refused_and_what_is_there_stays() 
     unmounted_and_clean(&place);
 }
 
+/// Two write in place, one of them by a mapping: the other has nothing whole to publish either.
+#[test]
+fn who_writes_beside_a_mapping_that_was_cut_off_publishes_nothing_without_it() {
+    let place = mounted(&[]);
+    let path = file(&place, &pattern(5000));
+    let (mapped, other) = (edit(&path), edit(&path));
+    let mut map = Map::shared(&mapped, 5000).expect("mapped");
+    map.write(&[b'm'; 5000]).expect("no SIGBUS");
+    other.write_all_at(b"beside", 0).expect("written");
+    ran(Command::new("bash")
+        .args(["-c", "printf new > \"$0\""])
+        .arg(&path));
+    other.write_all_at(b"again", 10).expect("written");
+    let refused = other.sync_all().expect_err("pages are lost");
+    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    assert_eq!(content(&path), b"new");
+    for writer in [other, mapped] {
+        let refused = closed(writer).expect_err("pages are lost");
+        assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    }
+    drop(map);
+    assert_eq!(content(&path), b"new");
+    // All of them are gone: who comes now begins anew.
+    let later = edit(&path);
+    later.write_all_at(b"l", 0).expect("written");
+    closed(later).expect("published");
+    assert_eq!(content(&path), b"lew");
+    unmounted_and_clean(&place);
+}
+
 // --- readers ------------------------------------------------------------------------------------
 
 /// Readers of every kind look while one replaces the content again and again.

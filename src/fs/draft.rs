@@ -29,6 +29,8 @@ pub(super) struct Draft {
     is_first: bool,
     /// Something else was published since this was.
     is_overtaken: bool,
+    /// It lacks what somebody wrote to a mapping: it is not to be published.
+    pub(super) is_spoiled: bool,
     /// When it was last changed.
     pub(super) edited_at: Timestamp,
     /// A modification time that was set since.
@@ -49,6 +51,7 @@ impl Draft {
             unstored_since: None,
             is_first: false,
             is_overtaken: false,
+            is_spoiled: false,
             edited_at: Timestamp::now(),
             modified: None,
         }
@@ -146,7 +149,8 @@ impl Draft {
     /// not stored. `None` when there is nothing, or something else was changed as well.
     pub(super) fn appended_since(&self) -> Option<Instant> {
         let is_rewritten = self.rewritten > self.stored.max(self.published);
-        self.unstored_since.filter(|_| !is_rewritten)
+        self.unstored_since
+            .filter(|_| !is_rewritten && !self.is_spoiled)
     }
 
     /// Counts a change that needs publishing although no byte changed: a bare truncation.

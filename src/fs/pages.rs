@@ -106,6 +106,19 @@ impl NodeState {
                 own.spoiled = own.write;
             }
         }
+        // Whoever else writes it would publish it without what was in those pages.
+        if self.pages.source == Some(Source::Shared)
+            && let Some(shared) = &mut self.shared
+        {
+            shared.is_spoiled = true;
+        }
+    }
+
+    /// Whether what a handle would publish may lack what was written to a mapping.
+    pub(super) fn is_spoiled(&self, fh: FileHandle) -> bool {
+        let shared = || self.shared.as_ref().is_some_and(|draft| draft.is_spoiled);
+        let own = self.handles.get(&fh);
+        own.is_some_and(|own| own.spoiled || own.write && own.own.is_none() && shared())
     }
 
     /// The draft in place was published, as part of `content`; if it has gone, its pages are of that.
@@ -179,7 +192,7 @@ impl FileSystem {
         let Some(own) = state.handles.get(&fh) else {
             return Err(Errno(libc::EBADF));
         };
-        let spoiled = own.spoiled;
+        let spoiled = state.is_spoiled(fh);
         let only_reads = !own.write;
         let wanted = match content {
             Some(content) => Some(Source::Content(content)),

@@ -106,13 +106,13 @@ impl FileSystem {
             return done(Ok(()));
         };
         own.flushed = true;
-        if own.spoiled {
-            drop(state);
-            return done(Err(self.spoiled(handle.node.id)));
-        }
         let wrote = own.wrote;
         let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);
+        if state.is_spoiled(fh) {
+            drop(state);
+            return done(Err(self.spoiled(handle.node.id)));
+        }
         let unpublished = state
             .draft_of(fh)
             .is_some_and(|draft| !draft.has_published(wrote));
@@ -151,7 +151,7 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let mut state = handle.node.lock();
-        if state.handles.get(&fh).is_some_and(|own| own.spoiled) {
+        if state.is_spoiled(fh) {
             drop(state);
             return done(Err(self.spoiled(handle.node.id)));
         }
@@ -187,6 +187,10 @@ impl FileSystem {
     /// Publishes the shared draft now, for truncate(2), which has no handle to close.
     pub(super) fn publish_shared(self: &Arc<Self>, node: &Arc<OpenNode>, done: Done<()>) {
         let mut state = node.lock();
+        if state.shared.as_ref().is_some_and(|shared| shared.is_spoiled) {
+            drop(state);
+            return done(Err(self.spoiled(node.id)));
+        }
         let Some(pending) = state.shared.as_ref().map(Pending::of) else {
             drop(state);
             return done(Ok(()));
@@ -358,6 +362,7 @@ impl FileSystem {
     /// one step with taking it out: a node with neither is forgotten.
     fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source)> {
         let mut state = node.lock();
+        let is_spoiled = state.is_spoiled(fh);
         let own = state.handles.remove(&fh)?;
         state.pages.let_go(fh);
         let draft = match &own.own {
@@ -368,7 +373,7 @@ impl FileSystem {
             None => None,
         };
         let draft = draft.filter(|(draft, _)| draft.is_unpublished());
-        let is_lost = own.spoiled && draft.is_some();
+        let is_lost = is_spoiled && draft.is_some();
         let pending = draft
             .filter(|_| !is_lost)
             .map(|(draft, source)| (Pending::of(draft), source));
@@ -562,13 +567,13 @@ impl FileSystem {
             }
             // In the order in which they were opened, so that the last opened wins.
             left.sort_by_key(|(fh, ..)| *fh);
-            let is_lost = state.handles.values().any(|h| h.spoiled && h.own.is_none());
             let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
             // One that was cut to nothing is a replacement, too.
-            let is_whole = |shared: &&Draft| {
+            let is_whole = |shared: &Draft| {
                 ending == Ending::Orderly || shared.publication == Publication::InPlace
             };
-            if let Some(shared) = shared.filter(is_whole).filter(|_| !is_lost) {
+            let shared = shared.filter(|shared| is_whole(shared) && !shared.is_spoiled);
+            if let Some(shared) = shared {
                 left.push((0, Pending::of(shared), Source::Shared));
             }
             state.publishing += left.len() as u32;

@@ -134,7 +134,7 @@ impl FileSystem {
         let writer = {
             let state = handle.node.lock();
             let writer = state.writer_of_pages(fh);
-            if state.handles.get(&writer).is_some_and(|own| own.spoiled) {
+            if state.is_spoiled(writer) {
                 return Err(Errno(libc::EIO));
             }
             writer
