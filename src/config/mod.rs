@@ -87,6 +87,8 @@ pub struct Settings {
     pub allow_other: bool,
     /// Allow execution.
     pub exec: bool,
+    /// Let mounts be idmapped.
+    pub idmap: bool,
     /// How long the kernel may keep names and attributes.
     pub ttl: Duration,
     /// Largest content of one file, in bytes.
@@ -167,6 +169,7 @@ impl Default for Settings {
             read_only: false,
             allow_other: false,
             exec: false,
+            idmap: false,
             ttl: Duration::from_secs(1),
             max_secret_size: 16 << 20,
             max_memory: 256 << 20,
@@ -232,6 +235,7 @@ impl Settings {
             "ro" => self.read_only = raw.switch()?,
             "allow-other" => self.allow_other = raw.switch()?,
             "exec" => self.exec = raw.switch()?,
+            "idmap" => self.idmap = raw.switch()?,
             "ttl" => self.ttl = raw.duration()?,
             "max-secret-size" => self.max_secret_size = raw.number()?,
             "max-memory" => self.max_memory = raw.number()?,

@@ -129,6 +129,11 @@ pub const SETTINGS: &[Setting] = &[
         Scope::Mount,
         "Allow programs in the vault to be executed; off by default",
     ),
+    switch(
+        "idmap",
+        Scope::Mount,
+        "Let the mount be idmapped (X-mount.idmap, pods with hostUsers: false). Needs Linux 6.12",
+    ),
     value(
         "ttl",
         Kind::Duration {

@@ -48,7 +48,12 @@ pub(crate) fn start(
     let threads = fuse::usable_threads(settings.threads);
     config.n_threads = Some(threads);
     let looked_at = device.try_clone().map_err(fail)?;
-    let adapter = Adapter::new(Arc::clone(fs), threads, looked_at, settings.busy_poll);
+    let serving = fuse::Serving {
+        threads,
+        patience: settings.busy_poll,
+        idmap: settings.idmap,
+    };
+    let adapter = Adapter::new(Arc::clone(fs), looked_at, serving);
     let session =
         fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
     let notifier = session.notifier();

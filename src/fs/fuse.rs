@@ -21,7 +21,8 @@ use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 use super::io::Transfer;
 use super::lookout::Lookout;
 use super::readers::{self, AtWork, Readers};
-use super::{Attr, Caller, Errno, FileSystem, SetAttributes};
+use super::who::Known;
+use super::{Attr, Errno, FileSystem, SetAttributes};
 
 /// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold
 /// of a secret: the 128 KiB that many programs ask for, wherever in a page their buffer begins.
@@ -37,19 +38,30 @@ pub fn usable_threads(wanted: usize) -> usize {
     wanted
 }
 
+/// How a file system is served.
+#[derive(Clone, Copy, Debug)]
+pub struct Serving {
+    /// How many threads read requests.
+    pub threads: usize,
+    /// How long one that has answered looks for the next before it sleeps.
+    pub patience: Duration,
+    /// Mounts of it may be idmapped.
+    pub idmap: bool,
+}
+
 /// Serves a [`FileSystem`] through fuser.
 #[derive(Debug)]
 pub struct Adapter {
     fs: Arc<FileSystem>,
     readers: Arc<Readers>,
+    known: Known,
 }
 
 impl Adapter {
-    /// Serves `fs` with that many threads, which look for the next request on `device` for so long
-    /// before they sleep.
-    pub fn new(fs: Arc<FileSystem>, threads: usize, device: OwnedFd, patience: Duration) -> Self {
-        let lookout = Lookout::new(device, patience);
-        let readers = Arc::new(Readers::new(threads, lookout));
+    /// Serves `fs`. Threads look for the next request on `device` before they sleep.
+    pub fn new(fs: Arc<FileSystem>, device: OwnedFd, serving: Serving) -> Self {
+        let lookout = Lookout::new(device, serving.patience);
+        let readers = Arc::new(Readers::new(serving.threads, lookout));
         // The device goes with the session, which ends before the file system does.
         let of_session = Arc::downgrade(&readers);
         fs.attach_releases(move || {
@@ -57,7 +69,14 @@ impl Adapter {
                 readers.await_releases();
             }
         });
-        Self { fs, readers }
+        Self {
+            fs,
+            readers,
+            known: match serving.idmap {
+                true => Known::FromProc,
+                false => Known::FromKernel,
+            },
+        }
     }
 
     /// How a failure is told to who asks for a node by its number.
@@ -95,14 +114,6 @@ fn received(request: &Request) {
         let start = std::ptr::from_ref(request).cast();
         memory::keep_in(start, MAX_TRANSFER as usize + 4096);
         memory::keep_stack_in();
-    }
-}
-
-fn caller(request: &Request) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-        pid: request.pid(),
     }
 }
 
@@ -235,6 +246,15 @@ impl fuser::Filesystem for Adapter {
             .map_err(|_| {
                 std::io::Error::other("the kernel's FUSE cannot open and truncate at once")
             })?;
+        if self.known == Known::FromProc {
+            let idmap = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
+            idmap.map_err(|_| {
+                std::io::Error::other(
+                    "the kernel does not let FUSE mounts be idmapped (Linux does from 6.12 on); \
+                     mount without -o idmap",
+                )
+            })?;
+        }
         for wanted in [
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -286,8 +306,12 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
         let fh = fh.map(|fh| fh.0);
-        self.fs
-            .getattr(caller(request), ino.0, fh, attributes(asked, reply));
+        self.fs.getattr(
+            self.known.caller(request),
+            ino.0,
+            fh,
+            attributes(asked, reply),
+        );
     }
 
     fn setattr(
@@ -318,7 +342,7 @@ impl fuser::Filesystem for Adapter {
             modified: mtime.map(stamp),
         };
         self.fs.setattr(
-            caller(request),
+            self.known.caller(request),
             ino.0,
             fh.map(|fh| fh.0),
             set,
@@ -451,7 +475,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
         self.fs.open(
-            caller(request),
+            self.known.caller(request),
             ino.0,
             flags.0,
             Box::new(move |opened| match opened {
@@ -476,10 +500,10 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let fs = Arc::clone(&self.fs);
         self.fs.create(
-            caller(request),
+            self.known.caller(request),
             parent.0,
             name.as_bytes(),
-            mode & !umask,
+            new_node(request, Kind::File, mode & !umask),
             flags,
             Box::new(move |created| match created {
                 Ok((attr, opened)) => {
@@ -767,7 +791,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _at_work = self.begin(request);
-        let done = self.fs.changed_by(caller(request), fh.0, empty(reply));
+        let done = self
+            .fs
+            .changed_by(self.known.caller(request), fh.0, empty(reply));
         self.fs.allocate(fh.0, offset, length, mode, done);
     }
 
@@ -783,7 +809,10 @@ impl fuser::Filesystem for Adapter {
         // The kernel asks for data and holes only: as beyond the end, there are none.
         let sought = u64::try_from(offset)
             .map_err(|_| Errno(libc::ENXIO))
-            .and_then(|offset| self.fs.seek(caller(request), fh.0, offset, whence));
+            .and_then(|offset| {
+                self.fs
+                    .seek(self.known.caller(request), fh.0, offset, whence)
+            });
         match sought {
             Ok(offset) => reply.offset(offset as i64),
             Err(error) => reply.error(error.into()),
@@ -809,15 +838,17 @@ impl fuser::Filesystem for Adapter {
             Err(error) => reply.error(error.into()),
         });
         self.fs.copy_range(
-            caller(request),
+            self.known.caller(request),
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),
             length,
-            self.fs.changed_by(caller(request), fh_out.0, done),
+            self.fs
+                .changed_by(self.known.caller(request), fh_out.0, done),
         );
     }
 }
 
+/// What is made belongs to whom the kernel names.
 fn new_node(request: &Request, kind: Kind, mode: u32) -> NewNode {
     NewNode {
         kind,

@@ -33,6 +33,7 @@ mod routine;
 mod told;
 mod touch;
 mod watch;
+mod who;
 mod write;
 mod writer;
 

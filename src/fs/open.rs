@@ -159,18 +159,11 @@ impl FileSystem {
         caller: Caller,
         parent: u64,
         name: &[u8],
-        mode: u32,
+        new: NewNode,
         flags: i32,
         done: Done<(Attr, Opened)>,
     ) {
-        let new = NewNode {
-            kind: Kind::File,
-            mode: mode & 0o7777,
-            uid: caller.uid,
-            gid: caller.gid,
-            device: 0,
-            target: Vec::new(),
-        };
+        let again = new.clone();
         let fs = Arc::clone(self);
         let retry_name = name.to_vec();
         self.make(parent, name, new, move |made| match made {
@@ -186,7 +179,7 @@ impl FileSystem {
                     Ok(Some(opened)) => done(Ok((attr, opened))),
                     // Somebody has removed it since.
                     Err(Errno(libc::ENOENT)) => {
-                        fs.create(caller, parent, &retry_name, mode, flags, done);
+                        fs.create(caller, parent, &retry_name, again, flags, done);
                     }
                     Err(error) => done(Err(error)),
                 }

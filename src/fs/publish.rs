@@ -187,7 +187,11 @@ impl FileSystem {
     /// Publishes the shared draft now, for truncate(2), which has no handle to close.
     pub(super) fn publish_shared(self: &Arc<Self>, node: &Arc<OpenNode>, done: Done<()>) {
         let mut state = node.lock();
-        if state.shared.as_ref().is_some_and(|shared| shared.is_spoiled) {
+        if state
+            .shared
+            .as_ref()
+            .is_some_and(|shared| shared.is_spoiled)
+        {
             drop(state);
             return done(Err(self.spoiled(node.id)));
         }

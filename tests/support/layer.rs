@@ -263,7 +263,12 @@ impl Served {
         mode: u32,
         flags: i32,
     ) -> Result<(Attr, FileHandle), Errno> {
-        let created = ask(|done| self.0.create(caller, parent, name, mode, flags, done));
+        let new = NewNode {
+            uid: caller.uid,
+            gid: caller.gid,
+            ..new_node(Kind::File, mode)
+        };
+        let created = ask(|done| self.0.create(caller, parent, name, new, flags, done));
         created.map(|(attr, opened)| (attr, opened.fh))
     }
 
@@ -367,7 +372,8 @@ impl Served {
         mode: u32,
         flags: i32,
     ) -> Result<(u64, FileHandle), Errno> {
-        let created = ask(|done| self.0.create(caller(), parent, name, mode, flags, done));
+        let new = new_node(Kind::File, mode);
+        let created = ask(|done| self.0.create(caller(), parent, name, new, flags, done));
         created.map(|(attr, opened)| (attr.ino, opened.fh))
     }
 

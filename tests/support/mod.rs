@@ -14,6 +14,7 @@ pub mod evil;
 pub mod failing_disk;
 pub mod forbid;
 pub mod forge;
+pub mod idmap;
 pub mod keys;
 pub mod kms_call;
 pub mod kms_proxy;
