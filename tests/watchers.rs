@@ -318,11 +318,12 @@ fn no_mount_outlives_its_umount_for_the_sake_of_watchers_and_a_bind_of_it_goes_o
 }
 
 #[test]
-fn a_daemon_that_is_killed_while_a_touch_waits_for_it_is_gone_at_once() {
+fn a_touch_that_hangs_is_told_and_a_daemon_that_is_killed_meanwhile_is_gone_at_once() {
     let place = Place::with_vault();
     let mut command = place.command();
     command.arg("mount").arg(place.vault()).arg(place.point());
-    command.arg("-f").env("FAILPOINTS", "answer-to-touch=pause");
+    command.args(["-f", "-o", "threads=2"]);
+    command.env("FAILPOINTS", "answer-to-touch=pause");
     let server = Server::start(command);
     let file = place.point().join("f");
     // Whoever closes does not wait for the touch.
@@ -334,6 +335,10 @@ fn a_daemon_that_is_killed_while_a_touch_waits_for_it_is_gone_at_once() {
             of_it("comm").is_ok_and(|name| name == "toucher\n")
                 && of_it("wchan").is_ok_and(|function| function.contains("request_wait"))
         })
+    });
+    wait_for("it to be told", SOON, || {
+        let said = status(&place.point())["watchers"].to_string();
+        said.contains("not woken: the kernel has not answered for")
     });
     kill(server.pid(), libc::SIGKILL);
     server.ended(SOON);

@@ -221,15 +221,16 @@ impl Comparing {
         let all = seen.values().filter(|attr| attr.kind == Kind::Directory);
         let all = all.map(|attr| attr.ino).chain([ROOT]);
         directories.extend(all.filter(|id| !self.names.is_listed(*id)));
+        // Until all is well, all is looked at again.
+        self.changes = None;
+        let mut listed = Ok(());
         for directory in directories {
-            let listed = self.list(&fs, directory, seen.get(&directory));
-            // To be listed again.
-            if let Err(error) = listed {
+            if let Err(error) = self.list(&fs, directory, seen.get(&directory)) {
                 self.revisions.remove(&directory);
-                return Err(error);
+                listed = Err(error);
             }
         }
-        compared?;
+        compared.and(listed)?;
         self.changes = Some(changes);
         Ok(())
     }

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
 use crate::vault::{Timestamp, VaultError};
@@ -21,6 +21,9 @@ use super::{Attr, Errno, FileHandle, FileSystem, SetAttributes};
 /// often, and not with each replacement; one that was renamed over by then the kernel has forgotten,
 /// which costs next to nothing.
 const PAUSE: Duration = Duration::from_millis(25);
+
+/// A touch takes a fraction of a millisecond; one that has taken so long hangs.
+const LATE: Duration = Duration::from_secs(5);
 
 /// What is touched.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,8 +41,8 @@ pub struct Touches {
     wake: Condvar,
     /// Somebody touches.
     served: AtomicBool,
-    /// The time that the touch under way names.
-    token: Mutex<Option<Timestamp>>,
+    /// The time that the touch under way names, and since when it is.
+    token: Mutex<Option<(Timestamp, Instant)>>,
     /// Nodes that are gone from the vault, as the kernel is to be told of them.
     gone: Mutex<HashMap<NodeId, Attr>>,
 }
@@ -111,7 +114,7 @@ impl Touches {
                     return;
                 }
                 let outcome = token().and_then(|token| {
-                    *locked(&self.token) = Some(token);
+                    *locked(&self.token) = Some((token, Instant::now()));
                     touch(&touched, token)
                 });
                 *locked(&self.token) = None;
@@ -183,14 +186,19 @@ impl Touches {
     }
 
     fn is_token(&self, time: Timestamp) -> bool {
-        *locked(&self.token) == Some(time)
+        locked(&self.token).is_some_and(|(token, _)| token == time)
     }
 
     /// How it goes, for `status`.
     pub(super) fn said(&self) -> String {
-        match &locked(&self.queue).silent {
-            None => "woken".to_owned(),
-            Some(why) => format!("not woken: {why}"),
+        let since = locked(&self.token).map(|(_, since)| since.elapsed());
+        match (&locked(&self.queue).silent, since) {
+            (Some(why), _) => format!("not woken: {why}"),
+            (None, Some(since)) if since >= LATE => {
+                let seconds = since.as_secs();
+                format!("not woken: the kernel has not answered for {seconds} s to a touch")
+            }
+            (None, _) => "woken".to_owned(),
         }
     }
 }
