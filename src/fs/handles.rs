@@ -10,11 +10,14 @@ use crate::crypto::SecretBytes;
 use crate::store::NodeId;
 use crate::vault::{Kind, LastChunk, Node, OpenFiles, ROOT, Version};
 
-use super::budget::Reservation;
+use super::budget::{Reservation, Share};
 use super::draft::Draft;
 use super::pages::Pages;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
+
+/// Bytes of extended attributes that are held of a file that is open beside a writer.
+const FEW_XATTRS: usize = 2 * 1024;
 
 /// A file handle: what the kernel passes with every request for an open file.
 pub type FileHandle = u64;
@@ -49,12 +52,50 @@ pub(super) enum Loaded {
         bytes: SecretBytes,
         _reservation: Reservation,
     },
+    /// What a user holds as others may, too.
+    Shared {
+        of: Arc<Loaded>,
+        _share: Share,
+    },
     Pieces(Version),
 }
 
-/// The chunk that a handle read last. Not shared: readers at different places would take it from
-/// each other.
-pub(super) type LastPiece = Arc<Mutex<LastChunk>>;
+/// Contents in memory: version, the user for whom it counts, and the content.
+#[derive(Default)]
+pub(super) struct InMemory(Vec<(u64, u32, Weak<Loaded>)>);
+
+impl InMemory {
+    pub(super) fn get(&self, version: u64, user: u32) -> Option<Arc<Loaded>> {
+        let mut all = self.0.iter();
+        let (_, _, held) = all.find(|(v, u, _)| (*v, *u) == (version, user))?;
+        held.upgrade()
+    }
+
+    /// What users hold together of a version.
+    pub(super) fn shared(&self, version: u64) -> Option<Arc<Loaded>> {
+        let mut of_version = self.0.iter().filter(|(v, ..)| *v == version);
+        of_version.find_map(|(_, _, held)| match &*held.upgrade()? {
+            Loaded::Shared { of, .. } => Some(Arc::clone(of)),
+            Loaded::Whole { .. } | Loaded::Pieces(_) => None,
+        })
+    }
+
+    pub(super) fn insert(&mut self, version: u64, user: u32, loaded: &Arc<Loaded>) {
+        self.0
+            .retain(|(v, u, held)| (*v, *u) != (version, user) && held.strong_count() > 0);
+        self.0.push((version, user, Arc::downgrade(loaded)));
+    }
+}
+
+/// The chunk that a handle read last, and room for it. Not shared: readers at different places would
+/// take it from each other.
+#[derive(Debug, Default)]
+pub(super) struct LastRead {
+    pub(super) chunk: LastChunk,
+    pub(super) room: Option<Reservation>,
+}
+
+pub(super) type LastPiece = Arc<Mutex<LastRead>>;
 
 /// The version that a reader has settled on.
 #[derive(Clone, Debug)]
@@ -130,8 +171,7 @@ pub(super) struct NodeState {
     pub(super) publishing: u32,
     /// What waits for them.
     pub(super) waiting: Vec<Box<dyn FnOnce() + Send>>,
-    /// Contents in memory, by version.
-    pub(super) loaded: HashMap<u64, Weak<Loaded>>,
+    pub(super) loaded: InMemory,
     /// Pages may be in the page cache.
     pub(super) paged: bool,
     pub(super) pages: Pages,
@@ -143,6 +183,8 @@ pub(super) struct NodeState {
     kept: bool,
     /// Beside a writer, which may remove it: the node as it was opened.
     pub(super) opened: Option<Arc<Node>>,
+    /// That is without its extended attributes.
+    pub(super) opened_bare: bool,
     /// The node is on the list of those whose drafts are looked at for what was appended.
     pub(super) is_watched: bool,
 }
@@ -192,10 +234,20 @@ impl NodeState {
         node: Arc<Node>,
         pin: Option<Pin>,
     ) {
-        self.opened = Some(node);
+        self.remember_opened(node);
         if let Some(own) = self.handles.get_mut(&handle) {
             own.settle(pin);
         }
+    }
+
+    /// Beside a writer, which may remove it: what was read of the node. Extended attributes of any size
+    /// are not held for everybody who opens it.
+    pub(super) fn remember_opened(&mut self, node: Arc<Node>) {
+        self.opened_bare = node.xattr_bytes() > FEW_XATTRS;
+        self.opened = Some(match self.opened_bare {
+            true => Arc::new(node.without_xattrs()),
+            false => node,
+        });
     }
 
     pub(super) fn has_writers(&self) -> bool {
@@ -212,11 +264,18 @@ impl NodeState {
 pub(super) struct OpenNode {
     pub(super) id: NodeId,
     state: Mutex<NodeState>,
+    /// Held while a large content is decrypted that others may be about to ask for.
+    loading: Mutex<()>,
 }
 
 impl OpenNode {
     pub(super) fn lock(&self) -> MutexGuard<'_, NodeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from decrypting a content of it at the same time. Taken before its state.
+    pub(super) fn lock_loading(&self) -> MutexGuard<'_, ()> {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -228,6 +287,8 @@ pub(super) struct Handle {
     pub(super) append: AtomicBool,
     /// The process that opened it; `None` when it cannot be seen.
     pub(super) opener: Option<u32>,
+    /// The user who opened it, for whom it counts what is held for it.
+    pub(super) user: u32,
 }
 
 /// A node that the kernel has looked up and not forgotten: a program may be about to open it, or
@@ -294,6 +355,7 @@ impl Table {
         node: NodeId,
         access: Access,
         opener: Option<u32>,
+        user: u32,
     ) -> Result<(FileHandle, Arc<Handle>), Errno> {
         let fh = 1 + self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut nodes = self.lock();
@@ -304,6 +366,7 @@ impl Table {
             Arc::new(OpenNode {
                 id: node,
                 state: Mutex::default(),
+                loading: Mutex::default(),
             })
         });
         let state = HandleState {
@@ -318,6 +381,7 @@ impl Table {
             access,
             append: AtomicBool::new(access.append),
             opener,
+            user,
         });
         drop(nodes);
         let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);

@@ -6,13 +6,14 @@ use crate::crypto::SecretBytes;
 use crate::vault::{Content, FileBody, LastChunk, Node, Version};
 
 use super::blocks::Window;
-use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
+use super::budget::{Reservation, SMALL, Share, UNKNOWN};
+use super::handles::{Handle, LastPiece, LastRead, Loaded, NodeState, OpenNode, Pin};
 use super::readings::Shown;
 use super::{Errno, FileHandle, FileSystem};
 use super::{control, descriptors};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
-const WHOLE: u64 = 128 * 1024;
+const WHOLE: u64 = SMALL;
 
 /// Called once with what was read.
 pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
@@ -131,12 +132,12 @@ impl FileSystem {
             Next::Pinned(pin) => pin,
             Next::Current if beside_writer => {
                 drop(state);
-                let loaded = self.load_current_of(handle.node.id);
+                let loaded = self.load_current_of(&handle.node, handle.user);
                 state = handle.node.lock();
                 let settled = state.handles.get(&fh).and_then(|own| own.pin.clone());
                 let pin = match loaded {
                     Ok((node, pin)) => {
-                        state.opened = Some(node);
+                        state.remember_opened(node);
                         pin
                     }
                     // Removed meanwhile.
@@ -161,11 +162,9 @@ impl FileSystem {
         };
         let settled = own.pin.as_ref().is_some_and(|p| p.version == pin.version);
         if !settled {
-            let known = state.loaded.get(&pin.version);
-            let loaded = pin
-                .loaded
-                .clone()
-                .or_else(|| known.and_then(std::sync::Weak::upgrade));
+            let user = self.holder(handle);
+            let known = || state.loaded.get(pin.version, user);
+            let loaded = pin.loaded.clone().or_else(known);
             own.settle(Some(Pin { loaded, ..pin }));
         }
         let Some(pin) = own.pin.clone() else {
@@ -262,6 +261,11 @@ impl FileSystem {
         };
         match loaded.as_deref() {
             Ok(Loaded::Whole { bytes, .. }) => done(Ok(window(bytes, offset, size))),
+            Ok(Loaded::Shared { of, .. }) => match &**of {
+                Loaded::Whole { bytes, .. } => done(Ok(window(bytes, offset, size))),
+                // Only what is there whole is shared.
+                Loaded::Shared { .. } | Loaded::Pieces(_) => done(Err(Errno(libc::EIO))),
+            },
             Ok(Loaded::Pieces(version)) => {
                 let mut last = pin.last.lock().unwrap_or_else(PoisonError::into_inner);
                 match self.read_pieces(version, &mut last, offset, size) {
@@ -275,13 +279,8 @@ impl FileSystem {
 
     /// Decrypts a version, or takes it from another handle that has it.
     fn load(&self, fh: FileHandle, handle: &Handle, version: u64) -> Result<Arc<Loaded>, Errno> {
-        let known = {
-            let state = handle.node.lock();
-            state
-                .loaded
-                .get(&version)
-                .and_then(std::sync::Weak::upgrade)
-        };
+        let user = self.holder(handle);
+        let known = handle.node.lock().loaded.get(version, user);
         let loaded = match known {
             Some(loaded) => loaded,
             None => {
@@ -289,14 +288,23 @@ impl FileSystem {
                 self.hold(content, handle.node.id)?
             }
         };
-        remember(&mut handle.node.lock(), fh, version, &loaded);
+        remember(&mut handle.node.lock(), fh, (version, user), &loaded);
         Ok(loaded)
+    }
+
+    /// For whom contents count that handles show: beside a writer, where they have to be held, for who
+    /// has opened it, elsewhere for nobody.
+    fn holder(&self, handle: &Handle) -> u32 {
+        match self.vault.is_read_only() {
+            true => handle.user,
+            false => UNKNOWN,
+        }
     }
 
     /// Accounts for a content in memory; when there is no room, it is read piece by piece.
     fn hold(&self, content: Content, node: u64) -> Result<Arc<Loaded>, Errno> {
         let loaded = match content {
-            Content::Whole { version, bytes } => match self.budget.reserve(bytes.len() as u64) {
+            Content::Whole { version, bytes } => match self.budget.keep(bytes.len() as u64) {
                 Some(reservation) => Loaded::Whole {
                     bytes,
                     _reservation: reservation,
@@ -317,13 +325,21 @@ impl FileSystem {
     fn read_pieces(
         &self,
         version: &Version,
-        last: &mut LastChunk,
+        last: &mut LastRead,
         offset: u64,
         size: u32,
     ) -> Result<SecretBytes, Errno> {
         let end = offset.saturating_add(size.into()).min(version.length());
         let mut out = SecretBytes::zeroed(end.saturating_sub(offset) as usize)?;
-        self.vault.read_at(version, offset, &mut out, last)?;
+        self.vault
+            .read_at(version, offset, &mut out, &mut last.chunk)?;
+        let size = last.chunk.size();
+        if last.room.as_ref().is_none_or(|room| room.bytes() < size) {
+            last.room = self.budget.keep_if_half_is_free(size);
+            if last.room.is_none() {
+                last.chunk = LastChunk::default();
+            }
+        }
         Ok(out)
     }
 
@@ -352,7 +368,7 @@ impl FileSystem {
         handle: &Handle,
         thread: u32,
     ) -> Result<(), Errno> {
-        let (node, pin) = self.load_current_of(handle.node.id)?;
+        let (node, pin) = self.load_current_of(&handle.node, handle.user)?;
         self.forget_others(handle.node.id, pin.as_ref().map_or(0, |pin| pin.version));
         let mut state = handle.node.lock();
         let fresh = pin.as_ref().map(Shown::of_pin);
@@ -364,41 +380,120 @@ impl FileSystem {
         Ok(())
     }
 
-    /// What is current, whole; of which nothing was published if there is no content.
-    pub(super) fn load_current_of(&self, id: u64) -> Result<(Arc<Node>, Option<Pin>), Errno> {
-        let content = self.vault.content(id, u64::MAX);
+    /// What is current, whole, and counts for `user`; of which nothing was published if there is no
+    /// content. It is not decrypted again while anybody has it.
+    pub(super) fn load_current_of(
+        &self,
+        open: &OpenNode,
+        user: u32,
+    ) -> Result<(Arc<Node>, Option<Pin>), Errno> {
+        let node = self.present(open.id)?;
+        let file = *node.file()?;
+        let is_large = file.size > SMALL;
+        if let Some(pin) = self.known_pin(open, &file, user)? {
+            return Ok((node, Some(pin)));
+        }
+        // Two at once would need room for two.
+        let _alone = is_large.then(|| open.lock_loading());
+        if is_large && let Some(pin) = self.known_pin(open, &file, user)? {
+            return Ok((node, Some(pin)));
+        }
+        let mut room = Err(Errno(libc::ENOMEM));
+        let content = self.vault.content_within(open.id, &mut |file| {
+            // What this had before, if it is asked again, is given back first.
+            room = Err(Errno(libc::ENOMEM));
+            room = self.room_for(user, file.size);
+            room.as_ref().map_or(0, |_| file.size)
+        });
         let (node, content) = content.map_err(|error| self.gone(error))?;
-        let pin = self.pin(&node, content)?;
+        let pin = pin_of(&node, content, room)?;
+        if let Some(pin) = &pin
+            && let Some(loaded) = &pin.loaded
+        {
+            open.lock().loaded.insert(pin.version, user, loaded);
+        }
         Ok((node, pin))
     }
 
-    /// What a handle of `node` holds that settles on `content`.
-    pub(super) fn pin(&self, node: &Node, content: Content) -> Result<Option<Pin>, Errno> {
-        let file = node.file()?;
-        let bytes = match content {
-            Content::Whole { bytes, .. } => bytes,
-            Content::Unpublished => return Ok(None),
-            Content::Pieces(_) => return Err(Errno(libc::ENOMEM)),
+    /// What `user` holds of the current version if anybody has it in memory.
+    fn known_pin(
+        &self,
+        open: &OpenNode,
+        file: &FileBody,
+        user: u32,
+    ) -> Result<Option<Pin>, Errno> {
+        let mut state = open.lock();
+        let loaded = match state.loaded.get(file.version, user) {
+            Some(own) => own,
+            None => match state.loaded.shared(file.version) {
+                Some(of) => {
+                    let share = self.budget.of(user).share(file.size);
+                    let share = share.map_err(|_| Errno(libc::ENOMEM))?;
+                    let own = Arc::new(Loaded::Shared { of, _share: share });
+                    state.loaded.insert(file.version, user, &own);
+                    own
+                }
+                None => return Ok(None),
+            },
         };
-        let size = bytes.len() as u64;
-        let reservation = self.budget.reserve(size).or_else(|| {
-            // What somebody has opened comes before what somebody may be about to open.
-            self.askers.drop_contents();
-            self.budget.reserve(size)
-        });
-        let reservation = reservation.ok_or(Errno(libc::ENOMEM))?;
-        let loaded = Arc::new(Loaded::Whole {
-            bytes,
-            _reservation: reservation,
-        });
+        let pin = Shown::of(file).pin();
         Ok(Some(Pin {
-            version: file.version,
-            length: file.size,
-            since: file.replaced,
             loaded: Some(loaded),
-            last: LastPiece::default(),
+            ..pin
         }))
     }
+
+    /// Room for a content of `size` bytes, before any of it is decrypted.
+    pub(super) fn room_for(&self, user: u32, size: u64) -> Result<Room, Errno> {
+        let account = self.budget.of(user);
+        let reserve = || match size <= SMALL {
+            true => account.reserve(size, size).map(|room| (room, None)),
+            false => {
+                let shared = account.reserve_shared(size);
+                shared.map(|(room, share)| (room, Some(share)))
+            }
+        };
+        reserve()
+            .or_else(|_| {
+                // What somebody has opened comes before what he may be about to open.
+                self.askers.drop_contents(user);
+                reserve()
+            })
+            .map_err(|_| Errno(libc::ENOMEM))
+    }
+}
+
+/// Room for a content, and the user's share of it if others may come to hold it as well.
+pub(super) type Room = (Reservation, Option<Share>);
+
+/// What a handle of `node` holds that settles on `content`, which has `room`.
+pub(super) fn pin_of(
+    node: &Node,
+    content: Content,
+    room: Result<Room, Errno>,
+) -> Result<Option<Pin>, Errno> {
+    let file = node.file()?;
+    let bytes = match content {
+        Content::Whole { bytes, .. } => bytes,
+        Content::Unpublished => return Ok(None),
+        Content::Pieces(_) => return Err(room.err().unwrap_or(Errno(libc::ENOMEM))),
+    };
+    let (reservation, share) = room?;
+    let whole = Arc::new(Loaded::Whole {
+        bytes,
+        _reservation: reservation,
+    });
+    let loaded = match share {
+        Some(share) => Arc::new(Loaded::Shared {
+            of: whole,
+            _share: share,
+        }),
+        None => whole,
+    };
+    Ok(Some(Pin {
+        loaded: Some(loaded),
+        ..Shown::of(file).pin()
+    }))
 }
 
 /// The part of `bytes` that a read at `offset` gets.
@@ -410,9 +505,13 @@ pub(super) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
     &bytes[start..end]
 }
 
-fn remember(state: &mut NodeState, fh: FileHandle, version: u64, loaded: &Arc<Loaded>) {
-    state.loaded.retain(|_, held| held.strong_count() > 0);
-    state.loaded.insert(version, Arc::downgrade(loaded));
+fn remember(
+    state: &mut NodeState,
+    fh: FileHandle,
+    (version, user): (u64, u32),
+    loaded: &Arc<Loaded>,
+) {
+    state.loaded.insert(version, user, loaded);
     if let Some(pin) = state.handles.get_mut(&fh).and_then(|h| h.pin.as_mut())
         && pin.version == version
     {

@@ -86,12 +86,6 @@ impl Told {
         self.0.push((thread, pin));
     }
 
-    /// What somebody holds of a version who was told of it.
-    pub(super) fn of_version(&self, version: u64) -> Option<Pin> {
-        let mut told = self.0.iter().map(|(_, pin)| pin);
-        told.find(|pin| pin.version == version).cloned()
-    }
-
     /// What a thread was told counts no longer: it has changed the file itself since.
     pub(super) fn forget(&mut self, thread: u32) {
         self.0.retain(|(known, _)| *known != thread);
