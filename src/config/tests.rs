@@ -66,7 +66,10 @@ fn memory_follows_the_control_group_unless_it_is_set() {
     let (bytes, from, warning) = fitted("max-memory=64M", Some(63 << 20));
     assert_eq!((bytes, from), (64 << 20, "option"));
     let warning = warning.expect("a warning");
-    assert!(warning.contains("67108864") && warning.contains("66060288"), "{warning}");
+    assert!(
+        warning.contains("67108864") && warning.contains("66060288"),
+        "{warning}"
+    );
 }
 
 #[test]

@@ -182,13 +182,7 @@ impl FileSystem {
     }
 
     /// truncate(2): there is no handle whose closing would publish, so it happens at once.
-    pub(super) fn truncate_path(
-        self: &Arc<Self>,
-        user: u32,
-        ino: u64,
-        size: u64,
-        done: Done<()>,
-    ) {
+    pub(super) fn truncate_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
         let fs = Arc::clone(self);
         self.when_settled(ino, move || {
             // A handle keeps the node in the table while its draft is being published.

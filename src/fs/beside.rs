@@ -203,13 +203,11 @@ impl FileSystem {
         name: &[u8],
     ) -> Result<Arc<Node>, VaultError> {
         let mut room = Err(Errno(libc::ENOMEM));
-        let (node, content) = self
-            .vault
-            .lookup_with_content(parent, name, &mut |file| {
-                room = Err(Errno(libc::ENOMEM));
-                room = self.room_for(caller.uid, file.size);
-                room.as_ref().map_or(0, |_| file.size)
-            })?;
+        let (node, content) = self.vault.lookup_with_content(parent, name, &mut |file| {
+            room = Err(Errno(libc::ENOMEM));
+            room = self.room_for(caller.uid, file.size);
+            room.as_ref().map_or(0, |_| file.size)
+        })?;
         let content = match content {
             Ok(content) => pin_of(&node, content, room),
             // It is no file, perhaps; else opening it tells.

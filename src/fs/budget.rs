@@ -368,7 +368,10 @@ mod tests {
         let budget = Budget::new(256 * MIB);
         let all = taken(&budget.of(0), MIB);
         assert_eq!(all.len(), 224);
-        assert_eq!(budget.of(USER).reserve(1, SMALL + 1).err(), Some(Refused::Full));
+        assert_eq!(
+            budget.of(USER).reserve(1, SMALL + 1).err(),
+            Some(Refused::Full)
+        );
         let small = taken(&budget.of(USER), SMALL);
         assert_eq!(small.len(), 24 * 8);
         assert!(!taken(&budget.of(USER + 1), SMALL).is_empty());
@@ -381,7 +384,10 @@ mod tests {
         let second = budget.of(USER + 1).share(100 * MIB).unwrap();
         assert_eq!(budget.used(), 100 * MIB);
         // It holds as much as if it were alone.
-        assert_eq!(budget.of(USER + 1).share(300 * MIB).err(), Some(Refused::Full));
+        assert_eq!(
+            budget.of(USER + 1).share(300 * MIB).err(),
+            Some(Refused::Full)
+        );
         drop(first);
         assert_eq!(budget.lock().of(USER), 0);
         assert_eq!(budget.lock().of(USER + 1), 100 * MIB);

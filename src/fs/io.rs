@@ -416,12 +416,7 @@ impl FileSystem {
     }
 
     /// What `user` holds of the current version if anybody has it in memory.
-    fn known_pin(
-        &self,
-        open: &OpenNode,
-        file: &FileBody,
-        user: u32,
-    ) -> Result<Option<Pin>, Errno> {
+    fn known_pin(&self, open: &OpenNode, file: &FileBody, user: u32) -> Result<Option<Pin>, Errno> {
         let mut state = open.lock();
         let loaded = match state.loaded.get(file.version, user) {
             Some(own) => own,

@@ -85,7 +85,12 @@ fn mount(line: &str) -> Option<CgroupMount> {
 /// Blanks and the like stand as `\040`.
 fn unescaped(field: &str) -> PathBuf {
     let mut plain = field.to_owned();
-    for (escape, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+    for (escape, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
         plain = plain.replace(escape, character);
     }
     plain.into()
@@ -116,7 +121,11 @@ impl CgroupMount {
         };
         let above = above.and_then(|stat| {
             let mut lines = stat.lines();
-            lines.find_map(|line| line.strip_prefix("hierarchical_memory_limit ")?.parse().ok())
+            lines.find_map(|line| {
+                line.strip_prefix("hierarchical_memory_limit ")?
+                    .parse()
+                    .ok()
+            })
         });
         limits.chain(above).min()
     }
@@ -169,7 +178,10 @@ mod tests {
     #[test]
     fn a_group_whose_namespace_or_mount_begins_at_itself_is_found() {
         let top = tempfile::tempdir().unwrap();
-        laid(top.path(), &[("memory.max", "67108864\n"), ("in/memory.max", "4194304\n")]);
+        laid(
+            top.path(),
+            &[("memory.max", "67108864\n"), ("in/memory.max", "4194304\n")],
+        );
         // The path is `/` in a namespace of its own, and starts elsewhere without one.
         let own = mounted("cgroup2", "/", top.path());
         let bound = mounted("cgroup2", "/docker/0123", top.path());
@@ -194,7 +206,10 @@ mod tests {
         assert_eq!(smallest(groups, &one), Some(9_223_372_036_854_771_712));
         laid(
             top.path(),
-            &[("memory.stat", "cache 0\nhierarchical_memory_limit 67108864\ntotal 1\n")],
+            &[(
+                "memory.stat",
+                "cache 0\nhierarchical_memory_limit 67108864\ntotal 1\n",
+            )],
         );
         assert_eq!(smallest(groups, &one), Some(64 << 20));
         laid(top.path(), &[("memory.limit_in_bytes", "4194304\n")]);
