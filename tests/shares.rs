@@ -5,6 +5,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use support::attacker::{Attacker, open_place, open_to_all};
 use support::cgroup::Group;
 use support::process::{PROGRAM, Place, Server, detach, root_of, status, wait_for};
-use support::tree::{ALICE, BOB, as_user, errno};
+use support::tree::{ALICE, BOB, as_user, c, errno, sys};
 
 const MIB: usize = 1 << 20;
 const SMALL: usize = 128 << 10;
@@ -343,10 +344,35 @@ fn small_secrets_are_opened_read_and_replaced_whatever_large_ones_take() {
     }
 }
 
-/// A mount of the tests' own, taken away at the end.
-struct Mounted(PathBuf);
+/// A mount for reading beside that for writing, taken away at the end.
+struct Beside(PathBuf);
 
-impl Drop for Mounted {
+impl Beside {
+    fn mount(shared: &Shared, options: &str) -> Self {
+        let point = shared.place.path().join("beside");
+        fs::create_dir(&point).expect("made");
+        let options = format!("-oro,allow_other,{options}");
+        let vault = shared.place.vault();
+        let mounted = shared.place.run([
+            "mount".as_ref(),
+            vault.as_os_str(),
+            point.as_os_str(),
+            options.as_ref(),
+        ]);
+        mounted.succeeded();
+        Self(point)
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.0.join("d")
+    }
+
+    fn taken(&self) -> u64 {
+        taken(&self.0)
+    }
+}
+
+impl Drop for Beside {
     fn drop(&mut self) {
         detach(&self.0);
     }
@@ -355,27 +381,18 @@ impl Drop for Mounted {
 #[test]
 fn a_content_is_there_once_for_all_who_have_it_open_and_stays_when_the_writer_removes_it() {
     let shared = Shared::new("rw");
-    let beside = shared.place.path().join("beside");
-    fs::create_dir(&beside).expect("made");
-    let mounted = shared.place.run([
-        "mount".as_ref(),
-        shared.place.vault().as_os_str(),
-        beside.as_os_str(),
-        "-oro,allow_other,max-memory=32M".as_ref(),
-    ]);
-    mounted.succeeded();
-    let _mounted = Mounted(beside.clone());
-    let large = beside.join("d/large");
+    let beside = Beside::mount(&shared, "max-memory=32M");
+    let large = beside.dir().join("large");
     let open = |user| as_user(user, &[], || File::open(&large).expect("opened"));
     let readers = [ALICE, BOB, ALICE, BOB].map(open);
-    assert_eq!(taken(&beside), 4 * MIB as u64);
+    assert_eq!(beside.taken(), 4 * MIB as u64);
     fs::remove_file(shared.at("large")).expect("removed");
     shared.put("large", 5 * MIB);
     wait_for("the new one", SOON, || {
         fs::metadata(&large).is_ok_and(|meta| meta.len() == 5 * MIB as u64)
     });
     let newer = open(ALICE);
-    assert_eq!(taken(&beside), 9 * MIB as u64);
+    assert_eq!(beside.taken(), 9 * MIB as u64);
     let whole = |file: &File, length: usize| {
         let mut bytes = vec![0; length];
         file.read_exact_at(&mut bytes, 0).expect("read");
@@ -391,10 +408,10 @@ fn a_content_is_there_once_for_all_who_have_it_open_and_stays_when_the_writer_re
     whole(&second, 4 * MIB);
     drop(newer);
     wait_for("memory to be given back", SOON, || {
-        taken(&beside) == 4 * MIB as u64
+        beside.taken() == 4 * MIB as u64
     });
     drop((second, fourth));
-    wait_for("memory to be given back", SOON, || taken(&beside) == 0);
+    wait_for("memory to be given back", SOON, || beside.taken() == 0);
 }
 
 #[test]
@@ -434,6 +451,56 @@ told('all')
     let grown = shared.resident().saturating_sub(before);
     assert!(grown < 9_000_000, "{grown} of 18,000,000 bytes");
     shared.others_read();
+}
+
+#[test]
+fn extended_attributes_of_what_the_writer_removes_stay_for_who_has_it_open_if_they_are_few() {
+    let shared = Shared::new("rw");
+    for (name, length) in [("few", 1000), ("many", 3000)] {
+        shared.put(name, 10);
+        set_xattr(&shared.at(name), &vec![b'v'; length]);
+    }
+    let beside = Beside::mount(&shared, "ro");
+    let files = ["few", "many"].map(|name| File::open(beside.dir().join(name)).expect("opened"));
+    for (file, length) in files.iter().zip([1000, 3000]) {
+        assert_eq!(xattr(file).expect("told"), vec![b'v'; length]);
+    }
+    for name in ["few", "many"] {
+        fs::remove_file(shared.at(name)).expect("removed");
+        wait_for("it to go", SOON, || !beside.dir().join(name).exists());
+    }
+    let [few, many] = files;
+    assert_eq!(xattr(&few).expect("told"), vec![b'v'; 1000]);
+    assert_eq!(errno(xattr(&many)), libc::ESTALE);
+}
+
+fn set_xattr(path: &Path, value: &[u8]) {
+    // SAFETY: the path and the name end with a NUL, and the value is as long as it is said to be.
+    let set = unsafe {
+        libc::setxattr(
+            c(path).as_ptr(),
+            c"user.v".as_ptr(),
+            value.as_ptr().cast(),
+            value.len(),
+            0,
+        )
+    };
+    sys(set).expect("set");
+}
+
+fn xattr(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut value = vec![0; 1 << 16];
+    // SAFETY: the name ends with a NUL, and the buffer is as long as it is said to be.
+    let length = unsafe {
+        libc::fgetxattr(
+            file.as_raw_fd(),
+            c"user.v".as_ptr(),
+            value.as_mut_ptr().cast(),
+            value.len(),
+        )
+    };
+    value.truncate(sys(length as i64)? as usize);
+    Ok(value)
 }
 
 /// A daemon in a control group; `how` it gets to run the program, which is appended.

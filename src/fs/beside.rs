@@ -17,8 +17,8 @@ use crate::store::NodeId;
 use crate::vault::{Node, ROOT, VaultError};
 
 use super::budget::Reservation;
-use super::handles::{Access, Pin};
-use super::io::pin_of;
+use super::handles::Access;
+use super::loaded::{Pin, pin_of};
 use super::open::Opened;
 use super::{Attr, Caller, Errno, FileSystem};
 

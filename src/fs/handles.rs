@@ -3,15 +3,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{Kind, LastChunk, Node, OpenFiles, ROOT, Version};
+use crate::vault::{Kind, Node, OpenFiles, ROOT};
 
-use super::budget::{Reservation, Share};
 use super::draft::Draft;
+use super::loaded::{InMemory, Pin};
 use super::pages::Pages;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
@@ -43,70 +42,6 @@ impl Access {
             append: flags & libc::O_APPEND != 0,
         }
     }
-}
-
-/// A version's content in memory, or what is needed to read it piece by piece.
-#[derive(Debug)]
-pub(super) enum Loaded {
-    Whole {
-        bytes: SecretBytes,
-        _reservation: Reservation,
-    },
-    /// What a user holds as others may, too.
-    Shared {
-        of: Arc<Loaded>,
-        _share: Share,
-    },
-    Pieces(Version),
-}
-
-/// Contents in memory: version, the user for whom it counts, and the content.
-#[derive(Default)]
-pub(super) struct InMemory(Vec<(u64, u32, Weak<Loaded>)>);
-
-impl InMemory {
-    pub(super) fn get(&self, version: u64, user: u32) -> Option<Arc<Loaded>> {
-        let mut all = self.0.iter();
-        let (_, _, held) = all.find(|(v, u, _)| (*v, *u) == (version, user))?;
-        held.upgrade()
-    }
-
-    /// What users hold together of a version.
-    pub(super) fn shared(&self, version: u64) -> Option<Arc<Loaded>> {
-        let mut of_version = self.0.iter().filter(|(v, ..)| *v == version);
-        of_version.find_map(|(_, _, held)| match &*held.upgrade()? {
-            Loaded::Shared { of, .. } => Some(Arc::clone(of)),
-            Loaded::Whole { .. } | Loaded::Pieces(_) => None,
-        })
-    }
-
-    pub(super) fn insert(&mut self, version: u64, user: u32, loaded: &Arc<Loaded>) {
-        self.0
-            .retain(|(v, u, held)| (*v, *u) != (version, user) && held.strong_count() > 0);
-        self.0.push((version, user, Arc::downgrade(loaded)));
-    }
-}
-
-/// The chunk that a handle read last, and room for it. Not shared: readers at different places would
-/// take it from each other.
-#[derive(Debug, Default)]
-pub(super) struct LastRead {
-    pub(super) chunk: LastChunk,
-    pub(super) room: Option<Reservation>,
-}
-
-pub(super) type LastPiece = Arc<Mutex<LastRead>>;
-
-/// The version that a reader has settled on.
-#[derive(Clone, Debug)]
-pub(super) struct Pin {
-    pub(super) version: u64,
-    pub(super) length: u64,
-    /// The version that replaced another last: those from there on are edits of one content.
-    pub(super) since: u64,
-    /// Dropped when memory runs short, and loaded again.
-    pub(super) loaded: Option<Arc<Loaded>>,
-    pub(super) last: LastPiece,
 }
 
 /// What a handle has of its own.

@@ -20,6 +20,7 @@ mod follow;
 pub mod fuse;
 mod handles;
 mod io;
+mod loaded;
 mod lookout;
 mod names;
 mod nice;

@@ -3,7 +3,8 @@
 
 use crate::vault::FileBody;
 
-use super::handles::{HandleState, LastPiece, NodeState, Pin};
+use super::handles::{HandleState, NodeState};
+use super::loaded::{LastPiece, Pin};
 use super::{FileHandle, process};
 
 /// Most answers that are remembered of a node.
