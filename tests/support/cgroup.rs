@@ -1,14 +1,18 @@
 //! Real control groups that limit memory, of either kind.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::process::kill;
+use super::process::{detach, kill, system};
 
 /// A group of processes, which is gone at the end with all that run in it.
 pub struct Group {
     path: PathBuf,
     is_second: bool,
+    /// Where the hierarchy is mounted anew, if it can only be read elsewhere.
+    own: Option<tempfile::TempDir>,
 }
 
 /// Where a kind of groups is mounted.
@@ -31,8 +35,29 @@ impl Group {
             (None, Some(second)) => (second, true),
             (None, None) => panic!("no control groups are mounted: this test needs them"),
         };
+        let (path, own) = match fs::create_dir(top.join(&name)) {
+            Ok(()) => (top.join(name), None),
+            Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => {
+                let own = tempfile::tempdir().expect("a directory");
+                let (kind, options) = match is_second {
+                    true => ("cgroup2", "rw"),
+                    false => ("cgroup", "rw,memory"),
+                };
+                let kind = ["-t", kind, "-o", options, "none"].map(OsStr::new);
+                system("mount", &[&kind[..], &[own.path().as_os_str()]].concat());
+                let path = own.path().join(name);
+                fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+                (path, Some(own))
+            }
+            Err(error) => panic!("{}: {error}", top.join(name).display()),
+        };
+        let group = Self {
+            path,
+            is_second,
+            own,
+        };
         if is_second {
-            let control = top.join("cgroup.subtree_control");
+            let control = group.path.with_file_name("cgroup.subtree_control");
             fs::write(&control, "+memory").unwrap_or_else(|e| {
                 panic!(
                     "{}: {e}; this test needs a memory controller",
@@ -40,9 +65,6 @@ impl Group {
                 )
             });
         }
-        let path = top.join(name);
-        fs::create_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let group = Self { path, is_second };
         fs::write(group.path.join(group.limit_file()), limit.to_string()).expect("a limit");
         group
     }
@@ -73,9 +95,12 @@ impl Drop for Group {
             }
             // Until the last of them is gone.
             if fs::remove_dir(&self.path).is_ok() || !Path::new(&self.path).exists() {
-                return;
+                break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        if let Some(own) = &self.own {
+            detach(own.path());
         }
     }
 }
