@@ -2,6 +2,8 @@
 
 use std::fs;
 
+pub mod cgroup;
+
 /// The line of a user namespace that maps every user to itself.
 const ALL: [&str; 3] = ["0", "0", "4294967295"];
 

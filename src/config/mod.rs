@@ -78,6 +78,33 @@ impl fmt::Display for Origin {
     }
 }
 
+/// What the bound on memory follows from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitFrom {
+    /// Nothing in particular.
+    Default,
+    /// What the control group of this process may have.
+    Group,
+    /// Somebody has set it.
+    Option,
+}
+
+impl LimitFrom {
+    /// As `status` tells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Group => "cgroup",
+            Self::Option => "option",
+        }
+    }
+}
+
+/// Most memory for contents, unless it is set.
+const MAX_MEMORY: u64 = 256 << 20;
+/// Least that can be set.
+const LEAST_MEMORY: u64 = 1 << 20;
+
 /// Every setting, validated.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -93,8 +120,12 @@ pub struct Settings {
     pub ttl: Duration,
     /// Largest content of one file, in bytes.
     pub max_secret_size: u64,
-    /// Memory for all contents under way, in bytes.
+    /// Memory for the contents of all open files, in bytes.
     pub max_memory: u64,
+    /// What that follows from.
+    pub max_memory_from: LimitFrom,
+    /// The memory that the control group of this process may have, in bytes.
+    pub group_memory: Option<u64>,
     /// Threads that read requests.
     pub threads: usize,
     /// How long one that has answered looks for the next request before it sleeps.
@@ -172,7 +203,9 @@ impl Default for Settings {
             idmap: false,
             ttl: Duration::from_secs(1),
             max_secret_size: 16 << 20,
-            max_memory: 256 << 20,
+            max_memory: MAX_MEMORY,
+            max_memory_from: LimitFrom::Default,
+            group_memory: None,
             threads: default_threads(),
             busy_poll: default_busy_poll(),
             drain_timeout: Duration::from_secs(10),
@@ -213,7 +246,30 @@ impl Settings {
         settings.apply_all(&raws)?;
         settings.apply_all(&source::environment(std::env::vars_os())?)?;
         settings.apply_all(given)?;
+        settings.fit_into_group(crate::host::cgroup::memory_limit());
         Ok(settings)
+    }
+
+    /// Contents take at most a third of what the control group may have, unless somebody has said how
+    /// much: beside them there is what is on its way to the disk, encrypted, and the rest of the program.
+    fn fit_into_group(&mut self, limit: Option<u64>) {
+        self.group_memory = limit;
+        let third = limit.map_or(u64::MAX, |limit| limit / 3);
+        if self.max_memory_from == LimitFrom::Default && third < self.max_memory {
+            self.max_memory = third.max(LEAST_MEMORY);
+            self.max_memory_from = LimitFrom::Group;
+        }
+    }
+
+    /// That somebody asks for more memory for contents than the whole group may have.
+    pub fn memory_warning(&self) -> Option<String> {
+        let limit = self.group_memory.filter(|limit| *limit < self.max_memory)?;
+        Some(format!(
+            "max-memory is {} bytes, but the control group of this process may have no more than {limit}: \
+             it is killed when open files take that; lower max-memory (a third by default), or raise \
+             the limit of the group",
+            self.max_memory
+        ))
     }
 
     /// Applies values that stand at one level of precedence.
@@ -238,7 +294,10 @@ impl Settings {
             "idmap" => self.idmap = raw.switch()?,
             "ttl" => self.ttl = raw.duration()?,
             "max-secret-size" => self.max_secret_size = raw.number()?,
-            "max-memory" => self.max_memory = raw.number()?,
+            "max-memory" => {
+                self.max_memory = raw.number()?;
+                self.max_memory_from = LimitFrom::Option;
+            }
             "threads" => self.threads = raw.number()?.try_into().unwrap_or(1),
             "busy-poll" => self.busy_poll = Duration::from_micros(raw.number()?),
             "drain-timeout" => self.drain_timeout = raw.duration()?,

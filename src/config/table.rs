@@ -157,12 +157,12 @@ pub const SETTINGS: &[Setting] = &[
     value(
         "max-memory",
         Kind::Size {
-            min: 1024 * KIB,
+            min: super::LEAST_MEMORY,
             max: 1024 * GIB,
         },
         Scope::Mount,
         "SIZE",
-        "Memory for the contents of all open files together; beyond it writes fail with ENOSPC. Default 256M",
+        "Memory for the contents of all open files together; beyond it, and beyond the share of one user, writes fail with ENOSPC. Default 256M, or a third of the memory that the control group of the daemon may have if that is less",
     ),
     value(
         "threads",

@@ -50,6 +50,29 @@ fn a_bad_value_is_told_with_name_value_origin_and_what_is_allowed() {
 }
 
 #[test]
+fn memory_follows_the_control_group_unless_it_is_set() {
+    let fitted = |list: &str, limit| {
+        let mut settings = given(list).expect("good");
+        settings.fit_into_group(limit);
+        let from = settings.max_memory_from.name();
+        (settings.max_memory, from, settings.memory_warning())
+    };
+    assert_eq!(fitted("ro", None), (256 << 20, "default", None));
+    assert_eq!(fitted("ro", Some(1 << 30)), (256 << 20, "default", None));
+    assert_eq!(fitted("ro", Some(96 << 20)), (32 << 20, "cgroup", None));
+    assert_eq!(fitted("ro", Some(4096)).0, 1 << 20);
+    let set = fitted("max-memory=64M", Some(64 << 20));
+    assert_eq!(set, (64 << 20, "option", None));
+    let (bytes, from, warning) = fitted("max-memory=64M", Some(63 << 20));
+    assert_eq!((bytes, from), (64 << 20, "option"));
+    let warning = warning.expect("a warning");
+    assert!(
+        warning.contains("67108864") && warning.contains("66060288"),
+        "{warning}"
+    );
+}
+
+#[test]
 fn the_last_option_wins() {
     assert!(!given("ro,rw").expect("good").read_only);
     assert!(given("rw,ro").expect("good").read_only);

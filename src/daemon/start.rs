@@ -264,6 +264,7 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
         ttl: settings.ttl,
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
+        max_memory_from: settings.max_memory_from.name(),
         end_patience: Duration::from_secs(1),
         // With what it takes to store it, five seconds at most.
         appends_after: Duration::from_secs(4),
@@ -303,6 +304,9 @@ fn tell_log(plan: &Plan, protection: Protection) {
         locked = ?protection.locked,
         "mounted"
     );
+    if let Some(warning) = plan.settings.memory_warning() {
+        tracing::warn!("{warning}");
+    }
     for option in &plan.not_granted {
         tracing::warn!("the option `{option}` is not granted: mounts are always nodev and nosuid");
     }

@@ -159,7 +159,7 @@ impl FileSystem {
         let then = self.without_set_id_bits(caller, ino, then);
         match fh {
             Some(fh) => self.truncate_handle(fh, size, then),
-            None => self.truncate_path(ino, size, then),
+            None => self.truncate_path(caller.uid, ino, size, then),
         }
     }
 
@@ -182,7 +182,7 @@ impl FileSystem {
     }
 
     /// truncate(2): there is no handle whose closing would publish, so it happens at once.
-    pub(super) fn truncate_path(self: &Arc<Self>, ino: u64, size: u64, done: Done<()>) {
+    pub(super) fn truncate_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
         let fs = Arc::clone(self);
         self.when_settled(ino, move || {
             // A handle keeps the node in the table while its draft is being published.
@@ -191,7 +191,7 @@ impl FileSystem {
                 write: true,
                 append: false,
             };
-            let opened = fs.table.open(ino, access, None);
+            let opened = fs.table.open(ino, access, None, user);
             let (fh, handle) = match opened {
                 Ok(opened) => opened,
                 Err(error) => return done(Err(error)),
@@ -206,7 +206,7 @@ impl FileSystem {
             let Some(edited) = edited else {
                 // Somebody has begun to publish since.
                 fs.release(fh);
-                return fs.truncate_path(ino, size, done);
+                return fs.truncate_path(user, ino, size, done);
             };
             let close = Arc::clone(&fs);
             let done: Done<()> = Box::new(move |outcome| {

@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 use crate::store::NodeId;
 use crate::vault::{Node, ROOT, VaultError};
 
-use super::handles::{Access, Pin};
+use super::budget::Reservation;
+use super::handles::Access;
+use super::loaded::{Pin, pin_of};
 use super::open::Opened;
-use super::{Attr, Errno, FileSystem};
+use super::{Attr, Caller, Errno, FileSystem};
 
 /// How long a thread's next look-ups are awaited, and what they found is held.
 const HELD: Duration = Duration::from_secs(10);
@@ -35,6 +37,10 @@ struct Held {
     node: Arc<Node>,
     /// Of a file.
     content: Result<Option<Pin>, Errno>,
+    /// For whom that counts.
+    user: u32,
+    /// Room for extended attributes.
+    _xattrs: Arc<Reservation>,
 }
 
 /// A thread that was told `ESTALE`.
@@ -77,12 +83,13 @@ impl Askers {
         }
     }
 
-    /// Gives back the memory of the contents that are held.
-    pub(super) fn drop_contents(&self) {
+    /// Gives back the memory of the contents that are held for a user; for root all of it.
+    pub(super) fn drop_contents(&self, user: u32) {
         if !self.is_empty() {
             let mut threads = self.lock();
             let held = threads.values_mut().flat_map(|asker| &mut asker.held);
-            held.for_each(|held| held.content = Err(Errno(libc::ENOMEM)));
+            held.filter(|held| user == 0 || held.user == user)
+                .for_each(|held| held.content = Err(Errno(libc::ENOMEM)));
         }
     }
 
@@ -162,13 +169,14 @@ impl FileSystem {
     /// As [`lookup`](Self::lookup), by a thread that may have been told `ESTALE` before.
     pub(super) fn lookup_beside_writer(
         &self,
-        thread: u32,
+        caller: Caller,
         parent: NodeId,
         name: &[u8],
     ) -> Result<Attr, Errno> {
+        let thread = caller.pid;
         let asking = self.askers.is_asking(thread);
         let found = match asking {
-            true => self.lookup_and_hold(thread, parent, name),
+            true => self.lookup_and_hold(caller, parent, name),
             false => self.vault.lookup(parent, name),
         };
         match found {
@@ -190,22 +198,33 @@ impl FileSystem {
 
     fn lookup_and_hold(
         &self,
-        thread: u32,
+        caller: Caller,
         parent: NodeId,
         name: &[u8],
     ) -> Result<Arc<Node>, VaultError> {
-        let room = self.budget.left();
-        let (node, content) = self.vault.lookup_with_content(parent, name, room)?;
+        let mut room = Err(Errno(libc::ENOMEM));
+        let (node, content) = self.vault.lookup_with_content(parent, name, &mut |file| {
+            room = Err(Errno(libc::ENOMEM));
+            room = self.room_for(caller.uid, file.size);
+            room.as_ref().map_or(0, |_| file.size)
+        })?;
         let content = match content {
-            Ok(content) => self.pin(&node, content),
+            Ok(content) => pin_of(&node, content, room),
             // It is no file, perhaps; else opening it tells.
             Err(error) => Err(error.into()),
+        };
+        let xattrs = node.xattr_bytes() as u64;
+        let Ok(xattrs) = self.budget.of(caller.uid).reserve(xattrs, xattrs) else {
+            self.askers.looked_up(caller.pid, None);
+            return Ok(node);
         };
         let held = Held {
             node: Arc::new(node.without_name()),
             content,
+            user: caller.uid,
+            _xattrs: Arc::new(xattrs),
         };
-        self.askers.looked_up(thread, Some(held));
+        self.askers.looked_up(caller.pid, Some(held));
         Ok(node)
     }
 
@@ -213,26 +232,26 @@ impl FileSystem {
     /// if it has gone since.
     pub(super) fn opened_beside_writer(
         &self,
-        thread: u32,
+        caller: Caller,
         ino: NodeId,
         access: Access,
         opened: Result<Opened, Errno>,
     ) -> Result<Opened, Errno> {
         let opened = match opened {
-            Err(Errno(libc::ESTALE)) => self.open_held(thread, ino, access),
+            Err(Errno(libc::ESTALE)) => self.open_held(caller, ino, access),
             opened => opened,
         };
         if opened.is_ok() {
-            self.askers.satisfied(thread);
+            self.askers.satisfied(caller.pid);
         }
         opened
     }
 
-    fn open_held(&self, thread: u32, ino: NodeId, access: Access) -> Result<Opened, Errno> {
-        let held = self.askers.file(thread, ino);
+    fn open_held(&self, caller: Caller, ino: NodeId, access: Access) -> Result<Opened, Errno> {
+        let held = self.askers.file(caller.pid, ino);
         let held = held.ok_or(Errno(libc::ESTALE))?;
         let pin = held.content?;
-        let (fh, handle) = self.table.open(ino, access, None)?;
+        let (fh, handle) = self.table.open(ino, access, None, caller.uid)?;
         let mut state = handle.node.lock();
         state.settle_beside_writer(fh, held.node, pin);
         Ok(Opened { fh, flushes: false })
@@ -262,7 +281,12 @@ impl FileSystem {
         self.node(id).or_else(|error| match error {
             Errno(libc::ESTALE) => {
                 let open = self.table.node(id);
-                open.and_then(|open| open.lock().opened.clone())
+                let opened = open.and_then(|open| {
+                    let state = open.lock();
+                    // Without them, nothing can be said of its extended attributes.
+                    state.opened.clone().filter(|_| !state.opened_bare)
+                });
+                opened
                     .map(|node| Arc::new(node.without_name()))
                     .ok_or(error)
             }

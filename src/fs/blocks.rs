@@ -1,8 +1,8 @@
 //! The bytes of a draft, in blocks. Who reads or publishes a draft shares its blocks; a write copies
 //! those that it touches if they are shared, and never the whole content.
 //!
-//! All of it counts in `max-memory`: each block for itself, as long as somebody has it, and what is
-//! zero and in no block for the draft.
+//! All of it counts in `max-memory`, for one user: each block for itself, as long as somebody has it,
+//! and what is zero and in no block for the draft.
 
 #[cfg(test)]
 mod tests;
@@ -15,7 +15,7 @@ use crate::crypto::memory::{self, MemoryError};
 use crate::vault::CHUNK;
 
 use super::Errno;
-use super::budget::{Budget, Reservation};
+use super::budget::{Account, Refused, Reservation};
 use super::io::ReadDone;
 
 /// Bytes of a block: of chunks that are sealed as they lie there, and about what one request has.
@@ -47,7 +47,7 @@ pub(super) struct Image {
 #[derive(Debug)]
 pub(super) struct Blocks {
     image: Image,
-    budget: Arc<Budget>,
+    account: Account,
     /// For what is in no block.
     rest: Reservation,
 }
@@ -145,10 +145,10 @@ fn gathered(slots: &[Slot], skip: usize, length: usize) -> Result<SecretBytes, M
 
 impl Blocks {
     /// Holds `content`, which has at most as many bytes as a block.
-    pub(super) fn of(content: SecretBytes, budget: &Arc<Budget>) -> Result<Self, Errno> {
-        let mut blocks = Self::zeroed(content.len() as u64, budget)?;
+    pub(super) fn of(content: SecretBytes, account: &Account) -> Result<Self, Errno> {
+        let mut blocks = Self::zeroed(content.len() as u64, account)?;
         if let Some(slot) = blocks.image.slots.first_mut() {
-            let mut reservation = budget.reserve(0).ok_or(Errno(libc::ENOSPC))?;
+            let mut reservation = account.nothing();
             blocks.rest.pass_on(content.len() as u64, &mut reservation);
             *slot = Some(Arc::new(Block {
                 bytes: content,
@@ -161,10 +161,10 @@ impl Blocks {
     /// Holds `length` bytes, which `fill` fills a block at a time: it is told where each begins.
     pub(super) fn filled(
         length: u64,
-        budget: &Arc<Budget>,
+        account: &Account,
         mut fill: impl FnMut(u64, &mut [u8]) -> Result<(), Errno>,
     ) -> Result<Self, Errno> {
-        let mut blocks = Self::zeroed(length, budget)?;
+        let mut blocks = Self::zeroed(length, account)?;
         for index in 0..blocks.image.slots.len() {
             let covered = blocks.image.covered(index);
             let block = blocks.own(index, covered, true)?;
@@ -174,11 +174,11 @@ impl Blocks {
     }
 
     /// Holds `length` zero bytes.
-    pub(super) fn zeroed(length: u64, budget: &Arc<Budget>) -> Result<Self, Errno> {
+    pub(super) fn zeroed(length: u64, account: &Account) -> Result<Self, Errno> {
         let mut blocks = Self {
             image: Image::default(),
-            budget: Arc::clone(budget),
-            rest: budget.reserve(0).ok_or(Errno(libc::ENOSPC))?,
+            account: account.clone(),
+            rest: account.nothing(),
         };
         blocks.resize(length)?;
         Ok(blocks)
@@ -251,10 +251,8 @@ impl Blocks {
         let wanted = usize::try_from(size.div_ceil(BLOCK as u64));
         let kept = wanted.map_err(|_| Errno(libc::EFBIG))?;
         if size >= before {
-            let rest = self.rest.bytes() + (size - before);
-            if !self.rest.resize(rest) {
-                return Err(Errno(libc::ENOSPC));
-            }
+            let grown = self.rest.grow(size - before, size);
+            grown.map_err(Refused::no_space)?;
             self.image.slots.resize(kept, None);
             self.image.length = size;
             return Ok(());
@@ -272,7 +270,7 @@ impl Blocks {
             .sum::<u64>();
         // Of what is gone, this is what was in no block.
         let empty = (before - size).saturating_sub(held);
-        self.rest.resize(self.rest.bytes().saturating_sub(empty));
+        self.rest.shrink(self.rest.bytes().saturating_sub(empty));
         self.image.length = size;
         let_go(gone);
         Ok(())
@@ -289,11 +287,12 @@ impl Blocks {
         }
         if let Some(block) = Arc::get_mut(slot) {
             block.bytes.resize(end)?;
-            block.reservation.resize(end as u64);
+            block.reservation.shrink(end as u64);
         } else {
-            let reservation = self.budget.reserve(end as u64);
+            let left = index as u64 * BLOCK as u64 + end as u64;
+            let reservation = self.account.reserve(end as u64, left);
             *slot = Arc::new(Block {
-                reservation: reservation.ok_or(Errno(libc::ENOSPC))?,
+                reservation: reservation.map_err(Refused::no_space)?,
                 bytes: SecretBytes::copy_of(&slot.bytes[..end])?,
             });
         }
@@ -322,8 +321,8 @@ impl Blocks {
         let length = length.max(held);
         if slot.as_mut().and_then(Arc::get_mut).is_none() {
             // What this has, others keep. What is added is reserved already.
-            let reservation = self.budget.reserve(held as u64);
-            let mut reservation = reservation.ok_or(Errno(libc::ENOSPC))?;
+            let reservation = self.account.reserve(held as u64, self.image.length);
+            let mut reservation = reservation.map_err(Refused::no_space)?;
             let mut bytes = roomy(index, length, 0)?;
             if let Some(shared) = slot.as_ref().filter(|_| !overwritten) {
                 bytes[..held].copy_from_slice(&shared.bytes);
@@ -390,7 +389,7 @@ fn let_go(mut slots: Vec<Slot>) {
     let mut own = 0;
     for block in slots.iter_mut().flatten().filter_map(Arc::get_mut) {
         // What is wiped in a moment is free for the next draft.
-        block.reservation.resize(0);
+        block.reservation.shrink(0);
         own += 1;
     }
     if own <= FEW {

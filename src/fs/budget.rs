@@ -1,39 +1,277 @@
-//! How much memory drafts and snapshots may take together (`max-memory`).
+//! How much memory the contents of open files may take together (`max-memory`), and how much of it
+//! each user may.
+//!
+//! `limit` is for all. `held` is what is taken and cannot be had back: drafts, and beside a writer what
+//! open files show. `held(u)` is what of that counts for user `u`. A content of `n` bytes may take `more`
+//! if
+//!
+//! ```text
+//! held    + more ≤ room(n)                      room(n) = limit              if n ≤ 128 KiB
+//! held(u) + more ≤ 3 × (room(n) - held - more)            limit - limit / 8  if not
+//! ```
+//!
+//! The first line keeps an eighth for small contents. The second one gives a user who is alone three
+//! quarters of the room, the next one three quarters of what that leaves, and so on: whatever one user
+//! holds, a quarter is left for the others. It does not bind root, nor the daemon's own user. All users
+//! that the kernel does not name (`UNKNOWN`) are one.
+//!
+//! A handle counts for the user who opened it, and so does what is written through it: who passes a
+//! descriptor on passes on what is his. The draft of those who write in place counts for the one through
+//! whose handle it began. Several users may hold the same content: it is there once, and counts for each.
+//!
+//! What is kept only so that it need not be decrypted again takes what is free, counts for nobody, and
+//! is given up for what has to be held.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// A bound in bytes, and how much of it is taken.
+use super::Errno;
+
+/// Largest content for which some memory is kept free of larger ones.
+pub(super) const SMALL: u64 = 128 * 1024;
+/// The user of whom the kernel does not say who it is.
+pub(super) const UNKNOWN: u32 = u32::MAX;
+/// What has to be held would have room without what can be given up. No program is told so.
+pub(super) const CROWDED: Errno = Errno(libc::EAGAIN);
+
+/// Refusals are logged this seldom: a program that is refused goes on asking.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// A bound in bytes, and who has taken how much of it.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: u64,
+    /// The daemon's own user.
+    own: u32,
+    /// What is held, and what is kept beside that.
     used: AtomicU64,
+    shares: Mutex<Shares>,
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    held: u64,
+    /// Of those who hold anything.
+    of_users: HashMap<u32, u64>,
+    told: Option<Instant>,
+}
+
+impl Shares {
+    fn of(&self, user: u32) -> u64 {
+        self.of_users.get(&user).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, user: u32, bytes: u64) {
+        if bytes > 0 {
+            *self.of_users.entry(user).or_default() += bytes;
+        }
+    }
+
+    fn subtract(&mut self, user: u32, bytes: u64) {
+        if let Some(held) = self.of_users.get_mut(&user) {
+            *held = held.saturating_sub(bytes);
+            if *held == 0 {
+                self.of_users.remove(&user);
+            }
+        }
+    }
+}
+
+/// Why nothing more can be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Too much is held, by all or by the one who asks.
+    Full,
+    /// What is kept, and can be given up, is in the way.
+    Crowded,
+}
+
+impl Refused {
+    /// For who writes.
+    pub(super) fn no_space(self) -> Errno {
+        match self {
+            Self::Full => Errno(libc::ENOSPC),
+            Self::Crowded => CROWDED,
+        }
+    }
+}
+
+/// For whom something is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    /// It can be given up.
+    Nobody,
+    User(u32),
+    /// Each of the users has a [`Share`] of it.
+    Several,
 }
 
 impl Budget {
     pub(super) fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self {
             limit,
+            own: nix::unistd::geteuid().as_raw(),
             used: AtomicU64::new(0),
+            shares: Mutex::default(),
         })
     }
 
+    /// What is held, and what is kept beside that.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// How much is not taken.
-    pub(super) fn left(&self) -> u64 {
-        self.limit.saturating_sub(self.used())
+    /// Keeps `bytes` that can be given up, if there is room.
+    pub(super) fn keep(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        self.keep_within(bytes, self.limit)
     }
 
-    /// Takes `bytes` if there is room.
-    pub(super) fn reserve(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
-        let mut reservation = Reservation {
+    /// The same if no more than half of all is taken then.
+    pub(super) fn keep_if_half_is_free(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
+        self.keep_within(bytes, self.limit / 2)
+    }
+
+    fn keep_within(self: &Arc<Self>, bytes: u64, most: u64) -> Option<Reservation> {
+        self.add(bytes, most).then(|| Reservation {
             budget: Arc::clone(self),
-            bytes: 0,
+            bytes,
+            holder: Holder::Nobody,
+        })
+    }
+
+    /// What counts for `user`.
+    pub(super) fn of(self: &Arc<Self>, user: u32) -> Account {
+        Account {
+            budget: Arc::clone(self),
+            user,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, bytes: u64, most: u64) -> bool {
+        let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
+        let used = &self.used;
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .is_ok()
+    }
+
+    /// What contents of `length` bytes may take together.
+    fn room(&self, length: u64) -> u64 {
+        match length <= SMALL {
+            true => self.limit,
+            false => self.limit - self.limit / 8,
+        }
+    }
+
+    /// Lets `user` hold `own` bytes more of a content of `length` bytes, `fresh` of which nobody holds
+    /// yet.
+    fn take(&self, user: u32, (own, fresh): (u64, u64), length: u64) -> Result<(), Refused> {
+        let room = self.room(length);
+        let mut shares = self.lock();
+        let mine = shares.of(user).saturating_add(own);
+        let free = shares.held.checked_add(fresh);
+        let free = free.and_then(|held| room.checked_sub(held));
+        let is_bound = user != 0 && user != self.own;
+        match free {
+            Some(free) if !is_bound || mine <= free.saturating_mul(3) => {}
+            _ => {
+                self.tell(shares, user);
+                return Err(Refused::Full);
+            }
+        }
+        if !self.add(fresh, room) {
+            return Err(Refused::Crowded);
+        }
+        shares.held += fresh;
+        shares.add(user, own);
+        Ok(())
+    }
+
+    fn give_back(&self, holder: Holder, bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        if holder != Holder::Nobody {
+            let mut shares = self.lock();
+            shares.held = shares.held.saturating_sub(bytes);
+            if let Holder::User(user) = holder {
+                shares.subtract(user, bytes);
+            }
+        }
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    fn tell(&self, mut shares: MutexGuard<'_, Shares>, user: u32) {
+        if shares.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+            return;
+        }
+        shares.told = Some(Instant::now());
+        let (own, held) = (shares.of(user), shares.held);
+        drop(shares);
+        let user = match user {
+            UNKNOWN => "users that the kernel does not name".to_owned(),
+            user => format!("user {user}"),
         };
-        reservation.resize(bytes).then_some(reservation)
+        tracing::warn!(
+            "{user} cannot have more memory for open files: of the {} bytes that there are for all \
+             (max-memory) {held} are taken, {own} of them by it, and an eighth is kept for small secrets; \
+             have it close files, or raise max-memory",
+            self.limit
+        );
+    }
+}
+
+/// What counts for one user.
+#[derive(Clone, Debug)]
+pub(super) struct Account {
+    budget: Arc<Budget>,
+    user: u32,
+}
+
+impl Account {
+    /// Nothing yet.
+    pub(super) fn nothing(&self) -> Reservation {
+        Reservation {
+            budget: Arc::clone(&self.budget),
+            bytes: 0,
+            holder: Holder::User(self.user),
+        }
+    }
+
+    /// Takes `bytes` for a content of `length` bytes.
+    pub(super) fn reserve(&self, bytes: u64, length: u64) -> Result<Reservation, Refused> {
+        let mut reservation = self.nothing();
+        reservation.grow(bytes, length)?;
+        Ok(reservation)
+    }
+
+    /// Takes a whole content that others may come to hold as well.
+    pub(super) fn reserve_shared(&self, bytes: u64) -> Result<(Reservation, Share), Refused> {
+        self.budget.take(self.user, (bytes, bytes), bytes)?;
+        let reservation = Reservation {
+            budget: Arc::clone(&self.budget),
+            bytes,
+            holder: Holder::Several,
+        };
+        Ok((reservation, self.share_of(bytes)))
+    }
+
+    /// Takes part in what others hold.
+    pub(super) fn share(&self, bytes: u64) -> Result<Share, Refused> {
+        self.budget.take(self.user, (bytes, 0), bytes)?;
+        Ok(self.share_of(bytes))
+    }
+
+    fn share_of(&self, bytes: u64) -> Share {
+        Share {
+            account: self.clone(),
+            bytes,
+        }
     }
 }
 
@@ -42,6 +280,7 @@ impl Budget {
 pub(super) struct Reservation {
     budget: Arc<Budget>,
     bytes: u64,
+    holder: Holder,
 }
 
 impl Reservation {
@@ -49,35 +288,128 @@ impl Reservation {
         self.bytes
     }
 
-    /// Hands `bytes` of it over to another one of the same budget, as far as it has them.
+    /// Hands `bytes` of it over to another one of the same account, as far as it has them.
     pub(super) fn pass_on(&mut self, bytes: u64, other: &mut Self) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         other.bytes += bytes;
     }
 
-    /// Grows or shrinks to `bytes`; `false` and unchanged if there is no room.
-    pub(super) fn resize(&mut self, bytes: u64) -> bool {
-        let used = &self.budget.used;
-        if bytes <= self.bytes {
-            used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
-            self.bytes = bytes;
-            return true;
+    /// Takes `more` for a content that has `length` bytes then. Of what somebody holds alone.
+    pub(super) fn grow(&mut self, more: u64, length: u64) -> Result<(), Refused> {
+        if more == 0 {
+            return Ok(());
         }
-        let more = bytes - self.bytes;
-        let limit = self.budget.limit;
-        let taken = used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(more).filter(|sum| *sum <= limit)
-        });
-        if taken.is_ok() {
-            self.bytes = bytes;
-        }
-        taken.is_ok()
+        let Holder::User(user) = self.holder else {
+            return Err(Refused::Full);
+        };
+        self.budget.take(user, (more, more), length)?;
+        self.bytes += more;
+        Ok(())
+    }
+
+    /// Gives back what is more than `bytes`.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        self.budget.give_back(self.holder, less);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.resize(0);
+        self.shrink(0);
+    }
+}
+
+/// That a user is one of those who hold something.
+#[derive(Debug)]
+pub(super) struct Share {
+    account: Account,
+    bytes: u64,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Account { budget, user } = &self.account;
+        budget.lock().subtract(*user, self.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const USER: u32 = 4_000_001;
+
+    fn taken(account: &Account, each: u64) -> Vec<Reservation> {
+        std::iter::from_fn(|| account.reserve(each, each).ok()).collect()
+    }
+
+    #[test]
+    fn one_user_has_three_quarters_and_the_next_three_quarters_of_what_is_left() {
+        let budget = Budget::new(256 * MIB);
+        let first = taken(&budget.of(USER), MIB);
+        assert_eq!(first.len(), 168);
+        let second = taken(&budget.of(USER + 1), MIB);
+        assert_eq!(second.len(), 42);
+        let unknown = taken(&budget.of(UNKNOWN), MIB);
+        assert_eq!(unknown.len(), 10);
+        drop(first);
+        assert!(!taken(&budget.of(USER + 1), MIB).is_empty());
+        drop((second, unknown));
+        assert_eq!(budget.used(), 0);
+        assert!(budget.lock().of_users.is_empty() && budget.lock().held == 0);
+    }
+
+    #[test]
+    fn an_eighth_is_kept_for_small_contents_from_root_too() {
+        let budget = Budget::new(256 * MIB);
+        let all = taken(&budget.of(0), MIB);
+        assert_eq!(all.len(), 224);
+        assert_eq!(
+            budget.of(USER).reserve(1, SMALL + 1).err(),
+            Some(Refused::Full)
+        );
+        let small = taken(&budget.of(USER), SMALL);
+        assert_eq!(small.len(), 24 * 8);
+        assert!(!taken(&budget.of(USER + 1), SMALL).is_empty());
+    }
+
+    #[test]
+    fn what_several_users_hold_is_there_once_and_counts_for_each() {
+        let budget = Budget::new(256 * MIB);
+        let (content, first) = budget.of(USER).reserve_shared(100 * MIB).unwrap();
+        let second = budget.of(USER + 1).share(100 * MIB).unwrap();
+        assert_eq!(budget.used(), 100 * MIB);
+        // It holds as much as if it were alone.
+        assert_eq!(
+            budget.of(USER + 1).share(300 * MIB).err(),
+            Some(Refused::Full)
+        );
+        drop(first);
+        assert_eq!(budget.lock().of(USER), 0);
+        assert_eq!(budget.lock().of(USER + 1), 100 * MIB);
+        drop((content, second));
+        assert!(budget.lock().of_users.is_empty() && budget.used() == 0);
+    }
+
+    #[test]
+    fn what_can_be_given_up_is_told_from_what_is_held() {
+        let budget = Budget::new(256 * MIB);
+        let kept = budget.keep(200 * MIB).unwrap();
+        assert!(budget.keep_if_half_is_free(1).is_none() && budget.keep(57 * MIB).is_none());
+        assert_eq!(
+            budget.of(USER).reserve(100 * MIB, 100 * MIB).err(),
+            Some(Refused::Crowded)
+        );
+        // Without it there would be no more for this user either.
+        assert_eq!(
+            budget.of(USER).reserve(169 * MIB, 169 * MIB).err(),
+            Some(Refused::Full)
+        );
+        drop(kept);
+        assert!(budget.of(USER).reserve(100 * MIB, 100 * MIB).is_ok());
     }
 }

@@ -110,6 +110,8 @@ pub(crate) struct Status {
 struct Memory {
     drafts_and_snapshots: u64,
     limit: u64,
+    /// What that follows from: `default`, `cgroup` or `option`.
+    limit_from: &'static str,
     /// What is remembered of each record.
     records: u64,
     locked: u64,
@@ -167,6 +169,7 @@ impl FileSystem {
             memory: Memory {
                 drafts_and_snapshots: self.budget.used(),
                 limit: self.settings.max_memory,
+                limit_from: self.settings.max_memory_from,
                 records,
                 locked: report.locked,
                 unlocked: report.unlocked,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::store::NodeId;
 use crate::vault::{Kind, ROOT, VaultError};
 
+use super::budget::UNKNOWN;
 use super::control;
 use super::handles::Access;
 use super::{Attr, Errno, FileHandle, FileSystem};
@@ -48,11 +49,11 @@ impl FileSystem {
             write: false,
             append: false,
         };
-        let (fh, handle) = self.table.open(ino, access, None)?;
+        let (fh, handle) = self.table.open(ino, access, None, UNKNOWN)?;
         let opened = self.node(ino).and_then(|node| {
             node.directory()?;
             if self.vault.is_read_only() {
-                handle.node.lock().opened = Some(node);
+                handle.node.lock().remember_opened(node);
             }
             Ok(())
         });

@@ -281,7 +281,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let (asked, fs) = (self.by_number(request, parent), Arc::clone(&self.fs));
         self.fs.lookup_for(
-            request.pid(),
+            self.known.caller(request),
             parent.0,
             name.as_bytes(),
             Box::new(move |found| match found {

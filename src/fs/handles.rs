@@ -3,18 +3,20 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::crypto::SecretBytes;
 use crate::store::NodeId;
-use crate::vault::{Kind, LastChunk, Node, OpenFiles, ROOT, Version};
+use crate::vault::{Kind, Node, OpenFiles, ROOT};
 
-use super::budget::Reservation;
 use super::draft::Draft;
+use super::loaded::{InMemory, Pin};
 use super::pages::Pages;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
+
+/// Bytes of extended attributes that are held of a file that is open beside a writer.
+const FEW_XATTRS: usize = 2 * 1024;
 
 /// A file handle: what the kernel passes with every request for an open file.
 pub type FileHandle = u64;
@@ -40,32 +42,6 @@ impl Access {
             append: flags & libc::O_APPEND != 0,
         }
     }
-}
-
-/// A version's content in memory, or what is needed to read it piece by piece.
-#[derive(Debug)]
-pub(super) enum Loaded {
-    Whole {
-        bytes: SecretBytes,
-        _reservation: Reservation,
-    },
-    Pieces(Version),
-}
-
-/// The chunk that a handle read last. Not shared: readers at different places would take it from
-/// each other.
-pub(super) type LastPiece = Arc<Mutex<LastChunk>>;
-
-/// The version that a reader has settled on.
-#[derive(Clone, Debug)]
-pub(super) struct Pin {
-    pub(super) version: u64,
-    pub(super) length: u64,
-    /// The version that replaced another last: those from there on are edits of one content.
-    pub(super) since: u64,
-    /// Dropped when memory runs short, and loaded again.
-    pub(super) loaded: Option<Arc<Loaded>>,
-    pub(super) last: LastPiece,
 }
 
 /// What a handle has of its own.
@@ -130,8 +106,7 @@ pub(super) struct NodeState {
     pub(super) publishing: u32,
     /// What waits for them.
     pub(super) waiting: Vec<Box<dyn FnOnce() + Send>>,
-    /// Contents in memory, by version.
-    pub(super) loaded: HashMap<u64, Weak<Loaded>>,
+    pub(super) loaded: InMemory,
     /// Pages may be in the page cache.
     pub(super) paged: bool,
     pub(super) pages: Pages,
@@ -143,6 +118,8 @@ pub(super) struct NodeState {
     kept: bool,
     /// Beside a writer, which may remove it: the node as it was opened.
     pub(super) opened: Option<Arc<Node>>,
+    /// That is without its extended attributes.
+    pub(super) opened_bare: bool,
     /// The node is on the list of those whose drafts are looked at for what was appended.
     pub(super) is_watched: bool,
 }
@@ -192,10 +169,20 @@ impl NodeState {
         node: Arc<Node>,
         pin: Option<Pin>,
     ) {
-        self.opened = Some(node);
+        self.remember_opened(node);
         if let Some(own) = self.handles.get_mut(&handle) {
             own.settle(pin);
         }
+    }
+
+    /// Beside a writer, which may remove it: what was read of the node. Extended attributes of any size
+    /// are not held for everybody who opens it.
+    pub(super) fn remember_opened(&mut self, node: Arc<Node>) {
+        self.opened_bare = node.xattr_bytes() > FEW_XATTRS;
+        self.opened = Some(match self.opened_bare {
+            true => Arc::new(node.without_xattrs()),
+            false => node,
+        });
     }
 
     pub(super) fn has_writers(&self) -> bool {
@@ -212,11 +199,18 @@ impl NodeState {
 pub(super) struct OpenNode {
     pub(super) id: NodeId,
     state: Mutex<NodeState>,
+    /// Held while a large content is decrypted that others may be about to ask for.
+    loading: Mutex<()>,
 }
 
 impl OpenNode {
     pub(super) fn lock(&self) -> MutexGuard<'_, NodeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps others from decrypting a content of it at the same time. Taken before its state.
+    pub(super) fn lock_loading(&self) -> MutexGuard<'_, ()> {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -228,6 +222,8 @@ pub(super) struct Handle {
     pub(super) append: AtomicBool,
     /// The process that opened it; `None` when it cannot be seen.
     pub(super) opener: Option<u32>,
+    /// The user who opened it, for whom it counts what is held for it.
+    pub(super) user: u32,
 }
 
 /// A node that the kernel has looked up and not forgotten: a program may be about to open it, or
@@ -294,6 +290,7 @@ impl Table {
         node: NodeId,
         access: Access,
         opener: Option<u32>,
+        user: u32,
     ) -> Result<(FileHandle, Arc<Handle>), Errno> {
         let fh = 1 + self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut nodes = self.lock();
@@ -304,6 +301,7 @@ impl Table {
             Arc::new(OpenNode {
                 id: node,
                 state: Mutex::default(),
+                loading: Mutex::default(),
             })
         });
         let state = HandleState {
@@ -318,6 +316,7 @@ impl Table {
             access,
             append: AtomicBool::new(access.append),
             opener,
+            user,
         });
         drop(nodes);
         let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);

@@ -3,16 +3,18 @@
 use std::sync::{Arc, PoisonError};
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, FileBody, LastChunk, Node, Version};
+use crate::vault::{Content, FileBody, LastChunk, Version};
 
 use super::blocks::Window;
-use super::handles::{Handle, LastPiece, Loaded, NodeState, Pin};
+use super::budget::{SMALL, UNKNOWN};
+use super::handles::{Handle, NodeState};
+use super::loaded::{LastPiece, LastRead, Loaded, Pin};
 use super::readings::Shown;
 use super::{Errno, FileHandle, FileSystem};
 use super::{control, descriptors};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
-const WHOLE: u64 = 128 * 1024;
+const WHOLE: u64 = SMALL;
 
 /// Called once with what was read.
 pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
@@ -131,12 +133,12 @@ impl FileSystem {
             Next::Pinned(pin) => pin,
             Next::Current if beside_writer => {
                 drop(state);
-                let loaded = self.load_current_of(handle.node.id);
+                let loaded = self.load_current_of(&handle.node, handle.user);
                 state = handle.node.lock();
                 let settled = state.handles.get(&fh).and_then(|own| own.pin.clone());
                 let pin = match loaded {
                     Ok((node, pin)) => {
-                        state.opened = Some(node);
+                        state.remember_opened(node);
                         pin
                     }
                     // Removed meanwhile.
@@ -161,11 +163,9 @@ impl FileSystem {
         };
         let settled = own.pin.as_ref().is_some_and(|p| p.version == pin.version);
         if !settled {
-            let known = state.loaded.get(&pin.version);
-            let loaded = pin
-                .loaded
-                .clone()
-                .or_else(|| known.and_then(std::sync::Weak::upgrade));
+            let user = self.holder(handle);
+            let known = || state.loaded.get(pin.version, user);
+            let loaded = pin.loaded.clone().or_else(known);
             own.settle(Some(Pin { loaded, ..pin }));
         }
         let Some(pin) = own.pin.clone() else {
@@ -262,6 +262,11 @@ impl FileSystem {
         };
         match loaded.as_deref() {
             Ok(Loaded::Whole { bytes, .. }) => done(Ok(window(bytes, offset, size))),
+            Ok(Loaded::Shared { of, .. }) => match &**of {
+                Loaded::Whole { bytes, .. } => done(Ok(window(bytes, offset, size))),
+                // Only what is there whole is shared.
+                Loaded::Shared { .. } | Loaded::Pieces(_) => done(Err(Errno(libc::EIO))),
+            },
             Ok(Loaded::Pieces(version)) => {
                 let mut last = pin.last.lock().unwrap_or_else(PoisonError::into_inner);
                 match self.read_pieces(version, &mut last, offset, size) {
@@ -275,13 +280,8 @@ impl FileSystem {
 
     /// Decrypts a version, or takes it from another handle that has it.
     fn load(&self, fh: FileHandle, handle: &Handle, version: u64) -> Result<Arc<Loaded>, Errno> {
-        let known = {
-            let state = handle.node.lock();
-            state
-                .loaded
-                .get(&version)
-                .and_then(std::sync::Weak::upgrade)
-        };
+        let user = self.holder(handle);
+        let known = handle.node.lock().loaded.get(version, user);
         let loaded = match known {
             Some(loaded) => loaded,
             None => {
@@ -289,14 +289,23 @@ impl FileSystem {
                 self.hold(content, handle.node.id)?
             }
         };
-        remember(&mut handle.node.lock(), fh, version, &loaded);
+        remember(&mut handle.node.lock(), fh, (version, user), &loaded);
         Ok(loaded)
+    }
+
+    /// For whom contents count that handles show: beside a writer, where they have to be held, for who
+    /// has opened it, elsewhere for nobody.
+    fn holder(&self, handle: &Handle) -> u32 {
+        match self.vault.is_read_only() {
+            true => handle.user,
+            false => UNKNOWN,
+        }
     }
 
     /// Accounts for a content in memory; when there is no room, it is read piece by piece.
     fn hold(&self, content: Content, node: u64) -> Result<Arc<Loaded>, Errno> {
         let loaded = match content {
-            Content::Whole { version, bytes } => match self.budget.reserve(bytes.len() as u64) {
+            Content::Whole { version, bytes } => match self.budget.keep(bytes.len() as u64) {
                 Some(reservation) => Loaded::Whole {
                     bytes,
                     _reservation: reservation,
@@ -317,13 +326,21 @@ impl FileSystem {
     fn read_pieces(
         &self,
         version: &Version,
-        last: &mut LastChunk,
+        last: &mut LastRead,
         offset: u64,
         size: u32,
     ) -> Result<SecretBytes, Errno> {
         let end = offset.saturating_add(size.into()).min(version.length());
         let mut out = SecretBytes::zeroed(end.saturating_sub(offset) as usize)?;
-        self.vault.read_at(version, offset, &mut out, last)?;
+        self.vault
+            .read_at(version, offset, &mut out, &mut last.chunk)?;
+        let size = last.chunk.size();
+        if last.room.as_ref().is_none_or(|room| room.bytes() < size) {
+            last.room = self.budget.keep_if_half_is_free(size);
+            if last.room.is_none() {
+                last.chunk = LastChunk::default();
+            }
+        }
         Ok(out)
     }
 
@@ -341,64 +358,6 @@ impl FileSystem {
             }
         }
     }
-
-    // --- beside a writer ------------------------------------------------------------------------
-
-    /// In a read-only mount the content is taken whole when the file is opened: the writer, in
-    /// another process, does not know what is pinned here.
-    pub(super) fn load_at_open(
-        &self,
-        fh: FileHandle,
-        handle: &Handle,
-        thread: u32,
-    ) -> Result<(), Errno> {
-        let (node, pin) = self.load_current_of(handle.node.id)?;
-        self.forget_others(handle.node.id, pin.as_ref().map_or(0, |pin| pin.version));
-        let mut state = handle.node.lock();
-        let fresh = pin.as_ref().map(Shown::of_pin);
-        state.settle_beside_writer(fh, node, pin);
-        if let Some(own) = state.handles.get_mut(&fh) {
-            own.reading.thread = thread;
-            own.reading.fresh = fresh;
-        }
-        Ok(())
-    }
-
-    /// What is current, whole; of which nothing was published if there is no content.
-    pub(super) fn load_current_of(&self, id: u64) -> Result<(Arc<Node>, Option<Pin>), Errno> {
-        let content = self.vault.content(id, u64::MAX);
-        let (node, content) = content.map_err(|error| self.gone(error))?;
-        let pin = self.pin(&node, content)?;
-        Ok((node, pin))
-    }
-
-    /// What a handle of `node` holds that settles on `content`.
-    pub(super) fn pin(&self, node: &Node, content: Content) -> Result<Option<Pin>, Errno> {
-        let file = node.file()?;
-        let bytes = match content {
-            Content::Whole { bytes, .. } => bytes,
-            Content::Unpublished => return Ok(None),
-            Content::Pieces(_) => return Err(Errno(libc::ENOMEM)),
-        };
-        let size = bytes.len() as u64;
-        let reservation = self.budget.reserve(size).or_else(|| {
-            // What somebody has opened comes before what somebody may be about to open.
-            self.askers.drop_contents();
-            self.budget.reserve(size)
-        });
-        let reservation = reservation.ok_or(Errno(libc::ENOMEM))?;
-        let loaded = Arc::new(Loaded::Whole {
-            bytes,
-            _reservation: reservation,
-        });
-        Ok(Some(Pin {
-            version: file.version,
-            length: file.size,
-            since: file.replaced,
-            loaded: Some(loaded),
-            last: LastPiece::default(),
-        }))
-    }
 }
 
 /// The part of `bytes` that a read at `offset` gets.
@@ -410,9 +369,13 @@ pub(super) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
     &bytes[start..end]
 }
 
-fn remember(state: &mut NodeState, fh: FileHandle, version: u64, loaded: &Arc<Loaded>) {
-    state.loaded.retain(|_, held| held.strong_count() > 0);
-    state.loaded.insert(version, Arc::downgrade(loaded));
+fn remember(
+    state: &mut NodeState,
+    fh: FileHandle,
+    (version, user): (u64, u32),
+    loaded: &Arc<Loaded>,
+) {
+    state.loaded.insert(version, user, loaded);
     if let Some(pin) = state.handles.get_mut(&fh).and_then(|h| h.pin.as_mut())
         && pin.version == version
     {

@@ -20,6 +20,7 @@ mod follow;
 pub mod fuse;
 mod handles;
 mod io;
+mod loaded;
 mod lookout;
 mod names;
 mod nice;
@@ -76,6 +77,8 @@ pub struct Settings {
     pub max_secret_size: u64,
     /// Most bytes of drafts and snapshots in memory.
     pub max_memory: u64,
+    /// What that follows from, for `status`.
+    pub max_memory_from: &'static str,
     /// A reader that asks again at the end of a replaced content after this long waits for more
     /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
     /// the rest of another content for that of its own.

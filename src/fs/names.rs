@@ -6,15 +6,21 @@ use crate::store::{Durability, NodeId};
 use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
 
 use super::control::{self, CONTROL_NAME};
-use super::{Attr, Done, Errno, FileSystem, told};
+use super::{Attr, Caller, Done, Errno, FileSystem, told};
 
 impl FileSystem {
-    /// Finds a name for a thread.
-    pub fn lookup_for(self: &Arc<Self>, thread: u32, parent: u64, name: &[u8], done: Done<Attr>) {
+    /// Finds a name for a thread of a user.
+    pub fn lookup_for(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+        done: Done<Attr>,
+    ) {
         let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
         let is_number = matches!(name, b"." | b"..");
         match self.vault.is_read_only() && !is_control && !is_number {
-            true => done(self.lookup_beside_writer(thread, parent, name)),
+            true => done(self.lookup_beside_writer(caller, parent, name)),
             false => self.lookup(parent, name, done),
         }
     }

@@ -39,7 +39,8 @@ impl FileSystem {
                 Ok(()) => fs.open(caller, ino, flags & !libc::O_TRUNC, done),
                 Err(error) => done(Err(error)),
             });
-            return self.truncate_path(ino, 0, self.without_set_id_bits(caller, ino, then));
+            let then = self.without_set_id_bits(caller, ino, then);
+            return self.truncate_path(caller.uid, ino, 0, then);
         }
         self.when_settled(ino, move || {
             // Only those who write are asked who they are.
@@ -48,14 +49,14 @@ impl FileSystem {
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = match fs.open_settled(ino, access, (caller.pid, opener), truncate) {
+            let opened = match fs.open_settled(ino, access, (caller, opener), truncate) {
                 // Somebody has begun to publish since.
                 Ok(None) => return fs.open(caller, ino, flags, done),
                 Ok(Some(opened)) => Ok(opened),
                 Err(error) => Err(error),
             };
             if fs.vault.is_read_only() {
-                return done(fs.opened_beside_writer(caller.pid, ino, access, opened));
+                return done(fs.opened_beside_writer(caller, ino, access, opened));
             }
             match opened.is_ok() && truncate {
                 true => fs.without_set_id_bits(caller, ino, done)(opened),
@@ -68,12 +69,12 @@ impl FileSystem {
         self: &Arc<Self>,
         ino: NodeId,
         access: Access,
-        (thread, opener): (u32, Option<u32>),
+        (caller, opener): (Caller, Option<u32>),
         truncate: bool,
     ) -> Result<Option<Opened>, Errno> {
         // Registered first: from here on the node is not deleted.
-        let (fh, handle) = self.table.open(ino, access, opener)?;
-        let begun = self.begin(fh, &handle, thread, truncate);
+        let (fh, handle) = self.table.open(ino, access, opener, caller.uid)?;
+        let begun = self.begin(fh, &handle, caller.pid, truncate);
         if !matches!(begun, Ok(true)) {
             self.table.discard(fh);
             self.tidy(ino);
@@ -95,7 +96,6 @@ impl FileSystem {
     ) -> Result<bool, Errno> {
         let ino = handle.node.id;
         if self.vault.is_read_only() {
-            self.node(ino)?.file()?;
             // Another process may delete the version at any time.
             self.load_at_open(fh, handle, thread)?;
             return Ok(true);
@@ -122,7 +122,7 @@ impl FileSystem {
             state.believed.get_or_insert(file.size);
         }
         if truncate && (!settled || file.version > 0) {
-            let empty = Blocks::zeroed(0, &self.budget)?;
+            let empty = Blocks::zeroed(0, &self.budget.of(handle.user))?;
             let mut own = self.new_draft(empty, Publication::Replacement);
             own.touch();
             if let Some(handle) = state.handles.get_mut(&fh) {
@@ -170,7 +170,7 @@ impl FileSystem {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                match fs.open_settled(attr.ino, access, (caller.pid, opener), false) {
+                match fs.open_settled(attr.ino, access, (caller, opener), false) {
                     // Somebody has been faster, and publishes.
                     Ok(None) => {
                         let flags = flags & !libc::O_EXCL;

@@ -3,7 +3,8 @@
 
 use crate::vault::FileBody;
 
-use super::handles::{HandleState, LastPiece, NodeState, Pin};
+use super::handles::{HandleState, NodeState};
+use super::loaded::{LastPiece, Pin};
 use super::{FileHandle, process};
 
 /// Most answers that are remembered of a node.
@@ -84,12 +85,6 @@ impl Told {
             self.0.remove(0);
         }
         self.0.push((thread, pin));
-    }
-
-    /// What somebody holds of a version who was told of it.
-    pub(super) fn of_version(&self, version: u64) -> Option<Pin> {
-        let mut told = self.0.iter().map(|(_, pin)| pin);
-        told.find(|pin| pin.version == version).cloned()
     }
 
     /// What a thread was told counts no longer: it has changed the file itself since.

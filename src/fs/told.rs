@@ -209,8 +209,10 @@ impl FileSystem {
             let mut end = Shown::of(file).pin();
             if self.vault.is_read_only() && state.settles_elsewhere(fh, file) {
                 drop(state);
+                let handle = self.table.get(fh);
+                let user = handle.map_or(caller.uid, |handle| handle.user);
                 // It may be gone when it is read.
-                end = match self.load_current_of(ino) {
+                end = match self.load_current_of(&open, user) {
                     Ok((_, current)) => current.unwrap_or(end),
                     Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, Some(fh)),
                     Err(error) => return Err(error),
@@ -235,14 +237,9 @@ impl FileSystem {
         } else if state.has_outdated_fresh(file.version) {
             let mut pin = Shown::of(file).pin();
             if self.vault.is_read_only() {
-                // One copy of it serves all who are told.
-                let known = state.told.of_version(file.version);
                 drop(state);
-                pin = match known.map_or_else(
-                    || self.load_current_of(ino).map(|(_, new)| new),
-                    |known| Ok(Some(known)),
-                ) {
-                    Ok(current) => current.unwrap_or(pin),
+                pin = match self.load_current_of(&open, caller.uid) {
+                    Ok((_, current)) => current.unwrap_or(pin),
                     Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, fh),
                     Err(error) => return Err(error),
                 };

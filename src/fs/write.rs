@@ -8,6 +8,7 @@ use crate::crypto::SecretBytes;
 use crate::vault::{Content, LastChunk, Publication};
 
 use super::blocks::{BLOCK, Blocks};
+use super::budget::{Account, CROWDED};
 use super::draft::Draft;
 use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
@@ -163,11 +164,16 @@ impl FileSystem {
         base: Base,
         edit: impl Fn(&mut Draft) -> Result<(), Errno>,
     ) -> Option<Result<(), Errno>> {
-        match self.try_with_draft(fh, handle, base, &edit) {
-            Some(Err(Errno(libc::ENOSPC))) => {
+        let edited = match self.try_with_draft(fh, handle, base, &edit) {
+            Some(Err(CROWDED)) => {
                 self.evict_snapshots();
                 self.try_with_draft(fh, handle, base, &edit)
             }
+            outcome => outcome,
+        };
+        match edited {
+            // Others have read meanwhile.
+            Some(Err(CROWDED)) => Some(Err(Errno(libc::ENOSPC))),
             outcome => outcome,
         }
     }
@@ -184,7 +190,7 @@ impl FileSystem {
             if state.publishing > 0 {
                 return None;
             }
-            if let Err(error) = self.begin_shared(handle.node.id, base, &mut state) {
+            if let Err(error) = self.begin_shared(handle, base, &mut state) {
                 return Some(Err(error));
             }
         }
@@ -205,14 +211,20 @@ impl FileSystem {
     }
 
     /// Begins the in-place draft of a node.
-    fn begin_shared(&self, id: u64, base: Base, state: &mut NodeState) -> Result<(), Errno> {
+    fn begin_shared(
+        &self,
+        handle: &Handle,
+        base: Base,
+        state: &mut NodeState,
+    ) -> Result<(), Errno> {
         if state.shared.is_some() {
             return Ok(());
         }
+        let (id, account) = (handle.node.id, self.budget.of(handle.user));
         let is_first = self.node(id)?.file()?.version == 0;
         let blocks = match base {
-            Base::Copy if !is_first => self.published(id)?,
-            _ => Blocks::zeroed(0, &self.budget)?,
+            Base::Copy if !is_first => self.published(id, &account)?,
+            _ => Blocks::zeroed(0, &account)?,
         };
         let draft = self.new_draft(blocks, Publication::InPlace);
         state.shared = Some(match (is_first, base) {
@@ -228,16 +240,16 @@ impl FileSystem {
     }
 
     /// A copy of what is published.
-    fn published(&self, id: u64) -> Result<Blocks, Errno> {
+    fn published(&self, id: u64, account: &Account) -> Result<Blocks, Errno> {
         match self.vault.content(id, BLOCK as u64)?.1 {
-            Content::Whole { bytes, .. } => Blocks::of(bytes, &self.budget),
+            Content::Whole { bytes, .. } => Blocks::of(bytes, account),
             Content::Pieces(version) => {
                 let mut last = LastChunk::default();
-                Blocks::filled(version.length(), &self.budget, |offset, out| {
+                Blocks::filled(version.length(), account, |offset, out| {
                     Ok(self.vault.read_at(&version, offset, out, &mut last)?)
                 })
             }
-            Content::Unpublished => Blocks::zeroed(0, &self.budget),
+            Content::Unpublished => Blocks::zeroed(0, account),
         }
     }
 

@@ -23,11 +23,7 @@ const SEALED_CAPACITY: usize = 6 << 20;
 const MAX_SEALED: usize = 8 << 10;
 
 fn is_small(node: &Node) -> bool {
-    let xattrs = node.attributes.xattrs.iter();
-    xattrs
-        .map(|(name, value)| name.len() + value.len())
-        .sum::<usize>()
-        <= MAX_XATTRS
+    node.xattr_bytes() <= MAX_XATTRS
 }
 
 /// An entry by directory and tag, and what is stored of it now.

@@ -274,6 +274,29 @@ impl Node {
         node
     }
 
+    /// Bytes of its extended attributes.
+    pub fn xattr_bytes(&self) -> usize {
+        let xattrs = self.attributes.xattrs.iter();
+        xattrs.map(|(name, value)| name.len() + value.len()).sum()
+    }
+
+    /// The node without its extended attributes.
+    pub fn without_xattrs(&self) -> Self {
+        let xattrs = Vec::new();
+        let attributes = Attributes {
+            xattrs,
+            body: self.attributes.body.clone(),
+            ..self.attributes
+        };
+        Self {
+            attributes,
+            key: self.key.clone(),
+            wrapped: self.wrapped.clone(),
+            previous: self.previous.clone(),
+            ..*self
+        }
+    }
+
     /// A new node with a key of its own.
     pub(super) fn create(
         keyring: &Keyring,

@@ -11,6 +11,11 @@ use super::{Failure, Vault, VaultError};
 pub struct LastChunk(Option<(u32, SecretBytes)>);
 
 impl LastChunk {
+    /// Bytes that it takes.
+    pub fn size(&self) -> u64 {
+        self.0.as_ref().map_or(0, |(_, chunk)| chunk.len() as u64)
+    }
+
     /// Copies what it has of the content from `at` on; tells how many bytes.
     fn copy_to(&self, at: u64, out: &mut [u8]) -> usize {
         let (index, skip) = position(at);

@@ -9,7 +9,7 @@ use crate::store::{NameTag, NodeId, Read};
 use super::cache::SealedVersion;
 use super::content::Version;
 use super::entry::{DirectoryKeys, Entry};
-use super::node::Node;
+use super::node::{FileBody, Node};
 use super::{Failure, Vault, VaultError};
 
 /// Contents up to this many bytes are fetched when they are looked up.
@@ -125,7 +125,7 @@ impl Vault {
     }
 
     /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
-    /// has at most `whole` bytes.
+    /// has at most as many bytes as `whole` says, which is told what it is.
     ///
     /// # Errors
     /// As `lookup`, and for the content as [`content`](Self::content).
@@ -133,7 +133,7 @@ impl Vault {
         &self,
         directory: NodeId,
         name: &[u8],
-        whole: u64,
+        whole: &mut dyn FnMut(&FileBody) -> u64,
     ) -> Result<(Arc<Node>, Result<Content, VaultError>), VaultError> {
         self.refresh()?;
         let epoch = self.cache.epoch();
@@ -144,7 +144,7 @@ impl Vault {
             let found = self.lookup_in(records, &keys, tag, name, epoch)?;
             // The one that was found may be as it was cached.
             let node = self.read_node(records, found.id)?;
-            let content = self.content_of(records, &node, whole);
+            let content = self.content_of(records, &node, &mut *whole);
             Ok((node, content))
         })
     }
@@ -268,6 +268,19 @@ impl Vault {
     /// # Errors
     /// When it is no file, or does not authenticate.
     pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
+        self.content_within(id, &mut |_| whole)
+    }
+
+    /// The same, whole if it has at most as many bytes as `whole` says, which is told what it is before
+    /// any of it is read, perhaps more than once. It must not wait.
+    ///
+    /// # Errors
+    /// As [`content`](Self::content).
+    pub fn content_within(
+        &self,
+        id: NodeId,
+        whole: &mut dyn FnMut(&FileBody) -> u64,
+    ) -> Result<(Arc<Node>, Content), VaultError> {
         self.refresh()?;
         let epoch = self.cache.epoch();
         self.read(|records| {
@@ -276,7 +289,7 @@ impl Vault {
                 true => self.read_node(records, id)?,
                 false => self.node_in(records, id, epoch)?,
             };
-            let content = self.content_of(records, &node, whole)?;
+            let content = self.content_of(records, &node, &mut *whole)?;
             Ok((node, content))
         })
     }
@@ -285,13 +298,13 @@ impl Vault {
         &self,
         records: &mut dyn Read,
         node: &Node,
-        whole: u64,
+        whole: &mut dyn FnMut(&FileBody) -> u64,
     ) -> Result<Content, VaultError> {
         let (id, file) = (node.id, *node.file()?);
         if file.version == 0 {
             return Ok(Content::Unpublished);
         }
-        let content = self.version_in(records, id, file.version, whole)?;
+        let content = self.version_in(records, id, file.version, whole(&file))?;
         let length = match &content {
             Content::Whole { bytes, .. } => bytes.len() as u64,
             Content::Pieces(version) => version.length(),

@@ -203,6 +203,7 @@ fn serve(
         ttl: Duration::from_secs(1),
         max_secret_size,
         max_memory,
+        max_memory_from: "option",
         // The reference knows no time.
         end_patience,
         appends_after: Duration::from_secs(3600),
@@ -339,7 +340,7 @@ impl Served {
     }
 
     pub fn lookup_for(&self, thread: u32, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
-        ask(|done| self.0.lookup_for(thread, parent, name, done))
+        ask(|done| self.0.lookup_for(caller_as(thread, 0), parent, name, done))
     }
 
     /// As somebody asks who has nothing open.

@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "no test file uses all of it")]
 
 pub mod at_work;
+pub mod attacker;
 pub mod aws;
 pub mod cache;
+pub mod cgroup;
 pub mod child;
 pub mod clock;
 pub mod contents;

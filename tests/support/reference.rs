@@ -47,10 +47,12 @@ struct Draft {
     modified: Option<Timestamp>,
     /// It was emptied: nothing of the old content is in it.
     replaces: bool,
+    /// For whom it counts.
+    user: u32,
 }
 
 impl Draft {
-    fn clean(bytes: Vec<u8>, now: When) -> Self {
+    fn clean(bytes: Vec<u8>, user: u32, now: When) -> Self {
         Self {
             bytes,
             unpublished: false,
@@ -58,6 +60,7 @@ impl Draft {
             edited: now,
             modified: None,
             replaces: false,
+            user,
         }
     }
 
@@ -110,6 +113,7 @@ pub struct Handle {
     write: bool,
     append: bool,
     opener: Option<u32>,
+    user: u32,
     owners: BTreeSet<u64>,
     /// A replacement draft.
     own: Option<Draft>,
@@ -667,6 +671,7 @@ impl Reference {
             write: access != libc::O_RDONLY,
             append: how.flags & libc::O_APPEND != 0,
             opener: how.opener,
+            user: how.uid,
             owners: BTreeSet::new(),
             own: None,
             pin: None,
@@ -680,7 +685,7 @@ impl Reference {
         }
         if how.flags & libc::O_TRUNC != 0 {
             if node.current.number > 0 {
-                let mut own = Draft::clean(Vec::new(), now);
+                let mut own = Draft::clean(Vec::new(), how.uid, now);
                 own.touch(None, now);
                 handle.own = Some(own);
             } else if let Some(shared) = node.shared.as_mut().filter(|s| !s.bytes.is_empty()) {
@@ -737,43 +742,59 @@ impl Reference {
         Ok(window(&handle.pin.as_ref().unwrap().bytes, offset, size))
     }
 
-    /// Bytes of all drafts.
-    fn drafts(&self) -> u64 {
+    /// Bytes of the drafts for which `counts`.
+    fn drafts(&self, counts: impl Fn(&Draft) -> bool) -> u64 {
         let own = self.handles.values().filter_map(|h| h.own.as_ref());
         let shared = self.nodes.values().filter_map(|n| n.shared.as_ref());
         own.chain(shared)
+            .filter(|draft| counts(draft))
             .map(|draft| draft.bytes.len() as u64)
             .sum()
     }
 
+    /// Whether a user may have `more` bytes in a draft that is `length` long then: an eighth is kept
+    /// for small ones, and everybody but root leaves a quarter of what the others have left.
+    fn may_take(&self, user: u32, more: u64, length: u64) -> Answer<()> {
+        let kept = match length <= 128 << 10 {
+            true => 0,
+            false => self.max_memory / 8,
+        };
+        let taken = self.drafts(|_| true) + more + kept;
+        let free = self.max_memory.checked_sub(taken);
+        let own = self.drafts(|draft| draft.user == user) + more;
+        match free {
+            _ if more == 0 => Ok(()),
+            Some(free) if user == 0 || own <= 3 * free => Ok(()),
+            _ => Err(ENOSPC),
+        }
+    }
+
     /// The draft that a handle writes to; the in-place one begins as a copy.
     fn draft(&mut self, fh: Fh, now: When) -> Answer<&mut Draft> {
-        let used = self.drafts();
-        let handle = self.handles.get_mut(&fh).unwrap();
-        if let Some(own) = &mut handle.own {
-            return Ok(own);
+        let handle = &self.handles[&fh];
+        let (ino, user) = (handle.ino, handle.user);
+        if handle.own.is_none() && self.nodes[&ino].shared.is_none() {
+            let copied = Rc::clone(&self.nodes[&ino].current.bytes);
+            let length = copied.len() as u64;
+            self.may_take(user, length, length)?;
+            let draft = Draft::clean(copied.to_vec(), user, now);
+            self.nodes.get_mut(&ino).unwrap().shared = Some(draft);
         }
-        let node = self.nodes.get_mut(&handle.ino).unwrap();
-        if node.shared.is_none() {
-            if used + node.current.bytes.len() as u64 > self.max_memory {
-                return Err(ENOSPC);
-            }
-            node.shared = Some(Draft::clean(node.current.bytes.to_vec(), now));
+        match &mut self.handles.get_mut(&fh).unwrap().own {
+            Some(own) => Ok(own),
+            None => Ok(self.nodes.get_mut(&ino).unwrap().shared.as_mut().unwrap()),
         }
-        Ok(node.shared.as_mut().unwrap())
     }
 
     /// Whether the draft may have `size` bytes.
     fn may_resize(&mut self, fh: Fh, size: u64, now: When) -> Answer<()> {
-        let (max_size, max_memory) = (self.max_size, self.max_memory);
-        let length = self.draft(fh, now)?.bytes.len() as u64;
+        let max_size = self.max_size;
+        let draft = self.draft(fh, now)?;
+        let (length, user) = (draft.bytes.len() as u64, draft.user);
         if size > length && size > max_size {
             return Err(EFBIG);
         }
-        if self.drafts() - length + size > max_memory && size > length {
-            return Err(ENOSPC);
-        }
-        Ok(())
+        self.may_take(user, size.saturating_sub(length), size)
     }
 
     pub fn write(
@@ -820,7 +841,7 @@ impl Reference {
         let node = self.nodes.get_mut(&handle.ino).unwrap();
         if size == 0 && handle.own.is_none() && node.shared.is_none() {
             // Needs neither the old content nor room for it.
-            node.shared = Some(Draft::clean(Vec::new(), now));
+            node.shared = Some(Draft::clean(Vec::new(), handle.user, now));
         }
         self.may_resize(fh, size, now)?;
         let draft = self.draft(fh, now)?;

@@ -1,3 +1,4 @@
+use super::super::budget::Budget;
 use super::*;
 
 const BIG: u64 = 1 << 40;
@@ -9,7 +10,7 @@ fn bytes(seed: u64, length: usize) -> Vec<u8> {
 
 fn written(length: usize, budget: &Arc<Budget>) -> (Blocks, Vec<u8>) {
     let text = bytes(7, length);
-    let mut blocks = Blocks::zeroed(0, budget).unwrap();
+    let mut blocks = Blocks::zeroed(0, &budget.of(0)).unwrap();
     blocks.write(0, &text).unwrap();
     (blocks, text)
 }
@@ -39,7 +40,7 @@ fn expect(image: &Image, text: &[u8]) {
 #[test]
 fn what_is_being_read_or_published_stays_as_it_was_whatever_is_changed() {
     let budget = Budget::new(BIG);
-    let mut blocks = Blocks::zeroed(0, &budget).unwrap();
+    let mut blocks = Blocks::zeroed(0, &budget.of(0)).unwrap();
     let mut text = Vec::new();
     let mut taken: Vec<(Image, Vec<u8>)> = Vec::new();
     let mut state = 1_u64;
@@ -128,7 +129,8 @@ fn a_copy_is_of_what_is_written_alone_and_counts_as_long_as_it_is_there() {
 #[test]
 fn a_change_that_has_no_room_for_its_copies_changes_nothing() {
     let length = 3 * BLOCK - 100;
-    let budget = Budget::new((length + BLOCK + 150) as u64);
+    // An eighth of the whole is kept for others.
+    let budget = Budget::new((length + BLOCK + 150) as u64 * 8 / 7);
     let (mut blocks, mut text) = written(length, &budget);
     let image = blocks.image().clone();
     let full = Err(Errno(libc::ENOSPC));
@@ -174,7 +176,7 @@ fn a_small_content_takes_little_memory_and_growing_moves_no_other_block() {
 #[test]
 fn what_is_zero_takes_no_memory_and_counts_all_the_same() {
     let budget = Budget::new(BIG);
-    let mut blocks = Blocks::zeroed(0, &budget).unwrap();
+    let mut blocks = Blocks::zeroed(0, &budget.of(0)).unwrap();
     blocks.resize(8 << 30).unwrap();
     assert!(blocks.image.slots.iter().all(Option::is_none));
     assert_eq!(budget.used(), 8 << 30);
