@@ -378,12 +378,14 @@ impl fuser::Filesystem for Adapter {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.unlink(parent.0, name.as_bytes(), empty(reply));
+        self.fs
+            .unlink(caller(request), parent.0, name.as_bytes(), empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.rmdir(parent.0, name.as_bytes(), empty(reply));
+        self.fs
+            .rmdir(caller(request), parent.0, name.as_bytes(), empty(reply));
     }
 
     fn symlink(
@@ -431,7 +433,8 @@ impl fuser::Filesystem for Adapter {
             (parent.0, name.as_bytes()),
             (new_parent.0, new_name.as_bytes()),
         );
-        self.fs.rename(from, to, mode, empty(reply));
+        self.fs
+            .rename(caller(request), from, to, mode, empty(reply));
     }
 
     fn link(
@@ -443,19 +446,24 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let _at_work = self.begin(request);
+        let to = (parent.0, name.as_bytes());
         self.fs
-            .link(ino.0, parent.0, name.as_bytes(), entry(&self.fs, reply));
+            .link(caller(request), ino.0, to, entry(&self.fs, reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
+        let (fs, caller) = (Arc::clone(&self.fs), caller(request));
         self.fs.open(
-            caller(request),
+            caller,
             ino.0,
             flags.0,
             Box::new(move |opened| match opened {
                 Ok(opened) => {
+                    if opened.flushes {
+                        fs.opened_by(caller, opened.fh);
+                    }
                     reply.opened(fuser::FileHandle(opened.fh), open_flags(opened.flushes));
                 }
                 Err(error) => reply.error(asked.errno(error)),
@@ -474,15 +482,18 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let _at_work = self.begin(request);
-        let fs = Arc::clone(&self.fs);
+        let (fs, caller) = (Arc::clone(&self.fs), caller(request));
         self.fs.create(
-            caller(request),
+            caller,
             parent.0,
             name.as_bytes(),
             mode & !umask,
             flags,
             Box::new(move |created| match created {
                 Ok((attr, opened)) => {
+                    if opened.flushes {
+                        fs.opened_by(caller, opened.fh);
+                    }
                     fs.remember(&attr);
                     reply.created(
                         &attr.ttl,
@@ -687,13 +698,13 @@ impl fuser::Filesystem for Adapter {
 
     fn fsyncdir(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         _fh: fuser::FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.barrier(empty(reply));
+        self.fs.barrier(caller(request), empty(reply));
     }
 
     fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -723,8 +734,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _at_work = self.begin(request);
+        let pair = (name.as_bytes(), value);
         self.fs
-            .set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
+            .set_xattr(caller(request), ino.0, pair, flags, empty(reply));
     }
 
     fn getxattr(
@@ -748,7 +760,8 @@ impl fuser::Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.remove_xattr(ino.0, name.as_bytes(), empty(reply));
+        self.fs
+            .remove_xattr(caller(request), ino.0, name.as_bytes(), empty(reply));
     }
 
     fn access(&self, _: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

@@ -13,6 +13,7 @@ use crate::vault::{Kind, LastChunk, Node, OpenFiles, ROOT, Version};
 use super::budget::Reservation;
 use super::draft::Draft;
 use super::pages::Pages;
+use super::queue::Whose;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
 
@@ -76,6 +77,8 @@ pub(super) struct HandleState {
     pub(super) maps: bool,
     /// The process that opened it; `None` when it cannot be seen, or only reads.
     pub(super) opener: Option<u32>,
+    /// The user who opened it; not told of those that only read.
+    pub(super) whose: Whose,
     /// A replacement of its own.
     pub(super) own: Option<Draft>,
     pub(super) pin: Option<Pin>,
@@ -200,6 +203,20 @@ impl NodeState {
 
     pub(super) fn has_writers(&self) -> bool {
         self.handles.values().any(|h| h.write)
+    }
+
+    /// Who has opened a handle.
+    pub(super) fn user_of(&self, handle: FileHandle) -> Whose {
+        self.handles
+            .get(&handle)
+            .map(|h| h.whose)
+            .unwrap_or_default()
+    }
+
+    /// Who can write to the in-place draft: one of them.
+    pub(super) fn user_in_place(&self) -> Whose {
+        let mut writers = self.handles.values().filter(|h| h.write && h.own.is_none());
+        writers.next().map(|h| h.whose).unwrap_or_default()
     }
 
     /// Whether somebody can still write to the in-place draft.

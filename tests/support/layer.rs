@@ -291,7 +291,7 @@ impl Served {
     }
 
     pub fn barrier(&self) {
-        ask(|done| self.0.barrier(done)).unwrap();
+        ask(|done| self.0.barrier(caller(), done)).unwrap();
     }
 
     pub fn allocate(
@@ -322,11 +322,11 @@ impl Served {
     }
 
     pub fn set_xattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32) -> Result<(), Errno> {
-        ask(|done| self.0.set_xattr(ino, name, value, flags, done))
+        ask(|done| self.0.set_xattr(caller(), ino, (name, value), flags, done))
     }
 
     pub fn remove_xattr(&self, ino: u64, name: &[u8]) -> Result<(), Errno> {
-        ask(|done| self.0.remove_xattr(ino, name, done))
+        ask(|done| self.0.remove_xattr(caller(), ino, name, done))
     }
 
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
@@ -422,15 +422,15 @@ impl Served {
     }
 
     pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
-        ask(|done| self.0.link(ino, parent, name, done))
+        ask(|done| self.0.link(caller(), ino, (parent, name), done))
     }
 
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        ask(|done| self.0.unlink(parent, name, done))
+        ask(|done| self.0.unlink(caller(), parent, name, done))
     }
 
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        ask(|done| self.0.rmdir(parent, name, done))
+        ask(|done| self.0.rmdir(caller(), parent, name, done))
     }
 
     pub fn rename(
@@ -439,7 +439,7 @@ impl Served {
         to: (u64, &[u8]),
         mode: RenameMode,
     ) -> Result<(), Errno> {
-        ask(|done| self.0.rename(from, to, mode, done))
+        ask(|done| self.0.rename(caller(), from, to, mode, done))
     }
 
     /// All names of a directory but the dots, with their nodes.
