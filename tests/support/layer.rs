@@ -264,11 +264,18 @@ impl Served {
         flags: i32,
     ) -> Result<(Attr, FileHandle), Errno> {
         let created = ask(|done| self.0.create(caller, parent, name, mode, flags, done));
-        created.map(|(attr, opened)| (attr, opened.fh))
+        created.map(|(attr, opened)| {
+            self.0.opened_by(caller, opened.fh);
+            (attr, opened.fh)
+        })
     }
 
     pub fn open_as(&self, caller: Caller, ino: u64, flags: i32) -> Result<FileHandle, Errno> {
-        ask(|done| self.0.open(caller, ino, flags, done)).map(|opened| opened.fh)
+        let opened = ask(|done| self.0.open(caller, ino, flags, done));
+        opened.map(|opened| {
+            self.0.opened_by(caller, opened.fh);
+            opened.fh
+        })
     }
 
     pub fn write_as(
