@@ -166,6 +166,7 @@ impl FileSystem {
             return;
         };
         let pending = Pending::appended(draft, file.version);
+        let whose = state.user_in_place();
         state.publishing += 1;
         drop(state);
         let fs = Arc::clone(self);
@@ -182,6 +183,6 @@ impl FileSystem {
                 }
             }
         });
-        self.publish(&node, pending, Source::Appended, Awaited::No, done);
+        self.publish(&node, pending, Source::Appended, Awaited::No(whose), done);
     }
 }

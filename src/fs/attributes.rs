@@ -3,11 +3,11 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
-use crate::store::Durability;
 use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
 
 use super::control;
 use super::open::without_set_id;
+use super::queue::{Ticket, Whose};
 use super::write::Base;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, told};
 
@@ -214,7 +214,7 @@ impl FileSystem {
                 done(outcome);
             });
             match edited {
-                Ok(()) => fs.publish_shared(&handle.node, done),
+                Ok(()) => fs.publish_shared(&handle.node, Whose::of(user), done),
                 Err(error) => done(Err(error)),
             }
         });
@@ -252,7 +252,7 @@ impl FileSystem {
         };
         let fs = Arc::clone(self);
         writer.submit(
-            Durability::Soon,
+            Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
             move |outcome| match told(outcome) {
                 Ok(()) => fs.settled_attr(ino, done),
@@ -299,32 +299,35 @@ impl FileSystem {
     /// Sets an extended attribute.
     pub fn set_xattr(
         self: &Arc<Self>,
+        caller: Caller,
         ino: u64,
-        name: &[u8],
-        value: &[u8],
+        (name, value): (&[u8], &[u8]),
         flags: i32,
         done: Done<()>,
     ) {
+        let ticket = Ticket::quick(caller.whose()).with_bytes(value.len() as u64);
         let (name, value) = (name.to_vec(), value.to_vec());
         let must = (
             flags & libc::XATTR_CREATE != 0,
             flags & libc::XATTR_REPLACE != 0,
         );
-        self.change_xattr(ino, &name.clone(), done, move |tx| {
+        self.change_xattr(ticket, (ino, &name.clone()), done, move |tx| {
             tx.set_xattr(ino, &name, &value, must)
         });
     }
 
     /// Removes an extended attribute.
-    pub fn remove_xattr(self: &Arc<Self>, ino: u64, name: &[u8], done: Done<()>) {
-        let own = name.to_vec();
-        self.change_xattr(ino, name, done, move |tx| tx.remove_xattr(ino, &own));
+    pub fn remove_xattr(self: &Arc<Self>, caller: Caller, ino: u64, name: &[u8], done: Done<()>) {
+        let (own, ticket) = (name.to_vec(), Ticket::quick(caller.whose()));
+        self.change_xattr(ticket, (ino, name), done, move |tx| {
+            tx.remove_xattr(ino, &own)
+        });
     }
 
     fn change_xattr(
         &self,
-        ino: u64,
-        name: &[u8],
+        ticket: Ticket,
+        (ino, name): (u64, &[u8]),
         done: Done<()>,
         job: impl FnMut(&mut crate::vault::Tx<'_>) -> Result<(), crate::vault::VaultError>
         + Send
@@ -343,7 +346,7 @@ impl FileSystem {
         };
         match allowed {
             Ok(writer) => {
-                writer.submit(Durability::Soon, job, move |outcome| done(told(outcome)));
+                writer.submit(ticket, job, move |outcome| done(told(outcome)));
             }
             Err(error) => done(Err(error)),
         }

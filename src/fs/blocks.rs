@@ -66,6 +66,11 @@ pub(super) enum Window {
 }
 
 impl Image {
+    /// Number of its bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.length
+    }
+
     /// All of it, in the order in which it stands.
     pub(super) fn parts(&self) -> Vec<&[u8]> {
         let mut parts = Vec::with_capacity(self.slots.len() + 1);

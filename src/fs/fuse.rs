@@ -381,8 +381,13 @@ impl fuser::Filesystem for Adapter {
             device: rdev,
             ..new_node(request, kind, mode & !umask)
         };
-        self.fs
-            .make(parent.0, name.as_bytes(), new, entry(&self.fs, reply));
+        self.fs.make(
+            self.known.caller(request),
+            parent.0,
+            name.as_bytes(),
+            new,
+            entry(&self.fs, reply),
+        );
     }
 
     fn mkdir(
@@ -396,18 +401,33 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let new = new_node(request, Kind::Directory, mode & !umask);
-        self.fs
-            .make(parent.0, name.as_bytes(), new, entry(&self.fs, reply));
+        self.fs.make(
+            self.known.caller(request),
+            parent.0,
+            name.as_bytes(),
+            new,
+            entry(&self.fs, reply),
+        );
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.unlink(parent.0, name.as_bytes(), empty(reply));
+        self.fs.unlink(
+            self.known.caller(request),
+            parent.0,
+            name.as_bytes(),
+            empty(reply),
+        );
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.rmdir(parent.0, name.as_bytes(), empty(reply));
+        self.fs.rmdir(
+            self.known.caller(request),
+            parent.0,
+            name.as_bytes(),
+            empty(reply),
+        );
     }
 
     fn symlink(
@@ -424,8 +444,13 @@ impl fuser::Filesystem for Adapter {
             target,
             ..new_node(request, Kind::Symlink, 0o777)
         };
-        self.fs
-            .make(parent.0, name.as_bytes(), new, entry(&self.fs, reply));
+        self.fs.make(
+            self.known.caller(request),
+            parent.0,
+            name.as_bytes(),
+            new,
+            entry(&self.fs, reply),
+        );
     }
 
     fn rename(
@@ -455,7 +480,8 @@ impl fuser::Filesystem for Adapter {
             (parent.0, name.as_bytes()),
             (new_parent.0, new_name.as_bytes()),
         );
-        self.fs.rename(from, to, mode, empty(reply));
+        self.fs
+            .rename(self.known.caller(request), from, to, mode, empty(reply));
     }
 
     fn link(
@@ -467,8 +493,13 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let _at_work = self.begin(request);
-        self.fs
-            .link(ino.0, parent.0, name.as_bytes(), entry(&self.fs, reply));
+        let to = (parent.0, name.as_bytes());
+        self.fs.link(
+            self.known.caller(request),
+            ino.0,
+            to,
+            entry(&self.fs, reply),
+        );
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -711,13 +742,13 @@ impl fuser::Filesystem for Adapter {
 
     fn fsyncdir(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         _fh: fuser::FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.barrier(empty(reply));
+        self.fs.barrier(self.known.caller(request), empty(reply));
     }
 
     fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -747,8 +778,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _at_work = self.begin(request);
+        let pair = (name.as_bytes(), value);
         self.fs
-            .set_xattr(ino.0, name.as_bytes(), value, flags, empty(reply));
+            .set_xattr(self.known.caller(request), ino.0, pair, flags, empty(reply));
     }
 
     fn getxattr(
@@ -772,7 +804,12 @@ impl fuser::Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.remove_xattr(ino.0, name.as_bytes(), empty(reply));
+        self.fs.remove_xattr(
+            self.known.caller(request),
+            ino.0,
+            name.as_bytes(),
+            empty(reply),
+        );
     }
 
     fn access(&self, _: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

@@ -12,6 +12,7 @@ use crate::vault::{Kind, Node, OpenFiles, ROOT};
 use super::draft::Draft;
 use super::loaded::{InMemory, Pin};
 use super::pages::Pages;
+use super::queue::Whose;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
 
@@ -52,6 +53,8 @@ pub(super) struct HandleState {
     pub(super) maps: bool,
     /// The process that opened it; `None` when it cannot be seen, or only reads.
     pub(super) opener: Option<u32>,
+    /// The user who opened it.
+    pub(super) whose: Whose,
     /// A replacement of its own.
     pub(super) own: Option<Draft>,
     pub(super) pin: Option<Pin>,
@@ -189,6 +192,20 @@ impl NodeState {
         self.handles.values().any(|h| h.write)
     }
 
+    /// Who has opened a handle.
+    pub(super) fn user_of(&self, handle: FileHandle) -> Whose {
+        self.handles
+            .get(&handle)
+            .map(|h| h.whose)
+            .unwrap_or_default()
+    }
+
+    /// Who can write to the in-place draft: one of them.
+    pub(super) fn user_in_place(&self) -> Whose {
+        let mut writers = self.handles.values().filter(|h| h.write && h.own.is_none());
+        writers.next().map(|h| h.whose).unwrap_or_default()
+    }
+
     /// Whether somebody can still write to the in-place draft.
     pub(super) fn has_writers_in_place(&self) -> bool {
         self.handles.values().any(|h| h.write && h.own.is_none())
@@ -308,6 +325,7 @@ impl Table {
             write: access.write,
             maps: access.write && access.read,
             opener,
+            whose: Whose::of(user),
             ..HandleState::default()
         };
         open.lock().handles.insert(fh, state);

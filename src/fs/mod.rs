@@ -28,6 +28,7 @@ mod open;
 mod pages;
 mod process;
 mod publish;
+mod queue;
 mod readers;
 mod readings;
 mod routine;
@@ -62,6 +63,7 @@ use beside::Askers;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
+use queue::Whose;
 use routine::Routine;
 use writer::Writer;
 
@@ -106,6 +108,13 @@ pub struct Caller {
     pub gid: u32,
     /// Thread id, 0 when it cannot be seen from here.
     pub pid: u32,
+}
+
+impl Caller {
+    /// Whose share of the disk's time what it asks for comes out of.
+    fn whose(&self) -> Whose {
+        Whose::of(self.uid)
+    }
 }
 
 /// What `stat` shows.

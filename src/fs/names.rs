@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::store::{Durability, NodeId};
+use crate::store::NodeId;
 use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
 
 use super::control::{self, CONTROL_NAME};
+use super::queue::Ticket;
 use super::{Attr, Caller, Done, Errno, FileSystem, told};
 
 impl FileSystem {
@@ -99,6 +100,7 @@ impl FileSystem {
     /// Makes a node of any kind.
     pub fn make(
         self: &Arc<Self>,
+        caller: Caller,
         parent: u64,
         name: &[u8],
         new: NewNode,
@@ -115,7 +117,7 @@ impl FileSystem {
         let name = name.to_vec();
         let fs = Arc::clone(self);
         writer.submit(
-            Durability::Soon,
+            Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
                 let attr = told(made).and_then(|id| fs.node(id));
@@ -125,7 +127,13 @@ impl FileSystem {
     }
 
     /// Gives a node another name.
-    pub fn link(self: &Arc<Self>, ino: u64, parent: u64, name: &[u8], done: Done<Attr>) {
+    pub fn link(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        (parent, name): (u64, &[u8]),
+        done: Done<Attr>,
+    ) {
         let allowed = self.may_change(parent, name);
         let allowed = allowed.and_then(|()| match control::is_control(ino) {
             true => Err(Errno(libc::EPERM)),
@@ -138,7 +146,7 @@ impl FileSystem {
         let name = name.to_vec();
         let fs = Arc::clone(self);
         writer.submit(
-            Durability::Soon,
+            Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
                 let node = told(outcome).and_then(|()| fs.node(ino));
@@ -148,16 +156,22 @@ impl FileSystem {
     }
 
     /// Takes away the name of something that is no directory.
-    pub fn unlink(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<()>) {
-        self.remove(parent, name, false, done);
+    pub fn unlink(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+        self.remove(caller, (parent, name), false, done);
     }
 
     /// Takes away an empty directory.
-    pub fn rmdir(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<()>) {
-        self.remove(parent, name, true, done);
+    pub fn rmdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+        self.remove(caller, (parent, name), true, done);
     }
 
-    fn remove(self: &Arc<Self>, parent: u64, name: &[u8], directory: bool, done: Done<()>) {
+    fn remove(
+        self: &Arc<Self>,
+        caller: Caller,
+        (parent, name): (u64, &[u8]),
+        directory: bool,
+        done: Done<()>,
+    ) {
         let writer = match self.may_change(parent, name).and_then(|()| self.writer()) {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),
@@ -166,7 +180,7 @@ impl FileSystem {
         let reaper = self.reaper();
         let fs = Arc::clone(self);
         writer.submit(
-            Durability::Soon,
+            Ticket::quick(caller.whose()),
             move |tx| match directory {
                 true => tx.rmdir(parent, &name, &reaper),
                 false => tx.unlink(parent, &name, &reaper),
@@ -198,6 +212,7 @@ impl FileSystem {
     /// Moves a name.
     pub fn rename(
         self: &Arc<Self>,
+        caller: Caller,
         from: (u64, &[u8]),
         to: (u64, &[u8]),
         mode: RenameMode,
@@ -218,7 +233,7 @@ impl FileSystem {
         let reaper = self.reaper();
         let fs = Arc::clone(self);
         writer.submit(
-            Durability::Soon,
+            Ticket::quick(caller.whose()),
             move |tx| tx.rename((from.0, &from.1), (to.0, &to.1), mode, &reaper),
             move |outcome| {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {

@@ -166,7 +166,7 @@ impl FileSystem {
         let again = new.clone();
         let fs = Arc::clone(self);
         let retry_name = name.to_vec();
-        self.make(parent, name, new, move |made| match made {
+        self.make(caller, parent, name, new, move |made| match made {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::store::{Durability, NodeId};
+use crate::store::NodeId;
 use crate::vault::{Publication, Timestamp, Tx, VaultError};
 
 use super::blocks::Image;
 use super::draft::Draft;
 use super::handles::{Handle, OpenNode, Reaper};
-use super::{Done, Errno, FileHandle, FileSystem, control, process};
+use super::queue::{Ticket, Whose};
+use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
 
 /// How a mount ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +82,11 @@ pub(super) enum Source {
     Nobody,
 }
 
-/// Whether a program waits until it is published.
+/// Whether a program waits until it is published, and whose share of the disk's time that takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
-    Yes,
-    No,
+    Yes(Whose),
+    No(Whose),
 }
 
 impl FileSystem {
@@ -109,6 +110,7 @@ impl FileSystem {
         let wrote = own.wrote;
         let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);
+        let whose = own.whose;
         if state.is_spoiled(fh) {
             drop(state);
             return done(Err(self.spoiled(handle.node.id)));
@@ -129,7 +131,7 @@ impl FileSystem {
         } else {
             Source::Shared
         };
-        self.publish(&handle.node, pending, source, Awaited::Yes, done);
+        self.publish(&handle.node, pending, source, Awaited::Yes(whose), done);
     }
 
     /// Why a draft is not published: it may lack what was written to a mapping.
@@ -156,6 +158,7 @@ impl FileSystem {
             return done(Err(self.spoiled(handle.node.id)));
         }
         let is_own = state.handles.get(&fh).is_some_and(|h| h.own.is_some());
+        let whose = state.user_of(fh);
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
         match draft.map(|draft| Pending::of(draft)) {
             Some(pending) => {
@@ -166,26 +169,35 @@ impl FileSystem {
                 } else {
                     Source::Shared
                 };
-                self.publish(&handle.node, pending, source, Awaited::Yes, done);
+                self.publish(&handle.node, pending, source, Awaited::Yes(whose), done);
             }
             None => {
                 drop(state);
-                self.barrier(done);
+                self.barrier_by(Ticket::awaited(whose).on(handle.node.id), done);
             }
         }
     }
 
     /// Makes durable what was acknowledged before.
-    pub fn barrier(&self, done: Done<()>) {
+    pub fn barrier(&self, caller: Caller, done: Done<()>) {
+        self.barrier_by(Ticket::awaited(caller.whose()), done);
+    }
+
+    fn barrier_by(&self, ticket: Ticket, done: Done<()>) {
         match &self.writer {
-            Some(writer) => writer.barrier(move |outcome| done(super::told(outcome))),
+            Some(writer) => writer.barrier(ticket, move |outcome| done(super::told(outcome))),
             // A reader has nothing to make durable.
             None => done(Ok(())),
         }
     }
 
     /// Publishes the shared draft now, for truncate(2), which has no handle to close.
-    pub(super) fn publish_shared(self: &Arc<Self>, node: &Arc<OpenNode>, done: Done<()>) {
+    pub(super) fn publish_shared(
+        self: &Arc<Self>,
+        node: &Arc<OpenNode>,
+        whose: Whose,
+        done: Done<()>,
+    ) {
         let mut state = node.lock();
         if state
             .shared
@@ -201,7 +213,7 @@ impl FileSystem {
         };
         state.publishing += 1;
         drop(state);
-        self.publish(node, pending, Source::Shared, Awaited::Yes, done);
+        self.publish(node, pending, Source::Shared, Awaited::Yes(whose), done);
     }
 
     /// The caller has raised `publishing`.
@@ -223,6 +235,7 @@ impl FileSystem {
         };
         let keep = node.lock().keep_pinned();
         let id = node.id;
+        let bytes = pending.image.len();
         let job = pending.clone();
         let fs = Arc::clone(self);
         let node = Arc::clone(node);
@@ -264,11 +277,12 @@ impl FileSystem {
                 fs.wake_watchers(id);
             }
         };
-        match awaited {
-            Awaited::Yes => writer.submit_awaited(run, done),
+        let ticket = match awaited {
+            Awaited::Yes(whose) => Ticket::awaited(whose),
             // What its program does next must not come before it.
-            Awaited::No => writer.submit(Durability::Now, run, done),
-        }
+            Awaited::No(whose) => Ticket::unattended(whose),
+        };
+        writer.submit(ticket.on(id).with_bytes(bytes), run, done);
     }
 
     fn note_published(&self, node: &Arc<OpenNode>, pending: &Pending, source: Source) {
@@ -352,8 +366,8 @@ impl FileSystem {
             return;
         };
         let node = Arc::clone(&handle.node);
-        if let Some((pending, source)) = self.left_behind(&node, fh) {
-            self.publish_unattended(&node, pending, source, RETRIES);
+        if let Some((pending, source, whose)) = self.left_behind(&node, fh) {
+            self.publish_unattended(&node, pending, (source, whose), RETRIES);
         }
         let paged = node.lock().paged;
         if paged {
@@ -364,7 +378,7 @@ impl FileSystem {
 
     /// What a handle that goes leaves to be published; raises `publishing` if there is anything, in
     /// one step with taking it out: a node with neither is forgotten.
-    fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source)> {
+    fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source, Whose)> {
         let mut state = node.lock();
         let is_spoiled = state.is_spoiled(fh);
         let own = state.handles.remove(&fh)?;
@@ -380,7 +394,7 @@ impl FileSystem {
         let is_lost = is_spoiled && draft.is_some();
         let pending = draft
             .filter(|_| !is_lost)
-            .map(|(draft, source)| (Pending::of(draft), source));
+            .map(|(draft, source)| (Pending::of(draft), source, own.whose));
         if is_lost {
             self.spoiled(node.id);
             let failed = &self.counters.failed_publications;
@@ -399,7 +413,7 @@ impl FileSystem {
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
         pending: Pending,
-        source: Source,
+        (source, whose): (Source, Whose),
         retries: u32,
     ) {
         // Until it has come to an end, retries and all: whoever opens the file waits for it.
@@ -438,7 +452,7 @@ impl FileSystem {
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);
                     again.lock().publishing += 1;
-                    fs.publish_unattended(&again, kept, source, retries - 1);
+                    fs.publish_unattended(&again, kept, (source, whose), retries - 1);
                     fs.settle(&again);
                 };
                 if std::thread::Builder::new()
@@ -451,7 +465,7 @@ impl FileSystem {
                 }
             }
         });
-        self.publish(node, pending, source, Awaited::No, done);
+        self.publish(node, pending, source, Awaited::No(whose), done);
     }
 
     fn drop_idle_draft(&self, node: &Arc<OpenNode>) {
@@ -566,7 +580,7 @@ impl FileSystem {
                 let own = handle.own.as_ref().filter(|own| own.is_unpublished());
                 let is_whole = ending == Ending::Orderly && !handle.spoiled;
                 if let Some(own) = own.filter(|_| is_whole) {
-                    left.push((*fh, Pending::of(own), Source::Own(*fh)));
+                    left.push((*fh, Pending::of(own), Source::Own(*fh), handle.whose));
                 }
             }
             // In the order in which they were opened, so that the last opened wins.
@@ -578,12 +592,12 @@ impl FileSystem {
             };
             let shared = shared.filter(|shared| is_whole(shared) && !shared.is_spoiled);
             if let Some(shared) = shared {
-                left.push((0, Pending::of(shared), Source::Shared));
+                left.push((0, Pending::of(shared), Source::Shared, Whose::Unknown));
             }
             state.publishing += left.len() as u32;
             drop(state);
-            for (_, pending, source) in left {
-                self.publish_unattended(&node, pending, source, 0);
+            for (_, pending, source, whose) in left {
+                self.publish_unattended(&node, pending, (source, whose), 0);
             }
         }
     }

@@ -5,6 +5,8 @@
 //! because waking another thread costs more than the job. Everything else goes to the writer's own
 //! thread, so that nothing that waits for the disk stops the thread that reads requests. While that
 //! one syncs, others commit, and what is to be on disk gathers for the next sync.
+//!
+//! Which of the jobs that wait come next, and which must not overtake which, is the [`Queue`]'s to say.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,31 +16,28 @@ use crate::crypto::memory;
 use crate::store::Durability;
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
+use super::queue::{MAX_BATCH, Queue, Ticket, Whose};
 use super::readers;
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
-/// Most jobs in a transaction: bounds what one failure makes run again.
-const MAX_BATCH: usize = 256;
+/// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
+/// others wait for.
+const LOOKS: usize = 8;
 
 type Run = Box<dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError> + Send>;
 type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
 
 struct Job {
-    durability: Durability,
-    /// Whoever made it waits for it and asks for nothing else before it is done, so that others may
-    /// be done first.
-    awaited: bool,
+    ticket: Ticket,
     run: Run,
     done: Done,
 }
 
 #[derive(Default)]
-struct Queue {
-    jobs: Vec<Job>,
-    /// How many of them must not be overtaken.
-    in_order: usize,
-    /// What goes along with the next ones.
+struct Waiting {
+    jobs: Queue<Job>,
+    /// What the daemon does of its own accord: goes along with the next ones.
     later: Vec<Job>,
     /// Since when something is committed but not on disk.
     unsynced: Option<Instant>,
@@ -49,9 +48,10 @@ struct Queue {
 
 struct Shared {
     vault: Arc<Vault>,
-    queue: Mutex<Queue>,
+    queue: Mutex<Waiting>,
     wake: Condvar,
-    /// Held while a transaction runs, and while jobs are taken for one: keeps them in order.
+    /// Held while a transaction runs, and while jobs are taken for one: keeps them in order. Who lets
+    /// go of it looks for quick jobs that came meanwhile.
     running: Mutex<()>,
 }
 
@@ -85,25 +85,14 @@ impl Writer {
     }
 
     /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
-    /// may be run more than once; the last result counts. What is submitted later is done later.
+    /// may be run more than once; the last result counts.
     pub(super) fn submit<T: Send + 'static>(
         &self,
-        durability: Durability,
+        ticket: impl Into<Ticket>,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) {
-        self.shared.submit(Job::new(durability, false, run, done));
-    }
-
-    /// As [`submit`](Self::submit), and on disk, for somebody who waits for it. What others submit
-    /// later may be done earlier.
-    pub(super) fn submit_awaited<T: Send + 'static>(
-        &self,
-        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
-        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
-    ) {
-        self.shared
-            .submit(Job::new(Durability::Now, true, run, done));
+        self.shared.submit(Job::new(ticket.into(), run, done));
     }
 
     /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
@@ -114,12 +103,16 @@ impl Writer {
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) {
         self.shared
-            .submit_later(Job::new(Durability::Soon, true, run, done));
+            .submit_later(Job::new(Ticket::quick(Whose::Unknown), run, done));
     }
 
     /// Makes durable what was committed before, then calls `done`.
-    pub(super) fn barrier(&self, done: impl FnOnce(Result<(), VaultError>) + Send + 'static) {
-        self.submit_awaited(|_| Ok(()), done);
+    pub(super) fn barrier(
+        &self,
+        ticket: Ticket,
+        done: impl FnOnce(Result<(), VaultError>) + Send + 'static,
+    ) {
+        self.submit(ticket, |_| Ok(()), done);
     }
 
     /// Runs what is queued, makes everything durable and ends the thread.
@@ -141,16 +134,14 @@ impl Writer {
 
 impl Job {
     fn new<T: Send + 'static>(
-        durability: Durability,
-        awaited: bool,
+        ticket: Ticket,
         mut run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) -> Self {
         let value = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&value);
         Self {
-            durability,
-            awaited,
+            ticket,
             run: Box::new(move |tx| {
                 let result = run(tx)?;
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
@@ -166,25 +157,32 @@ impl Job {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn submit(&self, job: Job) {
+        let ticket = job.ticket;
         // A rotation may hold what the job would wait for.
-        if job.durability == Durability::Soon
-            && !self.vault.is_rotating()
-            && let Ok(running) = self.running.try_lock()
-        {
+        let may_run_here = ticket.is_quick() && !self.vault.is_rotating();
+        if may_run_here && let Ok(running) = self.running.try_lock() {
             let free = {
                 let queue = self.lock();
-                queue.in_order == 0 && !queue.closed
+                queue.jobs.may_overtake(&ticket) && !queue.closed
             };
             if free {
                 let (finished, _) = self.commit(vec![job]);
                 drop(running);
                 finish(finished);
-                return self.wake_if_asleep(&self.lock());
+                let has_quick = {
+                    let queue = self.lock();
+                    self.wake_if_asleep(&queue);
+                    queue.jobs.has_quick()
+                };
+                if has_quick {
+                    self.help();
+                }
+                return;
             }
         }
         let mut queue = self.lock();
@@ -193,14 +191,36 @@ impl Shared {
             (job.done)(Err(VaultError::Closed));
             return;
         }
-        queue.in_order += usize::from(!job.awaited);
-        let nobody_waits = job.durability == Durability::Now && !job.awaited;
-        queue.jobs.push(job);
+        queue.jobs.push(ticket, job);
         drop(queue);
-        if !nobody_waits {
+        if !ticket.is_unattended() {
             readers::hand_over();
         }
         self.wake.notify_one();
+        // The writer's thread may be waiting for the disk, on behalf of others.
+        if may_run_here {
+            self.help();
+        }
+    }
+
+    /// Commits quick jobs that are queued, unless somebody is committing: who is looks for them when it
+    /// is through.
+    fn help(&self) {
+        for _ in 0..LOOKS {
+            if !self.lock().jobs.has_quick() {
+                return;
+            }
+            let Ok(running) = self.running.try_lock() else {
+                return;
+            };
+            let jobs = self.lock().jobs.take_quick();
+            if jobs.is_empty() {
+                return;
+            }
+            let (finished, _) = self.commit(jobs);
+            drop(running);
+            finish(finished);
+        }
     }
 
     fn submit_later(&self, job: Job) {
@@ -220,7 +240,7 @@ impl Shared {
 
     /// There is something to sync: the thread must know, unless it looks soon. To wake it for
     /// nothing would cost as much as a commit.
-    fn wake_if_asleep(&self, queue: &Queue) {
+    fn wake_if_asleep(&self, queue: &Waiting) {
         if queue.asleep {
             self.wake.notify_one();
         }
@@ -236,8 +256,7 @@ impl Shared {
         let waiting = {
             let mut queue = self.lock();
             queue.closed = true;
-            queue.in_order = 0;
-            let mut jobs = std::mem::take(&mut queue.jobs);
+            let mut jobs = queue.jobs.drain();
             jobs.append(&mut queue.later);
             jobs
         };
@@ -252,18 +271,25 @@ impl Shared {
             let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             let (jobs, since) = {
                 let mut queue = self.lock();
-                let count = queue.jobs.len().min(MAX_BATCH);
-                let mut jobs = queue.jobs.drain(..count).collect::<Vec<_>>();
-                queue.in_order -= jobs.iter().filter(|job| !job.awaited).count();
-                let room = queue.later.len().min(MAX_BATCH - count);
+                let mut jobs = queue.jobs.take();
+                // Programs wait for no more of the daemon's own than as many jobs make, and one.
+                let room = match jobs.len() {
+                    count if count > 0 && queue.later.len() < MAX_BATCH => count + 1,
+                    _ => MAX_BATCH,
+                };
+                let room = room.min(MAX_BATCH - jobs.len()).min(queue.later.len());
                 jobs.extend(queue.later.drain(..room));
                 (jobs, queue.unsynced)
             };
             let idle = jobs.is_empty();
             let overdue = overdue || since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
+            if !idle {
+                fail::fail_point!("writer-commits");
+            }
             let (soon, now) = self.commit(jobs);
             drop(running);
             finish(soon);
+            self.help();
             if overdue || !now.is_empty() {
                 finish(self.sync(now));
             }
@@ -309,6 +335,9 @@ impl Shared {
     fn sync(&self, waiting: Finished) -> Finished {
         // What is committed from now on is not certain to go along.
         let since = self.lock().unsynced.take();
+        if !waiting.is_empty() {
+            fail::fail_point!("writer-syncs");
+        }
         match self.vault.sync() {
             Ok(()) => waiting,
             Err(error) => {
@@ -342,8 +371,8 @@ impl Shared {
                 self.lock().unsynced.get_or_insert_with(Instant::now);
                 let (mut soon, mut now) = (Vec::new(), Vec::new());
                 for (job, outcome) in jobs.into_iter().zip(outcomes) {
-                    match (job.durability, &outcome) {
-                        (Durability::Now, Ok(())) => now.push((job.done, outcome)),
+                    match (job.ticket.is_quick(), &outcome) {
+                        (false, Ok(())) => now.push((job.done, outcome)),
                         _ => soon.push((job.done, outcome)),
                     }
                 }

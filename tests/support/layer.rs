@@ -274,7 +274,8 @@ impl Served {
     }
 
     pub fn open_as(&self, caller: Caller, ino: u64, flags: i32) -> Result<FileHandle, Errno> {
-        ask(|done| self.0.open(caller, ino, flags, done)).map(|opened| opened.fh)
+        let opened = ask(|done| self.0.open(caller, ino, flags, done));
+        opened.map(|opened| opened.fh)
     }
 
     pub fn write_as(
@@ -297,7 +298,7 @@ impl Served {
     }
 
     pub fn barrier(&self) {
-        ask(|done| self.0.barrier(done)).unwrap();
+        ask(|done| self.0.barrier(caller(), done)).unwrap();
     }
 
     pub fn allocate(
@@ -324,15 +325,18 @@ impl Served {
         kind: Kind,
         mode: u32,
     ) -> Result<Attr, Errno> {
-        ask(|done| self.0.make(parent, name, new_node(kind, mode), done))
+        ask(|done| {
+            self.0
+                .make(caller(), parent, name, new_node(kind, mode), done)
+        })
     }
 
     pub fn set_xattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32) -> Result<(), Errno> {
-        ask(|done| self.0.set_xattr(ino, name, value, flags, done))
+        ask(|done| self.0.set_xattr(caller(), ino, (name, value), flags, done))
     }
 
     pub fn remove_xattr(&self, ino: u64, name: &[u8]) -> Result<(), Errno> {
-        ask(|done| self.0.remove_xattr(ino, name, done))
+        ask(|done| self.0.remove_xattr(caller(), ino, name, done))
     }
 
     pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
@@ -384,7 +388,10 @@ impl Served {
     }
 
     pub fn make(&self, parent: u64, name: &[u8], kind: Kind) -> Result<Attr, Errno> {
-        ask(|done| self.0.make(parent, name, new_node(kind, 0o755), done))
+        ask(|done| {
+            self.0
+                .make(caller(), parent, name, new_node(kind, 0o755), done)
+        })
     }
 
     pub fn open(&self, ino: u64, flags: i32) -> Result<FileHandle, Errno> {
@@ -429,15 +436,15 @@ impl Served {
     }
 
     pub fn link(&self, ino: u64, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
-        ask(|done| self.0.link(ino, parent, name, done))
+        ask(|done| self.0.link(caller(), ino, (parent, name), done))
     }
 
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        ask(|done| self.0.unlink(parent, name, done))
+        ask(|done| self.0.unlink(caller(), parent, name, done))
     }
 
     pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        ask(|done| self.0.rmdir(parent, name, done))
+        ask(|done| self.0.rmdir(caller(), parent, name, done))
     }
 
     pub fn rename(
@@ -446,7 +453,7 @@ impl Served {
         to: (u64, &[u8]),
         mode: RenameMode,
     ) -> Result<(), Errno> {
-        ask(|done| self.0.rename(from, to, mode, done))
+        ask(|done| self.0.rename(caller(), from, to, mode, done))
     }
 
     /// All names of a directory but the dots, with their nodes.

@@ -22,7 +22,8 @@ use clap::Parser;
 
 use bench::Bench;
 use systems::Setting;
-use work::{drafts, fresh, large, programs, read, replace, scale, start};
+use work::fairness::load::Load;
+use work::{drafts, fairness, fresh, large, programs, read, replace, scale, start};
 
 /// Why the run ended, in words.
 #[derive(Debug)]
@@ -53,7 +54,8 @@ struct Arguments {
     /// Fewer rounds of smaller work: for development, not for figures
     #[arg(long)]
     quick: bool,
-    /// Measure only the rows whose names begin so; may be repeated
+    /// Measure only the rows whose names begin so, as in `--only fairness` (what one user's load does
+    /// to another user on the same mount); may be repeated
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Rounds of each row
@@ -97,6 +99,11 @@ fn main() -> ExitCode {
             let database = database.first().map(Path::new);
             floor::serve(Path::new(source), Path::new(point), threads, database).map_err(Failure)
         }
+        // Nor for people: what one user does to another on a mount.
+        [what, load] if what == fairness::LOAD => fairness::load::run(&load.to_string_lossy()),
+        [what, work, time] if what == fairness::WORK => {
+            fairness::victim::run(&work.to_string_lossy(), &time.to_string_lossy())
+        }
         _ => signals::end_on_them().and_then(|()| run(&Arguments::parse())),
     };
     match result {
@@ -111,7 +118,7 @@ fn main() -> ExitCode {
 type Work = fn(&mut Bench) -> Result<(), Failure>;
 
 /// The names that `--only` knows, in the order of the run, and what measures them.
-const WORK: [(&str, Work); 17] = [
+const WORK: [(&str, Work); 22] = [
     ("read-pinned", |b| read::one_thread(b, true)),
     ("read", |b| read::one_thread(b, false)),
     ("read-8", |b| read::many_threads(b, 8)),
@@ -129,6 +136,15 @@ const WORK: [(&str, Work); 17] = [
     ("memory", start::memory),
     ("sqlite", programs::sqlite),
     ("append", programs::appends),
+    ("fairness-opens", |b| fairness::measure(b, Load::Opens)),
+    ("fairness-drafts", |b| fairness::measure(b, Load::Drafts)),
+    ("fairness-syncs", |b| fairness::measure(b, Load::Syncs)),
+    ("fairness-controls", |b| {
+        fairness::measure(b, Load::Controls)
+    }),
+    ("fairness-attributes", |b| {
+        fairness::measure(b, Load::Attributes)
+    }),
 ];
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {

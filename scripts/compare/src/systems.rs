@@ -251,7 +251,10 @@ impl<'a> System<'a> {
 
     /// Mounts it, with room for files of 128 MiB if they are `large`.
     pub fn mount_for(&self, large: bool) -> Result<Mounted, Failure> {
-        let mut command = self.mount_command(large)?;
+        self.mount_by(self.mount_command(large)?)
+    }
+
+    fn mount_by(&self, mut command: Command) -> Result<Mounted, Failure> {
         let point = self.point();
         let mut mounted = Mounted {
             kind: self.kind,
@@ -287,6 +290,13 @@ impl<'a> System<'a> {
             return Err(self.said("has no daemon"));
         }
         Ok(mounted)
+    }
+
+    /// Mounts secretfs with more options, and no larger files than it lets in by itself.
+    pub fn mount_with(&self, options: &[&str]) -> Result<Mounted, Failure> {
+        let mut command = self.mount_command(false)?;
+        command.args(options);
+        self.mount_by(command)
     }
 
     fn output(&self) -> Result<Stdio, Failure> {

@@ -1,6 +1,7 @@
 //! The kinds of work that are measured.
 
 pub mod drafts;
+pub mod fairness;
 pub mod fresh;
 pub mod large;
 pub mod programs;

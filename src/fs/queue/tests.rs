@@ -1,0 +1,221 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const LARGE: u64 = 16 << 20;
+
+fn user(uid: u32) -> Whose {
+    Whose::of(uid)
+}
+
+fn large(uid: u32) -> Ticket {
+    Ticket::awaited(user(uid)).with_bytes(LARGE)
+}
+
+fn small(uid: u32) -> Ticket {
+    Ticket::awaited(user(uid)).with_bytes(1024)
+}
+
+#[test]
+fn a_small_job_waits_for_one_large_one_of_another_user_at_most() {
+    let mut queue = Queue::default();
+    for _ in 0..8 {
+        queue.push(large(1), "large");
+    }
+    assert_eq!(queue.take(), ["large"]);
+    // It comes while that is being stored.
+    queue.push(small(2), "small");
+    assert_eq!(queue.take(), ["small"]);
+    queue.push(large(1), "large");
+    queue.push(small(2), "again");
+    assert_eq!(queue.take(), ["again"]);
+    assert_eq!(queue.take(), ["large"]);
+}
+
+#[test]
+fn nobody_waits_for_ever_for_a_user_who_always_has_another_job() {
+    let mut queue = Queue::default();
+    queue.push(large(1), "large");
+    // The other's share is empty in between each time, and keeps nothing of what it has had.
+    let mut before = 0;
+    loop {
+        queue.push(small(2), "small");
+        let batch = queue.take();
+        if batch == ["large"] {
+            break;
+        }
+        assert_eq!(batch, ["small"]);
+        before += 1;
+        assert!(
+            before < 100,
+            "{before} small jobs came before the large one"
+        );
+    }
+    assert!(before > 10, "only {before} small jobs came before it");
+}
+
+#[test]
+fn who_comes_back_has_saved_nothing_up() {
+    let mut queue = Queue::default();
+    for _ in 0..100 {
+        queue.push(large(1), 1);
+        assert_eq!(queue.take(), [1]);
+    }
+    for _ in 0..4 {
+        queue.push(large(1), 1);
+        queue.push(large(2), 2);
+    }
+    let order: Vec<_> = (0..8).flat_map(|_| queue.take()).collect();
+    assert_eq!(order, [1, 2, 1, 2, 1, 2, 1, 2]);
+}
+
+#[test]
+fn a_batch_is_bounded_by_bytes_and_by_jobs() {
+    let mut queue = Queue::default();
+    for _ in 0..64 {
+        let ticket = Ticket::awaited(user(1)).with_bytes(64 << 10);
+        queue.push(ticket, ());
+    }
+    assert_eq!(queue.take().len(), 16);
+    queue.drain();
+    for uid in 0..2 * MAX_BATCH as u32 {
+        queue.push(Ticket::quick(user(uid)), ());
+    }
+    assert_eq!(queue.take().len(), MAX_BATCH);
+    assert_eq!(queue.take().len(), MAX_BATCH);
+    assert!(queue.take().is_empty() && queue.is_empty());
+}
+
+#[test]
+fn what_many_users_wait_for_goes_into_one_batch() {
+    let mut queue = Queue::default();
+    for uid in [3, 1, 2] {
+        queue.push(small(uid), uid);
+        queue.push(small(uid), uid + 10);
+    }
+    assert_eq!(queue.take(), [3, 1, 2, 13, 11, 12]);
+}
+
+#[test]
+fn what_nobody_awaits_is_not_overtaken_by_its_user_and_is_by_others() {
+    let mut queue = Queue::default();
+    queue.push(Ticket::unattended(user(1)).with_bytes(LARGE), "content");
+    let rename = Ticket::quick(user(1));
+    assert!(!queue.may_overtake(&rename));
+    queue.push(rename, "rename");
+    let other = Ticket::quick(user(2));
+    assert!(queue.may_overtake(&other));
+    queue.push(other, "other");
+    assert_eq!(queue.take_quick(), ["other"]);
+    assert!(queue.has_quick() && queue.take_quick().is_empty());
+    assert_eq!(queue.take(), ["content"]);
+    assert_eq!(queue.take_quick(), ["rename"]);
+}
+
+#[test]
+fn quick_jobs_overtake_what_is_awaited_and_not_each_other() {
+    let mut queue = Queue::default();
+    queue.push(small(1), "sync");
+    assert!(queue.may_overtake(&Ticket::quick(user(1))));
+    queue.push(Ticket::quick(user(1)), "first");
+    assert!(!queue.may_overtake(&Ticket::quick(user(1))));
+    queue.push(Ticket::quick(user(1)), "second");
+    assert_eq!(queue.take_quick(), ["first", "second"]);
+    assert_eq!(queue.take(), ["sync"]);
+}
+
+#[test]
+fn one_node_is_published_in_the_order_of_submission_whoever_writes_it() {
+    let mut queue = Queue::default();
+    queue.push(large(1), "other node");
+    queue.push(large(1).on(7), "older");
+    queue.push(small(2).on(7), "newer");
+    queue.push(small(2).on(8), "beside");
+    assert!(!queue.may_overtake(&Ticket::quick(user(3)).on(7)));
+    queue.push(Ticket::quick(user(3)).on(7), "times");
+    assert!(queue.take_quick().is_empty());
+    // Who waits for the older one does not keep other jobs of the same user waiting.
+    assert_eq!(queue.take(), ["beside"]);
+    assert_eq!(queue.take(), ["other node"]);
+    assert_eq!(queue.take(), ["older"]);
+    assert_eq!(queue.take(), ["newer", "times"]);
+    assert!(queue.is_empty() && queue.nodes.is_empty());
+}
+
+#[test]
+fn those_who_are_not_known_have_one_share_together() {
+    let mut queue = Queue::default();
+    for _ in 0..3 {
+        queue.push(large(u32::MAX), "unknown");
+    }
+    queue.push(large(1), "known");
+    let order: Vec<_> = (0..4).flat_map(|_| queue.take()).collect();
+    assert_eq!(order, ["unknown", "known", "unknown", "unknown"]);
+}
+
+/// What is queued by whom: user, node, kind, size.
+fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
+    let ticket = (0..4_u32, 0..5_u64, 0..3, 0..3_u64).prop_map(|(uid, node, kind, size)| {
+        let whose = user(uid);
+        let ticket = match kind {
+            0 => Ticket::quick(whose),
+            1 => Ticket::awaited(whose),
+            _ => Ticket::unattended(whose),
+        };
+        let ticket = ticket.with_bytes(size * MAX_BYTES / 2);
+        match node {
+            0 => ticket,
+            node => ticket.on(node),
+        }
+    });
+    proptest::collection::vec(ticket, 1..60)
+}
+
+proptest! {
+    /// Whatever is taken when, all of it comes out once, in an order that keeps the module's rules.
+    #[test]
+    fn every_job_is_taken_once_in_an_order_that_programs_may_see(
+        tickets in tickets(),
+        takes in proptest::collection::vec(0..4, 60),
+    ) {
+        let mut queue = Queue::default();
+        let mut order = Vec::new();
+        for (number, ticket) in tickets.iter().enumerate() {
+            queue.push(*ticket, number);
+            match takes[number] {
+                0 => order.extend(queue.take()),
+                1 => {
+                    let quick = queue.take_quick();
+                    prop_assert!(quick.iter().all(|n| tickets[*n].is_quick()));
+                    order.extend(quick);
+                }
+                _ => {}
+            }
+        }
+        while !queue.is_empty() {
+            let batch = queue.take();
+            prop_assert!(!batch.is_empty(), "something waits for ever");
+            let bytes: u64 = batch.iter().map(|n| tickets[*n].bytes).sum();
+            prop_assert!(batch.len() == 1 || bytes <= MAX_BYTES);
+            order.extend(batch);
+        }
+        prop_assert!(!queue.has_quick() && queue.nodes.is_empty() && queue.shares.is_empty());
+        let mut place = HashMap::new();
+        for (at, number) in order.iter().enumerate() {
+            prop_assert_eq!(place.insert(*number, at), None);
+        }
+        prop_assert_eq!(place.len(), tickets.len());
+        for (later, after) in tickets.iter().enumerate() {
+            for (earlier, before) in tickets[..later].iter().enumerate() {
+                let one_node = before.node.is_some() && before.node == after.node;
+                let one_user = before.whose == after.whose
+                    && (before.is_unattended() || before.is_quick() && after.is_quick());
+                if one_node || one_user {
+                    prop_assert!(place[&earlier] < place[&later], "{later} overtook {earlier}");
+                }
+            }
+        }
+    }
+}
