@@ -46,7 +46,10 @@ fn a_daemon_in_the_foreground_that_was_killed_serves_again_every_time() {
     server.signal(libc::SIGTERM);
     let (code, log) = server.ended(SOON);
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("whose daemon was gone") && log.contains("replaced=1"), "{log}");
+    assert!(
+        log.contains("whose daemon was gone") && log.contains("replaced=1"),
+        "{log}"
+    );
     assert_eq!(types_at(&place.point()), Vec::<String>::new());
 }
 
@@ -61,11 +64,7 @@ fn all_dead_mounts_of_the_vault_that_are_stacked_are_replaced() {
         let server = place.serve(&[]);
         killed(server);
         // Out of the way of the next one, and kept.
-        let args = [
-            "--bind".as_ref(),
-            point.as_os_str(),
-            aside.as_os_str(),
-        ];
+        let args = ["--bind".as_ref(), point.as_os_str(), aside.as_os_str()];
         system("mount", &args);
         system("umount", &["-l".as_ref(), point.as_os_str()]);
     }
@@ -218,7 +217,10 @@ fn systemd_is_told_when_an_operator_cuts_the_connection() {
         );
         let (code, log) = server.ended(SOON);
         assert_eq!(code, Some(1), "{what}: {log}");
-        assert!(log.contains("ERROR") && log.contains("was aborted"), "{what}: {log}");
+        assert!(
+            log.contains("ERROR") && log.contains("was aborted"),
+            "{what}: {log}"
+        );
         assert!(!place.is_mounted());
     }
 }

@@ -220,7 +220,9 @@ mod tests {
     #[test]
     fn every_option_that_is_passed_along_is_in_the_manual() {
         let page = include_str!("../cli/man/secretfs-mount.1.in");
-        let words: Vec<&str> = page.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+        let words: Vec<&str> = page
+            .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .collect();
         for name in PASSED_ALONG.iter().chain(NEVER) {
             assert!(words.contains(name), "{name}");
         }

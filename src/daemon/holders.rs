@@ -139,7 +139,9 @@ impl fmt::Display for Holders {
                 true => "",
                 false => " (root may)",
             };
-            parts.push(format!("{count} process{plural} could not be looked at{who_may}"));
+            parts.push(format!(
+                "{count} process{plural} could not be looked at{who_may}"
+            ));
         }
         f.write_str(&parts.join("; "))
     }
@@ -210,7 +212,10 @@ fn has_open(proc: &Path, device: (u32, u32)) -> bool {
     if is_on_it(&proc.join("cwd")) || is_on_it(&proc.join("root")) {
         return true;
     }
-    let open = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten();
+    let open = fs::read_dir(proc.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
     if open.map(|entry| entry.path()).any(|path| is_on_it(&path)) {
         return true;
     }

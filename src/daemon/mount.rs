@@ -109,18 +109,27 @@ impl Mount {
         matches!(self.mounter, Mounter::System)
     }
 
-    /// Whether our mount is still what is found at its path.
+    /// Whether our mount is still to be found.
     pub(crate) fn is_there(&self) -> bool {
-        sys::mount_id(&self.point).is_ok_and(|id| id == self.id)
+        self.place().is_some()
     }
 
-    /// Whether it is still in the tree, but under another mount: it could only be taken away
-    /// together with that one.
-    fn is_covered(&self) -> bool {
-        super::mountinfo::mounts()
-            .unwrap_or_default()
-            .iter()
-            .any(|m| m.id == self.id.id && m.device == self.id.device && m.point == self.point)
+    /// Where it is found: at its path, or at another one, if a directory above was renamed.
+    fn place(&self) -> Option<PathBuf> {
+        if sys::mount_id(&self.point).is_ok_and(|id| id == self.id) {
+            return Some(self.point.clone());
+        }
+        let moved = self.in_tree()?;
+        let is_it = sys::mount_id(&moved).is_ok_and(|id| id == self.id);
+        is_it.then_some(moved)
+    }
+
+    /// Where it is in the tree, found or not: under another mount, it could only be taken away together
+    /// with that one.
+    fn in_tree(&self) -> Option<PathBuf> {
+        let mounts = super::mountinfo::mounts().unwrap_or_default().into_iter();
+        let mut ours = mounts.filter(|m| m.id == self.id.id && m.device == self.id.device);
+        ours.next().map(|mount| mount.point)
     }
 
     /// Unmounts, unless something is open.
@@ -142,17 +151,17 @@ impl Mount {
     }
 
     fn end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
-        if !self.is_there() {
-            if self.is_covered() {
+        let Some(place) = self.place() else {
+            if self.in_tree().is_some() {
                 tracing::warn!(
                     "something else is mounted over {}: unmount that first, then this one",
                     self.point.display()
                 );
             }
             return Ok(Unmounted::NotOurs);
-        }
+        };
         match &self.mounter {
-            Mounter::System => match point::unmount(&self.point, self.id, flags) {
+            Mounter::System => match point::unmount(&place, self.id, flags) {
                 Ok(true) => Ok(Unmounted::Done),
                 Err(Errno::EBUSY) => Ok(Unmounted::Busy),
                 Ok(false) | Err(Errno::EINVAL) => Ok(Unmounted::NotOurs),

@@ -93,7 +93,11 @@ pub fn check(request: &Request) -> Result<Plan, Error> {
         None => {
             let path = Path::new(&request.mountpoint);
             let (point, is_stale) = mount_point(path, &vault, replaces_stale)?;
-            (Target::Point(point.path().to_owned()), Some(point), is_stale)
+            (
+                Target::Point(point.path().to_owned()),
+                Some(point),
+                is_stale,
+            )
         }
     };
     let plan = Plan {

@@ -183,7 +183,10 @@ impl Held {
         };
         match holders.is_anybody() {
             true => format!("{holders}; {}", holders.remedy()),
-            false => format!("{daemon} has not let go of it yet, and {holders}; {}", holders.remedy()),
+            false => format!(
+                "{daemon} has not let go of it yet, and {holders}; {}",
+                holders.remedy()
+            ),
         }
     }
 
