@@ -315,7 +315,7 @@ fn whoever_exchanges_the_mount_point_gets_no_mount_elsewhere_than_was_checked() 
         place
             .run(["mount".as_ref(), vault.as_os_str(), point.as_os_str()])
             .succeeded();
-        assert_eq!(mounted_at(&vault), [point.clone()]);
+        assert_eq!(mounted_at(&vault), std::slice::from_ref(&point));
         place
             .run(["umount".as_ref(), point.as_os_str()])
             .succeeded();
