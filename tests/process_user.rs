@@ -413,16 +413,16 @@ fn an_ordinary_user_is_told_that_others_may_hold_the_vault_unseen() {
         as_user secretfs init v > /dev/null
         as_user secretfs mount v m > /dev/null
         # Of root, which nobody else may look at.
-        mkfifo "$PLACE/begun"
-        unshare -m --propagation private sh -c 'echo begun > "$PLACE/begun"; exec sleep 600' &
+        mkfifo "$PLACE/begun" "$PLACE/end"
+        unshare -m --propagation private sh -c 'echo begun > "$PLACE/begun"; read end < "$PLACE/end"' &
         holder=$!
         trap 'kill $holder 2> /dev/null || true' EXIT
         read begun < "$PLACE/begun"
         as_user secretfs umount m --drain-timeout 100ms > said 2>&1 && exit 9 || test $? = 7
         grep -q 'is still held after .* could not be looked at (root may)' said
         test "$(wc -l < said)" = 1
-        kill $holder
-        wait $holder || true
+        echo end > "$PLACE/end"
+        wait $holder
         as_user secretfs mount v m > /dev/null
         as_user secretfs umount m > /dev/null
         "#

@@ -55,6 +55,10 @@ pub(crate) enum Unmounted {
     NotOurs,
 }
 
+/// How often a mount is looked for that is in the tree: while somebody exchanges directories above it,
+/// every other time its path leads elsewhere.
+const TRIES: usize = 100;
+
 impl Mount {
     /// The device number of its file system, as `major, minor`.
     pub(crate) fn device(&self) -> (u32, u32) {
@@ -151,13 +155,21 @@ impl Mount {
     }
 
     fn end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
-        let Some(place) = self.place() else {
-            if self.in_tree().is_some() {
-                tracing::warn!(
-                    "something else is mounted over {}: unmount that first, then this one",
-                    self.point.display()
-                );
+        for _ in 0..TRIES {
+            match self.try_to_end(flags) {
+                Ok(Unmounted::NotOurs) if self.in_tree().is_some() => {}
+                ended => return ended,
             }
+        }
+        tracing::warn!(
+            "something else is mounted over {}: unmount that first, then this one",
+            self.point.display()
+        );
+        Ok(Unmounted::NotOurs)
+    }
+
+    fn try_to_end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
+        let Some(place) = self.place() else {
             return Ok(Unmounted::NotOurs);
         };
         match &self.mounter {

@@ -155,7 +155,9 @@ fn through(directory: &OwnedFd) -> PathBuf {
 }
 
 fn path_of(directory: &OwnedFd) -> io::Result<PathBuf> {
+    // Not to be taken for a directory that does not exist.
     fs::read_link(through(directory))
+        .map_err(|e| io::Error::other(format!("cannot look into /proc/self/fd ({e}); mount /proc")))
 }
 
 #[cfg(test)]
