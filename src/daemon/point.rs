@@ -113,10 +113,19 @@ pub(crate) fn unmount(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<
     };
     match open_path(parent) {
         Ok(parent) => unmount_at(&through(&parent).join(name), id, flags),
+        // No directory any more: somebody has exchanged it.
+        Err(e) if leads_elsewhere(&e) => Ok(false),
         // Without descriptors, its path must do.
         Err(e) if e.raw_os_error() == Some(libc::EMFILE) => unmount_at(path, id, flags),
         Err(e) => Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
     }
+}
+
+fn leads_elsewhere(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTDIR | libc::ELOOP | libc::ENOENT)
+    )
 }
 
 /// Between the comparison and the unmounting nobody can put another directory into the way of a name in
