@@ -8,10 +8,9 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use support::evil::footprint;
-use support::process::{PROGRAM, Place, Ran};
+use support::process::{PROGRAM, Place, Ran, in_own_namespace};
 
 fn run(place: &Place, args: &[&OsStr]) -> Ran {
     place.run(args)
@@ -25,19 +24,11 @@ fn script(place: &Place, script: &str) -> Ran {
         fs::copy(PROGRAM, bin.join("secretfs")).expect("copied");
     }
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("opened");
-    let output = Command::new("unshare")
-        .args(["-m", "--propagation", "private", "sh", "-c"])
+    let output = in_own_namespace(place)
+        .args(["sh", "-c"])
         .arg(format!(
             "PATH=\"$PLACE/bin:$PATH\"; cd \"$PLACE\"; {script}"
         ))
-        .envs(
-            place
-                .command()
-                .get_envs()
-                .filter_map(|(k, v)| Some((k, v?))),
-        )
-        .env("PLACE", place.path())
-        .stdin(Stdio::null())
         .output()
         .expect("unshare runs");
     Ran(output)

@@ -688,27 +688,9 @@ fn without_a_place_for_anchors_init_says_so_and_makes_nothing_and_a_mount_goes_o
     // Read-only, as in many containers.
     fs::create_dir_all(place.path().join("anchors")).expect("made");
     let script = r#"mount --bind "$PLACE/anchors" "$PLACE/anchors" && mount -o remount,bind,ro "$PLACE/anchors" && exec "$PROGRAM" mount "$PLACE/v" "$PLACE/m" -f --log-level warn"#;
-    let mut unshare = std::process::Command::new("timeout");
-    unshare.args([
-        "-s",
-        "TERM",
-        "2",
-        "unshare",
-        "-m",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        script,
-    ]);
+    let mut unshare = support::process::in_own_namespace(&place);
     unshare
-        .envs(
-            place
-                .command()
-                .get_envs()
-                .filter_map(|(k, v)| Some((k, v?))),
-        )
-        .env("PLACE", place.path())
+        .args(["timeout", "-s", "TERM", "2", "sh", "-c", script])
         .env("PROGRAM", support::process::PROGRAM);
     let ran = Ran(unshare.output().expect("it runs"));
     assert!(ran.stdout().contains("is mounted on"), "{}", ran.stderr());

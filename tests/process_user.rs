@@ -4,9 +4,8 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
 
-use support::process::{PROGRAM, Place, Ran};
+use support::process::{PROGRAM, Place, Ran, in_own_namespace};
 use support::rotating::done;
 
 /// Makes /dev/fuse usable for everybody, as distributions do.
@@ -48,12 +47,14 @@ gone() {
     return 1
 }
 "#;
-    let output = Command::new("unshare")
-        .args(["-m", "--propagation", "private", "sh", "-c"])
+    let output = in_own_namespace(place)
+        .args(["sh", "-c"])
         .arg(format!("{prelude}{script}"))
-        .env("PLACE", place.path())
-        .env("SECRETFS_LOCAL_KMS_DIR", place.path().join("kms"))
-        .stdin(Stdio::null())
+        // Of each user at home.
+        .env_remove("SECRETFS_ANCHOR_DIR")
+        .env_remove("XDG_CONFIG_HOME")
+        .env_remove("XDG_DATA_HOME")
+        .env_remove("XDG_STATE_HOME")
         .output()
         .expect("unshare runs");
     Ran(output)
@@ -268,6 +269,165 @@ fn mount_and_fstab_find_secretfs() {
         ran.0.status,
         ran.stderr()
     );
+}
+
+/// The type that mounts have, and what mount(8) looks for when one is to be mounted again.
+#[test]
+fn a_remount_is_refused_in_words_and_changes_nothing() {
+    let place = Place::with_vault();
+    let script = r#"
+        mount -t tmpfs none /usr/sbin
+        ln -s "$PLACE/bin/secretfs" /usr/sbin/mount.fuse.secretfs
+        cd "$PLACE"
+        agrees() { grep " $PLACE/m rw,.* - fuse.secretfs $PLACE/v rw," /proc/self/mountinfo > /dev/null; }
+        mount -t fuse.secretfs "$PLACE/v" "$PLACE/m" -o ttl=2s
+        agrees
+        for how in remount remount,ro remount,rw remount,ttl=5s remount,uid=0; do
+            mount -o $how m 2> said && exit 9 || test $? = 1
+            grep -q '^mount.secretfs: .*`remount`.*mount it again' said
+            test "$(wc -l < said)" = 1
+            agrees
+            echo $how > m/file
+            test "$(cat m/file)" = $how
+        done
+        # What is said to do instead.
+        mount -o remount,bind,ro m
+        ! sh -c 'echo no > m/file' 2> /dev/null
+        mount -o remount,bind,rw m
+        echo yes > m/file
+        umount m
+        gone "$PLACE/m"
+        echo "$PLACE/v $PLACE/m fuse.secretfs ro,noauto 0 0" > fstab
+        mount -T fstab "$PLACE/m"
+        test "$(cat m/file)" = yes
+        ! sh -c 'echo no > m/file' 2> /dev/null
+        mount -T fstab -o remount,rw "$PLACE/m" 2> said && exit 9 || test $? = 1
+        grep -q 'mount it again' said
+        umount m
+        gone "$PLACE/m"
+        secretfs mount v m -o remount 2> said && exit 9 || test $? = 2
+        grep -q 'mount it again' said
+        mount -t fuse.secretfs "$PLACE/none" m 2> /dev/null && exit 9 || test $? = 32
+    "#;
+    in_namespace(&place, script).succeeded();
+}
+
+/// Without a link of its name, mount(8) runs the helper of libfuse, and that the program, if it finds it.
+#[test]
+fn what_the_helper_of_libfuse_calls_mounts_and_refuses_as_well() {
+    let place = Place::with_vault();
+    let script = r#"
+        mount -t tmpfs none /usr/local/bin
+        cp "$PLACE/bin/secretfs" /usr/local/bin
+        cd "$PLACE"
+        test ! -e /sbin/mount.fuse.secretfs
+        mount -t fuse.secretfs "$PLACE/v" "$PLACE/m"
+        grep -q " $PLACE/m rw,.* - fuse.secretfs $PLACE/v " /proc/self/mountinfo
+        mount -o remount,ro m 2> said && exit 9 || test $? = 1
+        grep -q 'mount it again' said
+        grep -q " $PLACE/m rw,.* - fuse.secretfs $PLACE/v rw," /proc/self/mountinfo
+        umount m
+        gone "$PLACE/m"
+        mount -t fuse "secretfs#$PLACE/v" "$PLACE/m" -o ro
+        grep -q " $PLACE/m ro,.* - fuse.secretfs $PLACE/v " /proc/self/mountinfo
+        umount m
+        gone "$PLACE/m"
+    "#;
+    in_namespace(&place, script).succeeded();
+}
+
+#[test]
+fn options_of_mount_mean_something_are_known_or_are_refused() {
+    let place = Place::with_vault();
+    let script = r#"
+        mount -t tmpfs none /usr/sbin
+        ln -s "$PLACE/bin/secretfs" /usr/sbin/mount.secretfs
+        cd "$PLACE"
+        v="$PLACE/v" m="$PLACE/m"
+        for option in uid=1000 gid=1000; do
+            mount -t secretfs $v $m -o $option 2> said && exit 9 || test $? = 1
+            grep -q '^mount.secretfs: .*secretfs init --.*chown(1)' said
+            secretfs mount $v $m -o $option 2> said && exit 9 || test $? = 2
+            grep -q '^secretfs: .*secretfs init --.*chown(1)' said
+        done
+        for option in user_id=0 nosymfollow usrquota allow_root fsname=x; do
+            mount -t secretfs $v $m -o $option 2> said && exit 9 || test $? = 1
+            grep -q "^mount.secretfs: unknown option .${option%=*}." said
+        done
+        test -z "$(grep " $m " /proc/self/mountinfo)"
+        # As mount -s does.
+        mount -s -t secretfs $v $m -o uid=1000,usrquota
+        test "$(stat -c %u $m)" = 0
+        umount $m
+        gone $m
+        # All that the manual lists.
+        mount -t secretfs $v $m -o auto,noauto,user,nouser,users,nousers,owner,noowner,group,nogroup,_netdev,nofail,defaults,nodev,nosuid,sync,async,dirsync,atime,noatime,relatime,norelatime,strictatime,nostrictatime,diratime,nodiratime,lazytime,nolazytime,mand,nomand,silent,loud,iversion,noiversion,default_permissions,comment=x,x-systemd.automount,X-mount.mkdir,dev,suid
+        grep -q " $m rw,nosuid,nodev,noexec" /proc/self/mountinfo
+        umount $m
+        gone $m
+    "#;
+    in_namespace(&place, script).succeeded();
+}
+
+/// In a user namespace there are only the users that it maps, and the kernel believes owners of a file
+/// system that was mounted in it by these.
+#[test]
+fn who_is_mapped_to_root_has_no_owners_and_who_is_mapped_to_herself_has() {
+    let place = Place::new();
+    let script = format!(
+        r#"{OPEN_DEVICE}
+        mkdir "$PLACE/hers"
+        chown 1000:1000 "$PLACE/hers"
+        cd "$PLACE/hers"
+        hers() {{ setpriv --reuid 1000 --regid 1000 --clear-groups env HOME="$PWD" XDG_DATA_HOME="$PWD/data" XDG_STATE_HOME="$PWD/state" SECRETFS_LOCAL_KMS_DIR="$PWD/kms" "$@"; }}
+        hers secretfs init v > /dev/null 2>&1
+        hers mkdir m
+        hers secretfs mount v m > /dev/null
+        hers sh -c 'umask 077; echo s3cret > m/secret; test "$(cat m/secret)" = s3cret'
+        hers secretfs umount m > /dev/null
+        hers unshare -r -m sh -c '
+            secretfs mount v m > /dev/null
+            stat -c "%u %a" m/secret
+            cat m/secret 2>&1 || true
+            secretfs umount m > /dev/null'
+        hers unshare -c --keep-caps -m sh -c '
+            secretfs mount v m > /dev/null
+            stat -c "%u %a" m/secret
+            cat m/secret
+            secretfs umount m > /dev/null'
+        "#
+    );
+    let said = in_namespace(&place, &script).succeeded().stdout();
+    assert_eq!(
+        said,
+        "65534 600\ncat: m/secret: Permission denied\n1000 600\ns3cret\n"
+    );
+}
+
+#[test]
+fn an_ordinary_user_is_told_that_others_may_hold_the_vault_unseen() {
+    let place = Place::new();
+    let script = format!(
+        r#"{OPEN_DEVICE}
+        cd "$PLACE/home"
+        as_user secretfs init v > /dev/null
+        as_user secretfs mount v m > /dev/null
+        # Of root, which nobody else may look at.
+        mkfifo "$PLACE/begun" "$PLACE/end"
+        unshare -m --propagation private sh -c 'echo begun > "$PLACE/begun"; read end < "$PLACE/end"' &
+        holder=$!
+        trap 'kill $holder 2> /dev/null || true' EXIT
+        read begun < "$PLACE/begun"
+        as_user secretfs umount m --drain-timeout 100ms > said 2>&1 && exit 9 || test $? = 7
+        grep -q 'is still held after .* could not be looked at (root may)' said
+        test "$(wc -l < said)" = 1
+        echo end > "$PLACE/end"
+        wait $holder
+        as_user secretfs mount v m > /dev/null
+        as_user secretfs umount m > /dev/null
+        "#
+    );
+    in_namespace(&place, &script).succeeded();
 }
 
 #[test]

@@ -5,7 +5,6 @@ mod support;
 
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -118,11 +117,8 @@ fn a_vault_mounted_in_another_mount_namespace_is_asked_from_outside() {
 #[test]
 fn what_runs_is_told_from_outside_and_can_be_joined() {
     let place = Place::with_vault();
-    let mut slow = Command::new("unshare");
-    slow.args(["-m", "--propagation", "private", support::process::PROGRAM]);
-    let environment = place.command();
-    let environment = environment.get_envs().filter_map(|(k, v)| Some((k, v?)));
-    slow.envs(environment)
+    let mut slow = support::process::in_own_namespace(&place);
+    slow.arg(support::process::PROGRAM)
         .env("FAILPOINTS", "migrate-before=sleep(150)");
     slow.arg("mount")
         .arg(place.vault())

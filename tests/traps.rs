@@ -5,11 +5,14 @@ mod support;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use support::process::{Place, Ran, status, wait_for};
+use support::process::{Place, Ran, Server, detach, status, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -187,4 +190,152 @@ fn another_user_who_locks_the_vaults_directory_keeps_no_writer_out() {
     place.mount(&[]).failed(7, "is open for writing");
     let_go(holder);
     place.mount(&[]).succeeded();
+}
+
+fn exchange(a: &Path, b: &Path) -> nix::Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    renameat2(AT_FDCWD, a, AT_FDCWD, b, RenameFlags::RENAME_EXCHANGE)
+}
+
+/// Exchanges two names in a directory of nobody's, as nobody, until it is dropped.
+struct Swapper {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Swapper {
+    fn begin(a: PathBuf, b: PathBuf) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let (tell, begun) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: no memory is involved; they are this thread's alone.
+            unsafe {
+                libc::setfsgid(NOBODY);
+                libc::setfsuid(NOBODY);
+            }
+            exchange(&a, &b).expect("exchanged");
+            tell.send(()).expect("somebody listens");
+            while !stopped.load(Ordering::Relaxed) {
+                // What is mounted on cannot be.
+                let _ = exchange(&a, &b);
+            }
+        });
+        begun.recv().expect("it has begun");
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Swapper {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))));
+    }
+}
+
+/// Where the vault is mounted, by what the kernel says.
+fn mounted_at(vault: &Path) -> Vec<PathBuf> {
+    let mounts = secretfs::daemon::mounts().expect("mountinfo");
+    mounts
+        .into_iter()
+        .filter(|mount| mount.source == vault)
+        .map(|mount| mount.point)
+        .collect()
+}
+
+#[test]
+fn whoever_exchanges_the_mount_point_gets_no_mount_elsewhere_than_was_checked() {
+    let place = Place::with_vault();
+    let (home, vault) = (place.path().join("home"), place.vault());
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("opened");
+    let inside = vault.join("inside");
+    let (trap, a) = (home.join("trap"), home.join("a"));
+    for directory in [
+        &home,
+        &home.join("m"),
+        &a,
+        &a.join("m"),
+        &trap,
+        &trap.join("m"),
+        &inside,
+    ] {
+        fs::create_dir(directory).expect("made");
+        if directory.starts_with(&home) {
+            chown(directory, Some(NOBODY), Some(NOBODY)).expect("given away");
+        }
+    }
+    for (exchanged, target, point) in [
+        // Where nothing may be mounted, for it would wait for itself.
+        ("m", &inside, "m"),
+        // Where another user would like it.
+        ("m", &trap, "m"),
+        // A directory above.
+        ("a", &trap, "a/m"),
+    ] {
+        let (exchanged, link) = (home.join(exchanged), home.join("link"));
+        symlink(target, &link).expect("linked");
+        std::os::unix::fs::lchown(&link, Some(NOBODY), Some(NOBODY)).expect("given away");
+        let point = home.join(point);
+        for round in 0..25 {
+            let swapper = Swapper::begin(exchanged.clone(), link.clone());
+            let ran = place.run(["mount".as_ref(), vault.as_os_str(), point.as_os_str()]);
+            drop(swapper);
+            // The directory has either name, also once it is mounted on.
+            let named = |path: &Path| match path.strip_prefix(&link) {
+                Ok(rest) => exchanged.components().chain(rest.components()).collect(),
+                Err(_) => path.to_owned(),
+            };
+            let landed = mounted_at(&vault);
+            if !ran.0.status.success() {
+                let said = ran.stderr();
+                assert_eq!(said.lines().count(), 1, "{said}");
+                assert!(said.starts_with("secretfs: "), "{said}");
+                assert_eq!(landed, Vec::<PathBuf>::new(), "{round}: {said}");
+                continue;
+            }
+            let status = ["status".as_ref(), vault.as_os_str(), "--json".as_ref()];
+            let status = place.run(status).succeeded().stdout();
+            let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+            // What it has checked is what it says.
+            let checked = PathBuf::from(status["mountpoint"].as_str().expect("a path"));
+            assert_eq!(landed.len(), 1, "{round}: {landed:?}");
+            assert_eq!(named(&landed[0]), named(&checked), "{round}");
+            assert!(!landed[0].starts_with(&vault), "{round}: {landed:?}");
+            detach(&landed[0]);
+            wait_for("the daemon's end", PATIENCE, || place.daemons().is_empty());
+        }
+        if exchanged.is_symlink() {
+            exchange(&exchanged, &link).expect("exchanged back");
+        }
+        fs::remove_file(&link).expect("removed");
+        place
+            .run(["mount".as_ref(), vault.as_os_str(), point.as_os_str()])
+            .succeeded();
+        assert_eq!(mounted_at(&vault), std::slice::from_ref(&point));
+        place
+            .run(["umount".as_ref(), point.as_os_str()])
+            .succeeded();
+    }
+}
+
+/// Whoever has started the daemon knows it by that path; it is found by what it is.
+#[test]
+fn a_mount_below_a_directory_that_was_renamed_ends_with_its_daemon() {
+    let place = Place::with_vault();
+    let (above, renamed) = (place.path().join("above"), place.path().join("renamed"));
+    fs::create_dir_all(above.join("m")).expect("made");
+    let mut command = place.command();
+    command.arg("mount").arg(place.vault());
+    command.arg(above.join("m")).arg("-f");
+    let server = Server::start(command);
+    fs::rename(&above, &renamed).expect("renamed");
+    assert_eq!(mounted_at(&place.vault()), [renamed.join("m")]);
+    server.signal(libc::SIGTERM);
+    let (code, log) = server.ended(PATIENCE);
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(mounted_at(&place.vault()), Vec::<PathBuf>::new());
 }

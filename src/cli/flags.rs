@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use crate::config::{
     Kind, Options, Origin, Raw, SETTINGS, Scope, Setting, Settings, parse_options,
 };
-use crate::daemon::{Class, Error};
+use crate::daemon::Error;
 
 /// Which settings a command has flags for.
 pub(super) trait Scopes: std::fmt::Debug {
@@ -49,17 +49,7 @@ impl<S: Scopes> Flags<S> {
     /// Lays them over environment and files. Flags win over `-o`.
     pub(super) fn load(&self, config: Option<&Path>) -> Result<(Settings, Options), Error> {
         let options = parse_options(&self.options, false)?;
-        // What is not for this command would be ignored, and nothing is ever silently ignored.
-        let foreign = |raw: &&Raw| !S::SCOPES.contains(&raw.setting.scope);
-        if let Some(raw) = options.settings.iter().find(foreign) {
-            return Err(Error::new(
-                Class::Usage,
-                format!(
-                    "the option `{}` means nothing to this command; leave it away",
-                    raw.setting.name
-                ),
-            ));
-        }
+        options.refuse_foreign(S::SCOPES)?;
         let given: Vec<Raw> = options.settings.iter().chain(&self.raws).cloned().collect();
         let config = config.or(options.config.as_deref());
         let settings = Settings::load(config, &given)?;

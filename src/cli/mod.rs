@@ -79,6 +79,10 @@ pub fn main() -> ExitCode {
         args.remove(0);
         return mount_helper::main(args);
     }
+    if is_by_mount_fuse(&args) {
+        args.remove(0);
+        return mount_helper::main(args);
+    }
     match daemon::caught(|| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -86,6 +90,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(exit_code(error.class))
         }
     }
+}
+
+/// Where there is no link `mount.fuse.secretfs`, mount(8) runs the helper of libfuse for the type
+/// `fuse.secretfs`, and that a program of the name `secretfs`: `secretfs VAULT DIRECTORY -o OPTIONS`. No
+/// command begins with a slash.
+fn is_by_mount_fuse(args: &[OsString]) -> bool {
+    let is_path = |at: usize| args.get(at).is_some_and(|a| a.as_bytes().starts_with(b"/"));
+    is_path(1) && is_path(2)
 }
 
 fn run(args: Vec<OsString>) -> Result<(), Error> {
@@ -100,7 +112,7 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
     match cli.command {
         Command::Init(command) => command.run(config),
         Command::Mount(command) => command.run(config),
-        Command::Umount(command) => command.run(),
+        Command::Umount(command) => command.run(config),
         Command::Status(command) => command.run(config),
         Command::Check(command) => command.run(config),
         Command::Rotate(command) => command.run(config),

@@ -1,5 +1,6 @@
 //! The program as mount(8) calls it: `mount.secretfs SPEC DIR [-sfnvrw] [-o OPTIONS] [-t TYPE]`,
-//! with mount(8)'s exit codes.
+//! with mount(8)'s exit codes. For the type `fuse.secretfs`, which mounts have, it is called
+//! `mount.fuse.secretfs`; that is also how `mount -o remount` comes here.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 use crate::config::{Settings, parse_options};
 use crate::daemon::{self, Class, Error, Request};
 
+use super::flags::{ForMount, Scopes as _};
 use super::output;
 
 const PROGRAM: &str = "mount.secretfs";
@@ -62,6 +64,9 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
     let [vault, mountpoint] = <[OsString; 2]>::try_from(invocation.positional)
         .map_err(|_| usage("a vault and a directory are needed"))?;
     let options = parse_options(&invocation.options, invocation.sloppy)?;
+    if !invocation.sloppy {
+        options.refuse_foreign(ForMount::SCOPES)?;
+    }
     let settings = Settings::load(options.config.as_deref(), &options.settings)?;
     let request = Request {
         vault: vault.into(),

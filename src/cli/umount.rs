@@ -1,31 +1,62 @@
 //! `secretfs umount`.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
-use crate::daemon::{self, Error};
+use crate::config::{Origin, Raw, SETTINGS, Settings};
+use crate::daemon::{self, Class, Error, Unmounted};
 
 use super::output;
 
 /// Unmount a vault
 ///
-/// Unmounts, and returns once the daemon has written everything and let go of the vault. Plain
-/// umount(8) and `fusermount3 -u` unmount as well, without waiting for the daemon. Tells how far the
-/// vault has come: `mount -o min-commit=N` refuses an older state of it, also on a host that remembers
-/// nothing.
+/// Unmounts, and returns once the daemon has written everything and let go of the vault. Another mount
+/// of the same file system (a bind, another mount namespace) and files that are open through it keep the
+/// daemon alive: who that is is told within a second, and after `drain-timeout` this command fails with
+/// code 7, though the mount is gone. Plain umount(8) and `fusermount3 -u` unmount as well, without waiting
+/// for the daemon. Tells how far the vault has come: `mount -o min-commit=N` refuses an older state of it,
+/// also on a host that remembers nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Umount {
     /// Where it is mounted
     mountpoint: PathBuf,
+
+    /// Do not wait for the daemon; tell whether the vault is still held
+    #[arg(long)]
+    no_wait: bool,
+
+    /// How long to wait for the daemon. Default 10s, or what is set for mounts
+    #[arg(long, value_name = "TIME", conflicts_with = "no_wait")]
+    drain_timeout: Option<OsString>,
 }
 
 impl Umount {
-    pub(super) fn run(self) -> Result<(), Error> {
+    pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
+        let given: Vec<Raw> = SETTINGS
+            .iter()
+            .filter(|setting| setting.name == "drain-timeout")
+            .zip(self.drain_timeout)
+            .map(|(setting, value)| Raw {
+                setting,
+                value: Some(value),
+                origin: Origin::Flag,
+            })
+            .collect();
+        let settings = Settings::load(config, &given)?;
+        let wait = (!self.no_wait).then_some(settings.drain_timeout);
+        let tell = |line: &str| output::complain("secretfs", &Error::new(Class::Busy, line));
         let point = self.mountpoint.display();
-        match daemon::unmount(&self.mountpoint)? {
-            Some(commit) => output::print(&format!(
+        match daemon::unmount(&self.mountpoint, wait, &tell)? {
+            Unmounted::Free(Some(commit)) => output::print(&format!(
                 "{point} is unmounted, its vault at commit {commit}\n"
             )),
-            None => output::print(&format!("{point} is unmounted\n")),
+            Unmounted::Free(None) => output::print(&format!("{point} is unmounted\n")),
+            Unmounted::Held(who) => {
+                let who = Error::new(Class::Busy, who);
+                output::print(&format!(
+                    "{point} is unmounted; its vault is still held: {who}\n"
+                ))
+            }
         }
     }
 }

@@ -134,6 +134,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// How long after its last replacement the master key is replaced; `None`: when asked to.
     pub rotate_every: Option<Duration>,
+    /// Take away a dead mount of the same vault first; `None`: in the foreground.
+    pub replace_stale: Option<bool>,
     /// Refuse to go on without locked memory.
     pub require_mlock: bool,
     /// Owner of the root of a new vault.
@@ -210,6 +212,7 @@ impl Default for Settings {
             busy_poll: default_busy_poll(),
             drain_timeout: Duration::from_secs(10),
             rotate_every: None,
+            replace_stale: None,
             require_mlock: false,
             uid: None,
             gid: None,
@@ -302,6 +305,7 @@ impl Settings {
             "busy-poll" => self.busy_poll = Duration::from_micros(raw.number()?),
             "drain-timeout" => self.drain_timeout = raw.duration()?,
             "rotate-every" => self.rotate_every = raw.duration_or_off()?,
+            "replace-stale" => self.replace_stale = Some(raw.switch()?),
             "require-mlock" => self.require_mlock = raw.switch()?,
             "uid" => self.uid = raw.number()?.try_into().ok(),
             "gid" => self.gid = raw.number()?.try_into().ok(),

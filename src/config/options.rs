@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use super::table;
-use super::{ConfigError, Kind, Origin, Raw, SETTINGS};
+use super::{ConfigError, Kind, Origin, Raw, SETTINGS, Scope};
 
 /// What fstab and mount(8) pass along and a file system may ignore: for mount(8) itself, for
 /// systemd, or without meaning for FUSE.
@@ -69,15 +69,41 @@ pub struct Options {
 /// An unknown option, a value where none belongs, an unclosed quote.
 pub fn parse_options<L: AsRef<OsStr>>(lists: &[L], sloppy: bool) -> Result<Options, ConfigError> {
     let mut options = Options::default();
-    for list in lists {
-        for option in split(list.as_ref().as_bytes())? {
-            options.add(&option, sloppy)?;
-        }
+    let lists = lists.iter().map(|list| split(list.as_ref().as_bytes()));
+    let given: Vec<Vec<u8>> = lists.collect::<Result<Vec<_>, _>>()?.concat();
+    // Whatever stands beside it: the kernel's own options do, which are none of ours.
+    if given.iter().any(|option| option == b"remount") {
+        return Err(usage(REMOUNT.to_owned()));
+    }
+    for option in given {
+        options.add(&option, sloppy)?;
     }
     Ok(options)
 }
 
+/// The daemon would have to know, and would not.
+const REMOUNT: &str = "a mount of secretfs cannot be changed by `remount`, and is as it was; unmount it, and mount it again with the options that it is to have (`-o ro` for one); `mount -o remount,bind,ro` makes this mount point alone read-only";
+
 impl Options {
+    /// Finds settings that are for other commands: they would be ignored, and nothing is ever silently
+    /// ignored.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn refuse_foreign(&self, scopes: &[Scope]) -> Result<(), ConfigError> {
+        let mut settings = self.settings.iter().map(|raw| raw.setting);
+        let Some(setting) = settings.find(|setting| !scopes.contains(&setting.scope)) else {
+            return Ok(());
+        };
+        let name = setting.name;
+        Err(usage(match setting.scope {
+            Scope::Init => format!(
+                "the option `{name}` means nothing to this command: whom the top directory belongs to is stored in the vault, by `secretfs init --{name}` or, later, by chown(1) on the mount point; leave it away"
+            ),
+            _ => format!("the option `{name}` means nothing to this command; leave it away"),
+        }))
+    }
+
     fn add(&mut self, option: &[u8], sloppy: bool) -> Result<(), ConfigError> {
         let (name, value) = match option.iter().position(|b| *b == b'=') {
             Some(at) => (
@@ -103,6 +129,7 @@ impl Options {
         let opposite = match name.as_str() {
             "rw" => Some("ro"),
             "noexec" => Some("exec"),
+            "noreplace-stale" => Some("replace-stale"),
             _ => None,
         };
         if let Some(setting) = opposite.and_then(table::find) {
@@ -180,6 +207,25 @@ mod tests {
                 .unknown,
             ["allow_root"]
         );
+    }
+
+    #[test]
+    fn a_remount_is_refused_whatever_else_is_asked_for() {
+        for list in ["remount", "ro,user_id=0,remount,group_id=0"] {
+            let error = parse_options(&[list], true).expect_err("refused");
+            assert!(error.to_string().contains("mount it again"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_option_that_is_passed_along_is_in_the_manual() {
+        let page = include_str!("../cli/man/secretfs-mount.1.in");
+        let words: Vec<&str> = page
+            .split(|c: char| !(c.is_alphanumeric() || c == '_'))
+            .collect();
+        for name in PASSED_ALONG.iter().chain(NEVER) {
+            assert!(words.contains(name), "{name}");
+        }
     }
 
     #[test]

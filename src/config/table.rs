@@ -186,7 +186,12 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "TIME",
-        "How long open files are served after a request to end. Default 10s",
+        "How long open files are served after a request to end, and how long `umount` waits for the vault to be let go of. Default 10s",
+    ),
+    switch(
+        "replace-stale",
+        Scope::Mount,
+        "Take a mount of the same vault whose daemon was killed away from the mount point, and mount again; any other mount there is refused as ever. On with -f, off otherwise",
     ),
     value(
         "rotate-every",

@@ -16,6 +16,7 @@ use crate::fs::fuse::MAX_TRANSFER;
 
 use super::error::{Class, Error};
 use super::helper::Helper;
+use super::point::{self, Point};
 use super::sys::{self, MountId};
 
 /// What a mount is made with.
@@ -54,6 +55,10 @@ pub(crate) enum Unmounted {
     NotOurs,
 }
 
+/// How often a mount is looked for that is in the tree: while somebody exchanges directories above it,
+/// every other time its path leads elsewhere.
+const TRIES: usize = 100;
+
 impl Mount {
     /// The device number of its file system, as `major, minor`.
     pub(crate) fn device(&self) -> (u32, u32) {
@@ -61,33 +66,36 @@ impl Mount {
     }
 
     /// Mounts on `point` and returns the descriptor from which requests are read.
+    ///
+    /// # Errors
+    /// When that fails, or when it was moved meanwhile. Then nothing is mounted.
     pub(crate) fn new(
-        point: &Path,
+        point: &Point,
         options: &MountOptions,
         mounter: Mounter,
     ) -> Result<(Self, OwnedFd), Error> {
         let device = match &mounter {
             Mounter::System => mount_by_system(point, options)?,
-            Mounter::Helper(helper) => helper.mount(point)?,
+            Mounter::Helper(helper) => helper.mount(point.path())?,
         };
-        let id = sys::mount_id(point).map_err(|e| {
-            // Without its id it could never be taken away safely: now it is certainly ours.
-            if matches!(mounter, Mounter::System) {
-                let _ = nix::mount::umount2(point, MntFlags::MNT_DETACH);
+        match landed(point) {
+            Ok(id) => Ok((
+                Self {
+                    point: point.path().to_owned(),
+                    id,
+                    mounter,
+                },
+                device,
+            )),
+            Err(e) => {
+                match &mounter {
+                    // What is on it now is certainly ours.
+                    Mounter::System => point.uncover(),
+                    Mounter::Helper(helper) => drop(helper.unmount(true)),
+                }
+                Err(e)
             }
-            Error::new(
-                Class::Failed,
-                format!("cannot tell what is mounted on {}: {e}", point.display()),
-            )
-        })?;
-        Ok((
-            Self {
-                point: point.to_owned(),
-                id,
-                mounter,
-            },
-            device,
-        ))
+        }
     }
 
     /// Where it was mounted.
@@ -105,18 +113,27 @@ impl Mount {
         matches!(self.mounter, Mounter::System)
     }
 
-    /// Whether our mount is still what is found at its path.
+    /// Whether our mount is still to be found.
     pub(crate) fn is_there(&self) -> bool {
-        sys::mount_id(&self.point).is_ok_and(|id| id == self.id)
+        self.place().is_some()
     }
 
-    /// Whether it is still in the tree, but under another mount: it could only be taken away
-    /// together with that one.
-    fn is_covered(&self) -> bool {
-        super::mountinfo::mounts()
-            .unwrap_or_default()
-            .iter()
-            .any(|m| m.id == self.id.id && m.device == self.id.device && m.point == self.point)
+    /// Where it is found: at its path, or at another one, if a directory above was renamed.
+    fn place(&self) -> Option<PathBuf> {
+        if sys::mount_id(&self.point).is_ok_and(|id| id == self.id) {
+            return Some(self.point.clone());
+        }
+        let moved = self.in_tree()?;
+        let is_it = sys::mount_id(&moved).is_ok_and(|id| id == self.id);
+        is_it.then_some(moved)
+    }
+
+    /// Where it is in the tree, found or not: under another mount, it could only be taken away together
+    /// with that one.
+    fn in_tree(&self) -> Option<PathBuf> {
+        let mounts = super::mountinfo::mounts().unwrap_or_default().into_iter();
+        let mut ours = mounts.filter(|m| m.id == self.id.id && m.device == self.id.device);
+        ours.next().map(|mount| mount.point)
     }
 
     /// Unmounts, unless something is open.
@@ -138,28 +155,33 @@ impl Mount {
     }
 
     fn end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
-        if !self.is_there() {
-            if self.is_covered() {
-                tracing::warn!(
-                    "something else is mounted over {}: unmount that first, then this one",
-                    self.point.display()
-                );
+        for _ in 0..TRIES {
+            match self.try_to_end(flags) {
+                Ok(Unmounted::NotOurs) if self.in_tree().is_some() => {}
+                ended => return ended,
             }
-            return Ok(Unmounted::NotOurs);
         }
+        tracing::warn!(
+            "something else is mounted over {}: unmount that first, then this one",
+            self.point.display()
+        );
+        Ok(Unmounted::NotOurs)
+    }
+
+    fn try_to_end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
+        let Some(place) = self.place() else {
+            return Ok(Unmounted::NotOurs);
+        };
         match &self.mounter {
-            Mounter::System => {
-                let flags = flags | MntFlags::UMOUNT_NOFOLLOW;
-                match nix::mount::umount2(&self.point, flags) {
-                    Ok(()) => Ok(Unmounted::Done),
-                    Err(Errno::EBUSY) => Ok(Unmounted::Busy),
-                    Err(Errno::EINVAL) => Ok(Unmounted::NotOurs),
-                    Err(e) => Err(Error::new(
-                        Class::Failed,
-                        format!("cannot unmount {}: {e}", self.point.display()),
-                    )),
-                }
-            }
+            Mounter::System => match point::unmount(&place, self.id, flags) {
+                Ok(true) => Ok(Unmounted::Done),
+                Err(Errno::EBUSY) => Ok(Unmounted::Busy),
+                Ok(false) | Err(Errno::EINVAL) => Ok(Unmounted::NotOurs),
+                Err(e) => Err(Error::new(
+                    Class::Failed,
+                    format!("cannot unmount {}: {e}", self.point.display()),
+                )),
+            },
             Mounter::Helper(helper) => {
                 let answer = helper.unmount(flags.contains(MntFlags::MNT_DETACH));
                 match answer {
@@ -182,7 +204,29 @@ impl Drop for Mount {
     }
 }
 
-fn mount_by_system(point: &Path, options: &MountOptions) -> Result<OwnedFd, Error> {
+/// Whether the mount is on the directory that was checked, and that where it was; its id.
+fn landed(point: &Point) -> Result<MountId, Error> {
+    let shown = point.path().display();
+    let fail = |why: &dyn std::fmt::Display| {
+        Error::new(
+            Class::Failed,
+            format!(
+                "the mount on {shown} was taken away again: {why}; find out who changes directories there"
+            ),
+        )
+    };
+    match point.covered_by() {
+        Ok(Some((id, path))) if path == point.path() => Ok(id),
+        Ok(Some((_, path))) => Err(fail(&format_args!(
+            "that directory was renamed to {} meanwhile",
+            path.display()
+        ))),
+        Ok(None) => Err(fail(&"it is not on the directory that was there before")),
+        Err(e) => Err(fail(&format_args!("it cannot be found ({e})"))),
+    }
+}
+
+fn mount_by_system(point: &Point, options: &MountOptions) -> Result<OwnedFd, Error> {
     let device: OwnedFd = OpenOptions::new()
         .read(true)
         .write(true)
@@ -203,12 +247,12 @@ fn mount_by_system(point: &Path, options: &MountOptions) -> Result<OwnedFd, Erro
     flags.set(MsFlags::MS_RDONLY, options.read_only);
     nix::mount::mount(
         Some(options.source.as_path()),
-        point,
+        &point.as_path(),
         Some(Path::new(super::mountinfo::FS_TYPE)),
         flags,
         Some(Path::new(&data)),
     )
-    .map_err(|e| mount_error(point, e))?;
+    .map_err(|e| mount_error(point.path(), e))?;
     Ok(device)
 }
 

@@ -12,7 +12,8 @@ use crate::vault;
 
 use super::error::{Class, Error};
 use super::mount::passed_descriptor;
-use super::mountinfo::{self, is_under};
+use super::mountinfo::is_under;
+use super::point::Point;
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -49,12 +50,16 @@ impl Target {
 }
 
 /// A request that may be tried.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Plan {
     /// The vault, absolute.
     pub(crate) vault: PathBuf,
     /// Where it is served.
     pub(crate) target: Target,
+    /// The mount point, opened, unless it was passed.
+    pub(crate) point: Option<Point>,
+    /// A dead mount of this vault is on it, and to be taken away first.
+    pub(crate) is_stale: bool,
     /// The mount point as the user wrote it, for messages.
     pub(crate) shown_target: String,
     pub(crate) settings: Settings,
@@ -82,13 +87,24 @@ pub fn check(request: &Request) -> Result<Plan, Error> {
     }
     let shown_target = Path::new(&request.mountpoint).display().to_string();
     let vault = vault_directory(&request.vault)?;
-    let target = match passed_descriptor(&request.mountpoint)? {
-        Some(fd) => Target::Passed(fd),
-        None => Target::Point(mount_point(Path::new(&request.mountpoint), &vault)?),
+    let replaces_stale = request.settings.replace_stale.unwrap_or(request.foreground);
+    let (target, point, is_stale) = match passed_descriptor(&request.mountpoint)? {
+        Some(fd) => (Target::Passed(fd), None, false),
+        None => {
+            let path = Path::new(&request.mountpoint);
+            let (point, is_stale) = mount_point(path, &vault, replaces_stale)?;
+            (
+                Target::Point(point.path().to_owned()),
+                Some(point),
+                is_stale,
+            )
+        }
     };
     let plan = Plan {
         vault,
         target,
+        point,
+        is_stale,
         shown_target,
         settings: request.settings.clone(),
         foreground: request.foreground,
@@ -126,7 +142,8 @@ fn vault_directory(path: &Path) -> Result<PathBuf, Error> {
     Ok(absolute)
 }
 
-fn mount_point(path: &Path, vault: &Path) -> Result<PathBuf, Error> {
+/// Opens the mount point; whether a dead mount of this vault is to be taken away from it first.
+fn mount_point(path: &Path, vault: &Path, replaces_stale: bool) -> Result<(Point, bool), Error> {
     let shown = path.display();
     let fail = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
@@ -143,45 +160,31 @@ fn mount_point(path: &Path, vault: &Path) -> Result<PathBuf, Error> {
             format!("cannot use the mount point {shown}: {e}"),
         ),
     };
-    let point = mountinfo::absolute(path).map_err(fail)?;
-    // Asked first: the root of a dead mount cannot be looked at.
-    let mounted = mountinfo::mount_at(&point).map_err(fail)?;
-    if let Some(mount) = mounted {
-        let source = mount.source.display();
-        let message = if mount.is_secretfs() && is_dead(&point) {
-            format!(
-                "{shown} still has a mount of {source} whose daemon is gone; remove it with `umount {shown}`, then try again"
-            )
-        } else if mount.is_secretfs() && mount.source == vault {
-            format!("the vault {source} is already mounted on {shown}")
-        } else {
-            format!(
-                "{shown} is already a mount point ({source}, type {}); choose another, or unmount it first",
-                mount.fs_type.display()
-            )
-        };
-        return Err(Error::new(Class::Busy, message));
-    }
-    if point.metadata().map_err(fail)?.is_dir() {
-        Ok(point)
+    let point = Point::open(path).map_err(fail)?;
+    let Some(mount) = point.mounted().map_err(fail)? else {
+        return Ok((point, false));
+    };
+    let source = mount.source.display();
+    let is_of_vault = mount.is_secretfs() && mount.source == vault;
+    let message = if mount.is_secretfs() && point.is_dead() {
+        match (is_of_vault, replaces_stale) {
+            (true, true) => return Ok((point, true)),
+            (true, false) => format!(
+                "{shown} still has a mount of {source} whose daemon is gone; remove it with `umount {shown}`, then try again, or mount with `-o replace-stale`"
+            ),
+            (false, _) => format!(
+                "{shown} still has a mount of another vault, {source}, whose daemon is gone; remove it with `umount {shown}`, then try again"
+            ),
+        }
+    } else if is_of_vault {
+        format!("the vault {source} is already mounted on {shown}")
     } else {
-        Err(not_a_directory(path))
-    }
-}
-
-/// Whether a mount's daemon is gone. Asked by opening the root, since the kernel remembers
-/// attributes; in a thread, since a daemon that hangs would hang the question, too.
-fn is_dead(point: &Path) -> bool {
-    let (tell, told) = std::sync::mpsc::channel();
-    let path = point.to_owned();
-    let asking =
-        std::thread::Builder::new().spawn(move || drop(tell.send(std::fs::read_dir(path))));
-    asking.is_ok()
-        && told
-            .recv_timeout(Duration::from_secs(2))
-            .is_ok_and(|answer| {
-                answer.is_err_and(|e| e.raw_os_error() == Some(nix::libc::ENOTCONN))
-            })
+        format!(
+            "{shown} is already a mount point ({source}, type {}); choose another, or unmount it first",
+            mount.fs_type.display()
+        )
+    };
+    Err(Error::new(Class::Busy, message))
 }
 
 fn not_a_directory(path: &Path) -> Error {

@@ -97,6 +97,27 @@ pub(crate) fn start(
     Ok(())
 }
 
+const ABORTED: &str = "the connection to the kernel was aborted";
+
+/// Tells systemd that the end has begun, and why, if nobody has asked for it. Before anything is
+/// published, which may take its time.
+fn tell_systemd_why(ended: &Result<(), String>, ending: Ending) {
+    let why = match (ended, ending) {
+        (Err(e), _) => Some(format!("the session with the kernel broke: {e}")),
+        (Ok(()), Ending::Aborted) => Some(ABORTED.to_owned()),
+        // A status that was told before stays.
+        (Ok(()), Ending::Orderly | Ending::CutOff) => None,
+    };
+    let mut states = vec![sd_notify::NotifyState::Stopping];
+    // One line, whatever the kernel said.
+    let why = why.map(|why| why.replace('\n', " "));
+    if let Some(why) = &why {
+        tracing::error!("{why}: ending; what was not flushed is lost");
+        states.push(sd_notify::NotifyState::Status(why));
+    }
+    let _ = sd_notify::notify(&states);
+}
+
 /// What the end of a mount needs to know.
 pub(crate) struct Serving {
     /// Where the vault can be asked, if it can. Goes before the vault is let go.
@@ -130,6 +151,7 @@ impl Serving {
             Ending::Orderly if cut_off => Ending::CutOff,
             ending => ending,
         };
+        tell_systemd_why(&ended, ending);
         let farewells = self.socket.take().map(Socket::close);
         let finished = self.fs.finish(ending).map_err(Error::from);
         if let (Ok(()), Some(farewells)) = (&finished, farewells) {
@@ -146,7 +168,7 @@ impl Serving {
             )),
             (Ok(()), Ending::Aborted) => Err(Error::new(
                 Class::Failed,
-                "the connection to the kernel was aborted; what was not flushed is lost, the mount is removed",
+                format!("{ABORTED}; what was not flushed is lost, the mount is removed"),
             )),
             (Ok(()), Ending::Orderly | Ending::CutOff) => finished,
         }

@@ -12,6 +12,7 @@ use super::log::{self, Destination};
 use super::mount::{self, Mount, MountOptions, Mounter};
 use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
+use super::point::Point;
 use crate::{config, fs, vault};
 
 use super::serve::{self, Serving};
@@ -26,9 +27,14 @@ use super::{Protection, harden, panics, sys, touch};
 /// # Errors
 /// When nothing is mounted, or (in the foreground) when the mount ended otherwise than it should.
 pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
-    let plan = plan::check(request)?;
+    if !request.foreground {
+        // Before anything is opened that is to stay open.
+        sys::close_inherited(mount::passed_descriptor(&request.mountpoint)?);
+    }
+    let (plan, replaced) = checked(request)?;
+    let shown_target = plan.shown_target.clone();
     let announcement = |ready| {
-        let (vault, point) = (request.vault.display(), &plan.shown_target);
+        let (vault, point) = (request.vault.display(), &shown_target);
         match ready {
             Ready::Served => format!("{vault} is mounted on {point}"),
             Ready::Counting => format!(
@@ -39,14 +45,9 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     };
     signals::block()?;
     if plan.foreground {
-        return panics::caught(|| daemon(&plan, None, &|ready| announce(&announcement(ready))));
+        let announce = |ready| announce(&announcement(ready));
+        return panics::caught(|| daemon(plan, replaced, None, &announce));
     }
-    let passed = if let Target::Passed(fd) = plan.target {
-        Some(fd)
-    } else {
-        None
-    };
-    sys::close_inherited(passed);
     match detach::fork()? {
         Side::Caller(child) => {
             let ready = child.wait_until_ready(plan.target.point(), plan.patience())?;
@@ -54,7 +55,7 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
             Ok(())
         }
         Side::Daemon(mut reporter) => {
-            let ended = panics::caught(|| daemon(&plan, Some(&mut reporter), &|_| ()));
+            let ended = panics::caught(|| daemon(plan, replaced, Some(&mut reporter), &|_| ()));
             // Whoever started us prints what went wrong in the start; later it goes to the log.
             if let Err(error) = &ended
                 && !reporter.failed(error)
@@ -66,12 +67,42 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     }
 }
 
-/// The daemon, from the helper's fork to the end. `reporter` is there in the background.
+/// Dead mounts of one vault that are taken away from one mount point: each crash leaves one.
+const MOST_STALE: usize = 100;
+
+/// Checks the request, and takes dead mounts of the same vault away, where that is wanted; how many.
+fn checked(request: &Request) -> Result<(Plan, usize), Error> {
+    let mut replaced = 0;
+    loop {
+        let plan = plan::check(request)?;
+        let Some(point) = plan.point.as_ref().filter(|_| plan.is_stale) else {
+            return Ok((plan, replaced));
+        };
+        if replaced == MOST_STALE {
+            return Err(Error::new(
+                Class::Busy,
+                format!(
+                    "{replaced} dead mounts were taken away from {shown}, and there are more; remove them with `umount {shown}`",
+                    shown = plan.shown_target
+                ),
+            ));
+        }
+        point.detach_dead()?;
+        replaced += 1;
+    }
+}
+
+/// The daemon, from the helper's fork to the end; `replaced`: how many dead mounts were taken away.
+/// `reporter` is there in the background.
 fn daemon(
-    plan: &Plan,
+    mut plan: Plan,
+    replaced: usize,
     reporter: Option<&mut Reporter>,
     announce: &dyn Fn(Ready),
 ) -> Result<(), Error> {
+    // Let go of once it is mounted on: it would keep the file system below busy.
+    let point = plan.point.take();
+    let plan = &plan;
     let settings = &plan.settings;
 
     // 1. The last fork: after hardening, fusermount3 could not gain its privileges any more.
@@ -83,6 +114,14 @@ fn daemon(
         settings.log_format,
         settings.log_level,
     )?;
+    if replaced > 0 {
+        tracing::warn!(
+            vault = %plan.vault.display(),
+            mountpoint = %plan.shown_target,
+            replaced,
+            "took away what was left of a mount of this vault whose daemon was gone"
+        );
+    }
     let protection = harden::harden(settings.require_mlock)?;
     let (tell, events) = mpsc::channel();
     let watch = Watch::start(plan.foreground, tell.clone())?;
@@ -94,7 +133,8 @@ fn daemon(
         .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
-    let mounted = mount_and_serve(plan, mounter, &fs, &watch, tell);
+    let on = point.zip(mounter);
+    let mounted = mount_and_serve(plan, on, &fs, &watch, tell);
     let (mount, ready) = match mounted {
         Ok(mounted) => mounted,
         Err(e) => {
@@ -152,14 +192,14 @@ fn mount_options(plan: &Plan) -> MountOptions {
 
 fn mount_and_serve(
     plan: &Plan,
-    mounter: Option<Mounter>,
+    on: Option<(Point, Mounter)>,
     fs: &Arc<fs::FileSystem>,
     watch: &Arc<Watch>,
     tell: mpsc::Sender<serve::Event>,
 ) -> Result<(Option<Arc<Mount>>, Ready), Error> {
-    let (mount, device) = match (&plan.target, mounter) {
-        (Target::Point(point), Some(mounter)) => {
-            let (mount, device) = Mount::new(point, &mount_options(plan), mounter)?;
+    let (mount, device) = match (&plan.target, on) {
+        (Target::Point(_), Some((point, mounter))) => {
+            let (mount, device) = Mount::new(&point, &mount_options(plan), mounter)?;
             (Some(Arc::new(mount)), device)
         }
         (Target::Passed(fd), _) => {

@@ -29,9 +29,19 @@ const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 /// Which mount `path` is on, without asking the file system that is mounted there: an empty
 /// request mask needs no permission and no answer from a (possibly dead) daemon.
 pub(crate) fn mount_id(path: &Path) -> io::Result<MountId> {
-    let plain = statx(path, 0)?;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    mount_id_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT)
+}
+
+/// Which mount an open file is on, in the same way.
+pub(crate) fn mount_id_of(file: &OwnedFd) -> io::Result<MountId> {
+    mount_id_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
+}
+
+fn mount_id_at(at: RawFd, path: &CStr, flags: libc::c_int) -> io::Result<MountId> {
+    let plain = statx_at(at, path, flags, 0)?;
     // For this mask the kernel may ask for permission; without an answer the other two must do.
-    let unique = statx(path, STATX_MNT_ID_UNIQUE)
+    let unique = statx_at(at, path, flags, STATX_MNT_ID_UNIQUE)
         .ok()
         .filter(|s| s.stx_mask & STATX_MNT_ID_UNIQUE != 0)
         .map(|s| s.stx_mnt_id);
@@ -48,9 +58,11 @@ pub(crate) fn mount_id(path: &Path) -> io::Result<MountId> {
     })
 }
 
-fn statx(path: &Path, mask: u32) -> io::Result<libc::statx> {
+/// The device number of what is at `path`, as `major, minor`, in the same way.
+pub(crate) fn device_at(path: &Path) -> io::Result<(u32, u32)> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    statx_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT, mask)
+    let answer = statx_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT, 0)?;
+    Ok((answer.stx_dev_major, answer.stx_dev_minor))
 }
 
 fn statx_at(at: RawFd, path: &CStr, flags: libc::c_int, mask: u32) -> io::Result<libc::statx> {

@@ -1,4 +1,5 @@
-//! `umount` for mounts that other processes serve.
+//! `umount` for mounts that other processes serve. It must not say that a vault is free while it is
+//! not: other mounts of the same file system, and open files, keep its daemon alive.
 
 use std::io;
 use std::path::Path;
@@ -9,22 +10,41 @@ use nix::errno::Errno;
 use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
+use super::holders::Holders;
+use super::point::Point;
 use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo};
 use crate::store;
 
-/// How long the daemon may take to publish and let go of its vault.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a daemon may take to tell how its mount is.
+/// How long a daemon may take to tell how its mount is, or has ended.
 const TO_TELL: Duration = Duration::from_secs(2);
 
-/// Unmounts the mount of secretfs on `path`, and waits until its daemon has let go of the vault.
-/// Returns how far the vault has come, where the daemon tells that.
+/// How long a daemon may take to end before anybody looks who keeps it from that.
+const TO_END: Duration = Duration::from_millis(400);
+
+/// How long it may take without anybody to be seen who keeps it from that, before that is told.
+const TO_END_ALONE: Duration = Duration::from_secs(5);
+
+/// What has become of the vault of a mount that is gone.
+#[derive(Debug)]
+pub enum Unmounted {
+    /// Its daemon has let go of it; how far it has come, where the daemon tells that.
+    Free(Option<u64>),
+    /// It is still held, by whom is said in words.
+    Held(String),
+}
+
+/// Unmounts the mount of secretfs on `path`, and waits until its daemon has let go of the vault, as
+/// long as `wait`; `None`: not at all. `tell` is told who keeps it waiting.
 ///
 /// # Errors
-/// When there is none, when it is in use, or when this user may not.
-pub fn unmount(path: &Path) -> Result<Option<u64>, Error> {
+/// When there is none, when it is in use, or when this user may not; and when the vault is still held
+/// after `wait`, though the mount is gone.
+pub fn unmount(
+    path: &Path,
+    wait: Option<Duration>,
+    tell: &dyn Fn(&str),
+) -> Result<Unmounted, Error> {
     let shown = path.display();
     let fail = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
@@ -46,14 +66,14 @@ pub fn unmount(path: &Path) -> Result<Option<u64>, Error> {
             ),
         ));
     }
+    let held = Held::before(&mount);
     let farewell = match mount.read_only {
-        true => Farewell::Known(commit_of(&mount)),
-        false => Farewell::Told(
-            Writer::of(&mount.source)
-                .ok()
-                .flatten()
-                .and_then(|w| w.farewell()),
-        ),
+        true => None,
+        false => Writer::of(&mount.source)
+            .ok()
+            .flatten()
+            .filter(|_| wait.is_some())
+            .and_then(|writer| writer.farewell()),
     };
     if harden::may_mount() {
         nix::mount::umount2(&point, MntFlags::UMOUNT_NOFOLLOW).map_err(|e| match e {
@@ -69,27 +89,164 @@ pub fn unmount(path: &Path) -> Result<Option<u64>, Error> {
             }
         })?;
     }
-    let commit = match farewell {
-        Farewell::Known(commit) => commit,
-        Farewell::Told(farewell) => farewell.and_then(|farewell| farewell.await_end(PATIENCE)),
-    };
-    if !mount.read_only {
-        wait_until_released(&mount.source);
+    held.await_end(&mount, path, wait, farewell, tell)
+}
+
+/// Why the vault of a mount would still be held.
+enum Held {
+    /// It is not, or nobody can tell.
+    Free,
+    /// Its lock has this holder.
+    ByWriter(store::Holder),
+    /// This process serves a mount that only reads; how far the vault has come.
+    ByReader(Daemon, Option<u64>),
+    /// Nothing is known of the daemon. While the file system is there, it is held.
+    ByWhoever,
+}
+
+/// A process, told from later ones with its number.
+struct Daemon {
+    id: u64,
+    started: String,
+}
+
+impl Daemon {
+    fn of(id: u64) -> Option<Self> {
+        let name = std::fs::read(format!("/proc/{id}/comm")).ok()?;
+        // In another PID namespace it would be another process.
+        let is_ours = name.trim_ascii() == b"secretfs";
+        let started = started(id)?;
+        is_ours.then_some(Self { id, started })
     }
-    Ok(commit)
+
+    fn is_alive(&self) -> bool {
+        started(self.id).is_some_and(|now| now == self.started)
+    }
 }
 
-/// From whom it is known how far the vault has come.
-enum Farewell {
-    /// A mount that only reads has changed nothing.
-    Known(Option<u64>),
-    /// One that writes still writes when it is unmounted.
-    Told(Option<socket::Farewell>),
+/// When a process was started, unless it has ended.
+fn started(id: u64) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    // The 22nd of all.
+    (!matches!(state, "Z" | "X")).then(|| fields.nth(18).map(str::to_owned))?
 }
 
-/// How far the vault of a mount has come, if its daemon tells. Asked by a process that can be killed: a
-/// read that hangs would keep the mount busy.
-fn commit_of(mount: &mountinfo::Mount) -> Option<u64> {
+impl Held {
+    /// To be asked while it is mounted.
+    fn before(mount: &mountinfo::Mount) -> Self {
+        if !mount.read_only {
+            return match store::holder(&mount.source) {
+                Ok(Some(holder)) => Self::ByWriter(holder),
+                Ok(None) => Self::Free,
+                // Its path may be one in another mount namespace.
+                Err(_) => Self::unless_dead(mount),
+            };
+        }
+        let Some(status) = status_of(mount) else {
+            return Self::unless_dead(mount);
+        };
+        let commit = status["commit_sequence"].as_u64();
+        match status["pid"].as_u64().and_then(Daemon::of) {
+            Some(daemon) => Self::ByReader(daemon, commit),
+            None => Self::ByWhoever,
+        }
+    }
+
+    fn unless_dead(mount: &mountinfo::Mount) -> Self {
+        match Point::open(&mount.point).is_ok_and(|point| point.is_dead()) {
+            true => Self::Free,
+            false => Self::ByWhoever,
+        }
+    }
+
+    fn is_over(&self, mount: &mountinfo::Mount) -> bool {
+        match self {
+            Self::Free => true,
+            // Somebody else who has it by now is none of our business.
+            Self::ByWriter(before) => {
+                !store::holder(&mount.source).is_ok_and(|now| now.as_ref() == Some(before))
+            }
+            Self::ByReader(daemon, _) => !daemon.is_alive(),
+            Self::ByWhoever => !Holders::of(mount.device).is_anybody(),
+        }
+    }
+
+    /// Who has it, and what to do about that.
+    fn told(&self, holders: &Holders) -> String {
+        let daemon = match self {
+            Self::ByWriter(holder) if holder.pid != 0 => format!("process {}", holder.pid),
+            Self::ByReader(daemon, _) => format!("process {}", daemon.id),
+            Self::ByWriter(_) | Self::ByWhoever | Self::Free => "its daemon".to_owned(),
+        };
+        match holders.is_anybody() {
+            true => format!("{holders}; {}", holders.remedy()),
+            false => format!(
+                "{daemon} has not let go of it yet, and {holders}; {}",
+                holders.remedy()
+            ),
+        }
+    }
+
+    fn await_end(
+        self,
+        mount: &mountinfo::Mount,
+        path: &Path,
+        wait: Option<Duration>,
+        farewell: Option<socket::Farewell>,
+        tell: &dyn Fn(&str),
+    ) -> Result<Unmounted, Error> {
+        let (shown, vault) = (path.display(), mount.source.display());
+        let known = match &self {
+            Self::ByReader(_, commit) => *commit,
+            Self::Free | Self::ByWriter(_) | Self::ByWhoever => None,
+        };
+        let begun = Instant::now();
+        let mut look_at = TO_END;
+        let mut is_told = false;
+        while !self.is_over(mount) {
+            let passed = begun.elapsed();
+            if wait.is_none_or(|wait| passed >= wait) {
+                let who = self.told(&Holders::of(mount.device));
+                let Some(wait) = wait else {
+                    return Ok(Unmounted::Held(who));
+                };
+                return Err(Error::new(
+                    Class::Busy,
+                    format!(
+                        "{shown} is unmounted, but its vault {vault} is still held after {} s: {who}",
+                        wait.as_secs_f32()
+                    ),
+                ));
+            }
+            if !is_told && passed >= look_at {
+                let holders = Holders::of(mount.device);
+                if holders.is_anybody() || passed >= TO_END_ALONE {
+                    is_told = true;
+                    tell(&format!(
+                        "{shown} is unmounted, but its vault {vault} is still held: {}; waiting for that",
+                        self.told(&holders)
+                    ));
+                }
+                look_at = passed + TO_END;
+            }
+            let pause = match &self {
+                // Each look is one at all processes.
+                Self::ByWhoever => 100,
+                Self::Free | Self::ByWriter(_) | Self::ByReader(..) => 10,
+            };
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+        let commit = known.or_else(|| farewell.and_then(|farewell| farewell.await_end(TO_TELL)));
+        Ok(Unmounted::Free(commit))
+    }
+}
+
+/// What a mount tells of itself, if it does. Asked by a process that can be killed: a read that hangs
+/// would keep the mount busy.
+fn status_of(mount: &mountinfo::Mount) -> Option<serde_json::Value> {
     let mut asking = Command::new(std::env::current_exe().ok()?)
         .args(["status", "--json"])
         .arg(&mount.point)
@@ -108,8 +265,7 @@ fn commit_of(mount: &mountinfo::Mount) -> Option<u64> {
         std::thread::sleep(Duration::from_millis(2));
     }
     let text = asking.wait_with_output().ok()?.stdout;
-    let status: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    status["commit_sequence"].as_u64()
+    serde_json::from_slice(&text).ok()
 }
 
 fn busy(path: &Path) -> Error {
@@ -120,13 +276,4 @@ fn busy(path: &Path) -> Error {
             "{shown} is in use; end what uses it (`fuser -vm {shown}` shows it), or take it out of the way with `umount -l {shown}`"
         ),
     )
-}
-
-/// So that what follows `umount` finds the vault free. Where the lock cannot be asked there is
-/// nothing to wait for.
-fn wait_until_released(vault: &Path) {
-    let deadline = Instant::now() + PATIENCE;
-    while store::holder(vault).is_ok_and(|held| held.is_some()) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -283,23 +283,45 @@ impl Drop for Server {
     }
 }
 
-/// A server with a mount namespace of its own: nobody outside sees its mount, save through
-/// `/proc/PID/root`.
-pub fn apart(place: &Place, point: &str, options: &str) -> Server {
-    std::fs::create_dir_all(place.path().join(point)).expect("a mount point");
+/// Lets go of the mounts of tests beside this one: a copy would keep their daemons alive.
+const ALONE: &str = r#"
+sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \([^ ]*\) .* - fuse\.secretfs .*/\1/p' /proc/self/mountinfo |
+while read -r point; do
+    case $point in
+        "$PLACE"/*) ;;
+        *) umount -i -c -l "$(printf "$point")" 2> /dev/null || true ;;
+    esac
+done
+exec "$@"
+"#;
+
+/// Begins a program, to be added with its arguments, in a mount namespace of its own. It has the
+/// environment of the place, and the path of that in `PLACE`.
+pub fn in_own_namespace(place: &Place) -> Command {
     let mut command = Command::new("unshare");
-    command.args(["-m", "--propagation", "private", PROGRAM, "mount"]);
     command
-        .arg(place.vault())
-        .arg(place.path().join(point))
-        .args(["-f", "-o", options])
+        .args(["-m", "--propagation", "private", "sh", "-c", ALONE, "sh"])
         .envs(
             place
                 .command()
                 .get_envs()
                 .filter_map(|(k, v)| Some((k, v?))),
         )
+        .env("PLACE", place.path())
         .stdin(Stdio::null());
+    command
+}
+
+/// A server with a mount namespace of its own: nobody outside sees its mount, save through
+/// `/proc/PID/root`.
+pub fn apart(place: &Place, point: &str, options: &str) -> Server {
+    std::fs::create_dir_all(place.path().join(point)).expect("a mount point");
+    let mut command = in_own_namespace(place);
+    command
+        .args([PROGRAM, "mount"])
+        .arg(place.vault())
+        .arg(place.path().join(point))
+        .args(["-f", "-o", options]);
     Server::start(command)
 }
 

@@ -1,0 +1,278 @@
+//! Who keeps a file system alive once one of its mounts is gone: other mounts of it, in this mount
+//! namespace and in others, and processes that have files of it open. Found in /proc, without asking
+//! the file system anything. It tells what it may not see, too: other users' processes.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::mountinfo;
+use super::sys;
+
+/// Processes that are named for one mount namespace, and paths that are.
+const NAMED: usize = 3;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    /// Mounts in this process' own mount namespace.
+    here: Vec<PathBuf>,
+    /// Other mount namespaces (or roots) in which there are mounts.
+    elsewhere: Vec<Space>,
+    /// Processes that have files of it open, or work in it.
+    open: Vec<Process>,
+    /// Processes that could not be looked at.
+    unseen: usize,
+}
+
+/// A mount namespace as processes with one root directory see it.
+#[derive(Debug)]
+struct Space {
+    processes: Vec<Process>,
+    points: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Process {
+    id: u32,
+    name: String,
+}
+
+impl Holders {
+    /// Looks who has the file system with this device number.
+    pub(crate) fn of(device: (u32, u32)) -> Self {
+        let mut found = Self {
+            here: points_in(mountinfo::mounts(), device),
+            ..Self::default()
+        };
+        // Not being able to tell what is our own does no harm: it is then told twice.
+        let own = view(Path::new("/proc/self")).ok();
+        let mut spaces: HashMap<(OsString, OsString), Option<usize>> = HashMap::new();
+        for id in processes() {
+            let proc = PathBuf::from(format!("/proc/{id}"));
+            let view = match view(&proc) {
+                Ok(view) => view,
+                Err(e) => {
+                    found.unseen += usize::from(e.kind() == io::ErrorKind::PermissionDenied);
+                    continue;
+                }
+            };
+            if has_open(&proc, device) {
+                found.open.push(Process::of(id));
+            }
+            if Some(&view) == own.as_ref() {
+                continue;
+            }
+            let space = *spaces.entry(view).or_insert_with(|| {
+                let points = points_in(mountinfo::mounts_of(id), device);
+                (!points.is_empty()).then(|| {
+                    found.elsewhere.push(Space {
+                        processes: Vec::new(),
+                        points,
+                    });
+                    found.elsewhere.len() - 1
+                })
+            });
+            if let Some(space) = space.and_then(|at| found.elsewhere.get_mut(at)) {
+                space.processes.push(Process::of(id));
+            }
+        }
+        found
+    }
+
+    /// Whether anybody was found.
+    pub(crate) fn is_anybody(&self) -> bool {
+        !(self.here.is_empty() && self.elsewhere.is_empty() && self.open.is_empty())
+    }
+
+    /// What is to be done about them.
+    pub(crate) fn remedy(&self) -> String {
+        let mut commands = Vec::new();
+        commands.extend(self.here.iter().map(|p| format!("umount {}", p.display())));
+        for space in &self.elsewhere {
+            if let (Some(process), Some(point)) = (space.processes.first(), space.points.first()) {
+                let (id, point) = (process.id, point.display());
+                commands.push(format!("nsenter -t {id} -m umount {point}"));
+            }
+        }
+        let ends = match self.open.is_empty() {
+            true => "",
+            false => "end what has files open, ",
+        };
+        match commands.is_empty() {
+            true if ends.is_empty() => "look at `secretfs status` on the vault".to_owned(),
+            true => "end what has files open".to_owned(),
+            false => {
+                commands.truncate(NAMED);
+                format!("{ends}unmount it there, too (`{}`)", commands.join("`, `"))
+            }
+        }
+    }
+}
+
+/// In words, without a full stop.
+impl fmt::Display for Holders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if !self.here.is_empty() {
+            parts.push(format!("it is still mounted on {}", listed(&self.here)));
+        }
+        for space in &self.elsewhere {
+            parts.push(format!(
+                "it is mounted on {} in the mount namespace of {}",
+                listed(&space.points),
+                named(&space.processes)
+            ));
+        }
+        if !self.open.is_empty() {
+            parts.push(format!("{} has files of it open", named(&self.open)));
+        }
+        if !self.is_anybody() {
+            parts.push("nobody is seen who has it".to_owned());
+        }
+        if self.unseen > 0 {
+            let (count, plural) = (self.unseen, if self.unseen == 1 { "" } else { "es" });
+            let who_may = match nix::unistd::geteuid().is_root() {
+                true => "",
+                false => " (root may)",
+            };
+            parts.push(format!(
+                "{count} process{plural} could not be looked at{who_may}"
+            ));
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+impl Process {
+    fn of(id: u32) -> Self {
+        let name = fs::read(format!("/proc/{id}/comm")).unwrap_or_default();
+        Self {
+            id,
+            name: String::from_utf8_lossy(name.trim_ascii()).into_owned(),
+        }
+    }
+}
+
+fn named(processes: &[Process]) -> String {
+    let mut text = "process ".to_owned();
+    for (at, process) in processes.iter().take(NAMED).enumerate() {
+        let comma = if at == 0 { "" } else { ", " };
+        let _ = write!(text, "{comma}{} ({})", process.id, process.name);
+    }
+    and_more(text, processes.len())
+}
+
+fn listed(points: &[PathBuf]) -> String {
+    let shown: Vec<String> = points
+        .iter()
+        .take(NAMED)
+        .map(|p| p.display().to_string())
+        .collect();
+    and_more(shown.join(", "), points.len())
+}
+
+fn and_more(text: String, count: usize) -> String {
+    match count.checked_sub(NAMED) {
+        Some(more @ 1..) => format!("{text} and {more} more"),
+        _ => text,
+    }
+}
+
+fn processes() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut ids: Vec<u32> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// What decides which mounts a process sees: its mount namespace, and its root directory in it.
+fn view(proc: &Path) -> io::Result<(OsString, OsString)> {
+    let namespace = fs::read_link(proc.join("ns/mnt"))?;
+    let root = fs::read_link(proc.join("root"))?;
+    Ok((namespace.into(), root.into()))
+}
+
+fn points_in(mounts: io::Result<Vec<mountinfo::Mount>>, device: (u32, u32)) -> Vec<PathBuf> {
+    let mounts = mounts.unwrap_or_default().into_iter();
+    mounts
+        .filter(|mount| mount.device == device)
+        .map(|mount| mount.point)
+        .collect()
+}
+
+/// Whether a process has a file of the file system open, or works or is rooted in it, or has one mapped.
+fn has_open(proc: &Path, device: (u32, u32)) -> bool {
+    let is_on_it = |path: &Path| sys::device_at(path).is_ok_and(|found| found == device);
+    if is_on_it(&proc.join("cwd")) || is_on_it(&proc.join("root")) {
+        return true;
+    }
+    let open = fs::read_dir(proc.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    if open.map(|entry| entry.path()).any(|path| is_on_it(&path)) {
+        return true;
+    }
+    let wanted = format!("{:02x}:{:02x}", device.0, device.1);
+    let maps = fs::read(proc.join("maps")).unwrap_or_default();
+    maps.split(|byte| *byte == b'\n').any(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        fields.nth(3) == Some(wanted.as_bytes())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(id: u32) -> Process {
+        Process {
+            id,
+            name: "cat".to_owned(),
+        }
+    }
+
+    #[test]
+    fn who_has_it_is_told_with_what_to_do() {
+        let nobody = Holders::default();
+        assert!(!nobody.is_anybody());
+        assert_eq!(nobody.to_string(), "nobody is seen who has it");
+        let found = Holders {
+            here: vec!["/a".into()],
+            elsewhere: vec![Space {
+                processes: (1..6).map(process).collect(),
+                points: vec!["/b".into()],
+            }],
+            open: vec![process(9)],
+            unseen: 4,
+        };
+        assert_eq!(
+            found.to_string().trim_end_matches(" (root may)"),
+            "it is still mounted on /a; it is mounted on /b in the mount namespace of process 1 (cat), 2 (cat), 3 (cat) and 2 more; process 9 (cat) has files of it open; 4 processes could not be looked at"
+        );
+        assert_eq!(
+            found.remedy(),
+            "end what has files open, unmount it there, too (`umount /a`, `nsenter -t 1 -m umount /b`)"
+        );
+    }
+
+    #[test]
+    fn an_open_file_and_a_working_directory_are_found() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = fs::File::create(dir.path().join("f")).expect("made");
+        let device = file.metadata().expect("stat").dev();
+        let device = (
+            nix::sys::stat::major(device) as u32,
+            nix::sys::stat::minor(device) as u32,
+        );
+        assert!(has_open(Path::new("/proc/self"), device));
+        assert!(!has_open(Path::new("/proc/self"), (0xfff, 1)));
+    }
+}

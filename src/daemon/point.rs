@@ -1,0 +1,191 @@
+//! The directory that is to be mounted on. It is opened once, and what is asked about it and mounted
+//! on it goes through that descriptor: its path may lead elsewhere by then, if another user can rename
+//! in it. Knows as well how to take away what is mounted at a path without being led elsewhere.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::mount::MntFlags;
+
+use super::error::{Class, Error};
+use super::mountinfo::{self, Mount};
+use super::sys::{self, MountId};
+use super::{harden, helper};
+
+/// A directory, held open.
+#[derive(Debug)]
+pub(crate) struct Point {
+    directory: OwnedFd,
+    path: PathBuf,
+}
+
+impl Point {
+    /// Opens what `path` leads to by now. What is mounted on it, which may be dead, is not asked.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let directory = open_path(&mountinfo::absolute(path)?)?;
+        let path = path_of(&directory)?;
+        Ok(Self { directory, path })
+    }
+
+    /// Where it was when it was opened.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A path that leads to it, whatever becomes of its own.
+    pub(crate) fn as_path(&self) -> PathBuf {
+        through(&self.directory)
+    }
+
+    /// The mount whose root it is.
+    pub(crate) fn mounted(&self) -> io::Result<Option<Mount>> {
+        let id = sys::mount_id_of(&self.directory)?;
+        let mounts = mountinfo::mounts()?.into_iter();
+        let mut here = mounts.filter(|m| m.id == id.id && m.point == self.path);
+        Ok(here.next())
+    }
+
+    /// Whether what is mounted on it has no daemon any more.
+    pub(crate) fn is_dead(&self) -> bool {
+        match self.directory.try_clone() {
+            Ok(directory) => is_dead(move || fs::read_dir(through(&directory))),
+            Err(_) => false,
+        }
+    }
+
+    /// Takes a dead mount away whose root this is; processes that have files of it open keep those.
+    ///
+    /// # Errors
+    /// When it cannot be, or is not there any more.
+    pub(crate) fn detach_dead(&self) -> Result<(), Error> {
+        let shown = self.path.display();
+        let fail = |why: &dyn std::fmt::Display| {
+            Error::new(
+                Class::Failed,
+                format!("cannot take the dead mount on {shown} away: {why}; `umount -l {shown}`"),
+            )
+        };
+        let id = sys::mount_id_of(&self.directory).map_err(|e| fail(&e))?;
+        if !harden::may_mount() {
+            return helper::unmount_by_fusermount(&self.path, true);
+        }
+        match unmount(&self.path, id, MntFlags::MNT_DETACH) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(fail(&"something else is mounted there by now")),
+            Err(e) => Err(fail(&e)),
+        }
+    }
+
+    /// What is mounted on it by now, and where that is; `None` when nothing is.
+    pub(crate) fn covered_by(&self) -> io::Result<Option<(MountId, PathBuf)>> {
+        // From the directory upwards, not along its path. What is mounted on in this namespace cannot
+        // be renamed.
+        let parent = open_path(&self.as_path().join(".."))?;
+        let path = path_of(&self.directory)?;
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        let id = sys::mount_id(&through(&parent).join(name))?;
+        let below = sys::mount_id_of(&self.directory)?;
+        Ok((id != below).then_some((id, path)))
+    }
+
+    /// Takes away what has just been mounted on it.
+    pub(crate) fn uncover(&self) {
+        if let Ok(Some((id, _))) = self.covered_by()
+            && let Ok(parent) = open_path(&self.as_path().join(".."))
+            && let Ok(path) = path_of(&self.directory)
+            && let Some(name) = path.file_name()
+        {
+            let _ = unmount_at(&through(&parent).join(name), id, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Unmounts the mount `id` at `path`; `false` when another one is there.
+pub(crate) fn unmount(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::EINVAL);
+    };
+    match open_path(parent) {
+        Ok(parent) => unmount_at(&through(&parent).join(name), id, flags),
+        // No directory any more: somebody has exchanged it.
+        Err(e) if leads_elsewhere(&e) => Ok(false),
+        // Without descriptors, its path must do.
+        Err(e) if e.raw_os_error() == Some(libc::EMFILE) => unmount_at(path, id, flags),
+        Err(e) => Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
+    }
+}
+
+fn leads_elsewhere(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTDIR | libc::ELOOP | libc::ENOENT)
+    )
+}
+
+/// Between the comparison and the unmounting nobody can put another directory into the way of a name in
+/// an open directory: what is mounted on cannot be renamed.
+fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
+    match sys::mount_id(path) {
+        Ok(found) if found == id => {}
+        _ => return Ok(false),
+    }
+    nix::mount::umount2(path, flags | MntFlags::UMOUNT_NOFOLLOW).map(|()| true)
+}
+
+/// Whether a mount's daemon is gone. Asked by opening the root, since the kernel remembers
+/// attributes; in a thread, since a daemon that hangs would hang the question, too.
+fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> bool {
+    let (tell, told) = std::sync::mpsc::channel();
+    let asking = std::thread::Builder::new().spawn(move || drop(tell.send(open())));
+    asking.is_ok()
+        && told
+            .recv_timeout(Duration::from_secs(2))
+            .is_ok_and(|answer| answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)))
+}
+
+/// A directory, to be referred to and not to be read; never through a symlink in the last place.
+fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_DIRECTORY;
+    let opened = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
+    Ok(opened.into())
+}
+
+fn through(directory: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()))
+}
+
+fn path_of(directory: &OwnedFd) -> io::Result<PathBuf> {
+    // Not to be taken for a directory that does not exist.
+    fs::read_link(through(directory))
+        .map_err(|e| io::Error::other(format!("cannot look into /proc/self/fd ({e}); mount /proc")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_stays_the_one_that_was_opened() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = dir.path().canonicalize().expect("a path");
+        let (a, b) = (root.join("a"), root.join("b"));
+        fs::create_dir(&a).expect("made");
+        let point = Point::open(&a).expect("opened");
+        assert_eq!(point.path(), a);
+        fs::rename(&a, &b).expect("renamed");
+        std::os::unix::fs::symlink("/", &a).expect("linked");
+        fs::write(b.join("in"), "it").expect("written");
+        assert!(point.as_path().join("in").exists());
+        assert_eq!(point.covered_by().expect("asked"), None);
+        assert_eq!(Point::open(&a).expect("followed").path(), Path::new("/"));
+    }
+}
