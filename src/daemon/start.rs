@@ -278,6 +278,7 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
             Some(point) => point.display().to_string(),
             None => plan.shown_target.clone(),
         },
+        control_uid: settings.control_uid,
     }
 }
 
@@ -300,7 +301,7 @@ fn tell_log(plan: &Plan, protection: Protection) {
         vault = %plan.vault.display(),
         mountpoint = %plan.shown_target,
         read_only = plan.settings.read_only,
-        locked = ?protection.locked,
+        locked = %protection.locked,
         "mounted"
     );
     for option in &plan.not_granted {

@@ -261,7 +261,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let (asked, fs) = (self.by_number(request, parent), Arc::clone(&self.fs));
         self.fs.lookup_for(
-            request.pid(),
+            caller(request),
             parent.0,
             name.as_bytes(),
             Box::new(move |found| match found {
@@ -546,8 +546,8 @@ impl fuser::Filesystem for Adapter {
             pid: request.pid(),
         };
         self.fs.write_flagged(
-            fh.0,
-            offset,
+            caller(request),
+            (fh.0, offset),
             data,
             transfer,
             flags.0,
