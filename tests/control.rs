@@ -459,7 +459,10 @@ fn whom_the_kernel_cannot_name_commands_nothing() {
             }
         }
     }
-    assert!(fs.open_as(root, found(root, b"control").ino, libc::O_RDWR).is_ok());
+    assert!(
+        fs.open_as(root, found(root, b"control").ino, libc::O_RDWR)
+            .is_ok()
+    );
     let public = found(unknown, b"status").size;
     assert!(0 < public && public < found(root, b"status").size);
     scenario.teardown();
@@ -663,7 +666,10 @@ fn every_time_is_told_in_seconds_and_as_a_date() {
     assert_eq!(dates.len(), history.lines().count());
     let said = fs::read_to_string(file(&place, "control")).expect("readable");
     let mut words = said.split(' ');
-    let (at, time) = (words.next().expect("seconds"), words.next().expect("a date"));
+    let (at, time) = (
+        words.next().expect("seconds"),
+        words.next().expect("a date"),
+    );
     let both = serde_json::json!({"at": at.parse::<i64>().expect("a number"), "at_time": time});
     check_times(&both, &mut dates);
     ended(server);

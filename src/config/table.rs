@@ -228,7 +228,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "UID",
-        "One more user who may command the keys and see all of status and audit, besides root and the user of the daemon; not move the vault to other KMS keys than those that it is under or kms-key names. Default: nobody",
+        "One more user who may command the keys and see all of status and audit, besides root and the user of the daemon; not move the vault to other KMS keys than those that it is under or kms-key names. Default nobody",
     ),
     value(
         "kms-key",

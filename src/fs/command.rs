@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 use crate::crypto::memory;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
-use crate::vault::{
-    BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339,
-};
+use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339};
 
 use super::commanders::Right;
 use super::nice::step_back;
@@ -356,7 +354,9 @@ impl FileSystem {
         let what = match (leave_aws, self.vault.first_unknown_key(to)?) {
             (false, None) => return Ok(()),
             (true, _) => "leaving AWS KMS (--yes-leave-aws)".to_owned(),
-            (false, Some(key)) => format!("{key}, which the vault is not under and kms-key does not name,"),
+            (false, Some(key)) => {
+                format!("{key}, which the vault is not under and kms-key does not name,")
+            }
         };
         let keys = to.iter().map(|key| format!(" --kms-key {key}"));
         let why = format!(

@@ -215,7 +215,11 @@ impl FileSystem {
             false => return 0,
             true => texts.told(caller.uid, file),
         };
-        let open = || texts.opened_by(caller, file).filter(|_| by_number && in_full);
+        let open = || {
+            texts
+                .opened_by(caller, file)
+                .filter(|_| by_number && in_full)
+        };
         if let Some(text) = known.or_else(open) {
             return text.len() as u64;
         }

@@ -274,9 +274,7 @@ fn look(fs: &FileSystem, question: &str) -> Result<Answer, Refusal> {
     // Who asks by the vault's path means what is there.
     fs.vault().check_unmoved()?;
     match question {
-        "status" => {
-            Ok(Answer::Status(fs.status()))
-        }
+        "status" => Ok(Answer::Status(fs.status())),
         "audit" => {
             let events = fs.vault().history()?;
             let events = events.iter().map(serde_json::to_value);

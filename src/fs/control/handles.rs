@@ -121,10 +121,7 @@ mod tests {
         for fh in 0..MAX_HANDLES as u64 {
             assert_eq!(handles.add(fh, open(1, &text)), Ok(()));
         }
-        assert_eq!(
-            handles.add(9999, open(1, &text)),
-            Err(Errno(libc::EMFILE))
-        );
+        assert_eq!(handles.add(9999, open(1, &text)), Err(Errno(libc::EMFILE)));
         assert_eq!(handles.add(9999, open(2, &text)), Ok(()));
         handles.remove(0);
         assert_eq!(handles.add(0, open(1, &text)), Ok(()));
@@ -143,10 +140,7 @@ mod tests {
         for fh in 0..10 {
             assert_eq!(handles.add(fh, open(1, &first)), Ok(()));
         }
-        assert_eq!(
-            handles.add(10, open(1, &second)),
-            Err(Errno(libc::ENFILE))
-        );
+        assert_eq!(handles.add(10, open(1, &second)), Err(Errno(libc::ENFILE)));
         assert_eq!(handles.add(10, open(2, &second)), Ok(()));
         (0..10).for_each(|fh| handles.remove(fh));
         assert_eq!(handles.add(0, open(1, &second)), Ok(()));

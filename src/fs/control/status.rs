@@ -1,5 +1,6 @@
 //! How a mount is, as JSON: all of it to who may command; to everybody else what monitoring needs, and
-//! nothing of paths, keys, processes and protection.
+//! nothing of paths, keys, processes and protection. Members that change by themselves (`uptime_seconds`,
+//! the age of the anchor) change once a second: whoever opens it meanwhile shares one text.
 
 use std::sync::atomic::Ordering;
 
@@ -116,7 +117,8 @@ impl FileSystem {
             integrity_since: since(&integrity),
             verify: self.settings.verify,
             findings,
-            open_files: self.open_files(),
+            // Not those of the control directory: each of its files would show another text.
+            open_files: self.table.len(),
             watchers: self.touches.said(),
             published: self.counters.published.load(Ordering::Relaxed),
             failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),

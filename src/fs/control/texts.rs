@@ -56,9 +56,7 @@ impl Texts {
             Some(newest) if **newest == bytes => Arc::clone(newest),
             _ => {
                 let text = Arc::new(bytes);
-                state
-                    .newest
-                    .insert((file, in_full), Arc::clone(&text));
+                state.newest.insert((file, in_full), Arc::clone(&text));
                 text
             }
         }
@@ -94,7 +92,9 @@ impl Texts {
     /// A user is told the length of `text`.
     pub(super) fn tell(&self, uid: u32, file: File, text: &Text) {
         let mut state = self.state();
-        state.told.retain(|told| told.uid != uid || told.file != file);
+        state
+            .told
+            .retain(|told| told.uid != uid || told.file != file);
         state.told.push(Told {
             uid,
             file,
@@ -107,7 +107,9 @@ impl Texts {
     pub(super) fn take(&self, uid: u32, file: File) -> Option<Text> {
         let told = self.told(uid, file);
         let mut state = self.state();
-        state.told.retain(|told| told.uid != uid || told.file != file);
+        state
+            .told
+            .retain(|told| told.uid != uid || told.file != file);
         told
     }
 
