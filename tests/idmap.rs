@@ -131,3 +131,29 @@ fn where_mounts_may_be_idmapped_set_id_bits_go_as_elsewhere() {
     drop(mapped);
     unmounted_and_clean(&place);
 }
+
+/// The mode of `control` lets its owner in, and the mapped owner of what is the daemon's is another user.
+#[test]
+fn who_is_called_as_the_daemon_in_an_idmapped_mount_commands_nothing() {
+    let (place, other) = mounted(&["-o", "idmap"]);
+    let mapped = Idmapped::new(&place.point(), &other, &MAP).expect("idmapped");
+    let control = other.join(".secretfs/control");
+    let open = |uid| as_user(uid, &[], || OpenOptions::new().write(true).open(&control));
+    for uid in [MAPPED_ROOT, MAPPED_APP, APP, 65_534] {
+        let refused = open(uid).expect_err("another user");
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{uid}");
+    }
+    let seen = as_user(MAPPED_ROOT, &[], || {
+        fs::read_to_string(other.join(".secretfs/status"))
+    });
+    assert!(!seen.expect("the public part").contains("mountpoint"));
+    // Root, by whichever mount: what it says is looked at.
+    for point in [place.point(), other.clone()] {
+        let path = point.join(".secretfs/control");
+        let mut control = OpenOptions::new().write(true).open(path).expect("root's");
+        let refused = control.write_all(b"no command").expect_err("none");
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+    }
+    drop(mapped);
+    unmounted_and_clean(&place);
+}

@@ -142,8 +142,8 @@ fn who_may_use_a_mount_but_not_command_it_is_told_so() {
         "#;
     let ran = in_namespace(&place, script);
     assert_eq!(ran.0.status.code(), Some(1), "{}", ran.stderr());
-    let told = "m/.secretfs/control: Permission denied (os error 13); only the owner of its \
-                top directory and root may command it";
+    let told = "m/.secretfs/control: Permission denied (os error 13); only root, the user of its \
+                daemon, and whom control-uid names may command it";
     assert!(ran.stderr().contains(told), "{}", ran.stderr());
 }
 

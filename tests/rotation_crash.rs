@@ -27,6 +27,8 @@ const FEW: &str = "names-at-a-time=return(37);keys-at-a-time=return(100)";
 fn mount(place: &Place, fail_at: Option<&str>) {
     let mut command = place.command();
     command.arg("mount").arg(place.vault()).arg(place.point());
+    // Through the mount, a vault goes to keys only that the mount names.
+    command.args(["-o", "kms-key=local-kms://default,kms-key=local-kms://b"]);
     if let Some(fail_at) = fail_at {
         command.env("FAILPOINTS", format!("{FEW};{fail_at}"));
     }

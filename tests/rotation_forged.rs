@@ -412,9 +412,9 @@ fn a_kms_that_refuses_or_is_away_changes_nothing_and_is_told_by_errno() {
     }
     assert_eq!(status(&point)["keyring_sequence"], before);
     proxy.set(Answer::Forward);
-    // It leaves AWS only if that is said.
+    // It does not leave AWS through the mount.
     let error = std::fs::write(&control, "rewrap local-kms://default").expect_err("refused");
-    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
     assert_eq!(status(&point)["keyring_sequence"], before);
     std::fs::write(&control, "rotate").expect("begun");
     let deadline = Instant::now() + Duration::from_secs(60);

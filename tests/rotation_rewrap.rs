@@ -12,6 +12,7 @@ use support::keys::local_kms;
 use support::kms_proxy::{Answer, Seen};
 use support::process::{Place, Ran, detach, status};
 use support::rotating::{all_is_there, command, fill, wait_for_the_end};
+use support::socket::ask;
 
 const SECRETS: usize = 20;
 
@@ -119,8 +120,8 @@ fn the_key_that_the_vault_is_under_must_still_work() {
     let before = status(&point);
     // A new key, so that this looks like a way out; but what it would wrap is not proved.
     kms.set_enabled("default", false).expect("disabled");
-    let asked = command(&point, "rewrap local-kms://b").expect_err("refused");
-    assert_eq!(asked.raw_os_error(), Some(libc::EKEYREVOKED));
+    let asked = || ask(&place.vault(), "control rewrap local-kms://b");
+    assert_eq!(asked()["refused"]["errno"], "EKEYREVOKED");
     place
         .run(
             ["rewrap".as_ref(), point.as_os_str()]
@@ -133,7 +134,7 @@ fn the_key_that_the_vault_is_under_must_still_work() {
         assert_eq!(after[same], before[same]);
     }
     kms.set_enabled("default", true).expect("enabled");
-    command(&point, "rewrap local-kms://b").expect("begun");
+    assert_eq!(asked(), "begun");
     wait_for_the_end(&point);
     // From here on only the new one is needed.
     kms.set_enabled("default", false).expect("disabled");
@@ -178,8 +179,11 @@ fn a_vault_leaves_aws_for_keys_that_are_files_only_when_that_is_said() {
     // The same in a mount.
     world.mount("").succeeded();
     let point: PathBuf = world.place.point();
-    let asked = command(&point, "rewrap local-kms://b").expect_err("refused");
-    assert_eq!(asked.raw_os_error(), Some(libc::EINVAL));
+    let errno = |text: &str| command(&point, text).expect_err("refused").raw_os_error();
+    assert_eq!(errno("rewrap local-kms://b"), Some(libc::EINVAL));
+    // Said through the mount, it is not enough.
+    let said = errno("rewrap local-kms://b --yes-leave-aws");
+    assert_eq!(said, Some(libc::EPERM));
     world.run("rewrap", &local, "").failed(2, "--yes-leave-aws");
     assert_eq!(wraps().len(), 2);
     done(&world.run("rewrap", &[&leave[..], &["--wait"]].concat(), ""));

@@ -83,6 +83,7 @@ fn a_vault_mounted_in_another_mount_namespace_is_asked_from_outside() {
             "held_for_writing_by",
             "uptime_seconds",
             "open_files",
+            "anchor",
             "memory",
         ] {
             seen[name] = now[name].clone();

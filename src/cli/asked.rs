@@ -1,5 +1,5 @@
-//! Has a rotation done by the daemon that holds the vault, and waits for it: through the control
-//! files of its mount, or through the socket in the vault's directory.
+//! Has a rotation done by the daemon that holds the vault, and waits for it: through the socket in the
+//! vault's directory, or where there is none through the control files of its mount.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,25 @@ use crate::vault::{OpenOptions, Request};
 pub(super) enum Holder {
     /// The mount here.
     Mount(PathBuf),
-    /// Whoever listens in the vault's directory.
+    /// Whoever listens in the directory of the vault that this path stands for.
     Vault(PathBuf, Writer),
+}
+
+/// Who is asked for what is to be done on a mount: whoever listens in the directory of its vault, if
+/// that is its daemon. A mount may call itself what it likes.
+pub(super) fn holder_of(mount: MountInfo) -> Holder {
+    let device = format!("{}:{}", mount.device.0, mount.device.1);
+    match Writer::of(&mount.source) {
+        Ok(Some(writer)) if serves(&writer, &device) => Holder::Vault(mount.point, writer),
+        _ => Holder::Mount(mount.point),
+    }
+}
+
+fn serves(writer: &Writer, device: &str) -> bool {
+    match writer.status() {
+        Ok(Asked::Answered(Answer::Status(status))) => status["device"] == device,
+        _ => false,
+    }
 }
 
 /// A command that was not begun.
@@ -37,6 +54,7 @@ impl Refusal {
         match self.errno.as_str() {
             "EINVAL" => Class::Usage,
             "EBUSY" => Class::Busy,
+            "EPERM" => Class::NotPermitted,
             "ENOKEY" | "EKEYREVOKED" | "EACCES" => Class::KeyDenied,
             "ETIMEDOUT" => Class::KmsUnreachable,
             "EIO" if self.why.contains(INTEGRITY) => Class::Integrity,
@@ -71,7 +89,7 @@ impl Holder {
                 if let Err(error) = &opened
                     && error.kind() == io::ErrorKind::PermissionDenied
                 {
-                    let may = "only the owner of its top directory and root may command it";
+                    let may = "only root, the user of its daemon, and whom control-uid names may command it";
                     let message = format!("cannot open {}: {error}; {may}", control.display());
                     return Err(Error::new(Class::Failed, message));
                 }
@@ -166,7 +184,10 @@ pub(super) fn to(
     stop: &AtomicBool,
 ) -> Result<(), Error> {
     let now = holder.status()?;
-    must_be_the_one(holder.path(), &now, pins)?;
+    // Who is shown the public part alone is refused when he asks, in clear words.
+    if now["view"] != "public" {
+        must_be_the_one(holder.path(), &now, pins)?;
+    }
     let before = ended(&now, request);
     let shown = holder.path().display();
     let fail = |class, why: String| Err(Error::new(class, why));
@@ -357,5 +378,7 @@ fn last_words(control: &Path) -> Option<String> {
     file.take(4096).read_to_string(&mut text).ok()?;
     let (at, words) = text.trim_end().split_once(' ')?;
     // Before the first command it says something else.
-    at.parse::<i64>().ok().map(|_| words.to_owned())
+    at.parse::<i64>().ok()?;
+    let (_time, words) = words.split_once(' ')?;
+    Some(words.to_owned())
 }

@@ -68,6 +68,7 @@ fn read(vault: &Path, options: &vault::OpenOptions) -> Result<Vec<Value>, Error>
     let history = vault::Vault::open(vault, options)?.history()?;
     let events = history.iter().map(serde_json::to_value);
     events
+        .map(|event| event.map(vault::with_times))
         .collect::<Result<_, _>>()
         .map_err(|e| Error::new(Class::Internal, format!("cannot show the history: {e}")))
 }

@@ -28,7 +28,7 @@ pub(super) fn run(
 ) -> Result<(), Error> {
     let stop = daemon::interruptions()?;
     if let Some(mount) = asked::mounted_at(path) {
-        let holder = Holder::Mount(mount.point);
+        let holder = asked::holder_of(mount);
         return asked::to(&holder, request, &options, wait, &stop);
     }
     let options = OpenOptions {

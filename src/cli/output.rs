@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::daemon::{Class, Error};
+use crate::vault::{TIME_SUFFIX, time_of};
 
 /// Writes to standard output.
 pub(super) fn print(text: &str) -> Result<(), Error> {
@@ -54,7 +55,10 @@ pub(super) fn show_line(result: &impl Serialize, json: bool) -> Result<(), Error
     if json {
         return print(&format!("{value}\n"));
     }
-    let shown = members.iter().map(|(name, member)| {
+    let shown = members
+        .iter()
+        .filter(|(name, _)| !is_shown_already(name, members));
+    let shown = shown.map(|(name, member)| {
         let shown = moment(name, member).or_else(|| scalar(member));
         format!("{name}={}", shown.unwrap_or_else(|| member.to_string()))
     });
@@ -70,6 +74,9 @@ fn write_member(text: &mut String, of: &str, value: &Value, depth: usize) {
     match value {
         Value::Object(members) => {
             for (name, member) in members {
+                if is_shown_already(name, members) {
+                    continue;
+                }
                 // Its members are named by kinds of rotations.
                 let what = if of == "last_rotations" { "at" } else { name };
                 let shown = moment(what, member).or_else(|| scalar(member));
@@ -105,32 +112,14 @@ fn write_member(text: &mut String, of: &str, value: &Value, depth: usize) {
 
 /// A time, which programs get in seconds since 1970, as people read it: in UTC.
 fn moment(name: &str, value: &Value) -> Option<String> {
-    let seconds = matches!(name, "at" | "created" | "since" | "started" | "retired")
-        .then(|| value.as_i64())??;
-    let days = seconds.div_euclid(86_400);
-    // What is stored may hold any number; only plausible ones are turned into dates.
-    if !(0..100_000).contains(&days) {
-        return None;
-    }
-    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
-    let (year, month, day) = date(days);
-    let second = seconds % 60;
-    Some(format!(
-        "{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC"
-    ))
+    let time = time_of(name, value)?;
+    Some(time.replace('T', " ").replace('Z', " UTC"))
 }
 
-/// Year, month and day of a day since 1970 (H. Hinnant, "chrono-compatible low-level date
-/// algorithms"): years begin in March, so that the leap day is the last.
-fn date(days: i64) -> (i64, i64, i64) {
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, january) = (day - (153 * month + 2) / 5 + 1, month >= 10);
-    let month = if january { month - 9 } else { month + 3 };
-    (era * 400 + year + i64::from(january), month, day)
+/// Whether it only shows the time of another member again, which people are shown as a date.
+fn is_shown_already(name: &str, members: &Map<String, Value>) -> bool {
+    let of = name.strip_suffix(TIME_SUFFIX);
+    of.is_some_and(|of| members.contains_key(of))
 }
 
 /// What fits on one line.
@@ -163,19 +152,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_dates_for_people() {
-        let shown = |seconds: i64| moment("created", &Value::from(seconds));
-        assert_eq!(shown(0).as_deref(), Some("1970-01-01 00:00:00 UTC"));
-        assert_eq!(
-            shown(951_827_696).as_deref(),
-            Some("2000-02-29 12:34:56 UTC")
-        );
-        assert_eq!(
-            shown(4_107_542_399).as_deref(),
-            Some("2100-02-28 23:59:59 UTC")
-        );
-        assert_eq!(shown(-1), None);
-        assert_eq!(shown(i64::MAX), None);
+    fn times_are_dates_for_people_and_shown_once() {
+        let mut text = String::new();
+        let value = serde_json::json!({"created": 951_827_696, "created_time": "x", "at": -1});
+        write_lines(&mut text, &value, 0);
+        assert_eq!(text, "at: -1\ncreated: 2000-02-29 12:34:56 UTC\n");
         assert_eq!(moment("nodes", &Value::from(1)), None);
     }
 

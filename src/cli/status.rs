@@ -14,7 +14,8 @@ use super::{asked, output};
 
 /// Show the state of a vault or a mount
 ///
-/// For a mount, shows what its daemon tells in .secretfs/status. For a vault that is mounted for
+/// For a mount, shows what its daemon tells in .secretfs/status: everything to who may command it, and
+/// to everybody else its state, integrity and version. For a vault that is mounted for
 /// writing, wherever that is on this host, asks its daemon for the same, if it may. Otherwise opens
 /// the vault read-only, which takes its KMS key, and shows what it holds.
 #[derive(Debug, clap::Args)]
@@ -50,6 +51,7 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
         _ => {
             let vault = vault::Vault::open(path, options)?;
             serde_json::to_value(vault.summary())
+                .map(vault::with_times)
                 .map_err(|e| Error::new(Class::Internal, format!("cannot show the status: {e}")))?
         }
     };
@@ -57,6 +59,7 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
         // Who only looks on may lack the right to ask.
         let holder = crate::store::holder(path).ok().flatten();
         let holder = serde_json::to_value(holder).unwrap_or(Value::Null);
+        let holder = vault::with_times(holder);
         members.insert("held_for_writing_by".to_owned(), holder);
     }
     Ok(value)

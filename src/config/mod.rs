@@ -142,6 +142,8 @@ pub struct Settings {
     pub uid: Option<u32>,
     /// Group of the root of a new vault.
     pub gid: Option<u32>,
+    /// One more user who may command the keys of a mount.
+    pub control_uid: Option<u32>,
     /// KMS keys: for `init` those that wrap, elsewhere the only ones accepted.
     pub kms_keys: Vec<KeyUri>,
     /// Bounds on KMS calls, and the place of the local KMS.
@@ -216,6 +218,7 @@ impl Default for Settings {
             require_mlock: false,
             uid: None,
             gid: None,
+            control_uid: None,
             kms_keys: Vec::new(),
             kms: KmsSettings::default(),
             anchor_dir: None,
@@ -309,6 +312,7 @@ impl Settings {
             "require-mlock" => self.require_mlock = raw.switch()?,
             "uid" => self.uid = raw.number()?.try_into().ok(),
             "gid" => self.gid = raw.number()?.try_into().ok(),
+            "control-uid" => self.control_uid = raw.number()?.try_into().ok(),
             "kms-key" => self.kms_keys.push(raw.key_uri()?),
             "kms-timeout" => self.set_kms_timeout(raw.duration()?),
             "local-kms-dir" => self.kms.local_dir = Some(raw.path()?),

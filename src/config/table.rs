@@ -231,6 +231,16 @@ pub const SETTINGS: &[Setting] = &[
         "Group of the root of the new vault. Default: that of who runs the command",
     ),
     value(
+        "control-uid",
+        Kind::Count {
+            min: 0,
+            max: 0xffff_fffe,
+        },
+        Scope::Mount,
+        "UID",
+        "One more user who may command the keys and see all of status and audit, besides root and the user of the daemon; not move the vault to other KMS keys than those that it is under or kms-key names. Default nobody",
+    ),
+    value(
         "kms-key",
         Kind::KeyUris,
         Scope::Vault,

@@ -21,6 +21,16 @@ pub enum Locked {
     None,
 }
 
+impl std::fmt::Display for Locked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Arena => "arena",
+            Self::None => "none",
+        })
+    }
+}
+
 /// What protects the memory of this process, for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Protection {

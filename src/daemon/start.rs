@@ -319,6 +319,7 @@ fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
             Some(point) => point.display().to_string(),
             None => plan.shown_target.clone(),
         },
+        control_uid: settings.control_uid,
     }
 }
 
@@ -341,7 +342,7 @@ fn tell_log(plan: &Plan, protection: Protection) {
         vault = %plan.vault.display(),
         mountpoint = %plan.shown_target,
         read_only = plan.settings.read_only,
-        locked = ?protection.locked,
+        locked = %protection.locked,
         "mounted"
     );
     if let Some(warning) = plan.settings.memory_warning() {

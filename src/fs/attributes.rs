@@ -92,7 +92,7 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         if control::is_control(ino) {
-            return done(Ok(self.control_attr(ino)));
+            return done(self.control_attr(caller, ino));
         }
         if ino == ROOT {
             let fs = Arc::clone(self);
@@ -110,7 +110,7 @@ impl FileSystem {
     fn bare_root(&self) -> Attr {
         Attr {
             ino: ROOT,
-            ..self.control_attr(control::CONTROL_DIRECTORY)
+            ..self.control_directory()
         }
     }
 
@@ -130,12 +130,7 @@ impl FileSystem {
             return done(Err(Errno(libc::EROFS)));
         }
         if control::is_control(ino) {
-            // `echo rotate > control` truncates first; there is nothing to truncate.
-            let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
-            return done(match refused {
-                true => Err(Errno(libc::EPERM)),
-                false => Ok(self.control_attr(ino)),
-            });
+            return done(self.change_control(caller, ino, &set));
         }
         if let Err(error) = self.writer() {
             return done(Err(error));

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use crate::crypto::memory;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
-use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError};
+use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339};
 
+use super::commanders::Right;
 use super::nice::step_back;
 use super::{Errno, FileSystem};
 
@@ -242,7 +243,8 @@ impl Keeper {
 
     fn note(&self, command: &str, outcome: &str) {
         let at = Timestamp::now().seconds;
-        self.shared.orders().last = Some(format!("{at} {command}: {outcome}\n"));
+        let time = rfc3339(at).unwrap_or_else(|| "-".to_owned());
+        self.shared.orders().last = Some(format!("{at} {time} {command}: {outcome}\n"));
     }
 }
 
@@ -284,13 +286,25 @@ impl From<VaultError> for Refusal {
     }
 }
 
+/// Who has something done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) uid: u32,
+    pub(crate) right: Right,
+}
+
 /// What a command tells its caller, once it is begun or refused.
 pub(crate) type Told = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 
 impl FileSystem {
     /// Takes a command, from the control file or the socket. `told` is called once, perhaps from
     /// another thread, perhaps before this returns.
-    pub(crate) fn command(self: &Arc<Self>, text: &[u8], told: Told) {
+    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Asker, told: Told) {
+        let shown = Arc::clone(self);
+        let told = move |begun: Result<(), Refusal>| {
+            shown.control.forget_told();
+            told(begun);
+        };
         let request = match parse(text) {
             Ok(request) => request,
             Err(why) => {
@@ -309,7 +323,9 @@ impl FileSystem {
         let worker = move || {
             // Nothing is changed in a vault that was not counted yet.
             fs.vault.await_verdict_or_end();
-            let outcome = fs.vault.begin(&request).map_err(Refusal::from);
+            let outcome = fs
+                .must_be_taken_from(by, &request)
+                .and_then(|()| fs.vault.begin(&request).map_err(Refusal::from));
             fs.keeper.shared.orders().busy = false;
             fs.keeper.note(request.name(), &said(&outcome));
             // One that is blocked is tried again when somebody asks for another.
@@ -324,6 +340,34 @@ impl FileSystem {
             self.keeper.shared.orders().busy = false;
             tracing::error!("no thread for a command: {error}");
         }
+    }
+}
+
+impl FileSystem {
+    /// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
+    /// not asked for by root or the user who mounted, by the command: whoever has those keys can then
+    /// read the vault.
+    fn must_be_taken_from(&self, by: Asker, request: &Request) -> Result<(), Refusal> {
+        let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
+            return Ok(());
+        };
+        let what = match (leave_aws, self.vault.first_unknown_key(to)?) {
+            (false, None) => return Ok(()),
+            (true, _) => "leaving AWS KMS (--yes-leave-aws)".to_owned(),
+            (false, Some(key)) => {
+                format!("{key}, which the vault is not under and kms-key does not name,")
+            }
+        };
+        let keys = to.iter().map(|key| format!(" --kms-key {key}"));
+        let why = format!(
+            "{what} is not taken from here, but from root and the user who mounted, by the command: \
+             `secretfs rewrap {}{}{}`",
+            self.vault.path().display(),
+            keys.collect::<String>(),
+            if *leave_aws { " --yes-leave-aws" } else { "" },
+        );
+        tracing::warn!("refused to user {}: {why}", by.uid);
+        Err(Refusal::new(libc::EPERM, &why))
     }
 }
 

@@ -1,43 +1,95 @@
 //! The control directory `.secretfs` at the root of a mount: reachable by name, not listed, so
 //! that `cp -a`, `tar` and `rm -rf *` never meet it.
 //!
-//! Its files are rendered when they are opened.
+//! It belongs to the user of the daemon, whoever owns the vault's root, and who may command is looked
+//! at here, at every open and every write: modes are the kernel's business, and a descriptor that is
+//! passed on has passed them. Its files are rendered when they are opened. Who may command sees files
+//! of his own, with their own inode numbers: owner and length that the kernel keeps are of one of them.
 
-use std::collections::HashMap;
+mod handles;
+mod status;
+mod texts;
+
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use crate::vault::{Kind, ROOT, Timestamp, with_times};
 
-use crate::crypto::memory::{self, KeyHome};
-use crate::vault::{Findings, Integrity, Kind, ROOT, Summary, Timestamp};
-
-use super::command::Refusal;
+use super::command::{Asker, Refusal};
+use super::commanders::{Commanders, Right};
 use super::directories::DirectoryEntry;
-use super::errno::UNAUTHENTIC;
 use super::io::ReadDone;
 use super::open::Opened;
-use super::{Attr, Done, Errno, FileHandle, FileSystem};
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
+use handles::{Handles, MAX_BYTES, MAX_HANDLES, OpenControl};
+use texts::Texts;
 
 /// The directory's name.
 pub(super) const CONTROL_NAME: &[u8] = b".secretfs";
 /// The directory's inode number; nodes have none as high.
 pub const CONTROL_DIRECTORY: u64 = 1 << 63;
-/// Its files'.
-const STATUS: u64 = CONTROL_DIRECTORY + 1;
-const CONTROL: u64 = CONTROL_DIRECTORY + 2;
-const AUDIT: u64 = CONTROL_DIRECTORY + 3;
-/// The files: inode number, name, permissions.
-const FILES: [(u64, &[u8], u32); 3] = [
-    (CONTROL, b"control", 0o600),
-    (STATUS, b"status", 0o444),
-    (AUDIT, b"audit", 0o400),
-];
 /// Handles of control files are numbered from here.
 const FIRST_HANDLE: FileHandle = 1 << 63;
-/// What is rendered is padded to a multiple of this, so that its length seldom changes.
-const ROUND: usize = 1024;
+/// Refusals that anybody can bring about are logged this often at most, of each kind.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
+/// What a control file holds.
+type Text = Arc<Vec<u8>>;
+
+/// A file of the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum File {
+    Status,
+    Control,
+    Audit,
+}
+
+/// In the order in which they are listed.
+const FILES: [File; 3] = [File::Control, File::Status, File::Audit];
+
+impl File {
+    fn name(self) -> &'static [u8] {
+        match self {
+            File::Status => b"status",
+            File::Control => b"control",
+            File::Audit => b"audit",
+        }
+    }
+
+    fn mode(self) -> u32 {
+        match self {
+            File::Status => 0o444,
+            File::Control => 0o600,
+            File::Audit => 0o400,
+        }
+    }
+}
+
+/// Who looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sight {
+    /// Root and the user of the daemon.
+    Own,
+    /// Whom `control-uid` names: the files are hers, or the kernel would not let her open them.
+    Also,
+    /// Everybody else.
+    Public,
+}
+
+const SIGHTS: [Sight; 3] = [Sight::Own, Sight::Also, Sight::Public];
+
+fn number(file: File, sight: Sight) -> u64 {
+    CONTROL_DIRECTORY + 1 + sight as u64 * 16 + file as u64
+}
+
+/// Which file an inode number is of.
+fn file_of(ino: u64) -> Option<(File, Sight)> {
+    SIGHTS
+        .into_iter()
+        .flat_map(|sight| FILES.map(|file| (file, sight)))
+        .find(|(file, sight)| number(*file, *sight) == ino)
+}
 
 /// Whether an inode number belongs to the control directory.
 pub(super) fn is_control(ino: u64) -> bool {
@@ -49,201 +101,151 @@ pub(super) fn is_control_handle(fh: FileHandle) -> bool {
     fh >= FIRST_HANDLE
 }
 
-/// Open control files.
-#[derive(Default)]
+/// Open control files, and who may have them.
 pub(super) struct Control {
-    open: Mutex<HashMap<FileHandle, OpenControl>>,
+    commanders: Commanders,
+    open: Mutex<Handles>,
     next: AtomicU64,
+    texts: Texts,
+    /// When each kind of refusal was logged last.
+    logged: Mutex<[Option<Instant>; 3]>,
 }
 
-/// An open one: what it holds, and whether it takes commands.
-#[derive(Clone)]
-struct OpenControl {
-    text: Arc<Vec<u8>>,
-    commands: bool,
+/// What is refused.
+#[derive(Clone, Copy)]
+enum Refused {
+    Open,
+    Write,
+    TooMany,
 }
 
 impl Control {
-    fn get(&self, fh: FileHandle) -> Option<OpenControl> {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.get(&fh).cloned()
+    /// `also` may command, too.
+    pub(super) fn new(also: Option<u32>) -> Self {
+        Self {
+            commanders: Commanders::new(also),
+            open: Mutex::default(),
+            next: AtomicU64::default(),
+            texts: Texts::default(),
+            logged: Mutex::default(),
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Handles> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Number of open control files.
     pub(super) fn len(&self) -> usize {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.open().len()
     }
-}
 
-/// How a mount is.
-#[derive(Serialize)]
-pub(crate) struct Status {
-    #[serde(flatten)]
-    vault: Summary,
-    mountpoint: String,
-    /// `unlocked`: keys are in memory. `condemned`: they are, and nothing is served.
-    state: &'static str,
-    integrity: String,
-    /// The commit as of which the vault was counted.
-    integrity_commit: Option<u64>,
-    /// When that was, or when it was condemned, in seconds since 1970.
-    integrity_since: Option<i64>,
-    /// `before` anything was served, or in the `background`.
-    verify: &'static str,
-    findings: Findings,
-    open_files: usize,
-    /// `woken`, or why those who watch files are not.
-    watchers: String,
-    published: u64,
-    failed_publications: u64,
-    memory: Memory,
-    protection: serde_json::Value,
-    pid: u32,
-    uptime_seconds: u64,
-    program: &'static str,
-}
+    /// Lengths that were told are out of date.
+    pub(super) fn forget_told(&self) {
+        self.texts.forget_told();
+    }
 
-#[derive(Serialize)]
-struct Memory {
-    drafts_and_snapshots: u64,
-    limit: u64,
-    /// What that follows from: `default`, `cgroup` or `option`.
-    limit_from: &'static str,
-    /// What is remembered of each record.
-    records: u64,
-    locked: u64,
-    unlocked: u64,
-    master_keys: &'static str,
-}
+    fn may_command(&self, uid: u32) -> bool {
+        self.commanders.right(uid).is_some()
+    }
 
-/// Integrity in words; the first is what programs look at.
-fn said_of(integrity: &Integrity, findings: &Findings) -> String {
-    match (integrity, findings.listed.first()) {
-        (Integrity::Condemned { why, .. }, _) => format!("failed: {why}"),
-        (_, Some(first)) => match findings.count {
-            1 => format!("failed: {}", first.what),
-            count => format!("failed: {}; {count} reads met that or the like", first.what),
-        },
-        (Integrity::Counting, None) => "counting".into(),
-        (Integrity::Verified { .. }, None) => match UNAUTHENTIC.load(Ordering::Relaxed) {
-            0 => "verified".into(),
-            count => format!("failed: {count} reads did not authenticate; the log names them"),
-        },
+    fn sight_of(&self, uid: u32) -> Sight {
+        match self.commanders.right(uid) {
+            Some(Right::All) => Sight::Own,
+            Some(Right::KnownKeys) => Sight::Also,
+            None => Sight::Public,
+        }
+    }
+
+    /// Logs a refusal, but not as often as somebody likes to be refused.
+    fn log(&self, what: Refused, said: impl FnOnce() -> String) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = &mut logged[what as usize];
+        if last.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
+            *last = Some(Instant::now());
+            drop(logged);
+            tracing::warn!("{}", said());
+        }
     }
 }
 
 impl FileSystem {
-    /// How the mount is, and its vault.
-    pub(crate) fn status(&self) -> Status {
-        let report = memory::report();
-        let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
-        let (records, _) = self.vault.known_records();
-        Status {
-            vault: self.vault.summary(),
-            mountpoint: self.settings.mountpoint.clone(),
-            state: match self.vault.is_condemned() {
-                true => "condemned",
-                false => "unlocked",
-            },
-            integrity: match self.vault.check_unmoved() {
-                Ok(()) => said_of(&integrity, &findings),
-                Err(error) => format!("failed: {error}"),
-            },
-            integrity_commit: match integrity {
-                Integrity::Verified { commit, .. } => Some(commit),
-                Integrity::Counting | Integrity::Condemned { .. } => None,
-            },
-            integrity_since: match integrity {
-                Integrity::Verified { at, .. } | Integrity::Condemned { at, .. } => Some(at),
-                Integrity::Counting => None,
-            },
-            verify: self.settings.verify,
-            findings,
-            open_files: self.open_files(),
-            watchers: self.touches.said(),
-            published: self.counters.published.load(Ordering::Relaxed),
-            failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
-            memory: Memory {
-                drafts_and_snapshots: self.budget.used(),
-                limit: self.settings.max_memory,
-                limit_from: self.settings.max_memory_from,
-                records,
-                locked: report.locked,
-                unlocked: report.unlocked,
-                master_keys: match report.master_keys {
-                    KeyHome::MemfdSecret => "memfd_secret",
-                    KeyHome::Locked => "locked pages",
-                    KeyHome::Unlocked => "pages that may be swapped out",
-                },
-            },
-            protection: self.settings.protection.clone(),
-            pid: std::process::id(),
-            uptime_seconds: self.started.elapsed().as_secs(),
-            program: concat!("secretfs ", env!("CARGO_PKG_VERSION")),
-        }
-    }
-
-    fn render_status(&self) -> Vec<u8> {
-        let status = self.status();
-        // Structs of strings and numbers always have a JSON form.
-        let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        let padded = (text.len() + 1).next_multiple_of(ROUND);
-        text.resize(padded - 1, b' ');
-        text.push(b'\n');
-        text
+    /// Who may command the keys.
+    pub(crate) fn commanders(&self) -> &Commanders {
+        &self.control.commanders
     }
 
     /// The key-management history, one JSON object a line.
-    fn render_audit(&self) -> Result<Vec<u8>, Errno> {
+    fn render_audit(&self) -> Result<Text, Errno> {
+        let head = self.vault.history_head();
+        if !self.vault.is_condemned()
+            && let Some(known) = self.control.texts.history(&head)
+        {
+            return Ok(known);
+        }
         let events = self.vault.history()?;
         let lines = events.iter().map(|event| {
-            let mut line = serde_json::to_vec(event).unwrap_or_default();
-            line.push(b'\n');
-            line
+            let event = serde_json::to_value(event).unwrap_or_default();
+            format!("{}\n", with_times(event)).into_bytes()
         });
-        Ok(lines.flatten().collect())
-    }
-
-    fn render(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        match ino {
-            STATUS => Ok(self.render_status()),
-            AUDIT => self.render_audit(),
-            _ => Ok(self.keeper.last().into_bytes()),
+        let text = Arc::new(lines.flatten().collect());
+        // It may have grown meanwhile.
+        if events.len() as u64 == head.length {
+            self.control.texts.note_history(head, &text);
         }
+        Ok(text)
     }
 
-    pub(super) fn control_attr(&self, ino: u64) -> Attr {
+    fn render(&self, file: File, in_full: bool) -> Result<Text, Errno> {
+        let bytes = match file {
+            File::Audit => return self.render_audit(),
+            File::Status => self.render_status(in_full),
+            File::Control => self.keeper.last().into_bytes(),
+        };
+        Ok(self.control.texts.share(file, in_full, bytes))
+    }
+
+    /// The length of a file for who asks. `by_number`: perhaps of one that is open.
+    fn length_for(&self, caller: Caller, file: File, by_number: bool) -> u64 {
+        let texts = &self.control.texts;
+        let in_full = self.control.may_command(caller.uid);
+        let known = match in_full {
+            // There is nothing in it that changes from one moment to the next.
+            false if file == File::Status => None,
+            false => return 0,
+            true => texts.told(caller.uid, file),
+        };
+        let open = || {
+            texts
+                .opened_by(caller, file)
+                .filter(|_| by_number && in_full)
+        };
+        if let Some(text) = known.or_else(open) {
+            return text.len() as u64;
+        }
+        // Opening it tells what is wrong.
+        let Ok(text) = self.render(file, in_full) else {
+            return 0;
+        };
+        if in_full {
+            texts.tell(caller.uid, file, &text);
+        }
+        text.len() as u64
+    }
+
+    /// The attributes of the directory.
+    pub(super) fn control_directory(&self) -> Attr {
         let now = Timestamp::now();
-        let is_directory = ino == CONTROL_DIRECTORY;
-        let owner = self
-            .vault
-            .node(ROOT)
-            .map(|root| (root.attributes.uid, root.attributes.gid));
-        let (uid, gid) = owner.unwrap_or((0, 0));
+        let (uid, gid) = self.control.commanders.owner();
         Attr {
-            ino,
-            kind: if is_directory {
-                Kind::Directory
-            } else {
-                Kind::File
-            },
-            mode: FILES
-                .iter()
-                .find(|(file, ..)| *file == ino)
-                .map_or(0o555, |(.., mode)| *mode),
-            links: if is_directory { 2 } else { 1 },
+            ino: CONTROL_DIRECTORY,
+            kind: Kind::Directory,
+            mode: 0o555,
+            links: 2,
             uid,
             gid,
             device: 0,
-            size: if is_directory {
-                0
-            } else {
-                // Opening it tells what is wrong.
-                self.render(ino).map_or(0, |text| text.len() as u64)
-            },
+            size: 0,
             accessed: now,
             modified: now,
             changed: now,
@@ -252,73 +254,181 @@ impl FileSystem {
         }
     }
 
-    /// A node of the control directory, if there is one of that number.
-    pub(super) fn control_node(&self, ino: u64) -> Result<Attr, Errno> {
-        let is_there = ino == CONTROL_DIRECTORY || FILES.iter().any(|(file, ..)| *file == ino);
-        match is_there {
-            true => Ok(self.control_attr(ino)),
-            false => Err(Errno(libc::ENOENT)),
+    fn control_file(&self, file: File, sight: Sight, size: u64) -> Attr {
+        let directory = self.control_directory();
+        let also = self.control.commanders.also();
+        Attr {
+            ino: number(file, sight),
+            kind: Kind::File,
+            mode: file.mode(),
+            links: 1,
+            uid: match (sight, also) {
+                (Sight::Also, Some(also)) => also,
+                _ => directory.uid,
+            },
+            size,
+            ..directory
         }
     }
 
-    pub(super) fn lookup_control(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
+    /// A node of the control directory, as who asks sees it.
+    pub(super) fn control_attr(&self, caller: Caller, ino: u64) -> Result<Attr, Errno> {
+        match file_of(ino) {
+            Some((file, sight)) => {
+                Ok(self.control_file(file, sight, self.length_for(caller, file, true)))
+            }
+            None if ino == CONTROL_DIRECTORY => Ok(self.control_directory()),
+            None => Err(Errno(libc::ENOENT)),
+        }
+    }
+
+    /// The same, for nobody in particular: what is rendered already tells the length.
+    pub(super) fn control_node(&self, ino: u64) -> Result<Attr, Errno> {
+        match file_of(ino) {
+            Some((file, sight)) => {
+                let in_full = sight != Sight::Public;
+                let size = self.control.texts.newest_length(file, in_full);
+                Ok(self.control_file(file, sight, size))
+            }
+            None if ino == CONTROL_DIRECTORY => Ok(self.control_directory()),
+            None => Err(Errno(libc::ENOENT)),
+        }
+    }
+
+    pub(super) fn lookup_control(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+    ) -> Result<Attr, Errno> {
         if parent != CONTROL_DIRECTORY {
             return Err(Errno(libc::ENOTDIR));
         }
-        let file = FILES.iter().find(|(_, file, _)| *file == name);
-        let (ino, ..) = file.ok_or(Errno(libc::ENOENT))?;
-        Ok(self.control_attr(*ino))
+        let file = FILES.into_iter().find(|file| file.name() == name);
+        let file = file.ok_or(Errno(libc::ENOENT))?;
+        let sight = self.control.sight_of(caller.uid);
+        let size = self.length_for(caller, file, false);
+        Ok(self.control_file(file, sight, size))
     }
 
-    pub(super) fn open_control(&self, ino: u64, flags: i32) -> Result<Opened, Errno> {
-        if ino == CONTROL_DIRECTORY {
-            return Err(Errno(libc::EISDIR));
+    /// Changes nothing: `echo rotate > control` may truncate first.
+    pub(super) fn change_control(
+        &self,
+        caller: Caller,
+        ino: u64,
+        set: &super::SetAttributes,
+    ) -> Result<Attr, Errno> {
+        let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+        match refused || !self.control.may_command(caller.uid) {
+            true => Err(Errno(libc::EPERM)),
+            false => self.control_attr(caller, ino),
+        }
+    }
+
+    pub(super) fn open_control(
+        &self,
+        caller: Caller,
+        ino: u64,
+        flags: i32,
+    ) -> Result<Opened, Errno> {
+        let (file, _) = file_of(ino).ok_or(Errno(match ino {
+            CONTROL_DIRECTORY => libc::EISDIR,
+            _ => libc::ENOENT,
+        }))?;
+        let control = &self.control;
+        let (uid, pid) = (caller.uid, caller.pid);
+        let may_command = control.may_command(uid);
+        if !may_command && file != File::Status {
+            control.log(Refused::Open, || {
+                let name = String::from_utf8_lossy(file.name());
+                let who = control.commanders;
+                format!("refused to open .secretfs/{name}: user {uid}, process {pid}; {who}")
+            });
+            return Err(Errno(libc::EACCES));
         }
         let commands = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        if commands && ino != CONTROL {
+        if commands && file != File::Control {
             return Err(Errno(libc::EACCES));
         }
         if commands && self.vault.is_read_only() {
             return Err(Errno(libc::EROFS));
         }
-        let fh = FIRST_HANDLE + self.control.next.fetch_add(1, Ordering::Relaxed);
-        let text = Arc::new(self.render(ino)?);
-        self.control
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(fh, OpenControl { text, commands });
+        let told = control.texts.take(uid, file).filter(|_| may_command);
+        let text = match told {
+            Some(text) => text,
+            None => self.render(file, may_command)?,
+        };
+        let fh = FIRST_HANDLE + control.next.fetch_add(1, Ordering::Relaxed);
+        let open = OpenControl {
+            text: Arc::clone(&text),
+            uid,
+            commands,
+        };
+        control.open().add(fh, open).inspect_err(|_| {
+            control.log(Refused::TooMany, || {
+                format!(
+                    "refused to open a file of .secretfs: user {uid}, process {pid}, has as many \
+                     open as one user may, {MAX_HANDLES} and {MAX_BYTES} bytes; close some"
+                )
+            });
+        })?;
+        if may_command {
+            control.texts.note_opened(caller, file, &text);
+        }
         Ok(Opened { fh, flushes: false })
     }
 
     pub(super) fn read_control(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
-        match self.control.get(fh) {
+        let open = self.control.open().get(fh);
+        match open {
             Some(open) => done(Ok(super::io::window(&open.text, offset, size))),
             None => done(Err(Errno(libc::EBADF))),
         }
     }
 
-    /// One write is one command, wherever it is written to.
-    pub(super) fn write_control(self: &Arc<Self>, fh: FileHandle, data: &[u8], done: Done<u32>) {
-        match self.control.get(fh) {
-            Some(open) if open.commands => {
-                let count = data.len() as u32;
-                let told = move |begun: Result<(), Refusal>| match begun {
-                    Ok(()) => done(Ok(count)),
-                    Err(refusal) => done(Err(refusal.errno)),
-                };
-                self.command(data, Box::new(told));
-            }
-            _ => done(Err(Errno(libc::EBADF))),
+    /// One write is one command, wherever it is written to. Who writes may not be who has opened it,
+    /// and is looked at, too; of what comes out of the page cache (`mmap`) nobody knows who it was.
+    pub(super) fn write_control(
+        self: &Arc<Self>,
+        caller: Caller,
+        fh: FileHandle,
+        data: &[u8],
+        from_cache: bool,
+        done: Done<u32>,
+    ) {
+        let open = self.control.open().get(fh);
+        let Some(open) = open.filter(|open| open.commands) else {
+            return done(Err(Errno(libc::EBADF)));
+        };
+        let (uid, pid) = (caller.uid, caller.pid);
+        if from_cache || !self.control.may_command(uid) {
+            self.control.log(Refused::Write, || {
+                let (opener, who) = (open.uid, self.commanders());
+                match from_cache {
+                    true => format!(
+                        "refused a command to .secretfs/control: it came through a mapping, of a \
+                         descriptor that user {opener} has opened; write(2) it"
+                    ),
+                    false => format!(
+                        "refused a command to .secretfs/control: user {uid}, process {pid}, wrote to \
+                         a descriptor that user {opener} has opened; {who}"
+                    ),
+                }
+            });
+            return done(Err(Errno(libc::EACCES)));
         }
+        let count = data.len() as u32;
+        let told = move |begun: Result<(), Refusal>| match begun {
+            Ok(()) => done(Ok(count)),
+            Err(refusal) => done(Err(refusal.errno)),
+        };
+        // Whoever it is: other programs of that user may be what writes here.
+        let right = Right::KnownKeys;
+        self.command(data, Asker { uid, right }, Box::new(told));
     }
 
     pub(super) fn release_control(&self, fh: FileHandle) {
-        self.control
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&fh);
+        self.control.open().remove(fh);
     }
 
     pub(super) fn read_control_directory(
@@ -330,7 +440,7 @@ impl FileSystem {
             (CONTROL_DIRECTORY, Kind::Directory, &b"."[..]),
             (ROOT, Kind::Directory, b".."),
         ];
-        let files = FILES.map(|(ino, name, _)| (ino, Kind::File, name));
+        let files = FILES.map(|file| (number(file, Sight::Own), Kind::File, file.name()));
         for (at, (ino, kind, name)) in dots.into_iter().chain(files).enumerate() {
             let entry = DirectoryEntry {
                 ino,

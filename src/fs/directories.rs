@@ -212,7 +212,7 @@ impl FileSystem {
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
     pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
         if control::is_control(entry.ino) {
-            return Ok(self.control_attr(entry.ino));
+            return self.control_node(entry.ino);
         }
         let node = match self.present(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.

@@ -601,8 +601,8 @@ impl fuser::Filesystem for Adapter {
             pid: request.pid(),
         };
         self.fs.write_flagged(
-            fh.0,
-            offset,
+            self.known.caller(request),
+            (fh.0, offset),
             data,
             transfer,
             flags.0,

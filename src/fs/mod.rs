@@ -11,6 +11,7 @@ mod beside;
 mod blocks;
 mod budget;
 mod command;
+mod commanders;
 mod control;
 mod descriptors;
 mod directories;
@@ -48,7 +49,7 @@ use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
 
 pub use attributes::{Figures, SetAttributes};
 pub use command::parse as parse_command;
-pub(crate) use command::{INTEGRITY, MAX_COMMAND, Refusal};
+pub(crate) use command::{Asker, INTEGRITY, MAX_COMMAND, Refusal};
 pub use control::CONTROL_DIRECTORY;
 pub use directories::DirectoryEntry;
 pub use errno::Errno;
@@ -97,6 +98,8 @@ pub struct Settings {
     pub protection: serde_json::Value,
     /// Where it is mounted, for `status`.
     pub mountpoint: String,
+    /// One more user who may command the keys.
+    pub control_uid: Option<u32>,
 }
 
 /// Who asks.
@@ -206,7 +209,7 @@ impl FileSystem {
             writer,
             table: Arc::new(Table::of(vault.is_read_only())),
             directories: DirectoryHandles::default(),
-            control: control::Control::default(),
+            control: control::Control::new(settings.control_uid),
             keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
             budget: Budget::new(settings.max_memory),
             askers: Askers::default(),

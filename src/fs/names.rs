@@ -18,18 +18,21 @@ impl FileSystem {
         name: &[u8],
         done: Done<Attr>,
     ) {
-        let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
         let is_number = matches!(name, b"." | b"..");
+        if control::is_control(parent) && !is_number {
+            return done(self.lookup_control(caller, parent, name));
+        }
+        let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
         match self.vault.is_read_only() && !is_control && !is_number {
             true => done(self.lookup_beside_writer(caller, parent, name)),
             false => self.lookup(parent, name, done),
         }
     }
 
-    /// Finds a name.
+    /// Finds a name. Those in the control directory depend on [who asks](Self::lookup_for).
     pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
         if parent == ROOT && name == CONTROL_NAME {
-            return done(Ok(self.control_attr(control::CONTROL_DIRECTORY)));
+            return done(Ok(self.control_directory()));
         }
         match name {
             b"." => return self.lookup_number(parent, done),
@@ -37,7 +40,7 @@ impl FileSystem {
             _ => {}
         }
         if control::is_control(parent) {
-            return done(self.lookup_control(parent, name));
+            return done(Err(Errno(libc::ENOENT)));
         }
         match self.vault.lookup(parent, name) {
             // Nothing is published here, and asking again could find it gone.

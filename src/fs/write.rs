@@ -96,15 +96,16 @@ impl FileSystem {
     /// Writes by a descriptor whose flags are `flags` now.
     pub fn write_flagged(
         self: &Arc<Self>,
-        fh: FileHandle,
-        offset: u64,
+        caller: Caller,
+        (fh, offset): (FileHandle, u64),
         data: &[u8],
         transfer: Transfer,
         flags: i32,
         done: Done<u32>,
     ) {
         if control::is_control_handle(fh) {
-            return self.write_control(fh, data, done);
+            let from_cache = transfer.lock_owner.is_none();
+            return self.write_control(caller, fh, data, from_cache, done);
         }
         // The page cache has no descriptor.
         if transfer.lock_owner.is_none() {

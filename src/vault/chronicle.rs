@@ -30,11 +30,18 @@ pub struct HistoryLine {
 }
 
 impl Vault {
+    /// Where the key-management history ends. It only grows, and another of the same length has another
+    /// hash.
+    pub fn history_head(&self) -> HistoryHead {
+        self.keyring().body().history.clone()
+    }
+
     /// The key-management history, its chain verified.
     ///
     /// # Errors
     /// `Integrity` when an event was changed, removed or reordered.
     pub fn history(&self) -> Result<Vec<HistoryLine>, VaultError> {
+        fail::fail_point!("read-history");
         self.read(|records| {
             let mut lines = Vec::new();
             let head = self.keyring().body().history.clone();

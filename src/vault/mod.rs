@@ -20,6 +20,7 @@ mod content;
 mod counting;
 mod crew;
 mod current;
+mod dates;
 pub mod decode;
 mod entry;
 mod error;
@@ -54,6 +55,7 @@ pub use anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::{HistoryLine, RetiredGeneration};
 pub use content::{CHUNK, Version};
+pub use dates::{SUFFIX as TIME_SUFFIX, rfc3339, time_of, with_times};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
 pub use integrity::{Finding, Findings, Integrity};
@@ -94,6 +96,8 @@ pub struct Vault {
     /// What unwraps and wraps its master keys, and which keys it may be asked for.
     kms: Kms,
     pins: Vec<KeyUri>,
+    /// Those of them that were named when it was opened.
+    named_keys: Vec<KeyUri>,
     rotation: rotation::Rotation,
     system: RwLock<Arc<SystemKeys>>,
     cache: RecordCache,

@@ -485,6 +485,7 @@ impl Vault {
             keyring: RwLock::new(Arc::new(keyring)),
             kms,
             pins: watch.pins.clone(),
+            named_keys: options.pinned_keys.clone(),
             rotation: super::rotation::Rotation::default(),
             system: RwLock::new(Arc::new(system)),
             cache: RecordCache::default(),

@@ -310,6 +310,20 @@ impl Vault {
         pins
     }
 
+    /// The first of `keys` that the vault is not under, and that was not named when it was opened. What
+    /// the host remembers is not asked: the vault may have left it for a reason.
+    ///
+    /// # Errors
+    /// When the keyring names something that is no KMS key.
+    pub fn first_unknown_key<'k>(
+        &self,
+        keys: &'k [KeyUri],
+    ) -> Result<Option<&'k KeyUri>, VaultError> {
+        let now_under = self.keyring().kms_keys()?;
+        let known = |key: &KeyUri| now_under.contains(key) || self.named_keys.contains(key);
+        Ok(keys.iter().find(|key| !known(key)))
+    }
+
     /// Has this host allow KMS keys that the vault is about to be wrapped by.
     pub(super) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);

@@ -212,6 +212,7 @@ fn serve(
         verify_every: Duration::from_secs(60),
         protection: serde_json::Value::Null,
         mountpoint: "/nowhere".into(),
+        control_uid: None,
     };
     let fs = FileSystem::new(vault, settings)?;
     // Of no file system: nobody else's locks are those of this one.
@@ -344,7 +345,11 @@ impl Served {
     }
 
     pub fn lookup_for(&self, thread: u32, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
-        ask(|done| self.0.lookup_for(caller_as(thread, 0), parent, name, done))
+        self.lookup_as(caller_as(thread, 0), parent, name)
+    }
+
+    pub fn lookup_as(&self, by: Caller, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
+        ask(|done| self.0.lookup_for(by, parent, name, done))
     }
 
     /// As somebody asks who has nothing open.

@@ -5,7 +5,7 @@
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -19,8 +19,9 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::{Answer, MAX_QUESTION, mark, path_of};
-use crate::fs::{FileSystem, Refusal};
+use crate::fs::{Asker, FileSystem, Refusal};
 use crate::store::SOCKET;
+use crate::vault::with_times;
 
 /// How long somebody may take to ask.
 const TO_ASK: Duration = Duration::from_secs(2);
@@ -72,7 +73,7 @@ impl Socket {
             let directory = fs.vault().locked_directory().map_err(io::Error::other)?;
             let socket = Self {
                 shared: Arc::new(Shared {
-                    listener: listen_in(&directory)?,
+                    listener: listen_in(&directory, fs.commanders().also().is_some())?,
                     mark: mark(&directory.metadata()?),
                     fs: RwLock::new(Some(Arc::clone(fs))),
                     busy: Mutex::new(0),
@@ -128,8 +129,9 @@ fn remove(path: &std::path::Path, found: &Metadata) -> io::Result<()> {
 }
 
 /// A socket in `directory`, in place of one that a killed daemon left: nobody listens there while
-/// this process holds the writer's lock.
-fn listen_in(directory: &File) -> io::Result<UnixListener> {
+/// this process holds the writer's lock. `for_more`: somebody may connect who is neither root nor this
+/// user; everybody can then, and is asked who he is.
+fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     let path = path_of(directory).join(SOCKET);
     match fs::symlink_metadata(&path) {
         Ok(found) => remove(&path, &found)?,
@@ -141,8 +143,24 @@ fn listen_in(directory: &File) -> io::Result<UnixListener> {
     // What bind(2) makes has the mode of the socket, so that it never has another.
     fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR)?;
     bind(made.as_raw_fd(), &UnixAddr::new(&path)?)?;
+    if for_more {
+        open_to_all(&path)?;
+    }
     listen(&made, Backlog::new(WAITING)?)?;
     Ok(UnixListener::from(made))
+}
+
+/// Lets everybody connect to the socket at `path`: what is there itself, never what a link leads to.
+fn open_to_all(path: &std::path::Path) -> io::Result<()> {
+    let there = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
+        .open(path)?;
+    let found = there.metadata()?;
+    if !found.file_type().is_socket() || found.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(io::Error::other("something else has its name"));
+    }
+    fs::set_permissions(path_of(&there), fs::Permissions::from_mode(0o666))
 }
 
 impl Shared {
@@ -182,21 +200,23 @@ impl Shared {
 
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
         let peer = getsockopt(stream, PeerCredentials)?;
-        let own = nix::unistd::geteuid().as_raw();
-        if peer.uid() != 0 && peer.uid() != own {
-            let (uid, pid) = (peer.uid(), peer.pid());
+        let (uid, pid) = (peer.uid(), peer.pid());
+        let commanders = match &*self.fs.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(fs) => *fs.commanders(),
+            None => return Ok(()),
+        };
+        let Some(right) = commanders.right(uid) else {
             tracing::warn!("refused at {SOCKET}: user {uid}, process {pid}");
-            let why =
-                format!("user {uid} may not ask; root may, and the user of the daemon, {own}");
+            let why = format!("user {uid} may not ask; {commanders}");
             return tell(stream, &refused("EACCES", why));
-        }
+        };
         match question(stream, Instant::now() + TO_ASK)? {
-            Some(question) => self.answer(&question, stream),
+            Some(question) => self.answer(&question, Asker { uid, right }, stream),
             None => tell(stream, &refused("EINVAL", "this is no question".to_owned())),
         }
     }
 
-    fn answer(&self, question: &str, stream: &UnixStream) -> io::Result<()> {
+    fn answer(&self, question: &str, by: Asker, stream: &UnixStream) -> io::Result<()> {
         let (mark, question) = question.split_once(' ').unwrap_or((question, ""));
         if mark != self.mark {
             let why = "this is the socket of a vault in another directory".to_owned();
@@ -212,6 +232,7 @@ impl Shared {
                 let stream = stream.try_clone()?;
                 fs.command(
                     command.as_bytes(),
+                    by,
                     Box::new(move |told| {
                         // Whoever asked may have left. What is begun is done all the same.
                         let _ = match told {
@@ -253,15 +274,12 @@ fn look(fs: &FileSystem, question: &str) -> Result<Answer, Refusal> {
     // Who asks by the vault's path means what is there.
     fs.vault().check_unmoved()?;
     match question {
-        "status" => {
-            // Structs of strings and numbers always have a JSON form.
-            let status = serde_json::to_value(fs.status()).unwrap_or_default();
-            Ok(Answer::Status(status))
-        }
+        "status" => Ok(Answer::Status(fs.status())),
         "audit" => {
             let events = fs.vault().history()?;
             let events = events.iter().map(serde_json::to_value);
-            Ok(Answer::Audit(events.filter_map(Result::ok).collect()))
+            let events = events.filter_map(Result::ok).map(with_times);
+            Ok(Answer::Audit(events.collect()))
         }
         _ => Ok(refused(
             "EINVAL",

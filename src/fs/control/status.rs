@@ -1,0 +1,189 @@
+//! How a mount is, as JSON: all of it to who may command; to everybody else what monitoring needs, and
+//! nothing of paths, keys, processes and protection. Members that change by themselves (`uptime_seconds`,
+//! the age of the anchor) change once a second: whoever opens it meanwhile shares one text.
+
+use std::sync::atomic::Ordering;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::crypto::memory::{self, KeyHome};
+use crate::vault::{Findings, Integrity, Summary, with_times};
+
+use super::super::FileSystem;
+use super::super::errno::UNAUTHENTIC;
+
+/// What the program calls itself.
+const PROGRAM: &str = concat!("secretfs ", env!("CARGO_PKG_VERSION"));
+
+/// How a mount is.
+#[derive(Serialize)]
+struct Status {
+    /// `full`; `public` for who may not command.
+    view: &'static str,
+    #[serde(flatten)]
+    vault: Summary,
+    mountpoint: String,
+    /// The device number of the mount, as `major:minor`; none when somebody else has mounted it.
+    device: Option<String>,
+    /// `unlocked`: keys are in memory. `condemned`: they are, and nothing is served.
+    state: &'static str,
+    integrity: String,
+    /// The commit as of which the vault was counted.
+    integrity_commit: Option<u64>,
+    /// When that was, or when it was condemned, in seconds since 1970.
+    integrity_since: Option<i64>,
+    /// `before` anything was served, or in the `background`.
+    verify: &'static str,
+    findings: Findings,
+    open_files: usize,
+    /// `woken`, or why those who watch files are not.
+    watchers: String,
+    published: u64,
+    failed_publications: u64,
+    memory: Memory,
+    protection: Value,
+    pid: u32,
+    uptime_seconds: u64,
+    program: &'static str,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    drafts_and_snapshots: u64,
+    limit: u64,
+    /// What that follows from: `default`, `cgroup` or `option`.
+    limit_from: &'static str,
+    /// What is remembered of each record.
+    records: u64,
+    locked: u64,
+    unlocked: u64,
+    master_keys: &'static str,
+}
+
+/// How a mount is, for everybody. A new member is for all users of the host to see.
+#[derive(Serialize)]
+struct Public {
+    view: &'static str,
+    state: &'static str,
+    mode: &'static str,
+    format: u16,
+    /// The first word of it: what comes behind may name anything.
+    integrity: String,
+    integrity_since: Option<i64>,
+    program: &'static str,
+}
+
+/// Integrity in words; the first is what programs look at.
+fn said_of(integrity: &Integrity, findings: &Findings) -> String {
+    match (integrity, findings.listed.first()) {
+        (Integrity::Condemned { why, .. }, _) => format!("failed: {why}"),
+        (_, Some(first)) => match findings.count {
+            1 => format!("failed: {}", first.what),
+            count => format!("failed: {}; {count} reads met that or the like", first.what),
+        },
+        (Integrity::Counting, None) => "counting".into(),
+        (Integrity::Verified { .. }, None) => match UNAUTHENTIC.load(Ordering::Relaxed) {
+            0 => "verified".into(),
+            count => format!("failed: {count} reads did not authenticate; the log names them"),
+        },
+    }
+}
+
+/// Since when it is so.
+fn since(integrity: &Integrity) -> Option<i64> {
+    match integrity {
+        Integrity::Verified { at, .. } | Integrity::Condemned { at, .. } => Some(*at),
+        Integrity::Counting => None,
+    }
+}
+
+impl FileSystem {
+    /// How the mount is, and its vault.
+    pub(crate) fn status(&self) -> Value {
+        let report = memory::report();
+        let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
+        let (records, _) = self.vault.known_records();
+        let device = self.device.get();
+        let status = Status {
+            view: "full",
+            vault: self.vault.summary(),
+            mountpoint: self.settings.mountpoint.clone(),
+            device: device.map(|(major, minor)| format!("{major}:{minor}")),
+            state: self.state_in_a_word(),
+            integrity: self.integrity_in_words(&integrity, &findings),
+            integrity_commit: match integrity {
+                Integrity::Verified { commit, .. } => Some(commit),
+                Integrity::Counting | Integrity::Condemned { .. } => None,
+            },
+            integrity_since: since(&integrity),
+            verify: self.settings.verify,
+            findings,
+            // Not those of the control directory: each of its files would show another text.
+            open_files: self.table.len(),
+            watchers: self.touches.said(),
+            published: self.counters.published.load(Ordering::Relaxed),
+            failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
+            memory: Memory {
+                drafts_and_snapshots: self.budget.used(),
+                limit: self.settings.max_memory,
+                limit_from: self.settings.max_memory_from,
+                records,
+                locked: report.locked,
+                unlocked: report.unlocked,
+                master_keys: match report.master_keys {
+                    KeyHome::MemfdSecret => "memfd_secret",
+                    KeyHome::Locked => "locked pages",
+                    KeyHome::Unlocked => "pages that may be swapped out",
+                },
+            },
+            protection: self.settings.protection.clone(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            program: PROGRAM,
+        };
+        // Structs of strings and numbers always have a JSON form.
+        with_times(serde_json::to_value(status).unwrap_or_default())
+    }
+
+    /// What everybody may see of it.
+    fn public_status(&self) -> Value {
+        let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
+        let words = self.integrity_in_words(&integrity, &findings);
+        let public = Public {
+            view: "public",
+            state: self.state_in_a_word(),
+            mode: match self.vault.is_read_only() {
+                true => "read-only",
+                false => "read-write",
+            },
+            format: crate::keyring::FORMAT,
+            integrity: words.split(':').next().unwrap_or_default().to_owned(),
+            integrity_since: since(&integrity),
+            program: PROGRAM,
+        };
+        with_times(serde_json::to_value(public).unwrap_or_default())
+    }
+
+    pub(super) fn render_status(&self, in_full: bool) -> Vec<u8> {
+        let status = match in_full {
+            true => self.status(),
+            false => self.public_status(),
+        };
+        format!("{status:#}\n").into_bytes()
+    }
+
+    fn state_in_a_word(&self) -> &'static str {
+        match self.vault.is_condemned() {
+            true => "condemned",
+            false => "unlocked",
+        }
+    }
+
+    fn integrity_in_words(&self, integrity: &Integrity, findings: &Findings) -> String {
+        match self.vault.check_unmoved() {
+            Ok(()) => said_of(integrity, findings),
+            Err(error) => format!("failed: {error}"),
+        }
+    }
+}
