@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -412,6 +413,36 @@ fn a_content_is_there_once_for_all_who_have_it_open_and_stays_when_the_writer_re
     });
     drop((second, fourth));
     wait_for("memory to be given back", SOON, || beside.taken() == 0);
+}
+
+/// What somebody is told of is held for him only if he may read it first.
+#[test]
+fn who_looks_at_what_others_have_open_takes_no_memory_for_it() {
+    let shared = Shared::new("rw");
+    let beside = Beside::mount(&shared, "max-memory=32M");
+    let large = beside.dir().join("large");
+    let opened = as_user(ALICE, &[], || File::open(&large).expect("opened"));
+    assert_eq!(beside.taken(), 4 * MIB as u64);
+    shared.put("large", 5 * MIB);
+    let length_for = |user: u32| {
+        let mut stat = Command::new("stat");
+        stat.args(["-c", "%s"]).arg(&large).uid(user).gid(user);
+        let output = stat.output().expect("stat runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("a number")
+    };
+    for user in [BOB, 0] {
+        wait_for("the new length", SOON, || {
+            length_for(user) == format!("{}\n", 5 * MIB)
+        });
+    }
+    assert_eq!(beside.taken(), 4 * MIB as u64);
+    // A program that was given the descriptor may.
+    let mut child = Command::new("stat");
+    child.args(["-L", "-c", "%s", "/dev/stdin"]);
+    child.stdin(opened.try_clone().expect("shared"));
+    child.output().expect("stat runs");
+    assert_eq!(beside.taken(), 9 * MIB as u64);
 }
 
 #[test]

@@ -422,6 +422,28 @@ fn who_writes_beside_a_mapping_that_was_cut_off_publishes_nothing_without_it() {
     unmounted_and_clean(&place);
 }
 
+/// Of a file that was never published, too: what is written anew lacks nothing.
+#[test]
+fn who_writes_anew_what_another_has_mapped_has_it_published() {
+    let place = mounted(&[]);
+    let path = place.point().join("new");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    let mapped = options.open(&path).expect("made");
+    mapped.set_len(5000).expect("sized");
+    let mut map = Map::shared(&mapped, 5000).expect("mapped");
+    map.write(&[b'm'; 5000]).expect("no SIGBUS");
+    for value in ["first", "other"] {
+        std::fs::write(&path, value).expect("published");
+        assert_eq!(content(&path), value.as_bytes());
+    }
+    let refused = closed(mapped).expect_err("pages are lost");
+    assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+    drop(map);
+    assert_eq!(content(&path), b"other");
+    unmounted_and_clean(&place);
+}
+
 // --- readers ------------------------------------------------------------------------------------
 
 /// Readers of every kind look while one replaces the content again and again.

@@ -25,7 +25,8 @@ pub(crate) enum Event {
     SessionEnded(Result<(), String>),
 }
 
-/// Speaks the handshake with the kernel and starts the thread that serves.
+/// Speaks the handshake with the kernel and starts the thread that serves. `is_own`: nobody else has
+/// mounted.
 ///
 /// # Errors
 /// When the kernel refuses the handshake.
@@ -33,6 +34,7 @@ pub(crate) fn start(
     fs: &Arc<FileSystem>,
     device: OwnedFd,
     settings: &Settings,
+    is_own: bool,
     events: Sender<Event>,
 ) -> Result<(), Error> {
     let fail = |e: io::Error| {
@@ -52,6 +54,7 @@ pub(crate) fn start(
         threads,
         patience: settings.busy_poll,
         idmap: settings.idmap,
+        is_own,
     };
     let adapter = Adapter::new(Arc::clone(fs), looked_at, serving);
     let session =

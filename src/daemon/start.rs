@@ -224,7 +224,7 @@ fn mount_and_serve(
     }
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
-    serve::start(fs, device, &plan.settings, tell)?;
+    serve::start(fs, device, &plan.settings, mount.is_some(), tell)?;
     touch::start(fs, mount.as_ref(), plan.settings.read_only)?;
     let ready = match fs.vault().is_awaited() {
         true => Ready::Counting,

@@ -5,10 +5,11 @@ use std::time::Duration;
 use crate::store::NodeId;
 use crate::vault::Timestamp;
 
+use super::descriptors::{self, For};
 use super::draft::Draft;
 use super::handles::{HandleState, NodeState};
 use super::pages::Source;
-use super::{FileHandle, descriptors, process};
+use super::{FileHandle, process};
 
 /// How long after its writer has asked for the end of a draft the kernel is told of no other: it may
 /// still be on its way to take that for the end.
@@ -53,7 +54,8 @@ impl NodeState {
             return None;
         }
         // It may have been given the descriptor by another.
-        let given = || descriptors::has_writable(group, node.id, node.device).then_some(any);
+        let given =
+            || descriptors::has_one(For::Writing, group, node.id, node.device).then_some(any);
         known.or_else(given)
     }
 

@@ -174,8 +174,14 @@ impl Budget {
         let room = self.room(length);
         let mut shares = self.lock();
         let mine = shares.of(user).saturating_add(own);
-        let free = shares.held.checked_add(fresh);
-        let free = free.and_then(|held| room.checked_sub(held));
+        let free = match fresh {
+            // It is there already, whatever was taken since.
+            0 => Some(room.saturating_sub(shares.held)),
+            _ => shares
+                .held
+                .checked_add(fresh)
+                .and_then(|held| room.checked_sub(held)),
+        };
         let is_bound = user != 0 && user != self.own;
         match free {
             Some(free) if !is_bound || mine <= free.saturating_mul(3) => {}
@@ -184,7 +190,7 @@ impl Budget {
                 return Err(Refused::Full);
             }
         }
-        if !self.add(fresh, room) {
+        if fresh > 0 && !self.add(fresh, room) {
             return Err(Refused::Crowded);
         }
         shares.held += fresh;
@@ -375,6 +381,18 @@ mod tests {
         let small = taken(&budget.of(USER), SMALL);
         assert_eq!(small.len(), 24 * 8);
         assert!(!taken(&budget.of(USER + 1), SMALL).is_empty());
+    }
+
+    #[test]
+    fn what_is_in_memory_already_can_be_had_though_small_contents_have_taken_the_rest() {
+        let budget = Budget::new(256 * MIB);
+        let (content, first) = budget.of(0).reserve_shared(100 * MIB).unwrap();
+        let rest = taken(&budget.of(0), SMALL);
+        assert_eq!(rest.len(), 156 * 8);
+        let second = budget.of(0).share(100 * MIB);
+        assert!(second.is_ok());
+        drop((content, first, second, rest));
+        assert!(budget.lock().of_users.is_empty() && budget.used() == 0);
     }
 
     #[test]

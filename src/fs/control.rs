@@ -57,11 +57,12 @@ impl File {
         }
     }
 
-    fn mode(self) -> u32 {
-        match self {
-            File::Status => 0o444,
-            File::Control => 0o600,
-            File::Audit => 0o400,
+    fn mode(self, sight: Sight) -> u32 {
+        match (self, sight) {
+            (File::Status, Sight::Public) => 0o444,
+            // An overlay asks for everybody as who has mounted it.
+            (File::Status | File::Audit, _) => 0o400,
+            (File::Control, _) => 0o600,
         }
     }
 }
@@ -260,7 +261,7 @@ impl FileSystem {
         Attr {
             ino: number(file, sight),
             kind: Kind::File,
-            mode: file.mode(),
+            mode: file.mode(sight),
             links: 1,
             uid: match (sight, also) {
                 (Sight::Also, Some(also)) => also,

@@ -11,9 +11,15 @@ const MOST_DESCRIPTORS: usize = 256;
 /// Most bytes of a file that are looked at.
 const MOST_BYTES: u64 = 256 * 1024;
 
-/// Whether process `group` has a descriptor for writing of `node` of the mount with this device
-/// number.
-pub(super) fn has_writable(group: u32, node: NodeId, device: Option<(u32, u32)>) -> bool {
+/// What a descriptor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum For {
+    Reading,
+    Writing,
+}
+
+/// Whether process `group` has a descriptor of `node` of the mount with this device number.
+pub(super) fn has_one(what: For, group: u32, node: NodeId, device: Option<(u32, u32)>) -> bool {
     let Some((major, minor)) = device else {
         return false;
     };
@@ -25,7 +31,7 @@ pub(super) fn has_writable(group: u32, node: NodeId, device: Option<(u32, u32)>)
         let Some(info) = read(&entry.path().to_string_lossy()) else {
             return false;
         };
-        let Some(mount) = writable_of(&info, node) else {
+        let Some(mount) = mount_of(&info, node, what) else {
             return false;
         };
         let mounts = mounts
@@ -38,8 +44,8 @@ pub(super) fn has_writable(group: u32, node: NodeId, device: Option<(u32, u32)>)
     })
 }
 
-/// The mount of a descriptor for writing of `node`.
-fn writable_of(info: &str, node: NodeId) -> Option<&str> {
+/// The mount of a descriptor of `node`.
+fn mount_of(info: &str, node: NodeId, what: For) -> Option<&str> {
     let field = |name| {
         let mut lines = info.lines();
         lines
@@ -47,9 +53,14 @@ fn writable_of(info: &str, node: NodeId) -> Option<&str> {
             .map(str::trim)
     };
     let flags = i32::from_str_radix(field("flags:")?, 8).ok()?;
-    let is_writable = flags & libc::O_ACCMODE != libc::O_RDONLY && flags & libc::O_PATH == 0;
+    let mode = flags & libc::O_ACCMODE;
+    let is_for_it = match what {
+        For::Reading => mode != libc::O_WRONLY,
+        For::Writing => mode != libc::O_RDONLY,
+    };
+    let is_for_it = is_for_it && flags & libc::O_PATH == 0;
     let is_of_node = field("ino:")?.parse() == Ok(node);
-    field("mnt_id:").filter(|_| is_writable && is_of_node)
+    field("mnt_id:").filter(|_| is_for_it && is_of_node)
 }
 
 /// Whether somebody holds a lock on `node` of the mount with this device number; of any file system
@@ -103,13 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn only_descriptors_for_writing_of_the_node_count() {
+    fn only_descriptors_of_the_node_and_for_what_is_asked_count() {
         let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t31\nino:\t77\n");
-        assert_eq!(writable_of(&info("0100001"), 77), Some("31"));
-        assert_eq!(writable_of(&info("0100002"), 77), Some("31"));
-        assert_eq!(writable_of(&info("0100002"), 7), None);
-        assert_eq!(writable_of(&info("0100000"), 77), None);
-        assert_eq!(writable_of("flags:\t02\n", 77), None);
+        let (r, w) = (For::Reading, For::Writing);
+        assert_eq!(mount_of(&info("0100001"), 77, w), Some("31"));
+        assert_eq!(mount_of(&info("0100002"), 77, w), Some("31"));
+        assert_eq!(mount_of(&info("0100002"), 7, w), None);
+        assert_eq!(mount_of(&info("0100000"), 77, w), None);
+        assert_eq!(mount_of(&info("0100000"), 77, r), Some("31"));
+        assert_eq!(mount_of(&info("0100001"), 77, r), None);
+        assert_eq!(mount_of(&info("010000000"), 77, r), None);
+        assert_eq!(mount_of("flags:\t02\n", 77, w), None);
     }
 
     #[test]
@@ -120,9 +135,14 @@ mod tests {
         let (node, device) = (metadata.ino(), metadata.dev());
         let device = (libc::major(device), libc::minor(device));
         let own = std::process::id();
-        assert!(has_writable(own, node, Some(device)));
-        assert!(!has_writable(own, node, Some((device.0, device.1 + 1))));
-        assert!(!has_writable(own, u64::MAX, Some(device)));
-        assert!(!has_writable(own, node, None));
+        assert!(has_one(For::Writing, own, node, Some(device)));
+        assert!(!has_one(
+            For::Writing,
+            own,
+            node,
+            Some((device.0, device.1 + 1))
+        ));
+        assert!(!has_one(For::Writing, own, u64::MAX, Some(device)));
+        assert!(!has_one(For::Writing, own, node, None));
     }
 }

@@ -190,6 +190,8 @@ impl Draft {
             self.must_fit(size)?;
             self.blocks.resize(size)?;
         }
+        // What holds nothing lacks nothing.
+        self.is_spoiled &= size > 0;
         // Programs cut off nothing of what they have just made.
         self.note_change(size == before);
         Ok(())

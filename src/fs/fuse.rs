@@ -18,6 +18,7 @@ use fuser::{
 use crate::crypto::memory;
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
+use super::control;
 use super::io::Transfer;
 use super::lookout::Lookout;
 use super::readers::{self, AtWork, Readers};
@@ -47,6 +48,8 @@ pub struct Serving {
     pub patience: Duration,
     /// Mounts of it may be idmapped.
     pub idmap: bool,
+    /// This process has mounted it, or had it mounted.
+    pub is_own: bool,
 }
 
 /// Serves a [`FileSystem`] through fuser.
@@ -73,7 +76,7 @@ impl Adapter {
             fs,
             readers,
             known: match serving.idmap {
-                true => Known::FromProc,
+                true => Known::of_idmapped(serving.is_own),
                 false => Known::FromKernel,
             },
         }
@@ -246,7 +249,8 @@ impl fuser::Filesystem for Adapter {
             .map_err(|_| {
                 std::io::Error::other("the kernel's FUSE cannot open and truncate at once")
             })?;
-        if self.known == Known::FromProc {
+        let is_idmapped = self.known != Known::FromKernel;
+        if is_idmapped {
             let idmap = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
             idmap.map_err(|_| {
                 std::io::Error::other(
@@ -262,7 +266,11 @@ impl fuser::Filesystem for Adapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_ASYNC_DIO,
+            // Who writes so does not wait, and may be another when it is asked who it is.
+            match is_idmapped {
+                true => InitFlags::empty(),
+                false => InitFlags::FUSE_ASYNC_DIO,
+            },
             InitFlags::FUSE_EXPORT_SUPPORT,
         ] {
             // Older kernels do without.
@@ -280,8 +288,9 @@ impl fuser::Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _at_work = self.begin(request);
         let (asked, fs) = (self.by_number(request, parent), Arc::clone(&self.fs));
+        let matters = control::is_control(parent.0) || self.fs.vault().is_read_only();
         self.fs.lookup_for(
-            self.known.caller(request),
+            self.known.caller_if(matters, request),
             parent.0,
             name.as_bytes(),
             Box::new(move |found| match found {
@@ -305,9 +314,10 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
+        let matters = control::is_control(ino.0) || self.fs.vault().is_read_only();
         let fh = fh.map(|fh| fh.0);
         self.fs.getattr(
-            self.known.caller(request),
+            self.known.caller_if(matters, request),
             ino.0,
             fh,
             attributes(asked, reply),
@@ -601,7 +611,8 @@ impl fuser::Filesystem for Adapter {
             pid: request.pid(),
         };
         self.fs.write_flagged(
-            self.known.caller(request),
+            self.known
+                .caller_if(control::is_control_handle(fh.0), request),
             (fh.0, offset),
             data,
             transfer,
@@ -848,7 +859,7 @@ impl fuser::Filesystem for Adapter {
             .map_err(|_| Errno(libc::ENXIO))
             .and_then(|offset| {
                 self.fs
-                    .seek(self.known.caller(request), fh.0, offset, whence)
+                    .seek(self.known.caller_if(false, request), fh.0, offset, whence)
             });
         match sought {
             Ok(offset) => reply.offset(offset as i64),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::crypto::SecretBytes;
 use crate::vault::{Content, FileBody, LastChunk, Node, Version};
 
-use super::budget::{Reservation, SMALL, Share};
+use super::budget::{Account, Refused, Reservation, SMALL, Share};
 use super::handles::{Handle, OpenNode};
 use super::readings::Shown;
 use super::{Errno, FileHandle, FileSystem};
@@ -141,8 +141,7 @@ impl FileSystem {
             Some(own) => own,
             None => match state.loaded.shared(file.version) {
                 Some(of) => {
-                    let share = self.budget.of(user).share(file.size);
-                    let share = share.map_err(|_| Errno(libc::ENOMEM))?;
+                    let share = self.or_give_up(user, |account| account.share(file.size))?;
                     let own = Arc::new(Loaded::Shared { of, _share: share });
                     state.loaded.insert(file.version, user, &own);
                     own
@@ -159,19 +158,26 @@ impl FileSystem {
 
     /// Room for a content of `size` bytes, before any of it is decrypted.
     pub(super) fn room_for(&self, user: u32, size: u64) -> Result<Room, Errno> {
-        let account = self.budget.of(user);
-        let reserve = || match size <= SMALL {
+        self.or_give_up(user, |account| match size <= SMALL {
             true => account.reserve(size, size).map(|room| (room, None)),
             false => {
                 let shared = account.reserve_shared(size);
                 shared.map(|(room, share)| (room, Some(share)))
             }
-        };
-        reserve()
+        })
+    }
+
+    /// What somebody has opened comes before what he may be about to open.
+    fn or_give_up<T>(
+        &self,
+        user: u32,
+        take: impl Fn(&Account) -> Result<T, Refused>,
+    ) -> Result<T, Errno> {
+        let account = self.budget.of(user);
+        take(&account)
             .or_else(|_| {
-                // What somebody has opened comes before what he may be about to open.
                 self.askers.drop_contents(user);
-                reserve()
+                take(&account)
             })
             .map_err(|_| Errno(libc::ENOMEM))
     }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::store::{Durability, NodeId};
+use crate::store::NodeId;
 use crate::vault::{Kind, NewNode, Publication};
 
 use super::blocks::Blocks;
 use super::control;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
+use super::queue::{Ticket, Whose};
 use super::readings::Shown;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
 
@@ -235,21 +236,22 @@ impl FileSystem {
     ) -> Done<T> {
         match caller.uid {
             0 => done,
-            _ => self.dropping_set_id_bits(ino, done),
+            _ => self.dropping_set_id_bits(caller.whose(), ino, done),
         }
     }
 
     /// What every write does to set-id bits when the writer is not privileged: before `done`.
     pub(super) fn dropping_set_id_bits<T: Send + 'static>(
         self: &Arc<Self>,
+        whose: Whose,
         ino: NodeId,
         done: Done<T>,
     ) -> Done<T> {
         let fs = Arc::clone(self);
-        Box::new(move |outcome| fs.drop_set_id_bits(ino, Box::new(move || done(outcome))))
+        Box::new(move |outcome| fs.drop_set_id_bits(whose, ino, Box::new(move || done(outcome))))
     }
 
-    fn drop_set_id_bits(&self, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
+    fn drop_set_id_bits(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
         let Ok(node) = self.node(ino) else {
             return then();
         };
@@ -267,7 +269,7 @@ impl FileSystem {
             ..Default::default()
         };
         writer.submit(
-            Durability::Soon,
+            Ticket::quick(whose).on(ino),
             move |tx| tx.set_attributes(ino, &change),
             move |outcome| {
                 if let Err(error) = outcome {

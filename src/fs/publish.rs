@@ -585,6 +585,7 @@ impl FileSystem {
             }
             // In the order in which they were opened, so that the last opened wins.
             left.sort_by_key(|(fh, ..)| *fh);
+            let in_place = state.user_in_place();
             let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
             // One that was cut to nothing is a replacement, too.
             let is_whole = |shared: &Draft| {
@@ -592,7 +593,7 @@ impl FileSystem {
             };
             let shared = shared.filter(|shared| is_whole(shared) && !shared.is_spoiled);
             if let Some(shared) = shared {
-                left.push((0, Pending::of(shared), Source::Shared, Whose::Unknown));
+                left.push((0, Pending::of(shared), Source::Shared, in_place));
             }
             state.publishing += left.len() as u32;
             drop(state);

@@ -27,7 +27,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::store::{Durability, NodeId};
+use crate::store::NodeId;
 
 /// Most jobs in a transaction: bounds what one failure makes run again.
 pub(super) const MAX_BATCH: usize = 256;
@@ -129,16 +129,6 @@ impl Ticket {
             Kind::Awaited | Kind::Unattended => SYNCED,
         };
         self.bytes.saturating_add(beside)
-    }
-}
-
-impl From<Durability> for Ticket {
-    /// For a job of somebody who is not known.
-    fn from(durability: Durability) -> Self {
-        match durability {
-            Durability::Soon => Self::quick(Whose::Unknown),
-            Durability::Now => Self::unattended(Whose::Unknown),
-        }
     }
 }
 

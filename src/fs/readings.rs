@@ -3,6 +3,8 @@
 
 use crate::vault::FileBody;
 
+use super::authors::Place;
+use super::descriptors::{self, For};
 use super::handles::{HandleState, NodeState};
 use super::loaded::{LastPiece, Pin};
 use super::{FileHandle, process};
@@ -154,6 +156,21 @@ impl NodeState {
     pub(super) fn has_outdated_fresh(&self, current: u64) -> bool {
         let mut fresh = self.handles.values().filter_map(|h| h.reading.fresh);
         fresh.any(|fresh| fresh.version != current)
+    }
+
+    /// Whether the process of a thread has a handle that it has not read from, and so reads first what
+    /// it is told of.
+    pub(super) fn may_read_first(&self, thread: u32, node: &Place) -> bool {
+        let mut fresh = self
+            .handles
+            .values()
+            .filter(|own| own.reading.fresh.is_some());
+        let Some(group) = process::thread_group(thread) else {
+            return fresh.any(|own| own.reading.thread == thread);
+        };
+        fresh.any(|own| same_process(own.reading.thread, Some(group)))
+            // It may have been given the descriptor by another.
+            || descriptors::has_one(For::Reading, group, node.id, node.device)
     }
 
     /// What the first read of a handle that was opened at `fresh` gets, if others were published

@@ -12,6 +12,7 @@ use super::budget::{Account, CROWDED};
 use super::draft::Draft;
 use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
+use super::queue::Whose;
 use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
 
 /// What an in-place draft begins with.
@@ -48,7 +49,7 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let done = match transfer.kill_set_id {
-            true => self.dropping_set_id_bits(handle.node.id, done),
+            true => self.dropping_set_id_bits(Whose::of(handle.user), handle.node.id, done),
             false => done,
         };
         let transfer = Transfer {

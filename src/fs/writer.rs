@@ -88,11 +88,11 @@ impl Writer {
     /// may be run more than once; the last result counts.
     pub(super) fn submit<T: Send + 'static>(
         &self,
-        ticket: impl Into<Ticket>,
+        ticket: Ticket,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) {
-        self.shared.submit(Job::new(ticket.into(), run, done));
+        self.shared.submit(Job::new(ticket, run, done));
     }
 
     /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed

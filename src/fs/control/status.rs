@@ -110,7 +110,7 @@ impl FileSystem {
             vault: self.vault.summary(),
             mountpoint: self.settings.mountpoint.clone(),
             device: device.map(|(major, minor)| format!("{major}:{minor}")),
-            state: self.state_in_a_word(),
+            state: self.state_in_a_word(&integrity),
             integrity: self.integrity_in_words(&integrity, &findings),
             integrity_commit: match integrity {
                 Integrity::Verified { commit, .. } => Some(commit),
@@ -152,7 +152,7 @@ impl FileSystem {
         let words = self.integrity_in_words(&integrity, &findings);
         let public = Public {
             view: "public",
-            state: self.state_in_a_word(),
+            state: self.state_in_a_word(&integrity),
             mode: match self.vault.is_read_only() {
                 true => "read-only",
                 false => "read-write",
@@ -173,8 +173,9 @@ impl FileSystem {
         format!("{status:#}\n").into_bytes()
     }
 
-    fn state_in_a_word(&self) -> &'static str {
-        match self.vault.is_condemned() {
+    fn state_in_a_word(&self, integrity: &Integrity) -> &'static str {
+        // One that is salvaged is served all the same.
+        match matches!(integrity, Integrity::Condemned { .. }) && self.vault.is_condemned() {
             true => "condemned",
             false => "unlocked",
         }
