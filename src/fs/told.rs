@@ -235,24 +235,24 @@ impl FileSystem {
         if let Some(length) = state.drained_by(caller.pid, file) {
             attr.size = length;
         } else if state.has_outdated_fresh(file.version) {
-            // Others have nothing to hold for what they are told.
-            if state.may_read_first(caller.pid, &self.place(ino)) {
-                let mut pin = Some(Shown::of(file).pin());
-                if self.vault.is_read_only() {
-                    drop(state);
-                    pin = match self.load_current_of(&open, caller.uid) {
-                        Ok((_, current)) => current.or(pin),
-                        // It reads what was there when it has opened the file, or fails then.
-                        Err(Errno(libc::ENOMEM)) => None,
-                        Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, fh),
-                        Err(error) => return Err(error),
-                    };
-                    state = open.lock();
-                }
-                if let Some(pin) = pin {
-                    (attr.size, attr.version) = (pin.length, pin.version);
-                    state.told.note(caller.pid, pin);
-                }
+            let mut pin = Some(Shown::of(file).pin());
+            if self.vault.is_read_only() {
+                // Nothing is held for others, who cannot read it first.
+                let may_read = state.may_read_first(caller.pid, &self.place(ino));
+                drop(state);
+                let current = may_read.then(|| self.load_current_of(&open, caller.uid));
+                pin = match current {
+                    Some(Ok((_, current))) => current.or(pin),
+                    // It reads what was there when it has opened the file.
+                    None | Some(Err(Errno(libc::ENOMEM))) => None,
+                    Some(Err(Errno(libc::ESTALE))) => return self.tell(caller, ino, fh),
+                    Some(Err(error)) => return Err(error),
+                };
+                state = open.lock();
+            }
+            if let Some(pin) = pin {
+                (attr.size, attr.version) = (pin.length, pin.version);
+                state.told.note(caller.pid, pin);
             }
         } else if self.vault.is_read_only() {
             // Nobody is going to read another version.
