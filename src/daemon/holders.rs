@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mountinfo;
+use super::quote::quoted;
 use super::sys;
 
 /// Processes that are named for one mount namespace, and paths that are.
@@ -88,27 +89,32 @@ impl Holders {
         !(self.here.is_empty() && self.elsewhere.is_empty() && self.open.is_empty())
     }
 
-    /// What is to be done about them.
+    /// What is to be done about them. Never a command in their namespaces: what it ran would be
+    /// theirs.
     pub(crate) fn remedy(&self) -> String {
-        let mut commands = Vec::new();
-        commands.extend(self.here.iter().map(|p| format!("umount {}", p.display())));
-        for space in &self.elsewhere {
-            if let (Some(process), Some(point)) = (space.processes.first(), space.points.first()) {
-                let (id, point) = (process.id, point.display());
-                commands.push(format!("nsenter -t {id} -m umount {point}"));
+        let mut ways = Vec::new();
+        if !self.open.is_empty() {
+            ways.push("end what has files open".to_owned());
+        }
+        if !self.here.is_empty() {
+            let commands = self.here.iter().take(NAMED);
+            let commands: Vec<_> = commands.map(|p| format!("umount {}", quoted(p))).collect();
+            ways.push(format!(
+                "unmount it there, too (`{}`)",
+                commands.join("`, `")
+            ));
+        }
+        for space in self.elsewhere.iter().take(NAMED) {
+            if let Some(process) = space.processes.first() {
+                ways.push(format!(
+                    "end process {}, or unmount it inside its namespace or container",
+                    process.id
+                ));
             }
         }
-        let ends = match self.open.is_empty() {
-            true => "",
-            false => "end what has files open, ",
-        };
-        match commands.is_empty() {
-            true if ends.is_empty() => "look at `secretfs status` on the vault".to_owned(),
-            true => "end what has files open".to_owned(),
-            false => {
-                commands.truncate(NAMED);
-                format!("{ends}unmount it there, too (`{}`)", commands.join("`, `"))
-            }
+        match ways.is_empty() {
+            true => "look at `secretfs status` on the vault".to_owned(),
+            false => ways.join("; "),
         }
     }
 }
@@ -161,17 +167,13 @@ fn named(processes: &[Process]) -> String {
     let mut text = "process ".to_owned();
     for (at, process) in processes.iter().take(NAMED).enumerate() {
         let comma = if at == 0 { "" } else { ", " };
-        let _ = write!(text, "{comma}{} ({})", process.id, process.name);
+        let _ = write!(text, "{comma}{} ({})", process.id, quoted(&process.name));
     }
     and_more(text, processes.len())
 }
 
 fn listed(points: &[PathBuf]) -> String {
-    let shown: Vec<String> = points
-        .iter()
-        .take(NAMED)
-        .map(|p| p.display().to_string())
-        .collect();
+    let shown: Vec<String> = points.iter().take(NAMED).map(quoted).collect();
     and_more(shown.join(", "), points.len())
 }
 
@@ -258,7 +260,30 @@ mod tests {
         );
         assert_eq!(
             found.remedy(),
-            "end what has files open, unmount it there, too (`umount /a`, `nsenter -t 1 -m umount /b`)"
+            "end what has files open; unmount it there, too (`umount /a`); end process 1, or unmount it inside its namespace or container"
+        );
+    }
+
+    #[test]
+    fn what_others_have_named_is_nothing_to_a_shell_or_a_terminal() {
+        let found = Holders {
+            here: vec!["/a;`id`".into()],
+            elsewhere: vec![Space {
+                processes: vec![Process {
+                    id: 7,
+                    name: "\u{1b}[2J$(id)".to_owned(),
+                }],
+                points: vec!["/b\n".into()],
+            }],
+            ..Holders::default()
+        };
+        assert_eq!(
+            found.to_string(),
+            "it is still mounted on '/a;`id`'; it is mounted on '/b\\n' in the mount namespace of process 7 ('\\u{1b}[2J$(id)')"
+        );
+        assert_eq!(
+            found.remedy(),
+            "unmount it there, too (`umount '/a;`id`'`); end process 7, or unmount it inside its namespace or container"
         );
     }
 

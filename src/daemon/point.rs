@@ -15,6 +15,7 @@ use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
 use super::mountinfo::{self, Mount};
+use super::quote::quoted;
 use super::sys::{self, MountId};
 use super::{harden, helper};
 
@@ -64,7 +65,7 @@ impl Point {
     /// # Errors
     /// When it cannot be, or is not there any more.
     pub(crate) fn detach_dead(&self) -> Result<(), Error> {
-        let shown = self.path.display();
+        let shown = quoted(&self.path);
         let fail = |why: &dyn std::fmt::Display| {
             Error::new(
                 Class::Failed,

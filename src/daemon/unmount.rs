@@ -12,6 +12,7 @@ use nix::mount::MntFlags;
 use super::error::{Class, Error};
 use super::holders::Holders;
 use super::point::Point;
+use super::quote::quoted;
 use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo};
 use crate::store;
@@ -45,7 +46,7 @@ pub fn unmount(
     wait: Option<Duration>,
     tell: &dyn Fn(&str),
 ) -> Result<Unmounted, Error> {
-    let shown = path.display();
+    let shown = quoted(path);
     let fail = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
             Class::Failed,
@@ -62,7 +63,7 @@ pub fn unmount(
             Class::Failed,
             format!(
                 "{shown} is not a mount of secretfs but of type {}; use umount(8)",
-                mount.fs_type.display()
+                quoted(&mount.fs_type)
             ),
         ));
     }
@@ -198,7 +199,7 @@ impl Held {
         farewell: Option<socket::Farewell>,
         tell: &dyn Fn(&str),
     ) -> Result<Unmounted, Error> {
-        let (shown, vault) = (path.display(), mount.source.display());
+        let (shown, vault) = (quoted(path), quoted(&mount.source));
         let known = match &self {
             Self::ByReader(_, commit) => *commit,
             Self::Free | Self::ByWriter(_) | Self::ByWhoever => None,
@@ -269,7 +270,7 @@ fn status_of(mount: &mountinfo::Mount) -> Option<serde_json::Value> {
 }
 
 fn busy(path: &Path) -> Error {
-    let shown = path.display();
+    let shown = quoted(path);
     Error::new(
         Class::Busy,
         format!(
