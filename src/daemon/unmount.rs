@@ -11,10 +11,10 @@ use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
 use super::holders::Holders;
-use super::point::Point;
+use super::point::{self, Point};
 use super::quote::quoted;
 use super::socket::{self, Writer};
-use super::{harden, helper, mountinfo};
+use super::{harden, helper, mountinfo, sys};
 use crate::store;
 
 /// How long a daemon may take to tell how its mount is, or has ended.
@@ -55,7 +55,9 @@ pub fn unmount(
         _ => Error::new(Class::Failed, format!("cannot look at {shown}: {e}")),
     };
     let point = mountinfo::absolute(path).map_err(fail)?;
-    let mount = mountinfo::mount_at(&point).map_err(fail)?;
+    let id = sys::mount_id(&point).map_err(fail)?;
+    let mut mounts = mountinfo::mounts().map_err(fail)?.into_iter();
+    let mount = mounts.find(|m| m.id == id.id && m.device == id.device && m.point == point);
     let mount =
         mount.ok_or_else(|| Error::new(Class::Failed, format!("nothing is mounted on {shown}")))?;
     if !mount.is_secretfs() {
@@ -76,19 +78,22 @@ pub fn unmount(
             .filter(|_| wait.is_some())
             .and_then(|writer| writer.farewell()),
     };
-    if harden::may_mount() {
-        nix::mount::umount2(&point, MntFlags::UMOUNT_NOFOLLOW).map_err(|e| match e {
+    // By its id: what is at its path by now may be another one.
+    let is_done = match harden::may_mount() {
+        true => point::unmount(&point, id, MntFlags::empty()).map_err(|e| match e {
             Errno::EBUSY => busy(path),
             e => Error::new(Class::Failed, format!("cannot unmount {shown}: {e}")),
-        })?;
-    } else {
-        helper::unmount_by_fusermount(&point, false).map_err(|e| {
-            if e.class == Class::Busy {
-                busy(path)
-            } else {
-                e
-            }
-        })?;
+        })?,
+        false => helper::unmount_by_fusermount(&point, id, false).map_err(|e| match e.class {
+            Class::Busy => busy(path),
+            _ => e,
+        })?,
+    };
+    if !is_done {
+        return Err(Error::new(
+            Class::Failed,
+            format!("{shown} is not unmounted: something else is mounted there by now; try again"),
+        ));
     }
     held.await_end(&mount, path, wait, farewell, tell)
 }
