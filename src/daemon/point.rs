@@ -178,11 +178,15 @@ fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
 /// attributes; in a thread, since a daemon that hangs would hang the question, too.
 fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> bool {
     let (tell, told) = std::sync::mpsc::channel();
-    let asking = std::thread::Builder::new().spawn(move || drop(tell.send(open())));
-    asking.is_ok()
-        && told
-            .recv_timeout(Duration::from_secs(2))
-            .is_ok_and(|answer| answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)))
+    let Ok(asking) = std::thread::Builder::new().spawn(move || drop(tell.send(open()))) else {
+        return false;
+    };
+    let Ok(answer) = told.recv_timeout(Duration::from_secs(2)) else {
+        return false;
+    };
+    // A fork may come next.
+    let _ = asking.join();
+    answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 /// A directory, to be referred to and not to be read; never through a symlink in the last place.
