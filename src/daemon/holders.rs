@@ -9,7 +9,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::mountinfo;
+use nix::sys::statfs::FsType;
+
+use super::mountinfo::{self, Mount};
 use super::quote::quoted;
 use super::sys;
 
@@ -43,10 +45,16 @@ struct Process {
 }
 
 impl Holders {
-    /// Looks who has the file system with this device number.
-    pub(crate) fn of(device: (u32, u32)) -> Self {
+    /// Looks who has the file system that was mounted there.
+    pub(crate) fn of(mount: &Mount) -> Self {
+        let device = mount.device;
+        let mounts = mountinfo::mounts().unwrap_or_default();
+        let is_others = mounts
+            .iter()
+            .any(|m| m.device == device && !is_same(m, mount));
+        let is_still_its = !is_others && is_connected(device);
         let mut found = Self {
-            here: points_in(mountinfo::mounts(), device),
+            here: points_in(mounts, mount),
             ..Self::default()
         };
         // Not being able to tell what is our own does no harm: it is then told twice.
@@ -61,14 +69,14 @@ impl Holders {
                     continue;
                 }
             };
-            if has_open(&proc, device) {
+            if is_still_its && has_open(&proc, device) {
                 found.open.push(Process::of(id));
             }
             if Some(&view) == own.as_ref() {
                 continue;
             }
             let space = *spaces.entry(view).or_insert_with(|| {
-                let points = points_in(mountinfo::mounts_of(id), device);
+                let points = points_in(mountinfo::mounts_of(id).unwrap_or_default(), mount);
                 (!points.is_empty()).then(|| {
                     found.elsewhere.push(Space {
                         processes: Vec::new(),
@@ -87,6 +95,11 @@ impl Holders {
     /// Whether anybody was found.
     pub(crate) fn is_anybody(&self) -> bool {
         !(self.here.is_empty() && self.elsewhere.is_empty() && self.open.is_empty())
+    }
+
+    /// Whether everybody could be looked at.
+    pub(crate) fn is_all_seen(&self) -> bool {
+        self.unseen == 0
     }
 
     /// What is to be done about them. Never a command in their namespaces: what it ran would be
@@ -200,13 +213,26 @@ fn view(proc: &Path) -> io::Result<(OsString, OsString)> {
     Ok((namespace.into(), root.into()))
 }
 
-fn points_in(mounts: io::Result<Vec<mountinfo::Mount>>, device: (u32, u32)) -> Vec<PathBuf> {
-    let mounts = mounts.unwrap_or_default().into_iter();
-    mounts
-        .filter(|mount| mount.device == device)
-        .map(|mount| mount.point)
-        .collect()
+fn points_in(mounts: Vec<Mount>, of: &Mount) -> Vec<PathBuf> {
+    let same = mounts.into_iter().filter(|mount| is_same(mount, of));
+    same.map(|mount| mount.point).collect()
 }
+
+/// Whether two mounts are of one file system. Its device number alone may be another's by now.
+fn is_same(a: &Mount, b: &Mount) -> bool {
+    a.device == b.device && a.is_secretfs() && a.source == b.source
+}
+
+/// Whether the connection to the kernel with this device number is still there, as far as can be told.
+fn is_connected(device: (u32, u32)) -> bool {
+    let control = Path::new("/sys/fs/fuse/connections");
+    let is_there = nix::sys::statfs::statfs(control)
+        .is_ok_and(|found| found.filesystem_type() == FUSE_CONTROL);
+    !is_there || control.join(device.1.to_string()).exists()
+}
+
+/// `FUSE_CTL_SUPER_MAGIC`.
+const FUSE_CONTROL: FsType = FsType(0x6573_5543);
 
 /// Whether a process has a file of the file system open, or works or is rooted in it, or has one mapped.
 fn has_open(proc: &Path, device: (u32, u32)) -> bool {
@@ -285,6 +311,30 @@ mod tests {
             found.remedy(),
             "unmount it there, too (`umount '/a;`id`'`); end process 7, or unmount it inside its namespace or container"
         );
+    }
+
+    #[test]
+    fn another_file_system_that_has_its_device_number_by_now_is_not_it() {
+        let mount = |point: &str, fs_type: &str, source: &str| Mount {
+            id: 1,
+            parent: 0,
+            device: (0, 7),
+            point: point.into(),
+            read_only: false,
+            fs_type: fs_type.into(),
+            source: source.into(),
+        };
+        let gone = mount("/a", mountinfo::FS_TYPE, "/v");
+        let mounts = vec![
+            mount("/b", mountinfo::FS_TYPE, "/v"),
+            mount("/c", mountinfo::FS_TYPE, "/w"),
+            mount("/d", "fuse.sshfs", "/v"),
+            Mount {
+                device: (0, 8),
+                ..mount("/e", mountinfo::FS_TYPE, "/v")
+            },
+        ];
+        assert_eq!(points_in(mounts, &gone), [PathBuf::from("/b")]);
     }
 
     #[test]
