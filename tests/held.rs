@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use support::process::{Place, Ran, detach, in_own_namespace, root_of, system, wait_for};
+use support::process::{Place, Ran, detach, in_own_namespace, kill, root_of, system, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -278,4 +278,85 @@ fn umount_of_a_copy_names_the_namespace_of_the_daemon() {
     run(&[program, "umount", &copy, "--drain-timeout", "100ms"])
         .failed(7, &format!("it is still mounted on {}", point.display()));
     assert!(Path::new(&inside).join(".secretfs/status").exists());
+}
+
+/// Its mount cannot be asked, and is not kept busy by a question that hangs.
+#[test]
+fn umount_of_a_reader_that_does_not_answer_is_not_kept_busy_by_umount() {
+    let place = Place::with_vault();
+    place.mount(&["-oro"]).succeeded();
+    let daemons = place.daemons();
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+    let ran = umount(&place, &[]);
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    ran.succeeded();
+    assert!(!place.is_mounted());
+    wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+}
+
+#[test]
+fn drain_timeout_is_not_for_a_daemon_that_nobody_keeps_alive() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let daemons = place.daemons();
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+    let mut command = place.command();
+    command.arg("umount").arg(place.point());
+    command.args(["--drain-timeout", "100ms"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let waiting = command.spawn().expect("it runs");
+    wait_for("the mount to go", SOON, || !place.is_mounted());
+    std::thread::sleep(Duration::from_secs(1));
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    Ran(waiting.wait_with_output().expect("ended")).succeeded();
+    wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+}
+
+#[test]
+fn a_broken_configuration_file_keeps_nobody_from_unmounting() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let config = place.path().join("broken.toml");
+    fs::write(&config, "drain-timeout = \"soon\"\n").expect("written");
+    let umount = |more: &[&str]| {
+        let mut command = place.command();
+        command.env("SECRETFS_CONFIG", &config).arg("umount");
+        Ran(command
+            .arg(place.point())
+            .args(more)
+            .output()
+            .expect("it runs"))
+    };
+    umount(&["--drain-timeout", "never"]).failed(2, "never");
+    assert!(place.is_mounted());
+    let ran = umount(&[]);
+    let said = ran.stderr();
+    assert!(ran.0.status.success(), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("unmounting without configuration files"),
+        "{said}"
+    );
+    assert!(!place.is_mounted());
+}
+
+/// mount(8) starts it under the names of its helpers.
+#[test]
+fn umount_knows_a_reader_that_mount_has_started() {
+    let place = Place::with_vault();
+    for name in ["mount.secretfs", "mount.fuse.secretfs"] {
+        let link = place.path().join(name);
+        std::os::unix::fs::symlink(support::process::PROGRAM, &link).expect("linked");
+        let own = place.command();
+        let mut command = Command::new(&link);
+        command
+            .envs(own.get_envs().filter_map(|(k, v)| Some((k, v?))))
+            .arg(place.vault())
+            .arg(place.point())
+            .args(["-o", "ro"]);
+        let ran = Ran(command.output().expect("it runs"));
+        assert!(ran.0.status.success(), "{}", ran.stderr());
+        let said = umount(&place, &[]).succeeded().stdout();
+        assert!(said.contains("its vault at commit"), "{name}: {said}");
+    }
 }

@@ -6,14 +6,13 @@ mod support;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 use support::kms_proxy::{Answer, Proxy};
 use support::moto::{self, Moto, REGION};
-use support::process::{PROGRAM, Place, Ran, Server, system};
+use support::process::{PROGRAM, Place, Ran, Server, in_own_namespace, system};
 
 /// An address that is not loopback, and of this machine all the same.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
@@ -192,18 +191,12 @@ fn localhost_is_this_machine_whatever_the_hosts_file_says() {
         let hosts = place.path().join("hosts");
         fs::write(&hosts, format!("{ELSEWHERE} localhost\n")).expect("written");
         let url = format!("http://localhost:{}", moto.address().port());
-        let mut init = Command::new("unshare");
-        init.args(["-m", "--propagation", "private", "sh", "-euc"])
+        let mut init = in_own_namespace(&place);
+        init.args(["sh", "-euc"])
             .arg("mount --bind \"$HOSTS\" /etc/hosts; exec \"$@\"")
             .args(["sh", PROGRAM, "init", "--kms-key", &key])
             .arg(place.vault())
             .env("HOSTS", &hosts)
-            .envs(
-                place
-                    .command()
-                    .get_envs()
-                    .filter_map(|(k, v)| Some((k, v?))),
-            )
             .envs(moto.env_at(&url));
         Ran(init.output().expect("it runs")).succeeded();
     });

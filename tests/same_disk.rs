@@ -2,28 +2,18 @@
 
 mod support;
 
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
 use support::moto::Moto;
-use support::process::{PROGRAM, Place, Ran};
+use support::process::{PROGRAM, Place, Ran, in_own_namespace};
 
 const WARNING: &str = "lie on one file system";
 
 /// Runs a script in a mount namespace, with the program in `$SECRETFS` and the place in `$PLACE`.
 fn in_namespace(place: &Place, script: &str) -> Ran {
-    let mut command = Command::new("unshare");
+    let mut command = in_own_namespace(place);
     command
-        .args(["-m", "--propagation", "private", "sh", "-euc", script])
-        .envs(
-            place
-                .command()
-                .get_envs()
-                .filter_map(|(k, v)| Some((k, v?))),
-        )
-        .env("SECRETFS", PROGRAM)
-        .env("PLACE", place.path())
-        .stdin(Stdio::null());
+        .args(["sh", "-euc", script])
+        .env("SECRETFS", PROGRAM);
     Ran(command.output().expect("unshare runs")).succeeded()
 }
 

@@ -151,6 +151,24 @@ fn nothing_but_a_dead_mount_of_the_same_vault_is_ever_replaced() {
     assert_eq!(types_at(&point), ["fuse.secretfs"]);
 }
 
+/// They would be taken away together with it.
+#[test]
+fn a_dead_mount_with_another_mount_below_is_not_replaced() {
+    let place = Place::with_vault();
+    let server = place.serve(&[]);
+    let below = place.point().join("below");
+    fs::create_dir(&below).expect("made");
+    let tmpfs = ["-t", "tmpfs", "none"].map(AsRef::<std::ffi::OsStr>::as_ref);
+    system("mount", &[tmpfs[0], tmpfs[1], tmpfs[2], below.as_os_str()]);
+    killed(server);
+    let told = format!(
+        "since {0} is mounted below it; `umount {0}` first",
+        below.display()
+    );
+    place.mount(&["-oreplace-stale"]).failed(7, &told);
+    assert_eq!(types_at(&below), ["tmpfs"]);
+}
+
 /// A service that tells `socket` of its state.
 fn notifying(place: &Place) -> (Server, UnixDatagram) {
     let path = place.path().join("notify");

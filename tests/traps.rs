@@ -339,3 +339,42 @@ fn a_mount_below_a_directory_that_was_renamed_ends_with_its_daemon() {
     assert_eq!(code, Some(0), "{log}");
     assert_eq!(mounted_at(&place.vault()), Vec::<PathBuf>::new());
 }
+
+/// Of root, by root: what is unmounted is what was looked at, and not what has its path by then.
+#[test]
+fn whoever_exchanges_directories_leads_no_umount_to_another_mount() {
+    let (place, other) = (Place::with_vault(), Place::with_vault());
+    let home = place.path().join("home");
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("opened");
+    let (a, b) = (home.join("a"), home.join("b"));
+    for directory in [&home, &a, &b, &a.join("m"), &b.join("m")] {
+        fs::create_dir(directory).expect("made");
+        chown(directory, Some(NOBODY), Some(NOBODY)).expect("given away");
+    }
+    for round in 0..10 {
+        for (of, above) in [(&place, &a), (&other, &b)] {
+            let (vault, point) = (of.vault(), above.join("m"));
+            of.run(["mount".as_ref(), vault.as_os_str(), point.as_os_str()])
+                .succeeded();
+        }
+        let swapper = Swapper::begin(a.clone(), b.clone());
+        let point = a.join("m");
+        let args = ["umount", "--drain-timeout", "100ms"].map(AsRef::<std::ffi::OsStr>::as_ref);
+        let ran = place.run([args[0], args[1], args[2], point.as_os_str()]);
+        drop(swapper);
+        // It has led elsewhere in between, and nothing is unmounted, or the path was right.
+        let left = [&place, &other].map(|of| mounted_at(&of.vault()));
+        let count = left.concat().len();
+        let is_well = ran.0.status.success();
+        assert_eq!(
+            count,
+            if is_well { 1 } else { 2 },
+            "{round}: {}",
+            ran.stderr()
+        );
+        left.concat().iter().for_each(|point| detach(point));
+        wait_for("the daemons' end", PATIENCE, || {
+            place.daemons().is_empty() && other.daemons().is_empty()
+        });
+    }
+}

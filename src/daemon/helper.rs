@@ -4,7 +4,8 @@
 //! other than the one it made.
 //!
 //! Each message is one packet. Requests: `M`, `U` (unmount), `D` (detach). Answers: `+` (with the
-//! descriptor, for `M`), or `-`, the class as one byte, and a line for people.
+//! descriptor, for `M`), `0` (there is nothing of its own to unmount), or `-`, the class as one byte,
+//! and a line for people.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -19,6 +20,8 @@ use nix::unistd::ForkResult;
 
 use super::error::{Class, Error};
 use super::mount::{MountOptions, fusermount_options};
+use super::point::{self, Point};
+use super::quote::quoted;
 use super::sys::{self, MountId};
 
 /// The daemon's end.
@@ -62,16 +65,22 @@ impl Helper {
     /// Mounts and returns the descriptor of /dev/fuse.
     pub(crate) fn mount(&self, point: &Path) -> Result<OwnedFd, Error> {
         debug_assert_eq!(point, self.point);
-        self.ask(b"M")?
-            .ok_or_else(|| Error::new(Class::Internal, "the mount helper passed no descriptor"))
+        match self.ask(b"M")? {
+            Answer::Mounted(device) => Ok(device),
+            Answer::Done | Answer::NotOurs => Err(Error::new(
+                Class::Internal,
+                "the mount helper passed no descriptor",
+            )),
+        }
     }
 
-    /// Unmounts, or detaches if `lazy`.
-    pub(crate) fn unmount(&self, lazy: bool) -> Result<(), Error> {
-        self.ask(if lazy { b"D" } else { b"U" }).map(drop)
+    /// Unmounts, or detaches if `lazy`; `false` when its mount is not found.
+    pub(crate) fn unmount(&self, lazy: bool) -> Result<bool, Error> {
+        let answer = self.ask(if lazy { b"D" } else { b"U" })?;
+        Ok(!matches!(answer, Answer::NotOurs))
     }
 
-    fn ask(&self, request: &[u8]) -> Result<Option<OwnedFd>, Error> {
+    fn ask(&self, request: &[u8]) -> Result<Answer, Error> {
         let gone =
             |why: String| Error::new(Class::Failed, format!("the mount helper is gone{why}"));
         nix::sys::socket::send(self.socket.as_raw_fd(), request, MsgFlags::MSG_NOSIGNAL)
@@ -80,7 +89,8 @@ impl Helper {
         let (length, passed) =
             sys::receive_with_fd(&self.socket, &mut buffer).map_err(|e| gone(format!(": {e}")))?;
         match buffer.get(..length) {
-            Some([b'+', ..]) => Ok(passed),
+            Some([b'+', ..]) => Ok(passed.map_or(Answer::Done, Answer::Mounted)),
+            Some([b'0', ..]) => Ok(Answer::NotOurs),
             Some([b'-', class, message @ ..]) => Err(Error::new(
                 Class::from_byte(*class).unwrap_or(Class::Failed),
                 String::from_utf8_lossy(message),
@@ -88,6 +98,15 @@ impl Helper {
             _ => Err(gone(String::new())),
         }
     }
+}
+
+/// What the helper says when nothing failed.
+enum Answer {
+    /// With the descriptor of /dev/fuse.
+    Mounted(OwnedFd),
+    Done,
+    /// Nothing was done: its own mount is not found.
+    NotOurs,
 }
 
 /// The helper's end.
@@ -113,19 +132,15 @@ impl Server {
             }
         }
         // The daemon is gone. If it died, its mount answers nobody any more.
-        if let Some(id) = self.mounted
-            && sys::mount_id(&self.point).is_ok_and(|now| now == id)
-        {
-            let _ = self.take_away(true);
-        }
+        let _ = self.take_away(true);
         std::process::exit(0)
     }
 
-    fn serve(&mut self, request: u8) -> Result<Option<OwnedFd>, Error> {
+    fn serve(&mut self, request: u8) -> Result<Answer, Error> {
         match request {
-            b'M' => self.mount().map(Some),
-            b'U' => self.take_away(false).map(|()| None),
-            b'D' => self.take_away(true).map(|()| None),
+            b'M' => self.mount().map(Answer::Mounted),
+            b'U' => self.take_away(false),
+            b'D' => self.take_away(true),
             _ => Err(Error::new(
                 Class::Internal,
                 "the mount helper got an unknown request",
@@ -133,9 +148,11 @@ impl Server {
         }
     }
 
-    fn answer(&self, answer: Result<Option<OwnedFd>, Error>) -> nix::Result<usize> {
+    fn answer(&self, answer: Result<Answer, Error>) -> nix::Result<usize> {
         let (text, fd) = match answer {
-            Ok(fd) => (vec![b'+'], fd),
+            Ok(Answer::Mounted(fd)) => (vec![b'+'], Some(fd)),
+            Ok(Answer::Done) => (vec![b'+'], None),
+            Ok(Answer::NotOurs) => (vec![b'0'], None),
             Err(e) => {
                 let mut text = vec![b'-', e.class.as_byte()];
                 text.extend(e.message.bytes().take(3000));
@@ -165,6 +182,14 @@ impl Server {
             nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
         )
         .map_err(|e| fail(e.into()))?;
+        // Its path may lead to another mount once this one is made.
+        let directory = Point::open(&self.point).map_err(|e| {
+            let shown = quoted(&self.point);
+            Error::new(
+                Class::Failed,
+                format!("cannot use the mount point {shown}: {e}"),
+            )
+        })?;
         let child = fusermount()
             .arg("-o")
             .arg(fusermount_options(&self.options))
@@ -181,25 +206,38 @@ impl Server {
         let output = child.wait_with_output().map_err(fail)?;
         match received {
             Ok((_, Some(device))) => {
-                self.mounted = sys::mount_id(&self.point).ok();
+                self.mounted = directory.covered_by().ok().flatten().map(|(id, _)| id);
                 Ok(device)
             }
             _ => Err(refusal(&output.stderr)),
         }
     }
 
-    fn take_away(&mut self, lazy: bool) -> Result<(), Error> {
-        unmount_by_fusermount(&self.point, lazy)?;
+    /// Unmounts what it has mounted, wherever that is by now, and nothing else.
+    fn take_away(&mut self, lazy: bool) -> Result<Answer, Error> {
+        let found = self
+            .mounted
+            .and_then(|id| Some((id, point::find(id, &self.point)?)));
+        let Some((id, path)) = found else {
+            return Ok(Answer::NotOurs);
+        };
+        if !unmount_by_fusermount(&path, id, lazy)? {
+            return Ok(Answer::NotOurs);
+        }
         self.mounted = None;
-        Ok(())
+        Ok(Answer::Done)
     }
 }
 
-/// Unmounts through fusermount3.
+/// Unmounts the mount `id` at `path` through fusermount3; `false` when another one is there.
 ///
 /// # Errors
 /// When it refuses; the class is `Busy` when something is open there.
-pub(crate) fn unmount_by_fusermount(point: &Path, lazy: bool) -> Result<(), Error> {
+pub(crate) fn unmount_by_fusermount(path: &Path, id: MountId, lazy: bool) -> Result<bool, Error> {
+    // It takes nothing but a path. The next moment that may lead elsewhere, to a mount of the same user.
+    if !sys::mount_id(path).is_ok_and(|found| found == id) {
+        return Ok(false);
+    }
     let mut command = fusermount();
     command.arg("-u");
     if lazy {
@@ -207,12 +245,12 @@ pub(crate) fn unmount_by_fusermount(point: &Path, lazy: bool) -> Result<(), Erro
     }
     let output = command
         .arg("--")
-        .arg(point)
+        .arg(path)
         .stdin(Stdio::null())
         .output()
         .map_err(|e| missing(&e))?;
     if output.status.success() {
-        Ok(())
+        Ok(true)
     } else {
         Err(refusal(&output.stderr))
     }

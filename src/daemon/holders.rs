@@ -9,7 +9,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::mountinfo;
+use nix::sys::statfs::FsType;
+
+use super::mountinfo::{self, Mount};
+use super::quote::quoted;
 use super::sys;
 
 /// Processes that are named for one mount namespace, and paths that are.
@@ -42,10 +45,16 @@ struct Process {
 }
 
 impl Holders {
-    /// Looks who has the file system with this device number.
-    pub(crate) fn of(device: (u32, u32)) -> Self {
+    /// Looks who has the file system that was mounted there.
+    pub(crate) fn of(mount: &Mount) -> Self {
+        let device = mount.device;
+        let mounts = mountinfo::mounts().unwrap_or_default();
+        let is_others = mounts
+            .iter()
+            .any(|m| m.device == device && !is_same(m, mount));
+        let is_still_its = !is_others && is_connected(device);
         let mut found = Self {
-            here: points_in(mountinfo::mounts(), device),
+            here: points_in(mounts, mount),
             ..Self::default()
         };
         // Not being able to tell what is our own does no harm: it is then told twice.
@@ -60,14 +69,14 @@ impl Holders {
                     continue;
                 }
             };
-            if has_open(&proc, device) {
+            if is_still_its && has_open(&proc, device) {
                 found.open.push(Process::of(id));
             }
             if Some(&view) == own.as_ref() {
                 continue;
             }
             let space = *spaces.entry(view).or_insert_with(|| {
-                let points = points_in(mountinfo::mounts_of(id), device);
+                let points = points_in(mountinfo::mounts_of(id).unwrap_or_default(), mount);
                 (!points.is_empty()).then(|| {
                     found.elsewhere.push(Space {
                         processes: Vec::new(),
@@ -88,27 +97,37 @@ impl Holders {
         !(self.here.is_empty() && self.elsewhere.is_empty() && self.open.is_empty())
     }
 
-    /// What is to be done about them.
+    /// Whether everybody could be looked at.
+    pub(crate) fn is_all_seen(&self) -> bool {
+        self.unseen == 0
+    }
+
+    /// What is to be done about them. Never a command in their namespaces: what it ran would be
+    /// theirs.
     pub(crate) fn remedy(&self) -> String {
-        let mut commands = Vec::new();
-        commands.extend(self.here.iter().map(|p| format!("umount {}", p.display())));
-        for space in &self.elsewhere {
-            if let (Some(process), Some(point)) = (space.processes.first(), space.points.first()) {
-                let (id, point) = (process.id, point.display());
-                commands.push(format!("nsenter -t {id} -m umount {point}"));
+        let mut ways = Vec::new();
+        if !self.open.is_empty() {
+            ways.push("end what has files open".to_owned());
+        }
+        if !self.here.is_empty() {
+            let commands = self.here.iter().take(NAMED);
+            let commands: Vec<_> = commands.map(|p| format!("umount {}", quoted(p))).collect();
+            ways.push(format!(
+                "unmount it there, too (`{}`)",
+                commands.join("`, `")
+            ));
+        }
+        for space in self.elsewhere.iter().take(NAMED) {
+            if let Some(process) = space.processes.first() {
+                ways.push(format!(
+                    "end process {}, or unmount it inside its namespace or container",
+                    process.id
+                ));
             }
         }
-        let ends = match self.open.is_empty() {
-            true => "",
-            false => "end what has files open, ",
-        };
-        match commands.is_empty() {
-            true if ends.is_empty() => "look at `secretfs status` on the vault".to_owned(),
-            true => "end what has files open".to_owned(),
-            false => {
-                commands.truncate(NAMED);
-                format!("{ends}unmount it there, too (`{}`)", commands.join("`, `"))
-            }
+        match ways.is_empty() {
+            true => "look at `secretfs status` on the vault".to_owned(),
+            false => ways.join("; "),
         }
     }
 }
@@ -161,17 +180,13 @@ fn named(processes: &[Process]) -> String {
     let mut text = "process ".to_owned();
     for (at, process) in processes.iter().take(NAMED).enumerate() {
         let comma = if at == 0 { "" } else { ", " };
-        let _ = write!(text, "{comma}{} ({})", process.id, process.name);
+        let _ = write!(text, "{comma}{} ({})", process.id, quoted(&process.name));
     }
     and_more(text, processes.len())
 }
 
 fn listed(points: &[PathBuf]) -> String {
-    let shown: Vec<String> = points
-        .iter()
-        .take(NAMED)
-        .map(|p| p.display().to_string())
-        .collect();
+    let shown: Vec<String> = points.iter().take(NAMED).map(quoted).collect();
     and_more(shown.join(", "), points.len())
 }
 
@@ -198,13 +213,26 @@ fn view(proc: &Path) -> io::Result<(OsString, OsString)> {
     Ok((namespace.into(), root.into()))
 }
 
-fn points_in(mounts: io::Result<Vec<mountinfo::Mount>>, device: (u32, u32)) -> Vec<PathBuf> {
-    let mounts = mounts.unwrap_or_default().into_iter();
-    mounts
-        .filter(|mount| mount.device == device)
-        .map(|mount| mount.point)
-        .collect()
+fn points_in(mounts: Vec<Mount>, of: &Mount) -> Vec<PathBuf> {
+    let same = mounts.into_iter().filter(|mount| is_same(mount, of));
+    same.map(|mount| mount.point).collect()
 }
+
+/// Whether two mounts are of one file system. Its device number alone may be another's by now.
+fn is_same(a: &Mount, b: &Mount) -> bool {
+    a.device == b.device && a.is_secretfs() && a.source == b.source
+}
+
+/// Whether the connection to the kernel with this device number is still there, as far as can be told.
+fn is_connected(device: (u32, u32)) -> bool {
+    let control = Path::new("/sys/fs/fuse/connections");
+    let is_there = nix::sys::statfs::statfs(control)
+        .is_ok_and(|found| found.filesystem_type() == FUSE_CONTROL);
+    !is_there || control.join(device.1.to_string()).exists()
+}
+
+/// `FUSE_CTL_SUPER_MAGIC`.
+const FUSE_CONTROL: FsType = FsType(0x6573_5543);
 
 /// Whether a process has a file of the file system open, or works or is rooted in it, or has one mapped.
 fn has_open(proc: &Path, device: (u32, u32)) -> bool {
@@ -258,8 +286,55 @@ mod tests {
         );
         assert_eq!(
             found.remedy(),
-            "end what has files open, unmount it there, too (`umount /a`, `nsenter -t 1 -m umount /b`)"
+            "end what has files open; unmount it there, too (`umount /a`); end process 1, or unmount it inside its namespace or container"
         );
+    }
+
+    #[test]
+    fn what_others_have_named_is_nothing_to_a_shell_or_a_terminal() {
+        let found = Holders {
+            here: vec!["/a;`id`".into()],
+            elsewhere: vec![Space {
+                processes: vec![Process {
+                    id: 7,
+                    name: "\u{1b}[2J$(id)".to_owned(),
+                }],
+                points: vec!["/b\n".into()],
+            }],
+            ..Holders::default()
+        };
+        assert_eq!(
+            found.to_string(),
+            "it is still mounted on '/a;`id`'; it is mounted on '/b\\n' in the mount namespace of process 7 ('\\u{1b}[2J$(id)')"
+        );
+        assert_eq!(
+            found.remedy(),
+            "unmount it there, too (`umount '/a;`id`'`); end process 7, or unmount it inside its namespace or container"
+        );
+    }
+
+    #[test]
+    fn another_file_system_that_has_its_device_number_by_now_is_not_it() {
+        let mount = |point: &str, fs_type: &str, source: &str| Mount {
+            id: 1,
+            parent: 0,
+            device: (0, 7),
+            point: point.into(),
+            read_only: false,
+            fs_type: fs_type.into(),
+            source: source.into(),
+        };
+        let gone = mount("/a", mountinfo::FS_TYPE, "/v");
+        let mounts = vec![
+            mount("/b", mountinfo::FS_TYPE, "/v"),
+            mount("/c", mountinfo::FS_TYPE, "/w"),
+            mount("/d", "fuse.sshfs", "/v"),
+            Mount {
+                device: (0, 8),
+                ..mount("/e", mountinfo::FS_TYPE, "/v")
+            },
+        ];
+        assert_eq!(points_in(mounts, &gone), [PathBuf::from("/b")]);
     }
 
     #[test]

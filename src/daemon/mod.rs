@@ -13,6 +13,7 @@ mod mountinfo;
 mod panics;
 mod plan;
 mod point;
+mod quote;
 mod serve;
 mod signals;
 mod socket;

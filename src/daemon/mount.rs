@@ -17,7 +17,7 @@ use crate::fs::fuse::MAX_TRANSFER;
 use super::error::{Class, Error};
 use super::helper::Helper;
 use super::point::{self, Point};
-use super::sys::{self, MountId};
+use super::sys::MountId;
 
 /// What a mount is made with.
 #[derive(Clone, Debug)]
@@ -120,20 +120,7 @@ impl Mount {
 
     /// Where it is found: at its path, or at another one, if a directory above was renamed.
     fn place(&self) -> Option<PathBuf> {
-        if sys::mount_id(&self.point).is_ok_and(|id| id == self.id) {
-            return Some(self.point.clone());
-        }
-        let moved = self.in_tree()?;
-        let is_it = sys::mount_id(&moved).is_ok_and(|id| id == self.id);
-        is_it.then_some(moved)
-    }
-
-    /// Where it is in the tree, found or not: under another mount, it could only be taken away together
-    /// with that one.
-    fn in_tree(&self) -> Option<PathBuf> {
-        let mounts = super::mountinfo::mounts().unwrap_or_default().into_iter();
-        let mut ours = mounts.filter(|m| m.id == self.id.id && m.device == self.id.device);
-        ours.next().map(|mount| mount.point)
+        point::find(self.id, &self.point)
     }
 
     /// Unmounts, unless something is open.
@@ -157,7 +144,7 @@ impl Mount {
     fn end(&self, flags: MntFlags) -> Result<Unmounted, Error> {
         for _ in 0..TRIES {
             match self.try_to_end(flags) {
-                Ok(Unmounted::NotOurs) if self.in_tree().is_some() => {}
+                Ok(Unmounted::NotOurs) if point::in_tree(self.id).is_some() => {}
                 ended => return ended,
             }
         }
@@ -185,7 +172,8 @@ impl Mount {
             Mounter::Helper(helper) => {
                 let answer = helper.unmount(flags.contains(MntFlags::MNT_DETACH));
                 match answer {
-                    Ok(()) => Ok(Unmounted::Done),
+                    Ok(true) => Ok(Unmounted::Done),
+                    Ok(false) => Ok(Unmounted::NotOurs),
                     Err(_) if !self.is_there() => Ok(Unmounted::NotOurs),
                     Err(e) if e.class == Class::Busy => Ok(Unmounted::Busy),
                     Err(e) => Err(e),

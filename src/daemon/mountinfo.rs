@@ -14,6 +14,8 @@ pub const FS_TYPE: &str = "fuse.secretfs";
 pub struct Mount {
     /// Its id, the same that statx(2) tells.
     pub id: u64,
+    /// The id of the mount that it is on.
+    pub parent: u64,
     /// The device number of its superblock, as `major, minor`.
     pub device: (u32, u32),
     /// Where it is.
@@ -82,7 +84,7 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let id = number(fields.next()?)?;
-    let _parent = fields.next()?;
+    let parent = number(fields.next()?)?;
     let mut device = fields.next()?.splitn(2, |b| *b == b':');
     let device = (number(device.next()?)?, number(device.next()?)?);
     let _root = fields.next()?;
@@ -91,6 +93,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     Some(Mount {
         id,
+        parent,
         device,
         point: PathBuf::from(point),
         read_only: options.split(|b| *b == b',').any(|o| o == b"ro"),
@@ -140,7 +143,7 @@ mod tests {
     fn a_line_is_read_with_escapes_and_optional_fields() {
         let line = b"57 29 0:49 / /mnt/a\\040b rw,nosuid shared:1 master:2 - fuse.secretfs /v\\134x rw,user_id=0";
         let mount = parse(line).expect("a mount");
-        assert_eq!(mount.id, 57);
+        assert_eq!((mount.id, mount.parent), (57, 29));
         assert_eq!(mount.device, (0, 49));
         assert_eq!(mount.point, Path::new("/mnt/a b"));
         assert_eq!(mount.source, Path::new("/v\\x"));

@@ -14,6 +14,7 @@ use super::error::{Class, Error};
 use super::mount::passed_descriptor;
 use super::mountinfo::is_under;
 use super::point::Point;
+use super::quote::quoted;
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -144,7 +145,7 @@ fn vault_directory(path: &Path) -> Result<PathBuf, Error> {
 
 /// Opens the mount point; whether a dead mount of this vault is to be taken away from it first.
 fn mount_point(path: &Path, vault: &Path, replaces_stale: bool) -> Result<(Point, bool), Error> {
-    let shown = path.display();
+    let shown = quoted(path);
     let fail = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
             Class::Failed,
@@ -164,7 +165,7 @@ fn mount_point(path: &Path, vault: &Path, replaces_stale: bool) -> Result<(Point
     let Some(mount) = point.mounted().map_err(fail)? else {
         return Ok((point, false));
     };
-    let source = mount.source.display();
+    let source = quoted(&mount.source);
     let is_of_vault = mount.is_secretfs() && mount.source == vault;
     let message = if mount.is_secretfs() && point.is_dead() {
         match (is_of_vault, replaces_stale) {
@@ -181,7 +182,7 @@ fn mount_point(path: &Path, vault: &Path, replaces_stale: bool) -> Result<(Point
     } else {
         format!(
             "{shown} is already a mount point ({source}, type {}); choose another, or unmount it first",
-            mount.fs_type.display()
+            quoted(&mount.fs_type)
         )
     };
     Err(Error::new(Class::Busy, message))

@@ -15,6 +15,7 @@ use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
 use super::mountinfo::{self, Mount};
+use super::quote::quoted;
 use super::sys::{self, MountId};
 use super::{harden, helper};
 
@@ -64,7 +65,7 @@ impl Point {
     /// # Errors
     /// When it cannot be, or is not there any more.
     pub(crate) fn detach_dead(&self) -> Result<(), Error> {
-        let shown = self.path.display();
+        let shown = quoted(&self.path);
         let fail = |why: &dyn std::fmt::Display| {
             Error::new(
                 Class::Failed,
@@ -72,13 +73,25 @@ impl Point {
             )
         };
         let id = sys::mount_id_of(&self.directory).map_err(|e| fail(&e))?;
-        if !harden::may_mount() {
-            return helper::unmount_by_fusermount(&self.path, true);
-        }
-        match unmount(&self.path, id, MntFlags::MNT_DETACH) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(fail(&"something else is mounted there by now")),
-            Err(e) => Err(fail(&e)),
+        let is_done = match harden::may_mount() {
+            true => {
+                // They would go with it.
+                if let Some(below) = mounted_below(id).map_err(|e| fail(&e))? {
+                    let below = quoted(below);
+                    return Err(Error::new(
+                        Class::Busy,
+                        format!(
+                            "the dead mount on {shown} is not taken away, since {below} is mounted below it; `umount {below}` first"
+                        ),
+                    ));
+                }
+                unmount(&self.path, id, MntFlags::MNT_DETACH).map_err(|e| fail(&e))?
+            }
+            false => helper::unmount_by_fusermount(&self.path, id, true)?,
+        };
+        match is_done {
+            true => Ok(()),
+            false => Err(fail(&"something else is mounted there by now")),
         }
     }
 
@@ -104,6 +117,29 @@ impl Point {
             let _ = unmount_at(&through(&parent).join(name), id, MntFlags::MNT_DETACH);
         }
     }
+}
+
+/// A mount below the mount `id`.
+fn mounted_below(id: MountId) -> io::Result<Option<PathBuf>> {
+    let mut mounts = mountinfo::mounts()?.into_iter();
+    Ok(mounts.find(|m| m.parent == id.id).map(|m| m.point))
+}
+
+/// Where the mount `id` is found: at `path`, or at another one, if a directory above was renamed.
+pub(crate) fn find(id: MountId, path: &Path) -> Option<PathBuf> {
+    let is_at = |path: &Path| sys::mount_id(path).is_ok_and(|found| found == id);
+    if is_at(path) {
+        return Some(path.to_owned());
+    }
+    in_tree(id).filter(|moved| is_at(moved))
+}
+
+/// Where a mount is in the tree, found or not: under another mount, it could only be taken away together
+/// with that one.
+pub(crate) fn in_tree(id: MountId) -> Option<PathBuf> {
+    let mounts = mountinfo::mounts().unwrap_or_default().into_iter();
+    let mut same = mounts.filter(|m| m.id == id.id && m.device == id.device);
+    same.next().map(|mount| mount.point)
 }
 
 /// Unmounts the mount `id` at `path`; `false` when another one is there.
@@ -142,11 +178,15 @@ fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
 /// attributes; in a thread, since a daemon that hangs would hang the question, too.
 fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> bool {
     let (tell, told) = std::sync::mpsc::channel();
-    let asking = std::thread::Builder::new().spawn(move || drop(tell.send(open())));
-    asking.is_ok()
-        && told
-            .recv_timeout(Duration::from_secs(2))
-            .is_ok_and(|answer| answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)))
+    let Ok(asking) = std::thread::Builder::new().spawn(move || drop(tell.send(open()))) else {
+        return false;
+    };
+    let Ok(answer) = told.recv_timeout(Duration::from_secs(2)) else {
+        return false;
+    };
+    // A fork may come next.
+    let _ = asking.join();
+    answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 /// A directory, to be referred to and not to be read; never through a symlink in the last place.

@@ -237,9 +237,10 @@ impl Serving {
                 Ending::Aborted
             };
         };
-        if mount.is_there() {
-            // `umount -f` aborts first and unmounts right after.
-            std::thread::sleep(Duration::from_millis(50));
+        // `umount -f` aborts first and unmounts right after.
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while mount.is_there() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
         }
         if !mount.is_there() && ended.is_ok() {
             return Ending::Orderly;

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::unistd::ForkResult;
 
@@ -88,10 +88,14 @@ pub fn ignore_file_size_signal() {
 ///
 /// # Errors
 /// When the system refuses, or when this process has more than one thread: the child would
-/// inherit locks that nobody ever releases.
+/// inherit locks that nobody ever releases. A thread that was waited for may take a moment to end.
 pub(crate) fn fork() -> io::Result<ForkResult> {
-    let threads = std::fs::read_dir("/proc/self/task").map_or(1, |tasks| tasks.count());
-    if threads != 1 {
+    let is_alone = || std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() == 1);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while !is_alone() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    if !is_alone() {
         return Err(io::Error::other(
             "internal error: fork after a thread was started",
         ));

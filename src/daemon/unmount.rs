@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -11,9 +11,10 @@ use nix::mount::MntFlags;
 
 use super::error::{Class, Error};
 use super::holders::Holders;
-use super::point::Point;
+use super::point::{self, Point};
+use super::quote::quoted;
 use super::socket::{self, Writer};
-use super::{harden, helper, mountinfo};
+use super::{harden, helper, mountinfo, sys};
 use crate::store;
 
 /// How long a daemon may take to tell how its mount is, or has ended.
@@ -25,6 +26,9 @@ const TO_END: Duration = Duration::from_millis(400);
 /// How long it may take without anybody to be seen who keeps it from that, before that is told.
 const TO_END_ALONE: Duration = Duration::from_secs(5);
 
+/// How long a daemon that nobody keeps alive may take at least: what it writes may be much.
+const TO_WRITE: Duration = Duration::from_secs(30);
+
 /// What has become of the vault of a mount that is gone.
 #[derive(Debug)]
 pub enum Unmounted {
@@ -32,6 +36,8 @@ pub enum Unmounted {
     Free(Option<u64>),
     /// It is still held, by whom is said in words.
     Held(String),
+    /// Nobody was found who holds it, and not everybody could be looked at, as is said in words.
+    Unknown(String),
 }
 
 /// Unmounts the mount of secretfs on `path`, and waits until its daemon has let go of the vault, as
@@ -45,7 +51,7 @@ pub fn unmount(
     wait: Option<Duration>,
     tell: &dyn Fn(&str),
 ) -> Result<Unmounted, Error> {
-    let shown = path.display();
+    let shown = quoted(path);
     let fail = |e: io::Error| match e.kind() {
         io::ErrorKind::NotFound => Error::new(
             Class::Failed,
@@ -54,7 +60,9 @@ pub fn unmount(
         _ => Error::new(Class::Failed, format!("cannot look at {shown}: {e}")),
     };
     let point = mountinfo::absolute(path).map_err(fail)?;
-    let mount = mountinfo::mount_at(&point).map_err(fail)?;
+    let id = sys::mount_id(&point).map_err(fail)?;
+    let mut mounts = mountinfo::mounts().map_err(fail)?.into_iter();
+    let mount = mounts.find(|m| m.id == id.id && m.device == id.device && m.point == point);
     let mount =
         mount.ok_or_else(|| Error::new(Class::Failed, format!("nothing is mounted on {shown}")))?;
     if !mount.is_secretfs() {
@@ -62,7 +70,7 @@ pub fn unmount(
             Class::Failed,
             format!(
                 "{shown} is not a mount of secretfs but of type {}; use umount(8)",
-                mount.fs_type.display()
+                quoted(&mount.fs_type)
             ),
         ));
     }
@@ -75,19 +83,22 @@ pub fn unmount(
             .filter(|_| wait.is_some())
             .and_then(|writer| writer.farewell()),
     };
-    if harden::may_mount() {
-        nix::mount::umount2(&point, MntFlags::UMOUNT_NOFOLLOW).map_err(|e| match e {
+    // By its id: what is at its path by now may be another one.
+    let is_done = match harden::may_mount() {
+        true => point::unmount(&point, id, MntFlags::empty()).map_err(|e| match e {
             Errno::EBUSY => busy(path),
             e => Error::new(Class::Failed, format!("cannot unmount {shown}: {e}")),
-        })?;
-    } else {
-        helper::unmount_by_fusermount(&point, false).map_err(|e| {
-            if e.class == Class::Busy {
-                busy(path)
-            } else {
-                e
-            }
-        })?;
+        })?,
+        false => helper::unmount_by_fusermount(&point, id, false).map_err(|e| match e.class {
+            Class::Busy => busy(path),
+            _ => e,
+        })?,
+    };
+    if !is_done {
+        return Err(Error::new(
+            Class::Failed,
+            format!("{shown} is not unmounted: something else is mounted there by now; try again"),
+        ));
     }
     held.await_end(&mount, path, wait, farewell, tell)
 }
@@ -110,11 +121,14 @@ struct Daemon {
     started: String,
 }
 
+/// What a daemon is called, by what it was started as; the kernel keeps 15 bytes.
+const NAMES: [&[u8]; 3] = [b"secretfs", b"mount.secretfs", b"mount.fuse.secr"];
+
 impl Daemon {
     fn of(id: u64) -> Option<Self> {
         let name = std::fs::read(format!("/proc/{id}/comm")).ok()?;
         // In another PID namespace it would be another process.
-        let is_ours = name.trim_ascii() == b"secretfs";
+        let is_ours = NAMES.contains(&name.trim_ascii());
         let started = started(id)?;
         is_ours.then_some(Self { id, started })
     }
@@ -137,16 +151,26 @@ fn started(id: u64) -> Option<String> {
 impl Held {
     /// To be asked while it is mounted.
     fn before(mount: &mountinfo::Mount) -> Self {
-        if !mount.read_only {
-            return match store::holder(&mount.source) {
-                Ok(Some(holder)) => Self::ByWriter(holder),
-                Ok(None) => Self::Free,
-                // Its path may be one in another mount namespace.
-                Err(_) => Self::unless_dead(mount),
-            };
+        let found = match mount.read_only {
+            false => store::holder(&mount.source),
+            true => return Self::of_reader(mount),
+        };
+        match found {
+            Ok(Some(holder)) => Self::ByWriter(holder),
+            Ok(None) => Self::Free,
+            // Its path may be one in another mount namespace.
+            Err(_) => match status_of(mount) {
+                Status::Told(_) | Status::Silent => Self::ByWhoever,
+                Status::Failed => Self::unless_dead(mount),
+            },
         }
-        let Some(status) = status_of(mount) else {
-            return Self::unless_dead(mount);
+    }
+
+    fn of_reader(mount: &mountinfo::Mount) -> Self {
+        let status = match status_of(mount) {
+            Status::Told(status) => status,
+            Status::Failed => return Self::unless_dead(mount),
+            Status::Silent => return Self::ByWhoever,
         };
         let commit = status["commit_sequence"].as_u64();
         match status["pid"].as_u64().and_then(Daemon::of) {
@@ -165,12 +189,12 @@ impl Held {
     fn is_over(&self, mount: &mountinfo::Mount) -> bool {
         match self {
             Self::Free => true,
-            // Somebody else who has it by now is none of our business.
+            // Somebody else who has it by now is none of our business. Who cannot look does not know.
             Self::ByWriter(before) => {
-                !store::holder(&mount.source).is_ok_and(|now| now.as_ref() == Some(before))
+                store::holder(&mount.source).is_ok_and(|now| now.as_ref() != Some(before))
             }
             Self::ByReader(daemon, _) => !daemon.is_alive(),
-            Self::ByWhoever => !Holders::of(mount.device).is_anybody(),
+            Self::ByWhoever => !Holders::of(mount).is_anybody(),
         }
     }
 
@@ -198,39 +222,56 @@ impl Held {
         farewell: Option<socket::Farewell>,
         tell: &dyn Fn(&str),
     ) -> Result<Unmounted, Error> {
-        let (shown, vault) = (path.display(), mount.source.display());
+        let (shown, vault) = (quoted(path), quoted(&mount.source));
         let known = match &self {
             Self::ByReader(_, commit) => *commit,
             Self::Free | Self::ByWriter(_) | Self::ByWhoever => None,
         };
+        let Some(wait) = wait else {
+            return Ok(match self.is_over(mount) {
+                true => self.free(mount, known),
+                false => Unmounted::Held(self.told(&Holders::of(mount))),
+            });
+        };
         let begun = Instant::now();
-        let mut look_at = TO_END;
+        // Since when there has been somebody who keeps the daemon alive, or nobody.
+        let (mut since, mut is_anybody) = (begun, None);
+        let mut look_at = begun + TO_END.min(wait);
         let mut is_told = false;
         while !self.is_over(mount) {
-            let passed = begun.elapsed();
-            if wait.is_none_or(|wait| passed >= wait) {
-                let who = self.told(&Holders::of(mount.device));
-                let Some(wait) = wait else {
-                    return Ok(Unmounted::Held(who));
-                };
-                return Err(Error::new(
-                    Class::Busy,
-                    format!(
-                        "{shown} is unmounted, but its vault {vault} is still held after {} s: {who}",
-                        wait.as_secs_f32()
-                    ),
-                ));
-            }
-            if !is_told && passed >= look_at {
-                let holders = Holders::of(mount.device);
-                if holders.is_anybody() || passed >= TO_END_ALONE {
+            let now = Instant::now();
+            if now >= look_at {
+                look_at = now + TO_END;
+                let holders = Holders::of(mount);
+                let seen = holders.is_anybody();
+                if is_anybody
+                    .replace(seen)
+                    .is_some_and(|before| before != seen)
+                {
+                    since = now;
+                }
+                // A daemon that nobody keeps alive is still writing.
+                let patience = if seen { wait } else { wait.max(TO_WRITE) };
+                if now >= since + patience && !self.is_over(mount) {
+                    return Err(Error::new(
+                        Class::Busy,
+                        format!(
+                            "{shown} is unmounted, but its vault {vault} is still held after {} s: {}",
+                            patience.as_secs_f32(),
+                            self.told(&holders)
+                        ),
+                    ));
+                }
+                if !is_told && (seen || now >= begun + TO_END_ALONE) {
                     is_told = true;
                     tell(&format!(
                         "{shown} is unmounted, but its vault {vault} is still held: {}; waiting for that",
                         self.told(&holders)
                     ));
                 }
-                look_at = passed + TO_END;
+                if seen {
+                    look_at = look_at.min((since + patience).max(now));
+                }
             }
             let pause = match &self {
                 // Each look is one at all processes.
@@ -240,36 +281,74 @@ impl Held {
             std::thread::sleep(Duration::from_millis(pause));
         }
         let commit = known.or_else(|| farewell.and_then(|farewell| farewell.await_end(TO_TELL)));
-        Ok(Unmounted::Free(commit))
+        Ok(self.free(mount, commit))
+    }
+
+    /// That it is over, if that is known.
+    fn free(&self, mount: &mountinfo::Mount, commit: Option<u64>) -> Unmounted {
+        let holders = match self {
+            Self::ByWhoever => Holders::of(mount),
+            Self::Free | Self::ByWriter(_) | Self::ByReader(..) => return Unmounted::Free(commit),
+        };
+        match holders.is_all_seen() {
+            true => Unmounted::Free(commit),
+            false => Unmounted::Unknown(holders.to_string()),
+        }
     }
 }
 
-/// What a mount tells of itself, if it does. Asked by a process that can be killed: a read that hangs
-/// would keep the mount busy.
-fn status_of(mount: &mountinfo::Mount) -> Option<serde_json::Value> {
-    let mut asking = Command::new(std::env::current_exe().ok()?)
-        .args(["status", "--json"])
-        .arg(&mount.point)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let deadline = Instant::now() + TO_TELL;
-    while asking.try_wait().ok()?.is_none() {
-        if Instant::now() >= deadline {
-            let _ = asking.kill();
-            let _ = asking.wait();
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(2));
+/// What a mount tells of itself.
+enum Status {
+    Told(serde_json::Value),
+    /// It could not be asked, or answered at once that it cannot tell.
+    Failed,
+    /// It did not answer. To ask it anything more would keep it busy.
+    Silent,
+}
+
+/// How long a process that was killed may take to end. It cannot end before the daemon answers what
+/// the daemon has already been asked.
+const TO_DIE: Duration = Duration::from_millis(500);
+
+/// Asked by a process that can be killed: a read that hangs would keep the mount busy.
+fn status_of(mount: &mountinfo::Mount) -> Status {
+    let asking = std::env::current_exe().and_then(|program| {
+        Command::new(program)
+            .args(["status", "--json"])
+            .arg(&mount.point)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+    });
+    let Ok(mut asking) = asking else {
+        return Status::Failed;
+    };
+    if !has_ended(&mut asking, TO_TELL) {
+        let _ = asking.kill();
+        has_ended(&mut asking, TO_DIE);
+        return Status::Silent;
     }
-    let text = asking.wait_with_output().ok()?.stdout;
-    serde_json::from_slice(&text).ok()
+    let told = asking.wait_with_output().map(|output| output.stdout);
+    match told.map(|text| serde_json::from_slice(&text)) {
+        Ok(Ok(status)) => Status::Told(status),
+        Ok(Err(_)) | Err(_) => Status::Failed,
+    }
+}
+
+fn has_ended(process: &mut Child, within: Duration) -> bool {
+    let deadline = Instant::now() + within;
+    loop {
+        match process.try_wait() {
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Ok(None) => return false,
+            Ok(Some(_)) | Err(_) => return true,
+        }
+    }
 }
 
 fn busy(path: &Path) -> Error {
-    let shown = path.display();
+    let shown = quoted(path);
     Error::new(
         Class::Busy,
         format!(
