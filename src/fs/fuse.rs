@@ -77,7 +77,7 @@ impl Adapter {
             readers,
             known: match serving.idmap {
                 true => Known::of_idmapped(serving.is_own),
-                false => Known::FromKernel,
+                false => Known::ByKernel,
             },
         }
     }
@@ -249,7 +249,7 @@ impl fuser::Filesystem for Adapter {
             .map_err(|_| {
                 std::io::Error::other("the kernel's FUSE cannot open and truncate at once")
             })?;
-        let is_idmapped = self.known != Known::FromKernel;
+        let is_idmapped = self.known != Known::ByKernel;
         if is_idmapped {
             let idmap = config.add_capabilities(InitFlags::FUSE_ALLOW_IDMAP);
             idmap.map_err(|_| {

@@ -15,15 +15,15 @@ use super::Caller;
 /// What the kernel says where it names nobody, and what is said of whom `/proc` does not show.
 const NOBODY: u32 = u32::MAX;
 
-/// Where it is known from who asks.
+/// How it is known who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// The kernel says it.
-    FromKernel,
+    ByKernel,
     /// It does not.
-    FromProc,
+    ByProc,
     /// Nobody can say: `/proc` is not that of who mounted.
-    FromNobody,
+    Unknown,
 }
 
 impl Known {
@@ -32,8 +32,8 @@ impl Known {
         let shown = fs::read_link("/proc/self");
         let own = std::process::id().to_string();
         match is_own && shown.is_ok_and(|shown| shown.as_os_str() == own.as_str()) {
-            true => Self::FromProc,
-            false => Self::FromNobody,
+            true => Self::ByProc,
+            false => Self::Unknown,
         }
     }
 
@@ -41,9 +41,9 @@ impl Known {
     pub(super) fn caller(self, request: &Request) -> Caller {
         let pid = request.pid();
         let (uid, gid) = match self {
-            Self::FromKernel => (request.uid(), request.gid()),
-            Self::FromProc => credentials(pid).unwrap_or((NOBODY, NOBODY)),
-            Self::FromNobody => (NOBODY, NOBODY),
+            Self::ByKernel => (request.uid(), request.gid()),
+            Self::ByProc => credentials(pid).unwrap_or((NOBODY, NOBODY)),
+            Self::Unknown => (NOBODY, NOBODY),
         };
         Caller { uid, gid, pid }
     }
@@ -52,7 +52,7 @@ impl Known {
     pub(super) fn caller_if(self, matters: bool, request: &Request) -> Caller {
         match matters {
             true => self.caller(request),
-            false => Self::FromKernel.caller(request),
+            false => Self::ByKernel.caller(request),
         }
     }
 }
@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(credentials(own), Some((uid.as_raw(), gid.as_raw())));
         assert_eq!(credentials(0), None);
         assert_eq!(credentials(u32::MAX), None);
-        assert_eq!(Known::of_idmapped(true), Known::FromProc);
-        assert_eq!(Known::of_idmapped(false), Known::FromNobody);
+        assert_eq!(Known::of_idmapped(true), Known::ByProc);
+        assert_eq!(Known::of_idmapped(false), Known::Unknown);
     }
 }
