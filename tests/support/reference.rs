@@ -824,6 +824,8 @@ impl Reference {
             draft.touch(Some(fh), now);
         }
         self.handles.get_mut(&fh).unwrap().owners.insert(owner);
+        // What somebody was told before is not what he reads next.
+        self.nodes.get_mut(&ino).unwrap().told = None;
         Ok(data.len() as u32)
     }
 
