@@ -95,7 +95,11 @@ fn a_dead_mount_is_replaced_where_that_is_asked_for_and_only_there() {
     for pid in place.daemons() {
         kill(pid, libc::SIGKILL);
     }
-    wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+    // The connection ends some time after the process is seen to be gone.
+    wait_for("the end of the connection", SOON, || {
+        let looked = std::fs::metadata(place.point());
+        looked.is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    });
     place
         .mount(&["-f", "-o", "noreplace-stale"])
         .failed(7, "whose daemon is gone");
