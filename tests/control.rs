@@ -726,3 +726,31 @@ fn a_file_that_is_open_can_be_read_by_whom_it_was_passed_on_to() {
     drop(status);
     ended(server);
 }
+
+/// An overlay asks for everybody as who has mounted it: the mode keeps others out.
+#[test]
+fn who_may_not_command_sees_no_more_through_an_overlay() {
+    let place = Place::with_vault();
+    let server = shared(&place, &[]);
+    let over = ["upper", "work", "over"].map(|name| place.path().join(name));
+    for directory in &over {
+        fs::create_dir(directory).expect("made");
+    }
+    let [upper, work, over] = over;
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        place.point().display(),
+        upper.display(),
+        work.display()
+    );
+    let options = ["-t", "overlay", "overlay", "-o", &options].map(std::ffi::OsStr::new);
+    support::process::system("mount", &[&options[..], &[over.as_os_str()]].concat());
+    let status = over.join(".secretfs/status");
+    let other = as_user(BOB, &[], || fs::read_to_string(&status));
+    let own = fs::read_to_string(&status).expect("root's");
+    support::process::system("umount", &[over.as_os_str()]);
+    assert!(own.contains("\"view\": \"full\""), "{own}");
+    let seen = other.unwrap_or_default();
+    assert!(!seen.contains("full"), "{seen}");
+    ended(server);
+}
