@@ -7,10 +7,10 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
-use secretfs::fs::{Caller, Errno};
+use secretfs::fs::{Attr, Caller, Errno, Opened};
 use secretfs::vault::{Kind, NewNode, RenameMode};
 use support::failing_disk::Disk;
 use support::layer::{Layer, Served, caller_as};
@@ -135,6 +135,57 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         fail::remove(self.0);
+    }
+}
+
+/// Lets those who come to a point go on one by one, and all of them when this is dropped.
+struct Gate {
+    point: &'static str,
+    /// How many have come, and how many may go on.
+    counts: Arc<(Mutex<(usize, usize)>, Condvar)>,
+}
+
+impl Gate {
+    fn at(point: &'static str) -> Self {
+        let counts = Arc::<(Mutex<(usize, usize)>, Condvar)>::default();
+        let shared = Arc::clone(&counts);
+        fail::cfg_callback(point, move || {
+            let (counts, changed) = &*shared;
+            let mut counted = counts.lock().expect("no panic");
+            counted.0 += 1;
+            let number = counted.0;
+            changed.notify_all();
+            let waited = changed.wait_while(counted, |counted| counted.1 < number);
+            drop(waited.expect("no panic"));
+        })
+        .expect("a point");
+        Self { point, counts }
+    }
+
+    fn await_arrival(&self, number: usize) {
+        let (counts, changed) = &*self.counts;
+        let counted = counts.lock().expect("no panic");
+        let waited = changed.wait_timeout_while(counted, SOON, |counted| counted.0 < number);
+        let (counted, _) = waited.expect("no panic");
+        assert!(counted.0 >= number, "nobody comes to {}", self.point);
+    }
+
+    /// Holds nobody else.
+    fn hold_no_more(&self) {
+        fail::remove(self.point);
+    }
+
+    fn open_for(&self, number: usize) {
+        let (counts, changed) = &*self.counts;
+        counts.lock().expect("no panic").1 = number;
+        changed.notify_all();
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.hold_no_more();
+        self.open_for(usize::MAX);
     }
 }
 
@@ -267,7 +318,8 @@ fn what_a_program_does_after_a_close_that_nobody_awaits_is_not_done_before_it() 
     assert!(!order.has("renamed at version 0"));
     drop(syncs);
     let has_both = |seen: &[String]| {
-        ["renamed", "synced"].map(|what| seen.iter().any(|seen| seen.starts_with(what))) == [true; 2]
+        ["renamed", "synced"].map(|what| seen.iter().any(|seen| seen.starts_with(what)))
+            == [true; 2]
     };
     wait_for("both", SOON, || has_both(&order.seen()));
     let seen = order.seen();
@@ -314,5 +366,75 @@ fn of_two_users_who_publish_one_file_the_later_one_stays() {
     let place = |what: &str| seen.iter().position(|seen| seen == what);
     assert!(place("older") < place("newer"), "{seen:?}");
     assert_eq!(served.read_all(ino).expect("readable"), b"newer");
+    served.finish();
+}
+
+/// Whether a thread of this process waits for another.
+fn waits(thread: i32) -> bool {
+    let call = std::fs::read_to_string(format!("/proc/self/task/{thread}/syscall"));
+    call.unwrap_or_default().split(' ').next() == Some(&libc::SYS_futex.to_string())
+}
+
+#[test]
+fn of_two_contents_of_one_draft_that_are_published_at_once_the_later_one_stays() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let (ino, fh) = written(&served, user(OTHER), "both", b"older");
+    let gate = Gate::at("publication-queues");
+    std::thread::scope(|scope| {
+        scope.spawn(|| served.fsync(fh).expect("stored"));
+        gate.await_arrival(1);
+        gate.hold_no_more();
+        // Comes when the older one is on its way, and may overtake nothing.
+        let (sender, receiver) = mpsc::channel();
+        let served = &served;
+        let newer = scope.spawn(move || {
+            sender
+                .send(nix::unistd::gettid().as_raw())
+                .expect("awaited");
+            served.write(fh, 0, b"newer").expect("written");
+            served.flush(fh).expect("stored");
+        });
+        let thread = receiver.recv().expect("told");
+        wait_for("the newer one", SOON, || {
+            newer.is_finished() || waits(thread)
+        });
+        drop(gate);
+    });
+    // Or the last close would store the newer one once more.
+    served.abort();
+    let served = layer.open();
+    assert_eq!(served.read_all(ino).expect("readable"), b"newer");
+    served.finish();
+}
+
+#[test]
+fn who_publishes_without_pause_keeps_nobody_waiting() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let order = Order::default();
+    let (ino, fh) = written(&served, user(LOADER), "busy", b"first");
+    let gate = Gate::at("writer-commits");
+    served.0.fsync(fh, order.note("first"));
+    gate.await_arrival(1);
+    let opened = order.note::<Opened>("opened");
+    served.0.open(user(OTHER), ino, libc::O_RDONLY, opened);
+    let told = order.note::<Attr>("told");
+    served.0.getattr(user(OTHER), ino, None, told);
+    // The next one is asked for before the first is over, and so on for ever.
+    served.write(fh, 0, b"other").expect("written");
+    let pid = std::process::id();
+    served.0.flush(fh, pid, 1, order.note("second"));
+    assert_eq!(order.seen(), Vec::<String>::new());
+    gate.open_for(1);
+    gate.await_arrival(2);
+    wait_for("those who waited for the first", SOON, || {
+        order.has("opened") && order.has("told")
+    });
+    assert!(!order.has("second"));
+    drop(gate);
+    wait_for("the second", SOON, || order.has("second"));
     served.finish();
 }

@@ -16,6 +16,7 @@ mod control;
 mod descriptors;
 mod directories;
 mod draft;
+mod ending;
 mod errno;
 mod follow;
 pub mod fuse;
@@ -52,11 +53,12 @@ pub use command::parse as parse_command;
 pub(crate) use command::{Asker, INTEGRITY, MAX_COMMAND, Refusal};
 pub use control::CONTROL_DIRECTORY;
 pub use directories::DirectoryEntry;
+pub use ending::Ending;
 pub use errno::Errno;
 pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
-pub use publish::Ending;
+
 pub use touch::{Touched, Touches};
 
 use appends::Appends;
@@ -326,8 +328,7 @@ impl FileSystem {
                 state = open.lock();
             }
             if state.publishing > 0 {
-                state.waiting.push(Box::new(then));
-                return readers::hand_over();
+                return state.wait(then);
             }
         }
         then();

@@ -34,6 +34,16 @@ struct Job {
     done: Done,
 }
 
+/// A job that is not done, since nothing more is written.
+#[must_use = "somebody waits for it"]
+pub(super) struct Refusal(Done);
+
+impl Refusal {
+    pub(super) fn tell(self) {
+        (self.0)(Err(VaultError::Closed));
+    }
+}
+
 #[derive(Default)]
 struct Waiting {
     jobs: Queue<Job>,
@@ -93,6 +103,20 @@ impl Writer {
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) {
         self.shared.submit(Job::new(ticket, run, done));
+    }
+
+    /// As [`submit`](Self::submit), for what is to be on disk; `done` is never called before this has
+    /// returned, so that the caller may hold locks which `done` takes.
+    ///
+    /// # Errors
+    /// When nothing more is written: to be told once those locks are let go of.
+    pub(super) fn enqueue<T: Send + 'static>(
+        &self,
+        ticket: Ticket,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) -> Result<(), Refusal> {
+        self.shared.enqueue(Job::new(ticket, run, done))
     }
 
     /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
@@ -185,11 +209,20 @@ impl Shared {
                 return;
             }
         }
+        if let Err(refusal) = self.enqueue(job) {
+            return refusal.tell();
+        }
+        // The writer's thread may be waiting for the disk, on behalf of others.
+        if may_run_here {
+            self.help();
+        }
+    }
+
+    fn enqueue(&self, job: Job) -> Result<(), Refusal> {
+        let ticket = job.ticket;
         let mut queue = self.lock();
         if queue.closed {
-            drop(queue);
-            (job.done)(Err(VaultError::Closed));
-            return;
+            return Err(Refusal(job.done));
         }
         queue.jobs.push(ticket, job);
         drop(queue);
@@ -197,10 +230,7 @@ impl Shared {
             readers::hand_over();
         }
         self.wake.notify_one();
-        // The writer's thread may be waiting for the disk, on behalf of others.
-        if may_run_here {
-            self.help();
-        }
+        Ok(())
     }
 
     /// Commits quick jobs that are queued, unless somebody is committing: who is looks for them when it
