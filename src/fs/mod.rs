@@ -32,6 +32,7 @@ mod publish;
 mod queue;
 mod readers;
 mod readings;
+mod refusals;
 mod routine;
 mod told;
 mod touch;
@@ -57,6 +58,7 @@ pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub use publish::Ending;
+pub(crate) use refusals::Refusals;
 pub use touch::{Touched, Touches};
 
 use appends::Appends;
