@@ -18,8 +18,14 @@ use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo, sys};
 use crate::store;
 
-/// How long a daemon may take to tell how its mount is, or has ended.
+/// How long a daemon may take to tell that its mount has ended, or how it is to who does not wait.
 const TO_TELL: Duration = Duration::from_secs(2);
+
+/// How long it may take to say which mount is its own. Who waits for it need not know sooner.
+const TO_SAY: Duration = Duration::from_secs(10);
+
+/// How long a mount may take to tell how it is: meanwhile it is busy.
+const TO_SHOW: Duration = Duration::from_secs(5);
 
 /// How long a daemon may take to end before anybody looks who keeps it from that.
 const TO_END: Duration = Duration::from_millis(400);
@@ -76,7 +82,8 @@ pub fn unmount(
             ),
         ));
     }
-    let (held, writer) = Held::before(&mount);
+    let patience = if wait.is_some() { TO_SAY } else { TO_TELL };
+    let (held, writer) = Held::before(&mount, patience);
     let farewell = writer
         .filter(|_| wait.is_some())
         .and_then(|writer| writer.farewell());
@@ -118,14 +125,14 @@ enum Held {
 impl Held {
     /// To be asked while it is mounted. With it whoever says that the mount is his, at the socket. The path
     /// alone tells nothing: it may be one in another mount namespace, and another vault may be there by now.
-    fn before(mount: &mountinfo::Mount) -> (Self, Option<Writer>) {
+    fn before(mount: &mountinfo::Mount, patience: Duration) -> (Self, Option<Writer>) {
         if mount.read_only {
             return (Self::by_daemon(mount), None);
         }
         let writer = Writer::of(&mount.source).ok().flatten();
         let serves = writer
             .as_ref()
-            .and_then(|writer| writer.serves(mount.device, TO_TELL));
+            .and_then(|writer| writer.serves(mount.device, patience));
         match (store::holder(&mount.source), serves) {
             (Ok(Some(holder)), Some(true)) => (Self::ByWriter(holder), writer),
             (Ok(Some(holder)), None) => (Self::ByWriterPerhaps(holder), None),
@@ -338,7 +345,7 @@ fn status_of(mount: &mountinfo::Mount) -> Status {
     let Ok(mut asking) = asking else {
         return Status::Failed;
     };
-    if !has_ended(&mut asking, TO_TELL) {
+    if !has_ended(&mut asking, TO_SHOW) {
         let _ = asking.kill();
         has_ended(&mut asking, TO_DIE);
         return Status::Silent;
