@@ -8,13 +8,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
 use serde_json::Value;
 use support::keys::local_kms;
 use support::layer::{Layer, caller_as};
-use support::process::{PROGRAM, Place, Ran, Server, status};
-use support::rotating::{command, wait_for_the_end};
+use support::process::{OnFailure, PROGRAM, Place, Ran, Server, status, wait_for};
+use support::rotating::{command, serve_with, wait_for_the_end};
 use support::socket::{ask, connect};
 use support::tree::{ALICE, BOB, as_user, errno, sys};
 
@@ -129,7 +130,7 @@ fn a_descriptor_that_is_passed_on_commands_nothing() {
         .expect("root may");
     as_user(NOBODY, &[], || {
         for attack in ATTACKS {
-            assert_eq!(errno((&control).write(attack.as_bytes())), libc::EACCES);
+            assert_eq!(errno((&control).write(attack.as_bytes())), libc::EPERM);
         }
         let again = format!("/proc/self/fd/{}", by_path.as_raw_fd());
         assert_eq!(errno(open_to_write(Path::new(&again))), libc::EACCES);
@@ -412,7 +413,7 @@ fn whom_control_uid_names_commands_known_keys_and_takes_the_vault_nowhere_else()
             assert_eq!(errno(command(&point, "rotate")), libc::EACCES);
             assert_eq!(status(&point)["view"], "public");
             let refused = ask(&vault, "control rotate");
-            assert_eq!(refused["refused"]["errno"], "EACCES", "{refused}");
+            assert_eq!(refused["refused"]["errno"], "EPERM", "{refused}");
         });
     }
     let found = fs::metadata(file(&place, "control")).expect("stat");
@@ -455,7 +456,7 @@ fn whom_the_kernel_cannot_name_commands_nothing() {
         for name in [&b"control"[..], b"audit"] {
             for whose in [root, unknown] {
                 let refused = fs.open_as(unknown, found(whose, name).ino, flags);
-                assert_eq!(refused.err(), Some(secretfs::fs::Errno(libc::EACCES)));
+                assert_eq!(refused.err(), Some(secretfs::fs::Errno(libc::EPERM)));
             }
         }
     }
@@ -753,4 +754,243 @@ fn who_may_not_command_sees_no_more_through_an_overlay() {
     let seen = other.unwrap_or_default();
     assert!(!seen.contains("full"), "{seen}");
     ended(server);
+}
+
+/// Whichever way somebody asks. The kernel, which looks at the mode of a file first, says EACCES.
+#[test]
+fn who_may_not_command_is_told_so_by_one_errno_and_one_exit_code() {
+    let place = Place::with_vault();
+    let server = shared(&place, &["-o", "control-uid=4001"]);
+    let (point, vault) = (place.point(), place.vault());
+    open_to_all(&vault, 0o755);
+    let control = open_to_write(&file(&place, "control")).expect("root may");
+    as_user(BOB, &[], || {
+        assert_eq!(errno((&control).write(b"rotate")), libc::EPERM);
+        for question in ["status", "audit", "control rotate"] {
+            let refused = ask(&vault, question);
+            assert_eq!(refused["refused"]["errno"], "EPERM", "{refused}");
+        }
+    });
+    drop(control);
+    let program = place.path().join("program");
+    fs::copy(PROGRAM, &program).expect("copied");
+    for path in [&point, &vault] {
+        for what in ["rotate", "rewrap", "reencrypt"] {
+            let mut asked = Command::new("setpriv");
+            asked.args(["--reuid", "4002", "--regid", "4002", "--clear-groups"]);
+            asked.arg(&program).arg(what).arg(path);
+            Ran(asked.output().expect("setpriv runs")).failed(1, " may");
+        }
+    }
+    assert_eq!(status(&point)["active_generation"], 1);
+    // Who may is served by either path, though the files of the vault are not hers to open.
+    for (path, generation) in [(&point, 2), (&vault, 3)] {
+        let mut asked = Command::new("setpriv");
+        asked.args(["--reuid", "4001", "--regid", "4001", "--clear-groups"]);
+        asked.arg(&program).arg("rotate").arg(path).arg("--wait");
+        let ran = Ran(asked.output().expect("setpriv runs"));
+        assert!(ran.0.status.success(), "{}", ran.stderr());
+        assert_eq!(status(&point)["active_generation"], generation);
+    }
+    ended(server);
+}
+
+#[test]
+fn after_a_command_that_dies_whoever_asked_is_told_and_the_next_one_is_taken() {
+    let place = Place::with_vault();
+    let server = serve_with(&place, "command-begins=2*panic");
+    let (point, vault) = (place.point(), place.vault());
+    assert_eq!(errno(command(&point, "rotate")), libc::EIO);
+    let said = fs::read_to_string(file(&place, "control")).expect("readable");
+    assert!(said.contains("rotate: failed: it died"), "{said}");
+    let refused = ask(&vault, "control rotate");
+    assert_eq!(refused["refused"]["errno"], "EIO", "{refused}");
+    assert_eq!(ask(&vault, "control rotate"), "begun");
+    assert_eq!(wait_for_the_end(&point)["active_generation"], 2);
+    let log = ended(server);
+    assert!(log.contains("internal error at"), "{log}");
+}
+
+/// A history grows for as long as there is a vault. Here less is let in than it usually is.
+#[test]
+fn a_history_that_is_longer_than_all_texts_may_be_is_told_of_and_read_whatever_else_is_open() {
+    const MOST: u64 = 6000;
+    let place = Place::with_vault();
+    let server = serve_with(&place, &format!("control-bytes=return({MOST})"));
+    let (point, audit) = (place.point(), file(&place, "audit"));
+    let length = || fs::metadata(&audit).expect("stat").len();
+    let rewrap = || {
+        command(&point, "rewrap").expect("begun");
+        wait_for_the_end(&point);
+    };
+    while length() <= MOST {
+        rewrap();
+    }
+    let held = File::open(file(&place, "status")).expect("opened");
+    let told = length();
+    assert!(told > MOST);
+    let mut open = File::open(&audit).expect("opened beside another");
+    assert_eq!(open.metadata().expect("fstat").len(), told);
+    let mut text = String::new();
+    open.read_to_string(&mut text).expect("readable");
+    assert_eq!(text.len() as u64, told);
+    // Two long ones are too many for one user, which is told as programs know it.
+    rewrap();
+    assert!(length() > told);
+    assert_eq!(errno(File::open(&audit)), libc::EMFILE);
+    drop(open);
+    wait_for("what was closed to be gone", SOON, || {
+        File::open(&audit).is_ok()
+    });
+    drop(held);
+    let log = ended(server);
+    assert!(log.contains("has as many open as one user may"), "{log}");
+}
+
+/// Where a fail point holds whoever comes there.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    somebody_is_there: bool,
+    is_open: bool,
+}
+
+impl Gate {
+    fn wait(&self) {
+        let mut state = self.state.lock().expect("whole");
+        state.somebody_is_there = true;
+        while !state.is_open {
+            state = self.changed.wait(state).expect("whole");
+        }
+    }
+
+    fn open(&self) {
+        self.state.lock().expect("whole").is_open = true;
+        self.changed.notify_all();
+    }
+}
+
+/// While the anchor is stored, which is two syncs, `status` waits for what it is going to be.
+#[test]
+fn who_looks_at_status_while_the_anchor_is_stored_keeps_nobody_else_waiting() {
+    // Fail points are those of the whole process.
+    let scenario = fail::FailScenario::setup();
+    let layer = Layer::new();
+    let fs = layer.open();
+    let gate = Arc::new(Gate::default());
+    let _let_go = OnFailure(|| gate.open());
+    let held = Arc::clone(&gate);
+    fail::cfg_callback("anchor-stores", move || held.wait()).expect("a fail point");
+    // Something to be remembered.
+    let (_, fh) = fs.create(1, b"f", 0o644);
+    fs.write(fh, 0, b"s3cret").expect("written");
+    fs.fsync(fh).expect("stored");
+    wait_for("the anchor to be stored", SOON, || {
+        gate.state.lock().expect("whole").somebody_is_there
+    });
+    let (tell, told) = mpsc::channel();
+    let (root, bob) = (caller_as(1, 0), caller_as(2, BOB));
+    let asked = Arc::clone(&fs.0);
+    // All of them come to one thread, as requests do.
+    let requests = std::thread::spawn(move || {
+        for (who, by, directory, name) in [
+            ("root's status", root, 1 << 63, &b"status"[..]),
+            ("root's history", root, 1 << 63, b"audit"),
+            ("bob's status", bob, 1 << 63, b"status"),
+            ("bob's secret", bob, 1, b"f"),
+        ] {
+            let tell = tell.clone();
+            let done: secretfs::fs::Done<secretfs::fs::Attr> = Box::new(move |attr| {
+                let size = attr.expect("there").size;
+                tell.send((who, size)).expect("heard");
+            });
+            asked.lookup_for(by, directory, name, done);
+        }
+    });
+    let next = || {
+        told.recv_timeout(Duration::from_secs(20))
+            .expect("answered")
+    };
+    let mut answered = [next().0, next().0];
+    answered.sort_unstable();
+    assert_eq!(answered, ["bob's secret", "bob's status"]);
+    requests.join().expect("nothing keeps it");
+    gate.open();
+    let (who, size) = next();
+    assert_eq!((who, size > 1000), ("root's status", true));
+    assert_eq!(next().0, "root's history");
+    fail::remove("anchor-stores");
+    fs.release(fh);
+    fs.finish();
+    scenario.teardown();
+}
+
+/// The names of all members, those of members behind a dot.
+fn all_members(of: &str, value: &Value, found: &mut std::collections::BTreeSet<String>) {
+    match value {
+        // Kinds of rotations are its names, and the newest event has members of its own.
+        _ if ["last_rotations", "last_event"].contains(&of) => {}
+        Value::Object(members) => {
+            for (name, member) in members {
+                let is_date = |of: &str| members.contains_key(of);
+                if name.strip_suffix("_time").is_some_and(is_date) {
+                    continue;
+                }
+                let name = match of {
+                    "" => name.clone(),
+                    of => format!("{of}.{name}"),
+                };
+                all_members(&name, member, found);
+                found.insert(name);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| all_members(of, item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn every_member_of_status_stands_in_its_man_page() {
+    let place = Place::with_vault();
+    let mut found = std::collections::BTreeSet::new();
+    let shown = |path: &Path| -> Value {
+        let ran = place.run(["status".as_ref(), path.as_os_str(), "--json".as_ref()]);
+        serde_json::from_str(&ran.succeeded().stdout()).expect("JSON")
+    };
+    all_members("", &shown(&place.vault()), &mut found);
+    // One rotation has ended, and one stays in its middle.
+    let server = place.serve(&[]);
+    command(&place.point(), "rotate").expect("begun");
+    wait_for_the_end(&place.point());
+    ended(server);
+    let server = serve_with(&place, "migrate-before=pause");
+    command(&place.point(), "reencrypt").expect("begun");
+    for path in [place.point(), place.vault()] {
+        let now = shown(&path);
+        assert!(now["rotation"].is_object(), "{now:#}");
+        all_members("", &now, &mut found);
+    }
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("man/secretfs-status.1");
+    let page = fs::read_to_string(page).expect("a page");
+    let table: Vec<&str> = page
+        .lines()
+        .skip_while(|line| *line != ".SH MEMBERS")
+        .filter_map(|line| line.strip_prefix(".B "))
+        .collect();
+    for name in &found {
+        assert!(table.contains(&name.as_str()), "{name} is not in the page");
+    }
+    for name in [
+        "rotation.trouble",
+        "held_for_writing_by.pid",
+        "anchor.commit",
+    ] {
+        assert!(found.contains(name), "{found:?}");
+    }
+    drop(server);
 }

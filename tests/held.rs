@@ -360,3 +360,85 @@ fn umount_knows_a_reader_that_mount_has_started() {
         assert!(said.contains("its vault at commit"), "{name}: {said}");
     }
 }
+
+/// A vault beside that of the place.
+fn another_vault(place: &Place, path: &Path) {
+    place.run(["init".as_ref(), path.as_os_str()]).succeeded();
+}
+
+/// What `umount` says when it is done. It may have told of other tests, whose namespaces have copies of
+/// every mount while they begin.
+#[track_caller]
+fn unmounted(ran: &Ran) -> String {
+    let said = ran.stdout();
+    assert!(ran.0.status.success(), "{said}{}", ran.stderr());
+    assert!(said.contains("m is unmounted"), "{said}");
+    said
+}
+
+/// The path that a mount was made from may by now be that of another vault, which somebody serves.
+#[test]
+fn umount_waits_for_the_daemon_of_the_mount_and_not_for_that_of_another_vault_at_its_path() {
+    let place = Place::with_vault();
+    let mut server = place.serve(&[]);
+    fs::rename(place.vault(), place.path().join("moved")).expect("moved");
+    another_vault(&place, &place.vault());
+    let other = place.path().join("other");
+    fs::create_dir(&other).expect("made");
+    let mount = ["mount".into(), place.vault(), other.clone()];
+    place.run(mount).succeeded();
+    let said = unmounted(&umount(&place, &["--drain-timeout", "5s"]));
+    assert!(!server.is_running(), "{said}");
+    // Nothing was asked of the other, and nothing of what it says is told.
+    assert!(!said.contains("commit"), "{said}");
+    assert!(other.join(".secretfs/status").exists());
+    place
+        .run(["umount".as_ref(), other.as_os_str()])
+        .succeeded();
+}
+
+/// Nobody has the vault that a bind has put over the one that is mounted.
+#[test]
+fn umount_says_that_a_vault_is_held_though_another_one_at_its_path_is_not() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let bind = Bind::of(&place);
+    let other = place.path().join("w");
+    another_vault(&place, &other);
+    let vault = place.vault();
+    system(
+        "mount",
+        &["--bind".as_ref(), other.as_os_str(), vault.as_os_str()],
+    );
+    let over = Bind(vault);
+    let said = umount(&place, &["--no-wait"]).succeeded().stdout();
+    assert!(said.contains("its vault is still held"), "{said}");
+    assert!(said.contains(&bind.0.display().to_string()), "{said}");
+    drop((bind, over));
+    wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+}
+
+/// Whoever has the vault at its path does not answer: it may be another's.
+#[test]
+fn umount_says_so_when_it_cannot_tell_whether_the_vault_is_still_held() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let daemons = place.daemons();
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+    let mut command = place.command();
+    command.arg("umount").arg(place.point());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let waiting = command.spawn().expect("it runs");
+    wait_for("the mount to go", SOON, || !place.is_mounted());
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    let said = unmounted(&Ran(waiting.wait_with_output().expect("ended")));
+    assert!(
+        said.contains("whether its vault is still held cannot be told"),
+        "{said}"
+    );
+    assert!(
+        said.contains("did not say whether this mount is its own"),
+        "{said}"
+    );
+    wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+}

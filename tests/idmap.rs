@@ -7,9 +7,11 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use support::idmap::Idmapped;
-use support::process::Place;
+use support::process::{PROGRAM, Place, Ran, Server, detach};
+use support::socket::ask;
 use support::tree::as_user;
 
 /// Users in the vault, and what they are called in the idmapped mount.
@@ -141,7 +143,12 @@ fn who_is_called_as_the_daemon_in_an_idmapped_mount_commands_nothing() {
     let open = |uid| as_user(uid, &[], || OpenOptions::new().write(true).open(&control));
     for uid in [MAPPED_ROOT, MAPPED_APP, APP, 65_534] {
         let refused = open(uid).expect_err("another user");
-        assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{uid}");
+        // By the kernel, whom the mode tells so, or by the daemon.
+        let expected = match uid {
+            MAPPED_ROOT => libc::EPERM,
+            _ => libc::EACCES,
+        };
+        assert_eq!(refused.raw_os_error(), Some(expected), "{uid}");
     }
     let seen = as_user(MAPPED_ROOT, &[], || {
         fs::read_to_string(other.join(".secretfs/status"))
@@ -156,4 +163,51 @@ fn who_is_called_as_the_daemon_in_an_idmapped_mount_commands_nothing() {
     }
     drop(mapped);
     unmounted_and_clean(&place);
+}
+
+/// Where it is another's, the number of who asks is that of somebody else there: here of this test, which
+/// is root's.
+#[test]
+fn a_daemon_whose_proc_is_that_of_another_pid_namespace_takes_nobody_for_root() {
+    let place = Place::with_vault();
+    let mut command = Command::new("unshare");
+    let own = place.command();
+    command
+        .envs(
+            own.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .args(["--pid", "--fork", "--kill-child", PROGRAM, "mount"])
+        .arg(place.vault())
+        .arg(place.point())
+        .args(["-f", "-o", "idmap"]);
+    let server = Server::start(command);
+    let own = std::process::id();
+    let daemons = place.daemons();
+    let daemon = daemons.iter().find(|pid| **pid != server.pid());
+    let daemon = daemon.expect("a child of unshare");
+    // Root there, and called as this test is here.
+    let script = format!(
+        "echo {} > /proc/sys/kernel/ns_last_pid; sh -c 'echo $$ >&2; exec cat \"$0\"' \"$1\"; true",
+        own - 1
+    );
+    let status = place.point().join(".secretfs/status");
+    let mut asked = Command::new("nsenter");
+    asked.args(["-t", &daemon.to_string(), "-p", "sh", "-c", &script, "sh"]);
+    let ran = Ran(asked.arg(status).output().expect("nsenter runs"));
+    assert_eq!(ran.stderr().trim(), own.to_string());
+    assert!(
+        ran.stdout().contains("\"view\": \"public\""),
+        "{}",
+        ran.stdout()
+    );
+    let control = place.point().join(".secretfs/control");
+    let refused = OpenOptions::new().write(true).open(control);
+    assert_eq!(
+        refused.expect_err("nobody").raw_os_error(),
+        Some(libc::EPERM)
+    );
+    // Who connects is named by the kernel.
+    assert_eq!(ask(&place.vault(), "status")["status"]["view"], "full");
+    detach(&place.point());
 }

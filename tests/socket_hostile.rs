@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::process::{Place, status, wait_for};
 use support::rotating::{all_is_there, fill};
@@ -37,7 +37,7 @@ fn another_user_is_refused_and_the_log_says_who_it_was() {
     open_to_all(&socket_of(&vault), 0o666);
     for question in ["status", "audit", "control rotate"] {
         let refused = as_user(BOB, &[], || ask(&vault, question));
-        assert_eq!(refused["refused"]["errno"], "EACCES", "{refused}");
+        assert_eq!(refused["refused"]["errno"], "EPERM", "{refused}");
         let why = refused["refused"]["why"].as_str().expect("words");
         assert!(why.contains(&format!("user {BOB} may not ask")), "{why}");
     }
@@ -46,11 +46,61 @@ fn another_user_is_refused_and_the_log_says_who_it_was() {
     server.signal(libc::SIGTERM);
     let (code, log) = server.ended(SOON);
     assert_eq!(code, Some(0));
-    let told = log
-        .lines()
-        .filter(|line| line.contains("refused at control.sock"));
-    let told = told.filter(|line| line.contains(&format!("user {BOB}")));
-    assert_eq!(told.count(), 3, "{log}");
+    assert_eq!(told_of(&log, "refused at control.sock", BOB).0, 3, "{log}");
+}
+
+/// How many refusals of a user the log tells of, with those that it says were left out; and in how many
+/// lines.
+fn told_of(log: &str, what: &str, user: u32) -> (u64, u64) {
+    let whose = format!("user {user}");
+    let lines = log.lines().filter(|line| line.contains(what));
+    let (mut refusals, mut count) = (0, 0);
+    for line in lines.filter(|line| line.contains(&whose)) {
+        count += 1;
+        // The last line is about nothing but those that were left out.
+        refusals += u64::from(line.contains("process"));
+        if let Some(at) = line.find(" more like that") {
+            let number = line[..at].rsplit(' ').next().expect("a number");
+            refusals += number.parse::<u64>().expect("a number");
+        }
+    }
+    (refusals, count)
+}
+
+/// With `control-uid` everybody can connect, and descriptors can be passed on to anybody.
+#[test]
+fn who_is_refused_again_and_again_fills_no_log_and_hides_nobody() {
+    const MANY: u64 = 300;
+    let place = Place::with_vault();
+    open_to_all(place.path(), 0o755);
+    let server = place.serve(&["-o", "allow-other,control-uid=4001"]);
+    let (vault, begun) = (place.vault(), Instant::now());
+    open_to_all(&vault, 0o755);
+    let control = std::fs::OpenOptions::new()
+        .write(true)
+        .open(place.point().join(".secretfs/control"))
+        .expect("root may");
+    for user in [BOB, 4003] {
+        as_user(user, &[], || {
+            for _ in 0..MANY {
+                ask(&vault, "status");
+                (&control).write_all(b"rotate").expect_err("refused");
+            }
+        });
+    }
+    drop(control);
+    server.signal(libc::SIGTERM);
+    let (_, log) = server.ended(SOON);
+    let minutes = begun.elapsed().as_secs() / 60;
+    for user in [BOB, 4003] {
+        let (refusals, lines) = told_of(&log, "refused at control.sock", user);
+        assert_eq!(refusals, MANY, "{log}");
+        // One at once, one a minute, and one at the end.
+        assert!(lines <= minutes + 2, "{lines} lines: {log}");
+        let (refusals, lines) = told_of(&log, "to .secretfs/control", user);
+        assert_eq!(refusals, MANY, "{log}");
+        assert!(lines <= minutes + 2, "{lines} lines: {log}");
+    }
 }
 
 /// Takes whoever calls, and tells them that all is done.

@@ -91,7 +91,7 @@ impl Holder {
                 {
                     let may = "only root, the user of its daemon, and whom control-uid names may command it";
                     let message = format!("cannot open {}: {error}; {may}", control.display());
-                    return Err(Error::new(Class::Failed, message));
+                    return Err(Error::new(Class::NotPermitted, message));
                 }
                 let written = opened.and_then(|mut file| file.write_all(request.as_bytes()));
                 Ok(written.map_err(|error| {

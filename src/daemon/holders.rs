@@ -197,7 +197,8 @@ fn and_more(text: String, count: usize) -> String {
     }
 }
 
-fn processes() -> Vec<u32> {
+/// All that are seen here.
+pub(super) fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut ids: Vec<u32> = entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

@@ -92,7 +92,7 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         if control::is_control(ino) {
-            return done(self.control_attr(caller, ino));
+            return self.control_attr(caller, ino, done);
         }
         if ino == ROOT {
             let fs = Arc::clone(self);
@@ -130,7 +130,7 @@ impl FileSystem {
             return done(Err(Errno(libc::EROFS)));
         }
         if control::is_control(ino) {
-            return done(self.change_control(caller, ino, &set));
+            return self.change_control(caller, ino, &set, done);
         }
         if let Err(error) = self.writer() {
             return done(Err(error));

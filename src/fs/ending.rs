@@ -51,6 +51,7 @@ impl FileSystem {
         for routine in self.routines.get().into_iter().flatten() {
             routine.stop();
         }
+        self.control.end();
         let Some(writer) = &self.writer else {
             return Ok(());
         };

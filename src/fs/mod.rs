@@ -33,6 +33,7 @@ mod publish;
 mod queue;
 mod readers;
 mod readings;
+mod refusals;
 mod routine;
 mod told;
 mod touch;
@@ -58,7 +59,7 @@ pub use errno::Errno;
 pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
-
+pub(crate) use refusals::Refusals;
 pub use touch::{Touched, Touches};
 
 use appends::Appends;

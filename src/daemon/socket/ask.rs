@@ -80,6 +80,18 @@ impl Writer {
         self.ask(&format!("control {command}"), TO_BEGIN)
     }
 
+    /// Whether the mount with this device number is its own; `None` when it does not say so within
+    /// `patience`.
+    pub(crate) fn serves(&self, device: (u32, u32), patience: Duration) -> Option<bool> {
+        match self.ask("status", patience) {
+            Ok(Asked::Answered(Answer::Status(status))) => {
+                let own = status["device"].as_str()?;
+                Some(own == format!("{}:{}", device.0, device.1))
+            }
+            _ => None,
+        }
+    }
+
     /// Waits for the end of the mount, from now on; `None` when nobody tells of it.
     pub(crate) fn farewell(&self) -> Option<Farewell> {
         let stream = self.connect().ok()??;
