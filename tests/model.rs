@@ -11,7 +11,7 @@ use libc::{O_APPEND, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::FileFailurePersistence;
-use secretfs::fs::{Attr, DirectoryEntry, Errno, SetAttributes};
+use secretfs::fs::{DirectoryEntry, Errno, SetAttributes};
 use secretfs::vault::{Kind, RenameMode, Timestamp};
 
 use support::layer::{Layer, Served, caller_as};
@@ -63,21 +63,30 @@ impl Process {
     fn seen(self) -> Option<u32> {
         Some(self.pid()).filter(|pid| *pid != 0)
     }
+
+    /// What the kernel takes for the owner of its locks.
+    fn owner(self) -> u64 {
+        match self {
+            Self::This => 1,
+            Self::Other => 2,
+            Self::Unseen => 3,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Request {
     Create(At, u32, i32, Process),
     Open(Index, i32, Process, u32),
-    Read(Index, Place, u64),
+    Read(Index, Place, u64, Process),
     ReadWhole(Index),
-    Write(Index, Place, u64, u8, (u64, bool)),
+    Write(Index, Place, u64, u8, (Process, bool)),
     Flush(Index, Process, u64),
     Fsync(Index),
     Release(Index),
     Truncate(Index, u64, u32),
     TruncateHandle(Index, u64, u32),
-    Stat(Index),
+    Stat(Index, Process),
     StatHandle(Index),
     Allocate(Index, (u64, u64), i32),
     Copy((Index, Place), (Index, Place), u64),
@@ -165,20 +174,20 @@ fn open_flags() -> impl Strategy<Value = i32> {
 fn contents() -> impl Strategy<Value = Request> {
     use Request::*;
     let i = any::<Index>;
-    let owner = || (1u64..3, prop::bool::weighted(0.1));
+    let writer = || (process(), prop::bool::weighted(0.1));
     prop_oneof![
         8 => (i(), open_flags(), process(), uid()).prop_map(|(f, o, p, u)| Open(f, o, p, u)),
-        12 => (i(), place(), size(), any::<u8>(), owner())
-            .prop_map(|(h, p, s, seed, o)| Write(h, p, s, seed, o)),
-        10 => (i(), place(), prop_oneof![size(), Just(100), Just(4096)])
-            .prop_map(|(h, p, s)| Read(h, p, s)),
+        12 => (i(), place(), size(), any::<u8>(), writer())
+            .prop_map(|(h, p, s, seed, w)| Write(h, p, s, seed, w)),
+        10 => (i(), place(), prop_oneof![size(), Just(100), Just(4096)], process())
+            .prop_map(|(h, p, s, by)| Read(h, p, s, by)),
         5 => i().prop_map(ReadWhole),
-        8 => (i(), process(), 1u64..3).prop_map(|(h, p, o)| Flush(h, p, o)),
+        8 => (i(), process(), 1u64..4).prop_map(|(h, p, o)| Flush(h, p, o)),
         2 => i().prop_map(Fsync),
         6 => i().prop_map(Release),
         2 => (i(), size(), uid()).prop_map(|(f, s, u)| Truncate(f, s, u)),
         3 => (i(), size(), uid()).prop_map(|(h, s, u)| TruncateHandle(h, s, u)),
-        3 => i().prop_map(Stat),
+        4 => (i(), process()).prop_map(|(n, p)| Stat(n, p)),
         5 => i().prop_map(StatHandle),
         2 => (i(), (size(), size().prop_map(|s| s.max(1))), select(&[0, 1, 3, 0x10, 0x11, 8][..]))
             .prop_map(|(h, r, m)| Allocate(h, r, m)),
@@ -354,21 +363,21 @@ impl Both {
             Place::Fixed(offset) => offset,
             Place::End => {
                 let ino = self.reference.handles[&fh].ino;
-                self.reference.size(ino, Some(fh))
+                self.reference.size(ino, Some(fh), 0)
             }
         }
     }
 
-    fn expect_attr(&self, ino: Ino, fh: Option<Fh>, attr: &Result<Attr, Errno>) {
-        let attr = attr.as_ref().expect("it can be looked at");
-        self.reference.expect_attr(ino, fh, attr);
+    /// Asks both for attributes, as somebody does who cannot be seen, and compares them.
+    fn look(&mut self, ino: Ino, fh: Option<Fh>) {
+        self.look_as(ino, fh, Process::Unseen);
     }
 
-    /// Asks both for attributes and compares them.
-    fn look(&mut self, ino: Ino, fh: Option<Fh>) {
-        let attr = self.fs.getattr(ino, fh);
-        self.reference.stat(ino, fh);
-        self.expect_attr(ino, fh, &attr);
+    fn look_as(&mut self, ino: Ino, fh: Option<Fh>, process: Process) {
+        let attr = self.fs.getattr_as(caller_as(process.pid(), 0), ino, fh);
+        let attr = attr.expect("it can be looked at");
+        self.reference.stat(ino, fh, process.pid());
+        self.reference.expect_attr(ino, fh, process.pid(), &attr);
     }
 
     /// Waits for what a close leaves to be published.
@@ -430,11 +439,12 @@ impl Both {
                 self.reference.open(ino, opened.ok()?, how, now());
                 self.fs.barrier();
             }
-            Request::Read(index, place, size) => {
+            Request::Read(index, place, size, process) => {
                 let fh = self.handle(index)?;
                 let offset = self.offset(fh, *place);
-                let read = self.fs.read(fh, offset, *size as u32);
-                same_bytes(read, self.reference.read(fh, offset, *size));
+                let read = self.fs.read_as(process.pid(), fh, offset, *size as u32);
+                let expected = self.reference.read(fh, offset, *size, process.pid());
+                same_bytes(read, expected);
             }
             Request::ReadWhole(index) => {
                 let ino = self.file(index)?;
@@ -443,18 +453,16 @@ impl Both {
                     same_bytes(self.fs.read_all(ino), Ok(expected));
                 }
             }
-            Request::Write(index, place, size, seed, how) => {
+            Request::Write(index, place, size, seed, (process, kill_set_id)) => {
                 let fh = self.handle(index)?;
                 let offset = self.offset(fh, *place);
                 let data = data(*size, *seed);
-                let written = self.fs.write_as(fh, offset, &data, *how);
-                if how.1 {
+                let how = (process.pid(), process.owner(), *kill_set_id);
+                let written = self.fs.write_as(fh, offset, &data, how);
+                if *kill_set_id {
                     self.fs.barrier();
                 }
-                same(
-                    written,
-                    self.reference.write(fh, offset, &data, *how, now()),
-                );
+                same(written, self.reference.write(fh, offset, &data, how, now()));
             }
             Request::Flush(index, process, owner) => {
                 let fh = self.handle(index)?;
@@ -473,7 +481,7 @@ impl Both {
                 self.fs.release(fh);
                 self.settle(ino);
                 self.reference.release(fh, now());
-                self.reference.stat(ino, None);
+                self.reference.stat(ino, None, 0);
             }
             Request::Truncate(index, size, uid) => {
                 let ino = self.file(index)?;
@@ -500,9 +508,9 @@ impl Both {
                 let expected = self.reference.truncate_handle(fh, *size, *uid, now());
                 same(cut.map(drop), expected);
             }
-            Request::Stat(index) => {
+            Request::Stat(index, process) => {
                 let ino = self.node(index);
-                self.look(ino, None);
+                self.look_as(ino, None, *process);
             }
             Request::StatHandle(index) => {
                 let fh = self.handle(index)?;
@@ -553,7 +561,7 @@ impl Both {
                     .reference
                     .make((parent, &name), *kind, *mode, ino, now());
                 assert_eq!(number(&made), expected.err());
-                self.expect_attr(ino?, None, &made);
+                self.reference.expect_attr(ino?, None, 0, &made.ok()?);
             }
             Request::Lookup(place) => {
                 let (parent, name) = self.place(place);

@@ -2,6 +2,7 @@
 //!
 //! The daemon aborts where a fail point tells it to, as if it were killed there.
 
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,6 +11,8 @@ mod support;
 use support::process::{Place, status, wait_for};
 
 const SECRETS: usize = 600;
+/// Mounting takes less; the mount gives up after 30 s.
+const PATIENCE: Duration = Duration::from_secs(20);
 const DIRECTORIES: usize = 40;
 
 fn content(n: usize) -> Vec<u8> {
@@ -32,12 +35,34 @@ fn mount(place: &Place, fail_at: Option<&str>) {
     if let Some(fail_at) = fail_at {
         command.env("FAILPOINTS", format!("{FEW};{fail_at}"));
     }
-    let mounted = command.output().expect("the program runs");
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut mounting = command.spawn().expect("the program runs");
+    let patience = Instant::now() + PATIENCE;
+    while mounting.try_wait().expect("a child").is_none() && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let ended = mounting.try_wait().expect("a child").is_some();
+    let at_work = (!ended).then(|| what_daemons_do(place));
+    let mounted = mounting.wait_with_output().expect("a child");
     assert!(
         mounted.status.success(),
-        "{}",
-        String::from_utf8_lossy(&mounted.stderr)
+        "{}{}",
+        String::from_utf8_lossy(&mounted.stderr),
+        at_work.unwrap_or_default()
     );
+}
+
+/// What each thread of the daemons is doing, for who looks for what it waits for.
+fn what_daemons_do(place: &Place) -> String {
+    let stacks = place.daemons().into_iter().map(|daemon| {
+        let shown = Command::new("gdb")
+            .args(["-p", &daemon.to_string(), "-batch", "-ex"])
+            .arg("thread apply all bt 30")
+            .output();
+        let shown = shown.expect("gdb runs").stdout;
+        format!("\ndaemon {daemon}:\n{}", String::from_utf8_lossy(&shown))
+    });
+    stacks.collect()
 }
 
 /// One vault, in which each of `cases` is made to die at its place and finished by the next mount.

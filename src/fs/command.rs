@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
+use crate::host::nice;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339};
 
 use super::commanders::Right;
-use super::nice::step_back;
 use super::{Errno, FileSystem};
 
 /// Longest command, in bytes.
@@ -198,7 +198,7 @@ impl Keeper {
                 match vault.is_read_only() {
                     true => vault.follow(&|| keeper.go_on()),
                     false => {
-                        step_back();
+                        nice::step_back_but_for_locks();
                         keeper.drive(&vault, every);
                     }
                 }

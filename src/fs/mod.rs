@@ -25,7 +25,6 @@ mod io;
 mod loaded;
 mod lookout;
 mod names;
-mod nice;
 mod open;
 mod pages;
 mod process;
