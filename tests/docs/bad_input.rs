@@ -1,16 +1,14 @@
 //! What a clumsy or hostile user can hand to the commands: each gets one clear line and a
 //! documented code, and nothing half made stays behind.
 
-mod support;
-
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use support::evil::footprint;
-use support::process::{PROGRAM, Place, Ran, in_own_namespace};
+use crate::support::evil::footprint;
+use crate::support::process::{PROGRAM, Place, Ran, in_own_namespace};
 
 fn run(place: &Place, args: &[&OsStr]) -> Ran {
     place.run(args)
@@ -360,7 +358,7 @@ fn configuration_that_is_wrong_is_code_2_and_says_where() {
     fs::create_dir(&config).expect("made");
     with().failed(2, "config.toml");
     fs::remove_dir(&config).expect("removed");
-    support::process::system("mkfifo", &[config.as_os_str()]);
+    crate::support::process::system("mkfifo", &[config.as_os_str()]);
     with().failed(2, "config.toml");
     for (name, value) in [
         ("SECRETFS_TTL", &b"\xff"[..]),

@@ -1,12 +1,10 @@
 //! Arguments, options, configuration and exit codes.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use support::process::{Place, Ran, system};
+use crate::support::process::{Place, Ran, system};
 
 #[test]
 fn wrong_usage_is_one_line_and_code_2() {
@@ -213,7 +211,7 @@ fn umount_touches_nothing_but_mounts_of_secretfs() {
 fn as_mount_helper_it_has_the_exit_codes_of_mount() {
     let place = Place::with_vault();
     let link = place.path().join("mount.secretfs");
-    symlink(support::process::PROGRAM, &link).expect("linked");
+    symlink(crate::support::process::PROGRAM, &link).expect("linked");
     let helper = |args: &[&OsStr]| {
         let mut command = place.command();
         let mut helper = Command::new(&link);

@@ -2,13 +2,11 @@
 //!
 //! `SECRETFS_STRESS_ROUNDS=10` for ten times as many kills.
 
-mod support;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use support::load::{Dice, Tally, Writer, rounds};
-use support::process::{OnFailure, Place, detach, kill, wait_for};
+use crate::support::load::{Dice, Tally, Writer, rounds};
+use crate::support::process::{OnFailure, Place, detach, kill, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Vaults at once, kills of each one's daemon, and writers in each.

@@ -1,12 +1,10 @@
 //! Disks that are full, read-only or broken, under a mount that is being written to: programs are
 //! told, nothing that was acknowledged is lost, the daemon lives on.
 
-mod support;
-
-use support::failing_disk::Disk;
-use support::ledger::{Ledger, content};
-use support::load::rounds;
-use support::process::{self, Place};
+use crate::support::failing_disk::Disk;
+use crate::support::ledger::{Ledger, content};
+use crate::support::load::rounds;
+use crate::support::process::{self, Place};
 
 fn status(place: &Place) -> serde_json::Value {
     process::status(&place.point())

@@ -3,17 +3,15 @@
 //!
 //! `scripts/soak` runs it by time (`SECRETFS_SOAK_SECONDS`), the suite for a few rounds.
 
-mod support;
-
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use support::at_work::Load;
-use support::load::{Dice, Tally, Writer};
-use support::process::{Place, Server, system, wait_for};
-use support::watching::{Beside, Bind, Watcher, all_end_with_the_last_value};
+use crate::support::at_work::Load;
+use crate::support::load::{Dice, Tally, Writer};
+use crate::support::process::{Place, Server, system, wait_for};
+use crate::support::watching::{Beside, Bind, Watcher, all_end_with_the_last_value};
 
 const WRITERS: u32 = 4;
 const READERS: u32 = 3;

@@ -1,8 +1,6 @@
 //! Vaults that are taken away, replaced, or lie where none should, and daemons that are stopped or
 //! starved: programs are told, and nothing is acknowledged that is not stored.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,11 +9,11 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use support::clock::faketime;
-use support::evil::{copy, footprint};
-use support::ledger::{Ledger, content};
-use support::process::{self, OnFailure, Place, Ran, Server, detach, system, wait_for};
-use support::tree::needs;
+use crate::support::clock::faketime;
+use crate::support::evil::{copy, footprint};
+use crate::support::ledger::{Ledger, content};
+use crate::support::process::{self, OnFailure, Place, Ran, Server, detach, system, wait_for};
+use crate::support::tree::needs;
 
 const SOON: Duration = Duration::from_secs(30);
 

@@ -1,7 +1,5 @@
 //! Logs that are kept open: what was only appended is published without a close, and nothing else.
 
-mod support;
-
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -9,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use support::process::{Place, Server, detach, wait_for};
+use crate::support::process::{Place, Server, detach, wait_for};
 
 /// Five seconds are promised; a test has no need to fail on a machine that is busy.
 const SOON: Duration = Duration::from_secs(60);

@@ -1,8 +1,6 @@
 //! One vault mounted for writing and several times for reading, each in a process and a mount
 //! namespace of its own.
 
-mod support;
-
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
@@ -10,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::process::{Place, Ran, Server, apart, kill, root_of, wait_for};
+use crate::support::watching::Bind;
 use nix::mount::MsFlags;
-use support::process::{Place, Ran, Server, apart, kill, root_of, wait_for};
-use support::watching::Bind;
 
 const READERS: usize = 4;
 /// The default ttl is a second; the rest is for a machine that has other things to do.
@@ -609,9 +607,9 @@ fn what_the_writer_has_removed_keeps_its_attributes_for_who_has_it_open() {
 /// Without a kernel, so that what happens between a look-up and what follows is certain.
 #[test]
 fn what_is_looked_up_anew_is_opened_whatever_the_writer_has_done_since() {
+    use crate::support::layer::{Layer, Served, caller_as};
     use secretfs::fs::Errno;
     use secretfs::vault::{Kind, ROOT, RenameMode};
-    use support::layer::{Layer, Served, caller_as};
     const STALE: Errno = Errno(libc::ESTALE);
     const ABSENT: Errno = Errno(libc::ENOENT);
     let layer = Layer::new();

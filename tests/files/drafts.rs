@@ -1,7 +1,5 @@
 //! What a draft is, when it becomes a version, and what readers see of it.
 
-mod support;
-
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -9,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::process::{self, Place, system, wait_for};
-use support::tree::closed;
+use crate::support::process::{self, Place, system, wait_for};
+use crate::support::tree::closed;
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -1,20 +1,18 @@
 //! What is not promised, shown: each test is one limit as it is, so that nobody hopes for more, and
 //! so that README changes when a limit does.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::evil::{Record, blob, copy, database};
+use crate::support::forge::{Copied, Hand, Legible};
+use crate::support::memory::count_of;
+use crate::support::process::{Place, Ran, Server, wait_for};
 use rusqlite::Connection;
 use secretfs::kms::KmsSettings;
 use secretfs::kms::local::LocalKms;
-use support::evil::{Record, blob, copy, database};
-use support::forge::{Copied, Hand, Legible};
-use support::memory::count_of;
-use support::process::{Place, Ran, Server, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -181,7 +179,7 @@ fn a_read_only_mount_is_kept_from_what_it_has_not_seen_until_it_counts() {
     let attach = format!("ATTACH '{}' AS old; BEGIN; {rows} COMMIT;", old.display());
     database(&place).execute_batch(&attach).expect("put back");
     assert_eq!(fs::read(reading.join("d/secret")).expect("read"), b"OLD");
-    let told = || support::process::status(&reading)["state"].clone();
+    let told = || crate::support::process::status(&reading)["state"].clone();
     wait_for("its next count", Duration::from_secs(60), || {
         told() == "condemned"
     });

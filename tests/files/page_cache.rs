@@ -1,14 +1,12 @@
 //! What the kernel keeps of contents in its page cache, and for how long.
 
-mod support;
-
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
-use support::cache::{Frames, Watch, sent};
-use support::process::{Place, wait_for};
+use crate::support::cache::{Frames, Watch, sent};
+use crate::support::process::{Place, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 const SIZE: usize = 400 << 10;

@@ -1,8 +1,6 @@
 //! What `fstat` tells, what is read or written, and what is stored are of one content: for those who
 //! write a file, with every language's way to find its end and by mappings, and for those who read it.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,10 +10,10 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use support::map::Map;
-use support::process::{Place, system};
-use support::tree::closed;
-use support::versions::{How, LENGTHS, is_whole, version};
+use crate::support::map::Map;
+use crate::support::process::{Place, system};
+use crate::support::tree::closed;
+use crate::support::versions::{How, LENGTHS, is_whole, version};
 
 const OLD: &[u8] = b"the old value of thirty-one byt";
 

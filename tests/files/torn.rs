@@ -1,7 +1,5 @@
 //! A reader never sees an empty or partial secret, whatever writes it.
 
-mod support;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
@@ -12,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use support::process::{self, Place, wait_for};
+use crate::support::process::{self, Place, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -1,8 +1,6 @@
 //! Who watches files learns of every change, however it was made, and is told of it when it can be
 //! read: by inotify without `IN_CLOSE_WRITE`, as Go's fsnotify, node and watchdog use it.
 
-mod support;
-
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -14,8 +12,8 @@ use std::time::{Duration, SystemTime};
 use nix::mount::{MsFlags, mount};
 use nix::sys::inotify::AddWatchFlags;
 
-use support::process::{Place, Server, kill, status, system, wait_for};
-use support::watching::{Beside, Bind, SOON, Watcher, all_end_with_the_last_value};
+use crate::support::process::{Place, Server, kill, status, system, wait_for};
+use crate::support::watching::{Beside, Bind, SOON, Watcher, all_end_with_the_last_value};
 
 /// How many changes of each kind.
 const ROUNDS: u32 = 50;
@@ -359,7 +357,7 @@ fn node_watching_a_file_ends_with_the_last_value() {
         const look = () => fs.writeFileSync(log, fs.readFileSync(file));
         fs.watch(file, look); look();";
     let mut node = Command::new("node");
-    support::child::not_outliving_us(&mut node);
+    crate::support::child::not_outliving_us(&mut node);
     let mut node = node
         .args(["-e", script])
         .args([&file, &log])

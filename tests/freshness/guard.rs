@@ -1,18 +1,18 @@
 //! Wrong keys, edited vaults, older vaults and other vaults: each is refused with its own exit
 //! code, and nothing on disk is changed by the attempt.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::evil::{
+    Record, blob, copy, edit_page, execute, footprint, root_page, set_blob,
+};
+use crate::support::keys::local_kms;
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::moto::Moto;
+use crate::support::process::{Place, Ran};
 use secretfs::keyring::Wrap;
-use support::evil::{Record, blob, copy, edit_page, execute, footprint, root_page, set_blob};
-use support::keys::local_kms;
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::Moto;
-use support::process::{Place, Ran};
 
 /// A vault with a few secrets in it, unmounted.
 fn filled() -> Place {
@@ -172,7 +172,7 @@ fn a_wrong_aws_key_is_code_4() {
     unmount(&place);
     // The alias is moved to another key.
     let body = serde_json::json!({"AliasName": "alias/app", "TargetKeyId": moto.create_key()});
-    moto.kms(support::moto::REGION, "UpdateAlias", &body);
+    moto.kms(crate::support::moto::REGION, "UpdateAlias", &body);
     refused_with(&place, &env, &[], 4, "alias/app");
 }
 
@@ -462,7 +462,7 @@ fn an_odd_database_file_is_refused_in_one_line() {
     let db = place.vault().join("vault.db");
     let keep = place.path().join("keep.db");
     fs::rename(&db, &keep).expect("moved");
-    let system = support::process::system;
+    let system = crate::support::process::system;
     refused(&place, 3, "there is no vault here");
     fs::write(&db, "").expect("written");
     refused(&place, 3, "empty");
@@ -517,7 +517,7 @@ fn an_odd_lock_file_stops_writers_in_one_line_or_not_at_all() {
     std::os::unix::fs::symlink("/dev/null", &lock).expect("linked");
     command(&place, "mount", &[], &[]).failed(1, "lock");
     fs::remove_file(&lock).expect("removed");
-    support::process::system("mkfifo", &[lock.as_os_str()]);
+    crate::support::process::system("mkfifo", &[lock.as_os_str()]);
     command(&place, "mount", &[], &[]).failed(1, "no regular file");
     command(&place, "mount", &[], &["-oro"]).succeeded();
     command(&place, "status", &[], &[]).succeeded();
@@ -526,7 +526,7 @@ fn an_odd_lock_file_stops_writers_in_one_line_or_not_at_all() {
     place.mount(&[]).succeeded();
     // While it is held, too, nobody waits for the other end of a pipe.
     fs::remove_file(&lock).expect("removed");
-    support::process::system("mkfifo", &[lock.as_os_str()]);
+    crate::support::process::system("mkfifo", &[lock.as_os_str()]);
     unmount(&place);
 }
 
@@ -688,10 +688,10 @@ fn without_a_place_for_anchors_init_says_so_and_makes_nothing_and_a_mount_goes_o
     // Read-only, as in many containers.
     fs::create_dir_all(place.path().join("anchors")).expect("made");
     let script = r#"mount --bind "$PLACE/anchors" "$PLACE/anchors" && mount -o remount,bind,ro "$PLACE/anchors" && exec "$PROGRAM" mount "$PLACE/v" "$PLACE/m" -f --log-level warn"#;
-    let mut unshare = support::process::in_own_namespace(&place);
+    let mut unshare = crate::support::process::in_own_namespace(&place);
     unshare
         .args(["timeout", "-s", "TERM", "2", "sh", "-c", script])
-        .env("PROGRAM", support::process::PROGRAM);
+        .env("PROGRAM", crate::support::process::PROGRAM);
     let ran = Ran(unshare.output().expect("it runs"));
     assert!(ran.stdout().contains("is mounted on"), "{}", ran.stderr());
 }
@@ -765,7 +765,7 @@ const HERS: &str =
 fn an_unpinned_key_in_the_keyring_is_never_asked() {
     let place = filled();
     let proxy = Proxy::always(Answer::Error(400, "AccessDeniedException", "asked"));
-    let env = support::moto::environment(place.path(), &proxy.url());
+    let env = crate::support::moto::environment(place.path(), &proxy.url());
     let stored = blob(&place, "SELECT value FROM keyring");
     type Edit = fn(&mut secretfs::keyring::Body);
     let edits: [Edit; 4] = [

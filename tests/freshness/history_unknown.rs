@@ -1,15 +1,13 @@
 //! A history in which a later program has written what this one does not know: it is shown as such,
 //! is in nobody's way, and is authenticated like the rest.
 
-mod support;
-
+use crate::support::evil::{blob, set_blob};
+use crate::support::forge::Hand;
+use crate::support::process::{Place, Ran, detach, status, wait_for};
+use crate::support::rotating::{check_is_clean, json};
 use secretfs::codec;
 use secretfs::keyring::{Event, EventKind};
 use serde_json::Value;
-use support::evil::{blob, set_blob};
-use support::forge::Hand;
-use support::process::{Place, Ran, detach, status, wait_for};
-use support::rotating::{check_is_clean, json};
 
 /// At 1,800,000,000 s, not late, of kind 57, and something to it.
 const FUTURE: [u8; 24] = [

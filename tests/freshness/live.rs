@@ -1,14 +1,12 @@
 //! What is put back, removed or moved away under a running mount is not served, is told, and stays known.
 
-mod support;
-
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use support::evil::{copy, database, execute};
-use support::process::{Place, Server, status, system, wait_for};
-use support::put_back::{
+use crate::support::evil::{copy, database, execute};
+use crate::support::process::{Place, Server, status, system, wait_for};
+use crate::support::put_back::{
     all_as_it_was, keep, large_with_an_older_part, newest, node_as_it_was, tables_as_they_were,
     unmount, write_once,
 };

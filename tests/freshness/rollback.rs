@@ -1,21 +1,19 @@
 //! A host never serves older than it has seen: whole vaults, or parts of them, that somebody puts back
 //! while they are not mounted, or while their mount is killed, are refused.
 
-mod support;
-
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use support::evil::{copy, database};
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::Moto;
-use support::process::{Place, Ran, status, system, wait_for};
-use support::put_back::{
+use crate::support::evil::{copy, database};
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::moto::Moto;
+use crate::support::process::{Place, Ran, status, system, wait_for};
+use crate::support::put_back::{
     all_as_it_was, keep, large_with_an_older_part, newest, node_as_it_was, put_back, unmount,
     write_once,
 };
+use serde_json::Value;
 
 /// The anchor is at most this far behind what was acknowledged.
 const BEHIND: Duration = Duration::from_secs(5);
@@ -123,8 +121,8 @@ fn the_anchor_of_a_host_that_only_reads_rises_while_it_is_mounted() {
     let kept = keep(&place);
     mount_elsewhere(&place, &["-oro"]).succeeded();
     let seen = anchored(&place, "other-host");
-    let writer = support::process::apart(&place, "w", "rw");
-    let written = support::process::root_of(&place, &writer, "w");
+    let writer = crate::support::process::apart(&place, "w", "rw");
+    let written = crate::support::process::root_of(&place, &writer, "w");
     fs::write(written.join("secret"), "NEW").expect("written");
     let commit = status(&written)["commit_sequence"]
         .as_u64()
@@ -138,7 +136,7 @@ fn the_anchor_of_a_host_that_only_reads_rises_while_it_is_mounted() {
     place
         .daemons()
         .into_iter()
-        .for_each(|pid| support::process::kill(pid, libc::SIGKILL));
+        .for_each(|pid| crate::support::process::kill(pid, libc::SIGKILL));
     system("umount", &["-l".as_ref(), place.point().as_os_str()]);
     drop(writer);
     put_back(&place, &kept);

@@ -1,15 +1,12 @@
 //! Every fuzz target on its committed corpus, and on mutations of it. `scripts/fuzz` does the same
 //! for longer, guided by coverage; `SECRETFS_FUZZ_ROUNDS` multiplies the mutations here.
 
-#[path = "../fuzz/bodies/mod.rs"]
-mod bodies;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 fn corpora() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus")
 }
 
 fn corpus(target: &str) -> Vec<Vec<u8>> {
@@ -76,7 +73,7 @@ fn explore(target: &str, mutations: usize) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let corpus = corpus(target);
     for input in &corpus {
-        bodies::run(target, input);
+        crate::bodies::run(target, input);
     }
     let times = match std::env::var("SECRETFS_FUZZ_ROUNDS") {
         Ok(times) => times.parse().expect("SECRETFS_FUZZ_ROUNDS is a number"),
@@ -85,7 +82,7 @@ fn explore(target: &str, mutations: usize) {
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     for round in 0..mutations * times {
         let input = dice.mutate(&corpus);
-        let told = std::panic::catch_unwind(|| bodies::run(target, &input));
+        let told = std::panic::catch_unwind(|| crate::bodies::run(target, &input));
         assert!(told.is_ok(), "{target}, round {round}: {input:02x?}");
     }
 }
@@ -137,7 +134,7 @@ fn answers_of_any_bytes_in_place_of_aws_kms_are_told_in_one_line() {
     let endpoint = format!("http://127.{}.{}.7:7411", pid >> 8 & 0xff, pid & 0xff);
     let nowhere = tempfile::tempdir().expect("a directory");
     let status = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "aws_child", "--ignored", "--nocapture"])
+        .args(["--exact", "corpora::aws_child", "--ignored", "--nocapture"])
         .env("AWS_ENDPOINT_URL_KMS", endpoint)
         .env("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
         .env("AWS_SECRET_ACCESS_KEY", "example")
@@ -158,12 +155,12 @@ fn aws_child() {
 
 #[test]
 fn every_target_has_its_corpus_and_its_program() {
-    for (target, _) in bodies::TARGETS {
+    for (target, _) in crate::bodies::TARGETS {
         corpus(target);
         let program = corpora().join(format!("../fuzz_targets/{target}.rs"));
         let text = std::fs::read_to_string(program).expect("a program");
-        assert!(text.contains(&format!("bodies::run(\"{target}\", input)")));
+        assert!(text.contains(&format!("crate::bodies::run(\"{target}\", input)")));
     }
     let programs = std::fs::read_dir(corpora().join("../fuzz_targets")).expect("programs");
-    assert_eq!(programs.count(), bodies::TARGETS.len());
+    assert_eq!(programs.count(), crate::bodies::TARGETS.len());
 }

@@ -2,17 +2,15 @@
 //! they are written, and if it is `sample`, with a new sample vault: for after a change of the
 //! format.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use secretfs::vault::{Anchors, Kind, ROOT, Vault};
 
-use support::layer::{Layer, Served};
+use crate::support::layer::{Layer, Served};
 
 fn here() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz")
 }
 
 fn writing() -> bool {
@@ -35,7 +33,7 @@ fn vectors() -> Vec<(String, Vec<u8>)> {
     let byte = |pair: &[u8]| {
         u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits")
     };
-    include_str!("vectors/format1.txt")
+    include_str!("../vectors/format1.txt")
         .lines()
         .map(|line| line.split_once(' ').expect("a name and digits"))
         .map(|(name, hex)| (name.into(), hex.as_bytes().chunks(2).map(byte).collect()))

@@ -1,15 +1,13 @@
 //! Vaults under AWS KMS, by the real program over HTTP: that they work, and what each refusal of
 //! AWS comes to.
 
-mod support;
-
 use std::fs;
 use std::time::{Duration, Instant};
 
-use support::evil::footprint;
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::{Moto, environment, free_address};
-use support::process::{Place, Ran};
+use crate::support::evil::footprint;
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::moto::{Moto, environment, free_address};
+use crate::support::process::{Place, Ran};
 
 type Env = Vec<(String, String)>;
 
@@ -288,13 +286,16 @@ fn the_usual_endpoint_and_region_variables_are_honoured() {
         proxy
             .seen()
             .iter()
-            .all(|seen| seen.region == support::moto::REGION)
+            .all(|seen| seen.region == crate::support::moto::REGION)
     );
     // An id alone tells of no region.
     let id = format!("aws-kms://{}", arn.rsplit('/').next().expect("an id"));
     let other = Place::new();
     command(&other, "init", &env, &["--kms-key", &id]).failed(1, "AWS_REGION");
-    env.push(("AWS_DEFAULT_REGION".into(), support::moto::REGION.into()));
+    env.push((
+        "AWS_DEFAULT_REGION".into(),
+        crate::support::moto::REGION.into(),
+    ));
     let ran = command(&other, "init", &env, &["--kms-key", &id]);
     if ran.0.status.success() {
         return;

@@ -1,20 +1,12 @@
 //! AWS KMS, against a real moto server: that it works as customers configure it.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use support::kms_call::{self, Caller, Good, Step, describe, unwrap, wrap};
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::{self, Moto, Server};
-
-#[test]
-#[ignore = "runs within other tests"]
-fn kms_child() {
-    support::kms_call::child();
-}
+use crate::support::kms_call::{self, Caller, Good, Step, describe, unwrap, wrap};
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::moto::{self, Moto, Server};
 
 fn uri(key: &str) -> String {
     format!("aws-kms://{key}")

@@ -1,19 +1,11 @@
 //! What AWS KMS, or whatever stands in its place, can answer: each is told in its class and in
 //! plain words, within the time allowed.
 
-mod support;
-
 use std::time::Duration;
 
-use support::kms_call::{Bad, Caller, Outcome, Step, describe, unwrap, wrap};
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::{environment, free_address};
-
-#[test]
-#[ignore = "runs within other tests"]
-fn kms_child() {
-    support::kms_call::child();
-}
+use crate::support::kms_call::{Bad, Caller, Outcome, Step, describe, unwrap, wrap};
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::moto::{environment, free_address};
 
 const KEY: &str =
     "aws-kms://arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";

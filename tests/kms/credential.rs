@@ -1,16 +1,14 @@
 //! Local keys that a systemd unit is given as credentials. The directory is made as systemd makes it:
 //! mode 0500, in it files of mode 0400, the unit's user's or lent to that user by root.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::keys::local_kms;
-use support::process::{PROGRAM, Place, Ran};
+use crate::support::keys::local_kms;
+use crate::support::process::{PROGRAM, Place, Ran};
 
 const NAME: &str = "secretfs.default.key";
 
@@ -207,7 +205,10 @@ fn a_unit_of_an_ordinary_user_uses_what_root_lends_it() {
     as_user("v").failed(4, "Permission denied");
     let lend = |path: &Path, rights: &str| {
         let rights = format!("u:65534:{rights}");
-        support::process::system("setfacl", &["-m".as_ref(), rights.as_ref(), path.as_ref()]);
+        crate::support::process::system(
+            "setfacl",
+            &["-m".as_ref(), rights.as_ref(), path.as_ref()],
+        );
     };
     lend(&directory, "r-x");
     lend(&directory.join(NAME), "r--");

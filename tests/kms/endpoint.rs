@@ -1,18 +1,16 @@
 //! Whom the program calls when it calls AWS KMS. All of it happens in network namespaces without a way
 //! out: an address there that is not loopback is the namespace's own.
 
-mod support;
-
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::moto::{self, Moto, REGION};
+use crate::support::process::{PROGRAM, Place, Ran, Server, in_own_namespace, system};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
-use support::kms_proxy::{Answer, Proxy};
-use support::moto::{self, Moto, REGION};
-use support::process::{PROGRAM, Place, Ran, Server, in_own_namespace, system};
 
 /// An address that is not loopback, and of this machine all the same.
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);

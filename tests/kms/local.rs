@@ -1,16 +1,8 @@
 //! The embedded KMS, as several processes see it.
 
-mod support;
-
 use std::path::Path;
 
-use support::kms_call::{Caller, Outcome, Step, describe, unwrap, wrap};
-
-#[test]
-#[ignore = "runs within other tests"]
-fn kms_child() {
-    support::kms_call::child();
-}
+use crate::support::kms_call::{Caller, Outcome, Step, describe, unwrap, wrap};
 
 /// A process that can reach no AWS at all: whatever its configuration touches is broken.
 fn caller(dir: &Path) -> Caller {

@@ -1,10 +1,8 @@
 //! Keys of the local KMS on the disk of the vault: who makes a vault, and who asks how one is, is told.
 
-mod support;
-
+use crate::support::moto::Moto;
+use crate::support::process::{PROGRAM, Place, Ran, in_own_namespace};
 use serde_json::Value;
-use support::moto::Moto;
-use support::process::{PROGRAM, Place, Ran, in_own_namespace};
 
 const WARNING: &str = "lie on one file system";
 

@@ -3,8 +3,6 @@
 //!
 //! `PROPTEST_CASES=20000 cargo nextest run --test model` for a longer campaign.
 
-mod support;
-
 use std::time::Duration;
 
 use libc::{O_APPEND, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
@@ -14,10 +12,10 @@ use proptest::test_runner::FileFailurePersistence;
 use secretfs::fs::{DirectoryEntry, Errno, SetAttributes};
 use secretfs::vault::{Kind, RenameMode, Timestamp};
 
-use support::layer::{Layer, Served, caller_as};
-use support::process::wait_for;
-use support::reference::{Answer, CONTROL, Fh, Ino, Opening, ROOT, Reference, Stream, When};
-use support::rotating::reencrypt;
+use crate::support::layer::{Layer, Served, caller_as};
+use crate::support::process::wait_for;
+use crate::support::reference::{Answer, CONTROL, Fh, Ino, Opening, ROOT, Reference, Stream, When};
+use crate::support::rotating::reencrypt;
 
 const CASES: u32 = 100;
 

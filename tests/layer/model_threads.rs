@@ -3,8 +3,6 @@
 //!
 //! `SECRETFS_STRESS_ROUNDS=100` for a longer campaign.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,9 +11,9 @@ use libc::{ENOENT, ENOSPC, O_APPEND, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
 use secretfs::fs::{Ending, Errno, SetAttributes};
 use secretfs::vault::{Kind, RenameMode};
 
-use support::layer::{Layer, Served};
-use support::load::rounds;
-use support::reference::ROOT;
+use crate::support::layer::{Layer, Served};
+use crate::support::load::rounds;
+use crate::support::reference::ROOT;
 
 const THREADS: u32 = 6;
 const STEPS: u32 = 100;

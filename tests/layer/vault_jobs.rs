@@ -1,8 +1,6 @@
 //! Transactions of several jobs: one that fails leaves nothing, wherever it stands among others,
 //! and the sums over the vault stay right.
 
-mod support;
-
 use std::cell::Cell;
 
 use proptest::prelude::*;
@@ -14,8 +12,8 @@ use secretfs::vault::{
     RenameMode, Tx, Vault, VaultError,
 };
 
-use support::layer::{Layer, new_node};
-use support::rotating::reencrypt;
+use crate::support::layer::{Layer, new_node};
+use crate::support::rotating::reencrypt;
 
 const CASES: u32 = 25;
 

@@ -1,7 +1,5 @@
 //! The control directory: who may command the keys, who sees what, and what it costs.
 
-mod support;
-
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -11,13 +9,13 @@ use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::Duration;
 
+use crate::support::keys::local_kms;
+use crate::support::layer::{Layer, caller_as};
+use crate::support::process::{OnFailure, PROGRAM, Place, Ran, Server, status, wait_for};
+use crate::support::rotating::{command, serve_with, wait_for_the_end};
+use crate::support::socket::{ask, connect};
+use crate::support::tree::{ALICE, BOB, as_user, errno, sys};
 use serde_json::Value;
-use support::keys::local_kms;
-use support::layer::{Layer, caller_as};
-use support::process::{OnFailure, PROGRAM, Place, Ran, Server, status, wait_for};
-use support::rotating::{command, serve_with, wait_for_the_end};
-use support::socket::{ask, connect};
-use support::tree::{ALICE, BOB, as_user, errno, sys};
 
 const SOON: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -376,7 +374,7 @@ fn a_mount_that_only_calls_itself_one_of_a_vault_has_nothing_done_to_it() {
     assert!(ran.0.status.success(), "{}", ran.stderr());
     assert_eq!(status(&point)["active_generation"], 2);
     assert_eq!(keys(&place), before);
-    support::process::detach(&point);
+    crate::support::process::detach(&point);
     drop(liar);
     ended(server);
 }
@@ -519,7 +517,7 @@ fn control_files_are_bounded_for_each_user_and_nobody_else_is_refused() {
             wait_for_the_end(&place.point());
         }
         held.into_inner().expect("whole").clear();
-        support::process::wait_for("what was closed to be gone", SOON, || {
+        crate::support::process::wait_for("what was closed to be gone", SOON, || {
             let opened = as_them(&|| vec![errno(open(name))]);
             opened == [0]
         });
@@ -563,7 +561,7 @@ fn stat_of_the_history_reads_it_once_until_it_grows() {
 
 #[test]
 fn what_stat_tells_is_what_is_then_read_and_nothing_stands_behind_it() {
-    support::tree::needs(&["python3"]);
+    crate::support::tree::needs(&["python3"]);
     let place = Place::with_vault();
     let server = shared(&place, &[]);
     command(&place.point(), "nonsense").expect_err("refused");
@@ -745,11 +743,11 @@ fn who_may_not_command_sees_no_more_through_an_overlay() {
         work.display()
     );
     let options = ["-t", "overlay", "overlay", "-o", &options].map(std::ffi::OsStr::new);
-    support::process::system("mount", &[&options[..], &[over.as_os_str()]].concat());
+    crate::support::process::system("mount", &[&options[..], &[over.as_os_str()]].concat());
     let status = over.join(".secretfs/status");
     let other = as_user(BOB, &[], || fs::read_to_string(&status));
     let own = fs::read_to_string(&status).expect("root's");
-    support::process::system("umount", &[over.as_os_str()]);
+    crate::support::process::system("umount", &[over.as_os_str()]);
     assert!(own.contains("\"view\": \"full\""), "{own}");
     let seen = other.unwrap_or_default();
     assert!(!seen.contains("full"), "{seen}");

@@ -1,8 +1,6 @@
 //! However a mount ends: what a close acknowledged is there afterwards, nothing half done is, and
 //! no mount point stays behind.
 
-mod support;
-
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
@@ -13,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use support::process::{Place, Server, system, wait_for};
-use support::tree::closed;
+use crate::support::process::{Place, Server, system, wait_for};
+use crate::support::tree::closed;
 
 const SOON: Duration = Duration::from_secs(30);
 

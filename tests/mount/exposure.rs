@@ -1,8 +1,6 @@
 //! Nothing readable at rest: what was written, and what it is called, is nowhere in what a disk, a
 //! swap device, a core file or a list of processes may show.
 
-mod support;
-
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
@@ -11,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::child::{limited, traceable};
+use crate::support::core_pattern::CoreFiles;
+use crate::support::memory::{self, Found, Needle};
+use crate::support::process::{PROGRAM, Place, Ran, Server, detach, kill, status, wait_for};
+use crate::support::tree::{as_user, c, needs, sys};
 use nix::sys::resource::{RLIM_INFINITY, Resource};
-use support::child::{limited, traceable};
-use support::core_pattern::CoreFiles;
-use support::memory::{self, Found, Needle};
-use support::process::{PROGRAM, Place, Ran, Server, detach, kill, status, wait_for};
-use support::tree::{as_user, c, needs, sys};
 
 const SOON: Duration = Duration::from_secs(20);
 /// An ordinary user.
@@ -244,7 +242,7 @@ impl Mount {
     }
 
     fn keys(&self) -> Vec<Needle> {
-        self.with(|_| support::keys::of(&self.place))
+        self.with(|_| crate::support::keys::of(&self.place))
     }
 
     /// Looks for everything in the memory of the daemon.
@@ -422,7 +420,7 @@ fn master_keys_are_in_memfd_secret_which_nobody_can_read() {
 fn without_memfd_secret_master_keys_are_in_locked_pages_that_no_core_file_has() {
     for who in [Who::Root, Who::Nobody] {
         let mount = Mount::prepared(who, |command| {
-            support::forbid::system_call(command, libc::SYS_memfd_secret);
+            crate::support::forbid::system_call(command, libc::SYS_memfd_secret);
         });
         let found = mount.search();
         assert_eq!(mount.status()["memory"]["master_keys"], "locked pages");
@@ -434,9 +432,9 @@ fn without_memfd_secret_master_keys_are_in_locked_pages_that_no_core_file_has() 
     }
     // Where nothing may be locked at all, that is told.
     let mount = Mount::prepared(Who::Nobody, |command| {
-        support::forbid::system_call(command, libc::SYS_memfd_secret);
-        support::forbid::system_call(command, libc::SYS_mlock2);
-        support::forbid::system_call(command, libc::SYS_mlock);
+        crate::support::forbid::system_call(command, libc::SYS_memfd_secret);
+        crate::support::forbid::system_call(command, libc::SYS_mlock2);
+        crate::support::forbid::system_call(command, libc::SYS_mlock);
     });
     let status = mount.status();
     assert_eq!(
@@ -520,7 +518,7 @@ fn nothing_that_was_written_is_in_any_file_of_vault_anchor_key_or_log() {
     };
     mounted("rw");
     let secrets = Secrets::in_use(&place.point(), 4 << 20);
-    let keys = support::keys::of(&place);
+    let keys = crate::support::keys::of(&place);
     // So the needles are what a look at the mount finds.
     let small = fs::read(secrets.at.join(NAMES[1])).expect("read");
     assert_eq!(memory::count_of(&small, &marker("small")), 1);

@@ -1,15 +1,15 @@
 //! A mount that is gone may leave its vault held: by a bind of it, by another mount namespace, by files
 //! that are open. `umount` says by whom, and never that the vault is free while it is not.
 
-mod support;
-
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use support::process::{Place, Ran, detach, in_own_namespace, kill, root_of, system, wait_for};
+use crate::support::process::{
+    Place, Ran, detach, in_own_namespace, kill, root_of, system, wait_for,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -111,7 +111,7 @@ impl Apart {
             .args(["sh", "-c", "echo ready; exec cat"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        support::child::not_outliving_us(&mut command);
+        crate::support::child::not_outliving_us(&mut command);
         let mut child = command.spawn().expect("unshare runs");
         let mut said = [0; 6];
         let mut stdout = child.stdout.take().expect("piped");
@@ -255,7 +255,7 @@ fn umount_does_not_wait_for_who_has_the_vault_next() {
 #[test]
 fn umount_of_a_copy_names_the_namespace_of_the_daemon() {
     let place = Place::with_vault();
-    let server = support::process::apart(&place, "m", "rw");
+    let server = crate::support::process::apart(&place, "m", "rw");
     let inside = root_of(&place, &server, "m");
     assert!(inside.join(".secretfs/status").exists());
     let id = server.pid().to_string();
@@ -274,7 +274,7 @@ fn umount_of_a_copy_names_the_namespace_of_the_daemon() {
     fs::create_dir(&copy).expect("made");
     let (point, copy) = (place.point(), copy.display().to_string());
     run(&["mount", "--bind", &point.display().to_string(), &copy]).succeeded();
-    let program = support::process::PROGRAM;
+    let program = crate::support::process::PROGRAM;
     run(&[program, "umount", &copy, "--drain-timeout", "100ms"])
         .failed(7, &format!("it is still mounted on {}", point.display()));
     assert!(Path::new(&inside).join(".secretfs/status").exists());
@@ -346,7 +346,7 @@ fn umount_knows_a_reader_that_mount_has_started() {
     let place = Place::with_vault();
     for name in ["mount.secretfs", "mount.fuse.secretfs"] {
         let link = place.path().join(name);
-        std::os::unix::fs::symlink(support::process::PROGRAM, &link).expect("linked");
+        std::os::unix::fs::symlink(crate::support::process::PROGRAM, &link).expect("linked");
         let own = place.command();
         let mut command = Command::new(&link);
         command

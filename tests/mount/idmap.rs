@@ -1,18 +1,16 @@
 //! Idmapped mounts of a mount: owners are shown and taken as mapped, and who may do what is judged by
 //! who it is.
 
-mod support;
-
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::idmap::Idmapped;
-use support::process::{PROGRAM, Place, Ran, Server, detach};
-use support::socket::ask;
-use support::tree::as_user;
+use crate::support::idmap::Idmapped;
+use crate::support::process::{PROGRAM, Place, Ran, Server, detach};
+use crate::support::socket::ask;
+use crate::support::tree::as_user;
 
 /// Users in the vault, and what they are called in the idmapped mount.
 const MAP: [(u32, u32); 2] = [(0, 70_000), (1000, 71_000)];

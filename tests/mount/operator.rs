@@ -1,15 +1,13 @@
 //! What operators do by mistake, or have to do when something is broken: lock files removed, vaults
 //! moved under their daemon, copies looked at, damaged vaults salvaged.
 
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use support::evil::{copy, execute};
-use support::process::{Place, kill};
+use crate::support::evil::{copy, execute};
+use crate::support::process::{Place, kill};
 
 fn unmount(place: &Place) {
     place

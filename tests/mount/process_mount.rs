@@ -1,7 +1,5 @@
 //! Mounting, unmounting and ending, on real mounts.
 
-mod support;
-
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -11,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::process::{Place, Server, kill, system, types_at, wait_for};
+use crate::support::process::{Place, Server, kill, system, types_at, wait_for};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -316,7 +314,7 @@ fn a_descriptor_that_cannot_be_served_is_refused() {
                 _ => Ok(()),
             });
         }
-        support::process::Ran(command.output().expect("it runs")).failed(1, why);
+        crate::support::process::Ran(command.output().expect("it runs")).failed(1, why);
     }
 }
 
@@ -427,6 +425,6 @@ fn a_reader_that_leaves_early_is_no_failure() {
         .stdout(full)
         .output()
         .expect("it runs");
-    support::process::Ran(output).failed(1, "standard output");
+    crate::support::process::Ran(output).failed(1, "standard output");
     std::io::stdout().flush().expect("flushed");
 }

@@ -1,12 +1,10 @@
 //! Ordinary users, mount(8), and machines that lack something: each in a mount namespace of its
 //! own, so that the machine itself stays as it is.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 
-use support::process::{PROGRAM, Place, Ran, in_own_namespace};
-use support::rotating::done;
+use crate::support::process::{PROGRAM, Place, Ran, in_own_namespace};
+use crate::support::rotating::done;
 
 /// Makes /dev/fuse usable for everybody, as distributions do.
 const OPEN_DEVICE: &str = r#"

@@ -1,14 +1,12 @@
 //! Vaults that lie where nobody can write: in an image, on a read-only bind, on a read-only disk.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use support::evil::copy;
-use support::process::{Place, detach, status, wait_for};
+use crate::support::evil::copy;
+use crate::support::process::{Place, detach, status, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

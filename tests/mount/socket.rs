@@ -1,18 +1,16 @@
 //! Commands on a vault whose mount they do not see: its daemon is asked over `control.sock`, as that
 //! of a sidecar container is.
 
-mod support;
-
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
-use support::process::{Place, Ran, Server, apart, detach, root_of, status, wait_for};
-use support::rotating::{
+use crate::support::process::{Place, Ran, Server, apart, detach, root_of, status, wait_for};
+use crate::support::rotating::{
     all_is_there, check_is_clean, command, fill, json, wait_for_the_end, wait_for_the_middle,
 };
-use support::socket::{ask, socket_of};
+use crate::support::socket::{ask, socket_of};
+use serde_json::Value;
 
 const SECRETS: usize = 300;
 const SOON: Duration = Duration::from_secs(60);
@@ -59,7 +57,7 @@ fn run(place: &Place, vault: &Path, args: &[&str]) -> Ran {
 #[track_caller]
 fn done(ran: &Ran, what: &str) {
     assert!(ran.0.status.success(), "{what}: {}", ran.stderr());
-    assert_eq!(ran.stdout(), support::rotating::done(what));
+    assert_eq!(ran.stdout(), crate::support::rotating::done(what));
 }
 
 #[test]
@@ -118,8 +116,8 @@ fn a_vault_mounted_in_another_mount_namespace_is_asked_from_outside() {
 #[test]
 fn what_runs_is_told_from_outside_and_can_be_joined() {
     let place = Place::with_vault();
-    let mut slow = support::process::in_own_namespace(&place);
-    slow.arg(support::process::PROGRAM)
+    let mut slow = crate::support::process::in_own_namespace(&place);
+    slow.arg(crate::support::process::PROGRAM)
         .env("FAILPOINTS", "migrate-before=sleep(150)");
     slow.arg("mount")
         .arg(place.vault())
@@ -252,7 +250,7 @@ fn a_socket_is_there_for_as_long_as_a_mount_for_writing_and_a_stale_one_is_in_no
 
     // Copies of the vault have it, too.
     let copy = place.path().join("copy");
-    support::process::system("cp", &["-a".as_ref(), vault.as_os_str(), copy.as_os_str()]);
+    crate::support::process::system("cp", &["-a".as_ref(), vault.as_os_str(), copy.as_os_str()]);
     assert!(socket_of(&copy).exists());
     for vault in [&vault, &copy] {
         place.run(["check".as_ref(), vault.as_os_str()]).succeeded();

@@ -1,8 +1,6 @@
 //! Who asks at `control.sock` without the right to, who answers there without it, and who asks
 //! without end.
 
-mod support;
-
 use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -11,10 +9,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::process::{Place, status, wait_for};
-use support::rotating::{all_is_there, fill};
-use support::socket::{ask, connect, line, send, socket_of};
-use support::tree::{BOB, as_user};
+use crate::support::process::{Place, status, wait_for};
+use crate::support::rotating::{all_is_there, fill};
+use crate::support::socket::{ask, connect, line, send, socket_of};
+use crate::support::tree::{BOB, as_user};
 
 const SECRETS: usize = 50;
 const SOON: Duration = Duration::from_secs(60);
@@ -140,7 +138,7 @@ fn the_socket_of_another_user_is_told_nothing_and_not_believed() {
             let (name, more) = args.split_first().expect("a command");
             let mut command = place.command();
             command.arg(name).arg(&vault).args(more);
-            support::process::Ran(command.output().expect("it runs"))
+            crate::support::process::Ran(command.output().expect("it runs"))
         };
         let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for what in ["rotate", "reencrypt", "rewrap"] {

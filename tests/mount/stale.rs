@@ -1,14 +1,12 @@
 //! What a daemon that was killed, or cut off from the kernel, leaves behind, and who is told of it.
 
-mod support;
-
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use support::process::{Place, Server, kill, system, types_at, wait_for};
+use crate::support::process::{Place, Server, kill, system, types_at, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -107,10 +105,10 @@ fn a_dead_mount_is_replaced_where_that_is_asked_for_and_only_there() {
     command.env("SECRETFS_REPLACE_STALE", "false");
     command.args(["mount", "-f"]).arg(place.vault());
     let refused = command.arg(place.point()).output().expect("it runs");
-    support::process::Ran(refused).failed(7, "whose daemon is gone");
+    crate::support::process::Ran(refused).failed(7, "whose daemon is gone");
     // A check alone takes nothing away.
     let link = place.path().join("mount.secretfs");
-    std::os::unix::fs::symlink(support::process::PROGRAM, &link).expect("linked");
+    std::os::unix::fs::symlink(crate::support::process::PROGRAM, &link).expect("linked");
     let checked = std::process::Command::new(&link)
         .arg(place.vault())
         .arg(place.point())
@@ -132,7 +130,7 @@ fn nothing_but_a_dead_mount_of_the_same_vault_is_ever_replaced() {
     let mount_other = || {
         let mut command = other.command();
         command.arg("mount").arg(other.vault()).arg(place.point());
-        support::process::Ran(command.args(foreground).output().expect("it runs"))
+        crate::support::process::Ran(command.args(foreground).output().expect("it runs"))
     };
     mount_other().failed(7, "is already a mount point");
     assert!(place.point().join(".secretfs/status").exists());

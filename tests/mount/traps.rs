@@ -1,7 +1,5 @@
 //! What somebody meets who has just begun, or whom another user of the host has set a trap.
 
-mod support;
-
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -12,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use support::process::{Place, Ran, Server, detach, status, wait_for};
+use crate::support::process::{Place, Ran, Server, detach, status, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;

@@ -1,15 +1,13 @@
 //! Records that do not open: a rotation that meets them stops and names them, and goes on once they
 //! were repaired, or once somebody insists.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::damaged::{SECRETS, World, all_but, wait_until_blocked};
+use crate::support::process::status;
+use crate::support::rotating::{check_is_clean, command, content, secret, wait_for_the_end};
 use rusqlite::Connection;
 use serde_json::Value;
-use support::damaged::{SECRETS, World, all_but, wait_until_blocked};
-use support::process::status;
-use support::rotating::{check_is_clean, command, content, secret, wait_for_the_end};
 
 /// Two versions, of which one does not open and one says that it stands under another key.
 fn damage_two(world: &World) -> [String; 2] {
@@ -199,7 +197,7 @@ fn a_vault_that_nobody_has_mounted_is_rotated_despite_damage_only_if_somebody_in
         assert_eq!(ran.0.status.code(), Some(6), "{}", ran.stderr());
         let ran = world.run(&[what, "--retire-despite"]);
         assert!(ran.0.status.success(), "{}", ran.stderr());
-        assert_eq!(ran.stdout(), support::rotating::done(what));
+        assert_eq!(ran.stdout(), crate::support::rotating::done(what));
         let events = world.events();
         assert_eq!(events.len(), before + 4);
         assert_eq!(events[before + 2]["event"], "retired-despite");

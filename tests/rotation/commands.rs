@@ -1,13 +1,11 @@
 //! Rotations by command: joined, interrupted, told from one another.
 
-mod support;
-
 use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use support::process::{Place, kill, status, wait_for};
-use support::rotating::{
+use crate::support::process::{Place, kill, status, wait_for};
+use crate::support::rotating::{
     check_is_clean, command, fill, json, serve_with, wait_for_the_end, wait_for_the_middle,
 };
 
@@ -70,7 +68,7 @@ fn who_waits_for_a_rotation_joins_the_one_that_is_under_way_and_no_other_kind() 
     let joined = place.run(["rotate".as_ref(), vault.as_os_str(), "--wait".as_ref()]);
     assert!(joined.0.status.success(), "{}", joined.stderr());
     assert!(joined.stderr().contains("one is under way already"));
-    assert_eq!(joined.stdout(), support::rotating::done("rotate"));
+    assert_eq!(joined.stdout(), crate::support::rotating::done("rotate"));
     let now = status(&point);
     assert_eq!(now["active_generation"], 2, "one rotation, not two");
     assert!(now["rotation"].is_null());

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-mod support;
-use support::process::{Place, status, wait_for};
+use crate::support::process::{Place, status, wait_for};
 
 const SECRETS: usize = 600;
 /// Mounting takes less; the mount gives up after 30 s.

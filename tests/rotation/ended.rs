@@ -1,16 +1,14 @@
 //! Mounts that end, and disks that are full, in the middle of a rotation; and those who read beside.
 
-mod support;
-
 use std::io::{Read, Seek, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use support::failing_disk::Disk;
-use support::process::{Place, Server, detach, status, wait_for};
-use support::rotating::{
+use crate::support::failing_disk::Disk;
+use crate::support::process::{Place, Server, detach, status, wait_for};
+use crate::support::rotating::{
     all_is_there, check_is_clean, command, content, fill, json, secret, serve_with,
     wait_for_the_end, wait_for_the_middle,
 };

@@ -1,20 +1,18 @@
 //! Key metadata that somebody has put back, forged or taken away: refused, sent to no KMS, and
 //! repaired by nothing that guesses. And a KMS that refuses while keys are being replaced.
 
-mod support;
-
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use crate::support::kms_proxy::{Answer, Proxy};
+use crate::support::layer::Layer;
+use crate::support::moto::Moto;
+use crate::support::process::{Place, Ran, status};
 use rusqlite::Connection;
 use secretfs::crypto::schedule::Role;
 use secretfs::keyring::{ChangeKind, Event, EventKind, KeyringError, UnverifiedKeyring};
 use secretfs::kms::{self, KeyUri};
 use secretfs::vault::{Failure, Request, Vault};
-use support::kms_proxy::{Answer, Proxy};
-use support::layer::Layer;
-use support::moto::Moto;
-use support::process::{Place, Ran, status};
 
 fn rotate(layer: &Layer, request: &Request) {
     let vault = Vault::open(&layer.vault(), &layer.options()).expect("opened");

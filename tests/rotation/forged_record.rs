@@ -1,15 +1,13 @@
 //! A keyring record that somebody has edited who can compute everything but its MACs: it is refused
 //! with code 6 by whatever opens the vault, and no KMS is asked because of it.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::aws::World;
+use crate::support::evil::{Record, blob, copy, set_blob};
+use crate::support::process::{detach, wait_for};
+use crate::support::rotating::{all_is_there, command, fill, wait_for_the_end};
 use secretfs::keyring::{Body, Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
-use support::aws::World;
-use support::evil::{Record, blob, copy, set_blob};
-use support::process::{detach, wait_for};
-use support::rotating::{all_is_there, command, fill, wait_for_the_end};
 
 const SECRETS: usize = 300;
 const SOON: Duration = Duration::from_secs(60);

@@ -4,17 +4,15 @@
 //! Here a run is killed as soon as anything of it is stored. `SECRETFS_INTERRUPTED_SECRETS=20000`
 //! makes it a campaign with a vault of that size, in which every run is killed after a second.
 
-mod support;
-
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
-use support::child::not_outliving_us;
-use support::process::{Place, detach, kill, wait_for};
-use support::rotating::{
+use crate::support::child::not_outliving_us;
+use crate::support::process::{Place, detach, kill, wait_for};
+use crate::support::rotating::{
     all_is_there, check_is_clean, command, fill, json, serve_with, wait_for_the_end,
 };
+use rusqlite::{Connection, OpenFlags};
 
 const SECRETS: usize = 800;
 const SOON: Duration = Duration::from_secs(120);

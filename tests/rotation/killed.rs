@@ -2,18 +2,16 @@
 //!
 //! `SECRETFS_ROTATION_KILLS` makes it a campaign of as many kills as one likes.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use support::at_work::Load;
-use support::load::{Dice, Tally, Writer};
-use support::process::{Place, Server, detach, status, wait_for};
-use support::rotating::{
+use crate::support::at_work::Load;
+use crate::support::load::{Dice, Tally, Writer};
+use crate::support::process::{Place, Server, detach, status, wait_for};
+use crate::support::rotating::{
     all_is_there, check_is_clean, command, content, fill, json, secret, wait_for_the_end,
 };
 

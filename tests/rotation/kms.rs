@@ -1,16 +1,14 @@
 //! A KMS that is away, or refuses, at each call that a rotation makes: it is not begun, or it ends
 //! once KMS is back.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::aws::World;
+use crate::support::kms_proxy::Answer;
+use crate::support::process::{detach, status, wait_for};
+use crate::support::rotating::{all_is_there, command, fill, wait_for_the_end};
 use serde_json::Value;
-use support::aws::World;
-use support::kms_proxy::Answer;
-use support::process::{detach, status, wait_for};
-use support::rotating::{all_is_there, command, fill, wait_for_the_end};
 
 const SECRETS: usize = 40;
 const SOON: Duration = Duration::from_secs(60);

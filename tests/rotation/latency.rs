@@ -4,16 +4,14 @@
 //! reads took without and during each of the rotations, by turns, so that a machine that others use
 //! treats both alike.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use support::load::Dice;
-use support::process::{Place, status};
-use support::rotating::{command, wait_for_the_end};
+use crate::support::load::Dice;
+use crate::support::process::{Place, status};
+use crate::support::rotating::{command, wait_for_the_end};
 
 const READERS: u64 = 8;
 const WRITERS: u64 = 4;

@@ -3,8 +3,6 @@
 //!
 //! The program moves a few names at a time, and takes its time, as fail points tell it to.
 
-mod support;
-
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -13,15 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::damaged::{SECRETS, World, all_but, wait_until_blocked};
+use crate::support::layer::{Layer, new_node};
+use crate::support::listing::Slow;
+use crate::support::load::Dice;
+use crate::support::process::{Place, Server, status, wait_for};
+use crate::support::rotating::{
+    check_is_clean, command, content, secret, serve_with, wait_for_the_end,
+};
 use secretfs::keyring::ChangeKind;
 use secretfs::store::Durability;
 use secretfs::vault::{Kind, Outcome, Phase, ROOT, Request, Tx, Vault};
-use support::damaged::{SECRETS, World, all_but, wait_until_blocked};
-use support::layer::{Layer, new_node};
-use support::listing::Slow;
-use support::load::Dice;
-use support::process::{Place, Server, status, wait_for};
-use support::rotating::{check_is_clean, command, content, secret, serve_with, wait_for_the_end};
 
 /// In one directory.
 const NAMES: usize = 2500;

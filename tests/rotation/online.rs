@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-mod support;
-use support::evil::blob;
-use support::process::{Place, Ran, kill, status as status_of};
-use support::rotating::{
+use crate::support::evil::blob;
+use crate::support::process::{Place, Ran, kill, status as status_of};
+use crate::support::rotating::{
     all_is_there, check_is_clean, command, content, fill, json, secret, serve_with,
     wait_for_the_end,
 };
@@ -33,7 +32,7 @@ fn rotating_a_vault_that_nobody_has_mounted_replaces_its_master_key_and_nothing_
         .succeeded();
     let vault = place.vault();
     let ran = rotated(place.run(["rotate".as_ref(), vault.as_os_str()]));
-    assert_eq!(ran.stdout(), support::rotating::done("rotate"));
+    assert_eq!(ran.stdout(), crate::support::rotating::done("rotate"));
     let status = json(&place, "status");
     assert_eq!(status["active_generation"], 2, "{status:#}");
     assert_eq!(status["generations"].as_array().map(Vec::len), Some(1));

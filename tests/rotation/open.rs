@@ -1,17 +1,15 @@
 //! What is open while keys are replaced lives through all three rotations; and what they replaced is
 //! gone from the raw files.
 
-mod support;
-
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+use crate::support::evil::Record;
+use crate::support::process::{Place, detach};
+use crate::support::rotating::{check_is_clean, command, wait_for_the_end};
 use secretfs::codec;
 use secretfs::keyring::Body;
-use support::evil::Record;
-use support::process::{Place, detach};
-use support::rotating::{check_is_clean, command, wait_for_the_end};
 
 const KINDS: [&str; 3] = [
     "rotate",

@@ -1,8 +1,6 @@
 //! The threads that replace keys step back behind all others, but not while others wait for what they
 //! hold: on a busy machine, whoever writes would wait for as long as they do not get a processor.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
@@ -12,8 +10,8 @@ use std::time::Duration;
 use secretfs::host::nice;
 use secretfs::vault::Request;
 
-use support::layer::Layer;
-use support::process::wait_for;
+use crate::support::layer::Layer;
+use crate::support::process::wait_for;
 
 /// How nice a thread is that has stepped back.
 const BACK: i32 = 10;

@@ -1,18 +1,16 @@
 //! `rewrap --kms-key`: the new key is proved before anything is stored, the old one must still work,
 //! and what fails changes nothing.
 
-mod support;
-
 use std::path::PathBuf;
 
+use crate::support::aws::World;
+use crate::support::evil::{blob, footprint};
+use crate::support::keys::local_kms;
+use crate::support::kms_proxy::{Answer, Seen};
+use crate::support::process::{Place, Ran, detach, status};
+use crate::support::rotating::{all_is_there, command, fill, wait_for_the_end};
+use crate::support::socket::ask;
 use serde_json::{Value, json};
-use support::aws::World;
-use support::evil::{blob, footprint};
-use support::keys::local_kms;
-use support::kms_proxy::{Answer, Seen};
-use support::process::{Place, Ran, detach, status};
-use support::rotating::{all_is_there, command, fill, wait_for_the_end};
-use support::socket::ask;
 
 const SECRETS: usize = 20;
 
@@ -37,7 +35,7 @@ fn a_new_key_encrypts_and_decrypts_before_anything_is_stored() {
     world.mount("").succeeded();
     fill(&world.place.point(), SECRETS);
     detach(&world.place.point());
-    support::process::wait_for(
+    crate::support::process::wait_for(
         "the daemon's end",
         std::time::Duration::from_secs(60),
         || world.place.daemons().is_empty(),
@@ -189,7 +187,7 @@ fn a_vault_leaves_aws_for_keys_that_are_files_only_when_that_is_said() {
     done(&world.run("rewrap", &[&leave[..], &["--wait"]].concat(), ""));
     assert_eq!(wraps(), ["local-kms://b"]);
     detach(&point);
-    support::process::wait_for(
+    crate::support::process::wait_for(
         "the daemon's end",
         std::time::Duration::from_secs(60),
         || world.place.daemons().is_empty(),

@@ -4,14 +4,13 @@
 //! The suite does it with a few secrets and looks at memory alone; `scripts/rotation-scale` does it
 //! with many and shows the figures.
 
-mod support;
-
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::support::layer::{Layer, new_node};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use rusqlite::Connection;
@@ -19,7 +18,6 @@ use secretfs::crypto::SecretKey;
 use secretfs::crypto::schedule::Role;
 use secretfs::store::Durability;
 use secretfs::vault::{AttributeChange, Job, Kind, Publication, ROOT, Request, Tx, Vault};
-use support::layer::{Layer, new_node};
 
 /// Of the suite.
 const SECRETS: usize = 4_000;

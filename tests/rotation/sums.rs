@@ -2,13 +2,16 @@
 //! master key replaces it, beside those who write, and nobody who has the old one passes anything off
 //! as genuine.
 
-mod support;
-
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use crate::support::evil::{Record, copy, database};
+use crate::support::forge::{Hand, Stored, count_into, put_state, state};
+use crate::support::layer::{Layer, new_node};
+use crate::support::process::{Place, detach, wait_for};
+use crate::support::rotating::check_is_clean;
 use rusqlite::Connection;
 use secretfs::codec;
 use secretfs::crypto::SecretKey;
@@ -16,11 +19,6 @@ use secretfs::crypto::schedule::{MetadataKey, Role, VaultId};
 use secretfs::keyring::Body;
 use secretfs::store::Durability;
 use secretfs::vault::{Kind, Phase, Publication, ROOT, Request, Tx, Vault};
-use support::evil::{Record, copy, database};
-use support::forge::{Hand, Stored, count_into, put_state, state};
-use support::layer::{Layer, new_node};
-use support::process::{Place, detach, wait_for};
-use support::rotating::check_is_clean;
 
 const SOON: Duration = Duration::from_secs(60);
 

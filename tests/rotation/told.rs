@@ -1,21 +1,19 @@
 //! What is told of rotations while they run, when they have ended, and when they cannot begin; and
 //! when they begin by themselves.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::support::aws::World;
+use crate::support::clock::ahead;
+use crate::support::evil::{copy, database};
+use crate::support::keys::local_kms;
+use crate::support::kms_proxy::Answer;
+use crate::support::process::{Place, Ran, Server, status, wait_for};
+use crate::support::rotating::{command, fill, json, serve_with, wait_for_the_end};
+use crate::support::tree::needs;
 use serde_json::Value;
-use support::aws::World;
-use support::clock::ahead;
-use support::evil::{copy, database};
-use support::keys::local_kms;
-use support::kms_proxy::Answer;
-use support::process::{Place, Ran, Server, status, wait_for};
-use support::rotating::{command, fill, json, serve_with, wait_for_the_end};
-use support::tree::needs;
 
 const SECRETS: usize = 600;
 /// A node and a version each, four directories, the root, and the vault's own node.
@@ -109,7 +107,7 @@ fn what_a_command_fails_with_is_told_by_errno_in_words_and_by_exit_code() {
     }
     assert_eq!(status(&point)["active_generation"], 1);
     world.proxy.set(Answer::Forward);
-    support::process::detach(&point);
+    crate::support::process::detach(&point);
 }
 
 /// Keys that stand under a generation, counted in the raw records.
@@ -262,7 +260,7 @@ fn progress_is_a_bar_on_a_terminal_and_lines_elsewhere() {
             !lines.contains('\u{1b}') && !lines.contains('\r'),
             "{lines:?}"
         );
-        assert_eq!(plain.stdout(), support::rotating::done("rotate"));
+        assert_eq!(plain.stdout(), crate::support::rotating::done("rotate"));
 
         let mut on_terminal = Command::new("script");
         on_terminal.envs(
@@ -273,7 +271,7 @@ fn progress_is_a_bar_on_a_terminal_and_lines_elsewhere() {
         );
         let line = format!(
             "{} rotate {} --wait",
-            support::process::PROGRAM,
+            crate::support::process::PROGRAM,
             path.display()
         );
         on_terminal.args(["-qec", &line, "/dev/null"]);

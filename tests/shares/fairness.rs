@@ -1,8 +1,6 @@
 //! Shares of the disk's time: what one user makes the disk do delays others by little, and order is
 //! kept where programs can tell.
 
-mod support;
-
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, chown};
@@ -10,12 +8,12 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+use crate::support::failing_disk::Disk;
+use crate::support::layer::{Layer, Served, caller_as};
+use crate::support::process::wait_for;
+use crate::support::tree::as_user;
 use secretfs::fs::{Attr, Caller, Errno, Opened};
 use secretfs::vault::{Kind, NewNode, RenameMode};
-use support::failing_disk::Disk;
-use support::layer::{Layer, Served, caller_as};
-use support::process::wait_for;
-use support::tree::as_user;
 
 const SOON: Duration = Duration::from_secs(60);
 const ROOT: u64 = 1;

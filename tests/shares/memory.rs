@@ -1,8 +1,6 @@
 //! What one user may take of the memory for open files, and what is left for the others: on mounts
 //! that all users reach, with an attacker in a process of his own.
 
-mod support;
-
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -12,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::attacker::{Attacker, open_place, open_to_all};
-use support::cgroup::Group;
-use support::process::{PROGRAM, Place, Server, detach, root_of, status, wait_for};
-use support::tree::{ALICE, BOB, as_user, c, errno, sys};
+use crate::support::attacker::{Attacker, open_place, open_to_all};
+use crate::support::cgroup::Group;
+use crate::support::process::{PROGRAM, Place, Server, detach, root_of, status, wait_for};
+use crate::support::tree::{ALICE, BOB, as_user, c, errno, sys};
 
 const MIB: usize = 1 << 20;
 const SMALL: usize = 128 << 10;

@@ -14,7 +14,7 @@ use contents::{Contents, Reading};
 use super::sample::{ANCHOR, DATABASE, KEY, LOG};
 use super::split;
 
-#[path = "../../tests/support/contents.rs"]
+#[path = "../../support/contents.rs"]
 mod contents;
 
 struct World {

@@ -1,5 +1,5 @@
 //! What each fuzz target does with its input: calls a decoder, and fails if more comes of it than
-//! the input can justify. Shared by the targets of `fuzz/` and by `tests/fuzz_corpus.rs`, so that
+//! the input can justify. Shared by the targets beside it and by `corpora.rs`, so that
 //! the targets never rot.
 //!
 //! What is guarded by a checksum, a MAC or a seal is tried twice: from outside, where nothing but

@@ -9,7 +9,7 @@ use secretfs::vault::{Kind, ROOT, RenameMode};
 use layer::{Layer, Served};
 
 #[allow(dead_code, reason = "other tests use the rest of it")]
-#[path = "../../tests/support/layer.rs"]
+#[path = "../../support/layer.rs"]
 mod layer;
 
 /// Inputs that one vault serves.

@@ -94,7 +94,7 @@ pub(super) fn vectors() -> HashMap<&'static str, Vec<u8>> {
     let byte = |pair: &[u8]| {
         u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits")
     };
-    include_str!("../../tests/vectors/format1.txt")
+    include_str!("../../vectors/format1.txt")
         .lines()
         .map(|line| line.split_once(' ').expect("a name and digits"))
         .map(|(name, hex)| (name, hex.as_bytes().chunks(2).map(byte).collect()))
