@@ -25,7 +25,7 @@ pub(super) enum Holder {
 /// that is its daemon. A mount may call itself what it likes.
 pub(super) fn holder_of(mount: MountInfo) -> Holder {
     let device = format!("{}:{}", mount.device.0, mount.device.1);
-    match Writer::of(&mount.source) {
+    match Writer::of_mount(&mount) {
         Ok(Some(writer)) if serves(&writer, &device) => Holder::Vault(mount.point, writer),
         _ => Holder::Mount(mount.point),
     }

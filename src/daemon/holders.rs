@@ -324,6 +324,7 @@ mod tests {
             read_only: false,
             fs_type: fs_type.into(),
             source: source.into(),
+            user: Some(0),
         };
         let gone = mount("/a", mountinfo::FS_TYPE, "/v");
         let mounts = vec![

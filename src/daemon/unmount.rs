@@ -1,13 +1,15 @@
 //! `umount` for mounts that other processes serve. It must not say that a vault is free while it is
 //! not: other mounts of the same file system, and open files, keep its daemon alive.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::MntFlags;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::{Class, Error};
 use super::holders::Holders;
@@ -126,10 +128,8 @@ impl Held {
     /// To be asked while it is mounted. With it whoever says that the mount is his, at the socket. The path
     /// alone tells nothing: it may be one in another mount namespace, and another vault may be there by now.
     fn before(mount: &mountinfo::Mount, patience: Duration) -> (Self, Option<Writer>) {
-        if mount.read_only {
-            return (Self::by_daemon(mount), None);
-        }
-        let writer = Writer::of(&mount.source).ok().flatten();
+        // A read-only bind of a mount for writing says that it is read-only, too.
+        let writer = Writer::of_mount(mount).ok().flatten();
         let serves = writer
             .as_ref()
             .and_then(|writer| writer.serves(mount.device, patience));
@@ -143,15 +143,20 @@ impl Held {
 
     /// What the mount says itself.
     fn by_daemon(mount: &mountinfo::Mount) -> Self {
-        let writes = !mount.read_only;
         let status = match status_of(mount) {
             Status::Told(status) => status,
             Status::Failed => return Self::unless_dead(mount),
-            Status::Silent => return Self::ByWhoever { writes },
+            Status::Silent => {
+                return Self::ByWhoever {
+                    writes: !mount.read_only,
+                };
+            }
         };
+        let writes = status["mode"] != "read-only";
         // What a writer has not written yet makes it more.
         let commit = status["commit_sequence"].as_u64().filter(|_| !writes);
-        match status["pid"].as_u64().and_then(Daemon::of) {
+        let known = status["pid"].as_u64().zip(status["started_ticks"].as_u64());
+        match known.and_then(|(id, started)| Daemon::of(id, started)) {
             Some(daemon) => Self::ByDaemon(daemon, commit),
             None => Self::ByWhoever { writes },
         }
@@ -333,16 +338,19 @@ const TO_DIE: Duration = Duration::from_millis(500);
 
 /// Asked by a process that can be killed: a read that hangs would keep the mount busy.
 fn status_of(mount: &mountinfo::Mount) -> Status {
-    let asking = std::env::current_exe().and_then(|program| {
-        Command::new(program)
+    // Of any length, while nobody reads it.
+    let told = memfd_create("status", MFdFlags::MFD_CLOEXEC).map(File::from);
+    let asking = told.map_err(io::Error::from).and_then(|told| {
+        let asking = Command::new(std::env::current_exe()?)
             .args(["status", "--json"])
             .arg(&mount.point)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(told.try_clone()?)
             .stderr(Stdio::null())
-            .spawn()
+            .spawn()?;
+        Ok((asking, told))
     });
-    let Ok(mut asking) = asking else {
+    let Ok((mut asking, mut told)) = asking else {
         return Status::Failed;
     };
     if !has_ended(&mut asking, TO_SHOW) {
@@ -350,8 +358,9 @@ fn status_of(mount: &mountinfo::Mount) -> Status {
         has_ended(&mut asking, TO_DIE);
         return Status::Silent;
     }
-    let told = asking.wait_with_output().map(|output| output.stdout);
-    match told.map(|text| serde_json::from_slice(&text)) {
+    let mut text = Vec::new();
+    let read = told.rewind().and_then(|()| told.read_to_end(&mut text));
+    match read.map(|_| serde_json::from_slice(&text)) {
         Ok(Ok(status)) => Status::Told(status),
         Ok(Err(_)) | Err(_) => Status::Failed,
     }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::vault::{Publication, VaultError};
 
-use super::FileSystem;
-use super::draft::Draft;
-use super::handles::OpenNode;
+use super::handles::{NodeState, OpenNode};
 use super::publish::{Pending, RETRIES, RETRY_AFTER, Source};
+use super::queue::Whose;
+use super::{FileHandle, FileSystem};
 
 /// How a mount ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,31 +89,35 @@ impl FileSystem {
     /// Publishes what was written and not published yet, handles still being open.
     fn publish_all(self: &Arc<Self>, ending: Ending) {
         for node in self.table.all_nodes() {
-            let state = node.lock();
-            let mut left = Vec::new();
-            for (fh, handle) in &state.handles {
-                let own = handle.own.as_ref().filter(|own| own.is_unpublished());
-                let is_whole = ending == Ending::Orderly && !handle.spoiled;
-                if let Some(own) = own.filter(|_| is_whole) {
-                    left.push((*fh, Pending::of(own), Source::Own(*fh), handle.whose));
+            // In the order in which they were opened, so that the last opened wins; what is edited in
+            // place comes last.
+            let mut handles: Vec<_> = node.lock().handles.keys().copied().collect();
+            handles.sort_unstable();
+            for fh in handles.into_iter().map(Some).chain([None]) {
+                let state = node.lock();
+                if let Some((pending, source, whose)) = left_of(&state, fh, ending) {
+                    self.publish_unattended(&node, state, pending, (source, whose), 0);
                 }
-            }
-            // In the order in which they were opened, so that the last opened wins.
-            left.sort_by_key(|(fh, ..)| *fh);
-            let in_place = state.user_in_place();
-            let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
-            // One that was cut to nothing is a replacement, too.
-            let is_whole = |shared: &Draft| {
-                ending == Ending::Orderly || shared.publication == Publication::InPlace
-            };
-            let shared = shared.filter(|shared| is_whole(shared) && !shared.is_spoiled);
-            if let Some(shared) = shared {
-                left.push((0, Pending::of(shared), Source::Shared, in_place));
-            }
-            drop(state);
-            for (_, pending, source, whose) in left {
-                self.publish_unattended(&node, node.lock(), pending, (source, whose), 0);
             }
         }
     }
+}
+
+/// What is still to be published of a handle's own draft, or of the one that is edited in place.
+fn left_of(
+    state: &NodeState,
+    handle: Option<FileHandle>,
+    ending: Ending,
+) -> Option<(Pending, Source, Whose)> {
+    let Some(fh) = handle else {
+        let shared = state.shared.as_ref()?;
+        // One that was cut to nothing is a replacement, too.
+        let is_whole = ending == Ending::Orderly || shared.publication == Publication::InPlace;
+        let counts = shared.is_unpublished() && is_whole && !shared.is_spoiled;
+        return counts.then(|| (Pending::of(shared), Source::Shared, state.user_in_place()));
+    };
+    let handle = state.handles.get(&fh)?;
+    let own = handle.own.as_ref()?;
+    let counts = own.is_unpublished() && ending == Ending::Orderly && !handle.spoiled;
+    counts.then(|| (Pending::of(own), Source::Own(fh), handle.whose))
 }

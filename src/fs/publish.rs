@@ -5,7 +5,7 @@
 //! publishes nothing. `fsync` publishes whatever there is. The last RELEASE publishes what is
 //! still unpublished, and has nobody to tell when that fails.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub(super) struct Pending {
     /// When it is tried again: the version that it may take the place of. What others published
     /// since, and were told so, stays.
     only_over: Option<u64>,
+    /// The version that was current when it was tried last, or queued.
+    tried_over: Arc<AtomicU64>,
 }
 
 impl Pending {
@@ -44,6 +46,7 @@ impl Pending {
             modified: Some(draft.modified.unwrap_or(draft.edited_at)),
             edits: draft.edits(),
             only_over: None,
+            tried_over: Arc::default(),
         }
     }
 
@@ -268,11 +271,12 @@ impl FileSystem {
         let fs = Arc::clone(self);
         let published_of = Arc::clone(node);
         let run = move |tx: &mut Tx<'_>| {
-            if let Some(version) = job.only_over
-                && tx.current_version(id)? != version
-            {
+            let current = tx.current_version(id)?;
+            job.tried_over.store(current, Ordering::Relaxed);
+            if job.only_over.is_some_and(|version| version != current) {
                 return Ok(None);
             }
+            fail::fail_point!("publication-fails", |_| Err(VaultError::Invalid));
             let parts = job.image.parts();
             let published = tx.publish_parts(id, &parts, job.publication, job.modified, &keep);
             published.map(Some)
@@ -457,6 +461,11 @@ impl FileSystem {
     ) {
         // Until it has come to an end, retries and all: whoever opens the file waits for it.
         state.publishing += 1;
+        if let Ok(now) = self.vault.node(node.id)
+            && let Ok(file) = now.file()
+        {
+            pending.tried_over.store(file.version, Ordering::Relaxed);
+        }
         let fs = Arc::clone(self);
         let again = Arc::clone(node);
         let mut kept = pending.clone();
@@ -483,10 +492,9 @@ impl FileSystem {
                 fs.settle(&again);
             }
             Err(_) => {
-                if kept.only_over.is_none() {
-                    let file = fs.vault.node(again.id).and_then(|node| Ok(*node.file()?));
-                    kept.only_over = file.ok().map(|file| file.version);
-                }
+                // Not what is current now: somebody may have been told since that his is.
+                let tried_over = kept.tried_over.load(Ordering::Relaxed);
+                kept.only_over.get_or_insert(tried_over);
                 let (lost_fs, lost) = (Arc::clone(&fs), Arc::clone(&again));
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);

@@ -39,7 +39,19 @@ impl Refusals {
         let mut users = self.users();
         let is_due = |told: &Told| now.saturating_duration_since(told.at) >= EVERY;
         if users.len() >= USERS && !users.contains_key(&Some(user)) {
-            users.retain(|_, told| !is_due(told) || told.left_out > 0);
+            let mut left_out = 0;
+            users.retain(|whose, told| {
+                let stays = whose.is_none() || !is_due(told);
+                left_out += if stays { 0 } else { told.left_out };
+                stays
+            });
+            if left_out > 0 {
+                let others = Told {
+                    at: now,
+                    left_out: 0,
+                };
+                users.entry(None).or_insert(others).left_out += left_out;
+            }
         }
         let whose = match users.contains_key(&Some(user)) || users.len() < USERS {
             true => Some(user),
@@ -107,8 +119,9 @@ mod tests {
         };
         assert_eq!(logged(0, begun), USERS + 1);
         assert!(refusals.users().len() <= USERS + 1);
-        // Those of before make room.
-        assert!(logged(20_000, begun + EVERY) <= USERS + 1);
+        // Those of before make room, also those of whom something was left out.
+        assert_eq!(logged(0, begun), 0);
+        assert!(logged(20_000, begun + EVERY) >= USERS - 1);
         assert!(refusals.users().len() <= USERS + 1);
     }
 }

@@ -72,12 +72,12 @@ pub fn step_back_but_for_locks() {
 /// and whoever may not would stay back.
 fn may_come_forward() -> bool {
     let now = niceness();
-    let tried = std::thread::spawn(move || {
+    let tried = std::thread::Builder::new().spawn(move || {
         set(now.max(BY));
         set(now);
         niceness() == now
     });
-    tried.join().unwrap_or(false)
+    tried.is_ok_and(|tried| tried.join().unwrap_or(false))
 }
 
 /// Whether this thread is one of those that step back, wherever it is now.

@@ -53,13 +53,13 @@ fn a_disk_that_fills_up_under_writes_tells_enospc_and_loses_nothing() {
         }
         assert!(ledger.refused.len() >= 6, "it never was full");
         assert_eq!(ledger.errors(), [libc::ENOSPC]);
-        // Names until there is room for none.
+        // Until there is room for no name either, also where contents have been.
         disk.fill(200);
         let mut names = Vec::new();
         while ledger.refused.len() < 3 {
             assert!(names.len() < MOST, "it never was full");
             let name = format!("name-{round}-{}", names.len());
-            ledger.write(&name, b"x");
+            ledger.write(&name, &content(names.len(), 3000));
             names.push(name);
         }
         assert_eq!(ledger.errors(), [libc::ENOSPC]);

@@ -169,6 +169,39 @@ fn the_socket_of_another_user_is_told_nothing_and_not_believed() {
         .failed(7, "name the mount point");
 }
 
+/// The path that a mount tells may be one of another mount namespace, and anybody's here.
+#[test]
+fn whoever_owns_the_directory_that_a_mount_names_is_not_taken_for_its_daemon() {
+    let place = Place::with_vault();
+    open_to_all(place.path(), 0o755);
+    place.mount(&[]).succeeded();
+    let (vault, point) = (place.vault(), place.point());
+    std::fs::rename(&vault, place.path().join("moved")).expect("moved");
+    std::fs::create_dir(&vault).expect("made");
+    std::os::unix::fs::chown(&vault, Some(BOB), Some(BOB)).expect("given away");
+    let listener = as_user(BOB, &[], || {
+        UnixListener::bind(socket_of(&vault)).expect("planted")
+    });
+    let (stop, heard) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        let (listener, stop, heard) = (&listener, &stop, &heard);
+        scope.spawn(move || answer_anything(listener, stop, heard));
+        let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            // The daemon itself is asked.
+            place
+                .run(["rotate".as_ref(), point.as_os_str(), "--wait".as_ref()])
+                .failed(1, "the vault was moved");
+            place
+                .run(["umount".as_ref(), point.as_os_str()])
+                .succeeded();
+        }));
+        stop.store(true, Ordering::SeqCst);
+        drop(connect(&vault));
+        told.unwrap_or_else(|why| std::panic::resume_unwind(why));
+    });
+    assert_eq!(heard.load(Ordering::SeqCst), 0, "bytes were said to it");
+}
+
 #[test]
 fn who_asks_half_or_without_end_or_leaves_early_holds_up_neither_files_nor_others() {
     let place = Place::with_vault();

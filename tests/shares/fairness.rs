@@ -436,3 +436,35 @@ fn who_publishes_without_pause_keeps_nobody_waiting() {
     wait_for("the second", SOON, || order.has("second"));
     served.finish();
 }
+
+#[test]
+fn what_nobody_awaits_is_not_tried_again_over_what_somebody_was_told_is_stored() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let order = Order::default();
+    let (ino, fh) = written(&served, user(OTHER), "both", b"first");
+    served.fsync(fh).expect("stored");
+    served.release(fh);
+    let replaced = |caller: Caller, content: &[u8]| {
+        let flags = libc::O_WRONLY | libc::O_TRUNC;
+        let fh = served.open_as(caller, ino, flags).expect("open");
+        served.write(fh, 0, content).expect("written");
+        fh
+    };
+    let older = replaced(user(LOADER), b"older");
+    let newer = replaced(user(OTHER), b"newer");
+    let commits = occupied(&served, &order);
+    // After the one that is being stored: the older one, which goes along with the newer one.
+    fail::cfg("publication-fails", "1*off->1*return->off").expect("a point");
+    served.release(older);
+    served.0.fsync(newer, order.note("newer"));
+    drop(commits);
+    wait_for("the newer one", SOON, || order.has("newer"));
+    // Waits for what is tried again.
+    served.finish();
+    fail::remove("publication-fails");
+    let served = layer.open();
+    assert_eq!(served.read_all(ino).expect("readable"), b"newer");
+    served.finish();
+}
