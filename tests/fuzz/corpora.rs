@@ -159,7 +159,7 @@ fn every_target_has_its_corpus_and_its_program() {
         corpus(target);
         let program = corpora().join(format!("../fuzz_targets/{target}.rs"));
         let text = std::fs::read_to_string(program).expect("a program");
-        assert!(text.contains(&format!("crate::bodies::run(\"{target}\", input)")));
+        assert!(text.contains(&format!("bodies::run(\"{target}\", input)")));
     }
     let programs = std::fs::read_dir(corpora().join("../fuzz_targets")).expect("programs");
     assert_eq!(programs.count(), crate::bodies::TARGETS.len());
