@@ -35,3 +35,18 @@ fn id_within(process: u64) -> Option<u64> {
     let ids = lines.find_map(|line| line.strip_prefix("NSpid:"))?;
     ids.split_ascii_whitespace().next_back()?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_a_daemon_only_if_it_was_started_when_that_says_it_was() {
+        let id = u64::from(std::process::id());
+        let started = host::processes::started("self").expect("/proc");
+        let daemon = Daemon::of(id, started).expect("it is seen");
+        assert!(daemon.is_alive());
+        // One that has taken its number since, or says that it has.
+        assert!(Daemon::of(id, started - 1).is_none());
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
 
@@ -53,6 +54,21 @@ pub struct Figures {
 /// Bytes that must be free where the vault lies for a file to be opened for replacing: enough for
 /// the transaction of a small secret.
 const ROOM: u64 = 64 * 1024;
+
+/// The kernel takes the length in the answer to a change for that of the file, whatever it knows by
+/// then; of what it has only asked for, it drops what is of before. A publication may end while the answer
+/// is made, as that of an emptied file does after its last close, so the kernel is to ask again before it
+/// tells anybody.
+fn not_remembered(done: Done<Attr>) -> Done<Attr> {
+    Box::new(move |mut answer| {
+        if let Ok(attr) = &mut answer
+            && attr.kind == Kind::File
+        {
+            attr.ttl = Duration::ZERO;
+        }
+        done(answer);
+    })
+}
 
 impl FileSystem {
     /// Fails on a full disk. Publishing would fail, too, but a shell that has redirected its output
@@ -123,6 +139,7 @@ impl FileSystem {
         set: SetAttributes,
         done: Done<Attr>,
     ) {
+        let done = not_remembered(done);
         if let Some(answer) = self.answer_to_touch(ino, fh, &set) {
             return done(answer);
         }

@@ -70,6 +70,16 @@ pub(super) enum Source {
     Nobody,
 }
 
+impl Source {
+    /// Whose draft it is that a handle writes to.
+    fn of(state: &NodeState, fh: FileHandle) -> Self {
+        match state.handles.get(&fh).is_some_and(|h| h.own.is_some()) {
+            true => Self::Own(fh),
+            false => Self::Shared,
+        }
+    }
+}
+
 /// Whether a program waits until it is published, and whose share of the disk's time that takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
@@ -113,7 +123,6 @@ impl FileSystem {
         };
         own.flushed = true;
         let wrote = own.wrote;
-        let is_own = own.own.is_some();
         let by_owner = own.owners.contains(&lock_owner);
         let whose = own.whose;
         if state.is_spoiled(fh) {
@@ -134,10 +143,7 @@ impl FileSystem {
         let Some(pending) = state.draft_of(fh).map(|draft| Pending::of(draft)) else {
             return done(Ok(()));
         };
-        let source = match is_own {
-            true => Source::Own(fh),
-            false => Source::Shared,
-        };
+        let source = Source::of(&state, fh);
         self.publish(
             &handle.node,
             state,
@@ -174,7 +180,6 @@ impl FileSystem {
             drop(state);
             return done(Err(self.spoiled(handle.node.id)));
         }
-        let is_own = state.handles.get(&fh).is_some_and(|h| h.own.is_some());
         let whose = state.user_of(fh);
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
         match draft.map(|draft| Pending::of(draft)) {
@@ -183,10 +188,7 @@ impl FileSystem {
                 state.wait(move || fs.fsync_in_turn(fh, Turn::Come, done));
             }
             Some(pending) => {
-                let source = match is_own {
-                    true => Source::Own(fh),
-                    false => Source::Shared,
-                };
+                let source = Source::of(&state, fh);
                 self.publish(
                     &handle.node,
                     state,

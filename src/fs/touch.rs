@@ -255,8 +255,6 @@ impl FileSystem {
             Err(error) => return Some(Err(error.into())),
         };
         let mut attr = self.attr_of(&node);
-        // It may get there when a program has emptied the file since, and is asked for its length then.
-        attr.ttl = Duration::ZERO;
         if let Some(open) = self.table.node(ino) {
             let mut state = open.lock();
             // The kernel keeps one length for all, and by now it is that of who writes: to shorten

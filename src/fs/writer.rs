@@ -105,8 +105,8 @@ impl Writer {
         self.shared.submit(Job::new(ticket, run, done));
     }
 
-    /// As [`submit`](Self::submit), for what is to be on disk; `done` is never called before this has
-    /// returned, so that the caller may hold locks which `done` takes.
+    /// As [`submit`](Self::submit), for what is to be on disk. `done` is called by another thread, so that
+    /// the caller may hold locks which `done` takes.
     ///
     /// # Errors
     /// When nothing more is written: to be told once those locks are let go of.

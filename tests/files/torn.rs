@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use secretfs::fs::SetAttributes;
+
+use crate::support::layer::Layer;
 use crate::support::process::{self, Place, wait_for};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -413,6 +416,27 @@ fn an_emptied_file_has_no_size_a_thousand_times() {
         done";
     run("bash", script, &[&path]);
     unmounted_and_clean(&place);
+}
+
+/// The kernel takes it for the length of the file, though a program may have emptied that meanwhile.
+#[test]
+fn the_length_in_the_answer_to_a_change_is_not_remembered() {
+    let layer = Layer::new();
+    let served = layer.open();
+    let (ino, fh) = served.create(1, b"f", 0o600);
+    served.write(fh, 0, b"full").expect("written");
+    served.fsync(fh).expect("stored");
+    served.release(fh);
+    let asked = served.getattr(ino, None).expect("there");
+    assert!(!asked.ttl.is_zero());
+    let set = SetAttributes {
+        mode: Some(0o640),
+        ..SetAttributes::default()
+    };
+    let changed = served.setattr(ino, None, set).expect("changed");
+    assert_eq!((changed.size, changed.mode), (4, 0o640));
+    assert!(changed.ttl.is_zero());
+    served.finish();
 }
 
 #[test]
