@@ -54,6 +54,9 @@ pub struct Figures {
 /// the transaction of a small secret.
 const ROOM: u64 = 64 * 1024;
 
+/// Bytes that must be free beside a content for it to be stored in pieces.
+const ROOM_BESIDES: u64 = 8 << 20;
+
 impl FileSystem {
     /// Fails on a full disk. Publishing would fail, too, but a shell that has redirected its output
     /// does not look at what closing says.
@@ -81,6 +84,16 @@ impl FileSystem {
             Err(nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT) => Err(Errno(libc::ENOSPC)),
             _ => Ok(()),
         }
+    }
+
+    /// Whether there is room for a content of so many bytes, in the log and in the database, and some
+    /// besides: what is stored of it by and by does not take the last of the disk from others.
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        let needed = bytes.saturating_mul(2).saturating_add(ROOM_BESIDES);
+        nix::sys::statvfs::statvfs(self.vault.path()).is_ok_and(|below| {
+            let free = below.blocks_available();
+            free.saturating_mul(below.fragment_size()) >= needed
+        })
     }
 
     /// Attributes of a node, or of what a handle sees.

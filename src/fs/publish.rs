@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Publication, Timestamp, Tx, VaultError};
+use crate::vault::{PIECE, Publication, Timestamp, Tx, VaultError, pieces_of};
 
 use super::blocks::Image;
 use super::draft::Draft;
@@ -236,21 +236,43 @@ impl FileSystem {
         let keep = node.lock().keep_pinned();
         let id = node.id;
         let bytes = pending.image.len();
+        let pieces = pieces_of(bytes);
         let job = pending.clone();
         let fs = Arc::clone(self);
         let node = Arc::clone(node);
-        let run = move |tx: &mut Tx<'_>| {
+        let (place, open) = (Arc::clone(self), Arc::clone(&node));
+        // Where there is little room, a content that does not fit must leave the room that there is.
+        let mut in_pieces = pieces > 1;
+        let run = move |tx: &mut Tx<'_>, piece: u32| {
             if let Some(version) = job.only_over
                 && tx.current_version(id)? != version
             {
                 return Ok(None);
             }
             let parts = job.image.parts();
-            let published = tx.publish_parts(id, &parts, job.publication, job.modified, &keep);
+            let (publication, modified) = (job.publication, job.modified);
+            if piece + 1 < pieces {
+                if piece == 0 {
+                    in_pieces = place.has_room_for(bytes);
+                }
+                if in_pieces {
+                    tx.stage(id, &parts, piece)?;
+                }
+                return Ok(None);
+            }
+            let published = match in_pieces {
+                false => tx.publish_parts(id, &parts, publication, modified, &keep),
+                true => {
+                    // What is read by now, which others may have begun since the first piece.
+                    let keep = open.lock().keep_pinned();
+                    tx.publish_staged(id, &parts, publication, modified, &keep)
+                }
+            };
             published.map(Some)
         };
         let done = move |outcome: Result<Option<u64>, VaultError>| {
             let published = matches!(outcome, Ok(Some(_)));
+            let is_left = outcome.is_err() && pieces > 1;
             match outcome {
                 Ok(Some(_)) => {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
@@ -267,6 +289,10 @@ impl FileSystem {
             // Or what its program writes next would have to be copied.
             drop(pending);
             fs.settle(&node);
+            // Pieces of it may be there.
+            if is_left {
+                fs.reap(id);
+            }
             done(match super::told(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
@@ -282,7 +308,8 @@ impl FileSystem {
             // What its program does next must not come before it.
             Awaited::No(whose) => Ticket::unattended(whose),
         };
-        writer.submit(ticket.on(id).with_bytes(bytes), run, done);
+        let ticket = ticket.on(id).with_bytes(bytes.min(PIECE));
+        writer.submit_in_steps(ticket.in_steps(pieces), run, done);
     }
 
     fn note_published(&self, node: &Arc<OpenNode>, pending: &Pending, source: Source) {
@@ -497,9 +524,16 @@ impl FileSystem {
         writer.submit_later(
             move |tx| {
                 let open = reaper.table.node(id);
-                let keep = open
-                    .map(|node| node.lock().keep_pinned())
+                let (mut keep, publishes) = open
+                    .map(|node| {
+                        let mut state = node.lock();
+                        (state.keep_pinned(), state.publishing > 0)
+                    })
                     .unwrap_or_default();
+                // Pieces of it may be there already.
+                if publishes && let Ok(version) = tx.current_version(id) {
+                    keep.push(version + 1);
+                }
                 tx.reap(id, &keep, &reaper)
             },
             move |outcome| {
