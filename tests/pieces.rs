@@ -115,31 +115,40 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A publication that waits after its first piece, until this is dropped.
-struct Between(mpsc::Receiver<Result<(), Errno>>);
+/// A publication waits after its first piece, until this is dropped.
+struct Held;
 
-impl Between {
-    fn pieces_of(layer: &Layer, served: &Served, fh: u64) -> Self {
+impl Held {
+    fn after_the_first_piece(layer: &Layer, begin: impl FnOnce()) -> Self {
         let before = layer.check().chunks;
         fail::cfg("writer-between-steps", "pause").expect("a point");
-        let (sender, receiver) = mpsc::channel();
-        served.0.fsync(
-            fh,
-            Box::new(move |outcome| sender.send(outcome).expect("awaited")),
-        );
+        let held = Self;
+        begin();
         wait_for("the first piece", SOON, || layer.check().chunks > before);
-        Self(receiver)
-    }
-
-    fn go_on(self) -> Result<(), Errno> {
-        fail::remove("writer-between-steps");
-        self.0.recv_timeout(SOON).expect("answered")
+        held
     }
 }
 
-impl Drop for Between {
+impl Drop for Held {
     fn drop(&mut self) {
         fail::remove("writer-between-steps");
+    }
+}
+
+/// The same of one that is waited for.
+struct Between(Held, mpsc::Receiver<Result<(), Errno>>);
+
+impl Between {
+    fn pieces_of(layer: &Layer, served: &Served, fh: u64) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        let done = Box::new(move |outcome| sender.send(outcome).expect("awaited"));
+        let held = Held::after_the_first_piece(layer, || served.0.fsync(fh, done));
+        Self(held, receiver)
+    }
+
+    fn go_on(self) -> Result<(), Errno> {
+        drop(self.0);
+        self.1.recv_timeout(SOON).expect("answered")
     }
 }
 
@@ -255,6 +264,27 @@ fn a_disk_that_is_full_before_the_last_piece_gets_all_of_them_back() {
     assert!(served.read_all(ino).expect("readable") == new);
     served.release(small);
     served.release(fh);
+    served.finish();
+    is_clean(&layer);
+}
+
+#[test]
+fn what_nobody_waits_for_and_does_not_fit_leaves_no_pieces_either() {
+    let _alone = alone();
+    let disk = Disk::with_vault(64);
+    let layer = Layer::below(&disk.place.vault());
+    let served = layer.open();
+    let (old, new) = (content(1, 2 * PIECE), content(2, LARGE));
+    let (ino, fh) = replaced(&served, b"secret", &old, &new);
+    let before = layer.check().chunks;
+    let held = Held::after_the_first_piece(&layer, || served.release(fh));
+    disk.fill(300);
+    drop(held);
+    // It is tried again a few times.
+    wait_for("the pieces' end", SOON, || layer.check().chunks == before);
+    assert!(served.read_all(ino).expect("readable") == old);
+    is_clean(&layer);
+    disk.free();
     served.finish();
     is_clean(&layer);
 }

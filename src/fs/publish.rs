@@ -288,8 +288,11 @@ impl FileSystem {
             }
             // Or what its program writes next would have to be copied.
             drop(pending);
+            if is_left {
+                node.lock().leave_pieces();
+            }
             fs.settle(&node);
-            // Pieces of it may be there.
+            // Not if it is tried again: when that has come to its end.
             if is_left {
                 fs.reap(id);
             }
