@@ -25,7 +25,7 @@ pub(super) enum Holder {
 /// that is its daemon. A mount may call itself what it likes.
 pub(super) fn holder_of(mount: MountInfo) -> Holder {
     let device = format!("{}:{}", mount.device.0, mount.device.1);
-    match Writer::of(&mount.source) {
+    match Writer::of_mount(&mount) {
         Ok(Some(writer)) if serves(&writer, &device) => Holder::Vault(mount.point, writer),
         _ => Holder::Mount(mount.point),
     }
@@ -91,7 +91,7 @@ impl Holder {
                 {
                     let may = "only root, the user of its daemon, and whom control-uid names may command it";
                     let message = format!("cannot open {}: {error}; {may}", control.display());
-                    return Err(Error::new(Class::Failed, message));
+                    return Err(Error::new(Class::NotPermitted, message));
                 }
                 let written = opened.and_then(|mut file| file.write_all(request.as_bytes()));
                 Ok(written.map_err(|error| {

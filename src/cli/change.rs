@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::asked::{self, Holder};
 use crate::daemon::{self, Class, Error, Writer};
 use crate::keyring::ChangeKind;
+use crate::store::StoreErrorKind;
 use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
 /// How long a daemon that has just been unmounted may take to let go of its vault.
@@ -42,17 +43,20 @@ pub(super) fn run(
     });
     match opened {
         Ok(vault) => here(&vault, request, &stop),
-        Err(error) if error.failure() == Failure::Busy => match Writer::of(path) {
-            Ok(Some(writer)) => {
-                let holder = Holder::Vault(path.to_owned(), writer);
-                asked::to(&holder, request, &options, wait, &stop)
+        Err(error) if error.failure() == Failure::Busy || is_denied(&error) => {
+            match Writer::of(path) {
+                Ok(Some(writer)) => {
+                    let holder = Holder::Vault(path.to_owned(), writer);
+                    asked::to(&holder, request, &options, wait, &stop)
+                }
+                _ if is_denied(&error) => Err(error.into()),
+                Ok(None) => Err(Error::new(
+                    Class::Busy,
+                    format!("{error}; to have it do this, name the mount point"),
+                )),
+                Err(why) => Err(Error::new(Class::Busy, format!("{error}; {why}"))),
             }
-            Ok(None) => Err(Error::new(
-                Class::Busy,
-                format!("{error}; to have it do this, name the mount point"),
-            )),
-            Err(why) => Err(Error::new(Class::Busy, format!("{error}; {why}"))),
-        },
+        }
         Err(error) if error.failure() == Failure::NotAVault => Err(Error::new(
             Class::NotAVault,
             format!(
@@ -63,6 +67,11 @@ pub(super) fn run(
         )),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the vault's files are not this user's to open; its daemon may serve him all the same.
+fn is_denied(error: &VaultError) -> bool {
+    matches!(error, VaultError::Store(error) if error.kind == StoreErrorKind::Denied)
 }
 
 /// Tries once more while somebody holds the vault who cannot be asked: a daemon that is just letting

@@ -13,6 +13,7 @@ const MANUAL: &str = "secretfs manual";
 
 const SECTIONS: &str = include_str!("man/secretfs.1.in");
 const MOUNT_SECTIONS: &str = include_str!("man/secretfs-mount.1.in");
+const STATUS_SECTIONS: &str = include_str!("man/secretfs-status.1.in");
 const MOUNT_HELPER: &str = include_str!("man/mount.secretfs.8.in");
 
 /// Write the man pages
@@ -48,10 +49,10 @@ pub fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut pages = vec![("secretfs.1".to_owned(), render(command.clone(), SECTIONS)?)];
     for sub in command.get_subcommands().filter(|c| !c.is_hide_set()) {
         let name = format!("secretfs-{}", sub.get_name());
-        let sections = if sub.get_name() == "mount" {
-            MOUNT_SECTIONS
-        } else {
-            ""
+        let sections = match sub.get_name() {
+            "mount" => MOUNT_SECTIONS,
+            "status" => STATUS_SECTIONS,
+            _ => "",
         };
         let page = render(sub.clone(), sections)?;
         pages.push((format!("{name}.1"), page));

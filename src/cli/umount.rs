@@ -17,7 +17,9 @@ use super::output;
 /// Unmounts, and returns once the daemon has written everything and let go of the vault. Another mount
 /// of the same file system (a bind, another mount namespace) and files that are open through it keep the
 /// daemon alive: who that is is told within a second, and after `drain-timeout` this command fails with
-/// code 7, though the mount is gone. A daemon that only has something left to write may take 30 s at least. Plain umount(8) and `fusermount3 -u` unmount as well, without waiting
+/// code 7, though the mount is gone. A daemon that only has something left to write may take 30 s at least. Which
+/// daemon it is, the mount and the daemon say, and not the path of the vault, where another may be by now; where
+/// they do not, it is said that this cannot be told. Plain umount(8) and `fusermount3 -u` unmount as well, without waiting
 /// for the daemon. Tells how far the vault has come: `mount -o min-commit=N` refuses an older state of it,
 /// also on a host that remembers nothing.
 #[derive(Debug, clap::Args)]

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::error::{Class, Error};
 use super::sys;
+use crate::host::nice;
 
 /// Which memory is kept out of swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -62,6 +63,8 @@ pub(crate) fn harden(require_mlock: bool) -> Result<Protection, Error> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| fail("switch core files off", e))?;
     nix::sys::prctl::set_dumpable(false).map_err(|e| fail("make the process undumpable", e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| fail("give up new privileges", e))?;
+    // Who rotates keys steps back, but not while others wait for it.
+    nice::permit_return();
     let (locked, lock_limit) = lock_memory()?;
     if require_mlock && locked != Locked::All {
         return Err(Error::new(

@@ -197,7 +197,8 @@ fn and_more(text: String, count: usize) -> String {
     }
 }
 
-fn processes() -> Vec<u32> {
+/// All that are seen here.
+pub(super) fn processes() -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut ids: Vec<u32> = entries
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -323,6 +324,7 @@ mod tests {
             read_only: false,
             fs_type: fs_type.into(),
             source: source.into(),
+            user: Some(0),
         };
         let gone = mount("/a", mountinfo::FS_TYPE, "/v");
         let mounts = vec![

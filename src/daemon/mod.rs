@@ -14,6 +14,7 @@ mod panics;
 mod plan;
 mod point;
 mod quote;
+mod seen;
 mod serve;
 mod signals;
 mod socket;

@@ -24,8 +24,10 @@ pub struct Mount {
     pub read_only: bool,
     /// Its type, with the subtype.
     pub fs_type: OsString,
-    /// What is mounted; the path of the vault for secretfs.
+    /// What is mounted; the path of the vault for secretfs, in the mount namespace of its daemon.
     pub source: PathBuf,
+    /// Who has mounted it, where the file system tells (`user_id=` of FUSE).
+    pub user: Option<u32>,
 }
 
 impl Mount {
@@ -99,6 +101,10 @@ fn parse(line: &[u8]) -> Option<Mount> {
         read_only: options.split(|b| *b == b',').any(|o| o == b"ro"),
         fs_type: unescape(rest.next()?),
         source: PathBuf::from(unescape(rest.next()?)),
+        user: rest.next().and_then(|options| {
+            let mut options = options.split(|b| *b == b',');
+            number(options.find_map(|o| o.strip_prefix(b"user_id="))?)
+        }),
     })
 }
 
@@ -148,6 +154,7 @@ mod tests {
         assert_eq!(mount.point, Path::new("/mnt/a b"));
         assert_eq!(mount.source, Path::new("/v\\x"));
         assert!(mount.is_secretfs() && !mount.read_only);
+        assert_eq!(mount.user, Some(0));
         assert_eq!(parse(b"garbage"), None);
         assert_eq!(unescape(b"a\\04"), "a\\04");
     }

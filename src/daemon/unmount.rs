@@ -1,24 +1,33 @@
 //! `umount` for mounts that other processes serve. It must not say that a vault is free while it is
 //! not: other mounts of the same file system, and open files, keep its daemon alive.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::MntFlags;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::error::{Class, Error};
 use super::holders::Holders;
 use super::point::{self, Point};
 use super::quote::quoted;
+use super::seen::Daemon;
 use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo, sys};
 use crate::store;
 
-/// How long a daemon may take to tell how its mount is, or has ended.
+/// How long a daemon may take to tell that its mount has ended, or how it is to who does not wait.
 const TO_TELL: Duration = Duration::from_secs(2);
+
+/// How long it may take to say which mount is its own. Who waits for it need not know sooner.
+const TO_SAY: Duration = Duration::from_secs(10);
+
+/// How long a mount may take to tell how it is: meanwhile it is busy.
+const TO_SHOW: Duration = Duration::from_secs(5);
 
 /// How long a daemon may take to end before anybody looks who keeps it from that.
 const TO_END: Duration = Duration::from_millis(400);
@@ -36,7 +45,8 @@ pub enum Unmounted {
     Free(Option<u64>),
     /// It is still held, by whom is said in words.
     Held(String),
-    /// Nobody was found who holds it, and not everybody could be looked at, as is said in words.
+    /// Nobody was found who holds it, and not everybody could be looked at, or its daemon is not known for
+    /// sure, as is said in words.
     Unknown(String),
 }
 
@@ -74,15 +84,11 @@ pub fn unmount(
             ),
         ));
     }
-    let held = Held::before(&mount);
-    let farewell = match mount.read_only {
-        true => None,
-        false => Writer::of(&mount.source)
-            .ok()
-            .flatten()
-            .filter(|_| wait.is_some())
-            .and_then(|writer| writer.farewell()),
-    };
+    let patience = if wait.is_some() { TO_SAY } else { TO_TELL };
+    let (held, writer) = Held::before(&mount, patience);
+    let farewell = writer
+        .filter(|_| wait.is_some())
+        .and_then(|writer| writer.farewell());
     // By its id: what is at its path by now may be another one.
     let is_done = match harden::may_mount() {
         true => point::unmount(&point, id, MntFlags::empty()).map_err(|e| match e {
@@ -105,84 +111,63 @@ pub fn unmount(
 
 /// Why the vault of a mount would still be held.
 enum Held {
-    /// It is not, or nobody can tell.
+    /// It is not.
     Free,
-    /// Its lock has this holder.
+    /// Its lock has this holder, who says that the mount is his.
     ByWriter(store::Holder),
-    /// This process serves a mount that only reads; how far the vault has come.
-    ByReader(Daemon, Option<u64>),
-    /// Nothing is known of the daemon. While the file system is there, it is held.
-    ByWhoever,
-}
-
-/// A process, told from later ones with its number.
-struct Daemon {
-    id: u64,
-    started: String,
-}
-
-/// What a daemon is called, by what it was started as; the kernel keeps 15 bytes.
-const NAMES: [&[u8]; 3] = [b"secretfs", b"mount.secretfs", b"mount.fuse.secr"];
-
-impl Daemon {
-    fn of(id: u64) -> Option<Self> {
-        let name = std::fs::read(format!("/proc/{id}/comm")).ok()?;
-        // In another PID namespace it would be another process.
-        let is_ours = NAMES.contains(&name.trim_ascii());
-        let started = started(id)?;
-        is_ours.then_some(Self { id, started })
-    }
-
-    fn is_alive(&self) -> bool {
-        started(self.id).is_some_and(|now| now == self.started)
-    }
-}
-
-/// When a process was started, unless it has ended.
-fn started(id: u64) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    let state = fields.next()?;
-    // The 22nd of all.
-    (!matches!(state, "Z" | "X")).then(|| fields.nth(18).map(str::to_owned))?
+    /// The lock of the vault at its path here has this holder, who did not say whether the mount is his.
+    ByWriterPerhaps(store::Holder),
+    /// This process serves it; how far the vault has come, if nobody writes through it.
+    ByDaemon(Daemon, Option<u64>),
+    /// Nothing is known of the daemon. While the file system is there, it is held; how long after that is
+    /// not known of one that writes.
+    ByWhoever { writes: bool },
 }
 
 impl Held {
-    /// To be asked while it is mounted.
-    fn before(mount: &mountinfo::Mount) -> Self {
-        let found = match mount.read_only {
-            false => store::holder(&mount.source),
-            true => return Self::of_reader(mount),
-        };
-        match found {
-            Ok(Some(holder)) => Self::ByWriter(holder),
-            Ok(None) => Self::Free,
-            // Its path may be one in another mount namespace.
-            Err(_) => match status_of(mount) {
-                Status::Told(_) | Status::Silent => Self::ByWhoever,
-                Status::Failed => Self::unless_dead(mount),
-            },
+    /// To be asked while it is mounted. With it whoever says that the mount is his, at the socket. The path
+    /// alone tells nothing: it may be one in another mount namespace, and another vault may be there by now.
+    fn before(mount: &mountinfo::Mount, patience: Duration) -> (Self, Option<Writer>) {
+        // A read-only bind of a mount for writing says that it is read-only, too.
+        let writer = Writer::of_mount(mount).ok().flatten();
+        let serves = writer
+            .as_ref()
+            .and_then(|writer| writer.serves(mount.device, patience));
+        match (store::holder(&mount.source), serves) {
+            (Ok(Some(holder)), Some(true)) => (Self::ByWriter(holder), writer),
+            (Ok(Some(holder)), None) => (Self::ByWriterPerhaps(holder), None),
+            // It is another's, or nobody's.
+            (Ok(Some(_)), Some(false)) | (Ok(None) | Err(_), _) => (Self::by_daemon(mount), None),
         }
     }
 
-    fn of_reader(mount: &mountinfo::Mount) -> Self {
+    /// What the mount says itself.
+    fn by_daemon(mount: &mountinfo::Mount) -> Self {
         let status = match status_of(mount) {
             Status::Told(status) => status,
             Status::Failed => return Self::unless_dead(mount),
-            Status::Silent => return Self::ByWhoever,
+            Status::Silent => {
+                return Self::ByWhoever {
+                    writes: !mount.read_only,
+                };
+            }
         };
-        let commit = status["commit_sequence"].as_u64();
-        match status["pid"].as_u64().and_then(Daemon::of) {
-            Some(daemon) => Self::ByReader(daemon, commit),
-            None => Self::ByWhoever,
+        let writes = status["mode"] != "read-only";
+        // What a writer has not written yet makes it more.
+        let commit = status["commit_sequence"].as_u64().filter(|_| !writes);
+        let known = status["pid"].as_u64().zip(status["started_ticks"].as_u64());
+        match known.and_then(|(id, started)| Daemon::of(id, started)) {
+            Some(daemon) => Self::ByDaemon(daemon, commit),
+            None => Self::ByWhoever { writes },
         }
     }
 
     fn unless_dead(mount: &mountinfo::Mount) -> Self {
         match Point::open(&mount.point).is_ok_and(|point| point.is_dead()) {
             true => Self::Free,
-            false => Self::ByWhoever,
+            false => Self::ByWhoever {
+                writes: !mount.read_only,
+            },
         }
     }
 
@@ -190,20 +175,38 @@ impl Held {
         match self {
             Self::Free => true,
             // Somebody else who has it by now is none of our business. Who cannot look does not know.
-            Self::ByWriter(before) => {
+            Self::ByWriter(before) | Self::ByWriterPerhaps(before) => {
                 store::holder(&mount.source).is_ok_and(|now| now.as_ref() != Some(before))
             }
-            Self::ByReader(daemon, _) => !daemon.is_alive(),
-            Self::ByWhoever => !Holders::of(mount).is_anybody(),
+            Self::ByDaemon(daemon, _) => !daemon.is_alive(),
+            Self::ByWhoever { .. } => !Holders::of(mount).is_anybody(),
+        }
+    }
+
+    /// Why nobody knows whether it is held, if so.
+    fn doubt(&self, mount: &mountinfo::Mount) -> Option<String> {
+        match self {
+            Self::ByWriterPerhaps(holder) => Some(format!(
+                "{}, which has the vault that is at {} here, did not say whether this mount is its own",
+                process(holder),
+                quoted(&mount.source)
+            )),
+            Self::ByWhoever { writes: true } => {
+                Some("its daemon is not known here, and may still be writing".to_owned())
+            }
+            Self::Free
+            | Self::ByWriter(_)
+            | Self::ByDaemon(..)
+            | Self::ByWhoever { writes: false } => None,
         }
     }
 
     /// Who has it, and what to do about that.
     fn told(&self, holders: &Holders) -> String {
         let daemon = match self {
-            Self::ByWriter(holder) if holder.pid != 0 => format!("process {}", holder.pid),
-            Self::ByReader(daemon, _) => format!("process {}", daemon.id),
-            Self::ByWriter(_) | Self::ByWhoever | Self::Free => "its daemon".to_owned(),
+            Self::ByWriter(holder) | Self::ByWriterPerhaps(holder) => process(holder),
+            Self::ByDaemon(daemon, _) => format!("process {}", daemon.id),
+            Self::ByWhoever { .. } | Self::Free => "its daemon".to_owned(),
         };
         match holders.is_anybody() {
             true => format!("{holders}; {}", holders.remedy()),
@@ -224,13 +227,18 @@ impl Held {
     ) -> Result<Unmounted, Error> {
         let (shown, vault) = (quoted(path), quoted(&mount.source));
         let known = match &self {
-            Self::ByReader(_, commit) => *commit,
-            Self::Free | Self::ByWriter(_) | Self::ByWhoever => None,
+            Self::ByDaemon(_, commit) => *commit,
+            Self::Free | Self::ByWriter(_) | Self::ByWriterPerhaps(_) | Self::ByWhoever { .. } => {
+                None
+            }
         };
         let Some(wait) = wait else {
-            return Ok(match self.is_over(mount) {
-                true => self.free(mount, known),
-                false => Unmounted::Held(self.told(&Holders::of(mount))),
+            return Ok(match (self.is_over(mount), &self) {
+                (true, _) => self.free(mount, known),
+                (false, Self::ByWriterPerhaps(_)) => {
+                    Unmounted::Unknown(self.doubt(mount).unwrap_or_default())
+                }
+                (false, _) => Unmounted::Held(self.told(&Holders::of(mount))),
             });
         };
         let begun = Instant::now();
@@ -253,14 +261,17 @@ impl Held {
                 // A daemon that nobody keeps alive is still writing.
                 let patience = if seen { wait } else { wait.max(TO_WRITE) };
                 if now >= since + patience && !self.is_over(mount) {
-                    return Err(Error::new(
-                        Class::Busy,
-                        format!(
-                            "{shown} is unmounted, but its vault {vault} is still held after {} s: {}",
-                            patience.as_secs_f32(),
-                            self.told(&holders)
+                    let (after, told) = (patience.as_secs_f32(), self.told(&holders));
+                    let message = match self.doubt(mount) {
+                        Some(doubt) if !seen => format!(
+                            "{shown} is unmounted; whether its vault {vault} is still held cannot be \
+                             told after {after} s: {doubt}, and {told}"
                         ),
-                    ));
+                        _ => format!(
+                            "{shown} is unmounted, but its vault {vault} is still held after {after} s: {told}"
+                        ),
+                    };
+                    return Err(Error::new(Class::Busy, message));
                 }
                 if !is_told && (seen || now >= begun + TO_END_ALONE) {
                     is_told = true;
@@ -275,8 +286,10 @@ impl Held {
             }
             let pause = match &self {
                 // Each look is one at all processes.
-                Self::ByWhoever => 100,
-                Self::Free | Self::ByWriter(_) | Self::ByReader(..) => 10,
+                Self::ByWhoever { .. } => 100,
+                Self::Free | Self::ByWriter(_) | Self::ByWriterPerhaps(_) | Self::ByDaemon(..) => {
+                    10
+                }
             };
             std::thread::sleep(Duration::from_millis(pause));
         }
@@ -286,14 +299,27 @@ impl Held {
 
     /// That it is over, if that is known.
     fn free(&self, mount: &mountinfo::Mount, commit: Option<u64>) -> Unmounted {
+        if let Some(doubt) = self.doubt(mount) {
+            return Unmounted::Unknown(doubt);
+        }
         let holders = match self {
-            Self::ByWhoever => Holders::of(mount),
-            Self::Free | Self::ByWriter(_) | Self::ByReader(..) => return Unmounted::Free(commit),
+            Self::ByWhoever { .. } => Holders::of(mount),
+            Self::Free | Self::ByWriter(_) | Self::ByWriterPerhaps(_) | Self::ByDaemon(..) => {
+                return Unmounted::Free(commit);
+            }
         };
         match holders.is_all_seen() {
             true => Unmounted::Free(commit),
             false => Unmounted::Unknown(holders.to_string()),
         }
+    }
+}
+
+/// Who holds a lock, in words.
+fn process(holder: &store::Holder) -> String {
+    match holder.pid {
+        0 => "an unknown process".to_owned(),
+        pid => format!("process {pid}"),
     }
 }
 
@@ -312,25 +338,29 @@ const TO_DIE: Duration = Duration::from_millis(500);
 
 /// Asked by a process that can be killed: a read that hangs would keep the mount busy.
 fn status_of(mount: &mountinfo::Mount) -> Status {
-    let asking = std::env::current_exe().and_then(|program| {
-        Command::new(program)
+    // Of any length, while nobody reads it.
+    let told = memfd_create("status", MFdFlags::MFD_CLOEXEC).map(File::from);
+    let asking = told.map_err(io::Error::from).and_then(|told| {
+        let asking = Command::new(std::env::current_exe()?)
             .args(["status", "--json"])
             .arg(&mount.point)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(told.try_clone()?)
             .stderr(Stdio::null())
-            .spawn()
+            .spawn()?;
+        Ok((asking, told))
     });
-    let Ok(mut asking) = asking else {
+    let Ok((mut asking, mut told)) = asking else {
         return Status::Failed;
     };
-    if !has_ended(&mut asking, TO_TELL) {
+    if !has_ended(&mut asking, TO_SHOW) {
         let _ = asking.kill();
         has_ended(&mut asking, TO_DIE);
         return Status::Silent;
     }
-    let told = asking.wait_with_output().map(|output| output.stdout);
-    match told.map(|text| serde_json::from_slice(&text)) {
+    let mut text = Vec::new();
+    let read = told.rewind().and_then(|()| told.read_to_end(&mut text));
+    match read.map(|_| serde_json::from_slice(&text)) {
         Ok(Ok(status)) => Status::Told(status),
         Ok(Err(_)) | Err(_) => Status::Failed,
     }

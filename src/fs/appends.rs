@@ -167,8 +167,6 @@ impl FileSystem {
         };
         let pending = Pending::appended(draft, file.version);
         let whose = state.user_in_place();
-        state.publishing += 1;
-        drop(state);
         let fs = Arc::clone(self);
         let done: Done<()> = Box::new(move |outcome| match outcome {
             // Somebody else has published something meanwhile: what is left is looked at anew.
@@ -183,6 +181,12 @@ impl FileSystem {
                 }
             }
         });
-        self.publish(&node, pending, Source::Appended, Awaited::No(whose), done);
+        self.publish(
+            &node,
+            state,
+            pending,
+            (Source::Appended, Awaited::No(whose)),
+            done,
+        );
     }
 }

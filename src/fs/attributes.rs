@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
 
@@ -86,9 +87,11 @@ impl FileSystem {
         }
     }
 
-    /// Whether there is room for a content of so many bytes, in the log and in the database, and some
-    /// besides: what is stored of it by and by does not take the last of the disk from others.
+    /// Whether there is room for a content of so many bytes beside those that are being stored, in the
+    /// log and in the database, and some besides: what is stored by and by does not take the last of the
+    /// disk from others.
     pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        let bytes = bytes.saturating_add(self.counters.in_pieces.load(Ordering::Relaxed));
         let needed = bytes.saturating_mul(2).saturating_add(ROOM_BESIDES);
         nix::sys::statvfs::statvfs(self.vault.path()).is_ok_and(|below| {
             let free = below.blocks_available();
@@ -105,7 +108,7 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         if control::is_control(ino) {
-            return done(self.control_attr(caller, ino));
+            return self.control_attr(caller, ino, done);
         }
         if ino == ROOT {
             let fs = Arc::clone(self);
@@ -143,7 +146,7 @@ impl FileSystem {
             return done(Err(Errno(libc::EROFS)));
         }
         if control::is_control(ino) {
-            return done(self.change_control(caller, ino, &set));
+            return self.change_control(caller, ino, &set, done);
         }
         if let Err(error) = self.writer() {
             return done(Err(error));

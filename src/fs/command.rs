@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
+use crate::host::nice;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339};
 
 use super::commanders::Right;
-use super::nice::step_back;
 use super::{Errno, FileSystem};
 
 /// Longest command, in bytes.
@@ -198,7 +198,7 @@ impl Keeper {
                 match vault.is_read_only() {
                     true => vault.follow(&|| keeper.go_on()),
                     false => {
-                        step_back();
+                        nice::step_back_but_for_locks();
                         keeper.drive(&vault, every);
                     }
                 }
@@ -319,27 +319,63 @@ impl FileSystem {
             let why = "another command is just being begun";
             return told(Err(Refusal::new(libc::EBUSY, why)));
         }
-        let fs = Arc::clone(self);
+        let beginning = Beginning {
+            fs: Arc::clone(self),
+            name: request.name(),
+            told: Some(Box::new(told)),
+        };
         let worker = move || {
+            let fs = &beginning.fs;
             // Nothing is changed in a vault that was not counted yet.
             fs.vault.await_verdict_or_end();
+            fail::fail_point!("command-begins");
             let outcome = fs
                 .must_be_taken_from(by, &request)
                 .and_then(|()| fs.vault.begin(&request).map_err(Refusal::from));
-            fs.keeper.shared.orders().busy = false;
-            fs.keeper.note(request.name(), &said(&outcome));
-            // One that is blocked is tried again when somebody asks for another.
-            fs.keeper.wake();
-            told(outcome);
+            beginning.end(outcome);
         };
         let started = std::thread::Builder::new()
             .name("command".into())
             .spawn(worker);
         if let Err(error) = started {
-            // Whoever asks is told by the reply that was dropped with the worker.
-            self.keeper.shared.orders().busy = false;
+            // Whoever asks is told as the worker is dropped.
             tracing::error!("no thread for a command: {error}");
         }
+    }
+}
+
+/// A command that is being begun: no other is meanwhile. However that ends, also if it panics, the next
+/// one may be begun, and whoever asked is told.
+struct Beginning {
+    fs: Arc<FileSystem>,
+    name: &'static str,
+    /// `None` once it was told.
+    told: Option<Told>,
+}
+
+impl Beginning {
+    fn end(mut self, outcome: Result<(), Refusal>) {
+        self.tell(outcome);
+    }
+
+    fn tell(&mut self, outcome: Result<(), Refusal>) {
+        let Some(told) = self.told.take() else {
+            return;
+        };
+        let keeper = &self.fs.keeper;
+        keeper.shared.orders().busy = false;
+        keeper.note(self.name, &said(&outcome));
+        // One that is blocked is tried again when somebody asks for another.
+        keeper.wake();
+        told(outcome);
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let why = "it died while it was begun, and the log says where; `status` tells whether it is \
+                   under way; try again if not";
+        self.tell(Err(Refusal::new(libc::EIO, why)));
     }
 }
 

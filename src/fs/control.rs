@@ -7,12 +7,14 @@
 //! of his own, with their own inode numbers: owner and length that the kernel keeps are of one of them.
 
 mod handles;
+mod opening;
+mod renderers;
 mod status;
 mod texts;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::vault::{Kind, ROOT, Timestamp, with_times};
 
@@ -20,9 +22,9 @@ use super::command::{Asker, Refusal};
 use super::commanders::{Commanders, Right};
 use super::directories::DirectoryEntry;
 use super::io::ReadDone;
-use super::open::Opened;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
-use handles::{Handles, MAX_BYTES, MAX_HANDLES, OpenControl};
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, Refusals, readers};
+use handles::Handles;
+use renderers::Renderers;
 use texts::Texts;
 
 /// The directory's name.
@@ -31,8 +33,6 @@ pub(super) const CONTROL_NAME: &[u8] = b".secretfs";
 pub const CONTROL_DIRECTORY: u64 = 1 << 63;
 /// Handles of control files are numbered from here.
 const FIRST_HANDLE: FileHandle = 1 << 63;
-/// Refusals that anybody can bring about are logged this often at most, of each kind.
-const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// What a control file holds.
 type Text = Arc<Vec<u8>>;
@@ -108,16 +108,16 @@ pub(super) struct Control {
     open: Mutex<Handles>,
     next: AtomicU64,
     texts: Texts,
-    /// When each kind of refusal was logged last.
-    logged: Mutex<[Option<Instant>; 3]>,
+    refusals: Refused,
+    renderers: Renderers,
 }
 
-/// What is refused.
-#[derive(Clone, Copy)]
-enum Refused {
-    Open,
-    Write,
-    TooMany,
+/// What was refused.
+#[derive(Default)]
+struct Refused {
+    open: Refusals,
+    write: Refusals,
+    too_many: Refusals,
 }
 
 impl Control {
@@ -128,7 +128,8 @@ impl Control {
             open: Mutex::default(),
             next: AtomicU64::default(),
             texts: Texts::default(),
-            logged: Mutex::default(),
+            refusals: Refused::default(),
+            renderers: Renderers::default(),
         }
     }
 
@@ -158,15 +159,16 @@ impl Control {
         }
     }
 
-    /// Logs a refusal, but not as often as somebody likes to be refused.
-    fn log(&self, what: Refused, said: impl FnOnce() -> String) {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = &mut logged[what as usize];
-        if last.is_none_or(|last| last.elapsed() >= LOG_EVERY) {
-            *last = Some(Instant::now());
-            drop(logged);
-            tracing::warn!("{}", said());
-        }
+    /// Nothing more is refused.
+    pub(super) fn end(&self) {
+        let Refused {
+            open,
+            write,
+            too_many,
+        } = &self.refusals;
+        open.end("refused to open files of .secretfs");
+        write.end("refused commands to .secretfs/control");
+        too_many.end("refused to open more files of .secretfs");
     }
 }
 
@@ -206,14 +208,42 @@ impl FileSystem {
         Ok(self.control.texts.share(file, in_full, bytes))
     }
 
+    /// Has a file rendered, which may wait for the disk, and goes on with its text on another thread.
+    fn when_rendered(
+        self: &Arc<Self>,
+        file: File,
+        in_full: bool,
+        then: impl FnOnce(&Self, Result<Text, Errno>) + Send + 'static,
+    ) {
+        let fs = Arc::clone(self);
+        let job = move |may: Result<(), Errno>| {
+            let text = may.and_then(|()| fs.render(file, in_full));
+            then(&fs, text);
+        };
+        match file {
+            // It looks at nothing but what is in memory.
+            File::Control => job(Ok(())),
+            File::Status | File::Audit => {
+                readers::hand_over();
+                self.control.renderers.run(in_full, Box::new(job));
+            }
+        }
+    }
+
     /// The length of a file for who asks. `by_number`: perhaps of one that is open.
-    fn length_for(&self, caller: Caller, file: File, by_number: bool) -> u64 {
+    fn length_for(
+        self: &Arc<Self>,
+        caller: Caller,
+        file: File,
+        by_number: bool,
+        done: impl FnOnce(&Self, u64) + Send + 'static,
+    ) {
         let texts = &self.control.texts;
         let in_full = self.control.may_command(caller.uid);
         let known = match in_full {
             // There is nothing in it that changes from one moment to the next.
             false if file == File::Status => None,
-            false => return 0,
+            false => return done(self, 0),
             true => texts.told(caller.uid, file),
         };
         let open = || {
@@ -222,16 +252,15 @@ impl FileSystem {
                 .filter(|_| by_number && in_full)
         };
         if let Some(text) = known.or_else(open) {
-            return text.len() as u64;
+            return done(self, text.len() as u64);
         }
-        // Opening it tells what is wrong.
-        let Ok(text) = self.render(file, in_full) else {
-            return 0;
-        };
-        if in_full {
-            texts.tell(caller.uid, file, &text);
-        }
-        text.len() as u64
+        self.when_rendered(file, in_full, move |fs, text| {
+            if in_full && let Ok(text) = &text {
+                fs.control.texts.tell(caller.uid, file, text);
+            }
+            // Opening it tells what is wrong.
+            done(fs, text.map_or(0, |text| text.len() as u64));
+        });
     }
 
     /// The attributes of the directory.
@@ -273,13 +302,13 @@ impl FileSystem {
     }
 
     /// A node of the control directory, as who asks sees it.
-    pub(super) fn control_attr(&self, caller: Caller, ino: u64) -> Result<Attr, Errno> {
+    pub(super) fn control_attr(self: &Arc<Self>, caller: Caller, ino: u64, done: Done<Attr>) {
         match file_of(ino) {
-            Some((file, sight)) => {
-                Ok(self.control_file(file, sight, self.length_for(caller, file, true)))
-            }
-            None if ino == CONTROL_DIRECTORY => Ok(self.control_directory()),
-            None => Err(Errno(libc::ENOENT)),
+            Some((file, sight)) => self.length_for(caller, file, true, move |fs, size| {
+                done(Ok(fs.control_file(file, sight, size)));
+            }),
+            None if ino == CONTROL_DIRECTORY => done(Ok(self.control_directory())),
+            None => done(Err(Errno(libc::ENOENT))),
         }
     }
 
@@ -297,86 +326,37 @@ impl FileSystem {
     }
 
     pub(super) fn lookup_control(
-        &self,
+        self: &Arc<Self>,
         caller: Caller,
         parent: u64,
         name: &[u8],
-    ) -> Result<Attr, Errno> {
+        done: Done<Attr>,
+    ) {
         if parent != CONTROL_DIRECTORY {
-            return Err(Errno(libc::ENOTDIR));
+            return done(Err(Errno(libc::ENOTDIR)));
         }
-        let file = FILES.into_iter().find(|file| file.name() == name);
-        let file = file.ok_or(Errno(libc::ENOENT))?;
+        let Some(file) = FILES.into_iter().find(|file| file.name() == name) else {
+            return done(Err(Errno(libc::ENOENT)));
+        };
         let sight = self.control.sight_of(caller.uid);
-        let size = self.length_for(caller, file, false);
-        Ok(self.control_file(file, sight, size))
+        self.length_for(caller, file, false, move |fs, size| {
+            done(Ok(fs.control_file(file, sight, size)));
+        });
     }
 
     /// Changes nothing: `echo rotate > control` may truncate first.
     pub(super) fn change_control(
-        &self,
+        self: &Arc<Self>,
         caller: Caller,
         ino: u64,
         set: &super::SetAttributes,
-    ) -> Result<Attr, Errno> {
+        done: Done<Attr>,
+    ) {
         let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         match refused || !self.control.may_command(caller.uid) {
-            true => Err(Errno(libc::EPERM)),
-            false => self.control_attr(caller, ino),
+            true => done(Err(Errno(libc::EPERM))),
+            false => self.control_attr(caller, ino, done),
         }
-    }
-
-    pub(super) fn open_control(
-        &self,
-        caller: Caller,
-        ino: u64,
-        flags: i32,
-    ) -> Result<Opened, Errno> {
-        let (file, _) = file_of(ino).ok_or(Errno(match ino {
-            CONTROL_DIRECTORY => libc::EISDIR,
-            _ => libc::ENOENT,
-        }))?;
-        let control = &self.control;
-        let (uid, pid) = (caller.uid, caller.pid);
-        let may_command = control.may_command(uid);
-        if !may_command && file != File::Status {
-            control.log(Refused::Open, || {
-                let name = String::from_utf8_lossy(file.name());
-                let who = control.commanders;
-                format!("refused to open .secretfs/{name}: user {uid}, process {pid}; {who}")
-            });
-            return Err(Errno(libc::EACCES));
-        }
-        let commands = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        if commands && file != File::Control {
-            return Err(Errno(libc::EACCES));
-        }
-        if commands && self.vault.is_read_only() {
-            return Err(Errno(libc::EROFS));
-        }
-        let told = control.texts.take(uid, file).filter(|_| may_command);
-        let text = match told {
-            Some(text) => text,
-            None => self.render(file, may_command)?,
-        };
-        let fh = FIRST_HANDLE + control.next.fetch_add(1, Ordering::Relaxed);
-        let open = OpenControl {
-            text: Arc::clone(&text),
-            uid,
-            commands,
-        };
-        control.open().add(fh, open).inspect_err(|_| {
-            control.log(Refused::TooMany, || {
-                format!(
-                    "refused to open a file of .secretfs: user {uid}, process {pid}, has as many \
-                     open as one user may, {MAX_HANDLES} and {MAX_BYTES} bytes; close some"
-                )
-            });
-        })?;
-        if may_command {
-            control.texts.note_opened(caller, file, &text);
-        }
-        Ok(Opened { fh, flushes: false })
     }
 
     pub(super) fn read_control(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
@@ -403,7 +383,9 @@ impl FileSystem {
         };
         let (uid, pid) = (caller.uid, caller.pid);
         if from_cache || !self.control.may_command(uid) {
-            self.control.log(Refused::Write, || {
+            // Of a mapping it is known who has opened it alone.
+            let whose = if from_cache { open.uid } else { uid };
+            self.control.refusals.write.log(whose, || {
                 let (opener, who) = (open.uid, self.commanders());
                 match from_cache {
                     true => format!(
@@ -416,7 +398,7 @@ impl FileSystem {
                     ),
                 }
             });
-            return done(Err(Errno(libc::EACCES)));
+            return done(Err(Errno(libc::EPERM)));
         }
         let count = data.len() as u32;
         let told = move |begun: Result<(), Refusal>| match begun {

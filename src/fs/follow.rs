@@ -19,10 +19,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::crypto::memory;
+use crate::host::nice::step_back;
 use crate::store::NodeId;
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 
-use super::nice::step_back;
 use super::touch::Touched;
 use super::{Attr, FileSystem};
 use names::{Listed, Names};

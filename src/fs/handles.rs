@@ -13,6 +13,7 @@ use super::draft::Draft;
 use super::loaded::{InMemory, Pin};
 use super::pages::Pages;
 use super::queue::Whose;
+use super::readers;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
 
@@ -99,6 +100,9 @@ impl HandleState {
     }
 }
 
+/// What goes on when publications are over.
+type Waiting = Vec<Box<dyn FnOnce() + Send>>;
+
 /// What all handles of a node share.
 #[derive(Default)]
 pub(super) struct NodeState {
@@ -107,8 +111,10 @@ pub(super) struct NodeState {
     pub(super) shared: Option<Draft>,
     /// Publications under way.
     pub(super) publishing: u32,
-    /// What waits for them.
-    pub(super) waiting: Vec<Box<dyn FnOnce() + Send>>,
+    /// What waits for them, in the order in which it came.
+    waiting: Waiting,
+    /// What waited goes on just now.
+    pub(super) resuming: bool,
     pub(super) loaded: InMemory,
     /// Pages may be in the page cache.
     pub(super) paged: bool,
@@ -191,6 +197,29 @@ impl NodeState {
             true => Arc::new(node.without_xattrs()),
             false => node,
         });
+    }
+
+    /// Has `then` go on when the publications that are under way, and what waits for them by now, are
+    /// over.
+    pub(super) fn wait(&mut self, then: impl FnOnce() + Send + 'static) {
+        self.waiting.push(Box::new(then));
+        readers::hand_over();
+    }
+
+    /// Whether somebody waits until nothing is being published: who publishes without pause would keep
+    /// them waiting for ever, and waits behind them.
+    pub(super) fn somebody_waits(&self) -> bool {
+        self.resuming || !self.waiting.is_empty()
+    }
+
+    /// Those who go on now. Until `resuming` is taken back by whoever has them do so, nobody else gets
+    /// any.
+    pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
+        if self.publishing > 0 || self.resuming || self.waiting.is_empty() {
+            return None;
+        }
+        self.resuming = true;
+        Some(std::mem::take(&mut self.waiting))
     }
 
     pub(super) fn has_writers(&self) -> bool {

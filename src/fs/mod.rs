@@ -16,6 +16,7 @@ mod control;
 mod descriptors;
 mod directories;
 mod draft;
+mod ending;
 mod errno;
 mod follow;
 pub mod fuse;
@@ -24,7 +25,6 @@ mod io;
 mod loaded;
 mod lookout;
 mod names;
-mod nice;
 mod open;
 mod pages;
 mod process;
@@ -32,6 +32,7 @@ mod publish;
 mod queue;
 mod readers;
 mod readings;
+mod refusals;
 mod routine;
 mod told;
 mod touch;
@@ -52,11 +53,12 @@ pub use command::parse as parse_command;
 pub(crate) use command::{Asker, INTEGRITY, MAX_COMMAND, Refusal};
 pub use control::CONTROL_DIRECTORY;
 pub use directories::DirectoryEntry;
+pub use ending::Ending;
 pub use errno::Errno;
 pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
-pub use publish::Ending;
+pub(crate) use refusals::Refusals;
 pub use touch::{Touched, Touches};
 
 use appends::Appends;
@@ -156,6 +158,8 @@ pub struct Attr {
 struct Counters {
     published: AtomicU64,
     failed_publications: AtomicU64,
+    /// Bytes of contents that are being stored in pieces.
+    in_pieces: AtomicU64,
 }
 
 /// A mounted vault.
@@ -326,8 +330,7 @@ impl FileSystem {
                 state = open.lock();
             }
             if state.publishing > 0 {
-                state.waiting.push(Box::new(then));
-                return readers::hand_over();
+                return state.wait(then);
             }
         }
         then();

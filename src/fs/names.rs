@@ -20,7 +20,7 @@ impl FileSystem {
     ) {
         let is_number = matches!(name, b"." | b"..");
         if control::is_control(parent) && !is_number {
-            return done(self.lookup_control(caller, parent, name));
+            return self.lookup_control(caller, parent, name, done);
         }
         let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
         match self.vault.is_read_only() && !is_control && !is_number {

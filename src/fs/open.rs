@@ -26,7 +26,7 @@ impl FileSystem {
     /// Opens a file.
     pub fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
         if control::is_control(ino) {
-            return done(self.open_control(caller, ino, flags));
+            return self.open_control(caller, ino, flags, done);
         }
         let access = Access::from_flags(flags);
         let changes = access.write || flags & libc::O_TRUNC != 0;

@@ -5,8 +5,8 @@
 //! publishes nothing. `fsync` publishes whatever there is. The last RELEASE publishes what is
 //! still unpublished, and has nobody to tell when that fails.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
@@ -14,28 +14,13 @@ use crate::vault::{PIECE, Publication, Timestamp, Tx, VaultError, pieces_of};
 
 use super::blocks::Image;
 use super::draft::Draft;
-use super::handles::{Handle, OpenNode, Reaper};
+use super::handles::{Handle, NodeState, OpenNode, Reaper};
 use super::queue::{Ticket, Whose};
 use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
 
-/// How a mount ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
-    /// It was unmounted: the kernel has discarded closes that it had queued, so what is left is
-    /// published.
-    Orderly,
-    /// Files are still open, and their programs will not be waited for any longer. A replacement
-    /// that is not complete must not take the place of what is; edits in place are kept.
-    CutOff,
-    /// The connection was cut: only what was flushed counts.
-    Aborted,
-}
-
 /// How often a publication is tried again that nobody waits for, and how long after.
-const RETRIES: u32 = 3;
-const RETRY_AFTER: Duration = Duration::from_millis(300);
-/// How long the end of a mount waits beyond that.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const RETRIES: u32 = 3;
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(300);
 
 /// A draft's content as of one change, on its way to the store.
 #[derive(Clone)]
@@ -48,10 +33,12 @@ pub(super) struct Pending {
     /// When it is tried again: the version that it may take the place of. What others published
     /// since, and were told so, stays.
     only_over: Option<u64>,
+    /// The version that was current when it was tried last, or queued.
+    tried_over: Arc<AtomicU64>,
 }
 
 impl Pending {
-    fn of(draft: &Draft) -> Self {
+    pub(super) fn of(draft: &Draft) -> Self {
         Self {
             image: Arc::new(draft.image().clone()),
             taken: Instant::now(),
@@ -59,6 +46,7 @@ impl Pending {
             modified: Some(draft.modified.unwrap_or(draft.edited_at)),
             edits: draft.edits(),
             only_over: None,
+            tried_over: Arc::default(),
         }
     }
 
@@ -89,12 +77,29 @@ pub(super) enum Awaited {
     No(Whose),
 }
 
+/// Whether whoever publishes what programs write now has waited for those that came before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Asked,
+    Come,
+}
+
 impl FileSystem {
     /// A descriptor was closed, one of perhaps several of this handle.
     pub fn flush(self: &Arc<Self>, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
         if control::is_control_handle(fh) {
             return done(Ok(()));
         }
+        self.flush_in_turn(fh, (pid, lock_owner), Turn::Asked, done);
+    }
+
+    fn flush_in_turn(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        (pid, lock_owner): (u32, u64),
+        turn: Turn,
+        done: Done<()>,
+    ) {
         let handle = match self.table.get(fh) {
             Ok(handle) => handle,
             Err(error) => return done(Err(error)),
@@ -121,17 +126,25 @@ impl FileSystem {
         if wrote == 0 || !unpublished || !is_opener(&handle, pid, by_owner) {
             return done(Ok(()));
         }
+        if turn == Turn::Asked && state.somebody_waits() {
+            let fs = Arc::clone(self);
+            let then = move || fs.flush_in_turn(fh, (pid, lock_owner), Turn::Come, done);
+            return state.wait(then);
+        }
         let Some(pending) = state.draft_of(fh).map(|draft| Pending::of(draft)) else {
             return done(Ok(()));
         };
-        state.publishing += 1;
-        drop(state);
-        let source = if is_own {
-            Source::Own(fh)
-        } else {
-            Source::Shared
+        let source = match is_own {
+            true => Source::Own(fh),
+            false => Source::Shared,
         };
-        self.publish(&handle.node, pending, source, Awaited::Yes(whose), done);
+        self.publish(
+            &handle.node,
+            state,
+            pending,
+            (source, Awaited::Yes(whose)),
+            done,
+        );
     }
 
     /// Why a draft is not published: it may lack what was written to a mapping.
@@ -148,6 +161,10 @@ impl FileSystem {
         if control::is_control_handle(fh) {
             return done(Ok(()));
         }
+        self.fsync_in_turn(fh, Turn::Asked, done);
+    }
+
+    fn fsync_in_turn(self: &Arc<Self>, fh: FileHandle, turn: Turn, done: Done<()>) {
         let handle = match self.table.get(fh) {
             Ok(handle) => handle,
             Err(error) => return done(Err(error)),
@@ -161,15 +178,22 @@ impl FileSystem {
         let whose = state.user_of(fh);
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
         match draft.map(|draft| Pending::of(draft)) {
+            Some(_) if turn == Turn::Asked && state.somebody_waits() => {
+                let fs = Arc::clone(self);
+                state.wait(move || fs.fsync_in_turn(fh, Turn::Come, done));
+            }
             Some(pending) => {
-                state.publishing += 1;
-                drop(state);
-                let source = if is_own {
-                    Source::Own(fh)
-                } else {
-                    Source::Shared
+                let source = match is_own {
+                    true => Source::Own(fh),
+                    false => Source::Shared,
                 };
-                self.publish(&handle.node, pending, source, Awaited::Yes(whose), done);
+                self.publish(
+                    &handle.node,
+                    state,
+                    pending,
+                    (source, Awaited::Yes(whose)),
+                    done,
+                );
             }
             None => {
                 drop(state);
@@ -198,7 +222,7 @@ impl FileSystem {
         whose: Whose,
         done: Done<()>,
     ) {
-        let mut state = node.lock();
+        let state = node.lock();
         if state
             .shared
             .as_ref()
@@ -211,58 +235,66 @@ impl FileSystem {
             drop(state);
             return done(Ok(()));
         };
-        state.publishing += 1;
-        drop(state);
-        self.publish(node, pending, Source::Shared, Awaited::Yes(whose), done);
+        self.publish(
+            node,
+            state,
+            pending,
+            (Source::Shared, Awaited::Yes(whose)),
+            done,
+        );
     }
 
-    /// The caller has raised `publishing`.
+    /// Publishes what was taken from `node` while it has been locked as `state`. It is queued before
+    /// that lock is let go of: what is taken later is stored later.
     pub(super) fn publish(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
+        mut state: MutexGuard<'_, NodeState>,
         pending: Pending,
-        source: Source,
-        awaited: Awaited,
+        (source, awaited): (Source, Awaited),
         done: Done<()>,
     ) {
+        state.publishing += 1;
         let writer = match self.writer() {
             Ok(writer) => writer,
             Err(error) => {
+                drop(state);
                 put_off(node, source);
                 self.settle(node);
                 return done(Err(error));
             }
         };
-        let keep = node.lock().keep_pinned();
+        let keep = state.keep_pinned();
         let id = node.id;
         let bytes = pending.image.len();
-        let pieces = pieces_of(bytes);
+        // Where there is little room, a content that does not fit must leave the room that there is.
+        let pieces = match pieces_of(bytes) {
+            pieces if pieces > 1 && self.has_room_for(bytes) => pieces,
+            _ => 1,
+        };
+        let in_pieces = if pieces > 1 { bytes } else { 0 };
+        let all = &self.counters.in_pieces;
+        all.fetch_add(in_pieces, Ordering::Relaxed);
         let job = pending.clone();
         let fs = Arc::clone(self);
-        let node = Arc::clone(node);
-        let (place, open) = (Arc::clone(self), Arc::clone(&node));
-        // Where there is little room, a content that does not fit must leave the room that there is.
-        let mut in_pieces = pieces > 1;
+        let published_of = Arc::clone(node);
+        let open = Arc::clone(node);
         let run = move |tx: &mut Tx<'_>, piece: u32| {
-            if let Some(version) = job.only_over
-                && tx.current_version(id)? != version
-            {
+            let current = tx.current_version(id)?;
+            job.tried_over.store(current, Ordering::Relaxed);
+            if job.only_over.is_some_and(|version| version != current) {
                 return Ok(None);
             }
+            fail::fail_point!("publication-fails", |_| Err(VaultError::Invalid));
             let parts = job.image.parts();
             let (publication, modified) = (job.publication, job.modified);
             if piece + 1 < pieces {
-                if piece == 0 {
-                    in_pieces = place.has_room_for(bytes);
-                }
-                if in_pieces {
-                    tx.stage(id, &parts, piece)?;
-                }
+                tx.stage(id, &parts, piece)?;
                 return Ok(None);
             }
-            let published = match in_pieces {
-                false => tx.publish_parts(id, &parts, publication, modified, &keep),
-                true => {
+            let published = match pieces {
+                1 => tx.publish_parts(id, &parts, publication, modified, &keep),
+                _ => {
                     // What is read by now, which others may have begun since the first piece.
                     let keep = open.lock().keep_pinned();
                     tx.publish_staged(id, &parts, publication, modified, &keep)
@@ -271,8 +303,11 @@ impl FileSystem {
             published.map(Some)
         };
         let done = move |outcome: Result<Option<u64>, VaultError>| {
+            let node = published_of;
             let published = matches!(outcome, Ok(Some(_)));
             let is_left = outcome.is_err() && pieces > 1;
+            let all = &fs.counters.in_pieces;
+            all.fetch_sub(in_pieces, Ordering::Relaxed);
             match outcome {
                 Ok(Some(_)) => {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
@@ -311,8 +346,16 @@ impl FileSystem {
             // What its program does next must not come before it.
             Awaited::No(whose) => Ticket::unattended(whose),
         };
-        let ticket = ticket.on(id).with_bytes(bytes.min(PIECE));
-        writer.submit_in_steps(ticket.in_steps(pieces), run, done);
+        let ticket = match pieces {
+            1 => ticket.with_bytes(bytes),
+            pieces => ticket.with_bytes(PIECE).in_steps(pieces),
+        };
+        fail::fail_point!("publication-queues");
+        let queued = writer.enqueue(ticket.on(id), run, done);
+        drop(state);
+        if let Err(refusal) = queued {
+            refusal.tell();
+        }
     }
 
     fn note_published(&self, node: &Arc<OpenNode>, pending: &Pending, source: Source) {
@@ -370,20 +413,20 @@ impl FileSystem {
 
     /// A publication is over: those who waited for it go on.
     fn settle(&self, node: &Arc<OpenNode>) {
-        let waiting = {
-            let mut state = node.lock();
-            state.publishing = state.publishing.saturating_sub(1);
-            match state.publishing {
-                0 => {
-                    self.watch_appended(node.id, &mut state);
-                    std::mem::take(&mut state.waiting)
-                }
-                _ => Vec::new(),
-            }
-        };
-        for then in waiting {
-            then();
+        let mut state = node.lock();
+        state.publishing = state.publishing.saturating_sub(1);
+        if state.publishing == 0 {
+            self.watch_appended(node.id, &mut state);
         }
+        while let Some(waiting) = state.take_waiting() {
+            drop(state);
+            for then in waiting {
+                then();
+            }
+            state = node.lock();
+            state.resuming = false;
+        }
+        drop(state);
         self.tidy(node.id);
     }
 
@@ -396,8 +439,11 @@ impl FileSystem {
             return;
         };
         let node = Arc::clone(&handle.node);
-        if let Some((pending, source, whose)) = self.left_behind(&node, fh) {
-            self.publish_unattended(&node, pending, (source, whose), RETRIES);
+        let mut state = node.lock();
+        if let Some((pending, source, whose)) = self.left_behind(node.id, &mut state, fh) {
+            self.publish_unattended(&node, state, pending, (source, whose), RETRIES);
+        } else {
+            drop(state);
         }
         let paged = node.lock().paged;
         if paged {
@@ -406,10 +452,13 @@ impl FileSystem {
         self.tidy(node.id);
     }
 
-    /// What a handle that goes leaves to be published; raises `publishing` if there is anything, in
-    /// one step with taking it out: a node with neither is forgotten.
-    fn left_behind(&self, node: &OpenNode, fh: FileHandle) -> Option<(Pending, Source, Whose)> {
-        let mut state = node.lock();
+    /// Takes a handle out that goes: what it leaves to be published.
+    fn left_behind(
+        &self,
+        node: NodeId,
+        state: &mut NodeState,
+        fh: FileHandle,
+    ) -> Option<(Pending, Source, Whose)> {
         let is_spoiled = state.is_spoiled(fh);
         let own = state.handles.remove(&fh)?;
         state.pages.let_go(fh);
@@ -426,28 +475,32 @@ impl FileSystem {
             .filter(|_| !is_lost)
             .map(|(draft, source)| (Pending::of(draft), source, own.whose));
         if is_lost {
-            self.spoiled(node.id);
+            self.spoiled(node);
             let failed = &self.counters.failed_publications;
             failed.fetch_add(1, Ordering::Relaxed);
         }
-        if pending.is_some() {
-            state.publishing += 1;
-        } else if !state.has_writers_in_place() && state.publishing == 0 {
+        if pending.is_none() && !state.has_writers_in_place() && state.publishing == 0 {
             state.shared = None;
         }
         pending
     }
 
     /// Publishes what nobody waits for: a failure is tried again, then logged and counted.
-    fn publish_unattended(
+    pub(super) fn publish_unattended(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
+        mut state: MutexGuard<'_, NodeState>,
         pending: Pending,
         (source, whose): (Source, Whose),
         retries: u32,
     ) {
         // Until it has come to an end, retries and all: whoever opens the file waits for it.
-        node.lock().publishing += 1;
+        state.publishing += 1;
+        if let Ok(now) = self.vault.node(node.id)
+            && let Ok(file) = now.file()
+        {
+            pending.tried_over.store(file.version, Ordering::Relaxed);
+        }
         let fs = Arc::clone(self);
         let again = Arc::clone(node);
         let mut kept = pending.clone();
@@ -474,15 +527,14 @@ impl FileSystem {
                 fs.settle(&again);
             }
             Err(_) => {
-                if kept.only_over.is_none() {
-                    let file = fs.vault.node(again.id).and_then(|node| Ok(*node.file()?));
-                    kept.only_over = file.ok().map(|file| file.version);
-                }
+                // Not what is current now: somebody may have been told since that his is.
+                let tried_over = kept.tried_over.load(Ordering::Relaxed);
+                kept.only_over.get_or_insert(tried_over);
                 let (lost_fs, lost) = (Arc::clone(&fs), Arc::clone(&again));
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);
-                    again.lock().publishing += 1;
-                    fs.publish_unattended(&again, kept, (source, whose), retries - 1);
+                    let state = again.lock();
+                    fs.publish_unattended(&again, state, kept, (source, whose), retries - 1);
                     fs.settle(&again);
                 };
                 if std::thread::Builder::new()
@@ -495,7 +547,7 @@ impl FileSystem {
                 }
             }
         });
-        self.publish(node, pending, source, Awaited::No(whose), done);
+        self.publish(node, state, pending, (source, Awaited::No(whose)), done);
     }
 
     fn drop_idle_draft(&self, node: &Arc<OpenNode>) {
@@ -534,8 +586,8 @@ impl FileSystem {
                     })
                     .unwrap_or_default();
                 // Pieces of it may be there already.
-                if publishes && let Ok(version) = tx.current_version(id) {
-                    keep.push(version + 1);
+                if publishes {
+                    keep.extend(tx.begun_version(id)?);
                 }
                 tx.reap(id, &keep, &reaper)
             },
@@ -549,95 +601,6 @@ impl FileSystem {
 
     pub(super) fn reaper(&self) -> Reaper {
         Reaper::new(Arc::clone(&self.table))
-    }
-
-    /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything
-    /// durable, and remembers how far the vault has come.
-    ///
-    /// # Errors
-    /// When something could not be published or made durable.
-    pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
-        let failed = self.counters.failed_publications.load(Ordering::Relaxed);
-        self.appends.stop();
-        self.keeper.begin_to_stop();
-        self.vault.stop_counting();
-        if ending != Ending::Aborted {
-            self.publish_all(ending);
-        }
-        self.await_publications();
-        self.keeper.stop();
-        self.ending.store(true, Ordering::Relaxed);
-        self.touches.end("the mount has ended");
-        if let Some(follower) = self.follower.get() {
-            follower.stop();
-        }
-        for routine in self.routines.get().into_iter().flatten() {
-            routine.stop();
-        }
-        let Some(writer) = &self.writer else {
-            return Ok(());
-        };
-        writer.close();
-        // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
-        // told any more.
-        if ending != Ending::Aborted
-            && !self.vault.is_condemned()
-            && let Err(error) = self.vault.reap_orphans()
-        {
-            tracing::warn!("left-overs stay until the next mount: {error}");
-        }
-        self.vault.sync()?;
-        if let Err(error) = self.vault.record_findings() {
-            tracing::error!("the history does not say what was found: {error}");
-        }
-        if let Err(error) = self.vault.keep_anchor() {
-            tracing::warn!("{error}; this host does not remember how far the vault has come");
-        }
-        if self.counters.failed_publications.load(Ordering::Relaxed) > failed {
-            return Err(VaultError::Unpublished);
-        }
-        Ok(())
-    }
-
-    /// Waits for what is being published or tried again; bounded, since each is tried so often.
-    fn await_publications(&self) {
-        let deadline = Instant::now() + RETRY_AFTER * (RETRIES + 1) + PATIENCE;
-        let is_busy = |node: &Arc<OpenNode>| node.lock().publishing > 0;
-        while self.table.all_nodes().iter().any(is_busy) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Publishes what was written and not published yet, handles still being open.
-    fn publish_all(self: &Arc<Self>, ending: Ending) {
-        for node in self.table.all_nodes() {
-            let mut state = node.lock();
-            let mut left = Vec::new();
-            for (fh, handle) in &state.handles {
-                let own = handle.own.as_ref().filter(|own| own.is_unpublished());
-                let is_whole = ending == Ending::Orderly && !handle.spoiled;
-                if let Some(own) = own.filter(|_| is_whole) {
-                    left.push((*fh, Pending::of(own), Source::Own(*fh), handle.whose));
-                }
-            }
-            // In the order in which they were opened, so that the last opened wins.
-            left.sort_by_key(|(fh, ..)| *fh);
-            let in_place = state.user_in_place();
-            let shared = state.shared.as_ref().filter(|s| s.is_unpublished());
-            // One that was cut to nothing is a replacement, too.
-            let is_whole = |shared: &Draft| {
-                ending == Ending::Orderly || shared.publication == Publication::InPlace
-            };
-            let shared = shared.filter(|shared| is_whole(shared) && !shared.is_spoiled);
-            if let Some(shared) = shared {
-                left.push((0, Pending::of(shared), Source::Shared, in_place));
-            }
-            state.publishing += left.len() as u32;
-            drop(state);
-            for (_, pending, source, whose) in left {
-                self.publish_unattended(&node, pending, (source, whose), 0);
-            }
-        }
     }
 }
 

@@ -133,6 +133,10 @@ impl Ticket {
         Some(Self { more, ..self })
     }
 
+    pub(super) fn whose(&self) -> Whose {
+        self.whose
+    }
+
     pub(super) fn is_quick(&self) -> bool {
         self.kind == Kind::Quick
     }

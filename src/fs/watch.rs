@@ -4,10 +4,10 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use crate::host::nice::step_back;
 use crate::vault::{Footprint, Vault, VaultError};
 
 use super::FileSystem;
-use super::nice::step_back;
 use super::routine::Routine;
 
 /// How often the host's anchor of the vault is brought up to date. With what it takes to store it, the

@@ -6,8 +6,9 @@
 //! thread, so that nothing that waits for the disk stops the thread that reads requests. While that
 //! one syncs, others commit, and what is to be on disk gathers for the next sync.
 //!
-//! A large content is stored in several steps, each in a transaction of its own. Each is synced before
-//! the next begins: what others wait for is on disk when no more than one step is.
+//! A large content is stored in several steps, each in a transaction of its own. While several users
+//! are about, each is synced before the next begins: what others wait for is on disk when no more than
+//! one step is.
 //!
 //! Which of the jobs that wait come next, and which must not overtake which, is the [`Queue`]'s to say.
 
@@ -24,6 +25,8 @@ use super::readers;
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
+/// A user who has not waited for the disk for so long is not about.
+const ABOUT: Duration = Duration::from_secs(2);
 /// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
 /// others wait for.
 const LOOKS: usize = 8;
@@ -40,6 +43,16 @@ struct Job {
     done: Done,
 }
 
+/// A job that is not done, since nothing more is written.
+#[must_use = "somebody waits for it"]
+pub(super) struct Refusal(Done);
+
+impl Refusal {
+    pub(super) fn tell(self) {
+        (self.0)(Err(VaultError::Closed));
+    }
+}
+
 #[derive(Default)]
 struct Waiting {
     jobs: Queue<Job>,
@@ -47,9 +60,31 @@ struct Waiting {
     later: Vec<Job>,
     /// Since when something is committed but not on disk.
     unsynced: Option<Instant>,
+    users: Users,
     /// The thread does not come by itself to look for that.
     asleep: bool,
     closed: bool,
+}
+
+/// Who waits for the disk these days.
+#[derive(Default)]
+struct Users {
+    last: Whose,
+    /// When another than the one before came last.
+    changed: Option<Instant>,
+}
+
+impl Users {
+    fn note(&mut self, whose: Whose, now: Instant) {
+        if std::mem::replace(&mut self.last, whose) != whose {
+            self.changed = Some(now);
+        }
+    }
+
+    fn are_several(&self, now: Instant) -> bool {
+        let changed = self.changed;
+        changed.is_some_and(|changed| now.saturating_duration_since(changed) < ABOUT)
+    }
 }
 
 struct Shared {
@@ -101,16 +136,20 @@ impl Writer {
         self.shared.submit(Job::new(ticket, run, done));
     }
 
-    /// As [`submit`](Self::submit), for a job in [several steps](Ticket::in_steps), each in a
-    /// transaction of its own: `run` is told which, counted from 0, and the last one's result counts.
-    /// The first step that fails is the last.
-    pub(super) fn submit_in_steps<T: Send + 'static>(
+    /// As [`submit`](Self::submit), for what is to be on disk, and may have [several
+    /// steps](Ticket::in_steps), each in a transaction of its own: `run` is told which, counted from 0,
+    /// and the last one's result counts. The first step that fails is the last. `done` is called by
+    /// another thread, so that the caller may hold locks which `done` takes.
+    ///
+    /// # Errors
+    /// When nothing more is written: to be told once those locks are let go of.
+    pub(super) fn enqueue<T: Send + 'static>(
         &self,
         ticket: Ticket,
         run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
-    ) {
-        self.shared.submit(Job::in_steps(ticket, run, done));
+    ) -> Result<(), Refusal> {
+        self.shared.enqueue(Job::in_steps(ticket, run, done))
     }
 
     /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
@@ -212,22 +251,29 @@ impl Shared {
                 return;
             }
         }
+        if let Err(refusal) = self.enqueue(job) {
+            return refusal.tell();
+        }
+        // The writer's thread may be waiting for the disk, on behalf of others.
+        if may_run_here {
+            self.help();
+        }
+    }
+
+    fn enqueue(&self, job: Job) -> Result<(), Refusal> {
+        let ticket = job.ticket;
         let mut queue = self.lock();
         if queue.closed {
-            drop(queue);
-            (job.done)(Err(VaultError::Closed));
-            return;
+            return Err(Refusal(job.done));
         }
+        queue.users.note(ticket.whose(), Instant::now());
         queue.jobs.push(ticket, job);
         drop(queue);
         if !ticket.is_unattended() {
             readers::hand_over();
         }
         self.wake.notify_one();
-        // The writer's thread may be waiting for the disk, on behalf of others.
-        if may_run_here {
-            self.help();
-        }
+        Ok(())
     }
 
     /// Commits quick jobs that are queued, unless somebody is committing: who is looks for them when it
@@ -321,7 +367,10 @@ impl Shared {
                 fail::fail_point!("writer-between-steps");
             }
             self.help();
-            if overdue || committed.has_more || !committed.now.is_empty() {
+            // Who comes is not to wait for all that was committed so far. With nobody else about, that
+            // would be to no purpose.
+            let is_shared = committed.has_more && self.lock().users.are_several(Instant::now());
+            if overdue || is_shared || !committed.now.is_empty() {
                 finish(self.sync(committed.now));
             }
             if idle && closed {

@@ -120,7 +120,7 @@ struct Seen {
     size: u64,
     version_found: bool,
     older_versions: bool,
-    /// The next version was begun, and is not whole.
+    /// A version after the current one was begun, and is not whole.
     begun: bool,
     chunks: u64,
     is_orphan: bool,
@@ -373,9 +373,8 @@ impl Check<'_> {
         id: NodeId,
         version: &Version,
     ) -> Result<bool, VaultError> {
-        let is_next = |seen: &Seen| {
-            seen.kind == Some(Kind::File) && version.number().checked_sub(1) == Some(seen.version)
-        };
+        let is_next =
+            |seen: &Seen| seen.kind == Some(Kind::File) && version.number() > seen.version;
         Ok(self.nodes.get(&id).is_some_and(is_next) && !version.has_end(records)?)
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 
 use crate::crypto::memory;
+use crate::host::nice;
 
 /// Most threads at work, with the one that drives: it stores what all others prepare.
 pub(super) const MOST: usize = 4;
@@ -56,12 +57,16 @@ impl<T: Send, U: Send> Crew<T, U> {
             done: Condvar::new(),
             threads: threads.min(most),
         };
+        let is_modest = nice::is_modest();
         thread::scope(|scope| {
             for _ in 1..crew.threads {
                 // Without it there is less help, and nothing is lost.
-                let _ = Builder::new()
-                    .name("crew".into())
-                    .spawn_scoped(scope, || crew.help(work));
+                let _ = Builder::new().name("crew".into()).spawn_scoped(scope, || {
+                    if is_modest {
+                        nice::step_back();
+                    }
+                    crew.help(work);
+                });
             }
             let _closed = Closed(&crew);
             drive(&crew, work)

@@ -46,6 +46,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::host::nice;
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
@@ -386,8 +387,13 @@ impl Vault {
         self.current.size()
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whoever waits for it waits for nobody who has stepped back.
+    fn lock_state(&self) -> LockedState<'_> {
+        let forward = nice::forward();
+        LockedState {
+            state: self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            _forward: forward,
+        }
     }
 
     fn lock_chronicle(&self) -> MutexGuard<'_, Chronicle> {
@@ -410,5 +416,26 @@ impl Vault {
     /// When the store fails.
     pub fn orphans(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, VaultError> {
         self.read(|records| Ok(records.orphans(after, limit)?))
+    }
+}
+
+/// The state, which nobody else changes meanwhile.
+struct LockedState<'a> {
+    // Let go of first.
+    state: MutexGuard<'a, State>,
+    _forward: nice::Forward,
+}
+
+impl std::ops::Deref for LockedState<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for LockedState<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
     }
 }

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::crypto::schedule::digest;
+use crate::host::nice;
 use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
 use crate::kms::{KeyUri, Provider};
 use crate::store;
@@ -505,7 +506,12 @@ impl Vault {
         die_at!("scrub-before");
         // Readers may be in the way, and while it is tried nobody can write: less and less often.
         let mut wait = TRY_AGAIN;
-        while !self.store.truncate_wal()? {
+        let truncate = || {
+            // Nobody can write meanwhile.
+            let _forward = nice::forward();
+            self.store.truncate_wal()
+        };
+        while !truncate()? {
             self.rotation.figures().trouble =
                 Some("waits for readers of older states to come to their end".into());
             if pause(wait, go_on).is_break() {

@@ -109,7 +109,9 @@ impl Vault {
         let body = keyring.body();
         let state = self.state();
         let (rotation, anchor) = (self.progress(), self.anchor_summary());
-        let chronicle = self.lock_chronicle();
+        // It looks at files, and whoever commits needs the lock below.
+        let warnings = self.warnings(body);
+        let chronicle = self.lock_chronicle().clone();
         let generations = body.generations.iter().map(|generation| GenerationSummary {
             generation: generation.number,
             state: match generation.state {
@@ -155,15 +157,15 @@ impl Vault {
             nodes: state.nodes,
             versions: state.versions,
             rotation: rotation.clone(),
-            last_rotations: chronicle.finished.clone(),
-            retired_generations: chronicle.retired.clone(),
+            last_rotations: chronicle.finished,
+            retired_generations: chronicle.retired,
             events: body.history.length,
-            last_event: chronicle.last.clone(),
+            last_event: chronicle.last,
             anchored: anchor
                 .as_ref()
                 .is_some_and(|a| a.commit.is_some() && a.trouble.is_none()),
             anchor,
-            warnings: self.warnings(body),
+            warnings,
         }
     }
 }

@@ -29,6 +29,7 @@ pub(super) struct Kept {
 impl Kept {
     /// Stores the anchor; notes what comes of it.
     fn store(&mut self, lower: bool) -> Result<(), VaultError> {
+        fail::fail_point!("anchor-stores");
         let stored = match lower {
             true => self.anchors.take_over(&self.anchor),
             false => self.anchors.store(&self.anchor, false),

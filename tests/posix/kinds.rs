@@ -196,8 +196,9 @@ fn a_directory_may_be_opened_for_reading_and_nothing_else() {
     let tree = Tree::new();
     let dir = tree.shared("d", 0o755);
     let open = |flags| {
-        // SAFETY: a string that lives until the call returns; the descriptor is owned from then on.
+        // SAFETY: a string that lives until the call returns.
         let n = unsafe { libc::open(c(&dir).as_ptr(), flags, 0o600) };
+        // SAFETY: the descriptor is nobody else's.
         sys(n).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
     };
     let fd = open(libc::O_RDONLY | libc::O_DIRECTORY).expect("opened");

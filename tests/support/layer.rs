@@ -1,5 +1,6 @@
 //! The file system layer as a kernel would use it, without one: calls that wait for their answer.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -168,14 +169,15 @@ impl Layer {
             .map(|name| (self.anchors(), name.to_str().unwrap()));
         let files: Vec<_> = files.into_iter().chain(anchors).collect();
         loop {
-            let before = commits();
+            let (before, log) = (commits(), Beginning::of(&self.vault()));
             std::fs::create_dir(&kept).unwrap();
             for (from, name) in &files {
                 if from.join(name).exists() {
                     std::fs::copy(from.join(name), kept.join(name)).unwrap();
                 }
             }
-            if commits() == before {
+            // A log that was emptied after the database was copied had what that lacks.
+            if commits() == before && Beginning::of(&kept).goes_on_with(&log) {
                 break;
             }
             std::fs::remove_dir_all(&kept).unwrap();
@@ -195,6 +197,32 @@ impl Layer {
 
     pub fn check(&self) -> CheckReport {
         check(&self.vault(), &self.options()).unwrap()
+    }
+}
+
+/// The header of a vault's log, which changes when the log is begun anew, and its length.
+struct Beginning {
+    header: Vec<u8>,
+    length: u64,
+}
+
+impl Beginning {
+    fn of(vault: &Path) -> Self {
+        let Ok(log) = std::fs::File::open(vault.join("vault.db-wal")) else {
+            return Self {
+                header: Vec::new(),
+                length: 0,
+            };
+        };
+        let length = log.metadata().unwrap().len();
+        let mut header = Vec::new();
+        log.take(32).read_to_end(&mut header).unwrap();
+        Self { header, length }
+    }
+
+    /// Whether all that the log had `before` is still there.
+    fn goes_on_with(&self, before: &Self) -> bool {
+        self.header == before.header && self.length >= before.length
     }
 }
 
@@ -289,12 +317,12 @@ impl Served {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        (owner, kill_set_id): (u64, bool),
+        (pid, owner, kill_set_id): (u32, u64, bool),
     ) -> Result<u32, Errno> {
         let transfer = Transfer {
             lock_owner: Some(owner),
             kill_set_id,
-            pid: 0,
+            pid,
         };
         ask(|done| self.0.write(fh, offset, data, transfer, done))
     }
@@ -410,9 +438,23 @@ impl Served {
     }
 
     pub fn read(&self, fh: FileHandle, offset: u64, size: u32) -> Result<Vec<u8>, Errno> {
+        self.read_as(0, fh, offset, size)
+    }
+
+    pub fn read_as(
+        &self,
+        pid: u32,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+    ) -> Result<Vec<u8>, Errno> {
+        let transfer = Transfer {
+            pid,
+            ..THROUGH_READ_AND_WRITE
+        };
         ask(|done| {
             let copy = Box::new(|read: Result<&[u8], Errno>| done(read.map(<[u8]>::to_vec)));
-            self.0.read(fh, offset, size, THROUGH_READ_AND_WRITE, copy);
+            self.0.read(fh, offset, size, transfer, copy);
         })
     }
 

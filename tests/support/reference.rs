@@ -13,6 +13,8 @@ use secretfs::vault::{Kind, MAX_XATTRS, RenameMode, Timestamp};
 
 pub type Ino = u64;
 pub type Fh = u64;
+/// A process of one thread; 0 cannot be seen.
+pub type Process = u32;
 pub type Answer<T> = Result<T, i32>;
 
 pub const ROOT: Ino = 1;
@@ -100,8 +102,9 @@ pub struct Node {
     replaced: u64,
     /// The one in-place draft.
     shared: Option<Draft>,
-    /// What somebody without a handle was told of last.
-    told: Option<Version>,
+    /// What processes were told of last that asked without a handle, while somebody may still read
+    /// another version. Those that cannot be seen count as one, 0.
+    told: BTreeMap<Process, Version>,
     pub entries: BTreeMap<Vec<u8>, Ino>,
     parent: Ino,
 }
@@ -115,6 +118,10 @@ pub struct Handle {
     opener: Option<u32>,
     user: u32,
     owners: BTreeSet<u64>,
+    /// Processes that wrote.
+    authors: BTreeSet<Process>,
+    /// Who opened it, or read or wrote through it last.
+    used_by: Process,
     /// A replacement draft.
     own: Option<Draft>,
     /// What a reader has settled on.
@@ -128,9 +135,9 @@ pub struct Handle {
 }
 
 impl Node {
-    /// What the first read of a handle gets that was opened at `fresh`.
-    fn since<'v>(&'v self, fresh: &'v Version) -> &'v Version {
-        match &self.told {
+    /// What the first read of a handle gets that was opened at `fresh`: what its process was told since.
+    fn since<'v>(&'v self, fresh: &'v Version, process: Process) -> &'v Version {
+        match self.told.get(&process) {
             Some(told) if told.number > fresh.number => told,
             _ => fresh,
         }
@@ -140,6 +147,18 @@ impl Node {
 impl Handle {
     fn writes_in_place(&self) -> bool {
         self.write && self.own.is_none()
+    }
+
+    /// Whether a process opened it for writing, or wrote through it.
+    fn is_written_by(&self, process: Process) -> bool {
+        self.write && (self.opener == Some(process) || self.authors.contains(&process))
+    }
+
+    /// Whether it is in the middle of what was replaced as a whole, and goes on there.
+    fn reads_on(&self, node: &Node) -> bool {
+        let is_within = |pin: &Version| 0 < self.read_to && self.read_to < pin.bytes.len() as u64;
+        let pin = self.pin.as_ref().filter(|pin| pin.number < node.replaced);
+        !self.write && pin.is_some_and(is_within)
     }
 }
 
@@ -391,8 +410,8 @@ impl Reference {
 
     // --- attributes -------------------------------------------------------------------------
 
-    /// Compares what `stat` shows, through a handle or not.
-    pub fn expect_attr(&self, ino: Ino, fh: Option<Fh>, attr: &Attr) {
+    /// Compares what `stat` shows to a process, through a handle or not.
+    pub fn expect_attr(&self, ino: Ino, fh: Option<Fh>, process: Process, attr: &Attr) {
         let node = &self.nodes[&ino];
         let subdirectories = || {
             let kinds = node.entries.values().map(|ino| self.nodes[ino].kind);
@@ -408,7 +427,7 @@ impl Reference {
             _ => 0,
         };
         let size = match node.kind {
-            Kind::File => self.size(ino, fh),
+            Kind::File => self.size(ino, fh, process),
             Kind::Directory => node.entries.len() as u64,
             Kind::Symlink => node.target.len() as u64,
             _ => 0,
@@ -419,7 +438,8 @@ impl Reference {
         let draft = match handle {
             Some(Handle { own: Some(own), .. }) => Some(own),
             Some(handle) => node.shared.as_ref().filter(|_| handle.write || first),
-            None => node.shared.as_ref().filter(|_| first),
+            None if first => node.shared.as_ref(),
+            None => self.draft_told_to(ino, process),
         };
         if let Some(draft) = draft.filter(|draft| draft.unpublished) {
             modified = draft.modified();
@@ -452,40 +472,95 @@ impl Reference {
         }
     }
 
-    /// Somebody asks for attributes, through a handle or not.
-    pub fn stat(&mut self, ino: Ino, fh: Option<Fh>) {
-        let Some(node) = self.nodes.get_mut(&ino) else {
+    fn handles_of(&self, ino: Ino) -> impl Iterator<Item = &Handle> {
+        self.handles
+            .values()
+            .filter(move |handle| handle.ino == ino)
+    }
+
+    /// The draft that a process is told of without a handle: of those that it writes the one that was
+    /// changed last. One that has only opened the file for reading since is told of what is published.
+    fn draft_told_to(&self, ino: Ino, process: Process) -> Option<&Draft> {
+        let used = || self.handles_of(ino).filter(|h| h.used_by == process);
+        if process == 0 || used().next().is_some() && used().all(|handle| !handle.write) {
+            return None;
+        }
+        let shared = self.nodes[&ino].shared.as_ref();
+        let written = self.handles_of(ino).filter(|h| h.is_written_by(process));
+        let drafts = written.filter_map(|handle| handle.own.as_ref().or(shared));
+        let draft = drafts.max_by_key(|draft| (draft.unpublished, draft.edited.0))?;
+        // If that is what is published, it is the same for all.
+        let published = self.nodes[&ino].current.bytes.len();
+        (draft.unpublished || draft.bytes.len() != published).then_some(draft)
+    }
+
+    /// The one handle of a process if it is in the middle of what was replaced: it is told of that.
+    fn drained_by(&self, ino: Ino, process: Process) -> Option<Fh> {
+        let of_process = |(_, h): &(&Fh, &Handle)| h.ino == ino && h.used_by == process;
+        let mut used = self.handles.iter().filter(of_process);
+        let (fh, handle) = used.next().filter(|_| process != 0)?;
+        let is_only = used.next().is_none();
+        (is_only && handle.reads_on(&self.nodes[&ino])).then_some(*fh)
+    }
+
+    /// A process asks for attributes, through a handle or not.
+    pub fn stat(&mut self, ino: Ino, fh: Option<Fh>, process: Process) {
+        let Some(node) = self.nodes.get(&ino) else {
             return;
         };
         if node.kind != Kind::File || node.current.number == 0 {
             return;
         }
         let current = node.current.clone();
-        let Some(handle) = fh.and_then(|fh| self.handles.get_mut(&fh)) else {
-            node.told = Some(current);
+        let Some(fh) = fh else {
+            return self.tell(ino, process, current);
+        };
+        let Some(handle) = self.handles.get_mut(&fh).filter(|handle| !handle.write) else {
             return;
         };
-        if handle.write {
-            return;
-        }
         if handle.fresh.is_some() {
             handle.fresh = Some(current);
             return;
         }
         handle.held = true;
-        if let Some(pin) = &handle.pin {
-            // In the middle of what was replaced it goes on.
-            let draining = 0 < handle.read_to && handle.read_to < pin.bytes.len() as u64;
-            let reads_on = draining && pin.number < node.replaced;
-            if !reads_on && pin.number != current.number {
-                (handle.pin, handle.read_to) = (Some(current), 0);
-            }
+        if let Some(pin) = &handle.pin
+            && !handle.reads_on(node)
+            && pin.number != current.number
+        {
+            (handle.pin, handle.read_to) = (Some(current), 0);
         }
     }
 
-    /// The length through a handle: of its draft, or of what it reads; without: of what is published,
-    /// or of the first draft.
-    pub fn size(&self, ino: Ino, fh: Option<Fh>) -> u64 {
+    /// A process is told of the current version, unless it is told of what it writes, or is in the
+    /// middle of.
+    fn tell(&mut self, ino: Ino, process: Process, current: Version) {
+        if self.draft_told_to(ino, process).is_some() {
+            return;
+        }
+        if let Some(fh) = self.drained_by(ino, process) {
+            self.handles.get_mut(&fh).unwrap().held = true;
+            return;
+        }
+        let is_outdated = |handle: &Handle| {
+            let fresh = handle.fresh.as_ref();
+            fresh.is_some_and(|fresh| fresh.number != current.number)
+        };
+        let may_read_again = |handle: &Handle| {
+            let has_read = !handle.write && handle.pin.is_some();
+            process != 0 && handle.used_by == process && has_read
+        };
+        if self
+            .handles_of(ino)
+            .any(|h| is_outdated(h) || may_read_again(h))
+        {
+            let told = &mut self.nodes.get_mut(&ino).unwrap().told;
+            told.insert(process, current);
+        }
+    }
+
+    /// The length through a handle: of its draft, or of what it reads; without: of what the process
+    /// writes, of what it is in the middle of, of what is published, or of the first draft.
+    pub fn size(&self, ino: Ino, fh: Option<Fh>, process: Process) -> u64 {
         let node = &self.nodes[&ino];
         let handle = fh.map(|fh| &self.handles[&fh]);
         if let Some(own) = handle.and_then(|handle| handle.own.as_ref()) {
@@ -495,10 +570,18 @@ impl Reference {
         if let Some(draft) = node.shared.as_ref().filter(|_| writes) {
             return draft.bytes.len() as u64;
         }
-        let reads = handle.filter(|h| !h.write).and_then(|handle| {
-            let fresh = handle.fresh.as_ref().map(|fresh| node.since(fresh));
-            fresh.or(handle.pin.as_ref())
-        });
+        let reads = match handle {
+            Some(handle) => handle.fresh.as_ref().or(handle.pin.as_ref()),
+            None if node.current.number == 0 => None,
+            None => {
+                if let Some(draft) = self.draft_told_to(ino, process) {
+                    return draft.bytes.len() as u64;
+                }
+                let drained = self.drained_by(ino, process);
+                drained.and_then(|fh| self.handles[&fh].pin.as_ref())
+            }
+        };
+        let reads = reads.filter(|_| handle.is_none_or(|handle| !handle.write));
         reads.unwrap_or(&node.current).bytes.len() as u64
     }
 
@@ -510,6 +593,10 @@ impl Reference {
         (uid, process): (u32, u32),
         now: When,
     ) {
+        let latest = self.draft_told_to(ino, process);
+        let latest = latest
+            .filter(|draft| draft.unpublished)
+            .map(|draft| draft.edited);
         let node = self.nodes.get_mut(&ino).unwrap();
         if set.uid.is_some() || set.gid.is_some() {
             if node.kind != Kind::Directory {
@@ -527,28 +614,15 @@ impl Reference {
         is_told |= set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         if let Some(time) = set.modified {
             let own = self.handles.values_mut().filter(|h| h.ino == ino);
-            let mut shared_is_own = false;
-            let mut drafts = Vec::new();
-            for handle in own {
-                let by_caller = handle.opener == Some(process);
-                shared_is_own |= by_caller && handle.writes_in_place();
-                drafts.extend(handle.own.as_mut().map(|draft| (by_caller, draft)));
-            }
-            drafts.extend(node.shared.as_mut().map(|draft| (shared_is_own, draft)));
-            let latest = drafts
-                .iter_mut()
-                .filter(|(by_caller, draft)| *by_caller && draft.unpublished)
-                .max_by_key(|(_, draft)| draft.edited.0);
+            let own = own.filter_map(|handle| handle.own.as_mut());
+            let mut drafts: Vec<_> = own.chain(&mut node.shared).collect();
             let of_caller = latest.is_some();
-            match latest {
-                // It is told with what the caller is writing.
-                Some((_, draft)) => draft.modified = Some(time),
-                // What others publish later does not move it again.
-                None => {
-                    let drafts = drafts.iter_mut();
-                    drafts.for_each(|(_, draft)| draft.modified = Some(time));
-                }
-            }
+            // It is told with what the caller is writing. If that is nothing, what others publish later
+            // does not move it again.
+            drafts.retain(|draft| latest.is_none_or(|edited| draft.edited == edited));
+            drafts
+                .iter_mut()
+                .for_each(|draft| draft.modified = Some(time));
             if !(of_caller && published) {
                 node.modified = When::at(time);
                 is_told = true;
@@ -639,7 +713,7 @@ fn new_node(kind: Kind, mode: u32, (uid, gid): (u32, u32), parent: Ino, now: Whe
         current: Version::default(),
         replaced: 0,
         shared: None,
-        told: None,
+        told: BTreeMap::new(),
         entries: BTreeMap::new(),
         parent,
     }
@@ -673,6 +747,8 @@ impl Reference {
             opener: how.opener,
             user: how.uid,
             owners: BTreeSet::new(),
+            authors: BTreeSet::new(),
+            used_by: how.opener.unwrap_or(0),
             own: None,
             pin: None,
             fresh: None,
@@ -702,9 +778,14 @@ impl Reference {
         );
     }
 
-    pub fn read(&mut self, fh: Fh, offset: u64, size: u64) -> Answer<Vec<u8>> {
+    pub fn read(&mut self, fh: Fh, offset: u64, size: u64, process: Process) -> Answer<Vec<u8>> {
+        let is_new =
+            |(other, h): (&Fh, &Handle)| *other != fh && h.used_by == process && h.fresh.is_some();
+        let ino = self.handles[&fh].ino;
+        let mut of_node = self.handles.iter().filter(|(_, h)| h.ino == ino);
+        let has_new_one = of_node.any(is_new);
         let handle = self.handles.get_mut(&fh).unwrap();
-        let node = &self.nodes[&handle.ino];
+        let node = self.nodes.get_mut(&ino).unwrap();
         if !handle.read {
             return Err(EBADF);
         }
@@ -723,21 +804,31 @@ impl Reference {
         let is_first = first.is_some();
         let (pin, held) = match (first, &handle.pin) {
             // What was told is what is read.
-            (Some(fresh), _) => (node.since(&fresh).clone(), true),
+            (Some(fresh), _) => (node.since(&fresh, process).clone(), true),
+            // The beginning again: what its process was told since, or the newest.
+            (None, Some(pin)) if !handle.write && offset == 0 && !handle.held => {
+                let told = node.told.get(&process).filter(|_| process != 0);
+                let told = told.filter(|told| told.number >= pin.number);
+                (told.unwrap_or(&node.current).clone(), false)
+            }
             (None, Some(pin)) if !handle.write => {
-                // It begins again, is at the end, or was not replaced but edited.
-                let follows = match offset {
-                    0 => !handle.held,
-                    _ => offset >= pin.bytes.len() as u64 || pin.number >= node.replaced,
-                };
+                // It is at the end, or was not replaced but edited.
+                let is_edited = pin.number >= node.replaced;
+                let follows = offset > 0 && (offset >= pin.bytes.len() as u64 || is_edited);
                 let pin = if follows { &node.current } else { pin };
                 (pin.clone(), handle.held)
             }
             (None, _) => (node.current.clone(), handle.held),
         };
+        // What it was told before is not what it reads next, but through another that it has not read
+        // from.
+        if process != 0 && !has_new_one {
+            node.told.remove(&process);
+        }
         let length = pin.bytes.len() as u64;
         handle.held = held && 0 < offset && (is_first || offset < length);
         handle.read_to = (offset + size).min(length);
+        handle.used_by = process;
         handle.pin = Some(pin);
         Ok(window(&handle.pin.as_ref().unwrap().bytes, offset, size))
     }
@@ -802,7 +893,7 @@ impl Reference {
         fh: Fh,
         offset: u64,
         data: &[u8],
-        (owner, kill_set_id): (u64, bool),
+        (process, owner, kill_set_id): (Process, u64, bool),
         now: When,
     ) -> Answer<u32> {
         let handle = &self.handles[&fh];
@@ -823,9 +914,12 @@ impl Reference {
             draft.bytes[at..end].copy_from_slice(data);
             draft.touch(Some(fh), now);
         }
-        self.handles.get_mut(&fh).unwrap().owners.insert(owner);
-        // What somebody was told before is not what he reads next.
-        self.nodes.get_mut(&ino).unwrap().told = None;
+        let handle = self.handles.get_mut(&fh).unwrap();
+        handle.owners.insert(owner);
+        handle.authors.insert(process);
+        handle.used_by = process;
+        // What it was told before is not what it reads next.
+        self.nodes.get_mut(&ino).unwrap().told.remove(&process);
         Ok(data.len() as u32)
     }
 
@@ -909,12 +1003,19 @@ impl Reference {
         length: u64,
         now: When,
     ) -> Answer<u32> {
-        let data = self.read(from.0, from.1, length)?;
-        self.write(to.0, to.1, &data, (0, false), now)
+        // By nobody who can be seen.
+        let data = self.read(from.0, from.1, length, 0)?;
+        self.write(to.0, to.1, &data, (0, 0, false), now)
     }
 
-    pub fn seek(&self, fh: Fh, offset: u64, hole: bool) -> Answer<u64> {
-        let size = self.size(self.handles[&fh].ino, Some(fh));
+    /// By a process that cannot be seen.
+    pub fn seek(&mut self, fh: Fh, offset: u64, hole: bool) -> Answer<u64> {
+        let handle = self.handles.get_mut(&fh).unwrap();
+        let (ino, node) = (handle.ino, &self.nodes[&handle.ino]);
+        if let Some(fresh) = handle.fresh.as_mut().filter(|_| !handle.write) {
+            *fresh = node.since(fresh, 0).clone();
+        }
+        let size = self.size(ino, Some(fh), 0);
         match hole {
             _ if offset >= size => Err(ENXIO),
             true => Ok(size),
@@ -925,7 +1026,11 @@ impl Reference {
     // --- publishing -------------------------------------------------------------------------
 
     fn publish(&mut self, ino: Ino, draft: &Draft, own: bool, now: When) {
+        let nobody_reads = self.handles_of(ino).all(|handle| handle.write);
         let node = self.nodes.get_mut(&ino).unwrap();
+        if nobody_reads {
+            node.told.clear();
+        }
         node.current = Version {
             number: node.current.number + 1,
             bytes: Rc::new(draft.bytes.clone()),
@@ -936,8 +1041,9 @@ impl Reference {
         }
         if own {
             // A clean in-place draft begins anew; one with changes wins whole if published later.
-            if node.shared.as_ref().is_some_and(|s| !s.unpublished) {
-                node.shared = None;
+            node.shared = node.shared.take().filter(|shared| shared.unpublished);
+            if let Some(shared) = &mut node.shared {
+                shared.replaces = true;
             }
         }
     }
@@ -1022,6 +1128,9 @@ impl Reference {
             self.publish_shared(ino, now);
         }
         self.end_idle_draft(ino);
+        if self.handles_of(ino).next().is_none() {
+            self.nodes.get_mut(&ino).unwrap().told.clear();
+        }
         self.forget_if_unused(ino);
     }
 
@@ -1053,7 +1162,10 @@ impl Reference {
         self.handles.clear();
         self.directories.clear();
         self.nodes.retain(|_, node| node.links > 0);
-        self.nodes.values_mut().for_each(|node| node.shared = None);
+        for node in self.nodes.values_mut() {
+            node.shared = None;
+            node.told.clear();
+        }
     }
 
     /// Versions that are to be found in a vault that nobody has open, each once.

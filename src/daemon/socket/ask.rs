@@ -1,5 +1,7 @@
 //! The side of who asks. Who answers may be somebody who could put a socket there: it must be root,
-//! this user, or the owner of the vault's directory, or it is not listened to.
+//! this user, or the owner of the vault's directory, or it is not listened to. A path that a mount tells
+//! may mean nothing here, and anybody may have made the directory: then who has mounted it takes the
+//! owner's place.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,6 +16,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 
 use super::{Answer, MAX_ANSWER, mark, path_of};
+use crate::daemon::mountinfo::Mount;
 use crate::daemon::{Class, Error};
 use crate::store::SOCKET;
 
@@ -26,6 +29,8 @@ const TO_BEGIN: Duration = Duration::from_secs(600);
 pub(crate) struct Writer {
     directory: File,
     shown: PathBuf,
+    /// Who is believed besides root and this user.
+    believed: Option<u32>,
 }
 
 /// What asking came to.
@@ -42,6 +47,21 @@ impl Writer {
     /// # Errors
     /// When somebody does who may not be asked, or is not to be believed.
     pub(crate) fn of(vault: &Path) -> Result<Option<Self>, Error> {
+        Self::believing(vault, |directory| Some(directory.metadata().ok()?.uid()))
+    }
+
+    /// The same, of the vault that a mount says is its own.
+    ///
+    /// # Errors
+    /// As for [`of`](Self::of).
+    pub(crate) fn of_mount(mount: &Mount) -> Result<Option<Self>, Error> {
+        Self::believing(&mount.source, |_| mount.user)
+    }
+
+    fn believing(
+        vault: &Path,
+        believed: impl FnOnce(&File) -> Option<u32>,
+    ) -> Result<Option<Self>, Error> {
         let directory = OpenOptions::new()
             .read(true)
             .custom_flags(nix::libc::O_PATH | nix::libc::O_DIRECTORY)
@@ -50,6 +70,7 @@ impl Writer {
             return Ok(None);
         };
         let writer = Self {
+            believed: believed(&directory),
             directory,
             shown: vault.to_owned(),
         };
@@ -78,6 +99,18 @@ impl Writer {
     /// When there is no answer.
     pub(crate) fn command(&self, command: &str) -> Result<Asked, Error> {
         self.ask(&format!("control {command}"), TO_BEGIN)
+    }
+
+    /// Whether the mount with this device number is its own; `None` when it does not say so within
+    /// `patience`.
+    pub(crate) fn serves(&self, device: (u32, u32), patience: Duration) -> Option<bool> {
+        match self.ask("status", patience) {
+            Ok(Asked::Answered(Answer::Status(status))) => {
+                let own = status["device"].as_str()?;
+                Some(own == format!("{}:{}", device.0, device.1))
+            }
+            _ => None,
+        }
     }
 
     /// Waits for the end of the mount, from now on; `None` when nobody tells of it.
@@ -124,8 +157,8 @@ impl Writer {
             Ok(Err(uid)) => Err(self.fail(
                 Class::NotPermitted,
                 &format!(
-                    "it is that of user {uid}, who is neither root, nor you, nor the owner of the \
-                     vault's directory, and is not asked; find out who put it there"
+                    "it is that of user {uid}, who is neither root, nor you, nor whose the vault or \
+                     its mount is, and is not asked; find out who put it there"
                 ),
             )),
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or_default()) {
@@ -154,9 +187,8 @@ impl Writer {
         stream.set_write_timeout(Some(PATIENCE))?;
         connect(stream.as_raw_fd(), &UnixAddr::new(&path_of(&there))?)?;
         let uid = getsockopt(&stream, PeerCredentials)?.uid();
-        let owner = self.directory.metadata()?.uid();
         let own = nix::unistd::geteuid().as_raw();
-        match [0, own, owner].contains(&uid) {
+        match [Some(0), Some(own), self.believed].contains(&Some(uid)) {
             true => Ok(Ok(stream)),
             false => Ok(Err(uid)),
         }

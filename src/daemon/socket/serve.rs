@@ -19,7 +19,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::{Answer, MAX_QUESTION, mark, path_of};
-use crate::fs::{Asker, FileSystem, Refusal};
+use crate::fs::{Asker, FileSystem, Refusal, Refusals};
 use crate::store::SOCKET;
 use crate::vault::with_times;
 
@@ -48,6 +48,8 @@ struct Shared {
     free: Condvar,
     /// Who wants to know when the mount has ended.
     farewells: Mutex<Vec<UnixStream>>,
+    /// Of who may not ask. With `control-uid` everybody can.
+    refusals: Refusals,
 }
 
 /// Those who wait for the end of a mount.
@@ -79,6 +81,7 @@ impl Socket {
                     busy: Mutex::new(0),
                     free: Condvar::new(),
                     farewells: Mutex::default(),
+                    refusals: Refusals::default(),
                 }),
                 directory,
             };
@@ -116,6 +119,7 @@ impl Drop for Socket {
             .fs
             .write()
             .unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.refusals.end(&format!("refused at {SOCKET}"));
         // Wakes the thread that accepts.
         let _ = shutdown(self.shared.listener.as_raw_fd(), Shutdown::Both);
     }
@@ -206,9 +210,11 @@ impl Shared {
             None => return Ok(()),
         };
         let Some(right) = commanders.right(uid) else {
-            tracing::warn!("refused at {SOCKET}: user {uid}, process {pid}");
+            self.refusals.log(uid, || {
+                format!("refused at {SOCKET}: user {uid}, process {pid}")
+            });
             let why = format!("user {uid} may not ask; {commanders}");
-            return tell(stream, &refused("EACCES", why));
+            return tell(stream, &refused("EPERM", why));
         };
         match question(stream, Instant::now() + TO_ASK)? {
             Some(question) => self.answer(&question, Asker { uid, right }, stream),

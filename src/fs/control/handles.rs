@@ -1,5 +1,7 @@
 //! Open control files. What they cost is bounded for each user, so that nobody is refused because of
-//! what others have open: by number, and by the bytes of the texts that are not one and the same.
+//! what others have open: by number, and by the bytes of the texts that are not one and the same. The
+//! longest of these is not counted: a history that is longer than all may be is shown all the same,
+//! whatever else its reader has open.
 
 use std::collections::HashMap;
 
@@ -8,7 +10,7 @@ use super::Text;
 
 /// Most that one user has open.
 pub(super) const MAX_HANDLES: usize = 1024;
-/// Most bytes of different texts that one user has open, if it is more than one text.
+/// Most bytes of different texts that one user has open, besides the longest.
 pub(super) const MAX_BYTES: usize = 4 << 20;
 /// Fewer are not worth giving memory back for.
 const FEW: usize = 64;
@@ -35,8 +37,22 @@ pub(super) struct Handles {
 struct Held {
     handles: usize,
     bytes: usize,
-    /// How many handles have each text, by its address, which is its own for as long as they do.
-    texts: HashMap<usize, usize>,
+    /// Each text, by its address, which is its own for as long as handles have it.
+    texts: HashMap<usize, Shared>,
+}
+
+/// A text that is open.
+struct Shared {
+    handles: usize,
+    length: usize,
+}
+
+/// Tests let it be less.
+fn most_bytes() -> usize {
+    fail::fail_point!("control-bytes", |number| {
+        number.and_then(|n| n.parse().ok()).unwrap_or(MAX_BYTES)
+    });
+    MAX_BYTES
 }
 
 fn address(text: &Text) -> usize {
@@ -47,7 +63,7 @@ impl Handles {
     /// Adds one.
     ///
     /// # Errors
-    /// `EMFILE` and `ENFILE` when its user has too many, or too long ones.
+    /// `EMFILE` when its user has too many, or too long ones.
     pub(super) fn add(&mut self, fh: FileHandle, open: OpenControl) -> Result<(), Errno> {
         let held = self.users.entry(open.uid).or_default();
         if held.handles >= MAX_HANDLES {
@@ -55,14 +71,20 @@ impl Handles {
         }
         let (place, length) = (address(&open.text), open.text.len());
         let is_new = !held.texts.contains_key(&place);
-        if is_new && held.bytes > 0 && held.bytes + length > MAX_BYTES {
-            return Err(Errno(libc::ENFILE));
-        }
-        held.handles += 1;
-        *held.texts.entry(place).or_default() += 1;
         if is_new {
+            let lengths = held.texts.values().map(|text| text.length);
+            let longest = lengths.fold(length, usize::max);
+            if held.bytes + length - longest > most_bytes() {
+                return Err(Errno(libc::EMFILE));
+            }
             held.bytes += length;
         }
+        held.handles += 1;
+        let text = held
+            .texts
+            .entry(place)
+            .or_insert(Shared { handles: 0, length });
+        text.handles += 1;
         self.all.insert(fh, open);
         Ok(())
     }
@@ -83,9 +105,9 @@ impl Handles {
         let place = address(&open.text);
         if let Some(held) = self.users.get_mut(&open.uid) {
             held.handles = held.handles.saturating_sub(1);
-            if let Some(count) = held.texts.get_mut(&place) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(text) = held.texts.get_mut(&place) {
+                text.handles -= 1;
+                if text.handles == 0 {
                     held.texts.remove(&place);
                     held.bytes = held.bytes.saturating_sub(open.text.len());
                 }
@@ -136,16 +158,29 @@ mod tests {
     fn different_texts_are_counted_in_bytes_and_the_same_one_once() {
         let mut handles = Handles::default();
         let long = || Arc::new(vec![0; MAX_BYTES / 2 + 1]);
-        let (first, second) = (long(), long());
+        let (first, second, third) = (long(), long(), long());
         for fh in 0..10 {
             assert_eq!(handles.add(fh, open(1, &first)), Ok(()));
         }
-        assert_eq!(handles.add(10, open(1, &second)), Err(Errno(libc::ENFILE)));
-        assert_eq!(handles.add(10, open(2, &second)), Ok(()));
+        assert_eq!(handles.add(10, open(1, &second)), Ok(()));
+        assert_eq!(handles.add(11, open(1, &third)), Err(Errno(libc::EMFILE)));
+        assert_eq!(handles.add(11, open(2, &third)), Ok(()));
         (0..10).for_each(|fh| handles.remove(fh));
-        assert_eq!(handles.add(0, open(1, &second)), Ok(()));
-        // One that is longer than all together may be is shown all the same.
-        let longest = Arc::new(vec![0; 2 * MAX_BYTES]);
-        assert_eq!(handles.add(1, open(3, &longest)), Ok(()));
+        assert_eq!(handles.add(0, open(1, &third)), Ok(()));
+    }
+
+    #[test]
+    fn a_text_that_is_longer_than_all_may_be_is_shown_whatever_else_is_open() {
+        let mut handles = Handles::default();
+        let text = |length: usize| Arc::new(vec![0; length]);
+        let (short, longest) = (text(2000), text(2 * MAX_BYTES));
+        assert_eq!(handles.add(0, open(1, &short)), Ok(()));
+        assert_eq!(handles.add(1, open(1, &longest)), Ok(()));
+        assert_eq!(handles.add(2, open(1, &text(2000))), Ok(()));
+        // But not two of them.
+        let longer = text(3 * MAX_BYTES);
+        assert_eq!(handles.add(3, open(1, &longer)), Err(Errno(libc::EMFILE)));
+        handles.remove(1);
+        assert_eq!(handles.add(3, open(1, &longer)), Ok(()));
     }
 }

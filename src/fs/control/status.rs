@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::crypto::memory::{self, KeyHome};
+use crate::host;
 use crate::vault::{Findings, Integrity, Summary, with_times};
 
 use super::super::FileSystem;
@@ -44,6 +45,9 @@ struct Status {
     memory: Memory,
     protection: Value,
     pid: u32,
+    /// When the process was started, in clock ticks since the host was booted: who sees it under
+    /// another number knows it by that.
+    started_ticks: Option<u64>,
     uptime_seconds: u64,
     program: &'static str,
 }
@@ -139,6 +143,7 @@ impl FileSystem {
             },
             protection: self.settings.protection.clone(),
             pid: std::process::id(),
+            started_ticks: host::processes::started("self"),
             uptime_seconds: self.started.elapsed().as_secs(),
             program: PROGRAM,
         };

@@ -9,10 +9,7 @@ use super::*;
 /// Opens the vault in both modes; both must say this, and change nothing.
 fn refused(vault: &Vault, expected: StoreErrorKind) {
     let before = vault.snapshot();
-    assert_eq!(
-        kind(vault.open(Mode::Write(Holder::current(None)))),
-        expected
-    );
+    assert_eq!(kind(vault.open_once_free(Holder::current(None))), expected);
     assert_eq!(kind(vault.open(Mode::ReadOnly)), expected);
     assert_eq!(vault.snapshot(), before);
 }

@@ -10,6 +10,7 @@ mod wal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -48,7 +49,21 @@ impl Vault {
     }
 
     pub(super) fn writer(&self) -> SqliteStore {
-        self.open(Mode::Write(Holder::current(None))).unwrap()
+        self.open_once_free(Holder::current(None)).unwrap()
+    }
+
+    /// Opens it for writing. A process that another test starts has all descriptors of this one until it
+    /// runs its program, and so the lock of whoever had it open just before: that is waited for.
+    pub(super) fn open_once_free(&self, holder: Holder) -> Result<SqliteStore, StoreError> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.open(Mode::Write(holder.clone())) {
+                Err(error) if error.kind == StoreErrorKind::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened,
+            }
+        }
     }
 
     pub(super) fn reader(&self) -> SqliteStore {

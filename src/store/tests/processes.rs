@@ -193,7 +193,7 @@ fn a_second_writer_is_refused_and_told_who_the_first_one_is() {
         since: 1,
         ..Holder::current(Some(Path::new("/mnt/s\u{1b}[2J")))
     };
-    let first = vault.open(Mode::Write(me.clone())).unwrap();
+    let first = vault.open_once_free(me.clone()).unwrap();
     assert_eq!(holder(&vault.directory).unwrap(), Some(Holder::unknown()));
     let error = vault.open(Mode::Write(Holder::current(None))).unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Busy);

@@ -72,9 +72,7 @@ impl Repair<'_> {
                     None => false,
                 };
                 match self.nodes.get_mut(id) {
-                    Some(seen)
-                        if seen.kind == Kind::File && *number == seen.version + 1 && is_begun =>
-                    {
+                    Some(seen) if seen.kind == Kind::File && *number > seen.version && is_begun => {
                         seen.left_overs = true;
                     }
                     Some(seen) if seen.kind == Kind::File && *number < seen.version => {

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use crate::host::nice;
 use crate::keyring::Change;
 use crate::store::Durability;
 
@@ -100,7 +101,10 @@ impl Vault {
                 };
                 // What is stored decides, not what was read when it was whole.
                 let doubtful = prepared.rest.iter().filter_map(|key| key.node());
-                self.cache.commit(Changes::forgotten(doubtful));
+                {
+                    let _forward = nice::forward();
+                    self.cache.commit(Changes::forgotten(doubtful));
+                }
                 if self
                     .exchange(&prepared.exchanges, damage, go_on)?
                     .is_break()

@@ -1,7 +1,8 @@
 //! Publishing a large content in several transactions, between which others write.
 //!
-//! Its version is *begun*: the record is stored first, under the number after the current one, and
-//! then its chunks, a piece at a time. The transaction that stores the last of them has the node name
+//! Its version is *begun*: the record is stored first, and then its chunks, a piece at a time. Its
+//! number is above that of the current version, and of no other that was begun: by the commits that the
+//! vault has had. Who reads beside has seen no other version under it. The transaction that stores the last of them has the node name
 //! it, so that nobody reads it before it is whole. Until then the node is on the list of what is to be
 //! reaped: whatever ends this in its middle, what is there goes when that is cleared up.
 //!
@@ -36,17 +37,18 @@ impl Tx<'_> {
     /// # Errors
     /// When the node is gone or no regular file.
     pub fn stage(&mut self, node: NodeId, parts: &[&[u8]], piece: u32) -> Result<(), VaultError> {
-        let number = self.node(node)?.file()?.version + 1;
+        let current = self.node(node)?.file()?.version;
         if piece > 0 {
             // Somebody who replaces all data keys has removed it: then the last piece stores all.
-            return match self.begun(node, number, parts)? {
+            return match self.begun(node, parts)? {
                 Some(version) => self.put_piece(&version, parts, piece),
                 None => Ok(()),
             };
         }
-        if self.records.versions_of(node)?.contains(&number) {
-            self.delete_version(node, number);
+        if let Some(given_up) = self.begun_version(node)? {
+            self.delete_version(node, given_up);
         }
+        let number = current.max(self.state.commit) + 1;
         let length = content::length_of(parts);
         let (record, version) = content::begin(self.keyring, node, number, length)?;
         self.ops.push(Op::BeginVersion {
@@ -71,11 +73,10 @@ impl Tx<'_> {
         modified: Option<Timestamp>,
         keep: &[u64],
     ) -> Result<u64, VaultError> {
-        let number = self.node(node)?.file()?.version + 1;
-        let Some(version) = self.begun(node, number, parts)? else {
+        let Some(version) = self.begun(node, parts)? else {
             return self.publish_parts(node, parts, publication, modified, keep);
         };
-        let size = version.length();
+        let (number, size) = (version.number(), version.length());
         self.put_piece(&version, parts, pieces_of(size) - 1)?;
         self.replace_current(node, (number, size), publication, modified)?;
         let stored = self.records.versions_of(node)?;
@@ -86,12 +87,20 @@ impl Tx<'_> {
         Ok(number)
     }
 
-    fn begun(
-        &mut self,
-        node: NodeId,
-        number: u64,
-        parts: &[&[u8]],
-    ) -> Result<Option<Version>, VaultError> {
+    /// The number of a version that is there, and that the node does not name yet.
+    ///
+    /// # Errors
+    /// When the node is gone or no regular file, or the store fails.
+    pub fn begun_version(&mut self, node: NodeId) -> Result<Option<u64>, VaultError> {
+        let current = self.node(node)?.file()?.version;
+        let last = self.records.versions_of(node)?.pop();
+        Ok(last.filter(|last| *last > current))
+    }
+
+    fn begun(&mut self, node: NodeId, parts: &[&[u8]]) -> Result<Option<Version>, VaultError> {
+        let Some(number) = self.begun_version(node)? else {
+            return Ok(None);
+        };
         let Some(record) = self.records.version(node, number)? else {
             return Ok(None);
         };

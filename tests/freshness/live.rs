@@ -1,0 +1,297 @@
+//! What is put back, removed or moved away under a running mount is not served, is told, and stays known.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use crate::support::evil::{copy, database, execute};
+use crate::support::process::{Place, Server, status, system, wait_for};
+use crate::support::put_back::{
+    all_as_it_was, keep, large_with_an_older_part, newest, node_as_it_was, tables_as_they_were,
+    unmount, write_once,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A mount that tells systemd, and what it tells.
+fn told_systemd(place: &Place, options: &str) -> (Server, UnixDatagram) {
+    let path = place.path().join("notify");
+    let socket = UnixDatagram::bind(&path).expect("bound");
+    socket.set_read_timeout(Some(PATIENCE)).expect("set");
+    let mut command = place.command();
+    command.env("NOTIFY_SOCKET", &path);
+    command
+        .arg("mount")
+        .arg(place.vault())
+        .arg(place.point())
+        .args(["-f", options]);
+    (Server::start(command), socket)
+}
+
+#[test]
+fn a_vault_that_goes_back_under_a_read_only_mount_condemns_it_and_systemd_is_told() {
+    let place = Place::with_vault();
+    write_once(&place, "OLD");
+    let kept = keep(&place);
+    write_once(&place, "NEW");
+    let (_server, socket) = told_systemd(&place, "-oro");
+    let point = place.point();
+    assert_eq!(fs::read(point.join("secret")).expect("read"), b"NEW");
+    all_as_it_was(&place, &kept);
+    let mut buffer = [0; 4096];
+    loop {
+        let length = socket.recv(&mut buffer).expect("systemd is told");
+        let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if said.contains("STATUS=integrity failure") {
+            break;
+        }
+    }
+    // That one record is older may have been found, and told, before.
+    wait_for("the mount to be condemned", PATIENCE, || {
+        let told = status(&point);
+        let why = told["integrity"].as_str().expect("text").to_owned();
+        // Both are of one moment.
+        let is_condemned = told["state"] == "condemned";
+        assert_eq!(is_condemned, why.contains("put back"), "{told}");
+        is_condemned
+    });
+    let error = fs::read(point.join("secret")).expect_err("it is older");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_removed_secret_whose_place_in_the_list_of_left_overs_is_deleted_is_found_and_goes() {
+    let place = Place::with_vault();
+    let server = place.serve(&[]);
+    let point = place.point();
+    fs::write(point.join("removed"), "a removed secret").expect("written");
+    let open = fs::File::open(point.join("removed")).expect("opened");
+    fs::remove_file(point.join("removed")).expect("removed");
+    fs::File::open(&point)
+        .expect("opened")
+        .sync_all()
+        .expect("synced");
+    server.signal(libc::SIGKILL);
+    server.ended(PATIENCE);
+    drop(open);
+    system("umount", &["-l".as_ref(), point.as_os_str()]);
+    let nodes = || -> i64 {
+        database(&place)
+            .query_row("SELECT count(*) FROM node", [], |row| row.get(0))
+            .expect("counted")
+    };
+    assert_eq!(nodes(), 3);
+    execute(&place, "DELETE FROM orphan");
+    place.mount(&["-overify-every=1s"]).succeeded();
+    wait_for("its end", PATIENCE, || nodes() == 2);
+    let told = status(&point);
+    assert!(
+        told["integrity"]
+            .as_str()
+            .expect("text")
+            .contains("taken off"),
+        "{told}"
+    );
+    unmount(&place);
+    let audit = place.run([
+        "audit".as_ref(),
+        place.vault().as_os_str(),
+        "--json".as_ref(),
+    ]);
+    assert!(
+        audit.stdout().contains("tampering-found"),
+        "{}",
+        audit.stdout()
+    );
+}
+
+#[test]
+fn what_was_found_under_a_mount_stays_in_status_and_goes_into_the_history_when_there_is_one_to_write()
+ {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        write_once(&place, "OLD");
+        let kept = keep(&place);
+        write_once(&place, "NEW");
+        let whole = place.path().join("whole");
+        copy(&place.vault(), &whole);
+        place.mount(&["-o", mode]).succeeded();
+        let secret = place.point().join("secret");
+        node_as_it_was(&place, &kept, 2);
+        let error = fs::read(&secret).expect_err("it is older");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}");
+        node_as_it_was(&place, &whole, 2);
+        assert_eq!(
+            fs::read(&secret).expect("it is right again"),
+            b"NEW",
+            "{mode}"
+        );
+        let told = status(&place.point());
+        let integrity = told["integrity"].as_str().expect("text");
+        assert!(
+            integrity.starts_with("failed: node 2 "),
+            "{mode}: {integrity}"
+        );
+        assert!(
+            told["findings"]["count"].as_u64().expect("a number") >= 1,
+            "{mode}"
+        );
+        assert!(
+            told["findings"]["listed"][0]["at"].as_i64().is_some(),
+            "{mode}"
+        );
+        let audit = || {
+            let ran = place.run([
+                "audit".as_ref(),
+                place.vault().as_os_str(),
+                "--json".as_ref(),
+            ]);
+            ran.succeeded().stdout()
+        };
+        let found = || audit().contains("tampering-found");
+        match mode {
+            "rw" => wait_for("the history", PATIENCE, found),
+            _ => assert!(!found()),
+        }
+        unmount(&place);
+        assert_eq!(found(), mode == "rw");
+        place
+            .run(["check".as_ref(), place.vault().as_os_str()])
+            .succeeded();
+    }
+}
+
+#[test]
+fn what_is_put_in_by_writing_pages_is_not_served() {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        place.mount(&[]).succeeded();
+        fs::write(place.point().join("secret"), "OLD").expect("written");
+        // Each fills a page of its own: more than SQLite keeps.
+        let others = || (0..700).map(|n| place.point().join(n.to_string()));
+        for other in others() {
+            fs::write(other, [7; 3500]).expect("written");
+        }
+        unmount(&place);
+        // All in the database, and of the same pages.
+        let old = fs::read(place.vault().join("vault.db")).expect("read");
+        write_once(&place, "NEW");
+        place.mount(&["-o", mode]).succeeded();
+        // What it has read while the vault was counted is forgotten.
+        for other in others() {
+            assert_eq!(fs::read(other).expect("read").len(), 3500);
+        }
+        let file = fs::File::options()
+            .write(true)
+            .open(place.vault().join("vault.db"))
+            .expect("opened");
+        std::os::unix::fs::FileExt::write_all_at(&file, &old, 0).expect("written");
+        match fs::read(place.point().join("secret")) {
+            // From pages that it has all the same.
+            Ok(read) => assert_eq!(read, b"NEW", "{mode}"),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}"),
+        }
+        // Caches go.
+        for _ in 0..3 {
+            execute(&place, "PRAGMA wal_checkpoint");
+            match fs::read(place.point().join("secret")) {
+                Ok(read) => assert_eq!(read, b"NEW", "{mode}"),
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode}"),
+            }
+        }
+        place.run(["umount".as_ref(), place.point().as_os_str()]);
+        wait_for("the end of the mount", PATIENCE, || !place.is_mounted());
+    }
+}
+
+#[test]
+fn a_keyring_or_a_state_that_is_put_back_under_a_mount_is_found_and_made_good_by_who_writes() {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        write_once(&place, "OLD");
+        let kept = keep(&place);
+        let run = |name: &str| {
+            let ran = place.run([name.as_ref(), place.vault().as_os_str(), "--wait".as_ref()]);
+            assert!(ran.0.status.success(), "{}", ran.stderr());
+        };
+        run("rotate");
+        write_once(&place, "NEW");
+        for table in ["keyring", "state"] {
+            place.mount(&["-o", mode]).succeeded();
+            tables_as_they_were(&place, &kept, &[table]);
+            let point = place.point();
+            let integrity = || {
+                status(&point)["integrity"]
+                    .as_str()
+                    .expect("text")
+                    .to_owned()
+            };
+            wait_for("a finding", PATIENCE, || {
+                integrity().starts_with("failed: ")
+            });
+            if mode == "rw" {
+                let secret = point.join("secret");
+                assert_eq!(fs::read(&secret).expect("read"), b"NEW", "{table}");
+                fs::write(&secret, "NEW").expect("written");
+            }
+            place.run(["umount".as_ref(), point.as_os_str()]);
+            wait_for("the end of the mount", PATIENCE, || {
+                place.daemons().is_empty()
+            });
+            if mode == "ro" {
+                break;
+            }
+            place
+                .run(["check".as_ref(), place.vault().as_os_str()])
+                .succeeded();
+        }
+    }
+}
+
+#[test]
+fn what_a_condemned_mount_has_found_goes_into_the_history_once_the_vault_is_right_again() {
+    let place = large_with_an_older_part();
+    let damaged = newest(&place);
+    place
+        .mount(&["-overify=background,verify-every=1s"])
+        .succeeded();
+    let point = place.point();
+    wait_for("the end of the count", PATIENCE, || {
+        status(&point)["state"] == "condemned"
+    });
+    let audit = || {
+        let ran = place.run([
+            "audit".as_ref(),
+            place.vault().as_os_str(),
+            "--json".as_ref(),
+        ]);
+        ran.stdout().contains("tampering-found")
+    };
+    assert!(!audit());
+    node_as_it_was(&place, &place.path().join("whole"), damaged);
+    wait_for("the history", PATIENCE, audit);
+    // It stays condemned.
+    assert_eq!(status(&point)["state"], "condemned");
+    fs::read(point.join("secret")).expect_err("nothing is served");
+    place.run(["umount".as_ref(), point.as_os_str()]);
+    wait_for("the end of the mount", PATIENCE, || {
+        place.daemons().is_empty()
+    });
+    place
+        .run(["check".as_ref(), place.vault().as_os_str()])
+        .succeeded();
+}
+
+#[test]
+fn a_mount_whose_vault_was_moved_away_does_not_say_that_it_is_verified() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    fs::rename(place.vault(), place.path().join("elsewhere")).expect("moved");
+    let told = status(&place.point());
+    let integrity = told["integrity"].as_str().expect("text");
+    assert!(
+        integrity.starts_with("failed: ") && integrity.contains("moved"),
+        "{integrity}"
+    );
+    place.run(["umount".as_ref(), place.point().as_os_str()]);
+}
