@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
@@ -55,6 +56,9 @@ pub struct Figures {
 /// the transaction of a small secret.
 const ROOM: u64 = 64 * 1024;
 
+/// Bytes that must be free beside a content for it to be stored in pieces.
+const ROOM_BESIDES: u64 = 8 << 20;
+
 /// The kernel takes the length in the answer to a change for that of the file, whatever it knows by
 /// then; of what it has only asked for, it drops what is of before. A publication may end while the answer
 /// is made, as that of an emptied file does after its last close, so the kernel is to ask again before it
@@ -97,6 +101,18 @@ impl FileSystem {
             Err(nix::errno::Errno::ENOSPC | nix::errno::Errno::EDQUOT) => Err(Errno(libc::ENOSPC)),
             _ => Ok(()),
         }
+    }
+
+    /// Whether there is room for a content of so many bytes beside those that are being stored, in the
+    /// log and in the database, and some besides: what is stored by and by does not take the last of the
+    /// disk from others.
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        let bytes = bytes.saturating_add(self.counters.in_pieces.load(Ordering::Relaxed));
+        let needed = bytes.saturating_mul(2).saturating_add(ROOM_BESIDES);
+        nix::sys::statvfs::statvfs(self.vault.path()).is_ok_and(|below| {
+            let free = below.blocks_available();
+            free.saturating_mul(below.fragment_size()) >= needed
+        })
     }
 
     /// Attributes of a node, or of what a handle sees.

@@ -123,7 +123,7 @@ pub(super) struct NodeState {
     pub(super) told: Told,
     /// The length that the kernel believes in, as far as it came from here.
     pub(super) believed: Option<u64>,
-    /// Versions before the current one may be in the store.
+    /// Versions besides the current one may be in the store.
     kept: bool,
     /// Beside a writer, which may remove it: the node as it was opened.
     pub(super) opened: Option<Arc<Node>>,
@@ -158,6 +158,11 @@ impl NodeState {
         self.add_promised(&mut versions);
         self.kept |= !versions.is_empty();
         versions
+    }
+
+    /// Pieces of a content that was not published may be in the store.
+    pub(super) fn leave_pieces(&mut self) {
+        self.kept = true;
     }
 
     /// Whether a handle may be closed by now that has left something unpublished, or a draft that is

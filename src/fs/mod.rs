@@ -158,6 +158,8 @@ pub struct Attr {
 struct Counters {
     published: AtomicU64,
     failed_publications: AtomicU64,
+    /// Bytes of contents that are being stored in pieces.
+    in_pieces: AtomicU64,
 }
 
 /// A mounted vault.

@@ -10,7 +10,7 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Publication, Timestamp, Tx, VaultError};
+use crate::vault::{PIECE, Publication, Timestamp, Tx, VaultError, pieces_of};
 
 use super::blocks::Image;
 use super::draft::Draft;
@@ -269,10 +269,19 @@ impl FileSystem {
         let keep = state.keep_pinned();
         let id = node.id;
         let bytes = pending.image.len();
+        // Where there is little room, a content that does not fit must leave the room that there is.
+        let pieces = match pieces_of(bytes) {
+            pieces if pieces > 1 && self.has_room_for(bytes) => pieces,
+            _ => 1,
+        };
+        let in_pieces = if pieces > 1 { bytes } else { 0 };
+        let all = &self.counters.in_pieces;
+        all.fetch_add(in_pieces, Ordering::Relaxed);
         let job = pending.clone();
         let fs = Arc::clone(self);
         let published_of = Arc::clone(node);
-        let run = move |tx: &mut Tx<'_>| {
+        let open = Arc::clone(node);
+        let run = move |tx: &mut Tx<'_>, piece: u32| {
             let current = tx.current_version(id)?;
             job.tried_over.store(current, Ordering::Relaxed);
             if job.only_over.is_some_and(|version| version != current) {
@@ -280,12 +289,27 @@ impl FileSystem {
             }
             fail::fail_point!("publication-fails", |_| Err(VaultError::Invalid));
             let parts = job.image.parts();
-            let published = tx.publish_parts(id, &parts, job.publication, job.modified, &keep);
+            let (publication, modified) = (job.publication, job.modified);
+            if piece + 1 < pieces {
+                tx.stage(id, &parts, piece)?;
+                return Ok(None);
+            }
+            let published = match pieces {
+                1 => tx.publish_parts(id, &parts, publication, modified, &keep),
+                _ => {
+                    // What is read by now, which others may have begun since the first piece.
+                    let keep = open.lock().keep_pinned();
+                    tx.publish_staged(id, &parts, publication, modified, &keep)
+                }
+            };
             published.map(Some)
         };
         let done = move |outcome: Result<Option<u64>, VaultError>| {
             let node = published_of;
             let published = matches!(outcome, Ok(Some(_)));
+            let is_left = outcome.is_err() && pieces > 1;
+            let all = &fs.counters.in_pieces;
+            all.fetch_sub(in_pieces, Ordering::Relaxed);
             match outcome {
                 Ok(Some(_)) => {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
@@ -301,7 +325,14 @@ impl FileSystem {
             }
             // Or what its program writes next would have to be copied.
             drop(pending);
+            if is_left {
+                node.lock().leave_pieces();
+            }
             fs.settle(&node);
+            // Not if it is tried again: when that has come to its end.
+            if is_left {
+                fs.reap(id);
+            }
             done(match super::told(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
@@ -317,8 +348,12 @@ impl FileSystem {
             // What its program does next must not come before it.
             Awaited::No(whose) => Ticket::unattended(whose),
         };
+        let ticket = match pieces {
+            1 => ticket.with_bytes(bytes),
+            pieces => ticket.with_bytes(PIECE).in_steps(pieces),
+        };
         fail::fail_point!("publication-queues");
-        let queued = writer.enqueue(ticket.on(id).with_bytes(bytes), run, done);
+        let queued = writer.enqueue(ticket.on(id), run, done);
         drop(state);
         if let Err(refusal) = queued {
             refusal.tell();
@@ -546,9 +581,16 @@ impl FileSystem {
         writer.submit_later(
             move |tx| {
                 let open = reaper.table.node(id);
-                let keep = open
-                    .map(|node| node.lock().keep_pinned())
+                let (mut keep, publishes) = open
+                    .map(|node| {
+                        let mut state = node.lock();
+                        (state.keep_pinned(), state.publishing > 0)
+                    })
                     .unwrap_or_default();
+                // Pieces of it may be there already.
+                if publishes {
+                    keep.extend(tx.begun_version(id)?);
+                }
                 tx.reap(id, &keep, &reaper)
             },
             move |outcome| {

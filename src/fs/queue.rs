@@ -18,7 +18,9 @@
 //! - Beyond that, users are not held to each other's order: what one is told to be done is committed by
 //!   then, so that whatever another begins after that comes later. Only what nobody awaits is not told.
 //!
-//! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more.
+//! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more. A job
+//! that is done in several steps comes [back](Queue::resume) after each but the last, and keeps its
+//! place until then: on its node, and among what its user has submitted. Others come in between.
 //!
 //! It must know of no threads and no clocks.
 
@@ -74,7 +76,10 @@ pub(super) struct Ticket {
     kind: Kind,
     whose: Whose,
     node: Option<NodeId>,
+    /// Of content, in the next step.
     bytes: u64,
+    /// Steps after the next one.
+    more: u32,
 }
 
 impl Ticket {
@@ -84,6 +89,7 @@ impl Ticket {
             whose,
             node: None,
             bytes: 0,
+            more: 0,
         }
     }
 
@@ -113,6 +119,22 @@ impl Ticket {
     /// With so much content.
     pub(super) fn with_bytes(self, bytes: u64) -> Self {
         Self { bytes, ..self }
+    }
+
+    /// In so many steps, each with that much content.
+    pub(super) fn in_steps(self, steps: u32) -> Self {
+        let more = steps.saturating_sub(1);
+        Self { more, ..self }
+    }
+
+    /// For what is left after a step; `None` if that was the last.
+    pub(super) fn next_step(self) -> Option<Self> {
+        let more = self.more.checked_sub(1)?;
+        Some(Self { more, ..self })
+    }
+
+    pub(super) fn whose(&self) -> Whose {
+        self.whose
     }
 
     pub(super) fn is_quick(&self) -> bool {
@@ -235,10 +257,32 @@ impl<J> Queue<J> {
     pub(super) fn push(&mut self, ticket: Ticket, job: J) {
         let number = self.next;
         self.next += 1;
-        self.length += 1;
         if let Some(node) = ticket.node {
             self.nodes.entry(node).or_default().push_back(number);
         }
+        self.insert(ticket, number, job);
+    }
+
+    /// Takes back a job that was taken and has [further steps](Ticket::next_step), before anything else
+    /// is taken.
+    pub(super) fn resume(&mut self, ticket: Ticket, job: J) {
+        let numbers = ticket.node.and_then(|node| self.nodes.get(&node));
+        match numbers.and_then(VecDeque::front) {
+            Some(number) => self.insert(ticket, *number, job),
+            // Of no node: there is no order to be kept but its user's.
+            None => self.push(ticket, job),
+        }
+    }
+
+    /// A job that was taken and has further steps will not come back.
+    pub(super) fn give_up(&mut self, ticket: &Ticket) {
+        if let (Some(node), Some(_)) = (ticket.node, ticket.next_step()) {
+            self.leave_node(node);
+        }
+    }
+
+    fn insert(&mut self, ticket: Ticket, number: u64, job: J) {
+        self.length += 1;
         let had = self.had;
         let share = self.shares.entry(ticket.whose);
         let share = share.or_insert_with(|| Share::new(had));
@@ -254,7 +298,9 @@ impl<J> Queue<J> {
             }
             Kind::Awaited | Kind::Unattended => {
                 share.unattended += usize::from(ticket.is_unattended());
-                share.synced.push_back(item);
+                let before = |other: &Item<J>| other.number < number;
+                let at = share.synced.partition_point(before);
+                share.synced.insert(at, item);
             }
         }
     }
@@ -288,18 +334,22 @@ impl<J> Queue<J> {
                 let place = next_of(self, share)?;
                 let item = share.at(place)?;
                 let had = share.had.saturating_add(item.ticket.cost());
-                Some((had, item.number, item.ticket.bytes, *whose, place))
+                Some((had, item.number, item.ticket, *whose, place))
             });
             let first = candidates.min_by_key(|(had, number, ..)| (*had, *number));
-            let Some((had, _, more, whose, place)) = first else {
+            let Some((had, _, ticket, whose, place)) = first else {
                 break;
             };
-            bytes = bytes.saturating_add(more);
+            bytes = bytes.saturating_add(ticket.bytes);
             if bytes > MAX_BYTES && !batch.is_empty() {
                 break;
             }
             self.had = self.had.max(had);
             batch.extend(self.remove(whose, place, had));
+            // What may not overtake it waits for all its steps.
+            if ticket.next_step().is_some() {
+                break;
+            }
         }
         batch
     }
@@ -349,13 +399,20 @@ impl<J> Queue<J> {
         self.length -= 1;
         self.quick -= usize::from(item.ticket.is_quick());
         if let Some(node) = item.ticket.node
-            && let Some(numbers) = self.nodes.get_mut(&node)
+            && item.ticket.more == 0
         {
+            self.leave_node(node);
+        }
+        Some(item.job)
+    }
+
+    /// What is first on a node is done.
+    fn leave_node(&mut self, node: NodeId) {
+        if let Some(numbers) = self.nodes.get_mut(&node) {
             numbers.pop_front();
             if numbers.is_empty() {
                 self.nodes.remove(&node);
             }
         }
-        Some(item.job)
     }
 }

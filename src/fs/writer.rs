@@ -6,6 +6,10 @@
 //! thread, so that nothing that waits for the disk stops the thread that reads requests. While that
 //! one syncs, others commit, and what is to be on disk gathers for the next sync.
 //!
+//! A large content is stored in several steps, each in a transaction of its own. While several users
+//! are about, each is synced before the next begins: what others wait for is on disk when no more than
+//! one step is.
+//!
 //! Which of the jobs that wait come next, and which must not overtake which, is the [`Queue`]'s to say.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,15 +25,20 @@ use super::readers;
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
+/// A user who has not waited for the disk for so long is not about.
+const ABOUT: Duration = Duration::from_secs(2);
 /// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
 /// others wait for.
 const LOOKS: usize = 8;
 
-type Run = Box<dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError> + Send>;
+/// Does a step of a job, counted from 0.
+type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
 type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
 
 struct Job {
     ticket: Ticket,
+    /// Steps that are done.
+    step: u32,
     run: Run,
     done: Done,
 }
@@ -51,9 +60,31 @@ struct Waiting {
     later: Vec<Job>,
     /// Since when something is committed but not on disk.
     unsynced: Option<Instant>,
+    users: Users,
     /// The thread does not come by itself to look for that.
     asleep: bool,
     closed: bool,
+}
+
+/// Who waits for the disk these days.
+#[derive(Default)]
+struct Users {
+    last: Whose,
+    /// When another than the one before came last.
+    changed: Option<Instant>,
+}
+
+impl Users {
+    fn note(&mut self, whose: Whose, now: Instant) {
+        if std::mem::replace(&mut self.last, whose) != whose {
+            self.changed = Some(now);
+        }
+    }
+
+    fn are_several(&self, now: Instant) -> bool {
+        let changed = self.changed;
+        changed.is_some_and(|changed| now.saturating_duration_since(changed) < ABOUT)
+    }
 }
 
 struct Shared {
@@ -105,18 +136,20 @@ impl Writer {
         self.shared.submit(Job::new(ticket, run, done));
     }
 
-    /// As [`submit`](Self::submit), for what is to be on disk. `done` is called by another thread, so that
-    /// the caller may hold locks which `done` takes.
+    /// As [`submit`](Self::submit), for what is to be on disk, and may have [several
+    /// steps](Ticket::in_steps), each in a transaction of its own: `run` is told which, counted from 0,
+    /// and the last one's result counts. The first step that fails is the last. `done` is called by
+    /// another thread, so that the caller may hold locks which `done` takes.
     ///
     /// # Errors
     /// When nothing more is written: to be told once those locks are let go of.
     pub(super) fn enqueue<T: Send + 'static>(
         &self,
         ticket: Ticket,
-        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) -> Result<(), Refusal> {
-        self.shared.enqueue(Job::new(ticket, run, done))
+        self.shared.enqueue(Job::in_steps(ticket, run, done))
     }
 
     /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
@@ -162,12 +195,21 @@ impl Job {
         mut run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) -> Self {
+        Self::in_steps(ticket, move |tx, _| run(tx), done)
+    }
+
+    fn in_steps<T: Send + 'static>(
+        ticket: Ticket,
+        mut run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) -> Self {
         let value = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&value);
         Self {
             ticket,
-            run: Box::new(move |tx| {
-                let result = run(tx)?;
+            step: 0,
+            run: Box::new(move |tx, step| {
+                let result = run(tx, step)?;
                 *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
                 Ok(())
             }),
@@ -195,9 +237,9 @@ impl Shared {
                 queue.jobs.may_overtake(&ticket) && !queue.closed
             };
             if free {
-                let (finished, _) = self.commit(vec![job]);
+                let committed = self.commit(vec![job]);
                 drop(running);
-                finish(finished);
+                finish(committed.soon);
                 let has_quick = {
                     let queue = self.lock();
                     self.wake_if_asleep(&queue);
@@ -224,6 +266,7 @@ impl Shared {
         if queue.closed {
             return Err(Refusal(job.done));
         }
+        queue.users.note(ticket.whose(), Instant::now());
         queue.jobs.push(ticket, job);
         drop(queue);
         if !ticket.is_unattended() {
@@ -247,9 +290,9 @@ impl Shared {
             if jobs.is_empty() {
                 return;
             }
-            let (finished, _) = self.commit(jobs);
+            let committed = self.commit(jobs);
             drop(running);
-            finish(finished);
+            finish(committed.soon);
         }
     }
 
@@ -316,12 +359,19 @@ impl Shared {
             if !idle {
                 fail::fail_point!("writer-commits");
             }
-            let (soon, now) = self.commit(jobs);
+            let committed = self.commit(jobs);
             drop(running);
-            finish(soon);
+            finish(committed.soon);
+            if committed.has_more {
+                fail::fail_point!("dies-between-steps", |_| std::process::abort());
+                fail::fail_point!("writer-between-steps");
+            }
             self.help();
-            if overdue || !now.is_empty() {
-                finish(self.sync(now));
+            // Who comes is not to wait for all that was committed so far. With nobody else about, that
+            // would be to no purpose.
+            let is_shared = committed.has_more && self.lock().users.are_several(Instant::now());
+            if overdue || is_shared || !committed.now.is_empty() {
+                finish(self.sync(committed.now));
             }
             if idle && closed {
                 return;
@@ -383,45 +433,72 @@ impl Shared {
     }
 
     /// Runs jobs in one transaction; after a failure of the store each alone, so that one that
-    /// does not fit on the disk does not take the others with it. Returns those that are done, and
-    /// those that are when they are on disk.
-    fn commit(&self, mut jobs: Vec<Job>) -> (Finished, Finished) {
+    /// does not fit on the disk does not take the others with it. To be called with `running` held:
+    /// what is not through with all its steps is queued again before anybody takes anything else.
+    fn commit(&self, mut jobs: Vec<Job>) -> Committed {
+        let mut committed = Committed::default();
         if jobs.is_empty() {
-            return Default::default();
+            return committed;
         }
         let outcomes = {
-            let mut runs: Vec<VaultJob<'_>> = jobs
+            let mut runs: Vec<_> = jobs
                 .iter_mut()
-                .map(|job| &mut *job.run as VaultJob<'_>)
+                .map(|job| {
+                    let step = job.step;
+                    let run = &mut job.run;
+                    move |tx: &mut Tx<'_>| run(tx, step)
+                })
                 .collect();
+            let mut runs: Vec<_> = runs.iter_mut().map(|run| run as VaultJob<'_>).collect();
             self.vault.transact(Durability::Soon, &mut runs)
         };
         match outcomes {
             Ok(outcomes) => {
-                self.lock().unsynced.get_or_insert_with(Instant::now);
-                let (mut soon, mut now) = (Vec::new(), Vec::new());
-                for (job, outcome) in jobs.into_iter().zip(outcomes) {
+                let mut queue = self.lock();
+                queue.unsynced.get_or_insert_with(Instant::now);
+                for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
+                    if let (Ok(()), Some(next)) = (&outcome, job.ticket.next_step()) {
+                        (job.ticket, job.step) = (next, job.step + 1);
+                        queue.jobs.resume(next, job);
+                        committed.has_more = true;
+                        continue;
+                    }
+                    queue.jobs.give_up(&job.ticket);
                     match (job.ticket.is_quick(), &outcome) {
-                        (false, Ok(())) => now.push((job.done, outcome)),
-                        _ => soon.push((job.done, outcome)),
+                        (false, Ok(())) => committed.now.push((job.done, outcome)),
+                        _ => committed.soon.push((job.done, outcome)),
                     }
                 }
-                (soon, now)
             }
             Err(error) if jobs.len() == 1 => {
-                let failed = jobs.into_iter().map(|job| (job.done, Err(error.clone())));
-                (failed.collect(), Vec::new())
+                let mut queue = self.lock();
+                for job in jobs {
+                    queue.jobs.give_up(&job.ticket);
+                    committed.soon.push((job.done, Err(error.clone())));
+                }
             }
-            Err(_) => jobs.into_iter().map(|job| self.commit(vec![job])).fold(
-                Default::default(),
-                |(mut soon, mut now), more| {
-                    soon.extend(more.0);
-                    now.extend(more.1);
-                    (soon, now)
-                },
-            ),
+            Err(_) => {
+                for job in jobs {
+                    let one = self.commit(vec![job]);
+                    committed.soon.extend(one.soon);
+                    committed.now.extend(one.now);
+                    committed.has_more |= one.has_more;
+                }
+            }
         }
+        committed
     }
+}
+
+/// What came of a transaction.
+#[derive(Default)]
+struct Committed {
+    /// What is done.
+    soon: Finished,
+    /// What is done when it is on disk.
+    now: Finished,
+    /// Something has further steps.
+    has_more: bool,
 }
 
 /// Jobs that have run, and what came of them.

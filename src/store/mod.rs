@@ -219,6 +219,24 @@ pub trait Write: Read {
         record: &KeyedRecord,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError>;
+    /// Inserts a version without any of its chunks, of which there are going to be so many: they
+    /// come with [`put_chunks`](Self::put_chunks), also in later transactions of this store. Until
+    /// the last of them is there, nothing but removing the version may be asked of it.
+    fn begin_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: u32,
+    ) -> Result<(), StoreError>;
+    /// Adds chunks to a version that was begun, of which those before `index` are there.
+    fn put_chunks(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        index: u32,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError>;
     /// Replaces a version's record and leaves its chunks alone.
     fn rewrap_version(
         &mut self,
@@ -252,6 +270,8 @@ pub trait Write: Read {
     ) -> Result<(), StoreError>;
     /// Removes a version and all its chunks; not an error when there is none.
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
+    /// The same, and what stood there is overwritten, as by [`replace_version`](Self::replace_version).
+    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
     /// Removes the chunks that no version owns; how many there were.
     fn delete_stray_chunks(&mut self) -> Result<u64, StoreError>;
     /// Registers a node for reaping.

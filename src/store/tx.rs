@@ -14,6 +14,8 @@ pub(super) struct Tx {
     pub(super) trouble: Option<StoreError>,
     /// Whether the transaction was begun for writing.
     pub(super) writing: bool,
+    /// No chunk that comes first in its version gets a number below this: these are kept free.
+    pub(super) chunks_from: u64,
 }
 
 impl Tx {
@@ -22,6 +24,7 @@ impl Tx {
             connection,
             trouble: None,
             writing,
+            chunks_from: 1,
         }
     }
 

@@ -59,6 +59,68 @@ impl Tx {
         Ok((count, longest))
     }
 
+    /// A number from which on all are free, and stay so for whoever writes in this transaction.
+    fn free_chunk(&self) -> Result<u64, Refused> {
+        let last = one(
+            &self.connection,
+            "SELECT max(id) FROM chunk",
+            [],
+            |row| match row.get_ref(0)? {
+                rusqlite::types::ValueRef::Null => Ok(0),
+                _ => hostile::id(row, 0),
+            },
+        )?;
+        Ok((last.unwrap_or(0) + 1).max(self.chunks_from))
+    }
+
+    /// Inserts chunks of a version whose first one has, or gets, the number `first`, from `index` on.
+    /// Returns how many.
+    fn insert_chunks(
+        &self,
+        (node, version): (NodeId, u64),
+        (first, index): (u64, u32),
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<u32, Refused> {
+        let (node, version) = (key(node)?, key(version)?);
+        let mut at = index;
+        for chunk in chunks {
+            let sealed = fits(&chunk, schema::MAX_CHUNK)?;
+            let id = first.saturating_add(u64::from(at));
+            if id > MAX_ID {
+                // Only a forged row can have used them up.
+                return Err(Fault::corrupt("the numbers of chunks are used up").into());
+            }
+            self.execute(
+                "INSERT INTO chunk (id, node, version, idx, sealed) VALUES (?1, ?2, ?3, ?4, ?5)",
+                (key(id)?, node, version, at, sealed),
+            )?;
+            at = at
+                .checked_add(1)
+                .ok_or_else(|| Fault::corrupt("too many chunks"))?;
+        }
+        Ok(at - index)
+    }
+
+    fn insert_record(
+        &self,
+        (node, version): (NodeId, u64),
+        record: &KeyedRecord,
+        first: u64,
+    ) -> Result<(), Refused> {
+        self.execute(
+            "INSERT INTO version (node, version, generation, first_chunk, value) \
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+            (
+                key(node)?,
+                key(version)?,
+                key(record.generation)?,
+                key(first)?,
+                fits(&record.value, schema::MAX_VERSION)?,
+            ),
+        )
+        .map(drop)
+    }
+
     /// Removes a version's chunks: those rows that say themselves that they are its own. A forged
     /// `first_chunk` can at most leave its own chunks behind, never remove another's.
     fn delete_chunks(
@@ -208,42 +270,48 @@ impl Write for Tx {
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError> {
         self.change("cannot write a version", |tx| {
-            let (node, version) = (key(node)?, key(version)?);
-            // The rows above the last are free: what is allocated here is contiguous, since
-            // nobody else writes inside of this transaction.
-            let last = one(&tx.connection, "SELECT max(id) FROM chunk", [], |row| {
-                match row.get_ref(0)? {
-                    rusqlite::types::ValueRef::Null => Ok(0),
-                    _ => hostile::id(row, 0),
-                }
-            })?;
-            let first = last.unwrap_or(0) + 1;
-            let mut count: u32 = 0;
-            for chunk in chunks {
-                let sealed = fits(&chunk, schema::MAX_CHUNK)?;
-                let id = first + u64::from(count);
-                if id > MAX_ID {
-                    // Only a forged row can have used them up.
-                    return Err(Fault::corrupt("the numbers of chunks are used up").into());
-                }
-                tx.execute(
-                    "INSERT INTO chunk (id, node, version, idx, sealed) VALUES (?1, ?2, ?3, ?4, ?5)",
-                    (key(id)?, node, version, count, sealed),
-                )?;
-                count = count.checked_add(1).ok_or_else(|| Fault::corrupt("too many chunks"))?;
+            let first = tx.free_chunk()?;
+            let count = tx.insert_chunks((node, version), (first, 0), chunks)?;
+            let first = if count == 0 { 0 } else { first };
+            tx.insert_record((node, version), record, first)
+        })
+    }
+
+    fn begin_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: u32,
+    ) -> Result<(), StoreError> {
+        self.change("cannot begin a version", |tx| {
+            let first = tx.free_chunk()?;
+            let next = first.saturating_add(u64::from(chunks));
+            if next > MAX_ID {
+                return Err(Fault::corrupt("the numbers of chunks are used up").into());
             }
-            tx.execute(
-                "INSERT INTO version (node, version, generation, first_chunk, value) \
-                 VALUES (?1, ?2, ?3, ?4, ?5)",
-                (
-                    node,
-                    version,
-                    key(record.generation)?,
-                    key(if count == 0 { 0 } else { first })?,
-                    fits(&record.value, schema::MAX_VERSION)?,
-                ),
-            )
-            .map(drop)
+            tx.chunks_from = next;
+            tx.insert_record((node, version), record, first)
+        })
+    }
+
+    fn put_chunks(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        index: u32,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.change("cannot write chunks of a version", |tx| {
+            let sql = "SELECT first_chunk FROM version WHERE node = ?1 AND version = ?2";
+            let whose = (key(node)?, key(version)?);
+            let first = one(&tx.connection, sql, whose, |row| hostile::id(row, 0))?;
+            let Some(first) = first.filter(|first| *first > 0) else {
+                let why = format!("version {version} of node {node} was not begun");
+                return Err(Fault::corrupt(why).into());
+            };
+            tx.insert_chunks((node, version), (first, index), chunks)
+                .map(drop)
         })
     }
 
@@ -310,15 +378,19 @@ impl Write for Tx {
         record: &KeyedRecord,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError> {
-        self.change("cannot remove a version", |tx| {
-            tx.remove_version(key(node)?, key(version)?, true)
-        })?;
+        self.erase_version(node, version)?;
         self.insert_version(node, version, record, chunks)
     }
 
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
         self.change("cannot remove a version", |tx| {
             tx.remove_version(key(node)?, key(version)?, false)
+        })
+    }
+
+    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
+        self.change("cannot remove a version", |tx| {
+            tx.remove_version(key(node)?, key(version)?, true)
         })
     }
 

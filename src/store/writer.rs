@@ -40,6 +40,8 @@ pub(super) struct Writer {
     unseen: bool,
     /// Why nothing is written any more.
     latch: Option<StoreError>,
+    /// Below this, numbers of chunks may be kept for versions that were begun.
+    chunks_from: u64,
 }
 
 impl Writer {
@@ -67,6 +69,7 @@ impl Writer {
             owns_wal: false,
             unseen: false,
             latch: None,
+            chunks_from: 1,
         })
     }
 
@@ -119,12 +122,16 @@ impl Writer {
             return Attempt::Done(Err(error));
         }
         let mut tx = Tx::new(connection, true);
+        tx.chunks_from = self.chunks_from;
         let outcome = body(&mut tx);
         let Tx {
             connection,
             trouble,
+            chunks_from,
             ..
         } = tx;
+        // Whatever becomes of the transaction: there are enough numbers.
+        self.chunks_from = chunks_from;
         match (outcome, trouble) {
             (Ok(()), None) => {}
             (outcome, trouble) => {

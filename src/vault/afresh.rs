@@ -171,7 +171,11 @@ fn is_left_over(records: &mut dyn Read, node: &Node) -> Result<bool, VaultError>
     Ok(versions.iter().any(|version| *version != file.version))
 }
 
-fn is_listed(records: &mut dyn Read, id: NodeId) -> Result<bool, VaultError> {
+/// Whether a node is on the list of what is to be reaped.
+pub(super) fn is_listed(
+    records: &mut (impl Read + ?Sized),
+    id: NodeId,
+) -> Result<bool, VaultError> {
     let first = records.orphans(id.checked_sub(1), 1)?;
     Ok(first == [id])
 }

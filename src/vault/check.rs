@@ -120,6 +120,8 @@ struct Seen {
     size: u64,
     version_found: bool,
     older_versions: bool,
+    /// A version after the current one was begun, and is not whole.
+    begun: bool,
     chunks: u64,
     is_orphan: bool,
 }
@@ -327,6 +329,9 @@ impl Check<'_> {
         id: NodeId,
         version: &Version,
     ) -> Result<(), VaultError> {
+        if self.is_begun(records, id, version)? {
+            return self.begun(records, id, version);
+        }
         for index in 0..version.chunks() {
             let chunk = version.chunk(records, index);
             if self.note(id, chunk)?.is_some() {
@@ -357,6 +362,42 @@ impl Check<'_> {
                 Some(id),
                 format_args!("version {} {problem}", version.number()),
             );
+        }
+        Ok(())
+    }
+
+    /// Whether a version is one that is still being stored, or was cut off in that.
+    fn is_begun(
+        &mut self,
+        records: &mut dyn Read,
+        id: NodeId,
+        version: &Version,
+    ) -> Result<bool, VaultError> {
+        let is_next =
+            |seen: &Seen| seen.kind == Some(Kind::File) && version.number() > seen.version;
+        Ok(self.nodes.get(&id).is_some_and(is_next) && !version.has_end(records)?)
+    }
+
+    /// Its first chunks are there, and no others: they go when it is cleared up.
+    fn begun(
+        &mut self,
+        records: &mut dyn Read,
+        id: NodeId,
+        version: &Version,
+    ) -> Result<(), VaultError> {
+        let mut found = 0;
+        while found < version.chunks() {
+            match version.chunk(records, found) {
+                Ok(_) => found += 1,
+                // Any after this one will be found to belong to no version.
+                Err(error) if error.failure() == super::Failure::Integrity => break,
+                Err(error) => return Err(error),
+            }
+        }
+        self.report.chunks += u64::from(found);
+        if let Some(seen) = self.nodes.get_mut(&id) {
+            seen.chunks += u64::from(found);
+            seen.begun = true;
         }
         Ok(())
     }
@@ -433,7 +474,8 @@ impl Check<'_> {
                     seen.version
                 ));
             }
-            if (seen.older_versions || (seen.links == 0 && id != ROOT)) && !seen.is_orphan {
+            let left_overs = seen.older_versions || seen.begun || (seen.links == 0 && id != ROOT);
+            if left_overs && !seen.is_orphan {
                 problem(format_args!("has left-overs that nobody is going to reap"));
             }
         }

@@ -10,7 +10,7 @@ use crate::crypto::padding::padded_content;
 use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, VersionKey};
 use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
-use crate::store::{KeyedRecord, NodeId, Read};
+use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 
 use super::VaultError;
 
@@ -47,6 +47,17 @@ struct Rest<'a> {
 }
 
 impl<'a> Rest<'a> {
+    /// What there is from `start` on.
+    fn from(mut parts: &'a [&'a [u8]], start: usize) -> Self {
+        let mut sealed = start;
+        while let Some((first, others)) = parts.split_first()
+            && sealed >= first.len()
+        {
+            (parts, sealed) = (others, sealed - first.len());
+        }
+        Self { parts, sealed }
+    }
+
     /// The next bytes; `None` if fewer than `length` lie in one place.
     fn next(&mut self, length: usize) -> Option<&'a [u8]> {
         let next = self.first()?.get(..length)?;
@@ -87,11 +98,28 @@ pub(super) fn seal(
     version: u64,
     parts: &[&[u8]],
 ) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
+    let (record, version) = begin(keyring, node, version, length_of(parts))?;
+    let chunks = version.seal_chunks(parts, 0..version.chunks)?;
+    Ok((record, chunks))
+}
+
+/// How long a content is that lies in `parts`.
+pub(super) fn length_of(parts: &[&[u8]]) -> u64 {
+    parts.iter().map(|part| part.len() as u64).sum()
+}
+
+/// A fresh content key for a content of so many bytes, as `version` of `node`: the version's record,
+/// and what seals its chunks.
+pub(super) fn begin(
+    keyring: &Keyring,
+    node: NodeId,
+    version: u64,
+    length: u64,
+) -> Result<(KeyedRecord, Version), VaultError> {
     let vault = keyring.vault();
     let key = SecretKey::generate()?;
     let (generation, wrapped) = keyring.wrap(node, Role::Content { version }, &key)?;
     let key = ContentKey(key);
-    let length = parts.iter().map(|part| part.len() as u64).sum();
     let extent = Extent::of(length)?;
     let plain = codec::encode(&extent);
     let sealed =
@@ -103,30 +131,15 @@ pub(super) fn seal(
         generation,
         value: codec::encode(&Stored { wrapped, sealed }),
     };
-
-    let key = ChunkKey::derive(&key);
-    let padded = padded_content(length) as usize;
-    let mut rest = Rest { parts, sealed: 0 };
-    let chunks = (0..extent.chunks)
-        .map(|index| {
-            let start = index as usize * CHUNK;
-            let end = (start + CHUNK).min(padded);
-            let last = index + 1 == extent.chunks;
-            let context = Context::Chunk {
-                node,
-                version,
-                index,
-                last,
-            };
-            if let Some(plain) = rest.next(end - start) {
-                return Ok(key.seal(vault, context, plain)?);
-            }
-            let mut plain = SecretBytes::zeroed(end - start)?;
-            rest.copy_to(&mut plain);
-            Ok(key.seal(vault, context, &plain)?)
-        })
-        .collect::<Result<_, VaultError>>()?;
-    Ok((record, chunks))
+    let version = Version {
+        node,
+        number: version,
+        length,
+        chunks: extent.chunks,
+        key: ChunkKey::derive(&key),
+        vault,
+    };
+    Ok((record, version))
 }
 
 /// Wraps a version's content key under the active master key; nothing else of it changes. The new
@@ -258,6 +271,32 @@ impl Version {
         self.chunks
     }
 
+    /// Seals some of the chunks of the content, which lies in `parts` as a whole.
+    pub(super) fn seal_chunks(
+        &self,
+        parts: &[&[u8]],
+        chunks: std::ops::Range<u32>,
+    ) -> Result<Vec<Vec<u8>>, VaultError> {
+        let mut rest = Rest::from(parts, chunks.start as usize * CHUNK);
+        chunks
+            .map(|index| {
+                let length = self.plain_len(index);
+                let context = Context::Chunk {
+                    node: self.node,
+                    version: self.number,
+                    index,
+                    last: index + 1 == self.chunks,
+                };
+                if let Some(plain) = rest.next(length) {
+                    return Ok(self.key.seal(self.vault, context, plain)?);
+                }
+                let mut plain = SecretBytes::zeroed(length)?;
+                rest.copy_to(&mut plain);
+                Ok(self.key.seal(self.vault, context, &plain)?)
+            })
+            .collect()
+    }
+
     pub(super) fn plain_len(&self, index: u32) -> usize {
         let start = u64::from(index) * CHUNK as u64;
         padded_content(self.length)
@@ -303,6 +342,17 @@ impl Version {
             format_args!("chunk {index} of version {number} of node {node}"),
             why,
         )
+    }
+
+    /// Whether its last chunk is there, which is stored last.
+    pub(super) fn has_end(&self, records: &mut (impl Read + ?Sized)) -> Result<bool, VaultError> {
+        let last = self.chunks.saturating_sub(1);
+        match records.chunk((self.node, self.number, last)) {
+            Ok(found) => Ok(found.is_some()),
+            // What lies in its place is not it.
+            Err(error) if error.kind == StoreErrorKind::Corrupt => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// One chunk, padding and all.

@@ -75,7 +75,7 @@ pub use repair::{RepairReport, Repairs, repair};
 pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
-pub use tx::Tx;
+pub use tx::{PIECE, Tx, pieces_of};
 pub use watch::AnchorSummary;
 
 use cache::{RecordCache, SealedCache};

@@ -6,6 +6,7 @@
 use crate::store::NodeId;
 
 use super::VaultError;
+use super::content;
 use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, ROOT, Timestamp};
 use super::tx::Tx;
 
@@ -377,31 +378,62 @@ impl Tx<'_> {
         modified: Option<Timestamp>,
         keep: &[u64],
     ) -> Result<u64, VaultError> {
-        let now = self.now;
         let version = self.node(node)?.file()?.version + 1;
+        let stored = self.records.versions_of(node)?;
+        // It was begun in pieces, and came to no end.
+        if stored.contains(&version) {
+            self.delete_version(node, version);
+        }
         self.put_version(node, version, parts)?;
+        let size = content::length_of(parts);
+        self.replace_current(node, (version, size), publication, modified)?;
+        self.leave_behind(node, &stored, version, keep);
+        Ok(version)
+    }
+
+    /// Has the node name a version of so many bytes.
+    pub(super) fn replace_current(
+        &mut self,
+        node: NodeId,
+        (version, size): (u64, u64),
+        publication: Publication,
+        modified: Option<Timestamp>,
+    ) -> Result<(), VaultError> {
+        let now = self.now;
         let attributes = &mut self.change(node)?.attributes;
         if let Body::File(file) = &mut attributes.body {
             file.version = version;
-            file.size = parts.iter().map(|part| part.len() as u64).sum();
+            file.size = size;
             if publication == Publication::Replacement {
                 file.replaced = version;
             }
         }
         attributes.modified = modified.unwrap_or(now);
         attributes.changed = now;
+        Ok(())
+    }
+
+    /// Removes what is `stored` besides `version`, but for what is to be kept, which is to be reaped.
+    /// Whether there is any.
+    pub(super) fn leave_behind(
+        &mut self,
+        node: NodeId,
+        stored: &[u64],
+        version: u64,
+        keep: &[u64],
+    ) -> bool {
         let mut kept = false;
-        for old in self.records.versions_of(node)? {
-            if keep.contains(&old) {
+        for old in stored.iter().filter(|old| **old != version) {
+            if keep.contains(old) {
                 kept = true;
             } else {
-                self.delete_version(node, old);
+                self.delete_version(node, *old);
             }
         }
         if kept {
             self.put_orphan(node);
         }
-        Ok(version)
+        kept
     }
 
     /// Removes what nobody needs any more of a node that was registered for it: all of it if it

@@ -7,6 +7,7 @@
 mod directory;
 mod exchange;
 mod mend;
+mod stage;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use super::node::{Attributes, Kind, Node, Timestamp};
 use super::state::{State, SystemKeys};
 pub(super) use directory::Migrated;
 pub(super) use exchange::Exchange;
+pub use stage::{PIECE, pieces_of};
 
 /// A node as the transaction has it; `None` once it is deleted.
 #[derive(Clone)]
@@ -50,6 +52,19 @@ enum Op {
         record: KeyedRecord,
         chunks: Vec<Vec<u8>>,
     },
+    /// A version whose chunks come afterwards.
+    BeginVersion {
+        node: NodeId,
+        version: u64,
+        record: KeyedRecord,
+        chunks: u32,
+    },
+    PutChunks {
+        node: NodeId,
+        version: u64,
+        index: u32,
+        chunks: Vec<Vec<u8>>,
+    },
     RewrapVersion {
         node: NodeId,
         version: u64,
@@ -66,11 +81,18 @@ enum Op {
     DeleteVersion {
         node: NodeId,
         version: u64,
+        /// Nothing of its content is to stay as it stood.
+        erased: bool,
     },
     PutOrphan(NodeId),
     DeleteOrphan(NodeId),
     /// A node that does not open.
     DiscardNode(NodeId),
+}
+
+/// Whether a version that is there is one that the node does not name yet.
+fn is_begun(node: &Node, version: u64) -> bool {
+    node.file().is_ok_and(|file| version > file.version)
 }
 
 /// A write transaction under way.
@@ -178,6 +200,25 @@ impl<'a> Tx<'a> {
                 self.records
                     .insert_version(node, version, &record, &mut chunks)?;
             }
+            Op::BeginVersion {
+                node,
+                version,
+                record,
+                chunks,
+            } => {
+                self.state
+                    .count(&self.system.version(node, version, &record), true);
+                self.records.begin_version(node, version, &record, chunks)?;
+            }
+            Op::PutChunks {
+                node,
+                version,
+                index,
+                chunks,
+            } => {
+                let mut chunks = chunks.into_iter();
+                self.records.put_chunks(node, version, index, &mut chunks)?;
+            }
             Op::RewrapVersion {
                 node,
                 version,
@@ -203,11 +244,18 @@ impl<'a> Tx<'a> {
                 self.records
                     .replace_version(node, version, &new, &mut chunks)?;
             }
-            Op::DeleteVersion { node, version } => {
+            Op::DeleteVersion {
+                node,
+                version,
+                erased,
+            } => {
                 if let Some(record) = self.records.version(node, version)? {
                     self.state
                         .count(&self.system.version(node, version, &record), false);
-                    self.records.delete_version(node, version)?;
+                    match erased {
+                        true => self.records.erase_version(node, version)?,
+                        false => self.records.delete_version(node, version)?,
+                    }
                 }
             }
             Op::PutOrphan(node) => self.records.put_orphan(node)?,
@@ -327,7 +375,7 @@ impl<'a> Tx<'a> {
         self.remember(id);
         self.delete_orphan(id);
         for version in self.records.versions_of(id)? {
-            self.ops.push(Op::DeleteVersion { node: id, version });
+            self.delete_version(id, version);
         }
         if let Some(slot) = self.nodes.get_mut(&id) {
             slot.node = None;
@@ -430,7 +478,11 @@ impl<'a> Tx<'a> {
     }
 
     pub(super) fn delete_version(&mut self, node: NodeId, version: u64) {
-        self.ops.push(Op::DeleteVersion { node, version });
+        self.ops.push(Op::DeleteVersion {
+            node,
+            version,
+            erased: false,
+        });
     }
 
     /// Has a version stand under the active master key: its content key is wrapped anew, or its
@@ -443,6 +495,15 @@ impl<'a> Tx<'a> {
             Some(old) if old.generation != self.keyring.active() => old,
             _ => return Ok(()),
         };
+        // Not whole yet: whoever stores it begins anew, with another key.
+        if self.node(node).is_ok_and(|node| is_begun(&node, version)) {
+            self.ops.push(Op::DeleteVersion {
+                node,
+                version,
+                erased: true,
+            });
+            return Ok(());
+        }
         let (new, chunks) = content::reencrypt(self.keyring, self.records, node, version, &old)?;
         self.ops.push(Op::ReplaceVersion {
             node,

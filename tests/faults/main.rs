@@ -5,5 +5,6 @@ mod support;
 
 mod crash;
 mod disk_faults;
+mod pieces;
 mod soak;
 mod vault_faults;

@@ -258,6 +258,26 @@ fn one_that_waits(served: &Served, caller: Caller, order: &Order) -> String {
 }
 
 #[test]
+fn a_small_file_is_stored_between_the_pieces_of_a_large_one_of_another_user() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let order = Order::default();
+    let (_, fh) = written(&served, user(OTHER), "small", b"small");
+    // Held once the writer's thread has come to its first piece.
+    let commits = occupied(&served, &order);
+    one_that_waits(&served, user(0), &order);
+    served.0.fsync(fh, order.note("small"));
+    drop(commits);
+    wait_for("both", SOON, || order.has("occupies") && order.has("small"));
+    let seen = order.seen();
+    let place = |what: &str| seen.iter().position(|seen| seen == what);
+    assert!(place("small") < place("occupies"), "{seen:?}");
+    served.finish();
+    assert_eq!(layer.check().problem_count, 0);
+}
+
+#[test]
 fn a_name_is_changed_while_the_disk_is_waited_for_on_behalf_of_another_user() {
     let _alone = alone();
     let layer = Layer::new();

@@ -46,6 +46,11 @@ impl Layer {
         })
     }
 
+    /// With a new vault somewhere below a directory.
+    pub fn below(directory: &Path) -> Self {
+        Self::inside(tempfile::tempdir_in(directory).unwrap())
+    }
+
     /// With the vault, the keys and the anchors that are in `dir`.
     pub fn at(dir: tempfile::TempDir) -> Self {
         Self { dir }

@@ -145,6 +145,46 @@ fn one_node_is_published_in_the_order_of_submission_whoever_writes_it() {
 }
 
 #[test]
+fn others_come_between_the_steps_of_a_job_but_not_on_its_node() {
+    let mut queue = Queue::default();
+    let ticket = large(1).with_bytes(MAX_BYTES).in_steps(3).on(7);
+    queue.push(ticket, "pieces");
+    queue.push(small(1), "the same user's");
+    queue.push(small(2).on(7), "newer");
+    queue.push(Ticket::quick(user(3)).on(7), "times");
+    queue.push(small(2), "beside");
+    assert_eq!(queue.take(), ["beside"]);
+    assert_eq!(queue.take(), ["pieces"]);
+    assert!(!queue.may_overtake(&Ticket::quick(user(4)).on(7)));
+    let ticket = ticket.next_step().expect("two steps are left");
+    queue.resume(ticket, "pieces");
+    queue.push(small(2), "another");
+    assert_eq!(queue.take(), ["another"]);
+    assert!(queue.take_quick().is_empty());
+    assert_eq!(queue.take(), ["pieces"]);
+    let ticket = ticket.next_step().expect("one step is left");
+    assert_eq!(ticket.next_step(), None);
+    queue.resume(ticket, "pieces");
+    assert_eq!(queue.take(), ["pieces"]);
+    let mut rest = queue.take();
+    rest.sort_unstable();
+    assert_eq!(rest, ["newer", "the same user's", "times"]);
+    assert!(queue.is_empty() && queue.nodes.is_empty() && queue.shares.is_empty());
+}
+
+#[test]
+fn a_job_that_fails_between_its_steps_keeps_nobody_from_its_node() {
+    let mut queue = Queue::default();
+    let ticket = large(1).in_steps(2).on(7);
+    queue.push(ticket, "pieces");
+    queue.push(small(2).on(7), "newer");
+    assert_eq!(queue.take(), ["pieces"]);
+    queue.give_up(&ticket);
+    assert_eq!(queue.take(), ["newer"]);
+    assert!(queue.is_empty() && queue.nodes.is_empty());
+}
+
+#[test]
 fn those_who_are_not_known_have_one_share_together() {
     let mut queue = Queue::default();
     for _ in 0..3 {
@@ -155,9 +195,10 @@ fn those_who_are_not_known_have_one_share_together() {
     assert_eq!(order, ["unknown", "known", "unknown", "unknown"]);
 }
 
-/// What is queued by whom: user, node, kind, size.
+/// What is queued by whom: user, node, kind, size, steps.
 fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
-    let ticket = (0..4_u32, 0..5_u64, 0..3, 0..3_u64).prop_map(|(uid, node, kind, size)| {
+    let ticket = (0..4_u32, 0..5_u64, 0..3, 0..3_u64, 1..4_u32);
+    let ticket = ticket.prop_map(|(uid, node, kind, size, steps)| {
         let whose = user(uid);
         let ticket = match kind {
             0 => Ticket::quick(whose),
@@ -167,6 +208,7 @@ fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
         let ticket = ticket.with_bytes(size * MAX_BYTES / 2);
         match node {
             0 => ticket,
+            node if kind > 0 => ticket.on(node).in_steps(steps),
             node => ticket.on(node),
         }
     });
@@ -182,14 +224,28 @@ proptest! {
     ) {
         let mut queue = Queue::default();
         let mut order = Vec::new();
+        let mut left = tickets.clone();
+        // Has what was taken come back as long as it has further steps.
+        let mut step = |queue: &mut Queue<usize>, batch: Vec<usize>| {
+            for number in &batch {
+                if let Some(next) = left[*number].next_step() {
+                    left[*number] = next;
+                    queue.resume(next, *number);
+                }
+            }
+            order.extend(batch);
+        };
         for (number, ticket) in tickets.iter().enumerate() {
             queue.push(*ticket, number);
             match takes[number] {
-                0 => order.extend(queue.take()),
+                0 => {
+                    let batch = queue.take();
+                    step(&mut queue, batch);
+                }
                 1 => {
                     let quick = queue.take_quick();
                     prop_assert!(quick.iter().all(|n| tickets[*n].is_quick()));
-                    order.extend(quick);
+                    step(&mut queue, quick);
                 }
                 _ => {}
             }
@@ -199,21 +255,27 @@ proptest! {
             prop_assert!(!batch.is_empty(), "something waits for ever");
             let bytes: u64 = batch.iter().map(|n| tickets[*n].bytes).sum();
             prop_assert!(batch.len() == 1 || bytes <= MAX_BYTES);
-            order.extend(batch);
+            step(&mut queue, batch);
         }
         prop_assert!(!queue.has_quick() && queue.nodes.is_empty() && queue.shares.is_empty());
-        let mut place = HashMap::new();
+        // Where each begins and ends.
+        let mut places: HashMap<usize, Vec<usize>> = HashMap::new();
         for (at, number) in order.iter().enumerate() {
-            prop_assert_eq!(place.insert(*number, at), None);
+            places.entry(*number).or_default().push(at);
         }
-        prop_assert_eq!(place.len(), tickets.len());
+        for (number, ticket) in tickets.iter().enumerate() {
+            prop_assert_eq!(places[&number].len(), 1 + ticket.more as usize);
+        }
         for (later, after) in tickets.iter().enumerate() {
             for (earlier, before) in tickets[..later].iter().enumerate() {
                 let one_node = before.node.is_some() && before.node == after.node;
                 let one_user = before.whose == after.whose
                     && (before.is_unattended() || before.is_quick() && after.is_quick());
                 if one_node || one_user {
-                    prop_assert!(place[&earlier] < place[&later], "{later} overtook {earlier}");
+                    prop_assert!(
+                        places[&earlier].last() < places[&later].first(),
+                        "{later} overtook {earlier}"
+                    );
                 }
             }
         }

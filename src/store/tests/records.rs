@@ -44,6 +44,55 @@ fn every_record_comes_back_as_it_was_written() {
 }
 
 #[test]
+fn the_chunks_of_a_version_that_was_begun_are_its_own_whatever_is_stored_in_between() {
+    let vault = Vault::filled();
+    let store = vault.writer();
+    let chunks = |of: &[u8]| {
+        let chunks: Vec<_> = of.iter().map(|byte| vec![*byte; 5000]).collect();
+        chunks.into_iter()
+    };
+    let keys = || {
+        let found = get(&store, |tx| Ok(tx.scan_chunk_keys(None, 100)?.0));
+        found.unwrap()
+    };
+    let before = keys();
+    put(&store, |tx| {
+        tx.begin_version(2, 4, &record(1, b"four"), 3)?;
+        tx.put_chunks(2, 4, 0, &mut chunks(&[0]))
+    })
+    .unwrap();
+    put(&store, |tx| {
+        tx.insert_version(5, 1, &record(1, b"other"), &mut chunks(&[9]))
+    })
+    .unwrap();
+    put(&store, |tx| {
+        tx.put_chunks(2, 4, 1, &mut chunks(&[1, 2]))?;
+        tx.begin_version(6, 1, &record(1, b"not whole"), 3)?;
+        tx.put_chunks(6, 1, 0, &mut chunks(&[3, 4]))
+    })
+    .unwrap();
+    get(&store, |tx| {
+        for byte in 0..3 {
+            assert_eq!(tx.chunk((2, 4, byte))?.unwrap(), [byte as u8; 5000]);
+        }
+        assert_eq!(tx.chunk((5, 1, 0))?.unwrap(), [9; 5000]);
+        assert_eq!(tx.chunk((6, 1, 1))?.unwrap(), [4; 5000]);
+        assert_eq!(tx.chunk((6, 1, 2))?, None);
+        Ok(())
+    })
+    .unwrap();
+    let refused = put(&store, |tx| tx.put_chunks(2, 5, 0, &mut chunks(&[1])));
+    assert!(refused.is_err());
+    put(&store, |tx| {
+        tx.delete_version(2, 4)?;
+        tx.delete_version(5, 1)?;
+        tx.erase_version(6, 1)
+    })
+    .unwrap();
+    assert_eq!(keys(), before);
+}
+
+#[test]
 fn records_are_replaced_and_removed() {
     let vault = Vault::filled();
     let store = vault.writer();

@@ -164,12 +164,16 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         let age = known.map(|known| found.age_beside(known));
         let why = match (place, age) {
             (_, Some(Age::Older | Age::Neither)) => "is older than what was read or counted before",
-            (_, Some(Age::Same)) => "is another than was read or counted before",
+            (Place::Node(_) | Place::Entry(..), Some(Age::Same)) => {
+                "is another than was read or counted before"
+            }
             (Place::Node(id), None) if self.current.was_given_out(id) => {
                 "was removed, and is there again"
             }
-            (_, None | Some(Age::Newer)) => {
-                // One that is not is refused when it is opened.
+            // A version that was begun and given up may have had this number, and never had all of its
+            // chunks.
+            (_, None | Some(Age::Newer)) | (Place::Version(..), Some(Age::Same)) => {
+                // One that is not authentic is refused when it is opened.
                 if (following.is_authentic)(&place, record) {
                     self.current.take_up(&place, found, following.alone);
                 }

@@ -3,6 +3,7 @@
 use crate::crypto::SecretBytes;
 use crate::store::{NameTag, NodeId, Read};
 
+use super::super::afresh::is_listed;
 use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
 use super::super::node::{Body, Kind, Node, SYSTEM};
@@ -59,13 +60,21 @@ impl Repair<'_> {
             for ((id, number), record) in &batch {
                 tx.has_seen(*id);
                 let version = opened(Version::open(tx.keyring, *id, *number, record))?;
-                let length = match version {
-                    Some(version) if all_chunks_open(tx.records, &version)? => {
+                let length = match &version {
+                    Some(version) if all_chunks_open(tx.records, version)? => {
                         Some(version.length())
                     }
                     _ => None,
                 };
+                // On its way to be the next one, and cut off: it goes when it is reaped.
+                let is_begun = match &version {
+                    Some(version) => !version.has_end(tx.records)? && is_listed(tx.records, *id)?,
+                    None => false,
+                };
                 match self.nodes.get_mut(id) {
+                    Some(seen) if seen.kind == Kind::File && *number > seen.version && is_begun => {
+                        seen.left_overs = true;
+                    }
                     Some(seen) if seen.kind == Kind::File && *number < seen.version => {
                         seen.left_overs = true;
                         if length.is_none() {

@@ -246,6 +246,28 @@ impl<W: Write + ?Sized> Write for Checked<'_, W> {
         Ok(())
     }
 
+    fn begin_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &KeyedRecord,
+        chunks: u32,
+    ) -> Result<(), StoreError> {
+        self.records.begin_version(node, version, record, chunks)?;
+        self.note_keyed(Place::Version(node, version), record);
+        Ok(())
+    }
+
+    fn put_chunks(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        index: u32,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.records.put_chunks(node, version, index, chunks)
+    }
+
     fn rewrap_version(
         &mut self,
         node: NodeId,
@@ -302,6 +324,12 @@ impl<W: Write + ?Sized> Write for Checked<'_, W> {
 
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
         self.records.delete_version(node, version)?;
+        self.note(Place::Version(node, version), None);
+        Ok(())
+    }
+
+    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
+        self.records.erase_version(node, version)?;
         self.note(Place::Version(node, version), None);
         Ok(())
     }
