@@ -2,7 +2,7 @@
 //!
 //! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
 //! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`
-//! and `host` are at the bottom):
+//! and `os` are at the bottom):
 //!
 //! ```text
 //! cli -> daemon -> fs -> vault -> keyring -> kms
@@ -19,8 +19,8 @@ pub mod config;
 pub mod crypto;
 pub mod daemon;
 pub mod fs;
-pub mod host;
 pub mod keyring;
 pub mod kms;
+pub mod os;
 pub mod store;
 pub mod vault;

@@ -252,7 +252,7 @@ impl Settings {
         settings.apply_all(&raws)?;
         settings.apply_all(&source::environment(std::env::vars_os())?)?;
         settings.apply_all(given)?;
-        settings.fit_into_group(crate::host::cgroup::memory_limit());
+        settings.fit_into_group(crate::os::cgroup::memory_limit());
         Ok(settings)
     }
 

@@ -13,8 +13,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
+use crate::os::{mountinfo, sys};
+
 use super::error::{Class, Error};
-use super::sys;
 
 /// How a mount is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -247,9 +248,9 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
     std::thread::Builder::new()
         .name("ask".to_owned())
         .spawn(move || {
-            let mounted = super::mountinfo::mount_at(&path)
+            let mounted = mountinfo::mount_at(&path)
                 .and_then(|m| {
-                    m.filter(super::mountinfo::Mount::is_secretfs)
+                    m.filter(mountinfo::Mount::is_secretfs)
                         .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))
                 })
                 .and_then(|_| std::fs::metadata(&path).map(drop));

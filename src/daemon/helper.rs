@@ -18,11 +18,12 @@ use nix::sys::socket::{
 };
 use nix::unistd::ForkResult;
 
+use crate::os::sys::{self, MountId};
+
 use super::error::{Class, Error};
 use super::mount::{MountOptions, fusermount_options};
 use super::point::{self, Point};
 use super::quote::quoted;
-use super::sys::{self, MountId};
 
 /// The daemon's end.
 pub(crate) struct Helper {

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::FsType;
 
-use super::mountinfo::{self, Mount};
+use crate::os::mountinfo::{self, Mount};
+use crate::os::sys;
+
 use super::quote::quoted;
-use super::sys;
 
 /// Processes that are named for one mount namespace, and paths that are.
 const NAMED: usize = 3;

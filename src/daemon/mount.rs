@@ -13,11 +13,12 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::fs::fuse::MAX_TRANSFER;
+use crate::os::mountinfo;
+use crate::os::sys::MountId;
 
 use super::error::{Class, Error};
 use super::helper::Helper;
 use super::point::{self, Point};
-use super::sys::MountId;
 
 /// What a mount is made with.
 #[derive(Clone, Debug)]
@@ -236,7 +237,7 @@ fn mount_by_system(point: &Point, options: &MountOptions) -> Result<OwnedFd, Err
     nix::mount::mount(
         Some(options.source.as_path()),
         &point.as_path(),
-        Some(Path::new(super::mountinfo::FS_TYPE)),
+        Some(Path::new(mountinfo::FS_TYPE)),
         flags,
         Some(Path::new(&data)),
     )

@@ -13,10 +13,11 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::MntFlags;
 
+use crate::os::mountinfo::{self, Mount};
+use crate::os::sys::{self, MountId};
+
 use super::error::{Class, Error};
-use super::mountinfo::{self, Mount};
 use super::quote::quoted;
-use super::sys::{self, MountId};
 use super::{harden, helper};
 
 /// A directory, held open.

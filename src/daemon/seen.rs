@@ -2,7 +2,7 @@
 //! namespace, and calls itself something else then.
 
 use super::holders::processes;
-use crate::host;
+use crate::os;
 
 /// A process, told from later ones with its number.
 pub(super) struct Daemon {
@@ -17,14 +17,14 @@ impl Daemon {
         let mut all = processes().into_iter().map(u64::from);
         let is_it = |seen: &u64| {
             id_within(*seen) == Some(id)
-                && host::processes::started(&seen.to_string()) == Some(started)
+                && os::processes::started(&seen.to_string()) == Some(started)
         };
         let id = all.find(is_it)?;
         Some(Self { id, started })
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        host::processes::started(&self.id.to_string()) == Some(self.started)
+        os::processes::started(&self.id.to_string()) == Some(self.started)
     }
 }
 
@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn a_process_is_a_daemon_only_if_it_was_started_when_that_says_it_was() {
         let id = u64::from(std::process::id());
-        let started = host::processes::started("self").expect("/proc");
+        let started = os::processes::started("self").expect("/proc");
         let daemon = Daemon::of(id, started).expect("it is seen");
         assert!(daemon.is_alive());
         // One that has taken its number since, or says that it has.

@@ -10,15 +10,15 @@ use super::error::{Class, Error};
 use super::helper::Helper;
 use super::log::{self, Destination};
 use super::mount::{self, Mount, MountOptions, Mounter};
-use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
 use crate::{config, fs, vault};
+use crate::os::{mountinfo, sys};
 
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
 use super::socket::Socket;
-use super::{Protection, harden, panics, sys, touch};
+use super::{Protection, harden, panics, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
 /// foreground it returns when the mount has ended. `announce` is called once, when the mount

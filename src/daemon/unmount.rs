@@ -17,7 +17,8 @@ use super::point::{self, Point};
 use super::quote::quoted;
 use super::seen::Daemon;
 use super::socket::{self, Writer};
-use super::{harden, helper, mountinfo, sys};
+use super::{harden, helper};
+use crate::os::{mountinfo, sys};
 use crate::store;
 
 /// How long a daemon may take to tell that its mount has ended, or how it is to who does not wait.

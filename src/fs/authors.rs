@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::os::process;
 use crate::store::NodeId;
 use crate::vault::Timestamp;
 
@@ -9,7 +10,7 @@ use super::descriptors::{self, For};
 use super::draft::Draft;
 use super::handles::{HandleState, NodeState};
 use super::pages::Source;
-use super::{FileHandle, process};
+use super::FileHandle;
 
 /// How long after its writer has asked for the end of a draft the kernel is told of no other: it may
 /// still be on its way to take that for the end.

@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 
 use crate::crypto::memory;
-use crate::host::nice;
+use crate::os::nice;
 
 /// Most threads at work, with the one that drives: it stores what all others prepare.
 pub(super) const MOST: usize = 4;

@@ -46,9 +46,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::host::nice;
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
+use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 
 pub use afresh::{Footprint, Since};

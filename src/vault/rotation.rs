@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::crypto::schedule::digest;
-use crate::host::nice;
 use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
 use crate::kms::{KeyUri, Provider};
+use crate::os::nice;
 use crate::store;
 
 use super::node::Timestamp;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::{DIR_VARIABLE, fail};
-use crate::host;
+use crate::os::user;
 use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
 
 /// Where root has them.
@@ -14,7 +14,7 @@ const OF_ROOT: &str = "/var/lib/secretfs/kms";
 pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
     let dir = match &settings.local_dir {
         Some(dir) => dir.clone(),
-        None => default_dir(host::may_use_as_root(Path::new(OF_ROOT)), |name| {
+        None => default_dir(user::may_use_as_root(Path::new(OF_ROOT)), |name| {
             std::env::var_os(name)
         })?,
     };

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::host::nice;
 use crate::keyring::Change;
+use crate::os::nice;
 use crate::store::Durability;
 
 use super::super::cache::Changes;

@@ -48,7 +48,7 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
 }
 
 /// All mounts that the process `pid` sees, as far as this one may know.
-pub(super) fn mounts_of(pid: u32) -> io::Result<Vec<Mount>> {
+pub(crate) fn mounts_of(pid: u32) -> io::Result<Vec<Mount>> {
     let text = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }

@@ -2,10 +2,6 @@
 
 use std::fs;
 
-pub mod cgroup;
-pub mod nice;
-pub mod processes;
-
 /// The line of a user namespace that maps every user to itself.
 const ALL: [&str; 3] = ["0", "0", "4294967295"];
 

@@ -15,7 +15,7 @@ thread_local! {
 }
 
 /// The thread group of thread `tid`; `None` when it cannot be seen from here.
-pub(super) fn thread_group(tid: u32) -> Option<u32> {
+pub(crate) fn thread_group(tid: u32) -> Option<u32> {
     if tid == 0 {
         return None;
     }
