@@ -13,6 +13,7 @@
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
+mod aws;
 pub mod cli;
 pub mod codec;
 pub mod config;

@@ -17,20 +17,14 @@ use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeyMetadata, KeySpec, KeyState as AwsKeyState, KeyUsageType};
 use zeroize::Zeroizing;
 
-mod credentials;
-mod endpoint;
-mod errors;
-mod session;
-mod worker;
-
-use errors::{Call, Operation};
-use session::{Session, is_region};
-use worker::{NoOutcome, Worker};
-
 use super::{
     EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
     KmsSettings, Wrapped,
 };
+use crate::aws::errors::{self, Call, Operation};
+use crate::aws::session::{Session, is_region};
+use crate::aws::worker::{NoOutcome, Worker};
+use crate::aws::credentials;
 use crate::crypto::SecretKey;
 
 /// Longest ciphertext that AWS KMS takes, in bytes.

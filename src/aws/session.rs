@@ -30,17 +30,17 @@ const ATTEMPTS: u32 = 3;
 const MAX_BUNDLE: u64 = 16 << 20;
 
 /// A client and what its errors need to be explained.
-pub(super) struct Session {
-    pub(super) client: Client,
-    pub(super) credentials: Arc<HeldCredentials>,
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) credentials: Arc<HeldCredentials>,
     /// Whom the client calls, in plain words.
-    pub(super) place: String,
+    pub(crate) place: String,
 }
 
 impl Session {
     /// Reads the configuration; calls nothing but, where neither `region` nor the configuration
     /// names a region, the instance metadata service. Refuses an endpoint that is not to be called.
-    pub(super) async fn load(
+    pub(crate) async fn load(
         call: &Call,
         region: Option<&str>,
         settings: &KmsSettings,
@@ -96,7 +96,7 @@ impl Session {
 }
 
 /// Whether `region` can be part of a host name. Anything else could name another host.
-pub(super) fn is_region(region: &str) -> bool {
+pub(crate) fn is_region(region: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !region.is_empty() && region.len() <= 63 && region.chars().all(plain)
 }

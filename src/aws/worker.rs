@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_millis(250);
 
 /// Why a call has no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoOutcome {
+pub(crate) enum NoOutcome {
     /// Its deadline passed.
     TimedOut,
     /// It panicked.
@@ -36,14 +36,14 @@ fn logs_bodies() -> bool {
 }
 
 /// The thread and its runtime. Both end when this is dropped, and calls under way with them.
-pub(super) struct Worker {
+pub(crate) struct Worker {
     handle: Handle,
     _stop: oneshot::Sender<()>,
 }
 
 impl Worker {
     /// Starts the thread.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
@@ -63,7 +63,7 @@ impl Worker {
     }
 
     /// Runs `call` until `deadline`.
-    pub(super) fn call<T: Send + 'static>(
+    pub(crate) fn call<T: Send + 'static>(
         &self,
         deadline: Instant,
         call: impl Future<Output = T> + Send + 'static,

@@ -11,7 +11,7 @@ use crate::kms::{KeyUri, KmsError, KmsErrorKind};
 
 /// What is done to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     Wrap,
     Unwrap,
     Describe,
@@ -19,9 +19,9 @@ pub(super) enum Operation {
 
 /// One call: what every error begins with.
 #[derive(Clone, Debug)]
-pub(super) struct Call {
-    pub(super) operation: Operation,
-    pub(super) uri: KeyUri,
+pub(crate) struct Call {
+    pub(crate) operation: Operation,
+    pub(crate) uri: KeyUri,
 }
 
 impl Call {
@@ -35,7 +35,7 @@ impl Call {
     }
 
     /// An error of this call.
-    pub(super) fn fail(&self, kind: KmsErrorKind, why: impl AsRef<str>) -> KmsError {
+    pub(crate) fn fail(&self, kind: KmsErrorKind, why: impl AsRef<str>) -> KmsError {
         let attempt = match self.operation {
             Operation::Wrap => "wrap a key under",
             Operation::Unwrap => "unwrap a key with",
@@ -48,7 +48,7 @@ impl Call {
     }
 
     /// Tells why the SDK failed.
-    pub(super) fn failed<E>(&self, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
+    pub(crate) fn failed<E>(&self, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
@@ -227,7 +227,7 @@ fn xml_code(body: &[u8]) -> Option<&str> {
 
 /// Foreign text made fit for one line: short, with no control characters, and without long words
 /// that are no ARN, for those could be ciphertext, keys or tokens.
-pub(super) fn tidy(text: &str) -> String {
+pub(crate) fn tidy(text: &str) -> String {
     let mut tidy = String::new();
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
         if word.is_empty() {
@@ -249,7 +249,7 @@ pub(super) fn tidy(text: &str) -> String {
 }
 
 /// An error and what led to it, in one line; for matching, or to be made [`tidy`].
-pub(super) fn causes(mut error: Option<&dyn std::error::Error>) -> String {
+pub(crate) fn causes(mut error: Option<&dyn std::error::Error>) -> String {
     let mut causes = Vec::new();
     while let Some(cause) = error {
         causes.push(cause.to_string());

@@ -27,7 +27,7 @@ use crate::kms::{KmsError, KmsErrorKind};
 const RENEW_BEFORE: Duration = Duration::from_secs(300);
 
 /// A search and what it last found. Serves as the SDK's cache too.
-pub(super) struct HeldCredentials {
+pub(crate) struct HeldCredentials {
     search: SharedCredentialsProvider,
     held: Mutex<Option<Credentials>>,
     /// The explicit credentials file, in plain words.
@@ -37,7 +37,7 @@ pub(super) struct HeldCredentials {
 impl HeldCredentials {
     /// Looks in `file` alone, if one is given (whoever names a file does not want another
     /// identity when it lacks something), and where every AWS tool looks otherwise.
-    pub(super) async fn new(config: ProviderConfig, region: Region, file: Option<&Path>) -> Self {
+    pub(crate) async fn new(config: ProviderConfig, region: Region, file: Option<&Path>) -> Self {
         let search = match file {
             None => SharedCredentialsProvider::new(
                 DefaultCredentialsChain::builder()
@@ -66,7 +66,7 @@ impl HeldCredentials {
     }
 
     /// Makes sure that there are credentials, searching if there are none or they expire soon.
-    pub(super) async fn refresh(&self) -> Result<(), CredentialsError> {
+    pub(crate) async fn refresh(&self) -> Result<(), CredentialsError> {
         let held = self.held();
         if held
             .as_ref()
@@ -86,7 +86,7 @@ impl HeldCredentials {
     }
 
     /// Where the credentials came from, in plain words.
-    pub(super) fn source(&self) -> Option<String> {
+    pub(crate) fn source(&self) -> Option<String> {
         let held = self.held()?;
         let features = held
             .get_property::<Vec<Feature>>()
@@ -99,7 +99,7 @@ impl HeldCredentials {
     }
 
     /// Tells in plain words why a search failed.
-    pub(super) fn failed(&self, call: &Call, error: &CredentialsError) -> KmsError {
+    pub(crate) fn failed(&self, call: &Call, error: &CredentialsError) -> KmsError {
         let profile = tidy(&profile_name());
         match error {
             CredentialsError::CredentialsNotLoaded(_) => call.fail(
@@ -144,7 +144,7 @@ impl fmt::Debug for HeldCredentials {
 
 /// What the SDK is given: the same credentials, shared.
 #[derive(Debug)]
-pub(super) struct Provider(pub(super) Arc<HeldCredentials>);
+pub(crate) struct Provider(pub(crate) Arc<HeldCredentials>);
 
 impl ProvideCredentials for Provider {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
@@ -220,7 +220,7 @@ fn describe(features: &[Feature], profile: &str) -> String {
 }
 
 /// What is said of a search that does not end.
-pub(super) const SLOW: &str = "the search for AWS credentials did not end in time; look at the role service, credential process or instance metadata that this host uses, or set AWS_EC2_METADATA_DISABLED=true if it has none";
+pub(crate) const SLOW: &str = "the search for AWS credentials did not end in time; look at the role service, credential process or instance metadata that this host uses, or set AWS_EC2_METADATA_DISABLED=true if it has none";
 
 #[cfg(test)]
 mod tests {

@@ -39,7 +39,7 @@ const OF_AWS: [&str; 14] = [
 
 /// An endpoint that may be called.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(crate) enum Endpoint {
     /// The one that AWS has for the region, over TLS.
     OfTheRegion,
     /// One that somebody has configured.
@@ -55,7 +55,7 @@ pub(super) enum Endpoint {
 
 /// How an endpoint is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(crate) enum Way {
     /// Encrypted; whether it is AWS that answers.
     Tls { aws: bool },
     /// In the clear, within this machine.
@@ -66,7 +66,7 @@ pub(super) enum Way {
 
 impl Endpoint {
     /// The endpoint that `config` leads to, which no other may be called in place of.
-    pub(super) fn judged(
+    pub(crate) fn judged(
         call: &Call,
         config: &SdkConfig,
         settings: &KmsSettings,
@@ -79,7 +79,7 @@ impl Endpoint {
     }
 
     /// What the client is to be told; `None`: the region's.
-    pub(super) fn url(&self) -> Option<String> {
+    pub(crate) fn url(&self) -> Option<String> {
         match self {
             Self::OfTheRegion => None,
             Self::Configured { url, .. } => Some(url.clone()),
@@ -88,7 +88,7 @@ impl Endpoint {
 
     /// A client of its own that the way takes. A proxy of the environment is not for this machine, and
     /// would be sent what is not encrypted. Which address `localhost` is, is asked of nobody.
-    pub(super) fn http_client(&self) -> Option<SharedHttpClient> {
+    pub(crate) fn http_client(&self) -> Option<SharedHttpClient> {
         let Self::Configured {
             way: Way::Loopback, ..
         } = self
@@ -103,7 +103,7 @@ impl Endpoint {
     }
 
     /// Whom the client calls, in plain words.
-    pub(super) fn place(&self, region: &str) -> String {
+    pub(crate) fn place(&self, region: &str) -> String {
         match self {
             Self::OfTheRegion => format!("AWS KMS in {region}"),
             Self::Configured { shown, .. } => format!("{shown} (region {region})"),
@@ -111,7 +111,7 @@ impl Endpoint {
     }
 
     /// Tells the log of an endpoint that is not AWS's.
-    pub(super) fn tell_log(&self) {
+    pub(crate) fn tell_log(&self) {
         let Self::Configured { shown, way, .. } = self else {
             return;
         };
