@@ -20,8 +20,7 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_kms::config::Region;
 
-use super::errors::{Call, causes, tidy};
-use crate::kms::{KmsError, KmsErrorKind};
+use super::errors::{Class, Failure, causes, tidy};
 
 /// Credentials that expire are renewed this long before they do.
 const RENEW_BEFORE: Duration = Duration::from_secs(300);
@@ -99,11 +98,11 @@ impl HeldCredentials {
     }
 
     /// Tells in plain words why a search failed.
-    pub(crate) fn failed(&self, call: &Call, error: &CredentialsError) -> KmsError {
+    pub(crate) fn failed(&self, error: &CredentialsError) -> Failure {
         let profile = tidy(&profile_name());
         match error {
-            CredentialsError::CredentialsNotLoaded(_) => call.fail(
-                KmsErrorKind::NoCredentials,
+            CredentialsError::CredentialsNotLoaded(_) => Failure::new(
+                Class::NoCredentials,
                 match &self.file {
                     Some(file) => format!(
                         "the {file} cannot be read or holds nothing for the profile {profile}; correct it, or name another"
@@ -113,13 +112,13 @@ impl HeldCredentials {
                     ),
                 },
             ),
-            CredentialsError::ProviderTimedOut(_) => call.fail(KmsErrorKind::NoCredentials, SLOW),
-            CredentialsError::InvalidConfiguration(_) => call.fail(
-                KmsErrorKind::Configuration,
+            CredentialsError::ProviderTimedOut(_) => Failure::new(Class::NoCredentials, SLOW),
+            CredentialsError::InvalidConfiguration(_) => Failure::new(
+                Class::Configuration,
                 format!("the AWS configuration is wrong ({}); correct it", tidy(&causes(error.source()))),
             ),
-            _ => call.fail(
-                KmsErrorKind::NoCredentials,
+            _ => Failure::new(
+                Class::NoCredentials,
                 format!(
                     "the source of AWS credentials gave none ({}); look at the role, profile or service that provides them",
                     tidy(&causes(error.source()))

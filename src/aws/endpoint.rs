@@ -16,8 +16,7 @@ use aws_smithy_runtime_api::client::dns::{DnsFuture, ResolveDns};
 use aws_types::service_config::ServiceConfigKey;
 use http::Uri;
 
-use super::errors::{Call, tidy};
-use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
+use super::errors::{Class, Failure, tidy};
 
 /// Under which names AWS itself answers: of each of its partitions, the suffixes for IPv4 and for both.
 const OF_AWS: [&str; 14] = [
@@ -66,15 +65,13 @@ pub(crate) enum Way {
 
 impl Endpoint {
     /// The endpoint that `config` leads to, which no other may be called in place of.
-    pub(crate) fn judged(
-        call: &Call,
-        config: &SdkConfig,
-        settings: &KmsSettings,
-    ) -> Result<Self, KmsError> {
+    /// `insecure` allows it to be one that is called in the clear over a network.
+    pub(crate) fn judged(config: &SdkConfig, insecure: bool) -> Result<Self, Failure> {
         match configured(config) {
             None => Ok(Self::OfTheRegion),
-            Some(url) => judge(&url, settings.insecure_endpoint)
-                .map_err(|why| call.fail(KmsErrorKind::Configuration, why)),
+            Some(url) => {
+                judge(&url, insecure).map_err(|why| Failure::new(Class::Configuration, why))
+            }
         }
     }
 

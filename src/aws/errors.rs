@@ -6,60 +6,69 @@
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 
-use super::session::Session;
-use crate::kms::{KeyUri, KmsError, KmsErrorKind};
-
-/// What is done to a key.
+/// Why a call failed. The classes are those to which the answer differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Wrap,
-    Unwrap,
-    Describe,
+pub(crate) enum Class {
+    /// The credentials do not allow it, or are not accepted.
+    Denied,
+    /// The key is disabled.
+    Disabled,
+    /// The key is pending deletion, or in no state to serve.
+    PendingDeletion,
+    /// There is no such key.
+    NotFound,
+    /// Another key, or another context, made the ciphertext.
+    WrongKey,
+    /// No credentials were found.
+    NoCredentials,
+    /// AWS asks to be called less often.
+    Throttled,
+    /// No answer came.
+    Unreachable,
+    /// What came is no answer of AWS.
+    BadAnswer,
+    /// The configuration does not allow the call to be made.
+    Configuration,
 }
 
-/// One call: what every error begins with.
+/// Why a call failed and what to do next. Its caller adds what was attempted, and on which key.
 #[derive(Clone, Debug)]
-pub(crate) struct Call {
-    pub(crate) operation: Operation,
-    pub(crate) uri: KeyUri,
+pub(crate) struct Failure {
+    pub(crate) class: Class,
+    pub(crate) why: String,
 }
 
-impl Call {
-    /// The IAM action that the call needs.
-    fn action(&self) -> &'static str {
-        match self.operation {
-            Operation::Wrap => "kms:Encrypt",
-            Operation::Unwrap => "kms:Decrypt",
-            Operation::Describe => "kms:DescribeKey",
+impl Failure {
+    pub(crate) fn new(class: Class, why: impl Into<String>) -> Self {
+        Self {
+            class,
+            why: why.into(),
         }
     }
+}
 
-    /// An error of this call.
-    pub(crate) fn fail(&self, kind: KmsErrorKind, why: impl AsRef<str>) -> KmsError {
-        let attempt = match self.operation {
-            Operation::Wrap => "wrap a key under",
-            Operation::Unwrap => "unwrap a key with",
-            Operation::Describe => "look up",
-        };
-        KmsError {
-            kind,
-            message: format!("cannot {attempt} {}: {}", self.uri, why.as_ref()),
-        }
-    }
+/// Whom a client calls, and with whose credentials, in plain words.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    /// Where the credentials came from; `None` when that is not known.
+    pub(crate) source: Option<String>,
+}
 
-    /// Tells why the SDK failed.
-    pub(crate) fn failed<E>(&self, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
+impl Place {
+    /// Tells why the SDK failed to have AWS do `action`, an action of IAM.
+    pub(crate) fn failed<E>(&self, action: &str, error: &SdkError<E, HttpResponse>) -> Failure
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        let place = &session.place;
+        let place = &self.name;
         match error {
-            SdkError::ConstructionFailure(_) => self.fail(
-                KmsErrorKind::Configuration,
+            SdkError::ConstructionFailure(_) => Failure::new(
+                Class::Configuration,
                 "the AWS configuration does not allow the request to be made; check the region, AWS_ENDPOINT_URL_KMS and the profile",
             ),
-            SdkError::TimeoutError(_) => self.fail(
-                KmsErrorKind::Unreachable,
+            SdkError::TimeoutError(_) => Failure::new(
+                Class::Unreachable,
                 format!("{place} does not answer in time; check the network"),
             ),
             SdkError::DispatchFailure(failure) => {
@@ -74,49 +83,49 @@ impl Call {
                     _ if failure.is_timeout() => "it does not answer in time; check the network",
                     _ => "the connection was refused or lost; check the network",
                 };
-                self.fail(KmsErrorKind::Unreachable, format!("{place} cannot be reached: {why}"))
+                Failure::new(Class::Unreachable, format!("{place} cannot be reached: {why}"))
             }
             SdkError::ResponseError(response) => {
                 // Without a whole body there was no answer; with one, it made no sense.
                 if response.raw().body().bytes().is_none() {
-                    return self.fail(
-                        KmsErrorKind::Unreachable,
+                    return Failure::new(
+                        Class::Unreachable,
                         format!("the connection to {place} was lost within the answer; check the network"),
                     );
                 }
-                self.nonsense(session, response.raw().status().as_u16())
+                self.nonsense(response.raw().status().as_u16())
             }
             SdkError::ServiceError(service) => {
                 let status = service.raw().status().as_u16();
                 let meta = service.err().meta();
                 match meta.code() {
-                    Some(code) => self.refused(session, code, meta.message(), status),
-                    None => self.unnamed(session, service.raw().body().bytes(), status),
+                    Some(code) => self.refused(action, code, meta.message(), status),
+                    None => self.unnamed(action, service.raw().body().bytes(), status),
                 }
             }
-            _ => self.fail(KmsErrorKind::BadAnswer, "the AWS SDK failed in an unknown way"),
+            _ => Failure::new(Class::BadAnswer, "the AWS SDK failed in an unknown way"),
         }
     }
 
     /// A refusal without a code in JSON: an emulator, or something in between. The latter's word
     /// is not AWS's: its 403 must not count as a key revoked.
-    fn unnamed(&self, session: &Session, body: Option<&[u8]>, status: u16) -> KmsError {
+    fn unnamed(&self, action: &str, body: Option<&[u8]>, status: u16) -> Failure {
         if let Some(code) = body.and_then(xml_code) {
-            return self.refused(session, code, None, status);
+            return self.refused(action, code, None, status);
         }
         match status {
-            429 => self.refused(session, "Throttling", None, status),
-            500..=599 => self.refused(session, "ServiceUnavailable", None, status),
-            _ => self.nonsense(session, status),
+            429 => self.refused(action, "Throttling", None, status),
+            500..=599 => self.refused(action, "ServiceUnavailable", None, status),
+            _ => self.nonsense(status),
         }
     }
 
-    fn nonsense(&self, session: &Session, status: u16) -> KmsError {
-        self.fail(
-            KmsErrorKind::BadAnswer,
+    fn nonsense(&self, status: u16) -> Failure {
+        Failure::new(
+            Class::BadAnswer,
             format!(
                 "{} answered (HTTP status {status}) with something that is no answer of AWS KMS; check AWS_ENDPOINT_URL_KMS and proxies",
-                session.place
+                self.name
             ),
         )
     }
@@ -124,95 +133,91 @@ impl Call {
     /// A refusal by its code. With or without an `Exception` at its end, in any case.
     fn refused(
         &self,
-        session: &Session,
+        action: &str,
         code: &str,
         message: Option<&str>,
         status: u16,
-    ) -> KmsError {
-        let place = &session.place;
-        let source = session
-            .credentials
-            .source()
-            .unwrap_or_else(|| "unknown source".to_owned());
-        let action = self.action();
+    ) -> Failure {
+        let place = &self.name;
+        let source = self.source.as_deref().unwrap_or("unknown source");
         let said = message.map(tidy).filter(|said| !said.is_empty());
         let said = said
             .map(|said| format!(" (AWS says: {said})"))
             .unwrap_or_default();
         let short = code.to_ascii_lowercase();
         let short = short.strip_suffix("exception").unwrap_or(&short);
-        let (kind, why) = match short {
+        let (class, why) = match short {
             "accessdenied" | "notauthorized" | "unauthorizedoperation" | "optinrequired"
             | "kmsaccessdenied" => (
-                KmsErrorKind::Denied,
+                Class::Denied,
                 format!(
                     "the credentials (from: {source}) may not do {action} on it; allow {action} on this key in their IAM policy and in the key policy{said}"
                 ),
             ),
             "expiredtoken" | "tokenrefreshrequired" | "requestexpired" => (
-                KmsErrorKind::Denied,
+                Class::Denied,
                 format!("the credentials (from: {source}) have expired; renew them, for example by logging in again"),
             ),
             "unrecognizedclient" | "invalidclienttokenid" | "invalidaccesskeyid"
             | "missingauthenticationtoken" | "missingauthenticationtokenid" => (
-                KmsErrorKind::Denied,
+                Class::Denied,
                 format!("AWS does not know the access key or session token of the credentials (from: {source}); they were deleted, or belong to another partition or endpoint; replace them"),
             ),
             "invalidsignature" | "signaturedoesnotmatch" | "incompletesignature"
             | "requesttimetooskewed" => (
-                KmsErrorKind::Denied,
+                Class::Denied,
                 format!("the signature is not accepted: the secret access key of the credentials (from: {source}) is wrong, or this host's clock is; check both"),
             ),
             "invalidgranttoken" | "invalidgrantid" => (
-                KmsErrorKind::Denied,
+                Class::Denied,
                 format!("the grant that allows {action} is not valid; create the grant again"),
             ),
             "throttling" | "throttled" | "toomanyrequests" | "requestlimitexceeded"
             | "limitexceeded" | "slowdown" | "provisionedthroughputexceeded" => (
-                KmsErrorKind::Throttled,
+                Class::Throttled,
                 format!("{place} asks to be called less often; wait, or have the request quota raised"),
             ),
             "incorrectkey" => (
-                KmsErrorKind::WrongKey,
+                Class::WrongKey,
                 "this is not the key that wrapped it; name the key that did".to_owned(),
             ),
             "invalidciphertext" => (
-                KmsErrorKind::WrongKey,
+                Class::WrongKey,
                 "it was wrapped by another key or under another encryption context (vault, purpose or generation), or was altered; make sure that key and vault are the right ones".to_owned(),
             ),
             "disabled" => (
-                KmsErrorKind::Disabled,
+                Class::Disabled,
                 "the key is disabled; enable it to use it again (kms:EnableKey)".to_owned(),
             ),
             "kmsinvalidstate" => (
-                KmsErrorKind::PendingDeletion,
+                Class::PendingDeletion,
                 format!("the key is pending deletion or import, or otherwise in no state to serve; cancel the deletion and enable it, or import its material{said}"),
             ),
             "notfound" => (
-                KmsErrorKind::NotFound,
+                Class::NotFound,
                 format!("{place} has no such key; check region, account and spelling, or whether it was deleted"),
             ),
             "keyunavailable" | "kmsinternal" | "dependencytimeout" | "internalfailure"
             | "internalservererror" | "internalerror" | "serviceunavailable" | "requesttimeout"
             | "cloudhsmclusternotactive" | "xksproxyuriunreachable" => (
-                KmsErrorKind::Unreachable,
+                Class::Unreachable,
                 format!("{place} cannot serve the key at the moment ({}); try again later", tidy(code)),
             ),
             "invalidkeyusage" | "unsupportedoperation" => (
-                KmsErrorKind::Configuration,
+                Class::Configuration,
                 "the key is not made for encryption; use a symmetric key for encrypting and decrypting".to_owned(),
             ),
             "invalidarn" | "validation" | "validationerror" | "invalidaliasname"
             | "invalidparametervalue" | "invalidkeyid" => (
-                KmsErrorKind::Configuration,
+                Class::Configuration,
                 "AWS does not take this for a key; write its ARN, key id, or alias/NAME".to_owned(),
             ),
             _ => (
-                KmsErrorKind::BadAnswer,
+                Class::BadAnswer,
                 format!("{place} refused with `{}` (HTTP status {status}), which secretfs does not know", tidy(code)),
             ),
         };
-        self.fail(kind, why)
+        Failure::new(class, why)
     }
 }
 

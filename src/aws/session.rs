@@ -2,8 +2,9 @@
 //!
 //! Must never trust a certificate that `AWS_CA_BUNDLE`, where it is set, does not vouch for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::region::DefaultRegionChain;
@@ -21,41 +22,47 @@ use rustls::pki_types::pem::PemObject as _;
 
 use super::credentials::{self, HeldCredentials};
 use super::endpoint::Endpoint;
-use super::errors::Call;
-use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
+use super::errors::{Class, Failure, Place};
 
 /// Attempts of one call, with backoff in between, all within its total timeout.
 const ATTEMPTS: u32 = 3;
 /// Bound on the length of a CA bundle.
 const MAX_BUNDLE: u64 = 16 << 20;
 
+/// What a client is made with beside what variables and files say.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Bound on one attempt.
+    pub(crate) attempt_timeout: Duration,
+    /// A shared credentials file in which alone credentials are looked for.
+    pub(crate) credentials_file: Option<PathBuf>,
+    /// Allow an endpoint on another machine to be called without encryption.
+    pub(crate) insecure_endpoint: bool,
+}
+
 /// A client and what its errors need to be explained.
 pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) credentials: Arc<HeldCredentials>,
     /// Whom the client calls, in plain words.
-    pub(crate) place: String,
+    pub(crate) name: String,
 }
 
 impl Session {
     /// Reads the configuration; calls nothing but, where neither `region` nor the configuration
     /// names a region, the instance metadata service. Refuses an endpoint that is not to be called.
-    pub(crate) async fn load(
-        call: &Call,
-        region: Option<&str>,
-        settings: &KmsSettings,
-    ) -> Result<Self, KmsError> {
+    pub(crate) async fn load(region: Option<&str>, settings: &Settings) -> Result<Self, Failure> {
         let region = match region {
             Some(region) => Some(Region::new(region.to_owned())),
             None => DefaultRegionChain::builder().build().region().await,
         };
         let Some(region) = region.filter(|region| is_region(region.as_ref())) else {
-            return Err(call.fail(
-                KmsErrorKind::Configuration,
+            return Err(Failure::new(
+                Class::Configuration,
                 "the AWS region is not known; set AWS_REGION, or name the key by its ARN, which tells the region",
             ));
         };
-        let http = http_client(call)?;
+        let http = http_client()?;
         let mut provider = ProviderConfig::default().with_region(Some(region.clone()));
         let mut loader = aws_config::defaults(BehaviorVersion::latest());
         if let Some(http) = http {
@@ -80,7 +87,7 @@ impl Session {
             )
             .load()
             .await;
-        let endpoint = Endpoint::judged(call, &config, settings)?;
+        let endpoint = Endpoint::judged(&config, settings.insecure_endpoint)?;
         endpoint.tell_log();
         let mut kms = aws_sdk_kms::config::Builder::from(&config);
         kms.set_endpoint_url(endpoint.url());
@@ -90,8 +97,16 @@ impl Session {
         Ok(Self {
             client: Client::from_conf(kms.build()),
             credentials,
-            place: endpoint.place(region.as_ref()),
+            name: endpoint.place(region.as_ref()),
         })
+    }
+
+    /// Whom it calls, and with the credentials that it has now.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            name: self.name.clone(),
+            source: self.credentials.source(),
+        }
     }
 }
 
@@ -103,13 +118,13 @@ pub(crate) fn is_region(region: &str) -> bool {
 
 /// A client that trusts `AWS_CA_BUNDLE` alone, as other AWS tools do; `None` where it is not set.
 /// The Rust SDK ignores that variable.
-fn http_client(call: &Call) -> Result<Option<SharedHttpClient>, KmsError> {
+fn http_client() -> Result<Option<SharedHttpClient>, Failure> {
     let Some(path) = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) else {
         return Ok(None);
     };
     let failed = |why: &str| {
-        call.fail(
-            KmsErrorKind::Configuration,
+        Failure::new(
+            Class::Configuration,
             format!(
                 "the CA bundle {} that AWS_CA_BUNDLE names {why}; correct or unset it",
                 Path::new(&path).display()

@@ -11,18 +11,24 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeyMetadata, KeySpec, KeyState as AwsKeyState, KeyUsageType};
 use zeroize::Zeroizing;
+
+mod call;
+
+use call::{Call, Operation};
 
 use super::{
     EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
     KmsSettings, Wrapped,
 };
-use crate::aws::errors::{self, Call, Operation};
-use crate::aws::session::{Session, is_region};
+use crate::aws::errors::{self, Failure};
+use crate::aws::session::{self, Session, is_region};
 use crate::aws::worker::{NoOutcome, Worker};
 use crate::aws::credentials;
 use crate::crypto::SecretKey;
@@ -32,12 +38,14 @@ const MAX_BLOB: usize = 6144;
 
 /// AWS KMS, in any number of regions.
 pub(super) struct AwsKms {
+    /// Bound on a call with all its attempts and the search for credentials.
+    total_timeout: Duration,
     shared: Arc<Shared>,
     worker: Mutex<Option<Arc<Worker>>>,
 }
 
 struct Shared {
-    settings: KmsSettings,
+    settings: session::Settings,
     /// By the region that the key's ARN names; `None` for keys that leave it to the environment.
     sessions: Mutex<HashMap<Option<String>, Arc<Session>>>,
 }
@@ -46,10 +54,15 @@ impl AwsKms {
     /// Touches nothing.
     pub(super) fn new(settings: &KmsSettings) -> Self {
         let shared = Shared {
-            settings: settings.clone(),
+            settings: session::Settings {
+                attempt_timeout: settings.attempt_timeout,
+                credentials_file: settings.credentials_file.clone(),
+                insecure_endpoint: settings.insecure_endpoint,
+            },
             sessions: Mutex::new(HashMap::new()),
         };
         Self {
+            total_timeout: settings.total_timeout,
             shared: Arc::new(shared),
             worker: Mutex::new(None),
         }
@@ -79,7 +92,7 @@ impl AwsKms {
         T: Send + 'static,
         F: Future<Output = Result<T, KmsError>> + Send + 'static,
     {
-        let total = self.shared.settings.total_timeout;
+        let total = self.total_timeout;
         let deadline = Instant::now() + total;
         let region = region_of(&call)?;
         let worker = self.worker(&call)?;
@@ -88,9 +101,10 @@ impl AwsKms {
         let task = {
             let (shared, call, asked) = (Arc::clone(&self.shared), call.clone(), asked.clone());
             async move {
-                let session = shared.session(&call, &region).await?;
+                let session = shared.session(&region).await;
+                let session = session.map_err(|failure| call.failed(failure))?;
                 let outcome = match session.credentials.refresh().await {
-                    Err(e) => Err(session.credentials.failed(&call, &e)),
+                    Err(e) => Err(call.failed(session.credentials.failed(&e))),
                     Ok(()) => {
                         asked.store(true, Ordering::Relaxed);
                         request(session, call).await
@@ -140,16 +154,12 @@ impl AwsKms {
 }
 
 impl Shared {
-    async fn session(
-        &self,
-        call: &Call,
-        region: &Option<String>,
-    ) -> Result<Arc<Session>, KmsError> {
+    async fn session(&self, region: &Option<String>) -> Result<Arc<Session>, Failure> {
         if let Some(session) = lock(&self.sessions).get(region) {
             return Ok(Arc::clone(session));
         }
         // Not under the lock; two first calls at once may both load, and either will do.
-        let session = Arc::new(Session::load(call, region.as_deref(), &self.settings).await?);
+        let session = Arc::new(Session::load(region.as_deref(), &self.settings).await?);
         lock(&self.sessions).insert(region.clone(), Arc::clone(&session));
         Ok(session)
     }
@@ -172,7 +182,7 @@ impl KeyService for AwsKms {
                 .set_encryption_context(Some(context))
                 .send()
                 .await
-                .map_err(|e| call.failed(&session, &e))?;
+                .map_err(|e| refused(&call, &session, &e))?;
             let key_id = answered_by(&call, &session, output.key_id)?;
             match output.ciphertext_blob.map(Blob::into_inner) {
                 Some(blob) if (1..=MAX_BLOB).contains(&blob.len()) => Ok(Wrapped { key_id, blob }),
@@ -204,7 +214,7 @@ impl KeyService for AwsKms {
                 .set_encryption_context(Some(context))
                 .send()
                 .await
-                .map_err(|e| call.failed(&session, &e))?;
+                .map_err(|e| refused(&call, &session, &e))?;
             // Wiped whatever becomes of the answer.
             let plain = Zeroizing::new(output.plaintext.map(Blob::into_inner).unwrap_or_default());
             answered_by(&call, &session, output.key_id)?;
@@ -223,7 +233,7 @@ impl KeyService for AwsKms {
                     .key_id(call.uri.key())
                     .send()
                     .await
-                    .map_err(|e| call.failed(&session, &e))?;
+                    .map_err(|e| refused(&call, &session, &e))?;
                 let Some(metadata) = output.key_metadata else {
                     return Err(no_answer(&call, &session, "no description"));
                 };
@@ -273,6 +283,14 @@ fn call(operation: Operation, uri: &KeyUri) -> Call {
         operation,
         uri: uri.clone(),
     }
+}
+
+/// Why AWS did not do what was asked, or was not reached.
+fn refused<E>(call: &Call, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    call.failed(session.place().failed(call.action(), error))
 }
 
 fn pairs(context: &EncryptionContext) -> HashMap<String, String> {
@@ -337,7 +355,7 @@ fn no_answer(call: &Call, session: &Session, what: &str) -> KmsError {
         KmsErrorKind::BadAnswer,
         format!(
             "{} answered with {what}; check AWS_ENDPOINT_URL_KMS and whatever stands in between",
-            session.place
+            session.name
         ),
     )
 }
