@@ -16,7 +16,7 @@ use super::lock::Lock;
 use super::place::{Place, SOCKET};
 use super::tx::Tx;
 use super::{
-    Abort, OpenOptions, StoreError, StoreErrorKind as Kind, Write, checkpoint, connection, failure,
+    Abort, StoreError, StoreErrorKind as Kind, Write, checkpoint, connection, failure,
     schema,
 };
 
@@ -33,19 +33,19 @@ type Init<'a> = &'a mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>;
 
 pub(super) fn create(
     directory: &Path,
-    options: OpenOptions,
+    unsafe_filesystem: bool,
     init: Init<'_>,
 ) -> Result<Result<(), Abort>, StoreError> {
     let mut undo = Undo::default();
     let made = match DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(failure::io("cannot make the directory", directory, &error)),
+        Err(error) => return Err(StoreError::of_file("cannot make the directory", directory, &error)),
     };
     if made {
         undo.directory = Some(directory.to_owned());
     }
-    let place = Place::locate(directory, options.unsafe_filesystem)?;
+    let place = Place::locate(directory, unsafe_filesystem)?;
     if made {
         undo.directory = Some(place.directory.clone());
     }
@@ -62,7 +62,7 @@ pub(super) fn create(
     for leftover in &leftovers {
         match fs::remove_file(leftover) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failure::io("cannot remove", leftover, &error));
+                return Err(StoreError::of_file("cannot remove", leftover, &error));
             }
             _ => {}
         }
@@ -76,12 +76,12 @@ pub(super) fn create(
     let sync = |path: &Path| {
         File::open(path)
             .and_then(|file| file.sync_all())
-            .map_err(|error| failure::io("cannot sync", path, &error))
+            .map_err(|error| StoreError::of_file("cannot sync", path, &error))
     };
     // SQLite has closed it, so that no lock is lost by opening it here.
     sync(&draft)?;
     fs::rename(&draft, &place.database)
-        .map_err(|error| failure::io("cannot name the vault's database", &draft, &error))?;
+        .map_err(|error| StoreError::of_file("cannot name the vault's database", &draft, &error))?;
     undo.files.push(place.database.clone());
     sync(&place.directory)?;
     if made && let Some(parent) = place.directory.parent() {
@@ -94,7 +94,7 @@ pub(super) fn create(
 /// Fails unless the directory is empty but for what a crash left. Returns whether the
 /// lock's file is there.
 fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
-    let fail = |error| failure::io("cannot list the directory", &place.directory, &error);
+    let fail = |error| StoreError::of_file("cannot list the directory", &place.directory, &error);
     let mut lock_is_there = false;
     for entry in fs::read_dir(&place.directory).map_err(fail)? {
         let entry = entry.map_err(fail)?;
@@ -132,7 +132,7 @@ pub fn is_left_over(entry: &DirEntry) -> bool {
 
 /// Takes away what others may do in the directory.
 fn tighten(directory: &Path, undo: &mut Undo) -> Result<(), StoreError> {
-    let fail = |error| failure::io("cannot set the permissions of", directory, &error);
+    let fail = |error| StoreError::of_file("cannot set the permissions of", directory, &error);
     let mode = fs::metadata(directory).map_err(fail)?.permissions().mode() & 0o7777;
     if mode & !0o700 != 0 {
         fs::set_permissions(directory, Permissions::from_mode(mode & 0o700)).map_err(fail)?;
@@ -149,7 +149,7 @@ fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> 
         .create_new(true)
         .mode(0o600)
         .open(draft)
-        .map_err(|error| failure::io("cannot make", draft, &error))?;
+        .map_err(|error| StoreError::of_file("cannot make", draft, &error))?;
     let connection = connection::connect(draft, Purpose::Write)
         .map_err(|error| StoreError::new(Kind::Io, format!("cannot make a database: {error}")))?;
     if let Err(error) = lay_out(&connection) {

@@ -1,7 +1,4 @@
-//! Sorts failures into the classes to which the answers differ.
-
-use std::io;
-use std::path::Path;
+//! Sorts failures of SQLite into the classes to which the answers differ.
 
 use rusqlite::{Connection, ErrorCode, ffi};
 
@@ -40,18 +37,6 @@ fn printable(error: &str) -> String {
         }
     }
     line
-}
-
-/// Says that `what` on `path` failed outside of SQLite.
-pub(super) fn io(what: &str, path: &Path, error: &io::Error) -> StoreError {
-    let kind = match error.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) => Kind::NotAVault,
-        Some(libc::EACCES | libc::EPERM) => Kind::Denied,
-        Some(libc::EROFS) => Kind::ReadOnly,
-        Some(libc::ENOSPC | libc::EDQUOT) => Kind::Full,
-        _ => Kind::Io,
-    };
-    StoreError::new(kind, format!("{what} {}: {error}", path.display()))
 }
 
 fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {

@@ -7,6 +7,7 @@ mod checkpoint;
 mod connection;
 mod create;
 mod errno;
+mod error;
 mod failure;
 mod hostile;
 mod lock;
@@ -24,9 +25,8 @@ mod vfs;
 mod wal;
 mod writer;
 
-use std::fmt;
-
 pub use create::is_left_over;
+pub use error::{StoreError, StoreErrorKind};
 pub use lock::{Holder, holder};
 pub use place::Footprint;
 pub use place::SOCKET;
@@ -356,53 +356,6 @@ fn finish<T, E: From<StoreError>>(
         (Ok(_), Some(Ok(value))) => Ok(value),
         (Ok(_), None) => {
             Err(StoreError::new(StoreErrorKind::Io, "the store did not run a transaction").into())
-        }
-    }
-}
-
-/// Why the store failed. The classes are those to which the answer differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StoreErrorKind {
-    /// There is nothing at the path, or something that is no vault.
-    NotAVault,
-    /// A vault is there already (`create`).
-    Exists,
-    /// Something else is where a vault is to be made.
-    Occupied,
-    /// Another process has the vault open for writing.
-    Busy,
-    /// The stored bytes are not what this program wrote: schema, structure or lengths are wrong.
-    Corrupt,
-    /// No space, or a quota.
-    Full,
-    /// The medium or the permissions do not allow writing.
-    ReadOnly,
-    /// The files may not be opened.
-    Denied,
-    /// The database file is no longer the one at its path.
-    Moved,
-    /// The file system below cannot keep the promises (network, FUSE).
-    UnsafeFilesystem,
-    /// Any other failure of the medium.
-    Io,
-}
-
-/// A failed access to the store: what was attempted, on what, why it failed, in plain words.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct StoreError {
-    /// The class.
-    pub kind: StoreErrorKind,
-    /// One line for people.
-    pub message: String,
-}
-
-impl StoreError {
-    /// An error of this class with this text.
-    pub fn new(kind: StoreErrorKind, message: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            message: message.to_string(),
         }
     }
 }

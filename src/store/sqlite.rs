@@ -105,7 +105,7 @@ impl SqliteStore {
         directory: &Path,
         init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
     ) -> Result<Result<(), Abort>, StoreError> {
-        create::create(directory, OpenOptions::default(), init)
+        create::create(directory, false, init)
     }
 
     /// [`create`](Self::create) with options.
@@ -117,7 +117,7 @@ impl SqliteStore {
         options: OpenOptions,
         init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
     ) -> Result<Result<(), Abort>, StoreError> {
-        create::create(directory, options, init)
+        create::create(directory, options.unsafe_filesystem, init)
     }
 
     /// Opens the vault in `directory`.
@@ -195,7 +195,7 @@ impl SqliteStore {
             return Ok(());
         };
         locked(writer).lock.announce(holder).map_err(|error| {
-            super::failure::io("cannot write into the lock", &self.place.lock, &error)
+            StoreError::of_file("cannot write into the lock", &self.place.lock, &error)
         })
     }
 
@@ -222,7 +222,7 @@ impl SqliteStore {
         };
         let cloned = locked(writer).lock.directory();
         cloned.map_err(|error| {
-            super::failure::io("cannot use the directory", &self.place.directory, &error)
+            StoreError::of_file("cannot use the directory", &self.place.directory, &error)
         })
     }
 

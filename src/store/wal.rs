@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::unistd::fdatasync;
 
 use super::place::{Opened, Place, identity};
-use super::{StoreError, StoreErrorKind as Kind, failure};
+use super::{StoreError, StoreErrorKind as Kind};
 
 /// How far the WAL is on disk.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl Wal {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(errno) => {
-                    let error = failure::io("cannot sync", self.place.wal(), &errno.into());
+                    let error = StoreError::of_file("cannot sync", self.place.wal(), &errno.into());
                     return Err(StoreError::new(Kind::Io, error.to_string()));
                 }
             }
@@ -117,7 +117,7 @@ impl Wal {
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)
             .and_then(|file| Ok((identity(&file.metadata()?), file)))
-            .map_err(|error| failure::io("cannot open", path, &error))?;
+            .map_err(|error| StoreError::of_file("cannot open", path, &error))?;
         // What lies at its path may be another vault's.
         self.place.remember_wal(&self.opened);
         if !self.opened.is_wal(found.0) {
