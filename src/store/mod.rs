@@ -3,34 +3,17 @@
 //! What comes out of it is hostile input: the layer above authenticates every byte before use.
 //! The trait is what a replicated store would have to offer; [`sqlite`] is the one there is.
 
-mod checkpoint;
-mod connection;
-mod create;
-mod errno;
 mod error;
-mod failure;
-mod hostile;
 mod lock;
 mod place;
-mod pool;
-mod schema;
 pub mod sqlite;
 mod strangers;
-#[cfg(test)]
-mod tests;
-mod tx;
-mod tx_read;
-mod tx_write;
-mod vfs;
-mod wal;
-mod writer;
 
-pub use create::is_left_over;
 pub use error::{StoreError, StoreErrorKind};
 pub use lock::{Holder, holder};
 pub use place::Footprint;
 pub use place::SOCKET;
-pub use sqlite::{Mode, OpenOptions, SqliteStore};
+pub use sqlite::{Mode, OpenOptions, SqliteStore, is_left_over};
 
 /// A node's id: what the kernel sees as inode number. Never reused. 0 is the vault's own system
 /// node, 1 the root directory. At most [`MAX_ID`].

@@ -2,8 +2,10 @@
 
 use rusqlite::{Connection, Params, Row};
 
+use crate::store::{MAX_ID, StoreError, StoreErrorKind as Kind};
+
 use super::hostile::{Fault, ascending};
-use super::{MAX_ID, StoreError, StoreErrorKind as Kind, failure};
+use super::failure;
 
 /// A connection inside of a transaction. Owns it, so that a panic in a body closes the connection
 /// (which rolls back) instead of leaving it to the next user.

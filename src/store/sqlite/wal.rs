@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::unistd::fdatasync;
 
-use super::place::{Opened, Place, identity};
-use super::{StoreError, StoreErrorKind as Kind};
+use crate::store::place::{Opened, Place, identity};
+use crate::store::{StoreError, StoreErrorKind as Kind};
 
 /// How far the WAL is on disk.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use super::super::Abort;
+use crate::store::Abort;
 use super::*;
 
 fn mode(path: &Path) -> u32 {
@@ -112,7 +112,7 @@ fn a_creation_that_was_killed_can_be_repeated() {
     let status = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "store::tests::creation::child_dies_in_create",
+            "store::sqlite::tests::creation::child_dies_in_create",
             "--ignored",
         ])
         .env("SECRETFS_TEST_VAULT", &directory)

@@ -17,16 +17,34 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
-use super::checkpoint::{Checkpointer, Desk};
-use super::connection::{self, Purpose};
+mod checkpoint;
+mod connection;
+mod create;
+mod errno;
+mod failure;
+mod hostile;
+mod pool;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod tx;
+mod tx_read;
+mod tx_write;
+mod vfs;
+mod wal;
+mod writer;
+
+pub use create::is_left_over;
+
+use checkpoint::{Checkpointer, Desk};
+use connection::Purpose;
+use pool::Pool;
+use wal::Wal;
+use writer::{Writer, data_version, truncate};
+
 use super::lock::{self, Holder, Lock};
 use super::place::{Footprint, Opened, Place};
-use super::pool::Pool;
-use super::wal::Wal;
-use super::writer::{Writer, data_version, truncate};
-use super::{
-    Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write, create,
-};
+use super::{Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write};
 
 /// What a vault is opened for.
 #[derive(Clone, Debug)]
@@ -51,7 +69,7 @@ pub struct SqliteStore {
     place: Arc<Place>,
     opened: Arc<Opened>,
     pool: Pool,
-    pub(super) desk: Arc<Desk>,
+    desk: Arc<Desk>,
     side: Side,
 }
 
@@ -84,7 +102,7 @@ enum Side {
 #[cfg(test)]
 impl SqliteStore {
     /// What another thread's sync has done by the time that it has not yet looked where that went.
-    pub(super) fn sync_without_a_look(&self) -> Result<(), StoreError> {
+    fn sync_without_a_look(&self) -> Result<(), StoreError> {
         match &self.side {
             Side::Write { wal, .. } => wal.sync(),
             Side::Read { wal, .. } => wal.sync(),

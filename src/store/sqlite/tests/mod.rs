@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{
+use crate::store::{
     Durability, Holder, KeyedRecord, Mode, NameTag, OpenOptions, Read, SqliteStore, StoreError,
     StoreErrorKind, Write, read, write,
 };

@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
+use crate::store::lock::Lock;
+use crate::store::place::{Place, SOCKET};
+use crate::store::{Abort, StoreError, StoreErrorKind as Kind, Write};
+
 use super::connection::Purpose;
-use super::lock::Lock;
-use super::place::{Place, SOCKET};
 use super::tx::Tx;
-use super::{
-    Abort, StoreError, StoreErrorKind as Kind, Write, checkpoint, connection, failure,
-    schema,
-};
+use super::{checkpoint, connection, failure, schema};
 
 /// What a crash may leave behind.
 const DRAFT: &str = "vault.db.new";

@@ -6,7 +6,7 @@
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-use super::{MAX_ID, NameTag};
+use crate::store::{MAX_ID, NameTag};
 
 /// Why a row could not be had.
 #[derive(Debug)]

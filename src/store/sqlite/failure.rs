@@ -2,8 +2,10 @@
 
 use rusqlite::{Connection, ErrorCode, ffi};
 
+use crate::store::{StoreError, StoreErrorKind as Kind};
+
 use super::hostile::Fault;
-use super::{StoreError, StoreErrorKind as Kind, errno};
+use super::errno;
 
 /// Says that `what` (on the vault of `connection`) failed.
 pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -> StoreError {

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode};
 
+use crate::store::place::{Opened, Place};
+use crate::store::{StoreError, StoreErrorKind as Kind};
+
 use super::connection::{self, Purpose};
-use super::place::{Opened, Place};
-use super::{StoreError, StoreErrorKind as Kind, failure, vfs};
+use super::{failure, vfs};
 
 /// Pages in the WAL from which on it is worth moving them: 4 MiB.
 const WORTHWHILE: i32 = 1024;

@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use rusqlite::Connection;
 use rusqlite::wal::CheckpointMode;
 
+use crate::store::lock::Lock;
+use crate::store::place::{Opened, Place};
+use crate::store::{Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write};
+
 use super::checkpoint::{Checkpointer, WAIT_FOR_READERS, checkpoint};
 use super::connection;
 use super::hostile::Fault;
-use super::lock::Lock;
-use super::place::{Opened, Place};
 use super::tx::Tx;
 use super::wal::Wal;
-use super::{
-    Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write, failure, schema, vfs,
-};
+use super::{failure, schema, vfs};
 
 /// How often a body is run when a lock is in its way.
 const TRIES: usize = 3;

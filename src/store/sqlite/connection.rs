@@ -8,9 +8,11 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use crate::store::place::{Opened, Place};
+use crate::store::{StoreError, StoreErrorKind as Kind};
+
 use super::hostile::Fault;
-use super::place::{Opened, Place};
-use super::{StoreError, StoreErrorKind as Kind, failure, schema, vfs};
+use super::{failure, schema, vfs};
 
 /// How long a connection waits for another one's lock. Longer than any checkpoint of ours waits
 /// for readers, so that the two never give up on each other.

@@ -5,10 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
+use crate::store::place::{Opened, Place};
+use crate::store::{Abort, Body, Read, StoreError, StoreErrorKind as Kind};
+
 use super::connection::{self, Purpose};
-use super::place::{Opened, Place};
 use super::tx::Tx;
-use super::{Abort, Body, Read, StoreError, StoreErrorKind as Kind, failure};
+use super::failure;
 
 /// More are opened when more are needed at once, and closed when they come back.
 const IDLE: usize = 8;

@@ -4,7 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 
 use nix::mount::{MsFlags, mount, umount};
 
-use super::super::{Store, checkpoint};
+use super::super::checkpoint;
+use crate::store::Store;
 use super::*;
 
 /// A tmpfs of limited size, for root only.

@@ -1,6 +1,6 @@
 //! Records, scans and transactions.
 
-use super::super::{Abort, MAX_ID, Store};
+use crate::store::{Abort, MAX_ID, Store};
 use super::*;
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::super::{Store, holder};
+use crate::store::{Store, holder};
 use super::*;
 
 const VAULT: &str = "SECRETFS_TEST_VAULT";
@@ -26,7 +26,7 @@ impl Process {
         command
             .args([
                 "--exact",
-                "store::tests::processes::child",
+                "store::sqlite::tests::processes::child",
                 "--ignored",
                 "--nocapture",
             ])

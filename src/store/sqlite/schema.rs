@@ -37,7 +37,7 @@ pub(super) const MAX_EVENT: usize = 64 << 10;
 /// What SQLite may load as one row: more than the longest record, so that our own check is the
 /// one that speaks, and little enough that a forged length costs nothing.
 pub(super) const MAX_ROW: i32 = 2 << 20;
-/// Versions of one node that [`Read::versions_of`](super::Read::versions_of) lists.
+/// Versions of one node that [`Read::versions_of`](crate::store::Read::versions_of) lists.
 pub(super) const MAX_VERSIONS: usize = 1 << 20;
 
 /// The tables in the order in which they are created.
