@@ -12,7 +12,6 @@ macro_rules! die_at {
 }
 
 mod afresh;
-mod anchor;
 mod cache;
 mod check;
 mod chronicle;
@@ -24,6 +23,7 @@ mod dates;
 pub mod decode;
 mod entry;
 mod error;
+mod host;
 mod integrity;
 mod node;
 mod open;
@@ -32,13 +32,11 @@ mod pieces;
 mod reading;
 mod repair;
 mod rotation;
-mod same_disk;
 mod state;
 mod summary;
 #[cfg(test)]
 mod tests;
 mod tx;
-mod watch;
 mod writing;
 
 use std::path::{Path, PathBuf};
@@ -52,7 +50,7 @@ use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 
 pub use afresh::{Footprint, Since};
-pub use anchor::{Anchor, Anchors, decode as decode_anchor};
+pub use host::anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::{HistoryLine, RetiredGeneration};
 pub use content::{CHUNK, Version};
@@ -76,7 +74,7 @@ pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::{PIECE, Tx, pieces_of};
-pub use watch::AnchorSummary;
+pub use host::guard::AnchorSummary;
 
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
@@ -84,7 +82,7 @@ use counting::Key;
 use current::{Checked, Current, Doubt, Following, Place};
 use integrity::Guard;
 use state::SystemKeys;
-use watch::Kept;
+use host::guard::Kept;
 use writing::Turns;
 
 /// A job of a write transaction. It may be run more than once.

@@ -14,7 +14,7 @@ use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, KeyUri, KmsSettings, Provider};
 use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
 
-use super::anchor::{Anchor, Anchors, hex};
+use super::host::anchor::{Anchor, Anchors, hex};
 use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
 use super::counting::FEW;
@@ -23,7 +23,7 @@ use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::state::{State, SystemKeys};
 use super::tx::Tx;
-use super::watch::Watch;
+use super::host::guard::Watch;
 use super::writing::Turns;
 use super::{Vault, VaultError};
 
@@ -203,7 +203,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
         local_keys_created,
         warnings: kms.local().map_or_else(
             |_| Vec::new(),
-            |local| super::same_disk::warnings(local, &path, uris.iter().map(String::as_str)),
+            |local| super::host::apart::warnings(local, &path, uris.iter().map(String::as_str)),
         ),
     })
 }

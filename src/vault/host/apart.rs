@@ -13,7 +13,7 @@ use crate::kms::{KeyUri, Provider};
 /// see that two file systems share a disk: partitions, LVM volumes, btrfs subvolumes and ZFS datasets
 /// each have numbers of their own, and so do an overlay and what is below it. So a warning is true,
 /// and none promises nothing.
-pub(super) fn warnings<'a>(
+pub(in crate::vault) fn warnings<'a>(
     local: &LocalKms,
     vault: &Path,
     uris: impl IntoIterator<Item = &'a str>,

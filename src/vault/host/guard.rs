@@ -11,13 +11,13 @@ use crate::keyring::{EventKind, Keyring, UnverifiedKeyring};
 use crate::kms::KeyUri;
 
 use super::anchor::{Anchor, Anchors, hex};
-use super::node::Timestamp;
-use super::open::OpenOptions;
-use super::state::State;
-use super::{Vault, VaultError};
+use super::super::node::Timestamp;
+use super::super::open::OpenOptions;
+use super::super::state::State;
+use super::super::{Vault, VaultError};
 
 /// What this host remembers of an open vault, and whether it does.
-pub(super) struct Kept {
+pub(in crate::vault) struct Kept {
     anchors: Anchors,
     anchor: Anchor,
     /// When it was stored last, in seconds since 1970.
@@ -54,10 +54,10 @@ pub struct AnchorSummary {
 }
 
 /// The comparison of a vault with what this host remembers of it.
-pub(super) struct Watch {
-    pub(super) anchors: Option<Anchors>,
+pub(in crate::vault) struct Watch {
+    pub(in crate::vault) anchors: Option<Anchors>,
     anchor: Option<Anchor>,
-    pub(super) pins: Vec<KeyUri>,
+    pub(in crate::vault) pins: Vec<KeyUri>,
     vault: VaultId,
     path: PathBuf,
     /// A host that must have an anchor must be able to store it.
@@ -69,7 +69,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Looks at who the vault says it is, before any key is touched.
-    pub(super) fn begin(
+    pub(in crate::vault) fn begin(
         path: &Path,
         unverified: &UnverifiedKeyring,
         options: &OpenOptions,
@@ -136,7 +136,7 @@ impl Watch {
 
     /// Compares sequences, now that they are authentic. Returns what is to be recorded when an
     /// older state was accepted.
-    pub(super) fn compare(
+    pub(in crate::vault) fn compare(
         &self,
         keyring: &Keyring,
         state: &State,
@@ -187,7 +187,7 @@ impl Watch {
     ///
     /// # Errors
     /// When it cannot, and must.
-    pub(super) fn remember(self, vault: &Vault, lower: bool) -> Result<(), VaultError> {
+    pub(in crate::vault) fn remember(self, vault: &Vault, lower: bool) -> Result<(), VaultError> {
         let Some(anchors) = self.anchors else {
             return match self.required {
                 true => Err(VaultError::Anchor(
@@ -299,7 +299,7 @@ impl Vault {
     }
 
     /// The KMS keys that this host allows now: another mount may have moved the vault to others.
-    pub(super) fn pins_now(&self) -> Vec<KeyUri> {
+    pub(in crate::vault) fn pins_now(&self) -> Vec<KeyUri> {
         let guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         let stored = guard
             .as_ref()
@@ -326,7 +326,7 @@ impl Vault {
     }
 
     /// Has this host allow KMS keys that the vault is about to be wrapped by.
-    pub(super) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
+    pub(in crate::vault) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = guard.as_mut() else {
             return Ok(());
@@ -342,7 +342,7 @@ impl Vault {
 
     /// Remembers on this host the keyring that was just stored. A failure costs only how soon an
     /// older one is noticed.
-    pub(super) fn refresh_anchor_keyring(&self) {
+    pub(in crate::vault) fn refresh_anchor_keyring(&self) {
         let mut guard = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(kept) = guard.as_mut() else {
             return;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::crypto::schedule::{VaultId, digest};
 
-use super::VaultError;
+use super::super::VaultError;
 
 /// Largest anchor that is read, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
@@ -63,7 +63,7 @@ fn path_text(path: &Path) -> String {
 }
 
 /// Hexadecimal digits of `bytes`.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(in crate::vault) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
