@@ -13,6 +13,7 @@
 
 mod checked;
 mod mark;
+mod place;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -24,10 +25,12 @@ use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
 
-use super::counting::Key;
+use super::keys::Key;
 use super::node::Node;
-pub(super) use checked::{Checked, Doubt, Following};
+pub(super) use checked::{Checked, Following};
+pub(super) use place::{Doubt, Place};
 use mark::{Age, Mark, SEEN};
+use place::key_of;
 use table::Table;
 
 /// Parts that are locked apart from each other.
@@ -35,33 +38,6 @@ const PARTS: usize = 64;
 /// As much of the end of a record as tells it from all others: the tag of what was sealed last is in
 /// it, and of a node with two keys the wrap of the new one.
 const END: usize = 128;
-
-/// A record's place in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
-    Node(NodeId),
-    Version(NodeId, u64),
-    Entry(NodeId, NameTag),
-}
-
-impl From<Key> for Place {
-    fn from(key: Key) -> Self {
-        match key {
-            Key::Node(node) => Place::Node(node),
-            Key::Version(node, version) => Place::Version(node, version),
-        }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Place::Node(node) => write!(f, "node {node}"),
-            Place::Version(node, version) => write!(f, "version {version} of node {node}"),
-            Place::Entry(directory, _) => write!(f, "an entry of directory {directory}"),
-        }
-    }
-}
 
 /// A mark that a transaction has put in a record's place; `None`: the record is gone.
 pub(super) type Changed = (Place, Option<Mark>);
@@ -432,14 +408,6 @@ impl Names {
     /// Takes up a name, by its [mark](Current::name).
     pub(super) fn add(&mut self, (key, mark): (u64, u64)) {
         self.0.set(key, mark);
-    }
-}
-
-fn key_of(place: &Place) -> Result<Key, (NodeId, NameTag)> {
-    match *place {
-        Place::Node(node) => Ok(Key::Node(node)),
-        Place::Version(node, version) => Ok(Key::Version(node, version)),
-        Place::Entry(directory, tag) => Err((directory, tag)),
     }
 }
 

@@ -12,6 +12,7 @@ macro_rules! die_at {
 }
 
 mod afresh;
+mod anchoring;
 mod cache;
 mod check;
 mod chronicle;
@@ -23,11 +24,14 @@ mod dates;
 pub mod decode;
 mod entry;
 mod error;
+mod history;
 mod host;
 mod integrity;
+mod keys;
 mod node;
 mod open;
 mod ops;
+mod options;
 mod pieces;
 mod reading;
 mod repair;
@@ -36,7 +40,9 @@ mod state;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod tx;
+mod verdict;
 mod writing;
 
 use std::path::{Path, PathBuf};
@@ -50,9 +56,12 @@ use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 
 pub use afresh::{Footprint, Since};
+pub use history::HistoryLine;
 pub use host::anchor::{Anchor, Anchors, decode as decode_anchor};
+pub(crate) use host::apart::real_path;
+pub use host::memory::AnchorSummary;
 pub use check::{CheckReport, Problem, check};
-pub use chronicle::{HistoryLine, RetiredGeneration};
+pub use chronicle::RetiredGeneration;
 pub use content::{CHUNK, Version};
 pub use dates::{SUFFIX as TIME_SUFFIX, rfc3339, time_of, with_times};
 pub use entry::{Entry, MAX_NAME};
@@ -61,8 +70,8 @@ pub use integrity::{Finding, Findings, Integrity};
 pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
-pub(crate) use open::real_path;
-pub use open::{Created, InitOptions, OpenOptions, Verify, id_at, init};
+pub use open::{Created, Verify, id_at, init};
+pub use options::{InitOptions, OpenOptions};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
@@ -74,16 +83,14 @@ pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::{PIECE, Tx, pieces_of};
-pub use host::guard::AnchorSummary;
 
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
-use counting::Key;
 use current::{Checked, Current, Doubt, Following, Place};
 use integrity::Guard;
 use state::SystemKeys;
-use host::guard::Kept;
-use writing::Turns;
+use host::memory::HostMemory;
+use turns::Turns;
 
 /// A job of a write transaction. It may be run more than once.
 pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
@@ -116,7 +123,7 @@ pub struct Vault {
     current: Current,
     guard: Guard,
     /// What this host remembers of it.
-    anchor: Mutex<Option<Kept>>,
+    host: HostMemory,
     /// What the key-management history comes to.
     chronicle: Mutex<Chronicle>,
 }
@@ -201,14 +208,14 @@ impl Vault {
             // No lock is taken for that: whoever reads may hold what a job waits for.
             let now = self.current.commits();
             match (now.is_multiple_of(2), now == commits) {
-                (true, true) => return Err(self.found(&doubt)),
+                (true, true) => return Err(self.guard.found(&doubt)),
                 (true, false) => {}
                 (false, _) => std::thread::sleep(Duration::from_micros(50)),
             }
         }
         let _no_other = self.current.alone();
         match self.read_once(body, true) {
-            (Err(_), Some(doubt)) => Err(self.found(&doubt)),
+            (Err(_), Some(doubt)) => Err(self.guard.found(&doubt)),
             (result, _) => result,
         }
     }
@@ -277,7 +284,7 @@ impl Vault {
         let floor = self.seen().commit;
         let state = self.read(|records| self.stored_state(records))?;
         if state.commit < floor {
-            let error = counting::went_back(floor, state.commit);
+            let error = VaultError::went_back(floor, state.commit);
             self.condemn(&error);
             return Err(error);
         }

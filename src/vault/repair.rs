@@ -118,7 +118,7 @@ impl Vault {
         *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         drop(state);
         self.lock_chronicle().take(Some(&event));
-        self.refresh_anchor_keyring();
+        self.host.note_keyring(|| self.keyring());
         repairs.taken_out = aside.path().map(Path::to_owned);
         Ok(repairs)
     }

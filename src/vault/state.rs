@@ -14,7 +14,8 @@ use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::node::Node;
-use super::{Key, VaultError};
+use super::VaultError;
+use super::keys::Key;
 
 /// What the state record says.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -17,7 +17,7 @@ use crate::kms::{
 };
 use crate::store::{self, KeyedRecord, SqliteStore};
 
-use super::Key;
+use super::keys::Key;
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
 use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};

@@ -1,10 +1,12 @@
-//! Whether whoever has the disk of a vault has the key of it, too.
+//! Whether whoever has a vault, or the disk that it is on, has the key of it, too.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::kms::local::LocalKms;
 use crate::kms::{KeyUri, Provider};
+
+use super::super::VaultError;
 
 /// A warning for each key of the local KMS among `uris` whose file lies on the file system of `vault`.
 ///
@@ -38,4 +40,32 @@ pub(in crate::vault) fn warnings<'a>(
         }
     }
     warnings
+}
+
+/// Refuses keys and vault inside of one another: who copies the vault would copy its key.
+pub(in crate::vault) fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
+    let (keys, vault) = (real_path(keys), real_path(vault));
+    if keys.starts_with(&vault) || vault.starts_with(&keys) {
+        return Err(VaultError::Setting(format!(
+            "the local KMS keeps its keys in {} and the vault is {}: whoever copies one must not \
+             get the other; choose another place for the vault, or set SECRETFS_LOCAL_KMS_DIR",
+            keys.display(),
+            vault.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The path with the links resolved in as much of it as exists.
+pub(crate) fn real_path(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for ancestor in absolute.ancestors() {
+        if let Ok(real) = ancestor.canonicalize() {
+            return match absolute.strip_prefix(ancestor) {
+                Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
+                _ => real,
+            };
+        }
+    }
+    absolute
 }

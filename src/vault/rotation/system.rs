@@ -94,7 +94,7 @@ impl Vault {
             Ok::<_, VaultError>(step)
         });
         if let Some(doubt) = doubt {
-            self.found(&doubt);
+            self.guard.found(&doubt);
         }
         die_at!("system-stored");
         let (changed, done) = match step {
