@@ -55,20 +55,6 @@ pub(crate) fn leave_session() {
     let _ = std::env::set_current_dir("/");
 }
 
-/// Points the standard descriptors at /dev/null.
-pub(crate) fn stdio_to_null() {
-    let Ok(null) = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    else {
-        return;
-    };
-    let _ = nix::unistd::dup2_stdin(&null);
-    let _ = nix::unistd::dup2_stdout(&null);
-    let _ = nix::unistd::dup2_stderr(&null);
-}
-
 /// The daemon's end of the pipe. Dropping it without a report is itself one: it died.
 pub(crate) struct Reporter {
     pipe: Option<OwnedFd>,

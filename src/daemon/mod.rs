@@ -4,11 +4,13 @@
 
 mod detach;
 mod error;
+mod fusermount;
 mod harden;
 mod helper;
 mod holders;
 mod log;
 mod mount;
+mod mount_options;
 mod panics;
 mod plan;
 mod point;

@@ -18,7 +18,7 @@ use crate::os::sys::{self, MountId};
 
 use super::error::{Class, Error};
 use super::quote::quoted;
-use super::{harden, helper};
+use super::{fusermount, harden};
 
 /// A directory, held open.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Point {
                 }
                 unmount(&self.path, id, MntFlags::MNT_DETACH).map_err(|e| fail(&e))?
             }
-            false => helper::unmount_by_fusermount(&self.path, id, true)?,
+            false => fusermount::unmount(&self.path, id, true)?,
         };
         match is_done {
             true => Ok(()),

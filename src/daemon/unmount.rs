@@ -17,7 +17,7 @@ use super::point::{self, Point};
 use super::quote::quoted;
 use super::seen::Daemon;
 use super::socket::{self, Writer};
-use super::{harden, helper};
+use super::{fusermount, harden};
 use crate::os::{mountinfo, sys};
 use crate::store;
 
@@ -96,7 +96,7 @@ pub fn unmount(
             Errno::EBUSY => busy(path),
             e => Error::new(Class::Failed, format!("cannot unmount {shown}: {e}")),
         })?,
-        false => helper::unmount_by_fusermount(&point, id, false).map_err(|e| match e.class {
+        false => fusermount::unmount(&point, id, false).map_err(|e| match e.class {
             Class::Busy => busy(path),
             _ => e,
         })?,
