@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::{DIR_VARIABLE, fail};
-use crate::os::user;
+use super::refusal::fail;
 use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
+use crate::os::user;
+
+/// Names the directory of the local KMS, where the settings do not.
+pub const DIR_VARIABLE: &str = "SECRETFS_LOCAL_KMS_DIR";
 
 /// Where root has them.
 const OF_ROOT: &str = "/var/lib/secretfs/kms";
