@@ -1,7 +1,7 @@
 //! Why a keyring does not serve, in classes and plain words.
 
 use crate::crypto::{MemoryError, RandomError, SealError};
-use crate::kms::KmsError;
+use crate::kms::{KmsError, KmsErrorKind};
 
 /// Why a keyring cannot be made, unlocked or used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -50,5 +50,25 @@ impl KeyringError {
     /// What stands under a generation that the keyring does not name.
     pub(crate) fn unknown(generation: u64, what: impl std::fmt::Display) -> Self {
         Self::UnknownGeneration(generation, what.to_string())
+    }
+}
+
+/// Of two refusals, the one that a person can do something about comes first.
+pub(super) fn merge(first: Option<KmsError>, second: KmsError) -> KmsError {
+    match first {
+        None => second,
+        Some(first) => {
+            let passing =
+                |kind| matches!(kind, KmsErrorKind::Unreachable | KmsErrorKind::Throttled);
+            let kind = if passing(second.kind) {
+                second.kind
+            } else {
+                first.kind
+            };
+            KmsError {
+                kind,
+                message: format!("{}; and {}", first.message, second.message),
+            }
+        }
     }
 }

@@ -26,6 +26,8 @@ pub use record::{
     HistoryHead, Wrap,
 };
 
+use error::merge;
+
 /// Length of a wrapped data key in bytes: nonce, key, tag.
 pub const WRAPPED_LEN: usize = 24 + 32 + 16;
 
@@ -240,26 +242,6 @@ impl UnverifiedKeyring {
                 self.shown_uris()
             )),
         })
-    }
-}
-
-/// Of two refusals, the one that a person can do something about comes first.
-fn merge(first: Option<KmsError>, second: KmsError) -> KmsError {
-    match first {
-        None => second,
-        Some(first) => {
-            let passing =
-                |kind| matches!(kind, KmsErrorKind::Unreachable | KmsErrorKind::Throttled);
-            let kind = if passing(second.kind) {
-                second.kind
-            } else {
-                first.kind
-            };
-            KmsError {
-                kind,
-                message: format!("{}; and {}", first.message, second.message),
-            }
-        }
     }
 }
 
