@@ -25,7 +25,7 @@ pub(super) fn counts() -> (u64, u64) {
 pub(super) struct Mapping {
     pub(super) start: NonNull<u8>,
     pub(super) capacity: usize,
-    locked: bool,
+    pub(super) locked: bool,
 }
 
 // SAFETY: the mapping is owned by the value alone.
