@@ -24,4 +24,5 @@ pub mod keyring;
 pub mod kms;
 pub mod os;
 pub mod store;
+mod sync;
 pub mod vault;

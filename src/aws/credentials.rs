@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -19,6 +19,8 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_kms::config::Region;
+
+use crate::sync::{Mutex, Rank};
 
 use super::errors::{Class, Failure, causes, tidy};
 
@@ -59,7 +61,7 @@ impl HeldCredentials {
         let file = file.map(|path| format!("credentials file {}", path.display()));
         Self {
             search,
-            held: Mutex::new(None),
+            held: Mutex::new(Rank::AwsCredentials, None),
             file,
         }
     }
@@ -75,7 +77,7 @@ impl HeldCredentials {
         }
         match self.search.provide_credentials().await {
             Ok(found) => {
-                *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+                *self.held.lock() = Some(found);
                 Ok(())
             }
             // What is still good for a while bridges an outage of its source.
@@ -130,7 +132,6 @@ impl HeldCredentials {
     fn held(&self) -> Option<Credentials> {
         self.held
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 }

@@ -3,7 +3,8 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 pub(super) const PAGE: usize = 4096;
 /// Bytes of all that are kept: little of the 8 MiB that an ordinary user may lock.
@@ -13,7 +14,7 @@ const LARGEST: usize = 256 * 1024;
 
 static LOCKED: AtomicU64 = AtomicU64::new(0);
 static UNLOCKED: AtomicU64 = AtomicU64::new(0);
-static SPARES: Mutex<Spares> = Mutex::new(Spares::new());
+static SPARES: Mutex<Spares> = Mutex::new(Rank::Spares, Spares::new());
 
 /// Bytes that are locked, and bytes that the system refused to lock.
 pub(super) fn counts() -> (u64, u64) {
@@ -105,7 +106,7 @@ impl Spares {
 }
 
 fn spares() -> MutexGuard<'static, Spares> {
-    SPARES.lock().unwrap_or_else(PoisonError::into_inner)
+    SPARES.lock()
 }
 
 /// Gives back what is kept for later; tells whether there was anything.

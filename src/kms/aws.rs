@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_sdk_kms::config::http::HttpResponse;
@@ -32,6 +32,7 @@ use crate::aws::session::{self, Session, is_region};
 use crate::aws::worker::{NoOutcome, Worker};
 use crate::aws::credentials;
 use crate::crypto::SecretKey;
+use crate::sync::{Mutex, Rank};
 
 /// Longest ciphertext that AWS KMS takes, in bytes.
 const MAX_BLOB: usize = 6144;
@@ -59,18 +60,18 @@ impl AwsKms {
                 credentials_file: settings.credentials_file.clone(),
                 insecure_endpoint: settings.insecure_endpoint,
             },
-            sessions: Mutex::new(HashMap::new()),
+            sessions: Mutex::new(Rank::AwsSessions, HashMap::new()),
         };
         Self {
             total_timeout: settings.total_timeout,
             shared: Arc::new(shared),
-            worker: Mutex::new(None),
+            worker: Mutex::new(Rank::AwsWorker, None),
         }
     }
 
     /// Where the credentials of the calls so far came from.
     pub(super) fn credentials(&self) -> Option<String> {
-        let sessions = lock(&self.shared.sessions);
+        let sessions = self.shared.sessions.lock();
         sessions
             .values()
             .find_map(|session| session.credentials.source())
@@ -79,7 +80,7 @@ impl AwsKms {
     /// Whether there was a call yet.
     #[cfg(test)]
     pub(super) fn is_started(&self) -> bool {
-        lock(&self.worker).is_some()
+        self.worker.lock().is_some()
     }
 
     /// Runs one call on the worker, within the total timeout.
@@ -114,7 +115,7 @@ impl AwsKms {
                     && depends_on_configuration(e.kind)
                 {
                     // Read it anew the next time: credentials and profiles get replaced.
-                    lock(&shared.sessions).remove(&region);
+                    shared.sessions.lock().remove(&region);
                 }
                 outcome
             }
@@ -139,7 +140,7 @@ impl AwsKms {
     }
 
     fn worker(&self, call: &Call) -> Result<Arc<Worker>, KmsError> {
-        let mut worker = lock(&self.worker);
+        let mut worker = self.worker.lock();
         if let Some(worker) = &*worker {
             return Ok(Arc::clone(worker));
         }
@@ -155,12 +156,12 @@ impl AwsKms {
 
 impl Shared {
     async fn session(&self, region: &Option<String>) -> Result<Arc<Session>, Failure> {
-        if let Some(session) = lock(&self.sessions).get(region) {
+        if let Some(session) = self.sessions.lock().get(region) {
             return Ok(Arc::clone(session));
         }
         // Not under the lock; two first calls at once may both load, and either will do.
         let session = Arc::new(Session::load(region.as_deref(), &self.settings).await?);
-        lock(&self.sessions).insert(region.clone(), Arc::clone(&session));
+        self.sessions.lock().insert(region.clone(), Arc::clone(&session));
         Ok(session)
     }
 }
@@ -372,11 +373,6 @@ fn depends_on_configuration(kind: KmsErrorKind) -> bool {
         | KmsErrorKind::Unreachable
         | KmsErrorKind::BadAnswer => false,
     }
-}
-
-/// Nothing under these locks can be left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

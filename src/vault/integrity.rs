@@ -3,11 +3,13 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::VaultError;
 use super::current::Doubt;
@@ -78,15 +80,15 @@ pub(super) struct Guard {
 impl Default for Guard {
     fn default() -> Self {
         Self {
-            integrity: Mutex::new(Integrity::Counting),
-            failure: Mutex::default(),
+            integrity: Mutex::new(Rank::Verdict, Integrity::Counting),
+            failure: Mutex::new(Rank::VerdictFailure, None),
             changed: Condvar::new(),
             condemned: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             gated: AtomicBool::new(false),
-            counting: Mutex::default(),
-            findings: Mutex::default(),
-            unrecorded: Mutex::default(),
+            counting: Mutex::new(Rank::CountingThread, None),
+            findings: Mutex::new(Rank::Findings, Findings::default()),
+            unrecorded: Mutex::new(Rank::Unrecorded, Findings::default()),
             alarm: OnceLock::new(),
         }
     }
@@ -94,7 +96,7 @@ impl Default for Guard {
 
 impl Guard {
     fn integrity_now(&self) -> MutexGuard<'_, Integrity> {
-        locked(&self.integrity)
+        self.integrity.lock()
     }
 
     /// What is known of the vault as a whole.
@@ -104,7 +106,7 @@ impl Guard {
 
     /// Records that were not what they should be.
     pub(super) fn findings(&self) -> Findings {
-        locked(&self.findings).clone()
+        self.findings.lock().clone()
     }
 
     /// Tells whom to tell, in words, when something is found.
@@ -142,7 +144,7 @@ impl Guard {
 
     /// The thread that counts.
     pub(super) fn is_counted_by(&self, thread: JoinHandle<()>) {
-        *locked(&self.counting) = Some(thread);
+        *self.counting.lock() = Some(thread);
     }
 
     /// Waits until it is known whether the vault is what its sums say, at most so long; `None`: it is
@@ -164,17 +166,13 @@ impl Guard {
                     if left.is_zero() {
                         return None;
                     }
-                    match self.changed.wait_timeout(integrity, left) {
-                        Ok((integrity, _)) => Ok(integrity),
-                        Err(poisoned) => Ok(poisoned.into_inner().0),
-                    }
+                    self.changed.wait_timeout(integrity, left)
                 }
-            }
-            .unwrap_or_else(PoisonError::into_inner);
+            };
         }
         match &*integrity {
             Integrity::Condemned { why, .. } => {
-                let told = locked(&self.failure).clone();
+                let told = self.failure.lock().clone();
                 Some(Err(
                     told.unwrap_or_else(|| VaultError::Integrity(why.clone()))
                 ))
@@ -190,7 +188,7 @@ impl Guard {
             self.stop.store(true, Ordering::Relaxed);
         }
         self.changed.notify_all();
-        let counting = locked(&self.counting).take();
+        let counting = self.counting.lock().take();
         // It may be the one that closes the vault.
         if let Some(thread) = counting.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
@@ -223,7 +221,7 @@ impl Guard {
             true => tracing::error!("{why}"),
             false => tracing::error!("nothing more is served: {why}"),
         }
-        *locked(&self.failure) = Some(error.clone());
+        *self.failure.lock() = Some(error.clone());
         *self.integrity_now() = Integrity::Condemned {
             why: why.clone(),
             at: Timestamp::now().seconds,
@@ -260,26 +258,26 @@ impl Guard {
     /// Notes what was found; whether that is news.
     pub(super) fn note_finding(&self, what: String) -> bool {
         let at = Timestamp::now().seconds;
-        let is_news = locked(&self.findings).note(at, &what);
+        let is_news = self.findings.lock().note(at, &what);
         if is_news {
-            locked(&self.unrecorded).note(at, &what);
+            self.unrecorded.lock().note(at, &what);
         }
         is_news
     }
 
     /// Whether the history does not have all findings yet.
     pub(super) fn is_unrecorded(&self) -> bool {
-        locked(&self.unrecorded).count > 0
+        self.unrecorded.lock().count > 0
     }
 
     /// Those findings, for whoever records them now.
     pub(super) fn take_unrecorded(&self) -> Findings {
-        std::mem::take(&mut *locked(&self.unrecorded))
+        std::mem::take(&mut *self.unrecorded.lock())
     }
 
     /// They could not be recorded, and are left for another time.
     pub(super) fn leave_unrecorded(&self, found: &Findings) {
-        let mut unrecorded = locked(&self.unrecorded);
+        let mut unrecorded = self.unrecorded.lock();
         for one in &found.listed {
             unrecorded.note(one.at, &one.what);
         }
@@ -299,8 +297,4 @@ impl Findings {
         }
         false
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

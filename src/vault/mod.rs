@@ -47,13 +47,14 @@ mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
 use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 
 pub use afresh::{Footprint, Since};
 pub use history::HistoryLine;
@@ -168,7 +169,7 @@ impl Vault {
 
     /// The keyring as it is now.
     pub fn keyring(&self) -> Arc<Keyring> {
-        Arc::clone(&self.keyring.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keyring.read())
     }
 
     /// Runs `body` in a read transaction. What it finds may stand under a master key that was
@@ -274,7 +275,7 @@ impl Vault {
     }
 
     fn seen(&self) -> State {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.read();
         seen.clone()
     }
 
@@ -331,14 +332,14 @@ impl Vault {
     }
 
     fn has_come_to(&self, state: &State) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.write();
         if seen.commit < state.commit {
             seen.clone_from(state);
         }
     }
 
     fn show(&self, state: &State) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.write();
         seen.clone_from(state);
     }
 
@@ -351,7 +352,7 @@ impl Vault {
     }
 
     fn system(&self) -> Arc<SystemKeys> {
-        Arc::clone(&self.system.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.system.read())
     }
 
     /// The system node's keys as the transaction's snapshot has them.
@@ -369,7 +370,7 @@ impl Vault {
             &record,
         )?));
         if self.read_only {
-            let mut system = self.system.write().unwrap_or_else(PoisonError::into_inner);
+            let mut system = self.system.write();
             *system = Arc::clone(&keys);
         }
         Ok(keys)
@@ -396,7 +397,7 @@ impl Vault {
     fn lock_state(&self) -> LockedState<'_> {
         let forward = nice::forward();
         LockedState {
-            state: self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            state: self.state.lock(),
             _forward: forward,
         }
     }
@@ -404,7 +405,6 @@ impl Vault {
     fn lock_chronicle(&self) -> MutexGuard<'_, Chronicle> {
         self.chronicle
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes durable all that was committed.

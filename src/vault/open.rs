@@ -5,7 +5,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crypto::schedule::VaultId;
@@ -13,6 +13,7 @@ use crate::crypto::secret::fill_random;
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, KeyUri, Provider};
 use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
+use crate::sync::{Mutex, Rank, RwLock};
 
 use super::host::anchor::{Anchor, Anchors, hex};
 use super::host::apart::{self, must_be_apart};
@@ -402,16 +403,16 @@ impl Vault {
         let vault = Self {
             foreign: AtomicU64::new(store.foreign_changes()?),
             store,
-            keyring: RwLock::new(Arc::new(keyring)),
+            keyring: RwLock::new(Rank::Keyring, Arc::new(keyring)),
             kms,
             pins: guard.pins.clone(),
             named_keys: options.pinned_keys.clone(),
             rotation: super::rotation::Rotation::default(),
-            system: RwLock::new(Arc::new(system)),
+            system: RwLock::new(Rank::SystemKeys, Arc::new(system)),
             cache: RecordCache::default(),
             sealed: SealedCache::default(),
-            seen: RwLock::new(state.clone()),
-            state: Mutex::new(state),
+            seen: RwLock::new(Rank::Seen, state.clone()),
+            state: Mutex::new(Rank::State, state),
             turns: Turns::default(),
             path,
             read_only: options.read_only,
@@ -419,7 +420,7 @@ impl Vault {
             current: Current::new(),
             guard: Guard::default(),
             host: HostMemory::default(),
-            chronicle: Mutex::default(),
+            chronicle: Mutex::new(Rank::Chronicle, Chronicle::default()),
         };
         // `check` says what is wrong with the history, too.
         match vault.read_history() {

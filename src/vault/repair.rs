@@ -9,7 +9,7 @@ mod scan;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -115,7 +115,7 @@ impl Vault {
         };
         let (next, event) = changed;
         self.cache.clear();
-        *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        *self.keyring.write() = Arc::new(next);
         drop(state);
         self.lock_chronicle().take(Some(&event));
         self.host.note_keyring(|| self.keyring());

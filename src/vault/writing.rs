@@ -1,6 +1,6 @@
 //! Writing: transactions of jobs, and the two that change what everything else stands under.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
@@ -135,7 +135,7 @@ impl Vault {
         };
         // Stored first, used then. Nothing can be written under it before the state is let go.
         if state.keyring == next.body().sequence {
-            *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+            *self.keyring.write() = Arc::new(next);
         }
         drop(committing);
         drop(state);

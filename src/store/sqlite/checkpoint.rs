@@ -5,7 +5,7 @@
 //! commit: the thread is started by the writer when the WAL has grown.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use rusqlite::{Connection, ErrorCode};
 
 use crate::store::place::{Opened, Place};
 use crate::store::{StoreError, StoreErrorKind as Kind};
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::connection::{self, Purpose};
 use super::{failure, vfs};
@@ -49,7 +50,7 @@ const RESPITE: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_millis(50);
 
 /// What the thread, the writer and the readers share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Desk {
     orders: Mutex<Orders>,
     changed: Condvar,
@@ -72,6 +73,19 @@ struct Orders {
     failed: Option<StoreError>,
 }
 
+impl Default for Desk {
+    fn default() -> Self {
+        Self {
+            orders: Mutex::new(Rank::Checkpoints, Orders::default()),
+            changed: Condvar::new(),
+            held_up: AtomicBool::new(false),
+            writes_held_up: AtomicBool::new(false),
+            pages: AtomicI32::new(0),
+            writes: Mutex::new(Rank::Writes, ()),
+        }
+    }
+}
+
 impl Desk {
     /// Holds up a new transaction while the WAL is being begun anew; bounded.
     pub(super) fn pass(&self) {
@@ -82,7 +96,7 @@ impl Desk {
     pub(super) fn turn_to_write(&self) -> MutexGuard<'_, ()> {
         self.pass_if_not(&self.held_up);
         self.pass_if_not(&self.writes_held_up);
-        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writes.lock()
     }
 
     fn pass_if_not(&self, held_up: &AtomicBool) {
@@ -96,7 +110,7 @@ impl Desk {
             if left.is_zero() {
                 return;
             }
-            orders = wait(&self.changed, orders, left);
+            orders = self.changed.wait_timeout(orders, left);
         }
     }
 
@@ -106,7 +120,7 @@ impl Desk {
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+        self.orders.lock()
     }
 
     /// Runs `work` while new transactions wait that look at `held_up`.
@@ -245,7 +259,7 @@ fn move_and_sync(connection: &Connection) -> Result<(i32, i32), StoreError> {
 fn begin_anew(connection: &Connection, desk: &Desk) -> Result<(), StoreError> {
     // Else one that writes again and again would have the lock again and again.
     desk.holding_up(&desk.writes_held_up, || {
-        let _nobody_writes = desk.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_writes = desk.writes.lock();
         connection::waiting(connection, WAIT_WITH_WRITERS, |connection| {
             checkpoint(connection, CheckpointMode::RESTART).map(drop)
         })
@@ -270,7 +284,7 @@ fn next_order(desk: &Desk) -> bool {
         } else {
             Duration::from_secs(3600)
         };
-        orders = wait(&desk.changed, orders, timeout);
+        orders = desk.changed.wait_timeout(orders, timeout);
     }
 }
 
@@ -297,16 +311,5 @@ pub(super) fn checkpoint(
             Ok((0, 0))
         }
         Err(error) => Err(failure::of(connection, "cannot checkpoint", error)),
-    }
-}
-
-fn wait<'a>(
-    condition: &Condvar,
-    guard: MutexGuard<'a, Orders>,
-    timeout: Duration,
-) -> MutexGuard<'a, Orders> {
-    match condition.wait_timeout(guard, timeout) {
-        Ok((guard, _)) => guard,
-        Err(poisoned) => poisoned.into_inner().0,
     }
 }

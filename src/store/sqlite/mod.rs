@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
@@ -41,6 +41,8 @@ use connection::Purpose;
 use pool::Pool;
 use wal::Wal;
 use writer::{Writer, data_version, truncate};
+
+use crate::sync::{Mutex, Rank};
 
 use super::lock::{self, Holder, Lock};
 use super::place::{Footprint, Opened, Place};
@@ -87,6 +89,7 @@ struct Watch {
 enum Side {
     Write {
         holder: Holder,
+        /// After a panic in a body it is without its connection, and says so.
         writer: Mutex<Writer>,
         wal: Arc<Wal>,
         foreign: AtomicU64,
@@ -178,13 +181,13 @@ impl SqliteStore {
                 let writer = Writer::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
                 Side::Write {
                     holder,
-                    writer: Mutex::new(writer),
+                    writer: Mutex::new(Rank::Writer, writer),
                     wal,
                     foreign: AtomicU64::new(0),
                 }
             }
             _ => Side::Read {
-                watch: Mutex::new(Watch {
+                watch: Mutex::new(Rank::ForeignChanges, Watch {
                     connection: Some(connection),
                     is_still: opened.is_still(),
                     before: 0,
@@ -212,7 +215,7 @@ impl SqliteStore {
         let Side::Write { holder, writer, .. } = &self.side else {
             return Ok(());
         };
-        locked(writer).lock.announce(holder).map_err(|error| {
+        writer.lock().lock.announce(holder).map_err(|error| {
             StoreError::of_file("cannot write into the lock", &self.place.lock, &error)
         })
     }
@@ -221,7 +224,7 @@ impl SqliteStore {
     /// it were its own. For the caller to say once the vault is verified.
     pub fn adopt_wal(&self) {
         if let Side::Write { writer, .. } = &self.side {
-            locked(writer).owns_wal |= self.place.wal_len() > 0;
+            writer.lock().owns_wal |= self.place.wal_len() > 0;
         }
     }
 
@@ -238,7 +241,7 @@ impl SqliteStore {
         let Side::Write { writer, .. } = &self.side else {
             return Err(self.read_only());
         };
-        let cloned = locked(writer).lock.directory();
+        let cloned = writer.lock().lock.directory();
         cloned.map_err(|error| {
             StoreError::of_file("cannot use the directory", &self.place.directory, &error)
         })
@@ -264,7 +267,7 @@ impl SqliteStore {
         let Side::Write { writer, .. } = &self.side else {
             return Err(self.read_only());
         };
-        locked(writer).truncate_wal(&self.place, &self.opened)
+        writer.lock().truncate_wal(&self.place, &self.opened)
     }
 
     /// How the files are now: whoever changes one of them changes this, by SQLite or past it.
@@ -314,7 +317,7 @@ impl Store for SqliteStore {
         };
         // Commits without a pause would keep the checkpoint from its lock as readers do.
         let turn = self.desk.turn_to_write();
-        let written = locked(writer).write(&self.place, &self.opened, durability, body)?;
+        let written = writer.lock().write(&self.place, &self.opened, durability, body)?;
         drop(turn);
         match (written, durability) {
             (Ok(()), Durability::Now) => self.sync().map(Ok),
@@ -328,13 +331,13 @@ impl Store for SqliteStore {
             Side::Read { wal, .. } => return wal.sync_of_others(),
         };
         let before = wal.is_synced();
-        locked(writer).may_sync(&self.place, &self.opened)?;
+        writer.lock().may_sync(&self.place, &self.opened)?;
         if before {
             return Ok(());
         }
         // Others go on to commit meanwhile.
         let synced = wal.sync();
-        locked(writer).synced(&self.place, &self.opened, synced)
+        writer.lock().synced(&self.place, &self.opened, synced)
     }
 
     fn foreign_changes(&self) -> Result<u64, StoreError> {
@@ -344,13 +347,13 @@ impl Store for SqliteStore {
             Side::Write {
                 writer, foreign, ..
             } => {
-                if let Ok(writer) = writer.try_lock() {
+                if let Some(writer) = writer.try_lock() {
                     foreign.store(writer.data_version()?, Ordering::Relaxed);
                 }
                 Ok(foreign.load(Ordering::Relaxed))
             }
             Side::Read { watch, .. } => {
-                let mut watch = locked(watch);
+                let mut watch = watch.lock();
                 self.pool.look_whether_still();
                 if watch.is_still && !self.opened.is_still() {
                     watch.connection = None;
@@ -373,12 +376,12 @@ impl Drop for SqliteStore {
         self.pool.clear();
         match &mut self.side {
             Side::Read { watch, .. } => {
-                if let Some(connection) = locked(watch).connection.take() {
+                if let Some(connection) = watch.lock().connection.take() {
                     close_last(connection, &self.place, &self.opened, false);
                 }
             }
             Side::Write { writer, wal, .. } => {
-                let mut writer = locked(writer);
+                let mut writer = writer.lock();
                 writer.checkpointer.stop();
                 let synced = match writer.owns_wal {
                     true => writer
@@ -419,9 +422,4 @@ fn close_last(connection: Connection, place: &Place, opened: &Opened, owns_wal: 
     }
     // Fails only when statements are left, of which the cache has just disposed.
     let _ = connection.close();
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // After a panic in a body the writer is without its connection, and says so.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

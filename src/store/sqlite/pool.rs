@@ -1,12 +1,13 @@
 //! Connections for reading, kept open: opening and verifying one costs a hundred times as much as
 //! a look-up.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 
 use crate::store::place::{Opened, Place};
 use crate::store::{Abort, Body, Read, StoreError, StoreErrorKind as Kind};
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::connection::{self, Purpose};
 use super::tx::Tx;
@@ -39,7 +40,7 @@ impl Pool {
         Self {
             place,
             opened,
-            connections: Mutex::default(),
+            connections: Mutex::new(Rank::Readers, Connections::default()),
             came_back: Condvar::new(),
         }
     }
@@ -64,12 +65,11 @@ impl Pool {
             self.came_back.notify_all();
         }
         connections.waiting += 1;
-        let (mut connections, _) = self
+        let mut connections = self
             .came_back
             .wait_timeout_while(connections, connection::PATIENCE, |connections| {
                 connections.idle.is_empty() && connections.in_use > 0
-            })
-            .unwrap_or_else(PoisonError::into_inner);
+            });
         connections.waiting -= 1;
         match connections.idle.pop() {
             Some(idle) => {
@@ -145,10 +145,8 @@ impl Pool {
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        // Nothing is left half done when a push or pop panics.
         self.connections
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -10,13 +10,14 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::unistd::fdatasync;
 
 use crate::store::place::{Opened, Place, identity};
 use crate::store::{StoreError, StoreErrorKind as Kind};
+use crate::sync::{Mutex, Rank};
 
 /// How far the WAL is on disk.
 #[derive(Debug)]
@@ -38,10 +39,10 @@ impl Wal {
         Self {
             place,
             opened,
-            file: Mutex::default(),
+            file: Mutex::new(Rank::WalFile, None),
             committed: AtomicU64::new(u64::from(unsynced)),
             synced: AtomicU64::new(0),
-            failed: Mutex::default(),
+            failed: Mutex::new(Rank::WalSync, None),
         }
     }
 
@@ -63,7 +64,7 @@ impl Wal {
     /// Returns when all that was committed before is on disk. After a failure nobody knows what is:
     /// nothing more must be written.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failed = self.failed.lock();
         if let Some(error) = &*failed {
             return Err(error.clone());
         }
@@ -107,7 +108,7 @@ impl Wal {
 
     /// The WAL that SQLite has open. It stays the same file until the vault is closed.
     fn file(&self) -> Result<Arc<File>, StoreError> {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = self.file.lock();
         if let Some(file) = &*file {
             return Ok(Arc::clone(file));
         }

@@ -1,12 +1,13 @@
 //! What this host remembers of an open vault: the anchor, kept up with the vault.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::crypto::schedule::{VaultId, digest};
 use crate::keyring::Keyring;
 use crate::kms::KeyUri;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::super::VaultError;
 use super::super::node::Timestamp;
@@ -60,12 +61,17 @@ pub(in crate::vault) struct Seen<'a> {
 
 /// See the module. There is nothing in it until the vault is in use, and where there is no place for
 /// anchors.
-#[derive(Default)]
 pub(in crate::vault) struct HostMemory(Mutex<Option<Kept>>);
+
+impl Default for HostMemory {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::HostMemory, None))
+    }
+}
 
 impl HostMemory {
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Remembers what was opened. `lower`: also if that is older than what was remembered. `sync` makes

@@ -1,12 +1,12 @@
 //! How far a rotation has come, and what this process knows of it besides what is stored.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use serde::Serialize;
 
 use crate::keyring::{ChangeKind, ChangePhase};
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::super::VaultError;
 use super::damage::Damage;
@@ -55,7 +55,6 @@ pub enum Outcome {
 }
 
 /// What this process knows of the rotation besides what is stored.
-#[derive(Default)]
 pub(in crate::vault) struct Rotation {
     /// Held by whoever begins or drives one.
     pub(super) driving: Mutex<()>,
@@ -82,13 +81,28 @@ pub(super) struct Figures {
     pub(super) blocked: bool,
 }
 
+impl Default for Rotation {
+    fn default() -> Self {
+        Self {
+            driving: Mutex::new(Rank::Driving, ()),
+            despite: AtomicBool::new(false),
+            renewed: AtomicU64::new(0),
+            damage: Mutex::new(Rank::Damage, Damage::default()),
+            figures: Mutex::new(Rank::Figures, Figures::default()),
+            follower: Mutex::new(Rank::Follower, false),
+            failed: Mutex::new(Rank::FollowFailed, None),
+            followed: Condvar::new(),
+        }
+    }
+}
+
 impl Rotation {
     pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+        self.figures.lock()
     }
 
     pub(super) fn damage(&self) -> MutexGuard<'_, Damage> {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.damage.lock()
     }
 
     pub(super) fn is_despite(&self) -> bool {
@@ -96,10 +110,6 @@ impl Rotation {
     }
 
     pub(super) fn drive(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.driving.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
+        self.driving.try_lock()
     }
 }

@@ -1,0 +1,444 @@
+//! Locks that do not poison, taken in one order.
+//!
+//! A panic is caught where a request, a job or a thread begins, and what a lock guards here is whole
+//! between any two statements that can panic. So a lock that was held meanwhile is taken like any other.
+//!
+//! Threads that take several locks take them in the order of [`Rank`]: each only while all that they hold
+//! stand before it. Then no two can wait for each other. Debug builds check that at every lock, and panic
+//! where it is not so, whether or not another thread was in the way; release builds know no ranks.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use order::{Held, Place};
+
+/// Defines the ranks, and their list.
+macro_rules! ranks {
+    ($($(#[$doc:meta])* $rank:ident,)+) => {
+        /// Where a lock stands in the order, from those that are taken first to those that are taken
+        /// while others are held. Each says what it guards.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Rank {
+            $($(#[$doc])* $rank,)+
+        }
+
+        #[cfg(debug_assertions)]
+        const RANKS: &[Rank] = &[$(Rank::$rank,)+];
+    };
+}
+
+ranks! {
+    /// Of a vault: who begins or drives a rotation, over all that it does.
+    Driving,
+    /// Of a vault: whether a thread follows the writer's keyring.
+    Follower,
+    /// Of a vault: the keyring record that could not be followed.
+    FollowFailed,
+    /// Of a vault: the state, over a whole transaction that writes.
+    State,
+    /// Of a vault: who takes up marks from what it reads, over a whole read when alone.
+    Following,
+    /// Of a vault: what this host remembers of it.
+    HostMemory,
+    /// Of a store: whose turn it is to write in this process.
+    Writes,
+    /// Of a store: the connection that writes, over a whole transaction and all that its jobs do.
+    Writer,
+    /// Of a store opened for reading: the connection that sees changes.
+    ForeignChanges,
+    /// Of a store: why nobody knows what is on disk, over a sync of the WAL.
+    WalSync,
+    /// Of a store: the WAL's descriptor.
+    WalFile,
+    /// Of a store: what its checkpoints are to do.
+    Checkpoints,
+    /// Of a store: connections that read.
+    Readers,
+    /// Of a vault: its keyring.
+    Keyring,
+    /// Of a vault: the keys of its system node.
+    SystemKeys,
+    /// Of a vault: the state as those see it who only look.
+    Seen,
+    /// Of a vault: what its history comes to.
+    Chronicle,
+    /// Of a vault: nodes that were read.
+    CachedNodes,
+    /// Of a vault: entries of directories that were read.
+    CachedEntries,
+    /// Of a vault: contents that were read, as they are stored.
+    CachedContents,
+    /// Of a vault: what was committed during a count.
+    Meanwhile,
+    /// Of a vault: marks of names, a part of them.
+    MarkedNames,
+    /// Of a vault: marks of nodes and versions, a part of them.
+    MarkedRecords,
+    /// Of a vault: records that are in the way of a rotation.
+    Damage,
+    /// Of a vault: how far a rotation has come.
+    Figures,
+    /// Of a vault: whether it was counted and is what its sums say.
+    Verdict,
+    /// Of a vault: why it could not be verified.
+    VerdictFailure,
+    /// Of a vault: the thread that counts it.
+    CountingThread,
+    /// Of a vault: records that were not what they should be.
+    Findings,
+    /// Of a vault: those that the history does not have yet.
+    Unrecorded,
+    /// Work that is shared among threads.
+    Crew,
+    /// The thread on which calls of AWS KMS run.
+    AwsWorker,
+    /// Clients of AWS KMS by region.
+    AwsSessions,
+    /// AWS credentials.
+    AwsCredentials,
+    /// Free pieces of memory for secrets.
+    Slabs,
+    /// Free mappings for secrets.
+    Spares,
+}
+
+/// As that of the standard library.
+pub(crate) struct Mutex<T> {
+    place: Place,
+    inner: std::sync::Mutex<T>,
+}
+
+/// What it guards, for as long as this is there.
+pub(crate) struct MutexGuard<'a, T> {
+    // Let go of first.
+    inner: std::sync::MutexGuard<'a, T>,
+    held: Held,
+}
+
+impl<T> Mutex<T> {
+    pub(crate) const fn new(rank: Rank, value: T) -> Self {
+        Self {
+            place: Place::new(rank),
+            inner: std::sync::Mutex::new(value),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+        let held = self.place.take();
+        MutexGuard {
+            inner: self.inner.lock().unwrap_or_else(PoisonError::into_inner),
+            held,
+        }
+    }
+
+    /// `None` when somebody else has it. Nobody waits, so whatever else is held does not matter.
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        let inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return None,
+        };
+        Some(MutexGuard {
+            inner,
+            held: self.place.note(),
+        })
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+/// As that of the standard library. To be waited on while nothing else is held.
+#[derive(Debug)]
+pub(crate) struct Condvar(std::sync::Condvar);
+
+impl Condvar {
+    pub(crate) const fn new() -> Self {
+        Self(std::sync::Condvar::new())
+    }
+
+    pub(crate) fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    pub(crate) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+
+    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        let MutexGuard { inner, held } = guard;
+        let inner = self.0.wait(inner);
+        MutexGuard {
+            inner: inner.unwrap_or_else(PoisonError::into_inner),
+            held,
+        }
+    }
+
+    /// Waits at most so long.
+    pub(crate) fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        time: Duration,
+    ) -> MutexGuard<'a, T> {
+        let MutexGuard { inner, held } = guard;
+        let waited = self.0.wait_timeout(inner, time);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        MutexGuard { inner, held }
+    }
+
+    /// Waits while `goes_on` says so, and at most so long.
+    pub(crate) fn wait_timeout_while<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        time: Duration,
+        goes_on: impl FnMut(&mut T) -> bool,
+    ) -> MutexGuard<'a, T> {
+        let MutexGuard { inner, held } = guard;
+        let waited = self.0.wait_timeout_while(inner, time, goes_on);
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        MutexGuard { inner, held }
+    }
+}
+
+impl Default for Condvar {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// As that of the standard library.
+pub(crate) struct RwLock<T> {
+    place: Place,
+    inner: std::sync::RwLock<T>,
+}
+
+/// What it guards, to be looked at for as long as this is there.
+pub(crate) struct RwLockReadGuard<'a, T> {
+    // Let go of first.
+    inner: std::sync::RwLockReadGuard<'a, T>,
+    _held: Held,
+}
+
+/// What it guards, for as long as this is there.
+pub(crate) struct RwLockWriteGuard<'a, T> {
+    // Let go of first.
+    inner: std::sync::RwLockWriteGuard<'a, T>,
+    _held: Held,
+}
+
+impl<T> RwLock<T> {
+    pub(crate) const fn new(rank: Rank, value: T) -> Self {
+        Self {
+            place: Place::new(rank),
+            inner: std::sync::RwLock::new(value),
+        }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+        let held = self.place.take();
+        RwLockReadGuard {
+            inner: self.inner.read().unwrap_or_else(PoisonError::into_inner),
+            _held: held,
+        }
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+        let held = self.place.take();
+        RwLockWriteGuard {
+            inner: self.inner.write().unwrap_or_else(PoisonError::into_inner),
+            _held: held,
+        }
+    }
+}
+
+impl<T> Deref for RwLockReadGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> Deref for RwLockWriteGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for RwLockWriteGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+/// What each thread holds, by rank.
+#[cfg(debug_assertions)]
+mod order {
+    use std::cell::Cell;
+
+    use super::{RANKS, Rank};
+
+    thread_local! {
+        /// A bit for each rank. It needs no destructor, so locks may be taken until a thread is gone.
+        static HELD: Cell<u64> = const { Cell::new(0) };
+    }
+
+    const _: () = assert!(RANKS.len() <= u64::BITS as usize);
+
+    /// That of a lock.
+    pub(super) struct Place(Rank);
+
+    impl Place {
+        pub(super) const fn new(rank: Rank) -> Self {
+            Self(rank)
+        }
+
+        /// Checks that the lock may be taken now.
+        pub(super) fn take(&self) -> Held {
+            let after = HELD.get() >> self.0 as u32;
+            assert!(
+                after == 0,
+                "a thread takes the lock {:?} while it holds {:?}, which stands after it (src/sync.rs)",
+                self.0,
+                RANKS.get(self.0 as usize + after.ilog2() as usize),
+            );
+            self.note()
+        }
+
+        /// Notes that it was taken.
+        pub(super) fn note(&self) -> Held {
+            let (held, bit) = (HELD.get(), 1 << self.0 as u32);
+            HELD.set(held | bit);
+            Held(bit & !held)
+        }
+    }
+
+    /// The bit that goes when the lock is let go.
+    pub(super) struct Held(u64);
+
+    impl Drop for Held {
+        fn drop(&mut self) {
+            HELD.set(HELD.get() & !self.0);
+        }
+    }
+}
+
+/// Nothing is known of what threads hold.
+#[cfg(not(debug_assertions))]
+mod order {
+    use super::Rank;
+
+    pub(super) struct Place;
+
+    impl Place {
+        pub(super) const fn new(_: Rank) -> Self {
+            Self
+        }
+
+        #[inline]
+        pub(super) fn take(&self) -> Held {
+            Held
+        }
+
+        #[inline]
+        pub(super) fn note(&self) -> Held {
+            Held
+        }
+    }
+
+    pub(super) struct Held;
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    fn panics(deed: impl FnOnce()) -> bool {
+        catch_unwind(AssertUnwindSafe(deed)).is_err()
+    }
+
+    #[test]
+    fn locks_are_taken_in_one_order_or_the_thread_panics() {
+        let (outer, inner) = (Mutex::new(Rank::State, ()), RwLock::new(Rank::Keyring, ()));
+        let other = Mutex::new(Rank::State, ());
+        {
+            let _outer = outer.lock();
+            assert!(panics(|| drop(other.lock())), "of the same rank");
+            let _inner = inner.read();
+            assert!(panics(|| drop(inner.read())), "twice");
+            // Nobody waits.
+            assert!(other.try_lock().is_some());
+            assert!(outer.try_lock().is_none());
+        }
+        let held = inner.write();
+        assert!(panics(|| drop(outer.lock())), "upward");
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(outer.lock())).join().expect("another thread holds nothing");
+        });
+        drop(held);
+        drop(outer.lock());
+    }
+
+    #[test]
+    fn what_is_let_go_first_may_be_taken_again() {
+        let (outer, inner) = (Mutex::new(Rank::State, 1), Mutex::new(Rank::Keyring, 2));
+        let first = outer.lock();
+        let second = inner.lock();
+        drop(first);
+        assert!(panics(|| drop(outer.lock())));
+        drop(second);
+        assert_eq!(*outer.lock() + *inner.lock(), 3);
+    }
+
+    #[test]
+    fn a_panic_does_not_poison_and_lets_go() {
+        let lock = Mutex::new(Rank::State, 1);
+        assert!(panics(|| {
+            *lock.lock() = 2;
+            let _held = lock.lock();
+            panic!("on purpose");
+        }));
+        assert_eq!(*lock.lock(), 2);
+    }
+
+    #[test]
+    fn who_waits_on_a_condition_holds_the_lock_again_afterwards() {
+        let (lock, changed) = (Mutex::new(Rank::Crew, false), Condvar::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                *lock.lock() = true;
+                changed.notify_all();
+            });
+            let mut done = lock.lock();
+            while !*done {
+                done = changed.wait(done);
+            }
+            done = changed.wait_timeout(done, Duration::from_millis(1));
+            done = changed.wait_timeout_while(done, Duration::from_millis(1), |_| true);
+            assert!(*done && panics(|| drop(lock.lock())));
+        });
+    }
+}
