@@ -4,7 +4,8 @@
 use crate::store::KeyedRecord;
 
 use super::super::state::{Element, Elements};
-use super::super::{Key, VaultError};
+use super::super::VaultError;
+use super::super::keys::Key;
 use super::Tx;
 
 /// A record under the active master key, beside the one that it was made from.
