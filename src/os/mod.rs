@@ -5,7 +5,6 @@ pub mod cgroup;
 pub mod mountinfo;
 pub mod nice;
 pub mod process;
-pub mod processes;
 pub mod stdio;
 pub mod sys;
 pub mod user;

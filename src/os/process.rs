@@ -1,4 +1,4 @@
-//! Which process a thread belongs to.
+//! Processes as the kernel tells of them, and which of them a thread belongs to.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -59,6 +59,44 @@ fn read_group(tid: u32) -> Option<u32> {
     std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 
+/// All that are seen in this PID namespace, by number.
+pub(crate) fn all() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut ids: Vec<u32> = entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// When a process was started, in clock ticks since the host was booted (field 22 of `/proc/PID/stat`);
+/// `None` when it has ended. With its number it tells a process from all others: nobody is started in
+/// the past.
+pub fn started(process: &str) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Its name stands in brackets before the rest, and may hold anything.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let mut fields = fields.split(' ');
+    let state = fields.next()?;
+    // Its first thread ends before the others, which may still have what it had.
+    let is_over = matches!(state, "Z" | "X") && threads(process) <= 1;
+    // The third of all was the first here.
+    (!is_over).then(|| fields.nth(18)?.parse().ok())?
+}
+
+fn threads(process: &str) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task"));
+    tasks.into_iter().flatten().flatten().count()
+}
+
+/// What a process is numbered in the innermost PID namespace that it is in.
+pub(crate) fn id_within(process: u64) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let mut lines = status.lines();
+    let ids = lines.find_map(|line| line.strip_prefix("NSpid:"))?;
+    ids.split_ascii_whitespace().next_back()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,5 +120,17 @@ mod tests {
         assert_eq!(thread_group(process), Some(process));
         assert_eq!(thread_group(0), None);
         assert_eq!(thread_group(u32::MAX), None);
+    }
+
+    #[test]
+    fn a_process_is_told_from_one_that_was_started_before_and_one_that_has_ended() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn();
+        let child = child.as_mut().expect("sleep");
+        let id = child.id().to_string();
+        let (own, other) = (started("self"), started(&id));
+        assert!(own.is_some() && own <= other, "{own:?} {other:?}");
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        assert_eq!(started(&id), None);
     }
 }

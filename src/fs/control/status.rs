@@ -143,7 +143,7 @@ impl FileSystem {
             },
             protection: self.settings.protection.clone(),
             pid: std::process::id(),
-            started_ticks: os::processes::started("self"),
+            started_ticks: os::process::started("self"),
             uptime_seconds: self.started.elapsed().as_secs(),
             program: PROGRAM,
         };
