@@ -396,7 +396,10 @@ mod tests {
         let held = inner.write();
         assert!(panics(|| drop(outer.lock())), "upward");
         std::thread::scope(|scope| {
-            scope.spawn(|| drop(outer.lock())).join().expect("another thread holds nothing");
+            scope
+                .spawn(|| drop(outer.lock()))
+                .join()
+                .expect("another thread holds nothing");
         });
         drop(held);
         drop(outer.lock());

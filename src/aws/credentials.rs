@@ -117,7 +117,10 @@ impl HeldCredentials {
             CredentialsError::ProviderTimedOut(_) => Failure::new(Class::NoCredentials, SLOW),
             CredentialsError::InvalidConfiguration(_) => Failure::new(
                 Class::Configuration,
-                format!("the AWS configuration is wrong ({}); correct it", tidy(&causes(error.source()))),
+                format!(
+                    "the AWS configuration is wrong ({}); correct it",
+                    tidy(&causes(error.source()))
+                ),
             ),
             _ => Failure::new(
                 Class::NoCredentials,
@@ -130,9 +133,7 @@ impl HeldCredentials {
     }
 
     fn held(&self) -> Option<Credentials> {
-        self.held
-            .lock()
-            .clone()
+        self.held.lock().clone()
     }
 }
 

@@ -83,14 +83,19 @@ impl Place {
                     _ if failure.is_timeout() => "it does not answer in time; check the network",
                     _ => "the connection was refused or lost; check the network",
                 };
-                Failure::new(Class::Unreachable, format!("{place} cannot be reached: {why}"))
+                Failure::new(
+                    Class::Unreachable,
+                    format!("{place} cannot be reached: {why}"),
+                )
             }
             SdkError::ResponseError(response) => {
                 // Without a whole body there was no answer; with one, it made no sense.
                 if response.raw().body().bytes().is_none() {
                     return Failure::new(
                         Class::Unreachable,
-                        format!("the connection to {place} was lost within the answer; check the network"),
+                        format!(
+                            "the connection to {place} was lost within the answer; check the network"
+                        ),
                     );
                 }
                 self.nonsense(response.raw().status().as_u16())
@@ -131,13 +136,7 @@ impl Place {
     }
 
     /// A refusal by its code. With or without an `Exception` at its end, in any case.
-    fn refused(
-        &self,
-        action: &str,
-        code: &str,
-        message: Option<&str>,
-        status: u16,
-    ) -> Failure {
+    fn refused(&self, action: &str, code: &str, message: Option<&str>, status: u16) -> Failure {
         let place = &self.name;
         let source = self.source.as_deref().unwrap_or("unknown source");
         let said = message.map(tidy).filter(|said| !said.is_empty());

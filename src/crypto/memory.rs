@@ -152,9 +152,7 @@ impl SecretBytes {
         if wanted <= MAX_PIECE {
             let piece = wanted.next_power_of_two().max(MIN_PIECE);
             let class = (piece / MIN_PIECE).ilog2() as usize;
-            let start = SLABS
-                .lock()
-                .take(class);
+            let start = SLABS.lock().take(class);
             let start = start.ok_or(out_of_memory)?;
             return Ok(Self {
                 start,
@@ -194,9 +192,7 @@ impl SecretBytes {
     /// As [`zeroed`](Self::zeroed).
     pub fn for_master_key(length: usize) -> Result<Self, MemoryError> {
         if length <= MIN_PIECE {
-            let start = SLABS
-                .lock()
-                .take_key();
+            let start = SLABS.lock().take_key();
             if let Some(start) = start {
                 return Ok(Self {
                     start,

@@ -23,13 +23,13 @@ mod start;
 mod touch;
 mod unmount;
 
+pub use crate::os::mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
+pub use crate::os::sys::ignore_file_size_signal;
 pub use error::{Class, Error};
 pub use harden::{Locked, Protection};
-pub use crate::os::mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
 pub use panics::{caught, install_hook};
 pub use plan::{Request, Target, check as plan};
 pub(crate) use signals::interruptions;
 pub(crate) use socket::{Answer, Asked, Writer};
 pub use start::mount;
-pub use crate::os::sys::ignore_file_size_signal;
 pub use unmount::{Unmounted, unmount};

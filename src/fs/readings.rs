@@ -4,11 +4,11 @@
 use crate::os::process;
 use crate::vault::FileBody;
 
+use super::FileHandle;
 use super::authors::Place;
 use super::descriptors::{self, For};
 use super::handles::{HandleState, NodeState};
 use super::loaded::{LastPiece, Pin};
-use super::FileHandle;
 
 /// Most answers that are remembered of a node.
 const MOST: usize = 64;

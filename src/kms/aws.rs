@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_sdk_kms::config::http::HttpResponse;
@@ -27,10 +27,10 @@ use super::{
     EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
     KmsSettings, Wrapped,
 };
+use crate::aws::credentials;
 use crate::aws::errors::{self, Failure};
 use crate::aws::session::{self, Session, is_region};
 use crate::aws::worker::{NoOutcome, Worker};
-use crate::aws::credentials;
 use crate::crypto::SecretKey;
 use crate::sync::{Mutex, Rank};
 
@@ -161,7 +161,9 @@ impl Shared {
         }
         // Not under the lock; two first calls at once may both load, and either will do.
         let session = Arc::new(Session::load(region.as_deref(), &self.settings).await?);
-        self.sessions.lock().insert(region.clone(), Arc::clone(&session));
+        self.sessions
+            .lock()
+            .insert(region.clone(), Arc::clone(&session));
         Ok(session)
     }
 }

@@ -2,8 +2,8 @@
 //! contents as they are stored.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::store::{KeyedRecord, NameTag, NodeId};
 use crate::sync::{Rank, RwLock};
@@ -72,10 +72,7 @@ impl Default for RecordCache {
 
 impl RecordCache {
     pub(super) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.nodes
-            .read()
-            .get(&id)
-            .cloned()
+        self.nodes.read().get(&id).cloned()
     }
 
     /// To be taken before reading from the store what will be offered to [`offer`](Self::offer).
@@ -94,10 +91,7 @@ impl RecordCache {
 
     /// What a directory is known to have under a tag; the outer `None`: nothing is known.
     pub(super) fn entry(&self, directory: NodeId, tag: &NameTag) -> Option<KeptEntry> {
-        self.entries
-            .read()
-            .get(&(directory, *tag))
-            .cloned()
+        self.entries.read().get(&(directory, *tag)).cloned()
     }
 
     /// As [`offer`](Self::offer), for an entry.
@@ -190,10 +184,7 @@ pub(super) struct SealedCache(RwLock<SealedVersions>);
 
 impl Default for SealedCache {
     fn default() -> Self {
-        Self(RwLock::new(
-            Rank::CachedContents,
-            SealedVersions::default(),
-        ))
+        Self(RwLock::new(Rank::CachedContents, SealedVersions::default()))
     }
 }
 

@@ -47,12 +47,15 @@ impl<T: Send, U: Send> Crew<T, U> {
     ) -> R {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let crew = Self {
-            desk: Mutex::new(Rank::Crew, Desk {
-                given: VecDeque::new(),
-                done: VecDeque::new(),
-                held: 0,
-                closed: false,
-            }),
+            desk: Mutex::new(
+                Rank::Crew,
+                Desk {
+                    given: VecDeque::new(),
+                    done: VecDeque::new(),
+                    held: 0,
+                    closed: false,
+                },
+            ),
             given: Condvar::new(),
             done: Condvar::new(),
             threads: threads.min(most),
@@ -116,9 +119,7 @@ impl<T: Send, U: Send> Crew<T, U> {
                 if let Some(piece) = desk.given.pop_front() {
                     break piece;
                 }
-                desk = self
-                    .given
-                    .wait(desk);
+                desk = self.given.wait(desk);
             };
             desk.held += 1;
             drop(desk);

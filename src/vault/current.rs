@@ -28,9 +28,9 @@ use crate::sync::{Mutex, Rank, RwLock, RwLockWriteGuard};
 use super::keys::Key;
 use super::node::Node;
 pub(super) use checked::{Checked, Following};
-pub(super) use place::{Doubt, Place};
 use mark::{Age, Mark, SEEN};
 use place::key_of;
+pub(super) use place::{Doubt, Place};
 use table::Table;
 
 /// Parts that are locked apart from each other.
@@ -310,9 +310,7 @@ impl Current {
     pub(super) fn confirm(&self, commit: u64, next_node: NodeId) {
         let _following = self.following.write();
         let _committing = self.committing();
-        let mut meanwhile = self
-            .meanwhile
-            .lock();
+        let mut meanwhile = self.meanwhile.lock();
         for (_, changed) in meanwhile.drain(..).filter(|(at, _)| *at > commit) {
             self.apply(changed);
         }
@@ -332,9 +330,7 @@ impl Current {
                 .iter()
                 .for_each(|part| *part.write() = Table::default());
             self.names.iter().for_each(|part| part.write().clear());
-            let mut meanwhile = self
-                .meanwhile
-                .lock();
+            let mut meanwhile = self.meanwhile.lock();
             meanwhile.clear();
         }
     }
@@ -346,7 +342,8 @@ impl Current {
             part.write().retain(|mark| mark & SEEN == round);
         }
         for part in &self.names {
-            part.write().retain(|directory, _| self.known(&Place::Node(*directory)).is_some());
+            part.write()
+                .retain(|directory, _| self.known(&Place::Node(*directory)).is_some());
         }
     }
 
@@ -357,9 +354,7 @@ impl Current {
         match self.phase.load(Ordering::Acquire) {
             ON => self.apply(changed),
             FILLING => {
-                let mut meanwhile = self
-                    .meanwhile
-                    .lock();
+                let mut meanwhile = self.meanwhile.lock();
                 meanwhile.push((commit, changed));
             }
             _ => {}

@@ -46,8 +46,8 @@ mod verdict;
 mod writing;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::keyring::{Keyring, KeyringError};
@@ -57,26 +57,26 @@ use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
 pub use afresh::{Footprint, Since};
-pub use history::HistoryLine;
-pub use host::anchor::{Anchor, Anchors, decode as decode_anchor};
-pub(crate) use host::apart::real_path;
-pub use host::memory::AnchorSummary;
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::RetiredGeneration;
 pub use content::{CHUNK, Version};
 pub use dates::{SUFFIX as TIME_SUFFIX, rfc3339, time_of, with_times};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
+pub use history::HistoryLine;
+pub use host::anchor::{Anchor, Anchors, decode as decode_anchor};
+pub(crate) use host::apart::real_path;
+pub use host::memory::AnchorSummary;
 pub use integrity::{Finding, Findings, Integrity};
 pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
 pub use open::{Created, Verify, id_at, init};
-pub use options::{InitOptions, OpenOptions};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
 };
+pub use options::{InitOptions, OpenOptions};
 pub use pieces::LastChunk;
 pub use reading::{Content, Listing};
 pub use repair::{RepairReport, Repairs, repair};
@@ -88,9 +88,9 @@ pub use tx::{PIECE, Tx, pieces_of};
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
 use current::{Checked, Current, Doubt, Following, Place};
+use host::memory::HostMemory;
 use integrity::Guard;
 use state::SystemKeys;
-use host::memory::HostMemory;
 use turns::Turns;
 
 /// A job of a write transaction. It may be run more than once.
@@ -403,8 +403,7 @@ impl Vault {
     }
 
     fn lock_chronicle(&self) -> MutexGuard<'_, Chronicle> {
-        self.chronicle
-            .lock()
+        self.chronicle.lock()
     }
 
     /// Makes durable all that was committed.

@@ -4,8 +4,8 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::crypto::schedule::VaultId;
@@ -15,20 +15,20 @@ use crate::kms::{self, KeyUri, Provider};
 use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
 use crate::sync::{Mutex, Rank, RwLock};
 
-use super::host::anchor::{Anchor, Anchors, hex};
-use super::host::apart::{self, must_be_apart};
 use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
 use super::counting::FEW;
 use super::current::Current;
+use super::host::anchor::{Anchor, Anchors, hex};
+use super::host::apart::{self, must_be_apart};
+use super::host::guard::RollbackGuard;
+use super::host::memory::{HostMemory, Seen};
 use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::options::{InitOptions, OpenOptions};
 use super::state::{State, SystemKeys};
-use super::tx::Tx;
-use super::host::guard::RollbackGuard;
-use super::host::memory::{HostMemory, Seen};
 use super::turns::Turns;
+use super::tx::Tx;
 use super::{Vault, VaultError};
 
 /// A vault was made.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::keyring::{ChangeKind, PastEvent};
 
-use super::host::guard::AnchorSummary;
+use super::host::memory::AnchorSummary;
 use super::{Progress, RetiredGeneration, Vault};
 
 /// A vault as `status` shows it.

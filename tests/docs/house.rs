@@ -81,7 +81,11 @@ fn house() -> House {
 
 /// A house of these files, for planting a fault.
 fn built_of(files: &[(&str, &str)]) -> House {
-    House::of(files.iter().map(|(path, text)| ((*path).into(), (*text).into())))
+    House::of(
+        files
+            .iter()
+            .map(|(path, text)| ((*path).into(), (*text).into())),
+    )
 }
 
 fn floor_of(path: &str) -> Option<usize> {
@@ -130,21 +134,30 @@ fn an_import_that_points_up_or_sideways_is_seen_in_whatever_form() {
         let house = built_of(&[vault, tx, ("crypto/mod.rs", text)]);
         assert_eq!(not_downward(&house).len(), 1, "{text}");
     }
-    let sideways = [("crypto/mod.rs", "use crate::store::f;"), ("store/mod.rs", "pub fn f() {}")];
+    let sideways = [
+        ("crypto/mod.rs", "use crate::store::f;"),
+        ("store/mod.rs", "pub fn f() {}"),
+    ];
     assert_eq!(not_downward(&built_of(&sideways)).len(), 1);
-    let down = [("vault/mod.rs", "use crate::store::f;"), ("store/mod.rs", "pub fn f() {}")];
+    let down = [
+        ("vault/mod.rs", "use crate::store::f;"),
+        ("store/mod.rs", "pub fn f() {}"),
+    ];
     assert!(not_downward(&built_of(&down)).is_empty());
-    let in_a_test = [vault, tx, ("codec.rs", "#[cfg(test)] mod tests { use crate::vault::Tx; }")];
+    let in_a_test = [
+        vault,
+        tx,
+        (
+            "codec.rs",
+            "#[cfg(test)] mod tests { use crate::vault::Tx; }",
+        ),
+    ];
     assert!(not_downward(&built_of(&in_a_test)).is_empty());
     assert_eq!(not_downward(&built_of(&[("attic.rs", "")])).len(), 1);
 }
 
 /// Files that name one of these crates and may not.
-fn strangers<'h>(
-    house: &'h House,
-    is_wanted: impl Fn(&str) -> bool,
-    may: &[&str],
-) -> Vec<&'h str> {
+fn strangers<'h>(house: &'h House, is_wanted: impl Fn(&str) -> bool, may: &[&str]) -> Vec<&'h str> {
     let mut naming = house.naming(is_wanted);
     naming.retain(|path| {
         let is_of = |one: &&str| path == one || one.ends_with('/') && path.starts_with(*one);
@@ -166,7 +179,10 @@ fn fuser_is_known_only_to_the_transport() {
 #[test]
 fn rusqlite_is_known_only_to_store_sqlite() {
     let none: [&str; 0] = [];
-    assert_eq!(strangers(&house(), |name| name == "rusqlite", RUSQLITE), none);
+    assert_eq!(
+        strangers(&house(), |name| name == "rusqlite", RUSQLITE),
+        none
+    );
 }
 
 #[test]
@@ -208,7 +224,10 @@ fn in_circles(house: &House) -> BTreeMap<String, BTreeSet<String>> {
         }
         reached
     };
-    let reached: BTreeMap<&str, _> = arrows.keys().map(|file| (*file, reached_from(file))).collect();
+    let reached: BTreeMap<&str, _> = arrows
+        .keys()
+        .map(|file| (*file, reached_from(file)))
+        .collect();
     let leads = |from: &str, to: &str| reached.get(from).is_some_and(|all| all.contains(to));
     let mut circles: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for one in imports.iter().filter(|one| leads(&one.to, &one.from)) {
@@ -224,16 +243,24 @@ fn no_circle_between_files() {
     let allowed = |path: &String| IN_CIRCLES.contains(&path.as_str());
     let new: BTreeMap<_, _> = circles.iter().filter(|(path, _)| !allowed(path)).collect();
     assert!(new.is_empty(), "new in a circle: {new:#?}");
-    let gone = IN_CIRCLES.iter().filter(|path| !circles.contains_key(**path));
+    let gone = IN_CIRCLES
+        .iter()
+        .filter(|path| !circles.contains_key(**path));
     let gone: Vec<_> = gone.collect();
-    assert!(gone.is_empty(), "in no circle any more, take it off the list: {gone:?}");
+    assert!(
+        gone.is_empty(),
+        "in no circle any more, take it off the list: {gone:?}"
+    );
 }
 
 #[test]
 fn a_circle_is_seen_also_through_a_third_file_and_between_a_module_and_its_child() {
     let third = [
         ("fs/a.rs", "use super::b::B; pub struct A;"),
-        ("fs/b.rs", "use crate::fs::c; pub struct B; fn f() { c::g() }"),
+        (
+            "fs/b.rs",
+            "use crate::fs::c; pub struct B; fn f() { c::g() }",
+        ),
         ("fs/c.rs", "pub fn g() -> Option<super::a::A> { None }"),
         ("fs/d.rs", "use super::a::A; use super::c::g;"),
     ];
@@ -257,12 +284,20 @@ fn of_another_length(house: &House, longer: &[(&str, usize)]) -> Vec<String> {
     let listed: BTreeMap<&str, usize> = longer.iter().copied().collect();
     let complain = |(path, lines): (&str, usize)| match listed.get(path) {
         None if lines > LONGEST => Some(format!("{path} has {lines} lines: split it")),
-        Some(&bound) if lines > bound => Some(format!("{path} has grown from {bound} to {lines} lines")),
-        Some(_) if lines <= LONGEST => Some(format!("{path} is no longer too long: take it off the list")),
-        Some(&bound) if lines < bound => Some(format!("{path} has shrunk: lower its bound to {lines}")),
+        Some(&bound) if lines > bound => {
+            Some(format!("{path} has grown from {bound} to {lines} lines"))
+        }
+        Some(_) if lines <= LONGEST => Some(format!(
+            "{path} is no longer too long: take it off the list"
+        )),
+        Some(&bound) if lines < bound => {
+            Some(format!("{path} has shrunk: lower its bound to {lines}"))
+        }
         _ => None,
     };
-    let gone = listed.keys().filter(|path| !house.lengths().any(|(file, _)| file == **path));
+    let gone = listed
+        .keys()
+        .filter(|path| !house.lengths().any(|(file, _)| file == **path));
     let gone = gone.map(|path| format!("{path} is not there any more: take it off the list"));
     house.lengths().filter_map(complain).chain(gone).collect()
 }
@@ -278,9 +313,19 @@ fn a_file_that_has_grown_is_seen() {
     let long = "\n".repeat(LONGEST + 1);
     let house = built_of(&[("codec.rs", &long)]);
     assert_eq!(of_another_length(&house, &[]).len(), 1);
-    assert_eq!(of_another_length(&house, &[("codec.rs", LONGEST + 1)]).len(), 0);
+    assert_eq!(
+        of_another_length(&house, &[("codec.rs", LONGEST + 1)]).len(),
+        0
+    );
     for bound in [LONGEST, LONGEST + 2] {
-        assert_eq!(of_another_length(&house, &[("codec.rs", bound)]).len(), 1, "{bound}");
+        assert_eq!(
+            of_another_length(&house, &[("codec.rs", bound)]).len(),
+            1,
+            "{bound}"
+        );
     }
-    assert_eq!(of_another_length(&house, &[("codec.rs", LONGEST + 1), ("gone.rs", 600)]).len(), 1);
+    assert_eq!(
+        of_another_length(&house, &[("codec.rs", LONGEST + 1), ("gone.rs", 600)]).len(),
+        1
+    );
 }

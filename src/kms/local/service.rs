@@ -2,11 +2,11 @@
 //!
 //! Must never tell more of a key than its name, version and state.
 
-use super::record::{LocalState, Record};
-use super::seal::{self, SealError};
-use super::place::DIR_VARIABLE;
-use super::refusal::{fail, serving};
 use super::LocalKms;
+use super::place::DIR_VARIABLE;
+use super::record::{LocalState, Record};
+use super::refusal::{fail, serving};
+use super::seal::{self, SealError};
 use crate::crypto::SecretKey;
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,

@@ -4,8 +4,8 @@
 //! It must never be what makes a commit durable, and never touch the files before the first
 //! commit: the thread is started by the writer when the WAL has grown.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 

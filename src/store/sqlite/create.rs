@@ -39,7 +39,13 @@ pub(super) fn create(
     let made = match DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(StoreError::of_file("cannot make the directory", directory, &error)),
+        Err(error) => {
+            return Err(StoreError::of_file(
+                "cannot make the directory",
+                directory,
+                &error,
+            ));
+        }
     };
     if made {
         undo.directory = Some(directory.to_owned());

@@ -4,8 +4,8 @@ use rusqlite::{Connection, ErrorCode, ffi};
 
 use crate::store::{StoreError, StoreErrorKind as Kind};
 
-use super::hostile::Fault;
 use super::errno;
+use super::hostile::Fault;
 
 /// Says that `what` (on the vault of `connection`) failed.
 pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -> StoreError {

@@ -11,8 +11,8 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
@@ -187,11 +187,14 @@ impl SqliteStore {
                 }
             }
             _ => Side::Read {
-                watch: Mutex::new(Rank::ForeignChanges, Watch {
-                    connection: Some(connection),
-                    is_still: opened.is_still(),
-                    before: 0,
-                }),
+                watch: Mutex::new(
+                    Rank::ForeignChanges,
+                    Watch {
+                        connection: Some(connection),
+                        is_still: opened.is_still(),
+                        before: 0,
+                    },
+                ),
                 wal: Wal::new(Arc::clone(&place), Arc::clone(&opened), false),
                 _shown: lock::show_reader(&place.lock),
             },
@@ -317,7 +320,9 @@ impl Store for SqliteStore {
         };
         // Commits without a pause would keep the checkpoint from its lock as readers do.
         let turn = self.desk.turn_to_write();
-        let written = writer.lock().write(&self.place, &self.opened, durability, body)?;
+        let written = writer
+            .lock()
+            .write(&self.place, &self.opened, durability, body)?;
         drop(turn);
         match (written, durability) {
             (Ok(()), Durability::Now) => self.sync().map(Ok),

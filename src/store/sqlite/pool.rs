@@ -10,8 +10,8 @@ use crate::store::{Abort, Body, Read, StoreError, StoreErrorKind as Kind};
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::connection::{self, Purpose};
-use super::tx::Tx;
 use super::failure;
+use super::tx::Tx;
 
 /// More are opened when more are needed at once, and closed when they come back.
 const IDLE: usize = 8;
@@ -65,11 +65,11 @@ impl Pool {
             self.came_back.notify_all();
         }
         connections.waiting += 1;
-        let mut connections = self
-            .came_back
-            .wait_timeout_while(connections, connection::PATIENCE, |connections| {
-                connections.idle.is_empty() && connections.in_use > 0
-            });
+        let mut connections =
+            self.came_back
+                .wait_timeout_while(connections, connection::PATIENCE, |connections| {
+                    connections.idle.is_empty() && connections.in_use > 0
+                });
         connections.waiting -= 1;
         match connections.idle.pop() {
             Some(idle) => {
@@ -145,8 +145,7 @@ impl Pool {
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections
-            .lock()
+        self.connections.lock()
     }
 }
 

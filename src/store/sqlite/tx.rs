@@ -4,8 +4,8 @@ use rusqlite::{Connection, Params, Row};
 
 use crate::store::{MAX_ID, StoreError, StoreErrorKind as Kind};
 
-use super::hostile::{Fault, ascending};
 use super::failure;
+use super::hostile::{Fault, ascending};
 
 /// A connection inside of a transaction. Owns it, so that a panic in a body closes the connection
 /// (which rolls back) instead of leaving it to the next user.

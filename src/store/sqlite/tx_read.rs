@@ -6,11 +6,13 @@
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-use crate::store::{ChunkKey, EntryRow, KeyedRecord, MANY_BYTES, NameTag, NodeId, Read, StoreError};
+use crate::store::{
+    ChunkKey, EntryRow, KeyedRecord, MANY_BYTES, NameTag, NodeId, Read, StoreError,
+};
 
 use super::hostile::{self, Fault};
-use super::tx::{Tx, key, rows};
 use super::schema;
+use super::tx::{Tx, key, rows};
 
 fn keyed(row: &Row<'_>, at: usize, max: usize) -> Result<KeyedRecord, Fault> {
     Ok(KeyedRecord {

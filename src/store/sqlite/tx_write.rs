@@ -5,11 +5,13 @@
 
 use rusqlite::Params;
 
-use crate::store::{KeyedRecord, MAX_ID, NameTag, NodeId, StoreError, StoreErrorKind as Kind, Write};
+use crate::store::{
+    KeyedRecord, MAX_ID, NameTag, NodeId, StoreError, StoreErrorKind as Kind, Write,
+};
 
 use super::hostile::{self, Fault};
-use super::tx::{Tx, key, one};
 use super::schema;
+use super::tx::{Tx, key, one};
 
 /// Chunks longer than this lie outside of the B-tree's leaf, on pages of their own.
 const INLINE: i64 = 3 << 10;

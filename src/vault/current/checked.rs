@@ -85,7 +85,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
     }
 
     fn doubt(&mut self, place: Place, why: &'static str) -> StoreError {
-        let doubt = Doubt { place, why };
+        let doubt = Doubt::new(&place, why);
         let error = StoreError::from(&doubt);
         self.doubt.get_or_insert(doubt);
         error

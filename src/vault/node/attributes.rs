@@ -114,7 +114,12 @@ pub struct Attributes {
 
 impl Attributes {
     /// Of a node that is made now and has one name.
-    pub(in crate::vault) fn of_new(mode: u32, (uid, gid): (u32, u32), now: Timestamp, body: Body) -> Self {
+    pub(in crate::vault) fn of_new(
+        mode: u32,
+        (uid, gid): (u32, u32),
+        now: Timestamp,
+        body: Body,
+    ) -> Self {
         Self {
             mode,
             uid,

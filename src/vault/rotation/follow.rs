@@ -44,10 +44,7 @@ impl Vault {
                 return Ok(true);
             }
             // What could not be had a moment ago is not waited for again.
-            let failed = self
-                .rotation
-                .failed
-                .lock();
+            let failed = self.rotation.failed.lock();
             if let Some((digest, error)) = &*failed
                 && *digest == stored.digest()
             {
@@ -110,10 +107,7 @@ impl Vault {
         let digest = stored.digest();
         let followed = stored.follow(&known, &self.pins_now(), &self.kms);
         let note = |failed| {
-            *self
-                .rotation
-                .failed
-                .lock() = failed;
+            *self.rotation.failed.lock() = failed;
             drop(self.rotation.follower.lock());
             self.rotation.followed.notify_all();
         };

@@ -10,9 +10,9 @@ use crate::store::Durability;
 
 use super::super::cache::Changes;
 use super::super::crew::Crew;
+use super::super::keys::Key;
 use super::super::node::{Node, SYSTEM};
 use super::super::tx::{Exchange, Migrated};
-use super::super::keys::Key;
 use super::super::{Failure, Job, Tx, Vault, VaultError};
 use super::damage::Damage;
 use super::prepare::Keyed;

@@ -4,8 +4,8 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use super::super::tx::Migrated;
 use super::super::keys::Key;
+use super::super::tx::Migrated;
 use super::super::{Failure, Tx, Vault, VaultError};
 use super::damage::Damage;
 use super::migrate::SLICE;

@@ -2,8 +2,8 @@
 //! keys while all records are counted once more, under both, beside those who write. The count is that
 //! by which a rotation is verified.
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::keyring::{Change, ChangeKind, Keyring};
 use crate::store::{self, Durability, Read as _, Write};

@@ -122,7 +122,11 @@ impl House {
             if !one.hands_on {
                 match one.name.as_str() {
                     // All of a module's names, whichever are used.
-                    "*" => found.extend(self.files.contains_key(&path).then(|| (path.clone(), "*".into()))),
+                    "*" => found.extend(
+                        self.files
+                            .contains_key(&path)
+                            .then(|| (path.clone(), "*".into())),
+                    ),
                     _ => found.extend(self.definition(&path, 0)),
                 }
             }
@@ -154,9 +158,7 @@ impl House {
             }
             _ => {
                 let child = below(module, std::slice::from_ref(first));
-                self.files
-                    .contains_key(&child)
-                    .then(|| below(module, path))
+                self.files.contains_key(&child).then(|| below(module, path))
             }
         }
     }
@@ -301,7 +303,11 @@ impl<'a> Visit<'a> for File {
         }
         if let Item::Mod(module) = item {
             // Paths in one would mean something else.
-            assert!(module.content.is_none(), "src/{}: a module within a file", self.path);
+            assert!(
+                module.content.is_none(),
+                "src/{}: a module within a file",
+                self.path
+            );
         }
         visit::visit_item(self, item);
     }

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use nix::mount::{MsFlags, mount, umount};
 
 use super::super::checkpoint;
-use crate::store::Store;
 use super::*;
+use crate::store::Store;
 
 /// A tmpfs of limited size, for root only.
 struct Small {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::store::{Store, holder};
 use super::*;
+use crate::store::{Store, holder};
 
 const VAULT: &str = "SECRETFS_TEST_VAULT";
 const ROLE: &str = "SECRETFS_TEST_ROLE";

@@ -1,7 +1,7 @@
 //! Records, scans and transactions.
 
-use crate::store::{Abort, MAX_ID, Store};
 use super::*;
+use crate::store::{Abort, MAX_ID, Store};
 
 #[test]
 fn every_record_comes_back_as_it_was_written() {
