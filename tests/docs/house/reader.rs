@@ -240,7 +240,7 @@ impl File {
         let (path, name) = match tree {
             UseTree::Path(path) => return self.take_tree(&path.tree, &with(&path.ident), hands_on),
             UseTree::Group(group) => {
-                let mut trees = group.items.iter();
+                let trees = group.items.iter();
                 return trees.for_each(|tree| self.take_tree(tree, before, hands_on));
             }
             // `a::{self}` is `a`.
@@ -253,7 +253,6 @@ impl File {
             UseTree::Name(name) => (with(&name.ident), name.ident.to_string()),
             UseTree::Rename(name) => (with(&name.ident), name.rename.to_string()),
             UseTree::Glob(_) => (before.to_vec(), "*".to_owned()),
-            _ => panic!("src/{}: a `use` of an unknown form", self.path),
         };
         self.uses.push(Use {
             path,
