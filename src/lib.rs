@@ -1,11 +1,11 @@
 //! secretfs mounts a *vault* as a directory in which every file is a secret.
 //!
 //! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
-//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`
-//! and `host` are at the bottom):
+//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`,
+//! `os` and `sync` are at the bottom):
 //!
 //! ```text
-//! cli -> daemon -> fs -> vault -> keyring -> kms
+//! cli -> daemon -> fs -> vault -> keyring -> kms -> aws
 //!                          |         `-----> crypto
 //!                          `-> store
 //! ```
@@ -13,14 +13,16 @@
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
+mod aws;
 pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod crypto;
 pub mod daemon;
 pub mod fs;
-pub mod host;
 pub mod keyring;
 pub mod kms;
+pub mod os;
 pub mod store;
+mod sync;
 pub mod vault;

@@ -16,9 +16,10 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    pub(super) fn run(self) -> Result<(), Error> {
+    /// `command`: the whole command line.
+    pub(super) fn run(self, command: &mut clap::Command) -> Result<(), Error> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut super::command(), "secretfs", &mut script);
+        clap_complete::generate(self.shell, command, "secretfs", &mut script);
         output::print_bytes(&script)
     }
 }

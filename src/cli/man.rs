@@ -26,9 +26,10 @@ pub(super) struct Man {
 }
 
 impl Man {
-    pub(super) fn run(self) -> Result<(), Error> {
+    /// `command`: the whole command line.
+    pub(super) fn run(self, command: clap::Command) -> Result<(), Error> {
         let fail = |e| Error::new(Class::Failed, format!("cannot write the man pages: {e}"));
-        for (name, page) in pages().map_err(fail)? {
+        for (name, page) in pages(command).map_err(fail)? {
             match &self.dir {
                 Some(dir) => std::fs::write(dir.join(name), page).map_err(fail)?,
                 None if name == "secretfs.1" => output::print_bytes(&page)?,
@@ -40,11 +41,7 @@ impl Man {
 }
 
 /// All pages, with their file names.
-///
-/// # Errors
-/// None in practice: they are written to memory.
-pub fn pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
-    let mut command = super::command();
+pub(super) fn pages(mut command: clap::Command) -> std::io::Result<Vec<(String, Vec<u8>)>> {
     command.build();
     let mut pages = vec![("secretfs.1".to_owned(), render(command.clone(), SECTIONS)?)];
     for sub in command.get_subcommands().filter(|c| !c.is_hide_set()) {

@@ -28,8 +28,6 @@ mod rotate;
 mod status;
 mod umount;
 
-pub use man::pages as man_pages;
-
 /// A mounted directory in which every file is a secret
 ///
 /// secretfs mounts a vault as a directory. Each file in it is encrypted under keys of its own,
@@ -119,8 +117,8 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
         Command::Rewrap(command) => command.run(config),
         Command::Reencrypt(command) => command.run(config),
         Command::Audit(command) => command.run(config),
-        Command::Completions(command) => command.run(),
-        Command::Man(command) => command.run(),
+        Command::Completions(one) => one.run(&mut command()),
+        Command::Man(one) => one.run(command()),
     }
 }
 
@@ -172,6 +170,14 @@ fn usage(error: &clap::Error) -> Error {
 /// The whole command line, for man pages and completions.
 fn command() -> clap::Command {
     Cli::command()
+}
+
+/// All man pages, with their file names.
+///
+/// # Errors
+/// None in practice: they are written to memory.
+pub fn man_pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    man::pages(command())
 }
 
 #[cfg(test)]

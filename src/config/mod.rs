@@ -3,9 +3,6 @@
 //! then file, then default. An unknown name or a bad value is an error that names it, its value,
 //! where it came from, and what is allowed; nothing is ever silently ignored.
 
-use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,24 +12,17 @@ use crate::kms::{KeyUri, KmsSettings};
 
 pub mod options;
 mod places;
+mod raw;
 mod source;
 pub mod table;
 mod value;
 
 pub use options::{Options, parse_options};
 pub use places::{anchor_dir, local_kms_dir};
+pub use raw::{ConfigError, Origin, Raw};
 pub use table::{Kind, SETTINGS, Scope, Setting};
 
-/// A mistake in settings: one line that names what, where, and what is allowed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(String);
-
-impl ConfigError {
-    fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
-    }
-}
+use table::LEAST_MEMORY;
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,41 +31,6 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
-}
-
-/// A setting as somebody wrote it.
-#[derive(Clone, Debug)]
-pub struct Raw {
-    /// Which.
-    pub setting: &'static Setting,
-    /// The value; `None` for a switch that was only named.
-    pub value: Option<OsString>,
-    /// Where it was written.
-    pub origin: Origin,
-}
-
-/// Where a value came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// `--NAME`.
-    Flag,
-    /// `-o NAME`.
-    Option,
-    /// An environment variable.
-    Environment(String),
-    /// A configuration file.
-    File(PathBuf),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Flag => f.write_str("given as a flag"),
-            Self::Option => f.write_str("given with -o"),
-            Self::Environment(name) => write!(f, "from the environment variable {name}"),
-            Self::File(path) => write!(f, "from {}", path.display()),
-        }
-    }
 }
 
 /// What the bound on memory follows from.
@@ -102,8 +57,6 @@ impl LimitFrom {
 
 /// Most memory for contents, unless it is set.
 const MAX_MEMORY: u64 = 256 << 20;
-/// Least that can be set.
-const LEAST_MEMORY: u64 = 1 << 20;
 
 /// Every setting, validated.
 #[derive(Clone, Debug)]
@@ -252,7 +205,7 @@ impl Settings {
         settings.apply_all(&raws)?;
         settings.apply_all(&source::environment(std::env::vars_os())?)?;
         settings.apply_all(given)?;
-        settings.fit_into_group(crate::host::cgroup::memory_limit());
+        settings.fit_into_group(crate::os::cgroup::memory_limit());
         Ok(settings)
     }
 
@@ -354,118 +307,6 @@ impl Settings {
     fn set_kms_timeout(&mut self, total: Duration) {
         self.kms.total_timeout = total;
         self.kms.attempt_timeout = total / 3;
-    }
-}
-
-impl Raw {
-    fn error(&self, allowed: impl fmt::Display) -> ConfigError {
-        let name = self.setting.name;
-        let value = self.value.as_deref().map_or_else(String::new, |value| {
-            let shown: String = value.to_string_lossy().chars().take(200).collect();
-            format!(" `{}`", shown.escape_debug())
-        });
-        ConfigError::new(format!("bad {name}{value} ({}): {allowed}", self.origin))
-    }
-
-    fn text(&self) -> Result<&str, ConfigError> {
-        match self.value.as_deref().map(OsStr::to_str) {
-            Some(Some(text)) if !text.is_empty() => Ok(text),
-            Some(_) if self.value.as_deref().is_some_and(|v| !v.is_empty()) => {
-                Err(self.error("it is not UTF-8"))
-            }
-            _ => Err(self.error(format!(
-                "a value is missing; write {}={}",
-                self.setting.name, self.setting.value_name
-            ))),
-        }
-    }
-
-    fn switch(&self) -> Result<bool, ConfigError> {
-        match &self.value {
-            None => Ok(true),
-            Some(value) => value
-                .to_str()
-                .and_then(value::switch)
-                .ok_or_else(|| self.error("allowed are true and false")),
-        }
-    }
-
-    fn duration(&self) -> Result<Duration, ConfigError> {
-        self.duration_or("")
-    }
-
-    /// `otherwise`: what else is allowed, for the error.
-    fn duration_or(&self, otherwise: &str) -> Result<Duration, ConfigError> {
-        let Kind::Duration { min_ms, max_ms } = self.setting.kind else {
-            return Err(self.error("internal error: not a time span"));
-        };
-        let allowed = || {
-            self.error(format!(
-                "allowed is a whole number with ms, s, m, h or d behind it (s if none), {otherwise}from {min_ms}ms to {}s",
-                max_ms / 1000
-            ))
-        };
-        value::duration(self.text()?)
-            .filter(|d| (u128::from(min_ms)..=u128::from(max_ms)).contains(&d.as_millis()))
-            .ok_or_else(allowed)
-    }
-
-    /// `off` is `None`.
-    fn duration_or_off(&self) -> Result<Option<Duration>, ConfigError> {
-        match self.text()? {
-            "off" => Ok(None),
-            _ => self.duration_or("or off, ").map(Some),
-        }
-    }
-
-    fn number(&self) -> Result<u64, ConfigError> {
-        let text = self.text()?;
-        let (number, min, max, form) = match self.setting.kind {
-            Kind::Size { min, max } => (
-                value::size(text),
-                min,
-                max,
-                "a number of bytes with K, M or G behind it",
-            ),
-            Kind::Count { min, max } => (text.parse().ok(), min, max, "a whole number"),
-            _ => return Err(self.error("internal error: not a number")),
-        };
-        number
-            .filter(|n| (min..=max).contains(n))
-            .ok_or_else(|| self.error(format!("allowed is {form}, from {min} to {max}")))
-    }
-
-    fn word(&self) -> Result<&str, ConfigError> {
-        let text = self.text()?;
-        match self.setting.kind {
-            Kind::Choice(words) if words.contains(&text) => Ok(text),
-            Kind::Choice(words) => Err(self.error(format!("allowed are {}", words.join(", ")))),
-            _ => Err(self.error("internal error: not a choice")),
-        }
-    }
-
-    fn path(&self) -> Result<PathBuf, ConfigError> {
-        match self.value.as_deref() {
-            Some(value) if !value.is_empty() && !value.as_bytes().contains(&0) => {
-                // Before the daemon changes its directory.
-                std::path::absolute(value).map_err(|e| self.error(e))
-            }
-            _ => Err(self.error("a path is missing")),
-        }
-    }
-
-    fn key_uri(&self) -> Result<KeyUri, ConfigError> {
-        self.text()?.parse().map_err(|e| self.error(e))
-    }
-
-    fn vault_id(&self) -> Result<String, ConfigError> {
-        let text = self.text()?;
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
-        if text.len() <= 64 && text.chars().all(plain) {
-            Ok(text.to_owned())
-        } else {
-            Err(self.error("allowed is the id that `secretfs status VAULT` shows"))
-        }
     }
 }
 

@@ -37,6 +37,9 @@ pub enum Kind {
     VaultId,
 }
 
+/// Least memory for contents that can be set, in bytes.
+pub(super) const LEAST_MEMORY: u64 = 1 << 20;
+
 /// The commands that a setting means something to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -157,7 +160,7 @@ pub const SETTINGS: &[Setting] = &[
     value(
         "max-memory",
         Kind::Size {
-            min: super::LEAST_MEMORY,
+            min: LEAST_MEMORY,
             max: 1024 * GIB,
         },
         Scope::Mount,

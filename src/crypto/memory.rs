@@ -11,7 +11,8 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use crate::sync::{Mutex, Rank};
 
 use super::pages::{self, Mapping, PAGE, map_memfd_secret, map_private};
 pub use super::pages::{is_room_for, keep_in, keep_stack_in};
@@ -56,10 +57,14 @@ pub enum KeyHome {
 
 /// That of the first is that of all but for a lack of memory, and the worst is told.
 static KEY_HOME: AtomicU8 = AtomicU8::new(KeyHome::MemfdSecret as u8);
-static SLABS: Mutex<Slabs> = Mutex::new(Slabs {
-    free: [const { Vec::new() }; CLASSES],
-    keys: Vec::new(),
-});
+static SLABS: Mutex<Slabs> = Mutex::new(
+    Rank::Slabs,
+    Slabs {
+        free: [const { Vec::new() }; CLASSES],
+        keys: Vec::new(),
+    },
+);
+
 /// How the memory handed out so far is protected.
 pub fn report() -> MemoryReport {
     let (locked, unlocked) = pages::counts();
@@ -147,10 +152,7 @@ impl SecretBytes {
         if wanted <= MAX_PIECE {
             let piece = wanted.next_power_of_two().max(MIN_PIECE);
             let class = (piece / MIN_PIECE).ilog2() as usize;
-            let start = SLABS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(class);
+            let start = SLABS.lock().take(class);
             let start = start.ok_or(out_of_memory)?;
             return Ok(Self {
                 start,
@@ -190,10 +192,7 @@ impl SecretBytes {
     /// As [`zeroed`](Self::zeroed).
     pub fn for_master_key(length: usize) -> Result<Self, MemoryError> {
         if length <= MIN_PIECE {
-            let start = SLABS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take_key();
+            let start = SLABS.lock().take_key();
             if let Some(start) = start {
                 return Ok(Self {
                     start,
@@ -265,7 +264,7 @@ impl DerefMut for SecretBytes {
 impl Drop for SecretBytes {
     fn drop(&mut self) {
         wipe(self);
-        let slabs = || SLABS.lock().unwrap_or_else(PoisonError::into_inner);
+        let slabs = || SLABS.lock();
         match self.origin {
             Origin::Slab(class) => slabs().free[class].push(Piece(self.start)),
             Origin::Key => slabs().keys.push(Piece(self.start)),

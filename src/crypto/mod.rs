@@ -8,7 +8,6 @@ pub mod padding;
 mod pages;
 pub mod schedule;
 pub mod secret;
-mod spares;
 pub mod sum;
 
 pub use aead::{Nonces, OpenError, OpenFailure, SealError};

@@ -13,8 +13,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
+use crate::os::{mountinfo, sys};
+
 use super::error::{Class, Error};
-use super::sys;
 
 /// How a mount is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,20 +53,6 @@ pub(crate) fn fork() -> Result<Side, Error> {
 pub(crate) fn leave_session() {
     let _ = nix::unistd::setsid();
     let _ = std::env::set_current_dir("/");
-}
-
-/// Points the standard descriptors at /dev/null.
-pub(crate) fn stdio_to_null() {
-    let Ok(null) = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-    else {
-        return;
-    };
-    let _ = nix::unistd::dup2_stdin(&null);
-    let _ = nix::unistd::dup2_stdout(&null);
-    let _ = nix::unistd::dup2_stderr(&null);
 }
 
 /// The daemon's end of the pipe. Dropping it without a report is itself one: it died.
@@ -247,9 +234,9 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
     std::thread::Builder::new()
         .name("ask".to_owned())
         .spawn(move || {
-            let mounted = super::mountinfo::mount_at(&path)
+            let mounted = mountinfo::mount_at(&path)
                 .and_then(|m| {
-                    m.filter(super::mountinfo::Mount::is_secretfs)
+                    m.filter(mountinfo::Mount::is_secretfs)
                         .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))
                 })
                 .and_then(|_| std::fs::metadata(&path).map(drop));

@@ -6,9 +6,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use serde::Serialize;
 
+use crate::os::{nice, sys};
+
 use super::error::{Class, Error};
-use super::sys;
-use crate::host::nice;
 
 /// Which memory is kept out of swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -11,18 +11,21 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
 };
 use nix::unistd::ForkResult;
 
+use crate::os::stdio;
+use crate::os::sys::{self, MountId};
+
 use super::error::{Class, Error};
-use super::mount::{MountOptions, fusermount_options};
+use super::fusermount;
+use super::mount_options::{MountOptions, fusermount_options};
 use super::point::{self, Point};
 use super::quote::quoted;
-use super::sys::{self, MountId};
 
 /// The daemon's end.
 pub(crate) struct Helper {
@@ -122,7 +125,7 @@ impl Server {
         // A terminal's Ctrl-C is for the daemon, and whoever waits for our output must not wait
         // for the helper.
         let _ = nix::unistd::setsid();
-        super::detach::stdio_to_null();
+        stdio::point_at_null();
         let _ = std::env::set_current_dir("/");
         let mut request = [0; 16];
         while let Ok((1, _)) = sys::receive_with_fd(&self.socket, &mut request) {
@@ -190,7 +193,7 @@ impl Server {
                 format!("cannot use the mount point {shown}: {e}"),
             )
         })?;
-        let child = fusermount()
+        let child = fusermount::command()
             .arg("-o")
             .arg(fusermount_options(&self.options))
             .arg("--")
@@ -200,7 +203,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|e| missing(&e))?;
+            .map_err(|e| fusermount::missing(&e))?;
         drop(theirs);
         let received = sys::receive_with_fd(&ours, &mut [0; 16]);
         let output = child.wait_with_output().map_err(fail)?;
@@ -209,7 +212,7 @@ impl Server {
                 self.mounted = directory.covered_by().ok().flatten().map(|(id, _)| id);
                 Ok(device)
             }
-            _ => Err(refusal(&output.stderr)),
+            _ => Err(fusermount::refusal(&output.stderr)),
         }
     }
 
@@ -221,85 +224,10 @@ impl Server {
         let Some((id, path)) = found else {
             return Ok(Answer::NotOurs);
         };
-        if !unmount_by_fusermount(&path, id, lazy)? {
+        if !fusermount::unmount(&path, id, lazy)? {
             return Ok(Answer::NotOurs);
         }
         self.mounted = None;
         Ok(Answer::Done)
     }
-}
-
-/// Unmounts the mount `id` at `path` through fusermount3; `false` when another one is there.
-///
-/// # Errors
-/// When it refuses; the class is `Busy` when something is open there.
-pub(crate) fn unmount_by_fusermount(path: &Path, id: MountId, lazy: bool) -> Result<bool, Error> {
-    // It takes nothing but a path. The next moment that may lead elsewhere, to a mount of the same user.
-    if !sys::mount_id(path).is_ok_and(|found| found == id) {
-        return Ok(false);
-    }
-    let mut command = fusermount();
-    command.arg("-u");
-    if lazy {
-        command.arg("-z");
-    }
-    let output = command
-        .arg("--")
-        .arg(path)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| missing(&e))?;
-    if output.status.success() {
-        Ok(true)
-    } else {
-        Err(refusal(&output.stderr))
-    }
-}
-
-fn fusermount() -> Command {
-    let mut command = Command::new("fusermount3");
-    // Its messages are read below.
-    command.env("LC_ALL", "C");
-    command
-}
-
-fn missing(error: &io::Error) -> Error {
-    Error::new(
-        Class::System,
-        format!(
-            "cannot run fusermount3 ({error}): install it (`apt install fuse3`); ordinary users mount through it"
-        ),
-    )
-}
-
-/// What fusermount3 said, and what to do.
-fn refusal(stderr: &[u8]) -> Error {
-    let said = String::from_utf8_lossy(stderr);
-    let said = said.trim().trim_start_matches("fusermount3: ");
-    let class = if said.contains("busy") {
-        Class::Busy
-    } else if said.contains("ermi")
-        || said.contains("only allowed")
-        || said.contains("not owned")
-        || said.contains("no write access")
-    {
-        Class::NotPermitted
-    } else {
-        Class::Failed
-    };
-    let next = if said.contains("user_allow_other") {
-        "; write that line into /etc/fuse.conf, or leave allow_other out"
-    } else if said.contains("/dev/fuse") {
-        "; /dev/fuse must exist with mode 0666"
-    } else if said.contains("has to be setuid") || said.contains("Operation not permitted") {
-        "; fusermount3 must be setuid root"
-    } else {
-        ""
-    };
-    let said = if said.is_empty() {
-        "it gave no reason"
-    } else {
-        said
-    };
-    Error::new(class, format!("fusermount3 refused: {said}{next}"))
 }

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::FsType;
 
-use super::mountinfo::{self, Mount};
+use crate::os::mountinfo::{self, Mount};
+use crate::os::{process, sys};
+
 use super::quote::quoted;
-use super::sys;
 
 /// Processes that are named for one mount namespace, and paths that are.
 const NAMED: usize = 3;
@@ -60,7 +61,7 @@ impl Holders {
         // Not being able to tell what is our own does no harm: it is then told twice.
         let own = view(Path::new("/proc/self")).ok();
         let mut spaces: HashMap<(OsString, OsString), Option<usize>> = HashMap::new();
-        for id in processes() {
+        for id in process::all() {
             let proc = PathBuf::from(format!("/proc/{id}"));
             let view = match view(&proc) {
                 Ok(view) => view,
@@ -195,16 +196,6 @@ fn and_more(text: String, count: usize) -> String {
         Some(more @ 1..) => format!("{text} and {more} more"),
         _ => text,
     }
-}
-
-/// All that are seen here.
-pub(super) fn processes() -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut ids: Vec<u32> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    ids.sort_unstable();
-    ids
 }
 
 /// What decides which mounts a process sees: its mount namespace, and its root directory in it.

@@ -17,9 +17,9 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
+use crate::os::sys;
 
 use super::error::{Class, Error};
-use super::sys;
 
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

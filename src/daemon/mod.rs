@@ -4,12 +4,13 @@
 
 mod detach;
 mod error;
+mod fusermount;
 mod harden;
 mod helper;
 mod holders;
 mod log;
 mod mount;
-mod mountinfo;
+mod mount_options;
 mod panics;
 mod plan;
 mod point;
@@ -19,17 +20,16 @@ mod serve;
 mod signals;
 mod socket;
 mod start;
-mod sys;
 mod touch;
 mod unmount;
 
+pub use crate::os::mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
+pub use crate::os::sys::ignore_file_size_signal;
 pub use error::{Class, Error};
 pub use harden::{Locked, Protection};
-pub use mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
 pub use panics::{caught, install_hook};
 pub use plan::{Request, Target, check as plan};
 pub(crate) use signals::interruptions;
 pub(crate) use socket::{Answer, Asked, Writer};
 pub use start::mount;
-pub use sys::ignore_file_size_signal;
 pub use unmount::{Unmounted, unmount};

@@ -1,10 +1,10 @@
 //! Mounts and unmounts: by mount(2) where that is allowed, otherwise through the helper. Must never
 //! unmount anything but its own mount: before every unmount the mount ids are compared.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,21 +13,13 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::fs::fuse::MAX_TRANSFER;
+use crate::os::mountinfo;
+use crate::os::sys::MountId;
 
 use super::error::{Class, Error};
 use super::helper::Helper;
+use super::mount_options::MountOptions;
 use super::point::{self, Point};
-use super::sys::MountId;
-
-/// What a mount is made with.
-#[derive(Clone, Debug)]
-pub(crate) struct MountOptions {
-    /// The vault's path, shown as the source of the mount.
-    pub(crate) source: PathBuf,
-    pub(crate) read_only: bool,
-    pub(crate) allow_other: bool,
-    pub(crate) exec: bool,
-}
 
 /// Who mounts.
 pub(crate) enum Mounter {
@@ -236,7 +228,7 @@ fn mount_by_system(point: &Point, options: &MountOptions) -> Result<OwnedFd, Err
     nix::mount::mount(
         Some(options.source.as_path()),
         &point.as_path(),
-        Some(Path::new(super::mountinfo::FS_TYPE)),
+        Some(Path::new(mountinfo::FS_TYPE)),
         flags,
         Some(Path::new(&data)),
     )
@@ -275,25 +267,6 @@ fn mount_error(point: &Path, errno: Errno) -> Error {
         ),
         e => Error::new(Class::Failed, format!("cannot mount on {point}: {e}")),
     }
-}
-
-/// The options as fusermount3 wants them; it takes `\` as an escape in the source.
-pub(crate) fn fusermount_options(options: &MountOptions) -> OsString {
-    let mut text = b"fsname=".to_vec();
-    for &byte in options.source.as_os_str().as_bytes() {
-        if matches!(byte, b',' | b'\\') {
-            text.push(b'\\');
-        }
-        text.push(byte);
-    }
-    text.extend_from_slice(b",subtype=secretfs,default_permissions,nosuid,nodev");
-    text.extend_from_slice(format!(",max_read={MAX_TRANSFER}").as_bytes());
-    text.extend_from_slice(if options.exec { b",exec" } else { b",noexec" });
-    text.extend_from_slice(if options.read_only { b",ro" } else { b",rw" });
-    if options.allow_other {
-        text.extend_from_slice(b",allow_other");
-    }
-    OsString::from_vec(text)
 }
 
 /// The number in `/dev/fd/N`, the name under which a mounter passes us a descriptor.
@@ -359,25 +332,6 @@ pub(crate) fn check_device(device: &OwnedFd, passed: bool) -> Result<(), Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_source_is_escaped_for_fusermount() {
-        let options = MountOptions {
-            source: PathBuf::from("/v,a\\b"),
-            read_only: true,
-            allow_other: false,
-            exec: false,
-        };
-        let text = fusermount_options(&options).into_string().expect("UTF-8");
-        assert!(
-            text.starts_with("fsname=/v\\,a\\\\b,subtype=secretfs,"),
-            "{text}"
-        );
-        assert!(
-            text.contains(",noexec,ro") && !text.contains("allow_other"),
-            "{text}"
-        );
-    }
 
     #[test]
     fn only_descriptors_beyond_the_standard_three_are_passed() {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use crate::config::{self, Settings};
 use crate::kms::local::CREDENTIALS_VARIABLE;
+use crate::os::mountinfo::is_under;
 use crate::vault;
 
 use super::error::{Class, Error};
 use super::mount::passed_descriptor;
-use super::mountinfo::is_under;
 use super::point::Point;
 use super::quote::quoted;
 

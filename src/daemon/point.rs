@@ -13,11 +13,12 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::MntFlags;
 
+use crate::os::mountinfo::{self, Mount};
+use crate::os::sys::{self, MountId};
+
 use super::error::{Class, Error};
-use super::mountinfo::{self, Mount};
 use super::quote::quoted;
-use super::sys::{self, MountId};
-use super::{harden, helper};
+use super::{fusermount, harden};
 
 /// A directory, held open.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Point {
                 }
                 unmount(&self.path, id, MntFlags::MNT_DETACH).map_err(|e| fail(&e))?
             }
-            false => helper::unmount_by_fusermount(&self.path, id, true)?,
+            false => fusermount::unmount(&self.path, id, true)?,
         };
         match is_done {
             true => Ok(()),

@@ -1,8 +1,7 @@
 //! Daemons of other mounts, as the processes that they are seen as here. One may be in another PID
 //! namespace, and calls itself something else then.
 
-use super::holders::processes;
-use crate::host;
+use crate::os::process;
 
 /// A process, told from later ones with its number.
 pub(super) struct Daemon {
@@ -14,26 +13,18 @@ impl Daemon {
     /// The one that calls itself `id`, in a PID namespace that may be another, and says when it was
     /// started; `None` when it is not seen here.
     pub(super) fn of(id: u64, started: u64) -> Option<Self> {
-        let mut all = processes().into_iter().map(u64::from);
+        let mut all = process::all().into_iter().map(u64::from);
         let is_it = |seen: &u64| {
-            id_within(*seen) == Some(id)
-                && host::processes::started(&seen.to_string()) == Some(started)
+            process::id_within(*seen) == Some(id)
+                && process::started(&seen.to_string()) == Some(started)
         };
         let id = all.find(is_it)?;
         Some(Self { id, started })
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        host::processes::started(&self.id.to_string()) == Some(self.started)
+        process::started(&self.id.to_string()) == Some(self.started)
     }
-}
-
-/// What a process is numbered in the innermost PID namespace that it is in.
-fn id_within(process: u64) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let mut lines = status.lines();
-    let ids = lines.find_map(|line| line.strip_prefix("NSpid:"))?;
-    ids.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -43,7 +34,7 @@ mod tests {
     #[test]
     fn a_process_is_a_daemon_only_if_it_was_started_when_that_says_it_was() {
         let id = u64::from(std::process::id());
-        let started = host::processes::started("self").expect("/proc");
+        let started = process::started("self").expect("/proc");
         let daemon = Daemon::of(id, started).expect("it is seen");
         assert!(daemon.is_alive());
         // One that has taken its number since, or says that it has.

@@ -8,22 +8,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
-
 use super::error::{Class, Error};
 use super::mount::{Mount, Unmounted};
+use super::signals::Event;
 use super::socket::Socket;
 use crate::config::Settings;
 use crate::fs::fuse::{self, Adapter};
 use crate::fs::{Ending, FileSystem};
-
-/// What the main thread waits for.
-pub(crate) enum Event {
-    /// Somebody asked the process to end.
-    End(Signal),
-    /// The session with the kernel is over.
-    SessionEnded(Result<(), String>),
-}
 
 /// Speaks the handshake with the kernel and starts the thread that serves. `is_own`: nobody else has
 /// mounted.

@@ -10,7 +10,14 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::error::{Class, Error};
 use super::mount::Mount;
-use super::serve::Event;
+
+/// What the main thread waits for.
+pub(crate) enum Event {
+    /// Somebody asked the process to end.
+    End(Signal),
+    /// The session with the kernel is over.
+    SessionEnded(Result<(), String>),
+}
 
 /// The signals that the daemon answers to.
 pub(crate) fn handled() -> SigSet {

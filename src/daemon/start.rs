@@ -5,20 +5,21 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::os::{mountinfo, stdio, sys};
+use crate::{config, fs, vault};
+
 use super::detach::{self, Ready, Reporter, Side};
 use super::error::{Class, Error};
 use super::helper::Helper;
 use super::log::{self, Destination};
-use super::mount::{self, Mount, MountOptions, Mounter};
-use super::mountinfo;
+use super::mount::{self, Mount, Mounter};
+use super::mount_options::MountOptions;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
-use crate::{config, fs, vault};
-
 use super::serve::{self, Serving};
-use super::signals::{self, Watch};
+use super::signals::{self, Event, Watch};
 use super::socket::Socket;
-use super::{Protection, harden, panics, sys, touch};
+use super::{Protection, harden, panics, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
 /// foreground it returns when the mount has ended. `announce` is called once, when the mount
@@ -150,7 +151,7 @@ fn daemon(
     if let Some(reporter) = reporter {
         detach::leave_session();
         reporter.ready(ready);
-        detach::stdio_to_null();
+        stdio::point_at_null();
     }
     let _ = sd_notify::notify(&[
         sd_notify::NotifyState::Ready,
@@ -195,7 +196,7 @@ fn mount_and_serve(
     on: Option<(Point, Mounter)>,
     fs: &Arc<fs::FileSystem>,
     watch: &Arc<Watch>,
-    tell: mpsc::Sender<serve::Event>,
+    tell: mpsc::Sender<Event>,
 ) -> Result<(Option<Arc<Mount>>, Ready), Error> {
     let (mount, device) = match (&plan.target, on) {
         (Target::Point(_), Some((point, mounter))) => {

@@ -19,9 +19,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use super::error::{Class, Error};
 use super::mount::Mount;
-use super::mountinfo;
-use super::sys::{self, MountId};
 use crate::fs::{FileSystem, Touched, Touches};
+use crate::os::mountinfo;
+use crate::os::sys::{self, MountId};
 use crate::vault::Timestamp;
 
 /// Why those who watch are not woken where this process has not mounted by itself.

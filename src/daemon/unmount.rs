@@ -17,7 +17,8 @@ use super::point::{self, Point};
 use super::quote::quoted;
 use super::seen::Daemon;
 use super::socket::{self, Writer};
-use super::{harden, helper, mountinfo, sys};
+use super::{fusermount, harden};
+use crate::os::{mountinfo, sys};
 use crate::store;
 
 /// How long a daemon may take to tell that its mount has ended, or how it is to who does not wait.
@@ -95,7 +96,7 @@ pub fn unmount(
             Errno::EBUSY => busy(path),
             e => Error::new(Class::Failed, format!("cannot unmount {shown}: {e}")),
         })?,
-        false => helper::unmount_by_fusermount(&point, id, false).map_err(|e| match e.class {
+        false => fusermount::unmount(&point, id, false).map_err(|e| match e.class {
             Class::Busy => busy(path),
             _ => e,
         })?,

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use crate::os::process;
 use crate::store::NodeId;
 use crate::vault::Timestamp;
 
+use super::FileHandle;
 use super::descriptors::{self, For};
 use super::draft::Draft;
 use super::handles::{HandleState, NodeState};
 use super::pages::Source;
-use super::{FileHandle, process};
 
 /// How long after its writer has asked for the end of a draft the kernel is told of no other: it may
 /// still be on its way to take that for the end.

@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
-use crate::host::nice;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
+use crate::os::nice;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339};
 
 use super::commanders::Right;

@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::crypto::memory;
-use crate::host::nice::step_back;
+use crate::os::nice::step_back;
 use crate::store::NodeId;
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 

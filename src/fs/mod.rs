@@ -27,7 +27,6 @@ mod lookout;
 mod names;
 mod open;
 mod pages;
-mod process;
 mod publish;
 mod queue;
 mod readers;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::os::process;
 use crate::store::NodeId;
 use crate::vault::{Kind, NewNode, Publication};
 
@@ -11,7 +12,7 @@ use super::draft::Draft;
 use super::handles::{Access, Handle};
 use super::queue::{Ticket, Whose};
 use super::readings::Shown;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
 
 /// An open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

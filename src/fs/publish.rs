@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::os::process;
 use crate::store::NodeId;
 use crate::vault::{PIECE, Publication, Timestamp, Tx, VaultError, pieces_of};
 
@@ -16,7 +17,7 @@ use super::blocks::Image;
 use super::draft::Draft;
 use super::handles::{Handle, NodeState, OpenNode, Reaper};
 use super::queue::{Ticket, Whose};
-use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
+use super::{Caller, Done, Errno, FileHandle, FileSystem, control};
 
 /// How often a publication is tried again that nobody waits for, and how long after.
 pub(super) const RETRIES: u32 = 3;

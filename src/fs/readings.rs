@@ -1,13 +1,14 @@
 //! What those who read were told of a file, so that they read that: versions are kept for them when
 //! others are published.
 
+use crate::os::process;
 use crate::vault::FileBody;
 
+use super::FileHandle;
 use super::authors::Place;
 use super::descriptors::{self, For};
 use super::handles::{HandleState, NodeState};
 use super::loaded::{LastPiece, Pin};
-use super::{FileHandle, process};
 
 /// Most answers that are remembered of a node.
 const MOST: usize = 64;

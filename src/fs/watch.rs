@@ -4,7 +4,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::host::nice::step_back;
+use crate::os::nice::step_back;
 use crate::vault::{Footprint, Vault, VaultError};
 
 use super::FileSystem;

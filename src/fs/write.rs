@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::crypto::SecretBytes;
+use crate::os::process;
 use crate::vault::{Content, LastChunk, Publication};
 
 use super::blocks::{BLOCK, Blocks};
@@ -13,7 +14,7 @@ use super::draft::Draft;
 use super::handles::{Handle, NodeState};
 use super::io::{ReadDone, Transfer};
 use super::queue::Whose;
-use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
+use super::{Caller, Done, Errno, FileHandle, FileSystem, control};
 
 /// What an in-place draft begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

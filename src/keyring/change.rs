@@ -10,8 +10,9 @@ use crate::crypto::SecretKey;
 use crate::crypto::schedule::{MasterKey, same};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
+use super::error::merge;
 use super::record::{Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
-use super::{Event, EventKind, Keyring, KeyringError, LiveKey, merge, wrap_and_prove};
+use super::{Event, EventKind, Keyring, KeyringError, LiveKey, wrap_and_prove};
 
 /// An event as it is stored: its number and its bytes.
 pub type EventRow = (u64, Vec<u8>);

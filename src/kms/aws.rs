@@ -9,41 +9,44 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use aws_sdk_kms::config::http::HttpResponse;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeyMetadata, KeySpec, KeyState as AwsKeyState, KeyUsageType};
 use zeroize::Zeroizing;
 
-mod credentials;
-mod endpoint;
-mod errors;
-mod session;
-mod worker;
+mod call;
 
-use errors::{Call, Operation};
-use session::{Session, is_region};
-use worker::{NoOutcome, Worker};
+use call::{Call, Operation};
 
 use super::{
     EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
     KmsSettings, Wrapped,
 };
+use crate::aws::credentials;
+use crate::aws::errors::{self, Failure};
+use crate::aws::session::{self, Session, is_region};
+use crate::aws::worker::{NoOutcome, Worker};
 use crate::crypto::SecretKey;
+use crate::sync::{Mutex, Rank};
 
 /// Longest ciphertext that AWS KMS takes, in bytes.
 const MAX_BLOB: usize = 6144;
 
 /// AWS KMS, in any number of regions.
 pub(super) struct AwsKms {
+    /// Bound on a call with all its attempts and the search for credentials.
+    total_timeout: Duration,
     shared: Arc<Shared>,
     worker: Mutex<Option<Arc<Worker>>>,
 }
 
 struct Shared {
-    settings: KmsSettings,
+    settings: session::Settings,
     /// By the region that the key's ARN names; `None` for keys that leave it to the environment.
     sessions: Mutex<HashMap<Option<String>, Arc<Session>>>,
 }
@@ -52,18 +55,23 @@ impl AwsKms {
     /// Touches nothing.
     pub(super) fn new(settings: &KmsSettings) -> Self {
         let shared = Shared {
-            settings: settings.clone(),
-            sessions: Mutex::new(HashMap::new()),
+            settings: session::Settings {
+                attempt_timeout: settings.attempt_timeout,
+                credentials_file: settings.credentials_file.clone(),
+                insecure_endpoint: settings.insecure_endpoint,
+            },
+            sessions: Mutex::new(Rank::AwsSessions, HashMap::new()),
         };
         Self {
+            total_timeout: settings.total_timeout,
             shared: Arc::new(shared),
-            worker: Mutex::new(None),
+            worker: Mutex::new(Rank::AwsWorker, None),
         }
     }
 
     /// Where the credentials of the calls so far came from.
     pub(super) fn credentials(&self) -> Option<String> {
-        let sessions = lock(&self.shared.sessions);
+        let sessions = self.shared.sessions.lock();
         sessions
             .values()
             .find_map(|session| session.credentials.source())
@@ -72,7 +80,7 @@ impl AwsKms {
     /// Whether there was a call yet.
     #[cfg(test)]
     pub(super) fn is_started(&self) -> bool {
-        lock(&self.worker).is_some()
+        self.worker.lock().is_some()
     }
 
     /// Runs one call on the worker, within the total timeout.
@@ -85,7 +93,7 @@ impl AwsKms {
         T: Send + 'static,
         F: Future<Output = Result<T, KmsError>> + Send + 'static,
     {
-        let total = self.shared.settings.total_timeout;
+        let total = self.total_timeout;
         let deadline = Instant::now() + total;
         let region = region_of(&call)?;
         let worker = self.worker(&call)?;
@@ -94,9 +102,10 @@ impl AwsKms {
         let task = {
             let (shared, call, asked) = (Arc::clone(&self.shared), call.clone(), asked.clone());
             async move {
-                let session = shared.session(&call, &region).await?;
+                let session = shared.session(&region).await;
+                let session = session.map_err(|failure| call.failed(failure))?;
                 let outcome = match session.credentials.refresh().await {
-                    Err(e) => Err(session.credentials.failed(&call, &e)),
+                    Err(e) => Err(call.failed(session.credentials.failed(&e))),
                     Ok(()) => {
                         asked.store(true, Ordering::Relaxed);
                         request(session, call).await
@@ -106,7 +115,7 @@ impl AwsKms {
                     && depends_on_configuration(e.kind)
                 {
                     // Read it anew the next time: credentials and profiles get replaced.
-                    lock(&shared.sessions).remove(&region);
+                    shared.sessions.lock().remove(&region);
                 }
                 outcome
             }
@@ -131,7 +140,7 @@ impl AwsKms {
     }
 
     fn worker(&self, call: &Call) -> Result<Arc<Worker>, KmsError> {
-        let mut worker = lock(&self.worker);
+        let mut worker = self.worker.lock();
         if let Some(worker) = &*worker {
             return Ok(Arc::clone(worker));
         }
@@ -146,17 +155,15 @@ impl AwsKms {
 }
 
 impl Shared {
-    async fn session(
-        &self,
-        call: &Call,
-        region: &Option<String>,
-    ) -> Result<Arc<Session>, KmsError> {
-        if let Some(session) = lock(&self.sessions).get(region) {
+    async fn session(&self, region: &Option<String>) -> Result<Arc<Session>, Failure> {
+        if let Some(session) = self.sessions.lock().get(region) {
             return Ok(Arc::clone(session));
         }
         // Not under the lock; two first calls at once may both load, and either will do.
-        let session = Arc::new(Session::load(call, region.as_deref(), &self.settings).await?);
-        lock(&self.sessions).insert(region.clone(), Arc::clone(&session));
+        let session = Arc::new(Session::load(region.as_deref(), &self.settings).await?);
+        self.sessions
+            .lock()
+            .insert(region.clone(), Arc::clone(&session));
         Ok(session)
     }
 }
@@ -178,7 +185,7 @@ impl KeyService for AwsKms {
                 .set_encryption_context(Some(context))
                 .send()
                 .await
-                .map_err(|e| call.failed(&session, &e))?;
+                .map_err(|e| refused(&call, &session, &e))?;
             let key_id = answered_by(&call, &session, output.key_id)?;
             match output.ciphertext_blob.map(Blob::into_inner) {
                 Some(blob) if (1..=MAX_BLOB).contains(&blob.len()) => Ok(Wrapped { key_id, blob }),
@@ -210,7 +217,7 @@ impl KeyService for AwsKms {
                 .set_encryption_context(Some(context))
                 .send()
                 .await
-                .map_err(|e| call.failed(&session, &e))?;
+                .map_err(|e| refused(&call, &session, &e))?;
             // Wiped whatever becomes of the answer.
             let plain = Zeroizing::new(output.plaintext.map(Blob::into_inner).unwrap_or_default());
             answered_by(&call, &session, output.key_id)?;
@@ -229,7 +236,7 @@ impl KeyService for AwsKms {
                     .key_id(call.uri.key())
                     .send()
                     .await
-                    .map_err(|e| call.failed(&session, &e))?;
+                    .map_err(|e| refused(&call, &session, &e))?;
                 let Some(metadata) = output.key_metadata else {
                     return Err(no_answer(&call, &session, "no description"));
                 };
@@ -279,6 +286,14 @@ fn call(operation: Operation, uri: &KeyUri) -> Call {
         operation,
         uri: uri.clone(),
     }
+}
+
+/// Why AWS did not do what was asked, or was not reached.
+fn refused<E>(call: &Call, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    call.failed(session.place().failed(call.action(), error))
 }
 
 fn pairs(context: &EncryptionContext) -> HashMap<String, String> {
@@ -343,7 +358,7 @@ fn no_answer(call: &Call, session: &Session, what: &str) -> KmsError {
         KmsErrorKind::BadAnswer,
         format!(
             "{} answered with {what}; check AWS_ENDPOINT_URL_KMS and whatever stands in between",
-            session.place
+            session.name
         ),
     )
 }
@@ -360,11 +375,6 @@ fn depends_on_configuration(kind: KmsErrorKind) -> bool {
         | KmsErrorKind::Unreachable
         | KmsErrorKind::BadAnswer => false,
     }
-}
-
-/// Nothing under these locks can be left half done.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

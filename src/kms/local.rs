@@ -10,27 +10,26 @@
 //! somebody else created, or use a directory that other users can read.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 mod credential;
 mod dir;
 mod place;
 mod record;
+mod refusal;
 mod seal;
 mod service;
 
 pub use credential::CREDENTIALS_VARIABLE;
 use credential::Credentials;
 use dir::{Created, DirLock, KeyDir};
+pub use place::DIR_VARIABLE;
 pub use record::LocalState;
-use record::{MAX_VERSIONS, Material, Record};
-use service::{pending, serving};
+use record::{MAX_VERSIONS, Material, Record, now};
+use refusal::{fail, pending, serving};
 
 use super::{KeyUri, KmsError, KmsErrorKind, KmsSettings};
 use crate::crypto::SecretKey;
-
-/// Names the directory of the local KMS, where the settings do not.
-pub const DIR_VARIABLE: &str = "SECRETFS_LOCAL_KMS_DIR";
 
 /// The embedded KMS.
 #[derive(Clone, Debug)]
@@ -344,16 +343,6 @@ fn info(record: &Record) -> LocalKeyInfo {
 
 fn generate() -> Result<SecretKey, KmsError> {
     SecretKey::generate().map_err(|e| fail(KmsErrorKind::BadAnswer, e.to_string()))
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-fn fail(kind: KmsErrorKind, message: String) -> KmsError {
-    KmsError { kind, message }
 }
 
 #[cfg(test)]

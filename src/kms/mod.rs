@@ -1,7 +1,7 @@
 //! Key management services: what wraps a master key, and nothing else.
 //!
 //! The KMS key never touches a secret or a data key. Two providers behave alike: `local-kms://`
-//! (embedded) and `aws-kms://`. Only this module knows tokio. Every call is bounded in time, and
+//! (embedded) and `aws-kms://`. Every call is bounded in time, and
 //! every error is classified, because the right answer to each differs.
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::{Place, identity};
 use super::strangers;
-use super::{StoreError, StoreErrorKind as Kind, failure};
+use super::{StoreError, StoreErrorKind as Kind};
 
 /// Longest content that is read: hostile input, too.
 const MAX_CONTENT: u64 = 4096;
@@ -94,11 +94,11 @@ pub fn holder(directory: &Path) -> Result<Option<Holder>, StoreError> {
     {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failure::io(what, &path, &error)),
+        Err(error) => return Err(StoreError::of_file(what, &path, &error)),
     };
     let mut lock = flock();
     fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))
-        .map_err(|error| failure::io(what, &path, &error.into()))?;
+        .map_err(|error| StoreError::of_file(what, &path, &error.into()))?;
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }
@@ -124,7 +124,7 @@ impl Lock {
     pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
         let what = "cannot take the writer's lock";
         let fail = |error: io::Error| {
-            let error = failure::io(what, path, &error);
+            let error = StoreError::of_file(what, path, &error);
             let next = match error.kind {
                 Kind::ReadOnly | Kind::Denied => "; mount with -o ro to read",
                 _ => "",

@@ -3,34 +3,17 @@
 //! What comes out of it is hostile input: the layer above authenticates every byte before use.
 //! The trait is what a replicated store would have to offer; [`sqlite`] is the one there is.
 
-mod checkpoint;
-mod connection;
-mod create;
-mod errno;
-mod failure;
-mod hostile;
+mod error;
 mod lock;
 mod place;
-mod pool;
-mod schema;
 pub mod sqlite;
 mod strangers;
-#[cfg(test)]
-mod tests;
-mod tx;
-mod tx_read;
-mod tx_write;
-mod vfs;
-mod wal;
-mod writer;
 
-use std::fmt;
-
-pub use create::is_left_over;
+pub use error::{StoreError, StoreErrorKind};
 pub use lock::{Holder, holder};
 pub use place::Footprint;
 pub use place::SOCKET;
-pub use sqlite::{Mode, OpenOptions, SqliteStore};
+pub use sqlite::{Mode, OpenOptions, SqliteStore, is_left_over};
 
 /// A node's id: what the kernel sees as inode number. Never reused. 0 is the vault's own system
 /// node, 1 the root directory. At most [`MAX_ID`].
@@ -356,53 +339,6 @@ fn finish<T, E: From<StoreError>>(
         (Ok(_), Some(Ok(value))) => Ok(value),
         (Ok(_), None) => {
             Err(StoreError::new(StoreErrorKind::Io, "the store did not run a transaction").into())
-        }
-    }
-}
-
-/// Why the store failed. The classes are those to which the answer differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StoreErrorKind {
-    /// There is nothing at the path, or something that is no vault.
-    NotAVault,
-    /// A vault is there already (`create`).
-    Exists,
-    /// Something else is where a vault is to be made.
-    Occupied,
-    /// Another process has the vault open for writing.
-    Busy,
-    /// The stored bytes are not what this program wrote: schema, structure or lengths are wrong.
-    Corrupt,
-    /// No space, or a quota.
-    Full,
-    /// The medium or the permissions do not allow writing.
-    ReadOnly,
-    /// The files may not be opened.
-    Denied,
-    /// The database file is no longer the one at its path.
-    Moved,
-    /// The file system below cannot keep the promises (network, FUSE).
-    UnsafeFilesystem,
-    /// Any other failure of the medium.
-    Io,
-}
-
-/// A failed access to the store: what was attempted, on what, why it failed, in plain words.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct StoreError {
-    /// The class.
-    pub kind: StoreErrorKind,
-    /// One line for people.
-    pub message: String,
-}
-
-impl StoreError {
-    /// An error of this class with this text.
-    pub fn new(kind: StoreErrorKind, message: impl fmt::Display) -> Self {
-        Self {
-            kind,
-            message: message.to_string(),
         }
     }
 }

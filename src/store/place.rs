@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use nix::sys::statfs::statfs;
 use nix::sys::statvfs::FsFlags;
 
-use super::failure;
 use super::{StoreError, StoreErrorKind as Kind};
 
 const DATABASE: &str = "vault.db";
@@ -71,9 +70,9 @@ impl Place {
     /// Resolves `directory`. Symlinks on the way to it are followed, here and never again.
     pub(super) fn locate(directory: &Path, unsafe_filesystem: bool) -> Result<Self, StoreError> {
         let resolved = fs::canonicalize(directory)
-            .map_err(|error| failure::io("cannot find the vault", directory, &error))?;
+            .map_err(|error| StoreError::of_file("cannot find the vault", directory, &error))?;
         let metadata = fs::metadata(&resolved)
-            .map_err(|error| failure::io("cannot look at the vault", &resolved, &error))?;
+            .map_err(|error| StoreError::of_file("cannot look at the vault", &resolved, &error))?;
         if !metadata.is_dir() {
             return Err(StoreError::new(
                 Kind::NotAVault,
@@ -184,7 +183,7 @@ impl Place {
                 found.ctime_nsec(),
             ])),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(failure::io("cannot look at", path, &error)),
+            Err(error) => Err(StoreError::of_file("cannot look at", path, &error)),
         };
         Ok(Footprint {
             changes,
@@ -278,7 +277,7 @@ fn regular_file(path: &Path) -> Result<Option<Metadata>, StoreError> {
             ),
         )),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failure::io("cannot look at", path, &error)),
+        Err(error) => Err(StoreError::of_file("cannot look at", path, &error)),
     }
 }
 
@@ -301,7 +300,7 @@ fn file_of_its_own(path: &Path) -> Result<Option<Metadata>, StoreError> {
 
 fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
     let status = statfs(directory).map_err(|error| {
-        failure::io(
+        StoreError::of_file(
             "cannot look at the file system of",
             directory,
             &error.into(),

@@ -79,7 +79,7 @@ impl Vault {
         match self.count(&|| self.guard.go_on()) {
             Ok(counted) => {
                 if let Some(state) = counted.continue_value() {
-                    self.note_verified(&state);
+                    self.guard.note_verified(state.commit);
                 }
                 Ok(())
             }
@@ -119,7 +119,7 @@ impl Vault {
                      taken off that list"
                 );
                 tracing::error!("{what}");
-                self.note_finding(what);
+                self.guard.note_finding(what);
             }
             found.extend(more);
             if last.is_none() || self.guard.go_on().is_break() {

@@ -2,10 +2,11 @@
 //! contents as they are stored.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::store::{KeyedRecord, NameTag, NodeId};
+use crate::sync::{Rank, RwLock};
 
 use super::node::Node;
 
@@ -52,22 +53,26 @@ impl Changes {
 type KeptEntry = Option<Arc<[u8]>>;
 
 /// Bounded maps of nodes and of entries, as of the last commit.
-#[derive(Default)]
 pub(super) struct RecordCache {
     nodes: RwLock<HashMap<NodeId, Arc<Node>>>,
-    /// Taken after the one of the nodes where both are.
     entries: RwLock<HashMap<(NodeId, NameTag), KeptEntry>>,
     /// Raised whenever something was committed: what was read before then may be stale.
     epoch: AtomicU64,
 }
 
+impl Default for RecordCache {
+    fn default() -> Self {
+        Self {
+            nodes: RwLock::new(Rank::CachedNodes, HashMap::new()),
+            entries: RwLock::new(Rank::CachedEntries, HashMap::new()),
+            epoch: AtomicU64::new(0),
+        }
+    }
+}
+
 impl RecordCache {
     pub(super) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
-        self.nodes
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&id)
-            .cloned()
+        self.nodes.read().get(&id).cloned()
     }
 
     /// To be taken before reading from the store what will be offered to [`offer`](Self::offer).
@@ -77,7 +82,7 @@ impl RecordCache {
 
     /// Takes a node that was read, unless something was committed since `epoch`.
     pub(super) fn offer(&self, epoch: u64, node: &Arc<Node>) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.nodes.write();
         if self.epoch() == epoch && is_small(node) {
             make_room(&mut nodes, CAPACITY);
             nodes.insert(node.id, Arc::clone(node));
@@ -86,16 +91,12 @@ impl RecordCache {
 
     /// What a directory is known to have under a tag; the outer `None`: nothing is known.
     pub(super) fn entry(&self, directory: NodeId, tag: &NameTag) -> Option<KeptEntry> {
-        self.entries
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&(directory, *tag))
-            .cloned()
+        self.entries.read().get(&(directory, *tag)).cloned()
     }
 
     /// As [`offer`](Self::offer), for an entry.
     pub(super) fn offer_entry(&self, epoch: u64, directory: NodeId, tag: NameTag, record: &[u8]) {
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.write();
         if self.epoch() == epoch {
             make_room(&mut entries, ENTRIES);
             entries.insert((directory, tag), Some(record.into()));
@@ -104,8 +105,8 @@ impl RecordCache {
 
     /// Takes what a transaction has changed.
     pub(super) fn commit(&self, changed: Changes) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.nodes.write();
+        let mut entries = self.entries.write();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         for (id, node) in changed.nodes {
             match node {
@@ -136,8 +137,8 @@ impl RecordCache {
 
     /// Forgets everything: somebody else has written.
     pub(super) fn clear(&self) {
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.nodes.write();
+        let mut entries = self.entries.write();
         self.epoch.fetch_add(1, Ordering::AcqRel);
         nodes.clear();
         entries.clear();
@@ -179,8 +180,13 @@ struct SealedVersions {
 
 /// Versions as they are stored: ciphertext, which is opened anew for every reader. A version is
 /// never changed but for the key that wraps its own, and the generation of that is asked for.
-#[derive(Default)]
 pub(super) struct SealedCache(RwLock<SealedVersions>);
+
+impl Default for SealedCache {
+    fn default() -> Self {
+        Self(RwLock::new(Rank::CachedContents, SealedVersions::default()))
+    }
+}
 
 impl SealedCache {
     /// A version whose key `generation` wraps.
@@ -189,27 +195,27 @@ impl SealedCache {
         version: (NodeId, u64),
         generation: u64,
     ) -> Option<Arc<SealedVersion>> {
-        let versions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let versions = self.0.read();
         let sealed = versions.kept.get(&version)?;
         (sealed.record.generation == generation).then(|| Arc::clone(sealed))
     }
 
     /// Whether a version is there, under whichever key.
     pub(super) fn holds(&self, version: (NodeId, u64)) -> bool {
-        let versions = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let versions = self.0.read();
         versions.kept.contains_key(&version)
     }
 
     /// Forgets everything.
     pub(super) fn clear(&self) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = SealedVersions::default();
+        *self.0.write() = SealedVersions::default();
     }
 
     pub(super) fn offer(&self, version: (NodeId, u64), sealed: SealedVersion) {
         if sealed.first.as_ref().map_or(0, Vec::len) > MAX_SEALED {
             return;
         }
-        let mut versions = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut versions = self.0.write();
         if versions.bytes >= SEALED_CAPACITY {
             drop_an_eighth(&mut versions.kept);
             versions.bytes = versions.kept.values().map(|sealed| sealed.len()).sum();
@@ -275,6 +281,6 @@ mod tests {
             }
             assert!(cache.entry(1, &tag).is_some());
         }
-        assert!(cache.entries.read().unwrap().len() <= ENTRIES);
+        assert!(cache.entries.read().len() <= ENTRIES);
     }
 }

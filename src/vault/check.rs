@@ -1,10 +1,10 @@
 //! Checks a whole vault: opens every record, recomputes every sum, and compares everything that is
 //! said twice. All in one snapshot, so that a vault can be checked while it is mounted and written.
 
+mod report;
+
 use std::collections::HashMap;
 use std::path::Path;
-
-use serde::Serialize;
 
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{History, Keyring};
@@ -16,53 +16,9 @@ use super::node::{Body, Kind, Node, ROOT, SYSTEM};
 use super::state::{State, SystemKeys};
 use super::{OpenOptions, Vault, VaultError};
 
+pub use report::{CheckReport, Problem};
+
 const BATCH: usize = 256;
-/// More problems than these are counted, not listed.
-const MAX_LISTED: usize = 1000;
-
-/// What a check came to.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct CheckReport {
-    /// The vault's id.
-    pub vault: String,
-    /// Nodes opened, the vault's own among them.
-    pub nodes: u64,
-    /// Names opened.
-    pub entries: u64,
-    /// Versions opened.
-    pub versions: u64,
-    /// Chunks opened.
-    pub chunks: u64,
-    /// Key-management events verified.
-    pub events: u64,
-    /// Bytes of content opened, without padding.
-    pub bytes: u64,
-    /// Number of problems.
-    pub problem_count: u64,
-    /// The first thousand of them.
-    pub problems: Vec<Problem>,
-}
-
-/// Something that is not as it was stored. Named by numbers: names are secrets.
-#[derive(Clone, Debug, Serialize)]
-pub struct Problem {
-    /// The node concerned, if one is.
-    pub node: Option<NodeId>,
-    /// What is wrong.
-    pub what: String,
-}
-
-impl CheckReport {
-    fn add(&mut self, node: Option<NodeId>, what: impl std::fmt::Display) {
-        self.problem_count += 1;
-        if self.problems.len() < MAX_LISTED {
-            self.problems.push(Problem {
-                node,
-                what: what.to_string(),
-            });
-        }
-    }
-}
 
 /// Opens the vault in `path` for reading and checks it.
 ///

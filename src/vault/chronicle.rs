@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::keyring::{ChangeKind, EventKind, EventRow, History, HistoryHead, PastEvent};
 use crate::store::Read;
 
-use super::{Vault, VaultError};
+use super::VaultError;
 
 /// A master key that the vault needs no more, but copies of it from before may.
 #[derive(Clone, Debug, Serialize)]
@@ -17,40 +17,6 @@ pub struct RetiredGeneration {
     pub generation: u64,
     /// Copies of the vault from before this time, in seconds since 1970, may still open with it.
     pub retired: i64,
-}
-
-/// An event as `audit` shows it.
-#[derive(Clone, Debug, Serialize)]
-pub struct HistoryLine {
-    /// Its number, from 1.
-    pub sequence: u64,
-    /// What happened.
-    #[serde(flatten)]
-    pub event: PastEvent,
-}
-
-impl Vault {
-    /// Where the key-management history ends. It only grows, and another of the same length has another
-    /// hash.
-    pub fn history_head(&self) -> HistoryHead {
-        self.keyring().body().history.clone()
-    }
-
-    /// The key-management history, its chain verified.
-    ///
-    /// # Errors
-    /// `Integrity` when an event was changed, removed or reordered.
-    pub fn history(&self) -> Result<Vec<HistoryLine>, VaultError> {
-        fail::fail_point!("read-history");
-        self.read(|records| {
-            let mut lines = Vec::new();
-            let head = self.keyring().body().history.clone();
-            for_each_event(records, &head, |sequence, event| {
-                lines.push(HistoryLine { sequence, event });
-            })?;
-            Ok(lines)
-        })
-    }
 }
 
 /// The history in short.

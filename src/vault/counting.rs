@@ -6,102 +6,21 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bincode::{Decode, Encode};
-
 use crate::keyring::KeyringError;
 use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
 
 use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
+use super::keys::{BATCH, Key, keys_after};
 use super::node::{DirectoryBody, Node};
 use super::state::{State, SystemKeys};
 use super::{Vault, VaultError};
 
-/// Rows that are read at a time: so many that to hand them over costs little beside counting them.
-const BATCH: usize = 1024;
 /// Nodes and versions that are so few that one thread counts them as fast as several.
 pub(super) const FEW: u64 = 2000;
 /// Directories that are counted at a time: the keys of each take locked memory.
 const DIRECTORIES: usize = 32;
-
-/// What a data key belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub(super) enum Key {
-    Node(NodeId),
-    Version(NodeId, u64),
-}
-
-impl Key {
-    /// The node whose it is; `None` for that of a version.
-    pub(super) fn node(self) -> Option<NodeId> {
-        match self {
-            Key::Node(node) => Some(node),
-            Key::Version(..) => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Key::Node(node) => write!(f, "node {node}"),
-            Key::Version(node, version) => write!(f, "version {version} of node {node}"),
-        }
-    }
-}
-
-/// The records that carry data keys, in order, those after `after`; none at the end.
-pub(super) fn keys_after(
-    records: &mut (impl Read + ?Sized),
-    after: Option<Key>,
-    limit: usize,
-) -> Result<Vec<(Key, KeyedRecord)>, VaultError> {
-    let (node, version) = match after {
-        None => (Some(None), None),
-        Some(Key::Node(id)) => (Some(Some(id)), None),
-        Some(Key::Version(node, version)) => (None, Some((node, version))),
-    };
-    if let Some(after) = node {
-        let nodes = records.scan_nodes(after, limit)?;
-        if !nodes.is_empty() {
-            let nodes = nodes.into_iter();
-            return Ok(nodes.map(|(id, record)| (Key::Node(id), record)).collect());
-        }
-    }
-    let versions = records.scan_versions(version, limit)?.into_iter();
-    let key = |(node, version)| Key::Version(node, version);
-    Ok(versions.map(|(id, record)| (key(id), record)).collect())
-}
-
-/// Hands all records that carry data keys to `take`, in order.
-pub(super) fn for_each_key(
-    records: &mut (impl Read + ?Sized),
-    mut take: impl FnMut(Key, &KeyedRecord),
-) -> Result<(), VaultError> {
-    let mut after = None;
-    loop {
-        let batch = records.scan_nodes(after, BATCH)?;
-        for (id, record) in &batch {
-            take(Key::Node(*id), record);
-        }
-        after = batch.last().map(|(id, _)| *id);
-        if batch.len() < BATCH {
-            break;
-        }
-    }
-    let mut after = None;
-    loop {
-        let batch = records.scan_versions(after, BATCH)?;
-        for ((node, version), record) in &batch {
-            take(Key::Version(*node, *version), record);
-        }
-        after = batch.last().map(|(key, _)| *key);
-        if batch.len() < BATCH {
-            return Ok(());
-        }
-    }
-}
 
 /// Some names of a directory.
 struct SomeNames {
@@ -187,7 +106,7 @@ impl Vault {
                 let now = self.lock_state();
                 if !self.read_only && now.commit < state.commit {
                     self.current.give_up();
-                    return Err(went_back(state.commit, now.commit));
+                    return Err(VaultError::went_back(state.commit, now.commit));
                 }
                 self.current.confirm(state.commit, state.next_node);
                 // What was read before was compared with nothing.
@@ -210,7 +129,7 @@ impl Vault {
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let state = self.stored_state(records)?;
         if state.commit < floor {
-            return Err(went_back(floor, state.commit));
+            return Err(VaultError::went_back(floor, state.commit));
         }
         let system = self.system_in(records)?;
         self.current
@@ -440,13 +359,6 @@ fn count_names(current: &Current, batches: Vec<SomeNames>) -> Vec<CountedNames> 
         }
     };
     batches.into_iter().map(count).collect()
-}
-
-/// A vault that had come to one commit is found at an earlier one.
-pub(super) fn went_back(from: u64, to: u64) -> VaultError {
-    VaultError::Rollback(format!(
-        "the vault was put back under the mount: it had come to commit {from}, and has {to}"
-    ))
 }
 
 fn must_agree(id: NodeId, said: &DirectoryBody, found: &DirectoryBody) -> Result<(), VaultError> {

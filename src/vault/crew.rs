@@ -3,11 +3,11 @@
 
 use std::collections::VecDeque;
 use std::num::NonZero;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder};
 
 use crate::crypto::memory;
-use crate::host::nice;
+use crate::os::nice;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 /// Most threads at work, with the one that drives: it stores what all others prepare.
 pub(super) const MOST: usize = 4;
@@ -47,12 +47,15 @@ impl<T: Send, U: Send> Crew<T, U> {
     ) -> R {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let crew = Self {
-            desk: Mutex::new(Desk {
-                given: VecDeque::new(),
-                done: VecDeque::new(),
-                held: 0,
-                closed: false,
-            }),
+            desk: Mutex::new(
+                Rank::Crew,
+                Desk {
+                    given: VecDeque::new(),
+                    done: VecDeque::new(),
+                    held: 0,
+                    closed: false,
+                },
+            ),
             given: Condvar::new(),
             done: Condvar::new(),
             threads: threads.min(most),
@@ -101,7 +104,7 @@ impl<T: Send, U: Send> Crew<T, U> {
             if desk.held == 0 {
                 return None;
             }
-            desk = self.done.wait(desk).unwrap_or_else(PoisonError::into_inner);
+            desk = self.done.wait(desk);
         }
     }
 
@@ -116,10 +119,7 @@ impl<T: Send, U: Send> Crew<T, U> {
                 if let Some(piece) = desk.given.pop_front() {
                     break piece;
                 }
-                desk = self
-                    .given
-                    .wait(desk)
-                    .unwrap_or_else(PoisonError::into_inner);
+                desk = self.given.wait(desk);
             };
             desk.held += 1;
             drop(desk);
@@ -132,7 +132,7 @@ impl<T: Send, U: Send> Crew<T, U> {
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk<T, U>> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.desk.lock()
     }
 }
 

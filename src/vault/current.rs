@@ -13,6 +13,7 @@
 
 mod checked;
 mod mark;
+mod place;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -20,14 +21,16 @@ mod tests;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
+use crate::sync::{Mutex, Rank, RwLock, RwLockWriteGuard};
 
-use super::counting::Key;
+use super::keys::Key;
 use super::node::Node;
-pub(super) use checked::{Checked, Doubt, Following};
+pub(super) use checked::{Checked, Following};
 use mark::{Age, Mark, SEEN};
+use place::key_of;
+pub(super) use place::{Doubt, Place};
 use table::Table;
 
 /// Parts that are locked apart from each other.
@@ -35,33 +38,6 @@ const PARTS: usize = 64;
 /// As much of the end of a record as tells it from all others: the tag of what was sealed last is in
 /// it, and of a node with two keys the wrap of the new one.
 const END: usize = 128;
-
-/// A record's place in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
-    Node(NodeId),
-    Version(NodeId, u64),
-    Entry(NodeId, NameTag),
-}
-
-impl From<Key> for Place {
-    fn from(key: Key) -> Self {
-        match key {
-            Key::Node(node) => Place::Node(node),
-            Key::Version(node, version) => Place::Version(node, version),
-        }
-    }
-}
-
-impl std::fmt::Display for Place {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Place::Node(node) => write!(f, "node {node}"),
-            Place::Version(node, version) => write!(f, "version {version} of node {node}"),
-            Place::Entry(directory, _) => write!(f, "an entry of directory {directory}"),
-        }
-    }
-}
 
 /// A mark that a transaction has put in a record's place; `None`: the record is gone.
 pub(super) type Changed = (Place, Option<Mark>);
@@ -107,12 +83,12 @@ impl Current {
         Self {
             phase: AtomicU8::new(OFF),
             hashing: RandomState::new(),
-            records: std::array::from_fn(|_| RwLock::default()),
-            names: std::array::from_fn(|_| RwLock::default()),
-            meanwhile: Mutex::default(),
+            records: std::array::from_fn(|_| RwLock::new(Rank::MarkedRecords, Table::default())),
+            names: std::array::from_fn(|_| RwLock::new(Rank::MarkedNames, HashMap::new())),
+            meanwhile: Mutex::new(Rank::Meanwhile, Vec::new()),
             round: AtomicU64::new(0),
             next_node: AtomicU64::new(0),
-            following: RwLock::default(),
+            following: RwLock::new(Rank::Following, ()),
             commits: AtomicU64::new(0),
         }
     }
@@ -133,9 +109,9 @@ impl Current {
     /// Takes up what was read of the writer's, unless something newer is known by now.
     fn take_up(&self, place: &Place, mark: Mark, alone: bool) {
         let Ok(key) = key_of(place) else { return };
-        let _following = (!alone).then(|| read(&self.following));
+        let _following = (!alone).then(|| self.following.read());
         let (part, key) = self.at(key);
-        let mut table = write(&self.records[part]);
+        let mut table = self.records[part].write();
         let is_news = |known| mark.age_beside(Mark::kept(known)) == Age::Newer;
         if table.get(key).is_none_or(is_news) {
             table.set(key, self.seen(mark));
@@ -149,9 +125,9 @@ impl Current {
             bytes += table.bytes() as u64;
             count += table.len() as u64;
         };
-        self.records.iter().for_each(|part| add(&read(part)));
+        self.records.iter().for_each(|part| add(&part.read()));
         for part in &self.names {
-            read(part).values().for_each(&mut add);
+            part.read().values().for_each(&mut add);
         }
         (bytes, count)
     }
@@ -197,10 +173,10 @@ impl Current {
         match key_of(place) {
             Ok(key) => {
                 let (part, key) = self.at(key);
-                read(&self.records[part]).get(key).map(Mark::kept)
+                self.records[part].read().get(key).map(Mark::kept)
             }
             Err((directory, tag)) => {
-                let names = read(self.names_of(directory));
+                let names = self.names_of(directory).read();
                 names
                     .get(&directory)?
                     .get(self.of_name(&tag))
@@ -213,14 +189,14 @@ impl Current {
         match key_of(place) {
             Ok(key) => {
                 let (part, key) = self.at(key);
-                let mut table = write(&self.records[part]);
+                let mut table = self.records[part].write();
                 match mark {
                     Some(mark) => table.set(key, self.seen(mark)),
                     None => table.remove(key),
                 }
             }
             Err((directory, tag)) => {
-                let mut names = write(self.names_of(directory));
+                let mut names = self.names_of(directory).write();
                 let tag = self.of_name(&tag);
                 match mark {
                     Some(mark) => names
@@ -260,7 +236,7 @@ impl Current {
         // What the state record says is authentic. Most parts get no more by chance.
         let records = usize::try_from(records).unwrap_or(0) / PARTS;
         for part in &self.records {
-            write(part).reserve(records + records.isqrt());
+            part.write().reserve(records + records.isqrt());
         }
     }
 
@@ -272,12 +248,12 @@ impl Current {
         if self.is_off() {
             return Ok(());
         }
-        let _following = read(&self.following);
+        let _following = self.following.read();
         for (key, record) in records {
             let place = Place::from(*key);
             let mark = self.mark_of(&place, record);
             let (part, key) = self.at(*key);
-            let mut table = write(&self.records[part]);
+            let mut table = self.records[part].write();
             let known = table.get(key).map(Mark::kept).filter(|_| self.is_on());
             match known.map(|known| (known, mark.age_beside(known))) {
                 // It was read since the count began.
@@ -314,7 +290,7 @@ impl Current {
         if self.is_off() {
             return;
         }
-        let _alone = (!alone).then(|| write(&self.following));
+        let _alone = (!alone).then(|| self.following.write());
         let mark = self.mark_of(&Place::Node(directory), record);
         let newer = self
             .known(&Place::Node(directory))
@@ -322,7 +298,7 @@ impl Current {
         if newer && self.is_on() {
             return;
         }
-        let mut all = write(self.names_of(directory));
+        let mut all = self.names_of(directory).write();
         match names.0.len() {
             0 => drop(all.remove(&directory)),
             _ => drop(all.insert(directory, names.0)),
@@ -332,12 +308,9 @@ impl Current {
     /// A count has come to its end, and the sums have confirmed it: of commit `commit`, in which
     /// `next_node` was the next to be given out. Nothing may be committed by this process meanwhile.
     pub(super) fn confirm(&self, commit: u64, next_node: NodeId) {
-        let _following = write(&self.following);
+        let _following = self.following.write();
         let _committing = self.committing();
-        let mut meanwhile = self
-            .meanwhile
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut meanwhile = self.meanwhile.lock();
         for (_, changed) in meanwhile.drain(..).filter(|(at, _)| *at > commit) {
             self.apply(changed);
         }
@@ -355,12 +328,9 @@ impl Current {
         if given_up.is_ok() {
             self.records
                 .iter()
-                .for_each(|part| *write(part) = Table::default());
-            self.names.iter().for_each(|part| write(part).clear());
-            let mut meanwhile = self
-                .meanwhile
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+                .for_each(|part| *part.write() = Table::default());
+            self.names.iter().for_each(|part| part.write().clear());
+            let mut meanwhile = self.meanwhile.lock();
             meanwhile.clear();
         }
     }
@@ -369,10 +339,11 @@ impl Current {
     fn sweep(&self) {
         let round = self.round.load(Ordering::Acquire) & SEEN;
         for part in &self.records {
-            write(part).retain(|mark| mark & SEEN == round);
+            part.write().retain(|mark| mark & SEEN == round);
         }
         for part in &self.names {
-            write(part).retain(|directory, _| self.known(&Place::Node(*directory)).is_some());
+            part.write()
+                .retain(|directory, _| self.known(&Place::Node(*directory)).is_some());
         }
     }
 
@@ -383,10 +354,7 @@ impl Current {
         match self.phase.load(Ordering::Acquire) {
             ON => self.apply(changed),
             FILLING => {
-                let mut meanwhile = self
-                    .meanwhile
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut meanwhile = self.meanwhile.lock();
                 meanwhile.push((commit, changed));
             }
             _ => {}
@@ -414,7 +382,7 @@ impl Current {
 
     /// Nobody else takes up marks while this is held.
     pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
-        write(&self.following)
+        self.following.write()
     }
 }
 
@@ -433,20 +401,4 @@ impl Names {
     pub(super) fn add(&mut self, (key, mark): (u64, u64)) {
         self.0.set(key, mark);
     }
-}
-
-fn key_of(place: &Place) -> Result<Key, (NodeId, NameTag)> {
-    match *place {
-        Place::Node(node) => Ok(Key::Node(node)),
-        Place::Version(node, version) => Ok(Key::Version(node, version)),
-        Place::Entry(directory, tag) => Err((directory, tag)),
-    }
-}
-
-fn read<T>(part: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    part.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(part: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    part.write().unwrap_or_else(PoisonError::into_inner)
 }

@@ -175,6 +175,13 @@ impl VaultError {
         }
     }
 
+    /// A vault that had come to commit `from` is found at an earlier one, `to`.
+    pub(super) fn went_back(from: u64, to: u64) -> Self {
+        VaultError::Rollback(format!(
+            "the vault was put back under the mount: it had come to commit {from}, and has {to}"
+        ))
+    }
+
     /// An integrity failure of a record, named by kind and number.
     pub(crate) fn tampered(record: impl std::fmt::Display, why: &str) -> Self {
         Self::Integrity(format!("{record} {why}"))

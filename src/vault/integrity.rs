@@ -2,19 +2,18 @@
 //! should not be, and whether anything of it is still served.
 
 use std::ops::ControlFlow;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::keyring::{Event, EventKind};
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
+use super::VaultError;
 use super::current::Doubt;
 use super::node::Timestamp;
-use super::state::State;
-use super::{Vault, VaultError};
 
 /// More findings than these are counted, not listed.
 const MAX_LISTED: usize = 16;
@@ -59,7 +58,7 @@ pub struct Findings {
     pub listed: Vec<Finding>,
 }
 
-type Alarm = Box<dyn Fn(&str) + Send + Sync>;
+pub(super) type Alarm = Box<dyn Fn(&str) + Send + Sync>;
 
 /// See the module.
 pub(super) struct Guard {
@@ -81,23 +80,48 @@ pub(super) struct Guard {
 impl Default for Guard {
     fn default() -> Self {
         Self {
-            integrity: Mutex::new(Integrity::Counting),
-            failure: Mutex::default(),
+            integrity: Mutex::new(Rank::Verdict, Integrity::Counting),
+            failure: Mutex::new(Rank::VerdictFailure, None),
             changed: Condvar::new(),
             condemned: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             gated: AtomicBool::new(false),
-            counting: Mutex::default(),
-            findings: Mutex::default(),
-            unrecorded: Mutex::default(),
+            counting: Mutex::new(Rank::CountingThread, None),
+            findings: Mutex::new(Rank::Findings, Findings::default()),
+            unrecorded: Mutex::new(Rank::Unrecorded, Findings::default()),
             alarm: OnceLock::new(),
         }
     }
 }
 
 impl Guard {
-    fn integrity(&self) -> MutexGuard<'_, Integrity> {
-        locked(&self.integrity)
+    fn integrity_now(&self) -> MutexGuard<'_, Integrity> {
+        self.integrity.lock()
+    }
+
+    /// What is known of the vault as a whole.
+    pub(super) fn integrity(&self) -> Integrity {
+        self.integrity_now().clone()
+    }
+
+    /// Records that were not what they should be.
+    pub(super) fn findings(&self) -> Findings {
+        self.findings.lock().clone()
+    }
+
+    /// Tells whom to tell, in words, when something is found.
+    pub(super) fn on_alarm(&self, alarm: Alarm) {
+        // A second one would only do the same.
+        let _ = self.alarm.set(alarm);
+        if let Integrity::Condemned { why, .. } = self.integrity() {
+            self.alarm(&why);
+        }
+    }
+
+    fn alarm(&self, why: &str) {
+        if let Some(alarm) = self.alarm.get() {
+            alarm(why);
+        }
     }
 
     /// Whether a count is to go on.
@@ -113,68 +137,42 @@ impl Guard {
         self.gated.store(true, Ordering::Relaxed);
     }
 
+    /// Whether that is so.
+    pub(super) fn is_gated(&self) -> bool {
+        self.gated.load(Ordering::Relaxed)
+    }
+
     /// The thread that counts.
     pub(super) fn is_counted_by(&self, thread: JoinHandle<()>) {
-        *locked(&self.counting) = Some(thread);
-    }
-}
-
-impl Vault {
-    /// What is known of the vault as a whole.
-    pub fn integrity(&self) -> Integrity {
-        self.guard.integrity().clone()
-    }
-
-    /// Records that were not what they should be.
-    pub fn findings(&self) -> Findings {
-        locked(&self.guard.findings).clone()
-    }
-
-    /// Tells whom to tell, in words, when something is found.
-    pub fn on_alarm(&self, alarm: impl Fn(&str) + Send + Sync + 'static) {
-        // A second one would only do the same.
-        let _ = self.guard.alarm.set(Box::new(alarm));
-        if let Integrity::Condemned { why, .. } = self.integrity() {
-            self.alarm(&why);
-        }
-    }
-
-    fn alarm(&self, why: &str) {
-        if let Some(alarm) = self.guard.alarm.get() {
-            alarm(why);
-        }
+        *self.counting.lock() = Some(thread);
     }
 
     /// Waits until it is known whether the vault is what its sums say, at most so long; `None`: it is
     /// not known yet.
-    ///
-    /// # Errors
-    /// When it is not, or could not be counted.
-    pub fn await_verdict(&self, patience: Option<Duration>) -> Option<Result<(), VaultError>> {
+    pub(super) fn await_verdict(
+        &self,
+        patience: Option<Duration>,
+    ) -> Option<Result<(), VaultError>> {
         let deadline = patience.map(|patience| Instant::now() + patience);
-        let mut integrity = self.guard.integrity();
+        let mut integrity = self.integrity_now();
         while *integrity == Integrity::Counting {
-            if self.guard.stop.load(Ordering::Relaxed) {
+            if self.stop.load(Ordering::Relaxed) {
                 return None;
             }
             integrity = match deadline {
-                None => self.guard.changed.wait(integrity),
+                None => self.changed.wait(integrity),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
                         return None;
                     }
-                    match self.guard.changed.wait_timeout(integrity, left) {
-                        Ok((integrity, _)) => Ok(integrity),
-                        Err(poisoned) => Ok(poisoned.into_inner().0),
-                    }
+                    self.changed.wait_timeout(integrity, left)
                 }
-            }
-            .unwrap_or_else(PoisonError::into_inner);
+            };
         }
         match &*integrity {
             Integrity::Condemned { why, .. } => {
-                let told = locked(&self.guard.failure).clone();
+                let told = self.failure.lock().clone();
                 Some(Err(
                     told.unwrap_or_else(|| VaultError::Integrity(why.clone()))
                 ))
@@ -183,33 +181,14 @@ impl Vault {
         }
     }
 
-    /// Waits until it is known whether the vault may be served, if that is to be known first. False when
-    /// that is never known, because it is to end.
-    pub fn await_verdict_or_end(&self) -> bool {
-        let is_gated = self.guard.gated.load(Ordering::Relaxed);
-        !is_gated || self.await_verdict(None).is_some()
-    }
-
-    /// Whether who uses the vault would have to wait for a verdict.
-    pub fn is_awaited(&self) -> bool {
-        self.guard.gated.load(Ordering::Relaxed) && self.integrity() == Integrity::Counting
-    }
-
-    /// Waits until something of the vault may be served, or is to be written, by whoever has not been
-    /// asked for it. Whether it may.
-    pub fn await_service(&self) -> bool {
-        let is_gated = self.guard.gated.load(Ordering::Relaxed);
-        !is_gated || matches!(self.await_verdict(None), Some(Ok(())))
-    }
-
     /// Ends a count that is under way; what it was to show is never known then.
-    pub fn stop_counting(&self) {
+    pub(super) fn stop_counting(&self) {
         {
-            let _integrity = self.guard.integrity();
-            self.guard.stop.store(true, Ordering::Relaxed);
+            let _integrity = self.integrity_now();
+            self.stop.store(true, Ordering::Relaxed);
         }
-        self.guard.changed.notify_all();
-        let counting = locked(&self.guard.counting).take();
+        self.changed.notify_all();
+        let counting = self.counting.lock().take();
         // It may be the one that closes the vault.
         if let Some(thread) = counting.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
@@ -218,63 +197,52 @@ impl Vault {
         }
     }
 
-    /// The sums have confirmed what was counted.
-    pub(super) fn note_verified(&self, state: &State) {
-        let mut integrity = self.guard.integrity();
+    /// The sums have confirmed what was counted as of this commit.
+    pub(super) fn note_verified(&self, commit: u64) {
+        let mut integrity = self.integrity_now();
         if !matches!(*integrity, Integrity::Condemned { .. }) {
             *integrity = Integrity::Verified {
-                commit: state.commit,
+                commit,
                 at: Timestamp::now().seconds,
             };
         }
         drop(integrity);
-        self.guard.changed.notify_all();
+        self.changed.notify_all();
     }
 
     /// Serves nothing more of a vault of which part was found to have been replayed, inserted or
     /// deleted: what is read may be old. Salvaging goes on.
-    pub(super) fn condemn(&self, error: &VaultError) {
-        if self.guard.condemned.swap(!self.salvage, Ordering::Relaxed) {
+    pub(super) fn condemn(&self, error: &VaultError, salvage: bool) {
+        if self.condemned.swap(!salvage, Ordering::Relaxed) {
             return;
         }
         let why = error.to_string();
-        match self.salvage {
+        match salvage {
             true => tracing::error!("{why}"),
             false => tracing::error!("nothing more is served: {why}"),
         }
-        *locked(&self.guard.failure) = Some(error.clone());
-        *self.guard.integrity() = Integrity::Condemned {
+        *self.failure.lock() = Some(error.clone());
+        *self.integrity_now() = Integrity::Condemned {
             why: why.clone(),
             at: Timestamp::now().seconds,
         };
-        self.guard.changed.notify_all();
+        self.changed.notify_all();
         if error.is_damage() {
             self.note_finding(why.clone());
         }
         self.alarm(&why);
     }
 
+    /// Whether nothing of it is served any more.
+    pub(super) fn is_condemned(&self) -> bool {
+        self.condemned.load(Ordering::Relaxed)
+    }
+
     /// Notes that records were found not to fit together, if that is what is wrong.
-    pub fn note_damage(&self, error: &VaultError) {
+    pub(super) fn note_damage(&self, error: &VaultError) {
         if error.is_damage() && self.note_finding(error.to_string()) {
             self.alarm(&error.to_string());
         }
-    }
-
-    /// Whether nothing of it is served any more.
-    pub fn is_condemned(&self) -> bool {
-        self.guard.condemned.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn must_serve(&self) -> Result<(), VaultError> {
-        if self.is_condemned() {
-            return Err(VaultError::Integrity(
-                "part of the vault was replayed, inserted or deleted, so nothing of it is served; \
-                 restore it from a backup, or get out what is left with `-o ro,salvage`"
-                    .into(),
-            ));
-        }
-        Ok(())
     }
 
     /// A record is certainly not what it should be: that stays known, whatever becomes of the record.
@@ -290,63 +258,31 @@ impl Vault {
     /// Notes what was found; whether that is news.
     pub(super) fn note_finding(&self, what: String) -> bool {
         let at = Timestamp::now().seconds;
-        let is_news = locked(&self.guard.findings).note(at, &what);
+        let is_news = self.findings.lock().note(at, &what);
         if is_news {
-            locked(&self.guard.unrecorded).note(at, &what);
+            self.unrecorded.lock().note(at, &what);
         }
         is_news
     }
 
-    /// Writes into the history what was found since the last time. A vault opened for reading has
-    /// none to write to; one that is condemned has when it is as it should be again, by a count.
-    ///
-    /// # Errors
-    /// When it cannot be written; it is tried again the next time.
-    pub fn record_findings(&self) -> Result<(), VaultError> {
-        if self.is_read_only() || locked(&self.guard.unrecorded).count == 0 {
-            return Ok(());
+    /// Whether the history does not have all findings yet.
+    pub(super) fn is_unrecorded(&self) -> bool {
+        self.unrecorded.lock().count > 0
+    }
+
+    /// Those findings, for whoever records them now.
+    pub(super) fn take_unrecorded(&self) -> Findings {
+        std::mem::take(&mut *self.unrecorded.lock())
+    }
+
+    /// They could not be recorded, and are left for another time.
+    pub(super) fn leave_unrecorded(&self, found: &Findings) {
+        let mut unrecorded = self.unrecorded.lock();
+        for one in &found.listed {
+            unrecorded.note(one.at, &one.what);
         }
-        if self.is_condemned() && !self.is_right_again() {
-            return Ok(());
-        }
-        let found = std::mem::take(&mut *locked(&self.guard.unrecorded));
-        let Some(first) = found.listed.first() else {
-            return Ok(());
-        };
-        let now = Timestamp::now().seconds;
-        let event = Event {
-            at: first.at,
-            late: now.saturating_sub(first.at) > LATE,
-            kind: EventKind::TamperingFound {
-                count: found.count,
-                what: found.listed.iter().map(|one| one.what.clone()).collect(),
-            },
-        };
-        let recorded = self.change_keyring_all_the_same(
-            |keyring| Ok(Some(keyring.record_event(&event))),
-            |_| Ok(()),
-        );
-        if recorded.is_err() {
-            let mut unrecorded = locked(&self.guard.unrecorded);
-            for one in &found.listed {
-                unrecorded.note(one.at, &one.what);
-            }
-        }
-        recorded
     }
 }
-
-impl Vault {
-    /// Whether what is stored is again what this process has written last.
-    fn is_right_again(&self) -> bool {
-        let counted = self.count(&|| self.guard.go_on());
-        let counted = counted.ok().and_then(ControlFlow::continue_value);
-        counted.is_some_and(|state| state.commit == self.lock_state().commit)
-    }
-}
-
-/// An event that is recorded this many seconds after what it tells of is marked as late.
-const LATE: i64 = 10;
 
 impl Findings {
     fn note(&mut self, at: i64, what: &str) -> bool {
@@ -361,8 +297,4 @@ impl Findings {
         }
         false
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

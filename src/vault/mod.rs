@@ -12,7 +12,7 @@ macro_rules! die_at {
 }
 
 mod afresh;
-mod anchor;
+mod anchoring;
 mod cache;
 mod check;
 mod chronicle;
@@ -24,51 +24,59 @@ mod dates;
 pub mod decode;
 mod entry;
 mod error;
+mod history;
+mod host;
 mod integrity;
+mod keys;
 mod node;
 mod open;
 mod ops;
+mod options;
 mod pieces;
 mod reading;
 mod repair;
 mod rotation;
-mod same_disk;
 mod state;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod tx;
-mod watch;
+mod verdict;
 mod writing;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use crate::host::nice;
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
+use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 
 pub use afresh::{Footprint, Since};
-pub use anchor::{Anchor, Anchors, decode as decode_anchor};
 pub use check::{CheckReport, Problem, check};
-pub use chronicle::{HistoryLine, RetiredGeneration};
+pub use chronicle::RetiredGeneration;
 pub use content::{CHUNK, Version};
 pub use dates::{SUFFIX as TIME_SUFFIX, rfc3339, time_of, with_times};
 pub use entry::{Entry, MAX_NAME};
 pub use error::{Failure, VaultError};
+pub use history::HistoryLine;
+pub use host::anchor::{Anchor, Anchors, decode as decode_anchor};
+pub(crate) use host::apart::real_path;
+pub use host::memory::AnchorSummary;
 pub use integrity::{Finding, Findings, Integrity};
 pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
-pub(crate) use open::real_path;
-pub use open::{Created, InitOptions, OpenOptions, Verify, id_at, init};
+pub use open::{Created, Verify, id_at, init};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
 };
+pub use options::{InitOptions, OpenOptions};
 pub use pieces::LastChunk;
 pub use reading::{Content, Listing};
 pub use repair::{RepairReport, Repairs, repair};
@@ -76,16 +84,14 @@ pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
 pub use tx::{PIECE, Tx, pieces_of};
-pub use watch::AnchorSummary;
 
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
-use counting::Key;
 use current::{Checked, Current, Doubt, Following, Place};
+use host::memory::HostMemory;
 use integrity::Guard;
 use state::SystemKeys;
-use watch::Kept;
-use writing::Turns;
+use turns::Turns;
 
 /// A job of a write transaction. It may be run more than once.
 pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
@@ -118,7 +124,7 @@ pub struct Vault {
     current: Current,
     guard: Guard,
     /// What this host remembers of it.
-    anchor: Mutex<Option<Kept>>,
+    host: HostMemory,
     /// What the key-management history comes to.
     chronicle: Mutex<Chronicle>,
 }
@@ -163,7 +169,7 @@ impl Vault {
 
     /// The keyring as it is now.
     pub fn keyring(&self) -> Arc<Keyring> {
-        Arc::clone(&self.keyring.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.keyring.read())
     }
 
     /// Runs `body` in a read transaction. What it finds may stand under a master key that was
@@ -203,14 +209,14 @@ impl Vault {
             // No lock is taken for that: whoever reads may hold what a job waits for.
             let now = self.current.commits();
             match (now.is_multiple_of(2), now == commits) {
-                (true, true) => return Err(self.found(&doubt)),
+                (true, true) => return Err(self.guard.found(&doubt)),
                 (true, false) => {}
                 (false, _) => std::thread::sleep(Duration::from_micros(50)),
             }
         }
         let _no_other = self.current.alone();
         match self.read_once(body, true) {
-            (Err(_), Some(doubt)) => Err(self.found(&doubt)),
+            (Err(_), Some(doubt)) => Err(self.guard.found(&doubt)),
             (result, _) => result,
         }
     }
@@ -269,7 +275,7 @@ impl Vault {
     }
 
     fn seen(&self) -> State {
-        let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.read();
         seen.clone()
     }
 
@@ -279,7 +285,7 @@ impl Vault {
         let floor = self.seen().commit;
         let state = self.read(|records| self.stored_state(records))?;
         if state.commit < floor {
-            let error = counting::went_back(floor, state.commit);
+            let error = VaultError::went_back(floor, state.commit);
             self.condemn(&error);
             return Err(error);
         }
@@ -326,14 +332,14 @@ impl Vault {
     }
 
     fn has_come_to(&self, state: &State) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.write();
         if seen.commit < state.commit {
             seen.clone_from(state);
         }
     }
 
     fn show(&self, state: &State) {
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.write();
         seen.clone_from(state);
     }
 
@@ -346,7 +352,7 @@ impl Vault {
     }
 
     fn system(&self) -> Arc<SystemKeys> {
-        Arc::clone(&self.system.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.system.read())
     }
 
     /// The system node's keys as the transaction's snapshot has them.
@@ -364,7 +370,7 @@ impl Vault {
             &record,
         )?));
         if self.read_only {
-            let mut system = self.system.write().unwrap_or_else(PoisonError::into_inner);
+            let mut system = self.system.write();
             *system = Arc::clone(&keys);
         }
         Ok(keys)
@@ -391,15 +397,13 @@ impl Vault {
     fn lock_state(&self) -> LockedState<'_> {
         let forward = nice::forward();
         LockedState {
-            state: self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            state: self.state.lock(),
             _forward: forward,
         }
     }
 
     fn lock_chronicle(&self) -> MutexGuard<'_, Chronicle> {
-        self.chronicle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.chronicle.lock()
     }
 
     /// Makes durable all that was committed.

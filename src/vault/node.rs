@@ -1,10 +1,10 @@
 //! What a node is, and how its attributes become a sealed record and back.
 
+mod attributes;
 mod body;
 
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bincode::{Decode, Encode};
 
@@ -18,118 +18,13 @@ use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
+pub use attributes::{Attributes, Kind, Timestamp};
 pub use body::{Body, DirectoryBody, FileBody, Remainder};
 
 /// The vault's own node, which carries no file.
 pub const SYSTEM: NodeId = 0;
 /// The root directory.
 pub const ROOT: NodeId = 1;
-
-/// A point in time with nanoseconds, also before 1970.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub struct Timestamp {
-    /// Seconds since 1970.
-    pub seconds: i64,
-    /// 0 to 999,999,999, always forward.
-    pub nanoseconds: u32,
-}
-
-impl Timestamp {
-    /// The time now.
-    pub fn now() -> Self {
-        SystemTime::now().into()
-    }
-}
-
-impl From<SystemTime> for Timestamp {
-    fn from(time: SystemTime) -> Self {
-        let seconds = |s: u64| i64::try_from(s).unwrap_or(i64::MAX);
-        match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Self {
-                seconds: seconds(after.as_secs()),
-                nanoseconds: after.subsec_nanos(),
-            },
-            Err(before) => {
-                let before = before.duration();
-                match before.subsec_nanos() {
-                    0 => Self {
-                        seconds: -seconds(before.as_secs()),
-                        nanoseconds: 0,
-                    },
-                    n => Self {
-                        seconds: -seconds(before.as_secs()) - 1,
-                        nanoseconds: 1_000_000_000 - n,
-                    },
-                }
-            }
-        }
-    }
-}
-
-/// What a node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Kind {
-    /// A regular file.
-    File = 1,
-    /// A directory.
-    Directory = 2,
-    /// A symbolic link.
-    Symlink = 3,
-    /// A named pipe.
-    Fifo = 4,
-    /// A Unix socket.
-    Socket = 5,
-    /// A character device.
-    CharDevice = 6,
-    /// A block device.
-    BlockDevice = 7,
-    /// The vault's own node.
-    System = 8,
-}
-
-impl Kind {
-    /// The kind that `number` stands for in a record.
-    pub fn from_number(number: u8) -> Option<Self> {
-        [
-            Kind::File,
-            Kind::Directory,
-            Kind::Symlink,
-            Kind::Fifo,
-            Kind::Socket,
-            Kind::CharDevice,
-            Kind::BlockDevice,
-            Kind::System,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == number)
-    }
-}
-
-/// Everything about a node but its name and content.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Attributes {
-    /// Permission bits, set-id bits and sticky bit (07777).
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Number of entries that name it; for a directory 1 while it is in the tree.
-    pub links: u32,
-    /// Last access, as far as it was set explicitly.
-    pub accessed: Timestamp,
-    /// Last change of the content.
-    pub modified: Timestamp,
-    /// Last change of anything.
-    pub changed: Timestamp,
-    /// When it was made.
-    pub created: Timestamp,
-    /// Extended attributes, ordered by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The rest.
-    pub body: Body,
-}
 
 /// What a directory's names stand under.
 pub(super) struct NameKeys {
@@ -170,24 +65,6 @@ impl Deref for NodeKey {
 
     fn deref(&self) -> &MetadataKey {
         &self.key
-    }
-}
-
-impl Attributes {
-    /// Of a node that is made now and has one name.
-    pub(super) fn of_new(mode: u32, (uid, gid): (u32, u32), now: Timestamp, body: Body) -> Self {
-        Self {
-            mode,
-            uid,
-            gid,
-            links: 1,
-            accessed: now,
-            modified: now,
-            changed: now,
-            created: now,
-            xattrs: Vec::new(),
-            body,
-        }
     }
 }
 
@@ -590,30 +467,4 @@ fn decode_attributes(plain: &[u8]) -> Option<Attributes> {
     let padding = plain.get(used..)?;
     (padding.iter().all(|byte| *byte == 0) && padded_attributes(used) == plain.len())
         .then_some(attributes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn times_before_1970_keep_their_nanoseconds() {
-        let time = Timestamp::from(UNIX_EPOCH - Duration::new(1, 250_000_000));
-        assert_eq!(
-            time,
-            Timestamp {
-                seconds: -2,
-                nanoseconds: 750_000_000
-            }
-        );
-        let time = Timestamp::from(UNIX_EPOCH - Duration::new(3, 0));
-        assert_eq!(
-            time,
-            Timestamp {
-                seconds: -3,
-                nanoseconds: 0
-            }
-        );
-    }
 }

@@ -4,43 +4,32 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use crate::crypto::schedule::VaultId;
 use crate::crypto::secret::fill_random;
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
-use crate::kms::{self, KeyUri, KmsSettings, Provider};
+use crate::kms::{self, KeyUri, Provider};
 use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
+use crate::sync::{Mutex, Rank, RwLock};
 
-use super::anchor::{Anchor, Anchors, hex};
 use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
 use super::counting::FEW;
 use super::current::Current;
+use super::host::anchor::{Anchor, Anchors, hex};
+use super::host::apart::{self, must_be_apart};
+use super::host::guard::RollbackGuard;
+use super::host::memory::{HostMemory, Seen};
 use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
+use super::options::{InitOptions, OpenOptions};
 use super::state::{State, SystemKeys};
+use super::turns::Turns;
 use super::tx::Tx;
-use super::watch::Watch;
-use super::writing::Turns;
 use super::{Vault, VaultError};
-
-/// How a vault is made.
-#[derive(Clone, Debug)]
-pub struct InitOptions {
-    /// The KMS keys that wrap its master key; any one of them unlocks it.
-    pub kms_keys: Vec<KeyUri>,
-    /// Owner of the root directory.
-    pub uid: u32,
-    /// Group of the root directory.
-    pub gid: u32,
-    /// Bounds and places of KMS calls.
-    pub kms: KmsSettings,
-    /// Where this host remembers the vaults it has seen; `None` when there is no such place.
-    pub anchor_dir: Option<PathBuf>,
-}
 
 /// A vault was made.
 #[derive(Clone, Debug)]
@@ -55,46 +44,6 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
-/// How a vault is opened.
-#[derive(Clone, Debug, Default)]
-pub struct OpenOptions {
-    /// Beside a writer, without being able to change anything.
-    pub read_only: bool,
-    /// Go on although this host has seen a newer state, or another vault in its place.
-    pub accept_rollback: bool,
-    /// The only KMS keys that may be asked; empty: those of the anchor.
-    pub pinned_keys: Vec<KeyUri>,
-    /// The only vault that will do, in hexadecimal.
-    pub pinned_vault_id: Option<String>,
-    /// Refuse a vault that this host has never seen, or that it cannot remember.
-    pub require_anchor: bool,
-    /// Refuse a vault that has not come as far as this commit.
-    pub min_commit: Option<u64>,
-    /// Open it, for reading only, although nodes or versions were replayed, inserted or deleted: to
-    /// find out which, or to get out what is left.
-    pub salvage: bool,
-    /// Accept a network or FUSE file system below the vault.
-    pub unsafe_filesystem: bool,
-    /// Bounds and places of KMS calls.
-    pub kms: KmsSettings,
-    /// Where this host remembers the vaults it has seen; `None` when there is no such place.
-    pub anchor_dir: Option<PathBuf>,
-    /// Where it is going to be mounted: told to others who want it.
-    pub mountpoint: Option<PathBuf>,
-}
-
-impl OpenOptions {
-    fn must_fit(&self) -> Result<(), VaultError> {
-        match self.salvage && !self.read_only {
-            true => Err(VaultError::Setting(
-                "salvage is for getting out what is left of a damaged vault: use it with `ro`"
-                    .into(),
-            )),
-            false => Ok(()),
-        }
-    }
-}
-
 /// When a vault that is going to be served is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
@@ -106,7 +55,7 @@ pub enum Verify {
 
 /// What is left to be done with a vault that was opened.
 struct Opening {
-    watch: Watch,
+    guard: RollbackGuard,
     rollback: Option<EventKind>,
 }
 
@@ -203,7 +152,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
         local_keys_created,
         warnings: kms.local().map_or_else(
             |_| Vec::new(),
-            |local| super::same_disk::warnings(local, &path, uris.iter().map(String::as_str)),
+            |local| apart::warnings(local, &path, uris.iter().map(String::as_str)),
         ),
     })
 }
@@ -277,34 +226,6 @@ pub fn id_at(path: &Path) -> Result<String, VaultError> {
     let header = store::read(&store, |records| Ok::<_, VaultError>(records.header()?))?;
     let header = header.ok_or_else(|| VaultError::tampered("the header", "is missing"))?;
     Ok(Header::decode(&header)?.vault().to_string())
-}
-
-/// Refuses keys and vault inside of one another: who copies the vault would copy its key.
-pub(super) fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
-    let (keys, vault) = (real_path(keys), real_path(vault));
-    if keys.starts_with(&vault) || vault.starts_with(&keys) {
-        return Err(VaultError::Setting(format!(
-            "the local KMS keeps its keys in {} and the vault is {}: whoever copies one must not \
-             get the other; choose another place for the vault, or set SECRETFS_LOCAL_KMS_DIR",
-            keys.display(),
-            vault.display()
-        )));
-    }
-    Ok(())
-}
-
-/// The path with the links resolved in as much of it as exists.
-pub(crate) fn real_path(path: &Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    for ancestor in absolute.ancestors() {
-        if let Ok(real) = ancestor.canonicalize() {
-            return match absolute.strip_prefix(ancestor) {
-                Ok(rest) if !rest.as_os_str().is_empty() => real.join(rest),
-                _ => real,
-            };
-        }
-    }
-    absolute
 }
 
 /// What opening begins with, from one snapshot, all of it unverified.
@@ -449,16 +370,16 @@ impl Vault {
         let stored = Stored::read(&store)?;
 
         let unverified = UnverifiedKeyring::parse(&stored.header, &stored.keyring)?;
-        let watch = Watch::begin(&path, &unverified, options)?;
+        let guard = RollbackGuard::begin(&path, &unverified, options)?;
         let kms = kms::connect(&options.kms);
-        if watch
+        if guard
             .pins
             .iter()
             .any(|pin| pin.provider() == Provider::Local)
         {
             must_be_apart(kms.local()?.dir(), &path)?;
         }
-        let keyring = unverified.unlock(&watch.pins, &kms)?;
+        let keyring = unverified.unlock(&guard.pins, &kms)?;
 
         let system = Node::open(&keyring, SYSTEM, &stored.system)?;
         if system.kind != Kind::System {
@@ -477,36 +398,36 @@ impl Vault {
                 state.keyring
             )));
         }
-        let rollback = watch.compare(&keyring, &state, options)?;
+        let rollback = guard.compare(&keyring, &state, options)?;
 
         let vault = Self {
             foreign: AtomicU64::new(store.foreign_changes()?),
             store,
-            keyring: RwLock::new(Arc::new(keyring)),
+            keyring: RwLock::new(Rank::Keyring, Arc::new(keyring)),
             kms,
-            pins: watch.pins.clone(),
+            pins: guard.pins.clone(),
             named_keys: options.pinned_keys.clone(),
             rotation: super::rotation::Rotation::default(),
-            system: RwLock::new(Arc::new(system)),
+            system: RwLock::new(Rank::SystemKeys, Arc::new(system)),
             cache: RecordCache::default(),
             sealed: SealedCache::default(),
-            seen: RwLock::new(state.clone()),
-            state: Mutex::new(state),
+            seen: RwLock::new(Rank::Seen, state.clone()),
+            state: Mutex::new(Rank::State, state),
             turns: Turns::default(),
             path,
             read_only: options.read_only,
             salvage: options.salvage,
             current: Current::new(),
             guard: Guard::default(),
-            anchor: Mutex::new(None),
-            chronicle: Mutex::default(),
+            host: HostMemory::default(),
+            chronicle: Mutex::new(Rank::Chronicle, Chronicle::default()),
         };
         // `check` says what is wrong with the history, too.
         match vault.read_history() {
             Err(_) if options.salvage && options.read_only => {}
             chronicle => *vault.lock_chronicle() = chronicle?,
         }
-        Ok((vault, Opening { watch, rollback }))
+        Ok((vault, Opening { guard, rollback }))
     }
 
     /// Counts everything that was stored, and takes it into use if that is still to be done.
@@ -517,22 +438,29 @@ impl Vault {
         if let Some(opening) = opening {
             self.settle_in(opening)?;
         }
-        self.note_verified(&state);
+        self.guard.note_verified(state.commit);
         Ok(())
     }
 
     /// Takes a vault that is what it should be into use, and remembers it on this host.
     fn settle_in(&self, opening: Opening) -> Result<(), VaultError> {
-        let Opening { watch, rollback } = opening;
+        let Opening { guard, rollback } = opening;
         let lower = rollback.is_some();
-        if lower && let Some(anchors) = &watch.anchors {
+        if lower && let Some(anchors) = &guard.anchors {
             // Or the next mount would be refused again, the event notwithstanding.
             anchors.must_be_writable()?;
         }
         if !self.read_only {
             self.settle(rollback)?;
         }
-        watch.remember(self, lower)
+        let keyring = self.keyring();
+        let seen = Seen {
+            // As it is by now: a rotation may have been followed, and an accepted rollback changes it.
+            keyring: &keyring,
+            commit: self.seen().commit,
+            read_only: self.read_only,
+        };
+        self.host.begin(guard, seen, lower, || self.sync())
     }
 
     /// A writer's first deeds: says who it is, and finishes what the last one left.

@@ -5,25 +5,27 @@
 //! It destroys nothing that could still be opened, and shows nothing as whole that is not.
 
 mod aside;
+mod left;
+mod report;
 mod scan;
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
-
-use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
 use crate::keyring::{Event, EventKind, Keyring};
-use crate::store::{self, Durability, NameTag, NodeId, Read};
+use crate::store::{self, Durability, NameTag, NodeId};
 
-use super::check::CheckReport;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
 use super::writing::Rollback;
-use super::{Failure, OpenOptions, Tx, Vault, VaultError};
+use super::{OpenOptions, Tx, Vault, VaultError};
+pub use report::{RepairReport, Repairs};
+
 use aside::Aside;
+use left::{Left, found_chunk, missing, opened};
 
 /// More deeds than these are counted, not listed.
 const MAX_LISTED: usize = 1000;
@@ -31,27 +33,6 @@ const MAX_LISTED: usize = 1000;
 const MAX_RECORDED: usize = 100;
 /// Where parts of what was damaged are to be found.
 const LOST_FOUND: &str = "lost+found";
-
-/// What a repair did.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Repairs {
-    /// Number of deeds.
-    pub count: u64,
-    /// The first thousand of them. Name records by number: names are secrets.
-    pub done: Vec<String>,
-    /// Where the records are that were taken out.
-    pub taken_out: Option<PathBuf>,
-}
-
-/// What a repair did, and what a check found afterwards.
-#[derive(Clone, Debug, Serialize)]
-pub struct RepairReport {
-    /// What was done.
-    pub repairs: Repairs,
-    /// How the vault is now.
-    #[serde(flatten)]
-    pub check: CheckReport,
-}
 
 /// Opens the vault in `path` for writing and repairs it.
 ///
@@ -115,10 +96,10 @@ impl Vault {
         };
         let (next, event) = changed;
         self.cache.clear();
-        *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        *self.keyring.write() = Arc::new(next);
         drop(state);
         self.lock_chronicle().take(Some(&event));
-        self.refresh_anchor_keyring();
+        self.host.note_keyring(|| self.keyring());
         repairs.taken_out = aside.path().map(Path::to_owned);
         Ok(repairs)
     }
@@ -152,22 +133,6 @@ struct Repair<'a> {
     /// Names under which what is damaged was found.
     names: HashMap<NodeId, Vec<u8>>,
     lost_found: Option<NodeId>,
-}
-
-/// What is left of a content.
-struct Left {
-    content: SecretBytes,
-    /// Chunks that were not to be had: zeros.
-    missing: Vec<u32>,
-}
-
-/// `None` instead of an integrity failure.
-fn opened<T>(result: Result<T, VaultError>) -> Result<Option<T>, VaultError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.failure() == Failure::Integrity => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 impl<'a> Repair<'a> {
@@ -536,39 +501,5 @@ impl<'a> Repair<'a> {
         };
         self.lost_found = Some(directory);
         Ok(directory)
-    }
-}
-
-/// Opens a chunk, from where it should be or from any other row that says that it is it.
-fn found_chunk(
-    records: &mut (impl Read + ?Sized),
-    version: &Version,
-    index: u32,
-    plain: &mut [u8],
-) -> Result<bool, VaultError> {
-    let key = (version.node(), version.number(), index);
-    let there = opened(records.chunk(key).map_err(VaultError::from))?.flatten();
-    if let Some(sealed) = there
-        && version.open_chunk(index, &sealed, plain).is_ok()
-    {
-        return Ok(true);
-    }
-    for sealed in records.chunk_copies(key)? {
-        if version.open_chunk(index, &sealed, plain).is_ok() {
-            return Ok(true);
-        }
-    }
-    // Opening may have left something in it.
-    plain.fill(0);
-    Ok(false)
-}
-
-fn missing(chunks: &[u32]) -> String {
-    match chunks {
-        [] => String::new(),
-        [first, ..] => format!(
-            ": {} of its chunks of 64 KiB, the first of them number {first}, are zeros now",
-            chunks.len()
-        ),
     }
 }

@@ -9,26 +9,31 @@ mod follow;
 mod migrate;
 mod names;
 mod prepare;
+mod progress;
+mod request;
 mod search;
 mod system;
 mod verify;
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
 use crate::crypto::schedule::digest;
-use crate::host::nice;
 use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
 use crate::kms::{KeyUri, Provider};
+use crate::os::nice;
 use crate::store;
 
+use super::host::apart::must_be_apart;
 use super::node::Timestamp;
 use super::{Failure, Vault, VaultError};
+pub(super) use progress::Rotation;
+pub use progress::{Outcome, Phase, Progress};
+pub use request::Request;
+
 use damage::Damage;
+use progress::Figures;
 
 /// How long a new key is on offer before it is used, if somebody reads beside: those have it by then,
 /// and need not wait for it.
@@ -46,150 +51,6 @@ fn offer() -> Duration {
 /// What can be done about a rotation that is blocked.
 pub const BLOCKED: &str = "restore what is damaged, have `secretfs check --repair` move it aside while \
                            the vault is not mounted, or give it up with --retire-despite";
-
-/// What is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// A new master key; every data key is wrapped by it.
-    Rotate,
-    /// New data keys and a new master key; everything is encrypted anew.
-    Reencrypt,
-    /// That one of these two, which is under way or begins now, removes the old master key although
-    /// records do not open.
-    Despite(ChangeKind),
-    /// New wraps of the same master key.
-    Rewrap {
-        /// Under these KMS keys; none: under those that it has.
-        to: Vec<KeyUri>,
-        /// It may leave AWS for a key on this host.
-        leave_aws: bool,
-    },
-}
-
-impl Request {
-    /// Its name as a command.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Request::Rotate => "rotate",
-            Request::Reencrypt => "reencrypt",
-            Request::Despite(ChangeKind::Rotate) => "rotate",
-            Request::Despite(ChangeKind::Reencrypt) => "reencrypt",
-            Request::Rewrap { .. } | Request::Despite(ChangeKind::Rewrap) => "rewrap",
-        }
-    }
-}
-
-impl std::fmt::Display for Request {
-    /// As the control file takes it.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())?;
-        if let Request::Despite(_) = self {
-            f.write_str(" --retire-despite")?;
-        }
-        if let Request::Rewrap { to, leave_aws } = self {
-            if *leave_aws {
-                f.write_str(" --yes-leave-aws")?;
-            }
-            for key in to {
-                write!(f, " {key}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where a rotation is.
-pub type Phase = ChangePhase;
-
-/// How far a rotation has come.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Progress {
-    /// Which one.
-    pub change: ChangeKind,
-    /// Its durable state.
-    pub phase: Phase,
-    /// Generation that is left.
-    pub from: u64,
-    /// Generation that is entered.
-    pub to: u64,
-    /// When it began, in seconds since 1970.
-    pub started: i64,
-    /// Keys that stand under the new generation.
-    pub done: u64,
-    /// All keys.
-    pub total: u64,
-    /// Keys for each second, as of this run.
-    pub rate: f64,
-    /// Seconds left, if that can be told.
-    pub eta_seconds: Option<u64>,
-    /// What it waits for, or what has stopped it.
-    pub trouble: Option<String>,
-    /// It is not tried again by itself: a record is not what was stored.
-    pub blocked: bool,
-    /// Number of records that do not open, or sums that are not right.
-    pub damaged: u64,
-    /// Some of them, by number.
-    pub records: Vec<String>,
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Nothing is left to do.
-    Done,
-    /// It was told to stop, and goes on the next time.
-    Stopped,
-}
-
-/// What this process knows of the rotation besides what is stored.
-#[derive(Default)]
-pub(super) struct Rotation {
-    /// Held by whoever begins or drives one.
-    driving: Mutex<()>,
-    /// Somebody insists that the old key goes although records do not open. Not remembered beyond
-    /// this process.
-    despite: AtomicBool,
-    /// The generation under which this process has replaced the system node's key last.
-    renewed: AtomicU64,
-    damage: Mutex<Damage>,
-    figures: Mutex<Figures>,
-    follower: Mutex<bool>,
-    /// The keyring record that could not be followed last, by its digest, and why.
-    failed: Mutex<Option<([u8; 32], VaultError)>>,
-    followed: Condvar,
-}
-
-#[derive(Clone, Default)]
-struct Figures {
-    done: u64,
-    total: u64,
-    /// When this run began to migrate, and how much was done by then.
-    since: Option<(Instant, u64)>,
-    trouble: Option<String>,
-    blocked: bool,
-}
-
-impl Rotation {
-    fn figures(&self) -> MutexGuard<'_, Figures> {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn damage(&self) -> MutexGuard<'_, Damage> {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_despite(&self) -> bool {
-        self.despite.load(Ordering::Relaxed)
-    }
-
-    fn drive(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.driving.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-}
 
 fn now() -> i64 {
     Timestamp::now().seconds
@@ -297,11 +158,11 @@ impl Vault {
                     ));
                 }
                 if !to.iter().all(is_aws) {
-                    super::open::must_be_apart(self.kms.local()?.dir(), self.path())?;
+                    must_be_apart(self.kms.local()?.dir(), self.path())?;
                 }
                 let wraps = keyring.make_wraps(&to, &self.kms, now())?;
                 // First: a host that does not know the new keys could not mount it any more.
-                self.pin(&to)?;
+                self.host.pin(&to)?;
                 self.change_keyring(
                     |keyring| Ok(Some(keyring.replace_wraps(wraps, now())?)),
                     |_| Ok(()),

@@ -13,8 +13,9 @@ use crate::crypto::schedule::{Context, RecordDigest, RecordHash, SetKey, StateKe
 use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
+use super::VaultError;
+use super::keys::Key;
 use super::node::Node;
-use super::{Key, VaultError};
 
 /// What the state record says.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::keyring::{ChangeKind, PastEvent};
 
-use super::watch::AnchorSummary;
+use super::host::memory::AnchorSummary;
 use super::{Progress, RetiredGeneration, Vault};
 
 /// A vault as `status` shows it.
@@ -86,7 +86,7 @@ impl Vault {
         let wraps = body.generations.iter().flat_map(|g| &g.wraps);
         let uris = wraps.map(|wrap| wrap.uri.as_str());
         let mut warnings = match self.kms.local() {
-            Ok(local) => super::same_disk::warnings(local, self.path(), uris),
+            Ok(local) => super::host::apart::warnings(local, self.path(), uris),
             // There is no place for keys on this host.
             Err(_) => Vec::new(),
         };

@@ -17,9 +17,9 @@ use crate::kms::{
 };
 use crate::store::{self, KeyedRecord, SqliteStore};
 
-use super::Key;
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
+use super::keys::Key;
 use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::state::{Element, State, SystemKeys};
 

@@ -7,6 +7,7 @@
 mod directory;
 mod exchange;
 mod mend;
+mod op;
 mod stage;
 
 use std::collections::HashMap;
@@ -26,74 +27,7 @@ pub(super) use directory::Migrated;
 pub(super) use exchange::Exchange;
 pub use stage::{PIECE, pieces_of};
 
-/// A node as the transaction has it; `None` once it is deleted.
-#[derive(Clone)]
-struct Slot {
-    node: Option<Arc<Node>>,
-    changed: bool,
-    /// Whether the store has a record of it that the sum counts.
-    stored: bool,
-}
-
-/// What a successful job leaves to be stored.
-enum Op {
-    PutEntry {
-        directory: NodeId,
-        tag: NameTag,
-        record: Vec<u8>,
-    },
-    DeleteEntry {
-        directory: NodeId,
-        tag: NameTag,
-    },
-    PutVersion {
-        node: NodeId,
-        version: u64,
-        record: KeyedRecord,
-        chunks: Vec<Vec<u8>>,
-    },
-    /// A version whose chunks come afterwards.
-    BeginVersion {
-        node: NodeId,
-        version: u64,
-        record: KeyedRecord,
-        chunks: u32,
-    },
-    PutChunks {
-        node: NodeId,
-        version: u64,
-        index: u32,
-        chunks: Vec<Vec<u8>>,
-    },
-    RewrapVersion {
-        node: NodeId,
-        version: u64,
-        old: KeyedRecord,
-        new: KeyedRecord,
-    },
-    ReplaceVersion {
-        node: NodeId,
-        version: u64,
-        old: KeyedRecord,
-        new: KeyedRecord,
-        chunks: Vec<Vec<u8>>,
-    },
-    DeleteVersion {
-        node: NodeId,
-        version: u64,
-        /// Nothing of its content is to stay as it stood.
-        erased: bool,
-    },
-    PutOrphan(NodeId),
-    DeleteOrphan(NodeId),
-    /// A node that does not open.
-    DiscardNode(NodeId),
-}
-
-/// Whether a version that is there is one that the node does not name yet.
-fn is_begun(node: &Node, version: u64) -> bool {
-    node.file().is_ok_and(|file| version > file.version)
-}
+use op::{Op, Slot, is_begun};
 
 /// A write transaction under way.
 pub struct Tx<'a> {

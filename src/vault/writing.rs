@@ -1,14 +1,11 @@
 //! Writing: transactions of jobs, and the two that change what everything else stands under.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
 
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
 
 use super::cache::Changes;
-use super::counting::went_back;
 use super::current::{Changed, Checked};
 use super::state::State;
 use super::{Job, Tx, Vault, VaultError};
@@ -47,7 +44,7 @@ impl Vault {
             finished
         });
         if let Some(doubt) = doubt {
-            self.found(&doubt);
+            self.guard.found(&doubt);
         }
         match finished {
             Ok((committed, changed)) => {
@@ -84,7 +81,7 @@ impl Vault {
                 self.show(&stored);
                 *state = stored;
             }
-            Ok(stored) => self.condemn(&went_back(before, stored.commit)),
+            Ok(stored) => self.condemn(&VaultError::went_back(before, stored.commit)),
             Err(_) => {}
         }
     }
@@ -138,7 +135,7 @@ impl Vault {
         };
         // Stored first, used then. Nothing can be written under it before the state is let go.
         if state.keyring == next.body().sequence {
-            *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+            *self.keyring.write() = Arc::new(next);
         }
         drop(committing);
         drop(state);
@@ -147,7 +144,7 @@ impl Vault {
             return Err(error);
         }
         self.lock_chronicle().take(event.as_ref());
-        self.refresh_anchor_keyring();
+        self.host.note_keyring(|| self.keyring());
         die_at!("keyring-anchored");
         Ok(())
     }
@@ -168,36 +165,6 @@ fn run_all(
         return Err(Rollback::Untouched);
     }
     Ok(tx.finish()?)
-}
-
-/// Who waits to write. A rotation that wrote again and again would be let in before them each time.
-#[derive(Debug, Default)]
-pub(super) struct Turns {
-    waiting: AtomicUsize,
-    taken: AtomicU64,
-}
-
-impl Turns {
-    pub(super) fn take<T>(&self, wait: impl FnOnce() -> T) -> T {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let turn = wait();
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        turn
-    }
-
-    /// Lets somebody who waits go first. Returns when somebody has begun, or soon in any case.
-    pub(super) fn give_way(&self) {
-        let taken = self.taken.load(Ordering::Relaxed);
-        for _ in 0..100 {
-            if self.waiting.load(Ordering::Relaxed) == 0
-                || self.taken.load(Ordering::Relaxed) != taken
-            {
-                return;
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
 }
 
 /// Why a transaction was rolled back.

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use secretfs::host::nice;
+use secretfs::os::nice;
 use secretfs::vault::Request;
 
 use crate::support::layer::Layer;

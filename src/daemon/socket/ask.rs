@@ -16,8 +16,8 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 
 use super::{Answer, MAX_ANSWER, mark, path_of};
-use crate::daemon::mountinfo::Mount;
 use crate::daemon::{Class, Error};
+use crate::os::mountinfo::Mount;
 use crate::store::SOCKET;
 
 /// Longest wait for an answer.

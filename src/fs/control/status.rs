@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::crypto::memory::{self, KeyHome};
-use crate::host;
+use crate::os;
 use crate::vault::{Findings, Integrity, Summary, with_times};
 
 use super::super::FileSystem;
@@ -143,7 +143,7 @@ impl FileSystem {
             },
             protection: self.settings.protection.clone(),
             pid: std::process::id(),
-            started_ticks: host::processes::started("self"),
+            started_ticks: os::process::started("self"),
             uptime_seconds: self.started.elapsed().as_secs(),
             program: PROGRAM,
         };

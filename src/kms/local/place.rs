@@ -3,9 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::{DIR_VARIABLE, fail};
-use crate::host;
+use super::refusal::fail;
 use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
+use crate::os::user;
+
+/// Names the directory of the local KMS, where the settings do not.
+pub const DIR_VARIABLE: &str = "SECRETFS_LOCAL_KMS_DIR";
 
 /// Where root has them.
 const OF_ROOT: &str = "/var/lib/secretfs/kms";
@@ -14,7 +17,7 @@ const OF_ROOT: &str = "/var/lib/secretfs/kms";
 pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
     let dir = match &settings.local_dir {
         Some(dir) => dir.clone(),
-        None => default_dir(host::may_use_as_root(Path::new(OF_ROOT)), |name| {
+        None => default_dir(user::may_use_as_root(Path::new(OF_ROOT)), |name| {
             std::env::var_os(name)
         })?,
     };

@@ -11,6 +11,8 @@
 //! before it: damage is told apart from a wrong key. It is no protection against somebody who may
 //! write the file, for he may read it too.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
@@ -36,6 +38,13 @@ pub enum LocalState {
         /// When.
         at: u64,
     },
+}
+
+/// The date of now.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 /// One version of a key's material.

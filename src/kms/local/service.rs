@@ -2,9 +2,11 @@
 //!
 //! Must never tell more of a key than its name, version and state.
 
+use super::LocalKms;
+use super::place::DIR_VARIABLE;
 use super::record::{LocalState, Record};
+use super::refusal::{fail, serving};
 use super::seal::{self, SealError};
-use super::{DIR_VARIABLE, LocalKms, fail, now};
 use crate::crypto::SecretKey;
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyState, KeyUri, KmsError, KmsErrorKind,
@@ -56,32 +58,6 @@ impl KeyService for LocalKms {
             credentials: None,
         })
     }
-}
-
-/// Refuses a key that is not enabled.
-pub(super) fn serving(record: &Record) -> Result<(), KmsError> {
-    match record.state {
-        LocalState::Enabled => Ok(()),
-        LocalState::Disabled => Err(fail(
-            KmsErrorKind::Disabled,
-            format!(
-                "local-kms://{} is disabled; enable it to use it again",
-                record.name
-            ),
-        )),
-        LocalState::PendingDeletion { at } => Err(pending(&record.name, at)),
-    }
-}
-
-/// What is said of a key that waits to be deleted.
-pub(super) fn pending(name: &str, at: u64) -> KmsError {
-    let hours = at.saturating_sub(now()).div_ceil(3600);
-    fail(
-        KmsErrorKind::PendingDeletion,
-        format!(
-            "local-kms://{name} will be deleted within {hours} h and serves nobody until then; cancel the deletion and enable the key to keep it"
-        ),
-    )
 }
 
 fn seal_error(attempt: &str, record: &Record, error: SealError) -> KmsError {

@@ -9,32 +9,9 @@ use std::collections::HashMap;
 use crate::store::{KeyedRecord, NodeId, Read, StoreError, StoreErrorKind};
 
 use super::super::VaultError;
-use super::{Age, Changed, Current, Mark, Place};
-
-/// A record is not what it should be, as far as one transaction can tell.
-#[derive(Clone, Debug)]
-pub(in crate::vault) struct Doubt {
-    place: Place,
-    why: &'static str,
-}
-
-impl Doubt {
-    pub(super) fn new(place: &Place, why: &'static str) -> Self {
-        Self { place: *place, why }
-    }
-}
-
-impl std::fmt::Display for Doubt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.place, self.why)
-    }
-}
-
-impl From<&Doubt> for StoreError {
-    fn from(doubt: &Doubt) -> Self {
-        StoreError::new(StoreErrorKind::Corrupt, doubt)
-    }
-}
+use super::mark::{Age, Mark};
+use super::place::{Doubt, Place};
+use super::{Changed, Current};
 
 type CountNames<'a> = &'a dyn Fn(&mut dyn Read, NodeId, &KeyedRecord) -> Result<(), VaultError>;
 
@@ -108,7 +85,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
     }
 
     fn doubt(&mut self, place: Place, why: &'static str) -> StoreError {
-        let doubt = Doubt { place, why };
+        let doubt = Doubt::new(&place, why);
         let error = StoreError::from(&doubt);
         self.doubt.get_or_insert(doubt);
         error

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::store::KeyedRecord;
 
 use super::super::VaultError;
-use super::super::anchor::hex;
+use super::super::host::anchor::hex;
 
 /// The file, made when the first record goes there.
 pub(super) struct Aside {

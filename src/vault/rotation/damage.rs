@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::store::Read;
 
-use super::super::{Key, VaultError};
+use super::super::VaultError;
+use super::super::keys::Key;
 
 /// More are counted, not named.
 const MAX_NAMED: usize = 100;

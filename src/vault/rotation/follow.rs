@@ -1,7 +1,7 @@
 //! For those who only read: taking over the keyring that the writer has changed.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
@@ -32,8 +32,7 @@ impl Vault {
         if stored.sequence() == before {
             return Ok(false);
         }
-        let follower = self.rotation.follower.lock();
-        let mut follower = follower.unwrap_or_else(PoisonError::into_inner);
+        let mut follower = self.rotation.follower.lock();
         if !*follower {
             drop(follower);
             self.follow_once()?;
@@ -45,11 +44,7 @@ impl Vault {
                 return Ok(true);
             }
             // What could not be had a moment ago is not waited for again.
-            let failed = self
-                .rotation
-                .failed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let failed = self.rotation.failed.lock();
             if let Some((digest, error)) = &*failed
                 && *digest == stored.digest()
             {
@@ -60,8 +55,7 @@ impl Vault {
             if left.is_zero() {
                 return Ok(false);
             }
-            let waited = self.rotation.followed.wait_timeout(follower, left);
-            follower = waited.unwrap_or_else(PoisonError::into_inner).0;
+            follower = self.rotation.followed.wait_timeout(follower, left);
         }
     }
 
@@ -85,8 +79,7 @@ impl Vault {
     /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
     pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
         let set = |running| {
-            let follower = self.rotation.follower.lock();
-            *follower.unwrap_or_else(PoisonError::into_inner) = running;
+            *self.rotation.follower.lock() = running;
         };
         set(true);
         let mut wait = FOLLOW_EVERY;
@@ -114,13 +107,8 @@ impl Vault {
         let digest = stored.digest();
         let followed = stored.follow(&known, &self.pins_now(), &self.kms);
         let note = |failed| {
-            *self
-                .rotation
-                .failed
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = failed;
-            let follower = self.rotation.follower.lock();
-            drop(follower.unwrap_or_else(PoisonError::into_inner));
+            *self.rotation.failed.lock() = failed;
+            drop(self.rotation.follower.lock());
             self.rotation.followed.notify_all();
         };
         let keyring = match followed {
@@ -131,7 +119,7 @@ impl Vault {
             }
         };
         let head = keyring.body().history.clone();
-        *self.keyring.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keyring);
+        *self.keyring.write() = Arc::new(keyring);
         // What was retired is wiped; nothing in the cache needs it.
         self.cache.clear();
         note(None);

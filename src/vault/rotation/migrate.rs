@@ -4,15 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::host::nice;
 use crate::keyring::Change;
+use crate::os::nice;
 use crate::store::Durability;
 
 use super::super::cache::Changes;
 use super::super::crew::Crew;
+use super::super::keys::Key;
 use super::super::node::{Node, SYSTEM};
 use super::super::tx::{Exchange, Migrated};
-use super::super::{Failure, Job, Key, Tx, Vault, VaultError};
+use super::super::{Failure, Job, Tx, Vault, VaultError};
 use super::damage::Damage;
 use super::prepare::Keyed;
 use super::search::{BATCH, Search};

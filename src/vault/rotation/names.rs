@@ -4,8 +4,9 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::super::keys::Key;
 use super::super::tx::Migrated;
-use super::super::{Failure, Key, Tx, Vault, VaultError};
+use super::super::{Failure, Tx, Vault, VaultError};
 use super::damage::Damage;
 use super::migrate::SLICE;
 

@@ -5,10 +5,11 @@ use crate::keyring::Keyring;
 use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::super::content::{self, Version};
+use super::super::keys::Key;
 use super::super::node::Node;
 use super::super::state::SystemKeys;
 use super::super::tx::Exchange;
-use super::super::{Key, Vault, VaultError};
+use super::super::{Vault, VaultError};
 
 /// Contents are sealed anew outside of a transaction up to this many bytes at a time.
 const CONTENTS: u64 = 1 << 20;

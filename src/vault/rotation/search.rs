@@ -2,7 +2,8 @@
 
 use crate::store::{KeyedRecord, Read};
 
-use super::super::{Key, VaultError};
+use super::super::VaultError;
+use super::super::keys::Key;
 
 /// Keys looked for in one read, and changed in one transaction if it does not take too long.
 pub(super) const BATCH: usize = 256;

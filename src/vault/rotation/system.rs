@@ -2,8 +2,8 @@
 //! keys while all records are counted once more, under both, beside those who write. The count is that
 //! by which a rotation is verified.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use crate::keyring::{Change, ChangeKind, Keyring};
 use crate::store::{self, Durability, Read as _, Write};
@@ -94,14 +94,14 @@ impl Vault {
             Ok::<_, VaultError>(step)
         });
         if let Some(doubt) = doubt {
-            self.found(&doubt);
+            self.guard.found(&doubt);
         }
         die_at!("system-stored");
         let (changed, done) = match step {
             Ok(Step::None(found)) => return Ok(found),
             Ok(Step::Stored(changed, done)) => (changed, done),
             Ok(Step::Changed(changed, keys, done)) => {
-                *self.system.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+                *self.system.write() = Arc::new(keys);
                 self.cache.commit(Changes::forgotten([SYSTEM]));
                 (changed, done)
             }
@@ -122,7 +122,7 @@ impl Vault {
     fn take_system_again(&self) {
         // Whoever calls holds the state, which a read that is in doubt would wait for.
         if let Ok(keys) = store::read(&self.store, |records| self.system_in(records)) {
-            *self.system.write().unwrap_or_else(PoisonError::into_inner) = keys;
+            *self.system.write() = keys;
         }
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use crate::keyring::{Change, Keyring};
 use crate::store::{self, MANY_BYTES, NodeId, Read};
 
-use super::super::counting::keys_after;
 use super::super::crew::Crew;
+use super::super::keys::{Key, keys_after};
 use super::super::node::{Node, SYSTEM};
 use super::super::state::{State, SystemKeys};
-use super::super::{Failure, Key, Vault, VaultError, Version, content};
+use super::super::{Failure, Vault, VaultError, Version, content};
 use super::prepare::Keyed;
 use super::search::BATCH;
 

@@ -3,8 +3,9 @@
 
 use crate::store::KeyedRecord;
 
+use super::super::VaultError;
+use super::super::keys::Key;
 use super::super::state::{Element, Elements};
-use super::super::{Key, VaultError};
 use super::Tx;
 
 /// A record under the active master key, beside the one that it was made from.

@@ -8,7 +8,7 @@ use crate::store::{KeyedRecord, NameTag, NodeId};
 
 use super::super::VaultError;
 use super::super::content;
-use super::super::counting::for_each_key;
+use super::super::keys::for_each_key;
 use super::super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT};
 use super::{Op, Slot, Tx};
 

@@ -12,7 +12,7 @@ use rusqlite::wal::CheckpointMode;
 
 use super::rows::{Mover, Name, Rows};
 
-#[path = "../../../../src/store/vfs.rs"]
+#[path = "../../../../src/store/sqlite/vfs.rs"]
 #[allow(dead_code)]
 mod vfs;
 

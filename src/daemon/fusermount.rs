@@ -1,0 +1,86 @@
+//! fusermount3, the setuid program through which ordinary users mount and unmount.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::os::sys::{self, MountId};
+
+use super::error::{Class, Error};
+
+/// Unmounts the mount `id` at `path` through fusermount3; `false` when another one is there.
+///
+/// # Errors
+/// When it refuses; the class is `Busy` when something is open there.
+pub(crate) fn unmount(path: &Path, id: MountId, lazy: bool) -> Result<bool, Error> {
+    // It takes nothing but a path. The next moment that may lead elsewhere, to a mount of the same user.
+    if !sys::mount_id(path).is_ok_and(|found| found == id) {
+        return Ok(false);
+    }
+    let mut command = command();
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output = command
+        .arg("--")
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| missing(&e))?;
+    if output.status.success() {
+        Ok(true)
+    } else {
+        Err(refusal(&output.stderr))
+    }
+}
+
+/// The program, with its messages in one language.
+pub(super) fn command() -> Command {
+    let mut command = Command::new("fusermount3");
+    // Its messages are read below.
+    command.env("LC_ALL", "C");
+    command
+}
+
+/// Why it could not be run, and what to do.
+pub(super) fn missing(error: &io::Error) -> Error {
+    Error::new(
+        Class::System,
+        format!(
+            "cannot run fusermount3 ({error}): install it (`apt install fuse3`); ordinary users mount through it"
+        ),
+    )
+}
+
+/// What fusermount3 said, and what to do.
+pub(super) fn refusal(stderr: &[u8]) -> Error {
+    let said = String::from_utf8_lossy(stderr);
+    let said = said.trim().trim_start_matches("fusermount3: ");
+    let class = if said.contains("busy") {
+        Class::Busy
+    } else if said.contains("ermi")
+        || said.contains("only allowed")
+        || said.contains("not owned")
+        || said.contains("no write access")
+    {
+        Class::NotPermitted
+    } else {
+        Class::Failed
+    };
+    let next = if said.contains("user_allow_other") {
+        "; write that line into /etc/fuse.conf, or leave allow_other out"
+    } else if said.contains("/dev/fuse") {
+        "; /dev/fuse must exist with mode 0666"
+    } else if said.contains("has to be setuid") || said.contains("Operation not permitted") {
+        "; fusermount3 must be setuid root"
+    } else {
+        ""
+    };
+    let said = if said.is_empty() {
+        "it gave no reason"
+    } else {
+        said
+    };
+    Error::new(class, format!("fusermount3 refused: {said}{next}"))
+}

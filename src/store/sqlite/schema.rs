@@ -1,0 +1,189 @@
+//! What a vault's database looks like, to the letter, and the bounds of everything in it.
+//!
+//! The texts below are compared with what a file holds when it is opened. They must never change
+//! under one [`USER_VERSION`]: a changed comma makes every existing vault unreadable.
+
+use rusqlite::Connection;
+use rusqlite::types::ValueRef;
+
+use super::hostile::Fault;
+
+/// `SECF`; stands at offset 68 of the file, where file(1) finds it.
+pub(super) const APPLICATION_ID: i64 = 0x5345_4346;
+/// Version of the layout below.
+pub(super) const USER_VERSION: i64 = 1;
+/// One page of the file system, so that a page is not torn more often than need be.
+pub(super) const PAGE_SIZE: i64 = 4096;
+
+// Bounds of the values, in bytes. They hold in both directions: nothing longer is written, and
+// nothing longer is handed out, whatever the file says.
+
+/// The header is a few fixed fields.
+pub(super) const MAX_HEADER: usize = 4 << 10;
+/// Many generations, each with many wraps.
+pub(super) const MAX_KEYRING: usize = 1 << 20;
+/// The state is a few sums.
+pub(super) const MAX_STATE: usize = 64 << 10;
+/// Attributes of up to 1 MiB, sealed, and a wrapped key.
+pub(super) const MAX_NODE: usize = (1 << 20) + (4 << 10);
+/// A padded name of up to 512 bytes, sealed, and a few numbers.
+pub(super) const MAX_ENTRY: usize = 16 << 10;
+/// A wrapped key and sealed numbers.
+pub(super) const MAX_VERSION: usize = 16 << 10;
+/// 64 KiB of content, sealed.
+pub(super) const MAX_CHUNK: usize = (64 << 10) + 64;
+/// One event of the key-management history.
+pub(super) const MAX_EVENT: usize = 64 << 10;
+/// What SQLite may load as one row: more than the longest record, so that our own check is the
+/// one that speaks, and little enough that a forged length costs nothing.
+pub(super) const MAX_ROW: i32 = 2 << 20;
+/// Versions of one node that [`Read::versions_of`](crate::store::Read::versions_of) lists.
+pub(super) const MAX_VERSIONS: usize = 1 << 20;
+
+/// The tables in the order in which they are created.
+///
+/// There are no secondary indexes: what decides whether a key is deleted must not depend on an
+/// index that can be made to disagree with its table. A version names the row of its first chunk
+/// instead, and chunk `idx` is row `first_chunk + idx`; a row says itself whose chunk it is, and
+/// every look-up compares. Small chunks then lie inside a B-tree leaf, next to each other.
+/// `first_chunk` is 0 for a version without content.
+pub(super) const TABLES: [(&str, &str); 9] = [
+    (
+        "header",
+        "CREATE TABLE header (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL) STRICT",
+    ),
+    (
+        "keyring",
+        "CREATE TABLE keyring (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL) STRICT",
+    ),
+    (
+        "state",
+        "CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 0), value BLOB NOT NULL) STRICT",
+    ),
+    (
+        "node",
+        "CREATE TABLE node (id INTEGER PRIMARY KEY, generation INTEGER NOT NULL, \
+         value BLOB NOT NULL) STRICT",
+    ),
+    (
+        "entry",
+        "CREATE TABLE entry (directory INTEGER NOT NULL, tag BLOB NOT NULL, value BLOB NOT NULL, \
+         PRIMARY KEY (directory, tag)) STRICT, WITHOUT ROWID",
+    ),
+    (
+        "version",
+        "CREATE TABLE version (node INTEGER NOT NULL, version INTEGER NOT NULL, \
+         generation INTEGER NOT NULL, first_chunk INTEGER NOT NULL, value BLOB NOT NULL, \
+         PRIMARY KEY (node, version)) STRICT, WITHOUT ROWID",
+    ),
+    (
+        "chunk",
+        "CREATE TABLE chunk (id INTEGER PRIMARY KEY, node INTEGER NOT NULL, \
+         version INTEGER NOT NULL, idx INTEGER NOT NULL, sealed BLOB NOT NULL) STRICT",
+    ),
+    (
+        "orphan",
+        "CREATE TABLE orphan (id INTEGER PRIMARY KEY) STRICT",
+    ),
+    (
+        "event",
+        "CREATE TABLE event (sequence INTEGER PRIMARY KEY, value BLOB NOT NULL) STRICT",
+    ),
+];
+
+/// Makes the tables in an empty database and marks it as ours. The caller's transaction.
+pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
+    for (_, sql) in TABLES {
+        connection.execute_batch(sql)?;
+    }
+    connection.execute_batch(&format!(
+        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {USER_VERSION}"
+    ))
+}
+
+/// Whether the database says that it is a secretfs vault at all. Before [`verify`].
+pub(super) fn is_ours(connection: &Connection) -> Result<bool, Fault> {
+    Ok(number(connection, "PRAGMA application_id")? == APPLICATION_ID)
+}
+
+/// Compares everything that governs how SQLite acts on the file with what [`create`] made.
+/// Returns the schema cookie, which changes whenever somebody changes the schema.
+///
+/// # Errors
+/// Anything that differs: a trigger more, an index more, a changed default.
+pub(super) fn verify(connection: &Connection, journal: &str) -> Result<i64, Fault> {
+    let version = number(connection, "PRAGMA user_version")?;
+    if version != USER_VERSION {
+        return Err(Fault::corrupt(format!(
+            "the layout has version {version}, and this program knows only {USER_VERSION}; \
+             was it made by a newer secretfs?"
+        )));
+    }
+    for (pragma, expected) in [("PRAGMA page_size", PAGE_SIZE), ("PRAGMA auto_vacuum", 0)] {
+        let found = number(connection, pragma)?;
+        if found != expected {
+            return Err(Fault::corrupt(format!(
+                "{pragma} is {found} instead of {expected}"
+            )));
+        }
+    }
+    for (pragma, expected) in [
+        ("PRAGMA journal_mode", journal),
+        ("PRAGMA encoding", "UTF-8"),
+    ] {
+        let found: String = connection.query_row(pragma, [], |row| row.get(0))?;
+        if found != expected {
+            return Err(Fault::corrupt(format!(
+                "{pragma} is {found} instead of {expected}"
+            )));
+        }
+    }
+    tables(connection)?;
+    cookie(connection)
+}
+
+/// The schema cookie as the running transaction sees it.
+pub(super) fn cookie(connection: &Connection) -> Result<i64, Fault> {
+    let mut statement = connection.prepare_cached("PRAGMA schema_version")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
+}
+
+fn tables(connection: &Connection) -> Result<(), Fault> {
+    // One row more than there should be, so that a surplus shows without being read in full.
+    let mut statement = connection.prepare(
+        "SELECT type, name, tbl_name, sql, rootpage FROM sqlite_schema ORDER BY rowid LIMIT 10",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut roots = Vec::with_capacity(TABLES.len());
+    while let Some(row) = rows.next()? {
+        let Some((name, sql)) = TABLES.get(roots.len()) else {
+            return Err(Fault::corrupt(
+                "the schema has more in it than secretfs made",
+            ));
+        };
+        for (column, expected) in [(0, "table"), (1, *name), (2, *name), (3, *sql)] {
+            if row.get_ref(column)? != ValueRef::Text(expected.as_bytes()) {
+                return Err(Fault::corrupt(format!(
+                    "the schema of `{name}` was changed"
+                )));
+            }
+        }
+        let root: i64 = row.get(4)?;
+        // Two tables over one B-tree would let a write to the one change the other.
+        if root < 2 || roots.contains(&root) {
+            return Err(Fault::corrupt(format!(
+                "`{name}` lies on another table's pages"
+            )));
+        }
+        roots.push(root);
+    }
+    if roots.len() == TABLES.len() {
+        Ok(())
+    } else {
+        Err(Fault::corrupt("the schema lacks a table"))
+    }
+}
+
+fn number(connection: &Connection, pragma: &str) -> Result<i64, Fault> {
+    Ok(connection.query_row(pragma, [], |row| row.get(0))?)
+}

@@ -1,0 +1,181 @@
+//! What the store promises, on real files.
+
+mod creation;
+mod disk;
+mod hostility;
+mod processes;
+mod records;
+mod wal;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::store::{
+    Durability, Holder, KeyedRecord, Mode, NameTag, OpenOptions, Read, SqliteStore, StoreError,
+    StoreErrorKind, Write, read, write,
+};
+
+/// A vault in a directory of its own.
+pub(super) struct Vault {
+    _home: TempDir,
+    pub(super) directory: PathBuf,
+}
+
+impl Vault {
+    pub(super) fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let directory = home.path().join("vault");
+        let vault = Self {
+            _home: home,
+            directory,
+        };
+        create(&vault.directory).unwrap();
+        vault
+    }
+
+    /// With two nodes, an entry, and versions of 0, 1 and 3 chunks.
+    pub(super) fn filled() -> Self {
+        let vault = Self::new();
+        fill(&vault.writer());
+        vault
+    }
+
+    pub(super) fn open(&self, mode: Mode) -> Result<SqliteStore, StoreError> {
+        SqliteStore::open(&self.directory, mode, OpenOptions::default())
+    }
+
+    pub(super) fn writer(&self) -> SqliteStore {
+        self.open_once_free(Holder::current(None)).unwrap()
+    }
+
+    /// Opens it for writing. A process that another test starts has all descriptors of this one until it
+    /// runs its program, and so the lock of whoever had it open just before: that is waited for.
+    pub(super) fn open_once_free(&self, holder: Holder) -> Result<SqliteStore, StoreError> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.open(Mode::Write(holder.clone())) {
+                Err(error) if error.kind == StoreErrorKind::Busy && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    pub(super) fn reader(&self) -> SqliteStore {
+        self.open(Mode::ReadOnly).unwrap()
+    }
+
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// A connection of the attacker's, to the closed vault. What it runs ends up in the database
+    /// itself.
+    pub(super) fn tamper(&self, sql: &str) {
+        let connection = rusqlite::Connection::open(self.file("vault.db")).unwrap();
+        connection
+            .set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_DEFENSIVE, false)
+            .unwrap();
+        connection.execute_batch(sql).unwrap();
+    }
+
+    /// Every file's name and bytes, but for the index of the WAL, which is no state.
+    pub(super) fn snapshot(&self) -> BTreeMap<String, Bytes> {
+        snapshot(&self.directory)
+    }
+}
+
+/// A file's content, shown by its length only.
+#[derive(PartialEq, Eq)]
+pub(super) struct Bytes(pub(super) Vec<u8>);
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+pub(super) fn snapshot(directory: &Path) -> BTreeMap<String, Bytes> {
+    fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_name() != "vault.db-shm")
+        .map(|entry| {
+            (
+                entry.file_name().into_string().unwrap(),
+                Bytes(fs::read(entry.path()).unwrap()),
+            )
+        })
+        .collect()
+}
+
+pub(super) fn create(directory: &Path) -> Result<(), StoreError> {
+    SqliteStore::create(directory, &mut |tx| {
+        tx.put_header(b"header").unwrap();
+        tx.put_keyring(b"keyring").unwrap();
+        tx.put_state(b"state").unwrap();
+        Ok(())
+    })
+    .map(Result::unwrap)
+}
+
+pub(super) fn fill(store: &SqliteStore) {
+    put(store, |tx| {
+        tx.put_node(1, &record(1, b"root"))?;
+        tx.put_node(2, &record(1, b"file"))?;
+        tx.put_entry(1, &tag(7), b"entry")?;
+        tx.insert_version(2, 1, &record(1, b"one"), &mut chunks(&[100]))?;
+        tx.insert_version(2, 2, &record(1, b"two"), &mut chunks(&[65_576, 65_576, 10]))?;
+        tx.insert_version(2, 3, &record(2, b"three"), &mut chunks(&[]))?;
+        tx.put_orphan(9)?;
+        tx.insert_event(1, b"event")
+    })
+    .unwrap();
+}
+
+pub(super) fn get<T>(
+    store: &SqliteStore,
+    body: impl FnMut(&mut dyn Read) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    read(store, body)
+}
+
+pub(super) fn put<T>(
+    store: &SqliteStore,
+    body: impl FnMut(&mut dyn Write) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    write(store, Durability::Now, body)
+}
+
+pub(super) fn record(generation: u64, value: &[u8]) -> KeyedRecord {
+    KeyedRecord {
+        generation,
+        value: value.to_vec(),
+    }
+}
+
+pub(super) fn tag(byte: u8) -> NameTag {
+    [byte; 32]
+}
+
+/// Chunks of these lengths; chunk `i` consists of bytes `i`.
+pub(super) fn chunks(lengths: &[usize]) -> impl Iterator<Item = Vec<u8>> {
+    lengths
+        .iter()
+        .enumerate()
+        .map(|(i, length)| vec![i as u8; *length])
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+pub(super) fn kind<T>(result: Result<T, StoreError>) -> StoreErrorKind {
+    match result {
+        Ok(_) => panic!("it succeeded"),
+        Err(error) => error.kind,
+    }
+}

@@ -1,0 +1,237 @@
+//! What this host remembers of an open vault: the anchor, kept up with the vault.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::crypto::schedule::{VaultId, digest};
+use crate::keyring::Keyring;
+use crate::kms::KeyUri;
+use crate::sync::{Mutex, MutexGuard, Rank};
+
+use super::super::VaultError;
+use super::super::node::Timestamp;
+use super::anchor::{Anchor, Anchors, hex};
+use super::guard::RollbackGuard;
+
+/// What this host remembers of an open vault, and whether it does.
+struct Kept {
+    anchors: Anchors,
+    anchor: Anchor,
+    /// When it was stored last, in seconds since 1970.
+    stored: Option<i64>,
+    /// Why it could not be stored the last time.
+    trouble: Option<String>,
+}
+
+impl Kept {
+    /// Stores the anchor; notes what comes of it.
+    fn store(&mut self, lower: bool) -> Result<(), VaultError> {
+        fail::fail_point!("anchor-stores");
+        let stored = match lower {
+            true => self.anchors.take_over(&self.anchor),
+            false => self.anchors.store(&self.anchor, false),
+        };
+        match &stored {
+            Ok(()) => (self.stored, self.trouble) = (Some(Timestamp::now().seconds), None),
+            Err(error) => self.trouble = Some(error.to_string()),
+        }
+        stored
+    }
+}
+
+/// What this host remembers of an open vault, for `status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct AnchorSummary {
+    /// Older states of the vault than this commit are refused; none while nothing is stored.
+    pub commit: Option<u64>,
+    /// Seconds since it was stored. It is, within seconds, whenever the vault has come further.
+    pub age_seconds: Option<i64>,
+    /// Why it could not be stored the last time.
+    pub trouble: Option<String>,
+}
+
+/// A vault that was just opened.
+pub(in crate::vault) struct Seen<'a> {
+    pub(in crate::vault) keyring: &'a Keyring,
+    /// The last one that is known.
+    pub(in crate::vault) commit: u64,
+    pub(in crate::vault) read_only: bool,
+}
+
+/// See the module. There is nothing in it until the vault is in use, and where there is no place for
+/// anchors.
+pub(in crate::vault) struct HostMemory(Mutex<Option<Kept>>);
+
+impl Default for HostMemory {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::HostMemory, None))
+    }
+}
+
+impl HostMemory {
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.0.lock()
+    }
+
+    /// Remembers what was opened. `lower`: also if that is older than what was remembered. `sync` makes
+    /// durable what was committed.
+    ///
+    /// # Errors
+    /// When it cannot, and must.
+    pub(in crate::vault) fn begin(
+        &self,
+        guard: RollbackGuard,
+        seen: Seen<'_>,
+        lower: bool,
+        sync: impl FnOnce() -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let Some(anchors) = guard.anchors else {
+            return match guard.required {
+                true => Err(VaultError::Anchor(
+                    "require-anchor is set, and there is no place for anchors: set anchor-dir"
+                        .into(),
+                )),
+                false => Ok(()),
+            };
+        };
+        let mut uris: Vec<String> = guard.pins.iter().map(ToString::to_string).collect();
+        // Keys pinned for this time only do not make the host forget the others.
+        for known in guard.anchor.iter().flat_map(|anchor| &anchor.kms_keys) {
+            if !uris.contains(known) {
+                uris.push(known.clone());
+            }
+        }
+        let mut anchor = Anchor::new(guard.vault, &guard.path, uris);
+        // Looking at a copy does not move the vault: what is bound to its place stays bound.
+        if seen.read_only
+            && let Some(old) = &guard.anchor
+        {
+            anchor.path.clone_from(&old.path);
+        }
+        anchor.keyring_sequence = seen.keyring.body().sequence;
+        anchor.keyring_digest = hex(&digest(&[&seen.keyring.encode()]));
+        let old = guard.anchor.as_ref().filter(|_| !lower);
+        let old = old.map_or(0, |old| old.commit_sequence);
+        // As of before the sync below, and never less than another mount has stored.
+        anchor.commit_sequence = seen.commit.max(old);
+        let mut kept = Kept {
+            anchors,
+            anchor,
+            stored: None,
+            trouble: None,
+        };
+        // Another process may just be storing what was read: the anchor must not know what a power cut
+        // can still take away. A writer has synced.
+        let synced = match seen.read_only {
+            true => sync(),
+            false => Ok(()),
+        };
+        let stored = match synced {
+            Ok(()) => kept.store(lower),
+            Err(error) => {
+                kept.trouble = Some(error.to_string());
+                Err(error)
+            }
+        };
+        if let Err(error) = stored {
+            if lower || guard.required {
+                return Err(error);
+            }
+            // A read-only root file system is common in containers; what is pinned by options or
+            // by an anchor already there still holds.
+            tracing::warn!("{error}; older states of the vault cannot be told");
+        }
+        *self.kept() = Some(kept);
+        Ok(())
+    }
+
+    /// Remembers that the vault has come to `commit`, if it has come further. `sync` makes durable what
+    /// was committed: what is remembered is on disk first, or a power cut would look like an attack.
+    ///
+    /// # Errors
+    /// When the vault cannot be synced, or the anchor cannot be written.
+    pub(in crate::vault) fn keep(
+        &self,
+        commit: u64,
+        sync: impl FnOnce() -> Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        let is_kept = |kept: &Kept| kept.stored.is_some() && kept.trouble.is_none();
+        match self.kept().as_ref() {
+            Some(kept) if !is_kept(kept) || kept.anchor.commit_sequence < commit => {}
+            _ => return Ok(()),
+        }
+        let synced = sync();
+        let mut guard = self.kept();
+        let Some(kept) = guard.as_mut() else {
+            return Ok(());
+        };
+        if let Err(error) = synced {
+            kept.trouble = Some(error.to_string());
+            return Err(error);
+        }
+        kept.anchor.commit_sequence = kept.anchor.commit_sequence.max(commit);
+        kept.store(false)
+    }
+
+    /// What `status` shows of it; none when there is no place for it.
+    pub(in crate::vault) fn summary(&self) -> Option<AnchorSummary> {
+        let guard = self.kept();
+        let kept = guard.as_ref()?;
+        let age = |at: i64| Timestamp::now().seconds.saturating_sub(at).max(0);
+        Some(AnchorSummary {
+            commit: kept.stored.map(|_| kept.anchor.commit_sequence),
+            age_seconds: kept.stored.map(age),
+            trouble: kept.trouble.clone(),
+        })
+    }
+
+    /// The KMS keys that are stored now: another mount may have moved the vault to others.
+    pub(in crate::vault) fn kms_keys(&self, vault: VaultId) -> Vec<KeyUri> {
+        let guard = self.kept();
+        match guard.as_ref().map(|kept| kept.anchors.load(vault)) {
+            Some(Ok(Some(anchor))) => {
+                let uris = anchor.kms_keys.iter();
+                uris.filter_map(|uri| uri.parse().ok()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Allows KMS keys that the vault is about to be wrapped by.
+    pub(in crate::vault) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
+        let mut guard = self.kept();
+        let Some(kept) = guard.as_mut() else {
+            return Ok(());
+        };
+        let pinned = &mut kept.anchor.kms_keys;
+        for key in keys {
+            if !pinned.iter().any(|known| known == key.as_str()) {
+                pinned.push(key.to_string());
+            }
+        }
+        kept.store(false)
+    }
+
+    /// Remembers the keyring that was just stored. A failure costs only how soon an older one is
+    /// noticed. `newest` is asked once nobody else can: the newest is what stays.
+    pub(in crate::vault) fn note_keyring(&self, newest: impl FnOnce() -> Arc<Keyring>) {
+        let mut guard = self.kept();
+        let Some(kept) = guard.as_mut() else {
+            return;
+        };
+        let keyring = newest();
+        let anchor = &mut kept.anchor;
+        anchor.keyring_sequence = keyring.body().sequence;
+        anchor.keyring_digest = hex(&digest(&[&keyring.encode()]));
+        // Once all is over, keys that it was under need not be asked any more.
+        if keyring.body().change.is_none()
+            && let Ok(keys) = keyring.kms_keys()
+        {
+            anchor.kms_keys = keys.iter().map(ToString::to_string).collect();
+        }
+        if let Err(error) = kept.store(false) {
+            tracing::warn!("{error}");
+        }
+    }
+}

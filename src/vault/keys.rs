@@ -1,0 +1,88 @@
+//! The records that carry data keys, whatever they belong to, in one order.
+
+use bincode::{Decode, Encode};
+
+use crate::store::{KeyedRecord, NodeId, Read};
+
+use super::VaultError;
+
+/// Rows that are read at a time: so many that to hand them over costs little beside counting them.
+pub(super) const BATCH: usize = 1024;
+
+/// What a data key belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub(super) enum Key {
+    Node(NodeId),
+    Version(NodeId, u64),
+}
+
+impl Key {
+    /// The node whose it is; `None` for that of a version.
+    pub(super) fn node(self) -> Option<NodeId> {
+        match self {
+            Key::Node(node) => Some(node),
+            Key::Version(..) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Node(node) => write!(f, "node {node}"),
+            Key::Version(node, version) => write!(f, "version {version} of node {node}"),
+        }
+    }
+}
+
+/// The records that carry data keys, in order, those after `after`; none at the end.
+pub(super) fn keys_after(
+    records: &mut (impl Read + ?Sized),
+    after: Option<Key>,
+    limit: usize,
+) -> Result<Vec<(Key, KeyedRecord)>, VaultError> {
+    let (node, version) = match after {
+        None => (Some(None), None),
+        Some(Key::Node(id)) => (Some(Some(id)), None),
+        Some(Key::Version(node, version)) => (None, Some((node, version))),
+    };
+    if let Some(after) = node {
+        let nodes = records.scan_nodes(after, limit)?;
+        if !nodes.is_empty() {
+            let nodes = nodes.into_iter();
+            return Ok(nodes.map(|(id, record)| (Key::Node(id), record)).collect());
+        }
+    }
+    let versions = records.scan_versions(version, limit)?.into_iter();
+    let key = |(node, version)| Key::Version(node, version);
+    Ok(versions.map(|(id, record)| (key(id), record)).collect())
+}
+
+/// Hands all records that carry data keys to `take`, in order.
+pub(super) fn for_each_key(
+    records: &mut (impl Read + ?Sized),
+    mut take: impl FnMut(Key, &KeyedRecord),
+) -> Result<(), VaultError> {
+    let mut after = None;
+    loop {
+        let batch = records.scan_nodes(after, BATCH)?;
+        for (id, record) in &batch {
+            take(Key::Node(*id), record);
+        }
+        after = batch.last().map(|(id, _)| *id);
+        if batch.len() < BATCH {
+            break;
+        }
+    }
+    let mut after = None;
+    loop {
+        let batch = records.scan_versions(after, BATCH)?;
+        for ((node, version), record) in &batch {
+            take(Key::Version(*node, *version), record);
+        }
+        after = batch.last().map(|(key, _)| *key);
+        if batch.len() < BATCH {
+            return Ok(());
+        }
+    }
+}

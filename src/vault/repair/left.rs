@@ -1,0 +1,58 @@
+//! What is left of what was damaged.
+
+use crate::crypto::SecretBytes;
+use crate::store::Read;
+
+use super::super::content::Version;
+use super::super::{Failure, VaultError};
+
+/// What is left of a content.
+pub(super) struct Left {
+    pub(super) content: SecretBytes,
+    /// Chunks that were not to be had: zeros.
+    pub(super) missing: Vec<u32>,
+}
+
+/// `None` instead of an integrity failure.
+pub(super) fn opened<T>(result: Result<T, VaultError>) -> Result<Option<T>, VaultError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.failure() == Failure::Integrity => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a chunk, from where it should be or from any other row that says that it is it.
+pub(super) fn found_chunk(
+    records: &mut (impl Read + ?Sized),
+    version: &Version,
+    index: u32,
+    plain: &mut [u8],
+) -> Result<bool, VaultError> {
+    let key = (version.node(), version.number(), index);
+    let there = opened(records.chunk(key).map_err(VaultError::from))?.flatten();
+    if let Some(sealed) = there
+        && version.open_chunk(index, &sealed, plain).is_ok()
+    {
+        return Ok(true);
+    }
+    for sealed in records.chunk_copies(key)? {
+        if version.open_chunk(index, &sealed, plain).is_ok() {
+            return Ok(true);
+        }
+    }
+    // Opening may have left something in it.
+    plain.fill(0);
+    Ok(false)
+}
+
+/// Says which chunks are missing, as the end of a sentence.
+pub(super) fn missing(chunks: &[u32]) -> String {
+    match chunks {
+        [] => String::new(),
+        [first, ..] => format!(
+            ": {} of its chunks of 64 KiB, the first of them number {first}, are zeros now",
+            chunks.len()
+        ),
+    }
+}

@@ -1,0 +1,337 @@
+//! The plan of the house, and that the sources keep to it: which room stands above which, who may know
+//! what of the world outside, and how long a file may be.
+
+mod reader;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use reader::{House, Import};
+
+/// The rooms, from the top floor down. A room imports only from floors below its own, never from its own.
+const FLOORS: &[&[&str]] = &[
+    &["cli"],
+    &["daemon"],
+    &["control"],
+    &["fs"],
+    &["vault"],
+    &["keyring", "config"],
+    &["kms"],
+    &["aws", "crypto", "store"],
+    &["codec", "error", "os", "sync"],
+];
+
+/// Files without a room: where the program and the library begin.
+const DOORS: &[&str] = &["lib.rs", "main.rs"];
+
+/// Who may name which crates: files, or folders with a slash at the end.
+const FUSER: &[&str] = &["fs/fuse.rs", "fs/who.rs", "daemon/serve.rs"];
+const RUSQLITE: &[&str] = &["store/sqlite/"];
+const TOKIO_AND_AWS: &[&str] = &["aws/", "kms/"];
+
+/// Files that still import from each other in a circle. A list to be emptied: who takes part no longer
+/// must be taken off it, and nobody may be put on it.
+const IN_CIRCLES: &[&str] = &[
+    "cli/asked.rs",
+    "cli/change.rs",
+    "fs/appends.rs",
+    "fs/attributes.rs",
+    "fs/authors.rs",
+    "fs/beside.rs",
+    "fs/blocks.rs",
+    "fs/command.rs",
+    "fs/control.rs",
+    "fs/control/handles.rs",
+    "fs/control/texts.rs",
+    "fs/directories.rs",
+    "fs/directories/reading.rs",
+    "fs/draft.rs",
+    "fs/follow.rs",
+    "fs/handles.rs",
+    "fs/io.rs",
+    "fs/loaded.rs",
+    "fs/mod.rs",
+    "fs/open.rs",
+    "fs/pages.rs",
+    "fs/publish.rs",
+    "fs/readings.rs",
+    "fs/touch.rs",
+    "fs/watch.rs",
+    "fs/write.rs",
+];
+
+/// Most lines of a file.
+const LONGEST: usize = 500;
+
+/// Files that are longer, with as many lines as each may have: to be split, and never to grow.
+const LONGER: &[(&str, usize)] = &[
+    ("fs/fuse.rs", 909),
+    ("fs/handles.rs", 561),
+    ("fs/publish.rs", 625),
+    ("fs/writer.rs", 511),
+    ("kms/local/tests.rs", 557),
+    ("vault/repair.rs", 505),
+    ("vault/tests.rs", 703),
+    ("vault/tx.rs", 502),
+];
+
+fn house() -> House {
+    House::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))
+}
+
+/// A house of these files, for planting a fault.
+fn built_of(files: &[(&str, &str)]) -> House {
+    House::of(
+        files
+            .iter()
+            .map(|(path, text)| ((*path).into(), (*text).into())),
+    )
+}
+
+/// The room that a file is in: its folder, or itself.
+fn room_of(path: &str) -> &str {
+    let room = path.split('/').next().unwrap_or(path);
+    room.strip_suffix(".rs").unwrap_or(room)
+}
+
+fn floor_of(path: &str) -> Option<usize> {
+    let room = room_of(path);
+    FLOORS.iter().position(|rooms| rooms.contains(&room))
+}
+
+/// Imports that do not lead to a lower floor, and files that stand on none.
+fn not_downward(house: &House) -> Vec<String> {
+    let is_inside = |import: &Import| room_of(&import.from) == room_of(&import.to);
+    let wrong = |import: &Import| {
+        // The list begins at the top.
+        let above = floor_of(&import.from).zip(floor_of(&import.to));
+        !is_inside(import) && above.is_none_or(|(from, to)| from >= to)
+    };
+    let homeless = house
+        .lengths()
+        .filter(|(path, _)| floor_of(path).is_none() && !DOORS.contains(path))
+        .map(|(path, _)| format!("{path} is in no room of the plan"));
+    let imports = house.imports().into_iter().filter(wrong);
+    let imports = imports.map(|one| format!("{} imports {} from {}", one.from, one.name, one.to));
+    homeless.chain(imports).collect()
+}
+
+#[test]
+fn imports_point_only_downward() {
+    let house = house();
+    assert!(house.imports().len() > 1000, "the reader sees too little");
+    let wrong = not_downward(&house);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn an_import_that_points_up_or_sideways_is_seen_in_whatever_form() {
+    let vault = ("vault/mod.rs", "mod tx; pub use tx::Tx; pub fn open() {}");
+    let tx = ("vault/tx.rs", "pub struct Tx;");
+    for text in [
+        "use crate::vault::Tx;",
+        "use crate::{codec, vault::{self, Tx as Other}};",
+        "use crate::vault; fn f() { vault::open() }",
+        "fn f() -> super::vault::Tx { loop {} }",
+        "fn f() { println!(\"{}\", [crate::vault::open()].len()) }",
+        "fn f() { use crate::vault::Tx; }",
+    ] {
+        let house = built_of(&[vault, tx, ("crypto/mod.rs", text)]);
+        assert_eq!(not_downward(&house).len(), 1, "{text}");
+    }
+    let sideways = [
+        ("crypto/mod.rs", "use crate::store::f;"),
+        ("store/mod.rs", "pub fn f() {}"),
+    ];
+    assert_eq!(not_downward(&built_of(&sideways)).len(), 1);
+    let down = [
+        ("vault/mod.rs", "use crate::store::f;"),
+        ("store/mod.rs", "pub fn f() {}"),
+    ];
+    assert!(not_downward(&built_of(&down)).is_empty());
+    let in_a_test = [
+        vault,
+        tx,
+        (
+            "codec.rs",
+            "#[cfg(test)] mod tests { use crate::vault::Tx; }",
+        ),
+    ];
+    assert!(not_downward(&built_of(&in_a_test)).is_empty());
+    assert_eq!(not_downward(&built_of(&[("attic.rs", "")])).len(), 1);
+}
+
+/// Files that name one of these crates and may not.
+fn strangers<'h>(house: &'h House, is_wanted: impl Fn(&str) -> bool, may: &[&str]) -> Vec<&'h str> {
+    let mut naming = house.naming(is_wanted);
+    naming.retain(|path| {
+        let is_of = |one: &&str| path == one || one.ends_with('/') && path.starts_with(*one);
+        !may.iter().any(is_of)
+    });
+    naming
+}
+
+/// The cipher library of that name speaks with nobody.
+fn is_tokio_or_aws(name: &str) -> bool {
+    name == "tokio" || name.starts_with("aws_") && name != "aws_lc_rs"
+}
+
+#[test]
+fn fuser_is_known_only_to_the_transport() {
+    let none: [&str; 0] = [];
+    assert_eq!(strangers(&house(), |name| name == "fuser", FUSER), none);
+}
+
+#[test]
+fn rusqlite_is_known_only_to_store_sqlite() {
+    let none: [&str; 0] = [];
+    assert_eq!(
+        strangers(&house(), |name| name == "rusqlite", RUSQLITE),
+        none
+    );
+}
+
+#[test]
+fn tokio_and_aws_are_known_only_to_aws_and_kms() {
+    let none: [&str; 0] = [];
+    assert_eq!(strangers(&house(), is_tokio_or_aws, TOKIO_AND_AWS), none);
+}
+
+#[test]
+fn a_crate_is_seen_where_it_may_not_be_known() {
+    for text in [
+        "use aws_config::SdkConfig;",
+        "fn f() { tokio::task::yield_now(); }",
+        "fn f() -> aws_types::SdkConfig { loop {} }",
+        "fn f() { assert!(tokio::runtime::Handle::try_current().is_ok()) }",
+    ] {
+        let house = built_of(&[("vault/tx.rs", text), ("aws/session.rs", text)]);
+        let found = strangers(&house, is_tokio_or_aws, TOKIO_AND_AWS);
+        assert_eq!(found, ["vault/tx.rs"], "{text}");
+    }
+}
+
+/// The files that take part in a circle of imports, each with what it imports from others of it.
+fn in_circles(house: &House) -> BTreeMap<String, BTreeSet<String>> {
+    let imports = house.imports();
+    let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for one in &imports {
+        arrows.entry(&one.from).or_default().insert(&one.to);
+    }
+    let reached_from = |start: &str| {
+        let mut reached = BTreeSet::new();
+        let mut left = vec![start];
+        while let Some(file) = left.pop() {
+            for to in arrows.get(file).into_iter().flatten() {
+                if reached.insert(*to) {
+                    left.push(to);
+                }
+            }
+        }
+        reached
+    };
+    let reached: BTreeMap<&str, _> = arrows
+        .keys()
+        .map(|file| (*file, reached_from(file)))
+        .collect();
+    let leads = |from: &str, to: &str| reached.get(from).is_some_and(|all| all.contains(to));
+    let mut circles: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for one in imports.iter().filter(|one| leads(&one.to, &one.from)) {
+        let taken = circles.entry(one.from.clone()).or_default();
+        taken.insert(format!("{} from {}", one.name, one.to));
+    }
+    circles
+}
+
+#[test]
+fn no_circle_between_files() {
+    let circles = in_circles(&house());
+    let allowed = |path: &String| IN_CIRCLES.contains(&path.as_str());
+    let new: BTreeMap<_, _> = circles.iter().filter(|(path, _)| !allowed(path)).collect();
+    assert!(new.is_empty(), "new in a circle: {new:#?}");
+    let gone = IN_CIRCLES
+        .iter()
+        .filter(|path| !circles.contains_key(**path));
+    let gone: Vec<_> = gone.collect();
+    assert!(
+        gone.is_empty(),
+        "in no circle any more, take it off the list: {gone:?}"
+    );
+}
+
+#[test]
+fn a_circle_is_seen_also_through_a_third_file_and_between_a_module_and_its_child() {
+    let third = [
+        ("fs/a.rs", "use super::b::B; pub struct A;"),
+        (
+            "fs/b.rs",
+            "use crate::fs::c; pub struct B; fn f() { c::g() }",
+        ),
+        ("fs/c.rs", "pub fn g() -> Option<super::a::A> { None }"),
+        ("fs/d.rs", "use super::a::A; use super::c::g;"),
+    ];
+    let circle: Vec<_> = in_circles(&built_of(&third)).into_keys().collect();
+    assert_eq!(circle, ["fs/a.rs", "fs/b.rs", "fs/c.rs"]);
+    let child = [
+        ("fs/mod.rs", "mod a; use a::A; pub struct F(A);"),
+        ("fs/a.rs", "use super::F; pub struct A;"),
+    ];
+    assert_eq!(in_circles(&built_of(&child)).len(), 2);
+    let handed_on = [
+        ("fs/mod.rs", "mod a; mod b; pub use a::A; pub use b::B;"),
+        ("fs/a.rs", "pub struct A;"),
+        ("fs/b.rs", "use super::A; pub struct B;"),
+    ];
+    assert!(in_circles(&built_of(&handed_on)).is_empty());
+}
+
+/// Files that are longer than they may be, and those that have become shorter than the list says.
+fn of_another_length(house: &House, longer: &[(&str, usize)]) -> Vec<String> {
+    let listed: BTreeMap<&str, usize> = longer.iter().copied().collect();
+    let complain = |(path, lines): (&str, usize)| match listed.get(path) {
+        None if lines > LONGEST => Some(format!("{path} has {lines} lines: split it")),
+        Some(&bound) if lines > bound => {
+            Some(format!("{path} has grown from {bound} to {lines} lines"))
+        }
+        Some(_) if lines <= LONGEST => Some(format!(
+            "{path} is no longer too long: take it off the list"
+        )),
+        Some(&bound) if lines < bound => {
+            Some(format!("{path} has shrunk: lower its bound to {lines}"))
+        }
+        _ => None,
+    };
+    let gone = listed
+        .keys()
+        .filter(|path| !house.lengths().any(|(file, _)| file == **path));
+    let gone = gone.map(|path| format!("{path} is not there any more: take it off the list"));
+    house.lengths().filter_map(complain).chain(gone).collect()
+}
+
+#[test]
+fn no_file_is_longer_than_500_lines() {
+    let wrong = of_another_length(&house(), LONGER);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_file_that_has_grown_is_seen() {
+    let long = "\n".repeat(LONGEST + 1);
+    let house = built_of(&[("codec.rs", &long)]);
+    assert_eq!(of_another_length(&house, &[]).len(), 1);
+    assert_eq!(
+        of_another_length(&house, &[("codec.rs", LONGEST + 1)]).len(),
+        0
+    );
+    for bound in [LONGEST, LONGEST + 2] {
+        assert_eq!(
+            of_another_length(&house, &[("codec.rs", bound)]).len(),
+            1,
+            "{bound}"
+        );
+    }
+    assert_eq!(
+        of_another_length(&house, &[("codec.rs", LONGEST + 1), ("gone.rs", 600)]).len(),
+        1
+    );
+}
