@@ -15,7 +15,7 @@ use super::mount::{Mount, Unmounted};
 use super::socket::Socket;
 use crate::config::Settings;
 use crate::fs::fuse::{self, Adapter};
-use crate::fs::{Ending, FileSystem};
+use crate::fs::{Ending, FrontDoor};
 
 /// What the main thread waits for.
 pub(crate) enum Event {
@@ -31,7 +31,7 @@ pub(crate) enum Event {
 /// # Errors
 /// When the kernel refuses the handshake.
 pub(crate) fn start(
-    fs: &Arc<FileSystem>,
+    door: &Arc<FrontDoor>,
     device: OwnedFd,
     settings: &Settings,
     is_own: bool,
@@ -56,25 +56,25 @@ pub(crate) fn start(
         idmap: settings.idmap,
         is_own,
     };
-    let adapter = Adapter::new(Arc::clone(fs), looked_at, serving);
+    let adapter = Adapter::new(Arc::clone(door), looked_at, serving);
     let session =
         fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
     let notifier = session.notifier();
     let forgetter = notifier.clone();
-    fs.attach_forgetter(move |node| {
+    door.fs().attach_forgetter(move |node| {
         // No range of pages: attributes only.
         if let Err(e) = forgetter.inval_inode(fuser::INodeNo(node), -1, 0) {
             tracing::debug!("cannot have attributes forgotten: {e}");
         }
     });
-    fs.attach_notifier(move |node| {
+    door.fs().attach_notifier(move |node| {
         // All of its pages. A node that the kernel has forgotten has none.
         if let Err(e) = notifier.inval_inode(fuser::INodeNo(node), 0, 0) {
             tracing::debug!("cannot drop pages: {e}");
         }
     })
     .map_err(fail)?;
-    let served = Arc::clone(fs);
+    let served = Arc::clone(door);
     std::thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || {
@@ -125,7 +125,7 @@ fn tell_systemd_why(ended: &Result<(), String>, ending: Ending) {
 pub(crate) struct Serving {
     /// Where the vault can be asked, if it can. Goes before the vault is let go.
     pub(crate) socket: Option<Socket>,
-    pub(crate) fs: Arc<FileSystem>,
+    pub(crate) door: Arc<FrontDoor>,
     /// `None` when the mount belongs to whoever passed the descriptor.
     pub(crate) mount: Option<Arc<Mount>>,
     pub(crate) events: Receiver<Event>,
@@ -143,7 +143,7 @@ impl Serving {
             Ok(Event::SessionEnded(ended)) => ended,
             Ok(Event::End(signal)) => {
                 tracing::info!("{signal}: ending");
-                self.fs.vault().stop_counting();
+                self.door.vault().stop_counting();
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                 self.take_away();
                 self.drain(&mut cut_off)
@@ -156,9 +156,9 @@ impl Serving {
         };
         tell_systemd_why(&ended, ending);
         let farewells = self.socket.take().map(Socket::close);
-        let finished = self.fs.finish(ending).map_err(Error::from);
+        let finished = self.door.finish(ending).map_err(Error::from);
         if let (Ok(()), Some(farewells)) = (&finished, farewells) {
-            farewells.tell(self.fs.vault().state().commit);
+            farewells.tell(self.door.vault().state().commit);
         }
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");
@@ -180,7 +180,7 @@ impl Serving {
     /// Takes the mount out of the tree, so that nobody finds it any more. What is open is served on.
     fn take_away(&self) {
         // The mount would stay with whoever touches in it.
-        self.fs.touches().end("the mount is ending");
+        self.door.fs().touches().end("the mount is ending");
         let Some(mount) = &self.mount else { return };
         let busy = match mount.unmount() {
             Ok(Unmounted::Done | Unmounted::NotOurs) => return,
@@ -213,12 +213,12 @@ impl Serving {
                 }
             }
             // Whoever passed the descriptor unmounts, if ever; idle is all that can be had.
-            if self.mount.is_none() && self.fs.open_files() == 0 {
+            if self.mount.is_none() && self.door.open_files() == 0 {
                 return Ok(());
             }
             if left.is_zero() {
                 tracing::warn!(
-                    open_files = self.fs.open_files(),
+                    open_files = self.door.open_files(),
                     "drain-timeout is over: open files are cut off"
                 );
                 *cut_off = true;

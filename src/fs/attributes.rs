@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
 
-use super::control;
 use super::open::without_set_id;
 use super::queue::{Ticket, Whose};
 use super::write::Base;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, told};
 
 /// Names of extended attributes that programs may set.
-const USER: &[u8] = b"user.";
+pub(super) const USER: &[u8] = b"user.";
 /// Names of those that are computed.
 const VIRTUAL: &[u8] = b"user.secretfs.";
 
@@ -123,26 +122,9 @@ impl FileSystem {
         fh: Option<FileHandle>,
         done: Done<Attr>,
     ) {
-        if control::is_control(ino) {
-            return self.control_attr(caller, ino, done);
-        }
-        if ino == ROOT {
-            let fs = Arc::clone(self);
-            let or_bare: Done<Attr> = Box::new(move |attr| match attr {
-                // Who cannot come here cannot learn why.
-                Err(Errno(libc::EIO)) => done(Ok(fs.bare_root())),
-                attr => done(attr),
-            });
-            return self.settled_attr(ino, or_bare);
-        }
-        self.told_attr(caller, ino, fh, done);
-    }
-
-    /// A root directory with nothing but the way to the control directory.
-    fn bare_root(&self) -> Attr {
-        Attr {
-            ino: ROOT,
-            ..self.control_directory()
+        match ino {
+            ROOT => self.settled_attr(ino, done),
+            _ => self.told_attr(caller, ino, fh, done),
         }
     }
 
@@ -161,9 +143,6 @@ impl FileSystem {
         }
         if self.vault.is_read_only() {
             return done(Err(Errno(libc::EROFS)));
-        }
-        if control::is_control(ino) {
-            return self.change_control(caller, ino, &set, done);
         }
         if let Err(error) = self.writer() {
             return done(Err(error));
@@ -297,9 +276,6 @@ impl FileSystem {
         if !name.starts_with(USER) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
-        if control::is_control(ino) {
-            return Err(Errno(libc::ENODATA));
-        }
         let node = self.node_or_opened(ino)?;
         if let Some(name) = name.strip_prefix(VIRTUAL) {
             return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
@@ -314,9 +290,6 @@ impl FileSystem {
     /// The names of all that programs have set, each ended by a NUL. The computed ones are not
     /// among them, or copying a file would fail to set them.
     pub fn list_xattrs(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        if control::is_control(ino) {
-            return Ok(Vec::new());
-        }
         let node = self.node_or_opened(ino)?;
         let names = node.attributes.xattrs.iter();
         Ok(names
@@ -339,7 +312,7 @@ impl FileSystem {
             flags & libc::XATTR_CREATE != 0,
             flags & libc::XATTR_REPLACE != 0,
         );
-        self.change_xattr(ticket, (ino, &name.clone()), done, move |tx| {
+        self.change_xattr(ticket, &name.clone(), done, move |tx| {
             tx.set_xattr(ino, &name, &value, must)
         });
     }
@@ -347,7 +320,7 @@ impl FileSystem {
     /// Removes an extended attribute.
     pub fn remove_xattr(self: &Arc<Self>, caller: Caller, ino: u64, name: &[u8], done: Done<()>) {
         let (own, ticket) = (name.to_vec(), Ticket::quick(caller.whose()));
-        self.change_xattr(ticket, (ino, name), done, move |tx| {
+        self.change_xattr(ticket, name, done, move |tx| {
             tx.remove_xattr(ino, &own)
         });
     }
@@ -355,7 +328,7 @@ impl FileSystem {
     fn change_xattr(
         &self,
         ticket: Ticket,
-        (ino, name): (u64, &[u8]),
+        name: &[u8],
         done: Done<()>,
         job: impl FnMut(&mut crate::vault::Tx<'_>) -> Result<(), crate::vault::VaultError>
         + Send
@@ -363,7 +336,7 @@ impl FileSystem {
     ) {
         let allowed = if self.vault.is_read_only() {
             Err(Errno(libc::EROFS))
-        } else if control::is_control(ino) || name.starts_with(VIRTUAL) {
+        } else if name.starts_with(VIRTUAL) {
             Err(Errno(libc::EPERM))
         } else if !name.starts_with(USER) || name.len() == USER.len() {
             Err(Errno(libc::EOPNOTSUPP))

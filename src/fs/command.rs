@@ -13,10 +13,10 @@ use crate::crypto::memory;
 use crate::host::nice;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
-use crate::vault::{BLOCKED, Failure, Outcome, Request, Timestamp, Vault, VaultError, rfc3339};
+use crate::vault::{BLOCKED, Failure, Outcome, Request, Vault, VaultError};
 
 use super::commanders::Right;
-use super::{Errno, FileSystem};
+use super::Errno;
 
 /// Longest command, in bytes.
 pub(crate) const MAX_COMMAND: usize = 4096;
@@ -29,10 +29,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// What an answer begins with when a record is not what was stored.
 pub(crate) const INTEGRITY: &str = "integrity failure: ";
-
-/// What the file shows before there was a command.
-const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
-     does not open), rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
 
 /// Takes a command apart.
 ///
@@ -86,22 +82,14 @@ pub(super) struct Keeper {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    orders: Mutex<Orders>,
+    /// Something may be begun.
+    wanted: Mutex<bool>,
     wake: Condvar,
 }
 
-#[derive(Default)]
-struct Orders {
-    wanted: bool,
-    /// The last command and what came of it.
-    last: Option<String>,
-    /// A command is being begun.
-    busy: bool,
-}
-
 impl Shared {
-    fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    fn wanted(&self) -> MutexGuard<'_, bool> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn go_on(&self) -> ControlFlow<()> {
@@ -113,22 +101,22 @@ impl Shared {
 
     /// Waits for an order, at most until `until`; false when it is the end.
     fn wait(&self, until: Option<Instant>) -> bool {
-        let mut orders = self.orders();
+        let mut wanted = self.wanted();
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if std::mem::take(&mut orders.wanted) || left.is_some_and(|left| left.is_zero()) {
+            if std::mem::take(&mut *wanted) || left.is_some_and(|left| left.is_zero()) {
                 return true;
             }
-            orders = match left {
+            wanted = match left {
                 None => self
                     .wake
-                    .wait(orders)
+                    .wait(wanted)
                     .unwrap_or_else(PoisonError::into_inner),
                 Some(left) => {
-                    let waited = self.wake.wait_timeout(orders, left);
+                    let waited = self.wake.wait_timeout(wanted, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
@@ -186,7 +174,7 @@ impl Keeper {
     pub(super) fn start(vault: Arc<Vault>, every: Option<Duration>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         // What an earlier mount left is gone on with at once.
-        shared.orders().wanted = true;
+        *shared.wanted() = true;
         let keeper = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("keys".into())
@@ -209,8 +197,9 @@ impl Keeper {
         })
     }
 
-    fn wake(&self) {
-        self.shared.orders().wanted = true;
+    /// Something may be begun.
+    pub(super) fn wake(&self) {
+        *self.shared.wanted() = true;
         self.shared.wake.notify_all();
     }
 
@@ -234,18 +223,6 @@ impl Keeper {
             tracing::error!("the keys' thread has panicked");
         }
     }
-
-    /// The last command and what came of it.
-    pub(super) fn last(&self) -> String {
-        let last = self.shared.orders().last.clone();
-        last.unwrap_or_else(|| HELP.to_owned())
-    }
-
-    fn note(&self, command: &str, outcome: &str) {
-        let at = Timestamp::now().seconds;
-        let time = rfc3339(at).unwrap_or_else(|| "-".to_owned());
-        self.shared.orders().last = Some(format!("{at} {time} {command}: {outcome}\n"));
-    }
 }
 
 impl Drop for Keeper {
@@ -264,7 +241,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn new(errno: i32, why: &str) -> Self {
+    pub(super) fn new(errno: i32, why: &str) -> Self {
         Self {
             errno: Errno(errno),
             why: why.to_owned(),
@@ -294,125 +271,7 @@ pub(crate) struct Asker {
 }
 
 /// What a command tells its caller, once it is begun or refused.
-pub(crate) type Told = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
-
-impl FileSystem {
-    /// Takes a command, from the control file or the socket. `told` is called once, perhaps from
-    /// another thread, perhaps before this returns.
-    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Asker, told: Told) {
-        let shown = Arc::clone(self);
-        let told = move |begun: Result<(), Refusal>| {
-            shown.control.forget_told();
-            told(begun);
-        };
-        let request = match parse(text) {
-            Ok(request) => request,
-            Err(why) => {
-                self.keeper.note("refused", &why);
-                return told(Err(Refusal::new(libc::EINVAL, &why)));
-            }
-        };
-        if self.vault.is_read_only() {
-            return told(Err(Refusal::new(libc::EROFS, "the mount is read-only")));
-        }
-        if std::mem::replace(&mut self.keeper.shared.orders().busy, true) {
-            let why = "another command is just being begun";
-            return told(Err(Refusal::new(libc::EBUSY, why)));
-        }
-        let beginning = Beginning {
-            fs: Arc::clone(self),
-            name: request.name(),
-            told: Some(Box::new(told)),
-        };
-        let worker = move || {
-            let fs = &beginning.fs;
-            // Nothing is changed in a vault that was not counted yet.
-            fs.vault.await_verdict_or_end();
-            fail::fail_point!("command-begins");
-            let outcome = fs
-                .must_be_taken_from(by, &request)
-                .and_then(|()| fs.vault.begin(&request).map_err(Refusal::from));
-            beginning.end(outcome);
-        };
-        let started = std::thread::Builder::new()
-            .name("command".into())
-            .spawn(worker);
-        if let Err(error) = started {
-            // Whoever asks is told as the worker is dropped.
-            tracing::error!("no thread for a command: {error}");
-        }
-    }
-}
-
-/// A command that is being begun: no other is meanwhile. However that ends, also if it panics, the next
-/// one may be begun, and whoever asked is told.
-struct Beginning {
-    fs: Arc<FileSystem>,
-    name: &'static str,
-    /// `None` once it was told.
-    told: Option<Told>,
-}
-
-impl Beginning {
-    fn end(mut self, outcome: Result<(), Refusal>) {
-        self.tell(outcome);
-    }
-
-    fn tell(&mut self, outcome: Result<(), Refusal>) {
-        let Some(told) = self.told.take() else {
-            return;
-        };
-        let keeper = &self.fs.keeper;
-        keeper.shared.orders().busy = false;
-        keeper.note(self.name, &said(&outcome));
-        // One that is blocked is tried again when somebody asks for another.
-        keeper.wake();
-        told(outcome);
-    }
-}
-
-impl Drop for Beginning {
-    fn drop(&mut self) {
-        let why = "it died while it was begun, and the log says where; `status` tells whether it is \
-                   under way; try again if not";
-        self.tell(Err(Refusal::new(libc::EIO, why)));
-    }
-}
-
-impl FileSystem {
-    /// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
-    /// not asked for by root or the user who mounted, by the command: whoever has those keys can then
-    /// read the vault.
-    fn must_be_taken_from(&self, by: Asker, request: &Request) -> Result<(), Refusal> {
-        let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
-            return Ok(());
-        };
-        let what = match (leave_aws, self.vault.first_unknown_key(to)?) {
-            (false, None) => return Ok(()),
-            (true, _) => "leaving AWS KMS (--yes-leave-aws)".to_owned(),
-            (false, Some(key)) => {
-                format!("{key}, which the vault is not under and kms-key does not name,")
-            }
-        };
-        let keys = to.iter().map(|key| format!(" --kms-key {key}"));
-        let why = format!(
-            "{what} is not taken from here, but from root and the user who mounted, by the command: \
-             `secretfs rewrap {}{}{}`",
-            self.vault.path().display(),
-            keys.collect::<String>(),
-            if *leave_aws { " --yes-leave-aws" } else { "" },
-        );
-        tracing::warn!("refused to user {}: {why}", by.uid);
-        Err(Refusal::new(libc::EPERM, &why))
-    }
-}
-
-fn said(outcome: &Result<(), Refusal>) -> String {
-    match outcome {
-        Ok(()) => "begun; `status` tells how far it is".to_owned(),
-        Err(refusal) => format!("failed: {}", refusal.why),
-    }
-}
+pub(crate) type OnReply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 
 #[cfg(test)]
 mod tests {

@@ -43,6 +43,11 @@ impl Commanders {
         }
     }
 
+    /// Whether a user may command at all.
+    pub(super) fn may_command(&self, uid: u32) -> bool {
+        self.right(uid).is_some()
+    }
+
     /// The user and the group that the control directory belongs to.
     pub(super) fn owner(&self) -> (u32, u32) {
         (self.own, self.group)

@@ -6,206 +6,100 @@
 //! passed on has passed them. Its files are rendered when they are opened. Who may command sees files
 //! of his own, with their own inode numbers: owner and length that the kernel keeps are of one of them.
 
+mod directory;
 mod handles;
 mod opening;
 mod renderers;
-mod status;
-mod texts;
+pub(super) mod status;
+pub(super) mod texts;
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vault::{Kind, ROOT, Timestamp, with_times};
+use crate::vault::{Kind, ROOT, Timestamp};
 
+use super::attributes::SetAttributes;
 use super::command::{Asker, Refusal};
-use super::commanders::{Commanders, Right};
+use super::commanders::Right;
+use super::controller::Controller;
 use super::directories::DirectoryEntry;
 use super::io::ReadDone;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, Refusals, readers};
-use handles::Handles;
+use super::open::Opened;
+use super::virtual_dir::{VIRTUAL_DIRECTORY, VirtualDirectory};
+use super::{Attr, Caller, Done, Errno, FileHandle, Refusals, readers};
+use directory::{FILES, File, NAME, Sight, Text, file_of, number};
+use opening::Openings;
 use renderers::Renderers;
 use texts::Texts;
 
-/// The directory's name.
-pub(super) const CONTROL_NAME: &[u8] = b".secretfs";
-/// The directory's inode number; nodes have none as high.
-pub const CONTROL_DIRECTORY: u64 = 1 << 63;
-/// Handles of control files are numbered from here.
-const FIRST_HANDLE: FileHandle = 1 << 63;
+/// See the module.
+pub struct ControlFiles(Arc<Files>);
 
-/// What a control file holds.
-type Text = Arc<Vec<u8>>;
-
-/// A file of the directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum File {
-    Status,
-    Control,
-    Audit,
-}
-
-/// In the order in which they are listed.
-const FILES: [File; 3] = [File::Control, File::Status, File::Audit];
-
-impl File {
-    fn name(self) -> &'static [u8] {
-        match self {
-            File::Status => b"status",
-            File::Control => b"control",
-            File::Audit => b"audit",
-        }
-    }
-
-    fn mode(self, sight: Sight) -> u32 {
-        match (self, sight) {
-            (File::Status, Sight::Public) => 0o444,
-            // An overlay asks for everybody as who has mounted it.
-            (File::Status | File::Audit, _) => 0o400,
-            (File::Control, _) => 0o600,
-        }
-    }
-}
-
-/// Who looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sight {
-    /// Root and the user of the daemon.
-    Own,
-    /// Whom `control-uid` names: the files are hers, or the kernel would not let her open them.
-    Also,
-    /// Everybody else.
-    Public,
-}
-
-const SIGHTS: [Sight; 3] = [Sight::Own, Sight::Also, Sight::Public];
-
-fn number(file: File, sight: Sight) -> u64 {
-    CONTROL_DIRECTORY + 1 + sight as u64 * 16 + file as u64
-}
-
-/// Which file an inode number is of.
-fn file_of(ino: u64) -> Option<(File, Sight)> {
-    SIGHTS
-        .into_iter()
-        .flat_map(|sight| FILES.map(|file| (file, sight)))
-        .find(|(file, sight)| number(*file, *sight) == ino)
-}
-
-/// Whether an inode number belongs to the control directory.
-pub(super) fn is_control(ino: u64) -> bool {
-    ino >= CONTROL_DIRECTORY
-}
-
-/// Whether a handle is that of a control file.
-pub(super) fn is_control_handle(fh: FileHandle) -> bool {
-    fh >= FIRST_HANDLE
-}
-
-/// Open control files, and who may have them.
-pub(super) struct Control {
-    commanders: Commanders,
-    open: Mutex<Handles>,
-    next: AtomicU64,
-    texts: Texts,
-    refusals: Refused,
+/// What the directory and the threads that render for it share.
+struct Files {
+    controller: Arc<Controller>,
+    open: Openings,
     renderers: Renderers,
+    refused_commands: Refusals,
 }
 
-/// What was refused.
-#[derive(Default)]
-struct Refused {
-    open: Refusals,
-    write: Refusals,
-    too_many: Refusals,
-}
-
-impl Control {
-    /// `also` may command, too.
-    pub(super) fn new(also: Option<u32>) -> Self {
-        Self {
-            commanders: Commanders::new(also),
-            open: Mutex::default(),
-            next: AtomicU64::default(),
-            texts: Texts::default(),
-            refusals: Refused::default(),
+impl ControlFiles {
+    /// The files of what `controller` controls.
+    pub fn of(controller: &Arc<Controller>) -> Self {
+        let is_read_only = controller.vault().is_read_only();
+        Self(Arc::new(Files {
+            controller: Arc::clone(controller),
+            open: Openings::new(*controller.commanders(), is_read_only),
             renderers: Renderers::default(),
-        }
+            refused_commands: Refusals::default(),
+        }))
     }
+}
 
-    fn open(&self) -> MutexGuard<'_, Handles> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Number of open control files.
-    pub(super) fn len(&self) -> usize {
-        self.open().len()
-    }
-
-    /// Lengths that were told are out of date.
-    pub(super) fn forget_told(&self) {
-        self.texts.forget_told();
+impl Files {
+    fn texts(&self) -> &Texts {
+        self.controller.texts()
     }
 
     fn may_command(&self, uid: u32) -> bool {
-        self.commanders.right(uid).is_some()
+        self.controller.commanders().may_command(uid)
     }
 
     fn sight_of(&self, uid: u32) -> Sight {
-        match self.commanders.right(uid) {
+        match self.controller.commanders().right(uid) {
             Some(Right::All) => Sight::Own,
             Some(Right::KnownKeys) => Sight::Also,
             None => Sight::Public,
         }
     }
 
-    /// Nothing more is refused.
-    pub(super) fn end(&self) {
-        let Refused {
-            open,
-            write,
-            too_many,
-        } = &self.refusals;
-        open.end("refused to open files of .secretfs");
-        write.end("refused commands to .secretfs/control");
-        too_many.end("refused to open more files of .secretfs");
-    }
-}
-
-impl FileSystem {
-    /// Who may command the keys.
-    pub(crate) fn commanders(&self) -> &Commanders {
-        &self.control.commanders
-    }
-
     /// The key-management history, one JSON object a line.
     fn render_audit(&self) -> Result<Text, Errno> {
-        let head = self.vault.history_head();
-        if !self.vault.is_condemned()
-            && let Some(known) = self.control.texts.history(&head)
+        let vault = self.controller.vault();
+        let head = vault.history_head();
+        if !vault.is_condemned()
+            && let Some(known) = self.texts().history(&head)
         {
             return Ok(known);
         }
-        let events = self.vault.history()?;
-        let lines = events.iter().map(|event| {
-            let event = serde_json::to_value(event).unwrap_or_default();
-            format!("{}\n", with_times(event)).into_bytes()
-        });
+        let events = self.controller.audit()?;
+        let lines = events.iter().map(|event| format!("{event}\n").into_bytes());
         let text = Arc::new(lines.flatten().collect());
         // It may have grown meanwhile.
         if events.len() as u64 == head.length {
-            self.control.texts.note_history(head, &text);
+            self.texts().note_history(head, &text);
         }
         Ok(text)
     }
 
     fn render(&self, file: File, in_full: bool) -> Result<Text, Errno> {
-        let bytes = match file {
+        let text = match file {
             File::Audit => return self.render_audit(),
-            File::Status => self.render_status(in_full),
-            File::Control => self.keeper.last().into_bytes(),
+            File::Status if in_full => format!("{:#}\n", self.controller.status()),
+            File::Status => format!("{:#}\n", self.controller.public_status()),
+            File::Control => self.controller.last_command(),
         };
-        Ok(self.control.texts.share(file, in_full, bytes))
+        Ok(self.texts().share(file, in_full, text.into_bytes()))
     }
 
     /// Has a file rendered, which may wait for the disk, and goes on with its text on another thread.
@@ -215,17 +109,17 @@ impl FileSystem {
         in_full: bool,
         then: impl FnOnce(&Self, Result<Text, Errno>) + Send + 'static,
     ) {
-        let fs = Arc::clone(self);
+        let files = Arc::clone(self);
         let job = move |may: Result<(), Errno>| {
-            let text = may.and_then(|()| fs.render(file, in_full));
-            then(&fs, text);
+            let text = may.and_then(|()| files.render(file, in_full));
+            then(&files, text);
         };
         match file {
             // It looks at nothing but what is in memory.
             File::Control => job(Ok(())),
             File::Status | File::Audit => {
                 readers::hand_over();
-                self.control.renderers.run(in_full, Box::new(job));
+                self.renderers.run(in_full, Box::new(job));
             }
         }
     }
@@ -238,8 +132,8 @@ impl FileSystem {
         by_number: bool,
         done: impl FnOnce(&Self, u64) + Send + 'static,
     ) {
-        let texts = &self.control.texts;
-        let in_full = self.control.may_command(caller.uid);
+        let texts = self.texts();
+        let in_full = self.may_command(caller.uid);
         let known = match in_full {
             // There is nothing in it that changes from one moment to the next.
             false if file == File::Status => None,
@@ -254,21 +148,21 @@ impl FileSystem {
         if let Some(text) = known.or_else(open) {
             return done(self, text.len() as u64);
         }
-        self.when_rendered(file, in_full, move |fs, text| {
+        self.when_rendered(file, in_full, move |files, text| {
             if in_full && let Ok(text) = &text {
-                fs.control.texts.tell(caller.uid, file, text);
+                files.texts().tell(caller.uid, file, text);
             }
             // Opening it tells what is wrong.
-            done(fs, text.map_or(0, |text| text.len() as u64));
+            done(files, text.map_or(0, |text| text.len() as u64));
         });
     }
 
     /// The attributes of the directory.
-    pub(super) fn control_directory(&self) -> Attr {
+    fn own_attr(&self) -> Attr {
         let now = Timestamp::now();
-        let (uid, gid) = self.control.commanders.owner();
+        let (uid, gid) = self.controller.commanders().owner();
         Attr {
-            ino: CONTROL_DIRECTORY,
+            ino: VIRTUAL_DIRECTORY,
             kind: Kind::Directory,
             mode: 0o555,
             links: 2,
@@ -284,9 +178,9 @@ impl FileSystem {
         }
     }
 
-    fn control_file(&self, file: File, sight: Sight, size: u64) -> Attr {
-        let directory = self.control_directory();
-        let also = self.control.commanders.also();
+    fn file_attr(&self, file: File, sight: Sight, size: u64) -> Attr {
+        let directory = self.own_attr();
+        let also = self.controller.commanders().also();
         Attr {
             ino: number(file, sight),
             kind: Kind::File,
@@ -301,67 +195,89 @@ impl FileSystem {
         }
     }
 
-    /// A node of the control directory, as who asks sees it.
-    pub(super) fn control_attr(self: &Arc<Self>, caller: Caller, ino: u64, done: Done<Attr>) {
+    fn opened(
+        &self,
+        caller: Caller,
+        (file, commands): (File, bool),
+        text: &Text,
+    ) -> Result<Opened, Errno> {
+        let opened = self.open.add(caller, commands, text)?;
+        if self.may_command(caller.uid) {
+            self.texts().note_opened(caller, file, text);
+        }
+        Ok(opened)
+    }
+}
+
+impl VirtualDirectory for ControlFiles {
+    fn name(&self) -> &'static [u8] {
+        NAME
+    }
+
+    fn own_attr(&self) -> Attr {
+        self.0.own_attr()
+    }
+
+    fn lookup(&self, caller: Caller, name: &[u8], done: Done<Attr>) {
+        let Some(file) = FILES.into_iter().find(|file| file.name() == name) else {
+            return done(Err(Errno(libc::ENOENT)));
+        };
+        let sight = self.0.sight_of(caller.uid);
+        self.0.length_for(caller, file, false, move |files, size| {
+            done(Ok(files.file_attr(file, sight, size)));
+        });
+    }
+
+    fn attr(&self, caller: Caller, ino: u64, done: Done<Attr>) {
         match file_of(ino) {
-            Some((file, sight)) => self.length_for(caller, file, true, move |fs, size| {
-                done(Ok(fs.control_file(file, sight, size)));
+            Some((file, sight)) => self.0.length_for(caller, file, true, move |files, size| {
+                done(Ok(files.file_attr(file, sight, size)));
             }),
-            None if ino == CONTROL_DIRECTORY => done(Ok(self.control_directory())),
+            None if ino == VIRTUAL_DIRECTORY => done(Ok(self.own_attr())),
             None => done(Err(Errno(libc::ENOENT))),
         }
     }
 
-    /// The same, for nobody in particular: what is rendered already tells the length.
-    pub(super) fn control_node(&self, ino: u64) -> Result<Attr, Errno> {
+    /// What is rendered already tells the length.
+    fn attr_for_anybody(&self, ino: u64) -> Result<Attr, Errno> {
         match file_of(ino) {
             Some((file, sight)) => {
                 let in_full = sight != Sight::Public;
-                let size = self.control.texts.newest_length(file, in_full);
-                Ok(self.control_file(file, sight, size))
+                let size = self.0.texts().newest_length(file, in_full);
+                Ok(self.0.file_attr(file, sight, size))
             }
-            None if ino == CONTROL_DIRECTORY => Ok(self.control_directory()),
+            None if ino == VIRTUAL_DIRECTORY => Ok(self.own_attr()),
             None => Err(Errno(libc::ENOENT)),
         }
     }
 
-    pub(super) fn lookup_control(
-        self: &Arc<Self>,
-        caller: Caller,
-        parent: u64,
-        name: &[u8],
-        done: Done<Attr>,
-    ) {
-        if parent != CONTROL_DIRECTORY {
-            return done(Err(Errno(libc::ENOTDIR)));
-        }
-        let Some(file) = FILES.into_iter().find(|file| file.name() == name) else {
-            return done(Err(Errno(libc::ENOENT)));
-        };
-        let sight = self.control.sight_of(caller.uid);
-        self.length_for(caller, file, false, move |fs, size| {
-            done(Ok(fs.control_file(file, sight, size)));
-        });
-    }
-
     /// Changes nothing: `echo rotate > control` may truncate first.
-    pub(super) fn change_control(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino: u64,
-        set: &super::SetAttributes,
-        done: Done<Attr>,
-    ) {
+    fn set_attr(&self, caller: Caller, ino: u64, set: &SetAttributes, done: Done<Attr>) {
         let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
-        match refused || !self.control.may_command(caller.uid) {
+        match refused || !self.0.may_command(caller.uid) {
             true => done(Err(Errno(libc::EPERM))),
-            false => self.control_attr(caller, ino, done),
+            false => self.attr(caller, ino, done),
         }
     }
 
-    pub(super) fn read_control(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
-        let open = self.control.open().get(fh);
-        match open {
+    fn open(&self, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
+        let (file, commands) = match self.0.open.must_be_allowed(caller, ino, flags) {
+            Ok(allowed) => allowed,
+            Err(error) => return done(Err(error)),
+        };
+        let may_command = self.0.may_command(caller.uid);
+        let then = move |files: &Files, text: Result<Text, Errno>| {
+            done(text.and_then(|text| files.opened(caller, (file, commands), &text)));
+        };
+        let told = self.0.texts().take(caller.uid, file);
+        match told.filter(|_| may_command) {
+            Some(text) => then(&self.0, Ok(text)),
+            None => self.0.when_rendered(file, may_command, then),
+        }
+    }
+
+    fn read(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
+        match self.0.open.get(fh) {
             Some(open) => done(Ok(super::io::window(&open.text, offset, size))),
             None => done(Err(Errno(libc::EBADF))),
         }
@@ -369,24 +285,24 @@ impl FileSystem {
 
     /// One write is one command, wherever it is written to. Who writes may not be who has opened it,
     /// and is looked at, too; of what comes out of the page cache (`mmap`) nobody knows who it was.
-    pub(super) fn write_control(
-        self: &Arc<Self>,
+    fn write(
+        &self,
         caller: Caller,
         fh: FileHandle,
         data: &[u8],
         from_cache: bool,
         done: Done<u32>,
     ) {
-        let open = self.control.open().get(fh);
+        let open = self.0.open.get(fh);
         let Some(open) = open.filter(|open| open.commands) else {
             return done(Err(Errno(libc::EBADF)));
         };
         let (uid, pid) = (caller.uid, caller.pid);
-        if from_cache || !self.control.may_command(uid) {
+        if from_cache || !self.0.may_command(uid) {
             // Of a mapping it is known who has opened it alone.
             let whose = if from_cache { open.uid } else { uid };
-            self.control.refusals.write.log(whose, || {
-                let (opener, who) = (open.uid, self.commanders());
+            self.0.refused_commands.log(whose, || {
+                let (opener, who) = (open.uid, self.0.controller.commanders());
                 match from_cache {
                     true => format!(
                         "refused a command to .secretfs/control: it came through a mapping, of a \
@@ -401,26 +317,23 @@ impl FileSystem {
             return done(Err(Errno(libc::EPERM)));
         }
         let count = data.len() as u32;
-        let told = move |begun: Result<(), Refusal>| match begun {
+        let reply = move |begun: Result<(), Refusal>| match begun {
             Ok(()) => done(Ok(count)),
             Err(refusal) => done(Err(refusal.errno)),
         };
         // Whoever it is: other programs of that user may be what writes here.
         let right = Right::KnownKeys;
-        self.command(data, Asker { uid, right }, Box::new(told));
+        let by = Asker { uid, right };
+        self.0.controller.command(data, by, Box::new(reply));
     }
 
-    pub(super) fn release_control(&self, fh: FileHandle) {
-        self.control.open().remove(fh);
+    fn release(&self, fh: FileHandle) {
+        self.0.open.remove(fh);
     }
 
-    pub(super) fn read_control_directory(
-        &self,
-        position: u64,
-        mut take: impl FnMut(&DirectoryEntry) -> bool,
-    ) -> Result<(), Errno> {
+    fn list(&self, position: u64, take: &mut dyn FnMut(&DirectoryEntry) -> bool) {
         let dots = [
-            (CONTROL_DIRECTORY, Kind::Directory, &b"."[..]),
+            (VIRTUAL_DIRECTORY, Kind::Directory, &b"."[..]),
             (ROOT, Kind::Directory, b".."),
         ];
         let files = FILES.map(|file| (number(file, Sight::Own), Kind::File, file.name()));
@@ -435,6 +348,20 @@ impl FileSystem {
                 break;
             }
         }
-        Ok(())
+    }
+
+    fn open_files(&self) -> usize {
+        self.0.open.len()
+    }
+
+    fn begin_to_end(&self) {
+        self.0.controller.begin_to_end();
+    }
+
+    fn end(&self) {
+        self.0.controller.end();
+        self.0.open.end();
+        let refused = &self.0.refused_commands;
+        refused.end("refused commands to .secretfs/control");
     }
 }

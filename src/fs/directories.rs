@@ -10,7 +10,6 @@ use crate::store::NodeId;
 use crate::vault::{Kind, ROOT, VaultError};
 
 use super::budget::UNKNOWN;
-use super::control;
 use super::handles::Access;
 use super::{Attr, Errno, FileHandle, FileSystem};
 use reading::{FIRST_NAME, Found, Reading};
@@ -40,9 +39,6 @@ pub(super) struct DirectoryHandles {
 impl FileSystem {
     /// Opens a directory.
     pub fn open_directory(&self, ino: u64) -> Result<FileHandle, Errno> {
-        if control::is_control(ino) {
-            return Ok(0);
-        }
         // Registered like a file, so that a directory that is removed while open stays readable.
         let access = Access {
             read: true,
@@ -111,9 +107,6 @@ impl FileSystem {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        if control::is_control(ino) {
-            return self.read_control_directory(position, take);
-        }
         let known = self
             .directories
             .open
@@ -211,9 +204,6 @@ impl FileSystem {
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
     pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
-        if control::is_control(entry.ino) {
-            return self.control_node(entry.ino);
-        }
         let node = match self.present(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {

@@ -27,22 +27,35 @@ pub enum Ending {
 /// How long the end of a mount waits beyond the tries.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A file system of which what was left is published, as far as that could be done.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "it is to be closed"]
+pub(super) struct Drained {
+    ending: Ending,
+    /// Publications that had failed before.
+    failed: u64,
+}
+
 impl FileSystem {
-    /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything
-    /// durable, and remembers how far the vault has come.
-    ///
-    /// # Errors
-    /// When something could not be published or made durable.
-    pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
+    /// Publishes what is left if the mount ended in an orderly way, and waits for what is being
+    /// published.
+    pub(super) fn drain(self: &Arc<Self>, ending: Ending) -> Drained {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
         self.appends.stop();
-        self.keeper.begin_to_stop();
         self.vault.stop_counting();
         if ending != Ending::Aborted {
             self.publish_all(ending);
         }
         self.await_publications();
-        self.keeper.stop();
+        Drained { ending, failed }
+    }
+
+    /// Makes everything durable, and remembers how far the vault has come.
+    ///
+    /// # Errors
+    /// When something could not be published or made durable.
+    pub(super) fn close(&self, drained: Drained) -> Result<(), VaultError> {
+        let Drained { ending, failed } = drained;
         self.ending.store(true, Ordering::Relaxed);
         self.touches.end("the mount has ended");
         if let Some(follower) = self.follower.get() {
@@ -51,7 +64,6 @@ impl FileSystem {
         for routine in self.routines.get().into_iter().flatten() {
             routine.stop();
         }
-        self.control.end();
         let Some(writer) = &self.writer else {
             return Ok(());
         };

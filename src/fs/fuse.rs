@@ -18,12 +18,12 @@ use fuser::{
 use crate::crypto::memory;
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
-use super::control;
+use super::entry::FrontDoor;
 use super::io::Transfer;
 use super::lookout::Lookout;
 use super::readers::{self, AtWork, Readers};
 use super::who::Known;
-use super::{Attr, Errno, FileSystem, SetAttributes};
+use super::{Attr, Errno, SetAttributes};
 
 /// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold
 /// of a secret: the 128 KiB that many programs ask for, wherever in a page their buffer begins.
@@ -52,28 +52,28 @@ pub struct Serving {
     pub is_own: bool,
 }
 
-/// Serves a [`FileSystem`] through fuser.
+/// Serves a file system through fuser.
 #[derive(Debug)]
 pub struct Adapter {
-    fs: Arc<FileSystem>,
+    door: Arc<FrontDoor>,
     readers: Arc<Readers>,
     known: Known,
 }
 
 impl Adapter {
-    /// Serves `fs`. Threads look for the next request on `device` before they sleep.
-    pub fn new(fs: Arc<FileSystem>, device: OwnedFd, serving: Serving) -> Self {
+    /// Serves what is behind `door`. Threads look for the next request on `device` before they sleep.
+    pub fn new(door: Arc<FrontDoor>, device: OwnedFd, serving: Serving) -> Self {
         let lookout = Lookout::new(device, serving.patience);
         let readers = Arc::new(Readers::new(serving.threads, lookout));
         // The device goes with the session, which ends before the file system does.
         let of_session = Arc::downgrade(&readers);
-        fs.attach_releases(move || {
+        door.fs().attach_releases(move || {
             if let Some(readers) = of_session.upgrade() {
                 readers.await_releases();
             }
         });
         Self {
-            fs,
+            door,
             readers,
             known: match serving.idmap {
                 true => Known::of_idmapped(serving.is_own),
@@ -84,9 +84,9 @@ impl Adapter {
 
     /// How a failure is told to who asks for a node by its number.
     fn by_number(&self, request: &Request, ino: INodeNo) -> ByNumber {
-        let fs = &self.fs;
+        let door = &self.door;
         ByNumber {
-            beside_writer: fs.vault().is_read_only().then(|| Arc::clone(fs)),
+            beside_writer: door.vault().is_read_only().then(|| Arc::clone(door)),
             thread: request.pid(),
             ino: ino.0,
         }
@@ -180,11 +180,11 @@ fn file_attr(attr: &Attr) -> FileAttr {
 /// Node ids are never reused, so there is one generation of each.
 const GENERATION: Generation = Generation(0);
 
-fn entry(fs: &Arc<FileSystem>, reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
-    let fs = Arc::clone(fs);
+fn entry(door: &Arc<FrontDoor>, reply: ReplyEntry) -> Box<dyn FnOnce(Result<Attr, Errno>) + Send> {
+    let door = Arc::clone(door);
     Box::new(move |result| match result {
         Ok(attr) => {
-            fs.remember(&attr);
+            door.remember(&attr);
             reply.entry(&attr.ttl, &file_attr(&attr), GENERATION);
         }
         Err(error) => reply.error(error.into()),
@@ -209,7 +209,7 @@ fn empty(reply: ReplyEmpty) -> Box<dyn FnOnce(Result<(), Errno>) + Send> {
 /// of date. For ESTALE the kernel looks the name up again; ENOENT would be the program's.
 struct ByNumber {
     /// There it depends on what the thread was told before.
-    beside_writer: Option<Arc<FileSystem>>,
+    beside_writer: Option<Arc<FrontDoor>>,
     thread: u32,
     ino: u64,
 }
@@ -217,7 +217,7 @@ struct ByNumber {
 impl ByNumber {
     fn errno(&self, error: Errno) -> fuser::Errno {
         match (error, &self.beside_writer) {
-            (error, Some(fs)) => fs.gone_for(self.thread, self.ino, error).into(),
+            (error, Some(door)) => door.gone_for(self.thread, self.ino, error).into(),
             (Errno(libc::ENOENT), None) => fuser::Errno::ESTALE,
             (error, None) => error.into(),
         }
@@ -287,22 +287,22 @@ impl fuser::Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _at_work = self.begin(request);
-        let (asked, fs) = (self.by_number(request, parent), Arc::clone(&self.fs));
-        let matters = control::is_control(parent.0) || self.fs.vault().is_read_only();
-        self.fs.lookup_for(
+        let (asked, door) = (self.by_number(request, parent), Arc::clone(&self.door));
+        let matters = self.door.depends_on_caller(parent.0);
+        self.door.lookup_for(
             self.known.caller_if(matters, request),
             parent.0,
             name.as_bytes(),
             Box::new(move |found| match found {
                 // The directory that it is looked for in is gone.
                 Err(error @ Errno(libc::ESTALE)) => reply.error(asked.errno(error)),
-                found => entry(&fs, reply)(found),
+                found => entry(&door, reply)(found),
             }),
         );
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.fs.forget(ino.0, lookups);
+        self.door.forget(ino.0, lookups);
     }
 
     fn getattr(
@@ -314,9 +314,9 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
-        let matters = control::is_control(ino.0) || self.fs.vault().is_read_only();
+        let matters = self.door.depends_on_caller(ino.0);
         let fh = fh.map(|fh| fh.0);
-        self.fs.getattr(
+        self.door.getattr(
             self.known.caller_if(matters, request),
             ino.0,
             fh,
@@ -351,7 +351,7 @@ impl fuser::Filesystem for Adapter {
             accessed: atime.map(stamp),
             modified: mtime.map(stamp),
         };
-        self.fs.setattr(
+        self.door.setattr(
             self.known.caller(request),
             ino.0,
             fh.map(|fh| fh.0),
@@ -362,7 +362,7 @@ impl fuser::Filesystem for Adapter {
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let _at_work = self.begin(request);
-        match self.fs.read_link(ino.0) {
+        match self.door.read_link(ino.0) {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(self.by_number(request, ino).errno(error)),
         }
@@ -391,12 +391,12 @@ impl fuser::Filesystem for Adapter {
             device: rdev,
             ..new_node(request, kind, mode & !umask)
         };
-        self.fs.make(
+        self.door.make(
             self.known.caller(request),
             parent.0,
             name.as_bytes(),
             new,
-            entry(&self.fs, reply),
+            entry(&self.door, reply),
         );
     }
 
@@ -411,18 +411,18 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let new = new_node(request, Kind::Directory, mode & !umask);
-        self.fs.make(
+        self.door.make(
             self.known.caller(request),
             parent.0,
             name.as_bytes(),
             new,
-            entry(&self.fs, reply),
+            entry(&self.door, reply),
         );
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.unlink(
+        self.door.unlink(
             self.known.caller(request),
             parent.0,
             name.as_bytes(),
@@ -432,7 +432,7 @@ impl fuser::Filesystem for Adapter {
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.rmdir(
+        self.door.rmdir(
             self.known.caller(request),
             parent.0,
             name.as_bytes(),
@@ -454,12 +454,12 @@ impl fuser::Filesystem for Adapter {
             target,
             ..new_node(request, Kind::Symlink, 0o777)
         };
-        self.fs.make(
+        self.door.make(
             self.known.caller(request),
             parent.0,
             name.as_bytes(),
             new,
-            entry(&self.fs, reply),
+            entry(&self.door, reply),
         );
     }
 
@@ -481,7 +481,7 @@ impl fuser::Filesystem for Adapter {
         } else if flags == RenameFlags::RENAME_EXCHANGE {
             RenameMode::Exchange
         } else {
-            return reply.error(match self.fs.vault().is_read_only() {
+            return reply.error(match self.door.vault().is_read_only() {
                 true => fuser::Errno::EROFS,
                 false => fuser::Errno::EINVAL,
             });
@@ -490,7 +490,7 @@ impl fuser::Filesystem for Adapter {
             (parent.0, name.as_bytes()),
             (new_parent.0, new_name.as_bytes()),
         );
-        self.fs
+        self.door
             .rename(self.known.caller(request), from, to, mode, empty(reply));
     }
 
@@ -504,18 +504,18 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let to = (parent.0, name.as_bytes());
-        self.fs.link(
+        self.door.link(
             self.known.caller(request),
             ino.0,
             to,
-            entry(&self.fs, reply),
+            entry(&self.door, reply),
         );
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _at_work = self.begin(request);
         let asked = self.by_number(request, ino);
-        self.fs.open(
+        self.door.open(
             self.known.caller(request),
             ino.0,
             flags.0,
@@ -539,8 +539,8 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let _at_work = self.begin(request);
-        let fs = Arc::clone(&self.fs);
-        self.fs.create(
+        let door = Arc::clone(&self.door);
+        self.door.create(
             self.known.caller(request),
             parent.0,
             name.as_bytes(),
@@ -548,7 +548,7 @@ impl fuser::Filesystem for Adapter {
             flags,
             Box::new(move |created| match created {
                 Ok((attr, opened)) => {
-                    fs.remember(&attr);
+                    door.remember(&attr);
                     reply.created(
                         &attr.ttl,
                         &file_attr(&attr),
@@ -579,7 +579,7 @@ impl fuser::Filesystem for Adapter {
             kill_set_id: false,
             pid: request.pid(),
         };
-        self.fs.read(
+        self.door.read(
             fh.0,
             offset,
             size,
@@ -610,9 +610,9 @@ impl fuser::Filesystem for Adapter {
             kill_set_id: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             pid: request.pid(),
         };
-        self.fs.write_flagged(
+        self.door.write_flagged(
             self.known
-                .caller_if(control::is_control_handle(fh.0), request),
+                .caller_if(self.door.write_depends_on_caller(fh.0), request),
             (fh.0, offset),
             data,
             transfer,
@@ -633,7 +633,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _at_work = self.begin(request);
-        self.fs
+        self.door
             .flush(fh.0, request.pid(), lock_owner.0, empty(reply));
     }
 
@@ -649,7 +649,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         received(request);
         let _at_work = self.readers.begin_release();
-        self.fs.release(fh.0);
+        self.door.release(fh.0);
         reply.ok();
     }
 
@@ -662,12 +662,12 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _at_work = self.begin(request);
-        self.fs.fsync(fh.0, empty(reply));
+        self.door.fsync(fh.0, empty(reply));
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let _at_work = self.begin(request);
-        match self.fs.open_directory(ino.0) {
+        match self.door.open_directory(ino.0) {
             Ok(fh) => reply.opened(fuser::FileHandle(fh), FopenFlags::empty()),
             Err(error) => reply.error(self.by_number(request, ino).errno(error)),
         }
@@ -682,7 +682,7 @@ impl fuser::Filesystem for Adapter {
         mut reply: ReplyDirectory,
     ) {
         let _at_work = self.begin(request);
-        let read = self.fs.read_directory(ino.0, fh.0, offset, |entry| {
+        let read = self.door.read_directory(ino.0, fh.0, offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             reply.add(INodeNo(entry.ino), entry.position, kind(entry.kind), name)
         });
@@ -703,8 +703,8 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let mut failure = None;
         let mut told = Vec::new();
-        let read = self.fs.read_directory_plus(ino.0, fh.0, offset, |entry| {
-            match self.fs.entry_attr(ino.0, entry) {
+        let read = self.door.read_directory_plus(ino.0, fh.0, offset, |entry| {
+            match self.door.entry_attr(ino.0, entry) {
                 Ok(attr) => {
                     let full = reply.add(
                         INodeNo(entry.ino),
@@ -723,7 +723,7 @@ impl fuser::Filesystem for Adapter {
                 // Removed since the entry was read; beside a writer that is ESTALE.
                 Err(Errno(libc::ENOENT | libc::ESTALE)) => false,
                 // It was logged; what is left is to be got out.
-                Err(Errno(libc::EIO)) if self.fs.vault().is_salvage() => false,
+                Err(Errno(libc::EIO)) if self.door.vault().is_salvage() => false,
                 Err(error) => {
                     failure = Some(error);
                     true
@@ -732,7 +732,7 @@ impl fuser::Filesystem for Adapter {
         });
         match read.and(failure.map_or(Ok(()), Err)) {
             Ok(()) => {
-                told.iter().for_each(|attr| self.fs.remember(attr));
+                told.iter().for_each(|attr| self.door.remember(attr));
                 reply.ok();
             }
             Err(error) => reply.error(error.into()),
@@ -747,7 +747,7 @@ impl fuser::Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.fs.release_directory(fh.0);
+        self.door.release_directory(fh.0);
         reply.ok();
     }
 
@@ -759,11 +759,11 @@ impl fuser::Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        self.fs.barrier(self.known.caller(request), empty(reply));
+        self.door.barrier(self.known.caller(request), empty(reply));
     }
 
     fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        match self.fs.figures() {
+        match self.door.figures() {
             Ok(f) => reply.statfs(
                 f.blocks,
                 f.free,
@@ -790,7 +790,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let pair = (name.as_bytes(), value);
-        self.fs
+        self.door
             .set_xattr(self.known.caller(request), ino.0, pair, flags, empty(reply));
     }
 
@@ -803,19 +803,19 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyXattr,
     ) {
         let _at_work = self.begin(request);
-        let value = self.fs.get_xattr(ino.0, name.as_bytes());
+        let value = self.door.get_xattr(ino.0, name.as_bytes());
         data(&self.by_number(request, ino), value, size, reply);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _at_work = self.begin(request);
-        let names = self.fs.list_xattrs(ino.0);
+        let names = self.door.list_xattrs(ino.0);
         data(&self.by_number(request, ino), names, size, reply);
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _at_work = self.begin(request);
-        self.fs.remove_xattr(
+        self.door.remove_xattr(
             self.known.caller(request),
             ino.0,
             name.as_bytes(),
@@ -840,9 +840,9 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let done = self
-            .fs
+            .door
             .changed_by(self.known.caller(request), fh.0, empty(reply));
-        self.fs.allocate(fh.0, offset, length, mode, done);
+        self.door.allocate(fh.0, offset, length, mode, done);
     }
 
     fn lseek(
@@ -858,7 +858,7 @@ impl fuser::Filesystem for Adapter {
         let sought = u64::try_from(offset)
             .map_err(|_| Errno(libc::ENXIO))
             .and_then(|offset| {
-                self.fs
+                self.door
                     .seek(self.known.caller_if(false, request), fh.0, offset, whence)
             });
         match sought {
@@ -885,12 +885,12 @@ impl fuser::Filesystem for Adapter {
             Ok(count) => reply.written(count),
             Err(error) => reply.error(error.into()),
         });
-        self.fs.copy_range(
+        self.door.copy_range(
             self.known.caller(request),
             (fh_in.0, offset_in),
             (fh_out.0, offset_out),
             length,
-            self.fs
+            self.door
                 .changed_by(self.known.caller(request), fh_out.0, done),
         );
     }

@@ -11,7 +11,7 @@ use super::handles::{Handle, NodeState};
 use super::loaded::{LastPiece, LastRead, Loaded, Pin};
 use super::readings::Shown;
 use super::{Errno, FileHandle, FileSystem};
-use super::{control, descriptors};
+use super::descriptors;
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
 const WHOLE: u64 = SMALL;
@@ -60,9 +60,6 @@ impl FileSystem {
         transfer: Transfer,
         done: ReadDone,
     ) {
-        if control::is_control_handle(fh) {
-            return self.read_control(fh, offset, size, done);
-        }
         let handle = match self.table.get(fh) {
             Ok(handle) if handle.access.read => handle,
             // The page cache reads for a program that only writes, to fill a page.
@@ -361,7 +358,7 @@ impl FileSystem {
 }
 
 /// The part of `bytes` that a read at `offset` gets.
-pub(super) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
+pub(crate) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
     let start = usize::try_from(offset)
         .unwrap_or(usize::MAX)
         .min(bytes.len());

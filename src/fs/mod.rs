@@ -13,10 +13,12 @@ mod budget;
 mod command;
 mod commanders;
 mod control;
+mod controller;
 mod descriptors;
 mod directories;
 mod draft;
 mod ending;
+mod entry;
 mod errno;
 mod follow;
 pub mod fuse;
@@ -36,6 +38,7 @@ mod refusals;
 mod routine;
 mod told;
 mod touch;
+mod virtual_dir;
 mod watch;
 mod who;
 mod write;
@@ -51,15 +54,19 @@ use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
 pub use attributes::{Figures, SetAttributes};
 pub use command::parse as parse_command;
 pub(crate) use command::{Asker, INTEGRITY, MAX_COMMAND, Refusal};
-pub use control::CONTROL_DIRECTORY;
+pub use control::ControlFiles;
+pub use control::status::Shown;
+pub use controller::{ControlSettings, Controller};
 pub use directories::DirectoryEntry;
 pub use ending::Ending;
+pub use entry::FrontDoor;
 pub use errno::Errno;
 pub use handles::{Access, FileHandle};
 pub use io::{ReadDone, Transfer};
 pub use open::Opened;
 pub(crate) use refusals::Refusals;
 pub use touch::{Touched, Touches};
+pub use virtual_dir::VirtualDirectory;
 
 use appends::Appends;
 use beside::Askers;
@@ -82,26 +89,14 @@ pub struct Settings {
     pub max_secret_size: u64,
     /// Most bytes of drafts and snapshots in memory.
     pub max_memory: u64,
-    /// What that follows from, for `status`.
-    pub max_memory_from: &'static str,
     /// A reader that asks again at the end of a replaced content after this long waits for more
     /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
     /// the rest of another content for that of its own.
     pub end_patience: Duration,
     /// How long what was only appended to a file may wait to be published without fsync or close.
     pub appends_after: Duration,
-    /// How long after its last replacement the master key is replaced; `None`: when asked to.
-    pub rotate_every: Option<Duration>,
-    /// When the vault is counted, for `status`.
-    pub verify: &'static str,
     /// How long after somebody else has changed the vault it is counted anew.
     pub verify_every: Duration,
-    /// How the process is protected, for `status`.
-    pub protection: serde_json::Value,
-    /// Where it is mounted, for `status`.
-    pub mountpoint: String,
-    /// One more user who may command the keys.
-    pub control_uid: Option<u32>,
 }
 
 /// Who asks.
@@ -162,6 +157,20 @@ struct Counters {
     in_pieces: AtomicU64,
 }
 
+/// What a file system is about at a moment.
+pub(crate) struct Activity {
+    /// The device number of the mount, as `major, minor`; none when somebody else has mounted it.
+    pub(crate) device: Option<(u32, u32)>,
+    pub(crate) open_files: usize,
+    /// `woken`, or why those who watch files are not.
+    pub(crate) watchers: String,
+    pub(crate) published: u64,
+    pub(crate) failed_publications: u64,
+    /// Bytes of drafts and snapshots, and most of them.
+    pub(crate) memory_used: u64,
+    pub(crate) memory_limit: u64,
+}
+
 /// A mounted vault.
 pub struct FileSystem {
     vault: Arc<Vault>,
@@ -169,8 +178,6 @@ pub struct FileSystem {
     writer: Option<Writer>,
     table: Arc<Table>,
     directories: DirectoryHandles,
-    control: control::Control,
-    keeper: command::Keeper,
     budget: Arc<Budget>,
     askers: Askers,
     counters: Counters,
@@ -188,7 +195,6 @@ pub struct FileSystem {
     /// Who watches is woken by these.
     touches: Arc<Touches>,
     follower: OnceLock<follow::Follower>,
-    started: std::time::Instant,
 }
 
 impl std::fmt::Debug for FileSystem {
@@ -198,8 +204,8 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity,
-    /// and that publish what was appended.
+    /// Serves `vault`. Starts the writer's thread, and those that keep anchor and integrity, and that
+    /// publish what was appended.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -213,8 +219,6 @@ impl FileSystem {
             writer,
             table: Arc::new(Table::of(vault.is_read_only())),
             directories: DirectoryHandles::default(),
-            control: control::Control::new(settings.control_uid),
-            keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
             budget: Budget::new(settings.max_memory),
             askers: Askers::default(),
             counters: Counters::default(),
@@ -227,7 +231,6 @@ impl FileSystem {
             routines: OnceLock::new(),
             touches: Arc::default(),
             follower: OnceLock::new(),
-            started: std::time::Instant::now(),
             settings,
             vault,
         });
@@ -302,13 +305,31 @@ impl FileSystem {
     }
 
     /// The mounted vault.
-    pub fn vault(&self) -> &Vault {
+    pub fn vault(&self) -> &Arc<Vault> {
         &self.vault
     }
 
     /// Number of files that programs have open.
     pub fn open_files(&self) -> usize {
-        self.table.len() + self.control.len()
+        self.table.len()
+    }
+
+    /// What it is about, for `status`.
+    pub(crate) fn activity(&self) -> Activity {
+        Activity {
+            device: self.device.get().copied(),
+            open_files: self.open_files(),
+            watchers: self.touches.said(),
+            published: self.counters.published.load(Ordering::Relaxed),
+            failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
+            memory_used: self.budget.used(),
+            memory_limit: self.settings.max_memory,
+        }
+    }
+
+    /// How often something read was not what was stored.
+    pub(crate) fn unauthentic_reads(&self) -> u64 {
+        errno::UNAUTHENTIC.load(Ordering::Relaxed)
     }
 
     fn writer(&self) -> Result<&Writer, Errno> {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
+use crate::vault::{Kind, NewNode, RenameMode, VaultError};
 
-use super::control::{self, CONTROL_NAME};
 use super::queue::Ticket;
+use super::writer::Writer;
 use super::{Attr, Caller, Done, Errno, FileSystem, told};
 
 impl FileSystem {
@@ -19,28 +19,18 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         let is_number = matches!(name, b"." | b"..");
-        if control::is_control(parent) && !is_number {
-            return self.lookup_control(caller, parent, name, done);
-        }
-        let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
-        match self.vault.is_read_only() && !is_control && !is_number {
+        match self.vault.is_read_only() && !is_number {
             true => done(self.lookup_beside_writer(caller, parent, name)),
             false => self.lookup(parent, name, done),
         }
     }
 
-    /// Finds a name. Those in the control directory depend on [who asks](Self::lookup_for).
+    /// Finds a name.
     pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
-        if parent == ROOT && name == CONTROL_NAME {
-            return done(Ok(self.control_directory()));
-        }
         match name {
             b"." => return self.lookup_number(parent, done),
             b".." => return self.lookup_parent(parent, done),
             _ => {}
-        }
-        if control::is_control(parent) {
-            return done(Err(Errno(libc::ENOENT)));
         }
         match self.vault.lookup(parent, name) {
             // Nothing is published here, and asking again could find it gone.
@@ -65,9 +55,6 @@ impl FileSystem {
     /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
     /// kernel has forgotten it. Without a name it is gone.
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        if control::is_control(id) {
-            return done(self.control_node(id));
-        }
         match self.present(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
                 self.settled_attr(id, done);
@@ -79,9 +66,6 @@ impl FileSystem {
 
     /// Finds the directory that a directory is in, for the same.
     fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        if control::is_control(id) {
-            return self.lookup_number(ROOT, done);
-        }
         match self
             .present(id)
             .and_then(|node| Ok(node.directory()?.parent))
@@ -109,11 +93,7 @@ impl FileSystem {
         new: NewNode,
         done: impl FnOnce(Result<Attr, Errno>) + Send + 'static,
     ) {
-        let writer = match self.may_change(parent, name) {
-            Ok(()) => self.writer(),
-            Err(error) => Err(error),
-        };
-        let writer = match writer {
+        let writer = match self.writer_of_names() {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),
         };
@@ -137,12 +117,7 @@ impl FileSystem {
         (parent, name): (u64, &[u8]),
         done: Done<Attr>,
     ) {
-        let allowed = self.may_change(parent, name);
-        let allowed = allowed.and_then(|()| match control::is_control(ino) {
-            true => Err(Errno(libc::EPERM)),
-            false => Ok(()),
-        });
-        let writer = match allowed.and_then(|()| self.writer()) {
+        let writer = match self.writer_of_names() {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),
         };
@@ -175,7 +150,7 @@ impl FileSystem {
         directory: bool,
         done: Done<()>,
     ) {
-        let writer = match self.may_change(parent, name).and_then(|()| self.writer()) {
+        let writer = match self.writer_of_names() {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),
         };
@@ -221,10 +196,7 @@ impl FileSystem {
         mode: RenameMode,
         done: Done<()>,
     ) {
-        let allowed = self
-            .may_change(from.0, from.1)
-            .and_then(|()| self.may_change(to.0, to.1));
-        let writer = match allowed.and_then(|()| self.writer()) {
+        let writer = match self.writer_of_names() {
             Ok(writer) => writer,
             Err(error) => return done(Err(error)),
         };
@@ -249,9 +221,7 @@ impl FileSystem {
 
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub fn remember(&self, attr: &Attr) {
-        if !control::is_control(attr.ino) {
-            self.table.remember(attr);
-        }
+        self.table.remember(attr);
     }
 
     /// The kernel forgets what it was told `lookups` times.
@@ -270,14 +240,11 @@ impl FileSystem {
         }
     }
 
-    /// Whether names may be made and removed there: not in the control directory, nor its own.
-    fn may_change(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        if self.vault.is_read_only() {
-            return Err(VaultError::ReadOnly.into());
+    /// What makes and removes names.
+    fn writer_of_names(&self) -> Result<&Writer, Errno> {
+        match self.vault.is_read_only() {
+            true => Err(VaultError::ReadOnly.into()),
+            false => self.writer(),
         }
-        if control::is_control(parent) || (parent == ROOT && name == CONTROL_NAME) {
-            return Err(Errno(libc::EPERM));
-        }
-        Ok(())
     }
 }

@@ -6,7 +6,6 @@ use crate::store::NodeId;
 use crate::vault::{Kind, NewNode, Publication};
 
 use super::blocks::Blocks;
-use super::control;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
 use super::queue::{Ticket, Whose};
@@ -25,9 +24,6 @@ pub struct Opened {
 impl FileSystem {
     /// Opens a file.
     pub fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
-        if control::is_control(ino) {
-            return self.open_control(caller, ino, flags, done);
-        }
         let access = Access::from_flags(flags);
         let changes = access.write || flags & libc::O_TRUNC != 0;
         if changes && self.vault.is_read_only() {

@@ -16,7 +16,7 @@ use super::blocks::Image;
 use super::draft::Draft;
 use super::handles::{Handle, NodeState, OpenNode, Reaper};
 use super::queue::{Ticket, Whose};
-use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
+use super::{Caller, Done, Errno, FileHandle, FileSystem, process};
 
 /// How often a publication is tried again that nobody waits for, and how long after.
 pub(super) const RETRIES: u32 = 3;
@@ -97,9 +97,6 @@ enum Turn {
 impl FileSystem {
     /// A descriptor was closed, one of perhaps several of this handle.
     pub fn flush(self: &Arc<Self>, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
-        if control::is_control_handle(fh) {
-            return done(Ok(()));
-        }
         self.flush_in_turn(fh, (pid, lock_owner), Turn::Asked, done);
     }
 
@@ -164,9 +161,6 @@ impl FileSystem {
 
     /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
     pub fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
-        if control::is_control_handle(fh) {
-            return done(Ok(()));
-        }
         self.fsync_in_turn(fh, Turn::Asked, done);
     }
 
@@ -434,9 +428,6 @@ impl FileSystem {
 
     /// The last descriptor of a handle was closed.
     pub fn release(self: &Arc<Self>, fh: FileHandle) {
-        if control::is_control_handle(fh) {
-            return self.release_control(fh);
-        }
         let Some(handle) = self.table.take(fh) else {
             return;
         };

@@ -11,9 +11,9 @@ use super::blocks::{BLOCK, Blocks};
 use super::budget::{Account, CROWDED};
 use super::draft::Draft;
 use super::handles::{Handle, NodeState};
-use super::io::{ReadDone, Transfer};
+use super::io::Transfer;
 use super::queue::Whose;
-use super::{Caller, Done, Errno, FileHandle, FileSystem, control, process};
+use super::{Caller, Done, Errno, FileHandle, FileSystem, process};
 
 /// What an in-place draft begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,17 +97,12 @@ impl FileSystem {
     /// Writes by a descriptor whose flags are `flags` now.
     pub fn write_flagged(
         self: &Arc<Self>,
-        caller: Caller,
         (fh, offset): (FileHandle, u64),
         data: &[u8],
         transfer: Transfer,
         flags: i32,
         done: Done<u32>,
     ) {
-        if control::is_control_handle(fh) {
-            let from_cache = transfer.lock_owner.is_none();
-            return self.write_control(caller, fh, data, from_cache, done);
-        }
         // The page cache has no descriptor.
         if transfer.lock_owner.is_none() {
             return self.write(fh, offset, data, transfer, done);
@@ -293,30 +288,6 @@ impl FileSystem {
                 self.when_settled(handle.node.id, again);
             }
         }
-    }
-
-    /// copy_file_range(2) between two handles.
-    pub fn copy_range(
-        self: &Arc<Self>,
-        caller: Caller,
-        from: (FileHandle, u64),
-        to: (FileHandle, u64),
-        length: u64,
-        done: Done<u32>,
-    ) {
-        // A bounded piece: the caller comes back for the rest.
-        let size = length.min(1 << 20) as u32;
-        let fs = Arc::clone(self);
-        let transfer = Transfer {
-            lock_owner: Some(0),
-            kill_set_id: false,
-            pid: caller.pid,
-        };
-        let write: ReadDone = Box::new(move |read| match read {
-            Ok(bytes) => fs.write(to.0, to.1, bytes, transfer, done),
-            Err(error) => done(Err(error)),
-        });
-        self.read(from.0, from.1, size, transfer, write);
     }
 
     /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.

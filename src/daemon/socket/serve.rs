@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,9 +19,8 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::{Answer, MAX_QUESTION, mark, path_of};
-use crate::fs::{Asker, FileSystem, Refusal, Refusals};
+use crate::fs::{Asker, Controller, Refusal, Refusals};
 use crate::store::SOCKET;
-use crate::vault::with_times;
 
 /// How long somebody may take to ask.
 const TO_ASK: Duration = Duration::from_secs(2);
@@ -43,7 +42,7 @@ struct Shared {
     /// Which directory it is in.
     mark: String,
     /// `None` once the mount ends. Held while it is asked, so that nobody uses it longer.
-    fs: RwLock<Option<Arc<FileSystem>>>,
+    controller: RwLock<Option<Arc<Controller>>>,
     busy: Mutex<usize>,
     free: Condvar,
     /// Who wants to know when the mount has ended.
@@ -66,18 +65,19 @@ impl Farewells {
 }
 
 impl Socket {
-    /// Listens, if `fs` may be written. That it cannot is no reason not to mount.
-    pub(crate) fn open(fs: &Arc<FileSystem>) -> Option<Self> {
-        if fs.vault().is_read_only() {
+    /// Listens, if the vault may be written. That it cannot is no reason not to mount.
+    pub(crate) fn open(controller: Arc<Controller>) -> Option<Self> {
+        let vault = controller.vault();
+        if vault.is_read_only() {
             return None;
         }
         let opened = || {
-            let directory = fs.vault().locked_directory().map_err(io::Error::other)?;
+            let directory = vault.locked_directory().map_err(io::Error::other)?;
             let socket = Self {
                 shared: Arc::new(Shared {
-                    listener: listen_in(&directory, fs.commanders().also().is_some())?,
+                    listener: listen_in(&directory, controller.commanders().also().is_some())?,
                     mark: mark(&directory.metadata()?),
-                    fs: RwLock::new(Some(Arc::clone(fs))),
+                    controller: RwLock::new(Some(Arc::clone(&controller))),
                     busy: Mutex::new(0),
                     free: Condvar::new(),
                     farewells: Mutex::default(),
@@ -116,7 +116,7 @@ impl Drop for Socket {
         }
         *self
             .shared
-            .fs
+            .controller
             .write()
             .unwrap_or_else(PoisonError::into_inner) = None;
         self.shared.refusals.end(&format!("refused at {SOCKET}"));
@@ -174,9 +174,14 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn controller(&self) -> RwLockReadGuard<'_, Option<Arc<Controller>>> {
+        self.controller
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_over(&self) -> bool {
-        let fs = self.fs.read().unwrap_or_else(PoisonError::into_inner);
-        fs.is_none()
+        self.controller().is_none()
     }
 
     fn accept(self: Arc<Self>) {
@@ -205,8 +210,8 @@ impl Shared {
     fn serve(&self, stream: &UnixStream) -> io::Result<()> {
         let peer = getsockopt(stream, PeerCredentials)?;
         let (uid, pid) = (peer.uid(), peer.pid());
-        let commanders = match &*self.fs.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(fs) => *fs.commanders(),
+        let commanders = match &*self.controller() {
+            Some(controller) => *controller.commanders(),
             None => return Ok(()),
         };
         let Some(right) = commanders.right(uid) else {
@@ -228,15 +233,15 @@ impl Shared {
             let why = "this is the socket of a vault in another directory".to_owned();
             return tell(stream, &refused("ESTALE", why));
         }
-        let guard = self.fs.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(fs) = &*guard else {
+        let guard = self.controller();
+        let Some(controller) = &*guard else {
             return Ok(());
         };
         let answer = match question.split_once(' ') {
             // It is answered from the thread that asks KMS.
             Some(("control", command)) => {
                 let stream = stream.try_clone()?;
-                fs.command(
+                controller.command(
                     command.as_bytes(),
                     by,
                     Box::new(move |told| {
@@ -260,7 +265,7 @@ impl Shared {
                     Ok(refused("EBUSY", why))
                 }
             }
-            _ => look(fs, question),
+            _ => look(controller, question),
         };
         // The answer may take its time to be read.
         drop(guard);
@@ -276,17 +281,12 @@ fn has_left(stream: &UnixStream) -> bool {
 }
 
 /// What can be asked without changing anything.
-fn look(fs: &FileSystem, question: &str) -> Result<Answer, Refusal> {
+fn look(controller: &Controller, question: &str) -> Result<Answer, Refusal> {
     // Who asks by the vault's path means what is there.
-    fs.vault().check_unmoved()?;
+    controller.vault().check_unmoved()?;
     match question {
-        "status" => Ok(Answer::Status(fs.status())),
-        "audit" => {
-            let events = fs.vault().history()?;
-            let events = events.iter().map(serde_json::to_value);
-            let events = events.filter_map(Result::ok).map(with_times);
-            Ok(Answer::Audit(events.collect()))
-        }
+        "status" => Ok(Answer::Status(controller.status())),
+        "audit" => Ok(Answer::Audit(controller.audit()?)),
         _ => Ok(refused(
             "EINVAL",
             "unknown question; ask for status, audit, end or control COMMAND".to_owned(),

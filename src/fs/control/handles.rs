@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::super::{Errno, FileHandle};
-use super::Text;
+use super::directory::Text;
 
 /// Most that one user has open.
 pub(super) const MAX_HANDLES: usize = 1024;

@@ -2,17 +2,17 @@
 //! nothing of paths, keys, processes and protection. Members that change by themselves (`uptime_seconds`,
 //! the age of the anchor) change once a second: whoever opens it meanwhile shares one text.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::crypto::memory::{self, KeyHome};
 use crate::host;
-use crate::vault::{Findings, Integrity, Summary, with_times};
+use crate::vault::{Findings, Integrity, Summary, Vault, with_times};
 
 use super::super::FileSystem;
-use super::super::errno::UNAUTHENTIC;
 
 /// What the program calls itself.
 const PROGRAM: &str = concat!("secretfs ", env!("CARGO_PKG_VERSION"));
@@ -78,8 +78,9 @@ struct Public {
     program: &'static str,
 }
 
-/// Integrity in words; the first is what programs look at.
-fn said_of(integrity: &Integrity, findings: &Findings) -> String {
+/// Integrity in words; the first is what programs look at. `unauthentic`: how many reads were not of what
+/// was stored.
+fn said_of(integrity: &Integrity, findings: &Findings, unauthentic: u64) -> String {
     match (integrity, findings.listed.first()) {
         (Integrity::Condemned { why, .. }, _) => format!("failed: {why}"),
         (_, Some(first)) => match findings.count {
@@ -87,7 +88,7 @@ fn said_of(integrity: &Integrity, findings: &Findings) -> String {
             count => format!("failed: {}; {count} reads met that or the like", first.what),
         },
         (Integrity::Counting, None) => "counting".into(),
-        (Integrity::Verified { .. }, None) => match UNAUTHENTIC.load(Ordering::Relaxed) {
+        (Integrity::Verified { .. }, None) => match unauthentic {
             0 => "verified".into(),
             count => format!("failed: {count} reads did not authenticate; the log names them"),
         },
@@ -102,17 +103,49 @@ fn since(integrity: &Integrity) -> Option<i64> {
     }
 }
 
-impl FileSystem {
-    /// How the mount is, and its vault.
-    pub(crate) fn status(&self) -> Value {
+/// What only `status` shows of how a mount was made.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// Where it is mounted.
+    pub mountpoint: String,
+    /// When the vault is counted.
+    pub verify: &'static str,
+    /// What the bound on contents in memory follows from.
+    pub max_memory_from: &'static str,
+    /// How the process is protected.
+    pub protection: Value,
+}
+
+/// Tells how a mount is.
+pub(crate) struct Reporter {
+    vault: Arc<Vault>,
+    fs: Arc<FileSystem>,
+    shown: Shown,
+    started: Instant,
+}
+
+impl Reporter {
+    /// Of what `fs` serves, from now on.
+    pub(crate) fn of(fs: &Arc<FileSystem>, shown: Shown) -> Self {
+        Self {
+            vault: Arc::clone(fs.vault()),
+            fs: Arc::clone(fs),
+            shown,
+            started: Instant::now(),
+        }
+    }
+
+    /// All of it.
+    pub(crate) fn full(&self) -> Value {
         let report = memory::report();
         let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
         let (records, _) = self.vault.known_records();
-        let device = self.device.get();
+        let activity = self.fs.activity();
+        let device = activity.device;
         let status = Status {
             view: "full",
             vault: self.vault.summary(),
-            mountpoint: self.settings.mountpoint.clone(),
+            mountpoint: self.shown.mountpoint.clone(),
             device: device.map(|(major, minor)| format!("{major}:{minor}")),
             state: self.state_in_a_word(&integrity),
             integrity: self.integrity_in_words(&integrity, &findings),
@@ -121,17 +154,17 @@ impl FileSystem {
                 Integrity::Counting | Integrity::Condemned { .. } => None,
             },
             integrity_since: since(&integrity),
-            verify: self.settings.verify,
+            verify: self.shown.verify,
             findings,
             // Not those of the control directory: each of its files would show another text.
-            open_files: self.table.len(),
-            watchers: self.touches.said(),
-            published: self.counters.published.load(Ordering::Relaxed),
-            failed_publications: self.counters.failed_publications.load(Ordering::Relaxed),
+            open_files: activity.open_files,
+            watchers: activity.watchers,
+            published: activity.published,
+            failed_publications: activity.failed_publications,
             memory: Memory {
-                drafts_and_snapshots: self.budget.used(),
-                limit: self.settings.max_memory,
-                limit_from: self.settings.max_memory_from,
+                drafts_and_snapshots: activity.memory_used,
+                limit: activity.memory_limit,
+                limit_from: self.shown.max_memory_from,
                 records,
                 locked: report.locked,
                 unlocked: report.unlocked,
@@ -141,7 +174,7 @@ impl FileSystem {
                     KeyHome::Unlocked => "pages that may be swapped out",
                 },
             },
-            protection: self.settings.protection.clone(),
+            protection: self.shown.protection.clone(),
             pid: std::process::id(),
             started_ticks: host::processes::started("self"),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -152,7 +185,7 @@ impl FileSystem {
     }
 
     /// What everybody may see of it.
-    fn public_status(&self) -> Value {
+    pub(crate) fn public(&self) -> Value {
         let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
         let words = self.integrity_in_words(&integrity, &findings);
         let public = Public {
@@ -170,14 +203,6 @@ impl FileSystem {
         with_times(serde_json::to_value(public).unwrap_or_default())
     }
 
-    pub(super) fn render_status(&self, in_full: bool) -> Vec<u8> {
-        let status = match in_full {
-            true => self.status(),
-            false => self.public_status(),
-        };
-        format!("{status:#}\n").into_bytes()
-    }
-
     fn state_in_a_word(&self, integrity: &Integrity) -> &'static str {
         // One that is salvaged is served all the same.
         match matches!(integrity, Integrity::Condemned { .. }) && self.vault.is_condemned() {
@@ -188,7 +213,7 @@ impl FileSystem {
 
     fn integrity_in_words(&self, integrity: &Integrity, findings: &Findings) -> String {
         match self.vault.check_unmoved() {
-            Ok(()) => said_of(integrity, findings),
+            Ok(()) => said_of(integrity, findings, self.fs.unauthentic_reads()),
             Err(error) => format!("failed: {error}"),
         }
     }

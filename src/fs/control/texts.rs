@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::keyring::HistoryHead;
 
 use super::super::Caller;
-use super::{File, Text};
+use super::directory::{File, Text};
 
 /// How long after its length was told a text is what is opened.
 const AFTER_TELLING: Duration = Duration::from_secs(1);
