@@ -9,10 +9,11 @@ use serde_json::Value;
 use crate::vault::{Request, Timestamp, Vault, VaultError, rfc3339, with_times};
 
 use super::FileSystem;
-use super::command::{Asker, Keeper, OnReply, Refusal, parse};
+use super::command::{Asker, OnReply, Refusal, parse};
 use super::commanders::{Commanders, Right};
 use super::control::status::{Reporter, Shown};
 use super::control::texts::Texts;
+use super::driver::RotationDriver;
 
 /// What the control file shows before there was a command.
 const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
@@ -42,7 +43,7 @@ struct Desk {
 pub struct Controller {
     vault: Arc<Vault>,
     commanders: Commanders,
-    driver: Keeper,
+    driver: RotationDriver,
     reporter: Reporter,
     desk: Mutex<Desk>,
     /// What was told of status and history is out of date once a command was answered.
@@ -58,7 +59,7 @@ impl Controller {
         let vault = Arc::clone(fs.vault());
         Ok(Arc::new(Self {
             commanders: Commanders::new(settings.control_uid),
-            driver: Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
+            driver: RotationDriver::start(Arc::clone(&vault), settings.rotate_every)?,
             reporter: Reporter::of(fs, settings.shown),
             desk: Mutex::default(),
             texts: Texts::default(),

@@ -17,6 +17,7 @@ mod controller;
 mod descriptors;
 mod directories;
 mod draft;
+mod driver;
 mod ending;
 mod entry;
 mod errno;
