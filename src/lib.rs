@@ -5,9 +5,9 @@
 //! and `host` are at the bottom):
 //!
 //! ```text
-//! cli -> daemon -> fs -> vault -> keyring -> kms
-//!                          |         `-----> crypto
-//!                          `-> store
+//! cli -> daemon -> control -> fs -> vault -> keyring -> kms
+//!                                     |         `-----> crypto
+//!                                     `-> store
 //! ```
 #![deny(unsafe_code)]
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
@@ -16,6 +16,7 @@
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod control;
 pub mod crypto;
 pub mod daemon;
 pub mod fs;

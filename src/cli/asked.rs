@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::change::{LOOK_EVERY, Shown, blocked, tell};
 use crate::daemon::{self, Answer, Asked, Class, Error, MountInfo, Writer};
-use crate::fs::INTEGRITY;
+use crate::control::INTEGRITY;
 use crate::vault::{OpenOptions, Request};
 
 /// Who has the vault mounted, and how it is asked.

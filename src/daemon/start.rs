@@ -13,7 +13,7 @@ use super::mount::{self, Mount, MountOptions, Mounter};
 use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
-use crate::{config, fs, vault};
+use crate::{config, control, fs, vault};
 
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
@@ -303,10 +303,10 @@ fn serve_vault(
     vault: Arc<vault::Vault>,
     plan: &Plan,
     protection: Protection,
-) -> std::io::Result<(Arc<fs::FrontDoor>, Arc<fs::Controller>)> {
+) -> std::io::Result<(Arc<fs::FrontDoor>, Arc<control::Controller>)> {
     let fs = fs::FileSystem::new(vault, file_system_settings(plan))?;
-    let controller = fs::Controller::start(&fs, control_settings(plan, protection))?;
-    let door = fs::FrontDoor::new(fs, fs::ControlFiles::of(&controller));
+    let controller = control::Controller::start(&fs, control_settings(plan, protection))?;
+    let door = fs::FrontDoor::new(fs, control::ControlFiles::of(&controller));
     Ok((door, controller))
 }
 
@@ -323,12 +323,12 @@ fn file_system_settings(plan: &Plan) -> fs::Settings {
     }
 }
 
-fn control_settings(plan: &Plan, protection: Protection) -> fs::ControlSettings {
+fn control_settings(plan: &Plan, protection: Protection) -> control::Settings {
     let settings = &plan.settings;
-    fs::ControlSettings {
+    control::Settings {
         rotate_every: settings.rotate_every,
         control_uid: settings.control_uid,
-        shown: fs::Shown {
+        shown: control::Shown {
             mountpoint: match plan.target.point() {
                 Some(point) => point.display().to_string(),
                 None => plan.shown_target.clone(),

@@ -113,7 +113,7 @@ impl Post {
 }
 
 /// What the calling thread was asked for is going to be answered by another.
-pub(super) fn hand_over() {
+pub(crate) fn hand_over() {
     OWN.with_borrow_mut(|own| own.iter_mut().for_each(|own| own.recent.hand_over()));
 }
 

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use secretfs::control::{self, ControlFiles, Controller, Shown};
 use secretfs::fs::{
-    Attr, Caller, ControlFiles, ControlSettings, Controller, DirectoryEntry, Ending, Errno,
-    FileHandle, FileSystem, FrontDoor, SetAttributes, Settings, Shown, Transfer,
+    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, FrontDoor, SetAttributes,
+    Settings, Transfer,
 };
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
@@ -241,7 +242,7 @@ fn serve(
         appends_after: Duration::from_secs(3600),
         verify_every: Duration::from_secs(60),
     };
-    let control = ControlSettings {
+    let control = control::Settings {
         rotate_every: None,
         control_uid: None,
         shown: Shown {

@@ -19,13 +19,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::fs;
+use crate::control;
 
 pub(crate) use ask::{Asked, Farewell, Writer};
 pub(crate) use serve::Socket;
 
 /// Longest question, in bytes.
-const MAX_QUESTION: usize = fs::MAX_COMMAND + 64;
+const MAX_QUESTION: usize = control::MAX_COMMAND + 64;
 /// Longest answer: the history grows for as long as there is a vault.
 const MAX_ANSWER: usize = 64 << 20;
 

@@ -19,7 +19,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::{Answer, MAX_QUESTION, mark, path_of};
-use crate::fs::{Asker, Controller, Refusal, Refusals};
+use crate::control::{Asker, Controller, Refusal, Refusals};
 use crate::store::SOCKET;
 
 /// How long somebody may take to ask.

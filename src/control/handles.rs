@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 
-use super::super::{Errno, FileHandle};
+use crate::fs::{Errno, FileHandle};
+
 use super::directory::Text;
 
 /// Most that one user has open.

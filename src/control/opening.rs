@@ -3,12 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::super::commanders::Commanders;
-use super::super::open::Opened;
-use super::super::virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY};
-use super::super::{Caller, Errno, FileHandle, Refusals};
+use crate::fs::{
+    Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY,
+};
+
+use super::commanders::Commanders;
 use super::directory::{File, Text, file_of};
 use super::handles::{Handles, MAX_BYTES, MAX_HANDLES, OpenControl};
+use super::refusals::Refusals;
 
 /// See the module.
 pub(super) struct Openings {

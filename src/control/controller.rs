@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::fs::FileSystem;
 use crate::vault::{Request, Timestamp, Vault, VaultError, rfc3339, with_times};
 
-use super::FileSystem;
 use super::command::{Asker, OnReply, Refusal, parse};
 use super::commanders::{Commanders, Right};
-use super::control::status::{Reporter, Shown};
-use super::control::texts::Texts;
 use super::driver::RotationDriver;
+use super::status::{Reporter, Shown};
+use super::texts::Texts;
 
 /// What the control file shows before there was a command.
 const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
@@ -21,7 +21,7 @@ const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with -
 
 /// How a mount is controlled.
 #[derive(Clone, Debug)]
-pub struct ControlSettings {
+pub struct Settings {
     /// How long after its last replacement the master key is replaced; `None`: when asked to.
     pub rotate_every: Option<Duration>,
     /// One more user who may command the keys.
@@ -55,7 +55,7 @@ impl Controller {
     ///
     /// # Errors
     /// When that cannot be started.
-    pub fn start(fs: &Arc<FileSystem>, settings: ControlSettings) -> std::io::Result<Arc<Self>> {
+    pub fn start(fs: &Arc<FileSystem>, settings: Settings) -> std::io::Result<Arc<Self>> {
         let vault = Arc::clone(fs.vault());
         Ok(Arc::new(Self {
             commanders: Commanders::new(settings.control_uid),

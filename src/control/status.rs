@@ -9,10 +9,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::crypto::memory::{self, KeyHome};
+use crate::fs::FileSystem;
 use crate::host;
 use crate::vault::{Findings, Integrity, Summary, Vault, with_times};
-
-use super::super::FileSystem;
 
 /// What the program calls itself.
 const PROGRAM: &str = concat!("secretfs ", env!("CARGO_PKG_VERSION"));

@@ -5,9 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use crate::fs::Caller;
 use crate::keyring::HistoryHead;
 
-use super::super::Caller;
 use super::directory::{File, Text};
 
 /// How long after its length was told a text is what is opened.

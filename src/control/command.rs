@@ -2,11 +2,11 @@
 //!
 //! One write is one command. It is answered once the intent is durable, or has failed.
 
+use crate::fs::Errno;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 use crate::vault::{Failure, Request, VaultError};
 
-use super::Errno;
 use super::commanders::Right;
 
 /// Longest command, in bytes.

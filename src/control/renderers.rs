@@ -5,7 +5,7 @@
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
-use super::super::Errno;
+use crate::fs::Errno;
 
 /// What is to be done, unless it is told that it cannot.
 pub(super) type Job = Box<dyn FnOnce(Result<(), Errno>) + Send>;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::super::virtual_dir::VIRTUAL_DIRECTORY;
+use crate::fs::VIRTUAL_DIRECTORY;
 
 /// The directory's name.
 pub(super) const NAME: &[u8] = b".secretfs";

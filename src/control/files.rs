@@ -6,31 +6,23 @@
 //! passed on has passed them. Its files are rendered when they are opened. Who may command sees files
 //! of his own, with their own inode numbers: owner and length that the kernel keeps are of one of them.
 
-mod directory;
-mod handles;
-mod opening;
-mod renderers;
-pub(super) mod status;
-pub(super) mod texts;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::fs::{
+    self, Attr, Caller, DirectoryEntry, Done, Errno, FileHandle, Opened, ReadDone, SetAttributes,
+    VIRTUAL_DIRECTORY, VirtualDirectory,
+};
 use crate::vault::{Kind, ROOT, Timestamp};
 
-use super::attributes::SetAttributes;
 use super::command::{Asker, Refusal};
 use super::commanders::Right;
 use super::controller::Controller;
-use super::directories::DirectoryEntry;
-use super::io::ReadDone;
-use super::open::Opened;
-use super::virtual_dir::{VIRTUAL_DIRECTORY, VirtualDirectory};
-use super::{Attr, Caller, Done, Errno, FileHandle, Refusals, readers};
-use directory::{FILES, File, NAME, Sight, Text, file_of, number};
-use opening::Openings;
-use renderers::Renderers;
-use texts::Texts;
+use super::directory::{FILES, File, NAME, Sight, Text, file_of, number};
+use super::opening::Openings;
+use super::refusals::Refusals;
+use super::renderers::Renderers;
+use super::texts::Texts;
 
 /// See the module.
 pub struct ControlFiles(Arc<Files>);
@@ -118,7 +110,7 @@ impl Files {
             // It looks at nothing but what is in memory.
             File::Control => job(Ok(())),
             File::Status | File::Audit => {
-                readers::hand_over();
+                fs::hand_over();
                 self.renderers.run(in_full, Box::new(job));
             }
         }
@@ -278,7 +270,7 @@ impl VirtualDirectory for ControlFiles {
 
     fn read(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
         match self.0.open.get(fh) {
-            Some(open) => done(Ok(super::io::window(&open.text, offset, size))),
+            Some(open) => done(Ok(fs::window(&open.text, offset, size))),
             None => done(Err(Errno(libc::EBADF))),
         }
     }
