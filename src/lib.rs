@@ -19,6 +19,7 @@ pub mod config;
 pub mod control;
 pub mod crypto;
 pub mod daemon;
+pub mod error;
 pub mod fs;
 pub mod host;
 pub mod keyring;

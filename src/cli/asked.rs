@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::change::{LOOK_EVERY, Shown, blocked, tell};
-use crate::daemon::{self, Answer, Asked, Class, Error, MountInfo, Writer};
+use crate::daemon::{self, Answer, Asked, MountInfo, Writer};
+use crate::error::{Class, Error};
 use crate::control::INTEGRITY;
 use crate::vault::{OpenOptions, Request};
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::daemon::{Answer, Class, Error, Writer};
+use crate::daemon::{Answer, Writer};
+use crate::error::{Class, Error};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};

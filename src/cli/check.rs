@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{self, Settings};
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::daemon::{self, Class, Error};
+use crate::daemon;
+use crate::error::{Class, Error};
 
 mod asked;
 mod audit;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::daemon::Error;
+use crate::error::Error;
 use crate::keyring::ChangeKind;
 use crate::vault::Request;
 

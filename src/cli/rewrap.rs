@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::kms::{KeyUri, KeyUriError};
 use crate::vault::Request;
 

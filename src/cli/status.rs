@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::{Answer, Class, Error, MountInfo, Writer};
+use crate::daemon::{Answer, MountInfo, Writer};
+use crate::error::{Class, Error};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};

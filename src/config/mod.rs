@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
+use crate::error::{Class, Error};
 use crate::kms::{KeyUri, KmsSettings};
 
 pub mod options;
@@ -31,6 +32,12 @@ pub struct ConfigError(String);
 impl ConfigError {
     fn new(message: impl Into<String>) -> Self {
         Self(message.into())
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Class::Usage, error)
     }
 }
 

@@ -13,7 +13,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
-use super::error::{Class, Error};
+use crate::error::{Class, Error};
+
 use super::sys;
 
 /// How a mount is there.

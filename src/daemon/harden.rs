@@ -6,8 +6,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use serde::Serialize;
 
-use super::error::{Class, Error};
 use super::sys;
+use crate::error::{Class, Error};
 use crate::host::nice;
 
 /// Which memory is kept out of swap.

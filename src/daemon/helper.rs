@@ -18,7 +18,8 @@ use nix::sys::socket::{
 };
 use nix::unistd::ForkResult;
 
-use super::error::{Class, Error};
+use crate::error::{Class, Error};
+
 use super::mount::{MountOptions, fusermount_options};
 use super::point::{self, Point};
 use super::quote::quoted;

@@ -17,8 +17,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
+use crate::error::{Class, Error};
 
-use super::error::{Class, Error};
 use super::sys;
 
 /// Where the log goes.

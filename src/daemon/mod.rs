@@ -3,7 +3,6 @@
 //! nobody serves, or unmount what it did not mount.
 
 mod detach;
-mod error;
 mod harden;
 mod helper;
 mod holders;
@@ -23,7 +22,6 @@ mod sys;
 mod touch;
 mod unmount;
 
-pub use error::{Class, Error};
 pub use harden::{Locked, Protection};
 pub use mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
 pub use panics::{caught, install_hook};

@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+use crate::error::{Class, Error};
 use crate::fs::fuse::MAX_TRANSFER;
 
-use super::error::{Class, Error};
 use super::helper::Helper;
 use super::point::{self, Point};
 use super::sys::MountId;

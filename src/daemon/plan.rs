@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Settings};
+use crate::error::{Class, Error};
 use crate::kms::local::CREDENTIALS_VARIABLE;
 use crate::vault;
 
-use super::error::{Class, Error};
 use super::mount::passed_descriptor;
 use super::mountinfo::is_under;
 use super::point::Point;

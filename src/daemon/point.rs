@@ -13,7 +13,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::MntFlags;
 
-use super::error::{Class, Error};
+use crate::error::{Class, Error};
+
 use super::mountinfo::{self, Mount};
 use super::quote::quoted;
 use super::sys::{self, MountId};

@@ -6,13 +6,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::detach::{self, Ready, Reporter, Side};
-use super::error::{Class, Error};
 use super::helper::Helper;
 use super::log::{self, Destination};
 use super::mount::{self, Mount, MountOptions, Mounter};
 use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
+use crate::error::{Class, Error};
 use crate::{config, control, fs, vault};
 
 use super::serve::{self, Serving};

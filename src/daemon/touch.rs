@@ -17,10 +17,10 @@ use std::sync::mpsc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use super::error::{Class, Error};
 use super::mount::Mount;
 use super::mountinfo;
 use super::sys::{self, MountId};
+use crate::error::{Class, Error};
 use crate::fs::{FileSystem, Touched, Touches};
 use crate::vault::Timestamp;
 

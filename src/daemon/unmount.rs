@@ -11,13 +11,13 @@ use nix::errno::Errno;
 use nix::mount::MntFlags;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::error::{Class, Error};
 use super::holders::Holders;
 use super::point::{self, Point};
 use super::quote::quoted;
 use super::seen::Daemon;
 use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo, sys};
+use crate::error::{Class, Error};
 use crate::store;
 
 /// How long a daemon may take to tell that its mount has ended, or how it is to who does not wait.

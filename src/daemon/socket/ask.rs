@@ -17,7 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, get
 
 use super::{Answer, MAX_ANSWER, mark, path_of};
 use crate::daemon::mountinfo::Mount;
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::store::SOCKET;
 
 /// Longest wait for an answer.

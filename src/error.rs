@@ -4,9 +4,6 @@
 
 use std::fmt;
 
-use crate::config::ConfigError;
-use crate::vault;
-
 /// The classes of failure to which an answer differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -104,24 +101,3 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-impl From<vault::VaultError> for Error {
-    fn from(error: vault::VaultError) -> Self {
-        let class = match error.failure() {
-            vault::Failure::Failed => Class::Failed,
-            vault::Failure::NotAVault => Class::NotAVault,
-            vault::Failure::KeyDenied => Class::KeyDenied,
-            vault::Failure::KmsUnreachable => Class::KmsUnreachable,
-            vault::Failure::Integrity => Class::Integrity,
-            vault::Failure::Busy => Class::Busy,
-            vault::Failure::Exists => Class::Exists,
-        };
-        Self::new(class, error)
-    }
-}
-
-impl From<ConfigError> for Error {
-    fn from(error: ConfigError) -> Self {
-        Self::new(Class::Usage, error)
-    }
-}
