@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::change::{LOOK_EVERY, Shown, blocked, tell};
-use crate::daemon::{self, Answer, Asked, MountInfo, Writer};
+use crate::control::{Answer, Asked, INTEGRITY, Writer};
+use crate::daemon::{self, MountInfo};
 use crate::error::{Class, Error};
-use crate::control::INTEGRITY;
 use crate::vault::{OpenOptions, Request};
 
 /// Who has the vault mounted, and how it is asked.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::daemon::{Answer, Writer};
+use crate::control::{Answer, Writer};
 use crate::error::{Class, Error};
 use crate::vault;
 

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::asked::{self, Holder};
-use crate::daemon::{self, Writer};
+use crate::control::Writer;
+use crate::daemon;
 use crate::error::{Class, Error};
 use crate::keyring::ChangeKind;
 use crate::store::StoreErrorKind;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::{Answer, MountInfo, Writer};
+use crate::control::{Answer, Writer};
+use crate::daemon::MountInfo;
 use crate::error::{Class, Error};
 use crate::vault;
 

@@ -2,6 +2,7 @@
 //! control files of the mount and the socket in the vault's directory. It knows no kernel, and must never
 //! keep a thread that reads requests.
 
+mod client;
 mod command;
 mod commanders;
 mod controller;
@@ -10,14 +11,18 @@ mod driver;
 mod files;
 mod handles;
 mod opening;
+mod protocol;
 mod refusals;
 mod renderers;
+mod server;
 mod status;
 mod texts;
 
+pub(crate) use client::{Asked, Farewell, Writer};
 pub use command::parse as parse_command;
-pub(crate) use command::{Asker, INTEGRITY, MAX_COMMAND, Refusal};
+pub(crate) use command::INTEGRITY;
 pub use controller::{Controller, Settings};
 pub use files::ControlFiles;
-pub(crate) use refusals::Refusals;
+pub(crate) use protocol::Answer;
+pub(crate) use server::Socket;
 pub use status::Shown;

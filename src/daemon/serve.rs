@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::mount::{Mount, Unmounted};
-use super::socket::Socket;
 use crate::config::Settings;
+use crate::control::Socket;
 use crate::error::{Class, Error};
 use crate::fs::fuse::{self, Adapter};
 use crate::fs::{Ending, FrontDoor};

@@ -12,12 +12,12 @@ use super::mount::{self, Mount, MountOptions, Mounter};
 use super::mountinfo;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
+use crate::control::Socket;
 use crate::error::{Class, Error};
 use crate::{config, control, fs, vault};
 
 use super::serve::{self, Serving};
 use super::signals::{self, Watch};
-use super::socket::Socket;
 use super::{Protection, harden, panics, sys, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the

@@ -15,8 +15,8 @@ use super::holders::Holders;
 use super::point::{self, Point};
 use super::quote::quoted;
 use super::seen::Daemon;
-use super::socket::{self, Writer};
 use super::{harden, helper, mountinfo, sys};
+use crate::control::{Farewell, Writer};
 use crate::error::{Class, Error};
 use crate::store;
 
@@ -222,7 +222,7 @@ impl Held {
         mount: &mountinfo::Mount,
         path: &Path,
         wait: Option<Duration>,
-        farewell: Option<socket::Farewell>,
+        farewell: Option<Farewell>,
         tell: &dyn Fn(&str),
     ) -> Result<Unmounted, Error> {
         let (shown, vault) = (quoted(path), quoted(&mount.source));

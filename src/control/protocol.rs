@@ -8,9 +8,6 @@
 //! the directory that is meant: a socket may have been moved to where it does not belong. Each side
 //! looks at who the other is. Nothing secret goes either way.
 
-mod ask;
-mod serve;
-
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -19,15 +16,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::control;
-
-pub(crate) use ask::{Asked, Farewell, Writer};
-pub(crate) use serve::Socket;
+use super::command::MAX_COMMAND;
 
 /// Longest question, in bytes.
-const MAX_QUESTION: usize = control::MAX_COMMAND + 64;
+pub(super) const MAX_QUESTION: usize = MAX_COMMAND + 64;
 /// Longest answer: the history grows for as long as there is a vault.
-const MAX_ANSWER: usize = 64 << 20;
+pub(super) const MAX_ANSWER: usize = 64 << 20;
 
 /// What is answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,11 +48,11 @@ pub(crate) enum Answer {
 }
 
 /// Which directory is meant.
-fn mark(directory: &Metadata) -> String {
+pub(super) fn mark(directory: &Metadata) -> String {
     format!("{}:{}", directory.dev(), directory.ino())
 }
 
 /// The path of what `file` is, however long its own path, and wherever it is by now.
-fn path_of(file: &File) -> PathBuf {
+pub(super) fn path_of(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

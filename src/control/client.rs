@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 
-use super::{Answer, MAX_ANSWER, mark, path_of};
+use super::protocol::{Answer, MAX_ANSWER, mark, path_of};
 use crate::daemon::mountinfo::Mount;
 use crate::error::{Class, Error};
 use crate::store::SOCKET;

@@ -18,8 +18,10 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::{Answer, MAX_QUESTION, mark, path_of};
-use crate::control::{Asker, Controller, Refusal, Refusals};
+use super::command::{Asker, Refusal};
+use super::controller::Controller;
+use super::protocol::{Answer, MAX_QUESTION, mark, path_of};
+use super::refusals::Refusals;
 use crate::store::SOCKET;
 
 /// How long somebody may take to ask.
