@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use super::change::{LOOK_EVERY, Shown, blocked, tell};
-use crate::control::{Answer, Asked, INTEGRITY, Writer};
+use crate::control::{Answer, Asked, DaemonClient, INTEGRITY};
 use crate::daemon::{self, MountInfo};
 use crate::error::{Class, Error};
 use crate::vault::{OpenOptions, Request};
@@ -19,21 +19,21 @@ pub(super) enum Holder {
     /// The mount here.
     Mount(PathBuf),
     /// Whoever listens in the directory of the vault that this path stands for.
-    Vault(PathBuf, Writer),
+    Vault(PathBuf, DaemonClient),
 }
 
 /// Who is asked for what is to be done on a mount: whoever listens in the directory of its vault, if
 /// that is its daemon. A mount may call itself what it likes.
 pub(super) fn holder_of(mount: MountInfo) -> Holder {
     let device = format!("{}:{}", mount.device.0, mount.device.1);
-    match Writer::of_mount(&mount) {
-        Ok(Some(writer)) if serves(&writer, &device) => Holder::Vault(mount.point, writer),
+    match DaemonClient::of_mount(&mount.source, mount.user) {
+        Ok(Some(client)) if serves(&client, &device) => Holder::Vault(mount.point, client),
         _ => Holder::Mount(mount.point),
     }
 }
 
-fn serves(writer: &Writer, device: &str) -> bool {
-    match writer.status() {
+fn serves(client: &DaemonClient, device: &str) -> bool {
+    match client.status() {
         Ok(Asked::Answered(Answer::Status(status))) => status["device"] == device,
         _ => false,
     }
@@ -74,7 +74,7 @@ impl Holder {
     fn status(&self) -> Result<Value, Error> {
         match self {
             Self::Mount(point) => status_of_mount(point),
-            Self::Vault(path, writer) => match writer.status()? {
+            Self::Vault(path, client) => match client.status()? {
                 Asked::Answered(Answer::Status(status)) => Ok(status),
                 other => Err(unexpected(path, other)),
             },
@@ -105,7 +105,7 @@ impl Holder {
                     }
                 }))
             }
-            Self::Vault(path, writer) => match writer.command(&request)? {
+            Self::Vault(path, client) => match client.command(&request)? {
                 Asked::Answered(Answer::Begun) => Ok(Ok(())),
                 Asked::Answered(Answer::Refused { errno, why }) => Ok(Err(Refusal { errno, why })),
                 other => Err(unexpected(path, other)),
@@ -145,12 +145,12 @@ pub(super) fn must_be_a_vault(path: &Path) -> Result<(), Error> {
 /// What it refuses, and why.
 pub(super) fn told(
     path: &Path,
-    ask: impl FnOnce(&Writer) -> Result<Asked, Error>,
+    ask: impl FnOnce(&DaemonClient) -> Result<Asked, Error>,
 ) -> Result<Option<Answer>, Error> {
-    let Ok(Some(writer)) = Writer::of(path) else {
+    let Ok(Some(client)) = DaemonClient::of(path) else {
         return Ok(None);
     };
-    match ask(&writer)? {
+    match ask(&client)? {
         Asked::Answered(answer @ (Answer::Status(_) | Answer::Audit(_))) => Ok(Some(answer)),
         Asked::Gone => Ok(None),
         other => Err(unexpected(path, other)),

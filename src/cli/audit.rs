@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::control::{Answer, Writer};
+use crate::control::{Answer, DaemonClient};
 use crate::error::{Class, Error};
 use crate::vault;
 
@@ -44,7 +44,7 @@ impl Audit {
             salvage: true,
             ..super::check::open_options(&settings)
         };
-        let history = match asked::told(&self.vault, Writer::audit) {
+        let history = match asked::told(&self.vault, DaemonClient::audit) {
             Ok(Some(Answer::Audit(events))) => events,
             // A daemon that has found something wrong shows nothing more.
             told => match read(&self.vault, &options) {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::asked::{self, Holder};
-use crate::control::Writer;
+use crate::control::DaemonClient;
 use crate::daemon;
 use crate::error::{Class, Error};
 use crate::keyring::ChangeKind;
@@ -46,9 +46,9 @@ pub(super) fn run(
     match opened {
         Ok(vault) => here(&vault, request, &stop),
         Err(error) if error.failure() == Failure::Busy || is_denied(&error) => {
-            match Writer::of(path) {
-                Ok(Some(writer)) => {
-                    let holder = Holder::Vault(path.to_owned(), writer);
+            match DaemonClient::of(path) {
+                Ok(Some(client)) => {
+                    let holder = Holder::Vault(path.to_owned(), client);
                     asked::to(&holder, request, &options, wait, &stop)
                 }
                 _ if is_denied(&error) => Err(error.into()),
@@ -87,7 +87,7 @@ pub(super) fn patiently<T>(
         match open() {
             Err(error)
                 if error.failure() == Failure::Busy
-                    && matches!(Writer::of(path), Ok(None))
+                    && matches!(DaemonClient::of(path), Ok(None))
                     && Instant::now() < deadline => {}
             opened => return opened,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::control::{Answer, Writer};
+use crate::control::{Answer, DaemonClient};
 use crate::daemon::MountInfo;
 use crate::error::{Class, Error};
 use crate::vault;
@@ -45,7 +45,7 @@ impl Status {
 }
 
 fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
-    let mut value = match asked::told(path, Writer::status)? {
+    let mut value = match asked::told(path, DaemonClient::status)? {
         Some(Answer::Status(status)) => {
             asked::must_be_the_one(path, &status, options)?;
             status

@@ -16,7 +16,6 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 
 use super::protocol::{Answer, MAX_ANSWER, mark, path_of};
-use crate::daemon::mountinfo::Mount;
 use crate::error::{Class, Error};
 use crate::store::SOCKET;
 
@@ -25,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait until a command is begun, for which several KMS are asked, some more than once.
 const TO_BEGIN: Duration = Duration::from_secs(600);
 
-/// Who has a vault mounted for writing.
-pub(crate) struct Writer {
+/// How the daemon is asked that has a vault mounted for writing.
+pub(crate) struct DaemonClient {
     directory: File,
     shown: PathBuf,
     /// Who is believed besides root and this user.
@@ -41,7 +40,7 @@ pub(crate) enum Asked {
     Gone,
 }
 
-impl Writer {
+impl DaemonClient {
     /// Who listens in the directory of `vault`; `None` when nobody does.
     ///
     /// # Errors
@@ -50,12 +49,12 @@ impl Writer {
         Self::believing(vault, |directory| Some(directory.metadata().ok()?.uid()))
     }
 
-    /// The same, of the vault that a mount says is its own.
+    /// The same, of the vault that a mount says is its own; `user` has mounted it.
     ///
     /// # Errors
     /// As for [`of`](Self::of).
-    pub(crate) fn of_mount(mount: &Mount) -> Result<Option<Self>, Error> {
-        Self::believing(&mount.source, |_| mount.user)
+    pub(crate) fn of_mount(vault: &Path, user: Option<u32>) -> Result<Option<Self>, Error> {
+        Self::believing(vault, |_| user)
     }
 
     fn believing(
@@ -69,12 +68,12 @@ impl Writer {
         let Ok(directory) = directory else {
             return Ok(None);
         };
-        let writer = Self {
+        let client = Self {
             believed: believed(&directory),
             directory,
             shown: vault.to_owned(),
         };
-        Ok(writer.connect()?.map(|_| writer))
+        Ok(client.connect()?.map(|_| client))
     }
 
     /// How the mount is.

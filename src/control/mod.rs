@@ -18,7 +18,7 @@ mod server;
 mod status;
 mod texts;
 
-pub(crate) use client::{Asked, Farewell, Writer};
+pub(crate) use client::{Asked, DaemonClient, Farewell};
 pub use command::parse as parse_command;
 pub(crate) use command::INTEGRITY;
 pub use controller::{Controller, Settings};
