@@ -1,16 +1,16 @@
 //! What `rotate`, `reencrypt` and `rewrap` have in common: asking the daemon that has the vault, or
 //! doing the work.
 
-use std::io::{IsTerminal, Write as _};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
 
-use super::asked::{self, Holder};
-use crate::control::DaemonClient;
+use super::meant::{mounted_at, must_be_the_one};
+use super::progress::{LOOK_EVERY, Shown, blocked};
+use crate::control::{DaemonClient, Holder};
 use crate::daemon;
 use crate::error::{Class, Error};
 use crate::keyring::ChangeKind;
@@ -19,8 +19,6 @@ use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault, Vault
 
 /// How long a daemon that has just been unmounted may take to let go of its vault.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often progress is looked at.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Does what is asked for: by the mount on `path`, by whoever has the vault in `path` mounted, or here.
 pub(super) fn run(
@@ -30,9 +28,9 @@ pub(super) fn run(
     wait: bool,
 ) -> Result<(), Error> {
     let stop = daemon::interruptions()?;
-    if let Some(mount) = asked::mounted_at(path) {
-        let holder = asked::holder_of(mount);
-        return asked::to(&holder, request, &options, wait, &stop);
+    if let Some(mount) = mounted_at(path) {
+        let holder = Holder::of_mount(mount.point, mount.device, &mount.source, mount.user);
+        return ask(&holder, request, &options, wait, &stop);
     }
     let options = OpenOptions {
         read_only: false,
@@ -49,7 +47,7 @@ pub(super) fn run(
             match DaemonClient::of(path) {
                 Ok(Some(client)) => {
                     let holder = Holder::Vault(path.to_owned(), client);
-                    asked::to(&holder, request, &options, wait, &stop)
+                    ask(&holder, request, &options, wait, &stop)
                 }
                 _ if is_denied(&error) => Err(error.into()),
                 Ok(None) => Err(Error::new(
@@ -116,7 +114,7 @@ const NOT_UNDONE: &str = "data keys are what they were: whoever had the old mast
      have those of all that was in it; after a compromise, replace them with `secretfs reencrypt`";
 
 /// Tells what has become of a request, and what it does not do.
-pub(super) fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
+fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
     let keeps = matches!(
         request,
         Request::Rotate | Request::Despite(ChangeKind::Rotate)
@@ -165,81 +163,147 @@ fn follow(vault: &Vault, shown: &mut Shown, stop: &AtomicBool) -> Result<(), Err
     }
 }
 
-/// What is in the way, and what can be done.
-pub(super) fn blocked(
-    change: impl std::fmt::Display,
-    trouble: impl std::fmt::Display,
-    count: u64,
-    records: &[String],
-) -> String {
-    const SHOWN: usize = 10;
-    let named = records[..records.len().min(SHOWN)].join(", ");
-    let more = match count.saturating_sub(SHOWN as u64) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
+/// Asks a daemon, and waits for the end.
+fn ask(
+    holder: &Holder,
+    request: &Request,
+    pins: &OpenOptions,
+    wait: bool,
+    stop: &AtomicBool,
+) -> Result<(), Error> {
+    let now = holder.status()?;
+    // Who is shown the public part alone is refused when he asks, in clear words.
+    if now["view"] != "public" {
+        must_be_the_one(holder.path(), &now, pins)?;
+    }
+    let before = ended(&now, request);
+    let shown = holder.path().display();
+    let fail = |class, why: String| Err(Error::new(class, why));
+    let asked = holder.command(request)?;
+    let joined = match &asked {
+        Ok(()) => matches!(request, Request::Despite(_)) && !now["rotation"].is_null(),
+        Err(refusal) if wait && refusal.is_busy() => {
+            let status = holder.status();
+            status.is_ok_and(|status| is_same(&status["rotation"]["change"], request))
+        }
+        Err(_) => false,
     };
-    let records = match count {
-        0 => String::new(),
-        _ => format!(" (in the way: {named}{more})"),
+    if let Err(refusal) = asked
+        && !joined
+    {
+        let running = match refusal.is_busy() {
+            true => holder.status().ok().and_then(|status| running(&status)),
+            false => None,
+        };
+        let class = refusal.class();
+        return fail(
+            class,
+            format!("{shown}: {}", running.unwrap_or(refusal.why)),
+        );
+    }
+    if !wait {
+        let begun = "has begun; `secretfs status";
+        return tell(
+            request,
+            &format!("{} {begun} {shown}` tells how far it is", request.name()),
+        );
+    }
+    let mut progress = Shown::new(request.name());
+    if joined {
+        progress.say("one is under way already; this waits for its end");
+    }
+    let mut entered = Value::Null;
+    let status = loop {
+        if stop.load(Ordering::Relaxed) {
+            return fail(
+                Class::Interrupted,
+                format!("interrupted; {} goes on in the mount", request.name()),
+            );
+        }
+        let status = holder.status()?;
+        let rotation = &status["rotation"];
+        if rotation.is_null() {
+            break status;
+        }
+        entered = rotation["to"].clone();
+        let number = |name: &str| rotation[name].as_u64().unwrap_or_default();
+        let phase = rotation["phase"].as_str().unwrap_or_default();
+        let trouble = rotation["trouble"].as_str();
+        match trouble {
+            None => progress.update(phase, number("done"), number("total")),
+            Some(trouble) => progress.say(trouble),
+        }
+        if let (Some(trouble), true) = (trouble, rotation["blocked"] == true) {
+            return fail(Class::Integrity, blocked_as_told(rotation, trouble));
+        }
+        std::thread::sleep(LOOK_EVERY);
     };
-    format!("{change} is blocked: {trouble}{records}; {BLOCKED}")
+    progress.end();
+    let done = match joined {
+        true => entered.is_null() || status["active_generation"] == entered,
+        false => ended(&status, request) != before,
+    };
+    if !done {
+        return fail(
+            Class::Failed,
+            format!(
+                "{} was given up: the new key could not be unwrapped; nothing was changed, and the \
+                 history says so ({})",
+                request.name(),
+                status["last_event"]["event"].as_str().unwrap_or_default()
+            ),
+        );
+    }
+    tell(request, &format!("{}: done", request.name()))
 }
 
-/// Progress: a bar on a terminal, otherwise a line for each state.
-pub(super) struct Shown {
-    bar: Option<ProgressBar>,
-    name: &'static str,
-    last: String,
+/// Whether what is under way is what is asked for.
+fn is_same(change: &Value, request: &Request) -> bool {
+    let anywhere = match request {
+        Request::Rewrap { to, .. } => to.is_empty(),
+        Request::Rotate | Request::Reencrypt | Request::Despite(_) => true,
+    };
+    anywhere && *change == request.name()
 }
 
-impl Shown {
-    pub(super) fn new(name: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            let style = "{prefix} {msg} [{bar:30}] {human_pos}/{human_len} {eta}";
-            if let Ok(style) = ProgressStyle::with_template(style) {
-                bar.set_style(style);
-            }
-            bar.set_prefix(name);
-            bar
-        });
-        Self {
-            bar,
-            name,
-            last: String::new(),
+/// What is another once a rotation of this kind has ended well.
+fn ended(status: &Value, request: &Request) -> Value {
+    match request {
+        Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
+            status["active_generation"].clone()
         }
+        Request::Rewrap { .. } => status["events"].clone(),
     }
+}
 
-    pub(super) fn update(&mut self, phase: &str, done: u64, total: u64) {
-        match &self.bar {
-            Some(bar) => {
-                // A bar of which nobody knows the length yet would be drawn full.
-                if total > 0 {
-                    bar.set_length(total);
-                }
-                bar.set_position(done);
-                bar.set_message(phase.to_owned());
-            }
-            None => self.say(phase),
-        }
+/// What is under way, in words.
+fn running(status: &Value) -> Option<String> {
+    let rotation = &status["rotation"];
+    let change = rotation["change"].as_str()?;
+    if let (Some(trouble), true) = (rotation["trouble"].as_str(), rotation["blocked"] == true) {
+        let told = blocked_as_told(rotation, trouble);
+        return Some(format!("{change} is under way; {told}"));
     }
+    let now = std::time::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default()
+        .as_secs();
+    let began = rotation["started"].as_u64().unwrap_or(now);
+    Some(format!(
+        "{change} is under way since {} s, {} of {} keys done; wait until it has ended",
+        now.saturating_sub(began),
+        rotation["done"],
+        rotation["total"]
+    ))
+}
 
-    /// Says something once.
-    pub(super) fn say(&mut self, words: &str) {
-        if self.last == words {
-            return;
-        }
-        words.clone_into(&mut self.last);
-        match &self.bar {
-            Some(bar) => bar.println(words),
-            // There is nobody to tell that this failed.
-            None => drop(writeln!(std::io::stderr(), "{}: {words}", self.name)),
-        }
-    }
-
-    pub(super) fn end(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
+/// What is in the way of a mount's rotation.
+fn blocked_as_told(rotation: &Value, trouble: &str) -> String {
+    let records = rotation["records"].as_array().into_iter().flatten();
+    let records: Vec<_> = records
+        .filter_map(|r| r.as_str().map(str::to_owned))
+        .collect();
+    let change = rotation["change"].as_str().unwrap_or_default();
+    let count = rotation["damaged"].as_u64().unwrap_or_default();
+    blocked(change, trouble, count, &records)
 }

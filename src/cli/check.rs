@@ -39,7 +39,7 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        super::asked::must_be_a_vault(&self.vault)?;
+        super::meant::must_be_a_vault(&self.vault)?;
         let options = open_options(&settings);
         let (found, remedy) = match self.repair {
             true => {

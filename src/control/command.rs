@@ -10,10 +10,10 @@ use crate::vault::{Failure, Request, VaultError};
 use super::commanders::Right;
 
 /// Longest command, in bytes.
-pub(crate) const MAX_COMMAND: usize = 4096;
+pub(super) const MAX_COMMAND: usize = 4096;
 
 /// What an answer begins with when a record is not what was stored.
-pub(crate) const INTEGRITY: &str = "integrity failure: ";
+pub(super) const INTEGRITY: &str = "integrity failure: ";
 
 /// Takes a command apart.
 ///
