@@ -44,7 +44,7 @@ impl Check {
         let (found, remedy) = match self.repair {
             true => {
                 let repair = || vault::repair(&self.vault, &options);
-                let report = super::change::patiently(&self.vault, repair)?;
+                let report = super::rotation::patiently(&self.vault, repair)?;
                 output::show(&report, self.json)?;
                 (
                     report.check.problem_count,

@@ -13,7 +13,6 @@ use crate::daemon;
 use crate::error::{Class, Error};
 
 mod audit;
-mod change;
 mod check;
 mod completions;
 mod flags;
@@ -27,6 +26,7 @@ mod progress;
 mod reencrypt;
 mod rewrap;
 mod rotate;
+mod rotation;
 mod status;
 mod umount;
 

@@ -45,6 +45,6 @@ impl Reencrypt {
             true => Request::Despite(ChangeKind::Reencrypt),
             false => Request::Reencrypt,
         };
-        super::change::run(&self.path, &request, options, self.wait)
+        super::rotation::run(&self.path, &request, options, self.wait)
     }
 }

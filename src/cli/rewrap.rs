@@ -43,7 +43,7 @@ impl Rewrap {
         let leave_aws = self.yes_leave_aws;
         let request = Request::Rewrap { to, leave_aws };
         let options = super::check::open_options(&settings);
-        super::change::run(&self.path, &request, options, self.wait)
+        super::rotation::run(&self.path, &request, options, self.wait)
     }
 }
 

@@ -52,6 +52,6 @@ impl Rotate {
             true => Request::Despite(ChangeKind::Rotate),
             false => Request::Rotate,
         };
-        super::change::run(&self.path, &request, options, self.wait)
+        super::rotation::run(&self.path, &request, options, self.wait)
     }
 }
