@@ -13,7 +13,7 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::error::{Class, Error};
-use crate::fs::fuse::MAX_TRANSFER;
+use crate::fs::MAX_TRANSFER;
 
 use super::helper::Helper;
 use super::point::{self, Point};

@@ -2,7 +2,6 @@
 //! was: after an orderly one, everything written is published; after an abort, only what its
 //! writer had flushed.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -14,8 +13,7 @@ use super::mount::{Mount, Unmounted};
 use crate::config::Settings;
 use crate::control::Socket;
 use crate::error::{Class, Error};
-use crate::fs::fuse::{self, Adapter};
-use crate::fs::{Ending, FrontDoor};
+use crate::fs::{self, Ending, FrontDoor, Serving};
 
 /// What the main thread waits for.
 pub(crate) enum Event {
@@ -37,67 +35,22 @@ pub(crate) fn start(
     is_own: bool,
     events: Sender<Event>,
 ) -> Result<(), Error> {
-    let fail = |e: io::Error| {
-        Error::new(
-            Class::System,
-            format!("the kernel and secretfs do not agree on FUSE: {e}"),
-        )
-    };
-    let mut config = fuser::Config::default();
-    // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
-    // changed its uid without asking the file system.
-    config.acl = fuser::SessionACL::All;
-    let threads = fuse::usable_threads(settings.threads);
-    config.n_threads = Some(threads);
-    let looked_at = device.try_clone().map_err(fail)?;
-    let serving = fuse::Serving {
-        threads,
+    let serving = Serving {
+        threads: settings.threads,
         patience: settings.busy_poll,
         idmap: settings.idmap,
         is_own,
     };
-    let adapter = Adapter::new(Arc::clone(door), looked_at, serving);
-    let session =
-        fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
-    let notifier = session.notifier();
-    let forgetter = notifier.clone();
-    door.fs().attach_forgetter(move |node| {
-        // No range of pages: attributes only.
-        if let Err(e) = forgetter.inval_inode(fuser::INodeNo(node), -1, 0) {
-            tracing::debug!("cannot have attributes forgotten: {e}");
-        }
-    });
-    door.fs().attach_notifier(move |node| {
-        // All of its pages. A node that the kernel has forgotten has none.
-        if let Err(e) = notifier.inval_inode(fuser::INodeNo(node), 0, 0) {
-            tracing::debug!("cannot drop pages: {e}");
-        }
+    let on_end = move |ended| {
+        // The main thread may have ended by itself.
+        let _ = events.send(Event::SessionEnded(ended));
+    };
+    fs::start_session(door, device, serving, on_end).map_err(|e| {
+        Error::new(
+            Class::System,
+            format!("the kernel and secretfs do not agree on FUSE: {e}"),
+        )
     })
-    .map_err(fail)?;
-    let served = Arc::clone(door);
-    std::thread::Builder::new()
-        .name("session".to_owned())
-        .spawn(move || {
-            // What is asked meanwhile waits in the kernel, where it can be interrupted.
-            let is_to_be_served = served.vault().await_verdict_or_end();
-            drop(served);
-            if !is_to_be_served {
-                drop(session);
-                let _ = events.send(Event::SessionEnded(Ok(())));
-                return;
-            }
-            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
-            let ended = match ended {
-                // The connection ended while a request was being handed over. In any other moment
-                // it is ENODEV, which the session itself takes for an end.
-                Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
-                Ok(result) => result.map_err(|e| e.to_string()),
-                Err(_) => Err("internal error".to_owned()),
-            };
-            let _ = events.send(Event::SessionEnded(ended));
-        })
-        .map_err(fail)?;
-    Ok(())
 }
 
 const ABORTED: &str = "the connection to the kernel was aborted";
@@ -122,7 +75,7 @@ fn tell_systemd_why(ended: &Result<(), String>, ending: Ending) {
 }
 
 /// What the end of a mount needs to know.
-pub(crate) struct Serving {
+pub(crate) struct Mounted {
     /// Where the vault can be asked, if it can. Goes before the vault is let go.
     pub(crate) socket: Option<Socket>,
     pub(crate) door: Arc<FrontDoor>,
@@ -132,7 +85,7 @@ pub(crate) struct Serving {
     pub(crate) drain_timeout: Duration,
 }
 
-impl Serving {
+impl Mounted {
     /// Serves until the mount has ended, then publishes and closes.
     ///
     /// # Errors

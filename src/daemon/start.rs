@@ -16,7 +16,7 @@ use crate::control::Socket;
 use crate::error::{Class, Error};
 use crate::{config, control, fs, vault};
 
-use super::serve::{self, Serving};
+use super::serve::{self, Mounted};
 use super::signals::{self, Watch};
 use super::{Protection, harden, panics, sys, touch};
 
@@ -159,14 +159,14 @@ fn daemon(
     tell_log(plan, protection);
 
     // 6. Serve until the end.
-    let serving = Serving {
+    let mounted = Mounted {
         socket,
         door,
         mount,
         events,
         drain_timeout: settings.drain_timeout,
     };
-    serving.until_the_end()
+    mounted.until_the_end()
 }
 
 /// Who mounts: this process if it may, else a helper that goes through fusermount3.

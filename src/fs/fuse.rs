@@ -21,7 +21,8 @@ use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 use super::entry::FrontDoor;
 use super::io::Transfer;
 use super::lookout::Lookout;
-use super::readers::{self, AtWork, Readers};
+use super::readers::{AtWork, Readers};
+use super::session::Serving;
 use super::who::Known;
 use super::{Attr, Errno, SetAttributes};
 
@@ -29,32 +30,9 @@ use super::{Attr, Errno, SetAttributes};
 /// of a secret: the 128 KiB that many programs ask for, wherever in a page their buffer begins.
 pub const MAX_TRANSFER: u32 = 132 * 1024;
 
-/// How many threads may read requests, of those that are `wanted`: one where nobody tells what the
-/// others are about.
-pub fn usable_threads(wanted: usize) -> usize {
-    if wanted > 1 && !readers::can_be_watched() {
-        tracing::info!("one thread serves: /proc does not tell what several are waiting for");
-        return 1;
-    }
-    wanted
-}
-
-/// How a file system is served.
-#[derive(Clone, Copy, Debug)]
-pub struct Serving {
-    /// How many threads read requests.
-    pub threads: usize,
-    /// How long one that has answered looks for the next before it sleeps.
-    pub patience: Duration,
-    /// Mounts of it may be idmapped.
-    pub idmap: bool,
-    /// This process has mounted it, or had it mounted.
-    pub is_own: bool,
-}
-
 /// Serves a file system through fuser.
 #[derive(Debug)]
-pub struct Adapter {
+pub(super) struct Adapter {
     door: Arc<FrontDoor>,
     readers: Arc<Readers>,
     known: Known,
@@ -62,16 +40,9 @@ pub struct Adapter {
 
 impl Adapter {
     /// Serves what is behind `door`. Threads look for the next request on `device` before they sleep.
-    pub fn new(door: Arc<FrontDoor>, device: OwnedFd, serving: Serving) -> Self {
+    pub(super) fn new(door: Arc<FrontDoor>, device: OwnedFd, serving: Serving) -> Self {
         let lookout = Lookout::new(device, serving.patience);
         let readers = Arc::new(Readers::new(serving.threads, lookout));
-        // The device goes with the session, which ends before the file system does.
-        let of_session = Arc::downgrade(&readers);
-        door.fs().attach_releases(move || {
-            if let Some(readers) = of_session.upgrade() {
-                readers.await_releases();
-            }
-        });
         Self {
             door,
             readers,
@@ -80,6 +51,11 @@ impl Adapter {
                 false => Known::ByKernel,
             },
         }
+    }
+
+    /// The threads that take its requests.
+    pub(super) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
     }
 
     /// How a failure is told to who asks for a node by its number.

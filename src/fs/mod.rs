@@ -17,9 +17,10 @@ mod ending;
 mod entry;
 mod errno;
 mod follow;
-pub mod fuse;
+mod fuse;
 mod handles;
 mod io;
+mod kernel;
 mod loaded;
 mod lookout;
 mod names;
@@ -31,6 +32,7 @@ mod queue;
 mod readers;
 mod readings;
 mod routine;
+mod session;
 mod told;
 mod touch;
 mod virtual_dir;
@@ -40,7 +42,7 @@ mod write;
 mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::store::NodeId;
@@ -51,10 +53,13 @@ pub use directories::DirectoryEntry;
 pub use ending::Ending;
 pub use entry::FrontDoor;
 pub use errno::Errno;
+pub use fuse::MAX_TRANSFER;
 pub use handles::{Access, FileHandle};
 pub(crate) use io::window;
 pub use io::{ReadDone, Transfer};
+pub use kernel::Transport;
 pub use open::Opened;
+pub use session::{Serving, start as start_session};
 pub(crate) use readers::hand_over;
 pub use touch::{Touched, Touches};
 pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};
@@ -64,6 +69,7 @@ use beside::Askers;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
+use kernel::Kernel;
 use queue::Whose;
 use routine::Routine;
 use writer::Writer;
@@ -173,12 +179,7 @@ pub struct FileSystem {
     askers: Askers,
     counters: Counters,
     appends: Appends,
-    /// Waits for every close that the transport has been told of.
-    releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Nodes whose pages the kernel should drop.
-    invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
-    /// Makes the kernel forget the attributes of a node.
-    forget: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
+    kernel: Kernel,
     /// The device number of the mount, as `major, minor`.
     device: OnceLock<(u32, u32)>,
     ending: AtomicBool,
@@ -214,9 +215,7 @@ impl FileSystem {
             askers: Askers::default(),
             counters: Counters::default(),
             appends: Appends::default(),
-            releases: OnceLock::new(),
-            invalidate: OnceLock::new(),
-            forget: OnceLock::new(),
+            kernel: Kernel::default(),
             device: OnceLock::new(),
             ending: AtomicBool::new(false),
             routines: OnceLock::new(),
@@ -233,39 +232,26 @@ impl FileSystem {
         Ok(fs)
     }
 
-    /// Tells how to make the kernel drop a node's pages. `drop_pages` is called on a thread of its
-    /// own: from inside a request it could wait for that request.
+    /// Tells what brings the requests. Starts the thread that has the kernel drop pages.
     ///
     /// # Errors
-    /// When the thread cannot be started.
-    pub fn attach_notifier(
-        self: &Arc<Self>,
-        drop_pages: impl Fn(NodeId) + Send + 'static,
-    ) -> std::io::Result<()> {
-        let (sender, receiver) = mpsc::channel();
+    /// When that cannot be started.
+    pub(super) fn attach(self: &Arc<Self>, transport: Arc<dyn Transport>) -> std::io::Result<()> {
+        let stale = self.kernel.attach(&transport);
         // The thread ends with the file system, which has the sender.
         let fs = Arc::downgrade(self);
         std::thread::Builder::new()
             .name("notifier".into())
             .spawn(move || {
-                for node in receiver {
+                for node in stale {
                     let begun = fs.upgrade().and_then(|fs| fs.begin_to_drop(node));
-                    drop_pages(node);
+                    transport.drop_pages(node);
                     if let (Some(fs), Some(begun)) = (fs.upgrade(), begun) {
                         fs.note_dropped(node, begun);
                     }
                 }
             })?;
-        // A second notifier would only do the same.
-        let _ = self.invalidate.set(Mutex::new(sender));
         Ok(())
-    }
-
-    /// Tells how to make the kernel forget a node's attributes, and ignore those in answers that are
-    /// on their way. Called from inside a request: it must not wait, nor touch pages.
-    pub fn attach_forgetter(&self, forget: impl Fn(NodeId) + Send + Sync + 'static) {
-        // A second one would only do the same.
-        let _ = self.forget.set(Box::new(forget));
     }
 
     /// Tells the device number of the mount.
@@ -274,24 +260,10 @@ impl FileSystem {
         let _ = self.device.set(device);
     }
 
-    /// Tells how to wait until every last close of a file of which the kernel has told before is
-    /// seen here. Not needed of a transport that begins requests in their order.
-    pub fn attach_releases(&self, wait: impl Fn() + Send + Sync + 'static) {
-        // A second one would only do the same.
-        let _ = self.releases.set(Box::new(wait));
-    }
-
     /// The kernel should drop the pages of a node, if it has any.
     fn drop_pages(&self, node: NodeId) {
-        if self.ending.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Some(sender) = self.invalidate.get() {
-            // The receiver lives as long as the sender.
-            let _ = sender
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .send(node);
+        if !self.ending.load(Ordering::Relaxed) {
+            self.kernel.drop_pages(node);
         }
     }
 
@@ -335,10 +307,10 @@ impl FileSystem {
         if let Some(open) = self.table.node(node) {
             let mut state = open.lock();
             if state.may_be_closed()
-                && let Some(wait) = self.releases.get()
+                && let Some(transport) = self.kernel.transport()
             {
                 drop(state);
-                wait();
+                transport.await_releases();
                 state = open.lock();
             }
             if state.publishing > 0 {

@@ -136,12 +136,10 @@ impl FileSystem {
             own.reading.fresh = Some(Shown::of(&file));
         }
         drop(state);
-        if handle.access.write
-            && let Some(forget) = self.forget.get()
-        {
+        if handle.access.write {
             // The kernel changes its length of the file before it sees that it remembers no more: in
             // between, it would tell others that the file is empty.
-            forget(ino);
+            self.kernel.forget_attributes(ino);
         }
         Ok(true)
     }

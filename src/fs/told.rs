@@ -110,10 +110,8 @@ impl FileSystem {
         let fs = Arc::clone(self);
         self.when_settled(ino, move || match fs.tell(caller, ino, fh) {
             Ok(Some(answer)) => {
-                if !answer.for_all
-                    && let Some(forget) = fs.forget.get()
-                {
-                    forget(ino);
+                if !answer.for_all {
+                    fs.kernel.forget_attributes(ino);
                 }
                 done(Ok(answer.attr));
             }
@@ -319,10 +317,8 @@ impl FileSystem {
     /// be of another.
     pub(super) fn forget_others(&self, ino: NodeId, version: u64) {
         let told = self.table.note_told(ino, version);
-        if told.is_some_and(|told| told != version)
-            && let Some(forget) = self.forget.get()
-        {
-            forget(ino);
+        if told.is_some_and(|told| told != version) {
+            self.kernel.forget_attributes(ino);
         }
     }
 }
