@@ -110,7 +110,7 @@ impl Files {
             // It looks at nothing but what is in memory.
             File::Control => job(Ok(())),
             File::Status | File::Audit => {
-                fs::hand_over();
+                fs::answered_elsewhere();
                 self.renderers.run(in_full, Box::new(job));
             }
         }

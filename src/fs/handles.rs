@@ -10,10 +10,10 @@ use crate::store::NodeId;
 use crate::vault::{Kind, Node, OpenFiles, ROOT};
 
 use super::draft::Draft;
+use super::handoff::answered_elsewhere;
 use super::loaded::{InMemory, Pin};
 use super::pages::Pages;
 use super::queue::Whose;
-use super::readers;
 use super::readings::{Reading, Told};
 use super::{Attr, Errno};
 
@@ -203,7 +203,7 @@ impl NodeState {
     /// over.
     pub(super) fn wait(&mut self, then: impl FnOnce() + Send + 'static) {
         self.waiting.push(Box::new(then));
-        readers::hand_over();
+        answered_elsewhere();
     }
 
     /// Whether somebody waits until nothing is being published: who publishes without pause would keep

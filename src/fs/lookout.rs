@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::handoff;
+
 /// What comes so soon after an answer was waiting by then.
 const AT_ONCE: Duration = Duration::from_micros(3);
 /// So many requests in a row were waiting: there is no need to look whether there is one.
@@ -40,8 +42,6 @@ pub(super) struct Recent {
     waiting: u32,
     /// Looks in a row that were in vain.
     in_vain: u32,
-    /// Another thread answers the request: its program does not come with the next one before.
-    handed_over: bool,
 }
 
 impl Recent {
@@ -51,7 +51,7 @@ impl Recent {
         if lookout.taken.load(Ordering::Relaxed) {
             lookout.requests.fetch_add(1, Ordering::Relaxed);
         }
-        self.handed_over = false;
+        handoff::begin();
         let Some(answered) = self.answered.take() else {
             return;
         };
@@ -64,11 +64,6 @@ impl Recent {
         if gap < 2 * lookout.patience {
             self.in_vain = 0;
         }
-    }
-
-    /// The request is going to be answered by another thread.
-    pub(super) fn hand_over(&mut self) {
-        self.handed_over = true;
     }
 }
 
@@ -85,7 +80,7 @@ impl Lookout {
 
     /// The thread is through with a request: returns when there is another, or it is to sleep.
     pub(super) fn look(&self, recent: &mut Recent) {
-        if std::mem::take(&mut recent.handed_over) || self.patience.is_zero() {
+        if handoff::is_answered_elsewhere() || self.patience.is_zero() {
             return;
         }
         let answered = Instant::now();

@@ -112,11 +112,6 @@ impl Post {
     }
 }
 
-/// What the calling thread was asked for is going to be answered by another.
-pub(crate) fn hand_over() {
-    OWN.with_borrow_mut(|own| own.iter_mut().for_each(|own| own.recent.hand_over()));
-}
-
 thread_local! {
     static OWN: RefCell<Option<Post>> = const { RefCell::new(None) };
 }

@@ -20,8 +20,8 @@ use crate::crypto::memory;
 use crate::store::Durability;
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
+use super::handoff::answered_elsewhere;
 use super::queue::{MAX_BATCH, Queue, Ticket, Whose};
-use super::readers;
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
@@ -270,7 +270,7 @@ impl Shared {
         queue.jobs.push(ticket, job);
         drop(queue);
         if !ticket.is_unattended() {
-            readers::hand_over();
+            answered_elsewhere();
         }
         self.wake.notify_one();
         Ok(())
