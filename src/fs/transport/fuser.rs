@@ -18,13 +18,13 @@ use fuser::{
 use crate::crypto::memory;
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
-use super::entry::FrontDoor;
-use super::io::Transfer;
-use super::lookout::Lookout;
-use super::readers::{AtWork, Readers};
+use super::super::entry::FrontDoor;
+use super::super::io::Transfer;
+use super::super::{Attr, Done, Errno, SetAttributes};
+use super::busy_poll::Lookout;
 use super::session::Serving;
+use super::threads::{AtWork, Readers};
 use super::who::Known;
-use super::{Attr, Errno, SetAttributes};
 
 /// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold
 /// of a secret: the 128 KiB that many programs ask for, wherever in a page their buffer begins.
@@ -857,7 +857,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _at_work = self.begin(request);
-        let done: super::Done<u32> = Box::new(move |copied| match copied {
+        let done: Done<u32> = Box::new(move |copied| match copied {
             Ok(count) => reply.written(count),
             Err(error) => reply.error(error.into()),
         });

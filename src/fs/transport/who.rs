@@ -10,7 +10,7 @@ use std::fs;
 
 use fuser::Request;
 
-use super::Caller;
+use super::super::Caller;
 
 /// What the kernel says where it names nobody, and what is said of whom `/proc` does not show.
 const NOBODY: u32 = u32::MAX;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::handoff;
+use super::super::handoff;
 
 /// What comes so soon after an answer was waiting by then.
 const AT_ONCE: Duration = Duration::from_micros(3);

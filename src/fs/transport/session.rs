@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use crate::store::NodeId;
 
-use super::entry::FrontDoor;
-use super::fuse::Adapter;
-use super::kernel::Transport;
-use super::readers::{self, Readers};
+use super::super::entry::FrontDoor;
+use super::super::kernel::Transport;
+use super::fuser::Adapter;
+use super::threads::{self, Readers};
 
 /// How a file system is served.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +29,7 @@ pub struct Serving {
 /// How many threads may read requests, of those that are `wanted`: one where nobody tells what the
 /// others are about.
 fn usable_threads(wanted: usize) -> usize {
-    if wanted > 1 && !readers::can_be_watched() {
+    if wanted > 1 && !threads::can_be_watched() {
         tracing::info!("one thread serves: /proc does not tell what several are waiting for");
         return 1;
     }

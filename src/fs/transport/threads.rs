@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::gettid;
 
-use super::lookout::{Lookout, Recent};
+use super::busy_poll::{Lookout, Recent};
 
 /// What fuser calls its threads, with a number behind.
 const NAME: &str = "fuser-";
