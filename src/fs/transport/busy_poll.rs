@@ -23,7 +23,7 @@ const IN_VAIN: u32 = 3;
 
 /// What all threads share.
 #[derive(Debug)]
-pub(super) struct Lookout {
+pub(super) struct BusyPoll {
     device: OwnedFd,
     /// How long a thread looks; zero: never.
     patience: Duration,
@@ -46,10 +46,10 @@ pub(super) struct Recent {
 
 impl Recent {
     /// There is a request.
-    pub(super) fn note(&mut self, lookout: &Lookout) {
+    pub(super) fn note(&mut self, busy_poll: &BusyPoll) {
         // Told to who looks: else each request would take the number from the other processor.
-        if lookout.taken.load(Ordering::Relaxed) {
-            lookout.requests.fetch_add(1, Ordering::Relaxed);
+        if busy_poll.taken.load(Ordering::Relaxed) {
+            busy_poll.requests.fetch_add(1, Ordering::Relaxed);
         }
         handoff::begin();
         let Some(answered) = self.answered.take() else {
@@ -61,13 +61,13 @@ impl Recent {
             false => 0,
         };
         // It was found, or would have been but for the time that waking up takes.
-        if gap < 2 * lookout.patience {
+        if gap < 2 * busy_poll.patience {
             self.in_vain = 0;
         }
     }
 }
 
-impl Lookout {
+impl BusyPoll {
     /// `device` is where requests come from.
     pub(super) fn new(device: OwnedFd, patience: Duration) -> Self {
         Self {
@@ -117,72 +117,72 @@ impl Lookout {
 mod tests {
     use super::*;
 
-    fn lookout(patience: Duration) -> (Lookout, OwnedFd) {
+    fn busy_poll(patience: Duration) -> (BusyPoll, OwnedFd) {
         let (requests, sender) = nix::unistd::pipe().unwrap();
-        (Lookout::new(requests, patience), sender)
+        (BusyPoll::new(requests, patience), sender)
     }
 
     #[test]
     fn a_request_that_is_there_or_comes_is_found() {
-        let (lookout, sender) = lookout(Duration::from_secs(60));
+        let (busy_poll, sender) = busy_poll(Duration::from_secs(60));
         let mut recent = Recent::default();
         let sending = std::thread::spawn(move || {
             nix::unistd::write(&sender, b"x").unwrap();
             sender
         });
-        lookout.look(&mut recent);
-        assert!(lookout.is_request_waiting());
-        recent.note(&lookout);
-        lookout.look(&mut recent);
+        busy_poll.look(&mut recent);
+        assert!(busy_poll.is_request_waiting());
+        recent.note(&busy_poll);
+        busy_poll.look(&mut recent);
         assert_eq!(recent.in_vain, 0);
         // The end is something to be found, too.
         drop(sending.join().unwrap());
-        nix::unistd::read(&lookout.device, &mut [0]).unwrap();
-        lookout.look(&mut recent);
+        nix::unistd::read(&busy_poll.device, &mut [0]).unwrap();
+        busy_poll.look(&mut recent);
         assert_eq!(recent.in_vain, 0);
     }
 
     #[test]
     fn nothing_is_looked_for_that_does_not_come() {
-        let (lookout, _sender) = lookout(Duration::from_micros(1));
+        let (busy_poll, _sender) = busy_poll(Duration::from_micros(1));
         let mut recent = Recent::default();
         for times in [1, 2, 3, 3, 3] {
-            lookout.look(&mut recent);
+            busy_poll.look(&mut recent);
             assert_eq!(recent.in_vain, times);
             std::thread::sleep(Duration::from_millis(1));
-            recent.note(&lookout);
+            recent.note(&busy_poll);
             assert_eq!((recent.in_vain, recent.waiting), (times, 0));
         }
     }
 
     #[test]
     fn when_requests_are_always_waiting_nothing_is_looked_for() {
-        let (lookout, _sender) = lookout(Duration::from_micros(50));
+        let (busy_poll, _sender) = busy_poll(Duration::from_micros(50));
         let mut recent = Recent {
             waiting: CROWDED,
             ..Recent::default()
         };
-        lookout.look(&mut recent);
+        busy_poll.look(&mut recent);
         assert_eq!(recent.in_vain, 0);
         std::thread::sleep(Duration::from_millis(1));
-        recent.note(&lookout);
-        lookout.look(&mut recent);
+        recent.note(&busy_poll);
+        busy_poll.look(&mut recent);
         assert_eq!(recent.in_vain, 1);
     }
 
     #[test]
     fn only_one_thread_looks() {
-        let (lookout, _sender) = lookout(Duration::from_secs(60));
-        lookout.taken.store(true, Ordering::Relaxed);
-        lookout.look(&mut Recent::default());
-        assert!(lookout.taken.load(Ordering::Relaxed));
+        let (busy_poll, _sender) = busy_poll(Duration::from_secs(60));
+        busy_poll.taken.store(true, Ordering::Relaxed);
+        busy_poll.look(&mut Recent::default());
+        assert!(busy_poll.taken.load(Ordering::Relaxed));
     }
 
     #[test]
     fn without_patience_nothing_is_looked_for() {
-        let (lookout, _sender) = lookout(Duration::ZERO);
+        let (busy_poll, _sender) = busy_poll(Duration::ZERO);
         let mut recent = Recent::default();
-        lookout.look(&mut recent);
+        busy_poll.look(&mut recent);
         assert!(recent.answered.is_none() && recent.in_vain == 0);
     }
 }

@@ -21,9 +21,9 @@ use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 use super::super::entry::FrontDoor;
 use super::super::io::Transfer;
 use super::super::{Attr, Done, Errno, SetAttributes};
-use super::busy_poll::Lookout;
+use super::busy_poll::BusyPoll;
 use super::session::Serving;
-use super::threads::{AtWork, Readers};
+use super::threads::{AtWork, RequestThreads};
 use super::who::Known;
 
 /// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold
@@ -34,18 +34,18 @@ pub const MAX_TRANSFER: u32 = 132 * 1024;
 #[derive(Debug)]
 pub(super) struct Adapter {
     door: Arc<FrontDoor>,
-    readers: Arc<Readers>,
+    threads: Arc<RequestThreads>,
     known: Known,
 }
 
 impl Adapter {
     /// Serves what is behind `door`. Threads look for the next request on `device` before they sleep.
     pub(super) fn new(door: Arc<FrontDoor>, device: OwnedFd, serving: Serving) -> Self {
-        let lookout = Lookout::new(device, serving.patience);
-        let readers = Arc::new(Readers::new(serving.threads, lookout));
+        let busy_poll = BusyPoll::new(device, serving.patience);
+        let threads = Arc::new(RequestThreads::new(serving.threads, busy_poll));
         Self {
             door,
-            readers,
+            threads,
             known: match serving.idmap {
                 true => Known::of_idmapped(serving.is_own),
                 false => Known::ByKernel,
@@ -54,8 +54,8 @@ impl Adapter {
     }
 
     /// The threads that take its requests.
-    pub(super) fn readers(&self) -> &Arc<Readers> {
-        &self.readers
+    pub(super) fn threads(&self) -> &Arc<RequestThreads> {
+        &self.threads
     }
 
     /// How a failure is told to who asks for a node by its number.
@@ -71,7 +71,7 @@ impl Adapter {
     /// To be called first in every request; what is returned stands for its duration.
     fn begin(&self, request: &Request) -> AtWork {
         received(request);
-        self.readers.begin()
+        self.threads.begin()
     }
 }
 
@@ -624,7 +624,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         received(request);
-        let _at_work = self.readers.begin_release();
+        let _at_work = self.threads.begin_release();
         self.door.release(fh.0);
         reply.ok();
     }

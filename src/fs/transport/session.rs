@@ -11,7 +11,7 @@ use crate::store::NodeId;
 use super::super::entry::FrontDoor;
 use super::super::kernel::Transport;
 use super::fuser::Adapter;
-use super::threads::{self, Readers};
+use super::threads::{self, RequestThreads};
 
 /// How a file system is served.
 #[derive(Clone, Copy, Debug)]
@@ -58,10 +58,10 @@ pub fn start(
     config.n_threads = Some(serving.threads);
     let looked_at = device.try_clone()?;
     let adapter = Adapter::new(Arc::clone(door), looked_at, serving);
-    let readers = Arc::downgrade(adapter.readers());
+    let threads = Arc::downgrade(adapter.threads());
     let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
     let notifier = session.notifier();
-    door.fs().attach(Arc::new(Connection { notifier, readers }))?;
+    door.fs().attach(Arc::new(Connection { notifier, threads }))?;
     let served = Arc::clone(door);
     std::thread::Builder::new()
         .name("session".to_owned())
@@ -89,7 +89,7 @@ pub fn start(
 struct Connection {
     notifier: fuser::Notifier,
     /// Those go with the session, which ends before the file system does.
-    readers: Weak<Readers>,
+    threads: Weak<RequestThreads>,
 }
 
 impl Transport for Connection {
@@ -108,8 +108,8 @@ impl Transport for Connection {
     }
 
     fn await_releases(&self) {
-        if let Some(readers) = self.readers.upgrade() {
-            readers.await_releases();
+        if let Some(threads) = self.threads.upgrade() {
+            threads.await_releases();
         }
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::gettid;
 
-use super::busy_poll::{Lookout, Recent};
+use super::busy_poll::{BusyPoll, Recent};
 
 /// What fuser calls its threads, with a number behind.
 const NAME: &str = "fuser-";
@@ -33,12 +33,12 @@ const PHASES: u64 = 4;
 // Apart from others in memory: each changes twice with every request.
 #[derive(Debug)]
 #[repr(align(128))]
-struct Reader {
+struct RequestThread {
     thread: i32,
     phase: AtomicU64,
 }
 
-impl Reader {
+impl RequestThread {
     fn enter(&self, phase: u64) {
         let raised = (self.phase.load(Ordering::Relaxed) / PHASES + 1) * PHASES;
         self.phase.store(raised + phase, Ordering::SeqCst);
@@ -71,7 +71,7 @@ fn waits_in_read(task: &str) -> bool {
     }
 }
 
-/// Whether this system tells of a thread what [`Readers`] need to know.
+/// Whether this system tells of a thread what [`RequestThreads`] need to know.
 pub(super) fn can_be_watched() -> bool {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else {
         return false;
@@ -85,30 +85,30 @@ pub(super) fn can_be_watched() -> bool {
 
 /// What a thread knows of itself.
 struct Post {
-    readers: Arc<Readers>,
-    reader: Arc<Reader>,
+    threads: Arc<RequestThreads>,
+    own: Arc<RequestThread>,
     recent: Recent,
 }
 
 impl Post {
     /// The calling thread's, at its first request.
-    fn new(readers: &Arc<Readers>) -> Self {
+    fn new(threads: &Arc<RequestThreads>) -> Self {
         Self {
-            reader: readers.named(gettid().as_raw()),
-            readers: Arc::clone(readers),
+            own: threads.named(gettid().as_raw()),
+            threads: Arc::clone(threads),
             recent: Recent::default(),
         }
     }
 
     fn begin(&mut self, phase: u64) {
-        self.reader.enter(phase);
-        self.recent.note(&self.readers.lookout);
+        self.own.enter(phase);
+        self.recent.note(&self.threads.busy_poll);
     }
 
     fn end(&mut self) {
-        self.reader.enter(LOOKING);
-        self.readers.lookout.look(&mut self.recent);
-        self.reader.enter(AWAY);
+        self.own.enter(LOOKING);
+        self.threads.busy_poll.look(&mut self.recent);
+        self.own.enter(AWAY);
     }
 }
 
@@ -118,10 +118,10 @@ thread_local! {
 
 /// All threads that take requests.
 #[derive(Debug)]
-pub(super) struct Readers {
+pub(super) struct RequestThreads {
     count: usize,
-    known: Mutex<Vec<Arc<Reader>>>,
-    lookout: Lookout,
+    known: Mutex<Vec<Arc<RequestThread>>>,
+    busy_poll: BusyPoll,
 }
 
 /// A thread is at a request until this is dropped.
@@ -133,31 +133,31 @@ impl Drop for AtWork {
     }
 }
 
-impl Readers {
+impl RequestThreads {
     /// There are `count` of them.
-    pub(super) fn new(count: usize, lookout: Lookout) -> Self {
+    pub(super) fn new(count: usize, busy_poll: BusyPoll) -> Self {
         Self {
             count,
             known: Mutex::default(),
-            lookout,
+            busy_poll,
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Vec<Arc<Reader>>> {
+    fn known(&self) -> MutexGuard<'_, Vec<Arc<RequestThread>>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn named(&self, thread: i32) -> Arc<Reader> {
+    fn named(&self, thread: i32) -> Arc<RequestThread> {
         let mut known = self.known();
-        if let Some(reader) = known.iter().find(|reader| reader.thread == thread) {
-            return Arc::clone(reader);
+        if let Some(one) = known.iter().find(|known| known.thread == thread) {
+            return Arc::clone(one);
         }
-        let reader = Arc::new(Reader {
+        let one = Arc::new(RequestThread {
             thread,
             phase: AtomicU64::new(AWAY),
         });
-        known.push(Arc::clone(&reader));
-        reader
+        known.push(Arc::clone(&one));
+        one
     }
 
     fn at(self: &Arc<Self>, phase: u64) -> AtWork {
@@ -244,15 +244,15 @@ mod tests {
     #[test]
     fn who_holds_a_request_is_waited_for_and_who_sleeps_is_not() {
         let (waiting, wake) = nix::unistd::pipe().unwrap();
-        let lookout = Lookout::new(waiting.try_clone().unwrap(), Duration::ZERO);
-        let readers = Arc::new(Readers::new(2, lookout));
+        let busy_poll = BusyPoll::new(waiting.try_clone().unwrap(), Duration::ZERO);
+        let threads = Arc::new(RequestThreads::new(2, busy_poll));
         let (on_its_way, done) = (
             Arc::new(AtomicBool::new(true)),
             Arc::new(AtomicBool::new(false)),
         );
         let thread = {
-            let (readers, on_its_way, done) = (
-                Arc::clone(&readers),
+            let (threads, on_its_way, done) = (
+                Arc::clone(&threads),
                 Arc::clone(&on_its_way),
                 Arc::clone(&done),
             );
@@ -265,7 +265,7 @@ mod tests {
                     while on_its_way.load(Ordering::SeqCst) {
                         std::hint::spin_loop();
                     }
-                    let at_work = readers.begin_release();
+                    let at_work = threads.begin_release();
                     std::thread::sleep(Duration::from_millis(30));
                     done.store(true, Ordering::SeqCst);
                     drop(at_work);
@@ -273,16 +273,16 @@ mod tests {
                 })
                 .unwrap()
         };
-        let _here = readers.begin();
+        let _here = threads.begin();
         let other_sleeps = || {
-            let known = readers.known();
+            let known = threads.known();
             let mut others = known.iter().filter(|r| r.thread != gettid().as_raw());
             others.next().map(|other| other.is_asleep())
         };
         while other_sleeps() != Some(true) {
-            readers.look_for_all();
+            threads.look_for_all();
         }
-        readers.await_releases();
+        threads.await_releases();
         assert!(!done.load(Ordering::SeqCst));
         nix::unistd::write(&wake, b"x").unwrap();
         let releaser = {
@@ -296,7 +296,7 @@ mod tests {
         while other_sleeps() == Some(true) {
             std::hint::spin_loop();
         }
-        readers.await_releases();
+        threads.await_releases();
         assert!(done.load(Ordering::SeqCst));
         drop(wake);
         thread.join().unwrap();
@@ -307,24 +307,24 @@ mod tests {
     #[test]
     fn who_looks_for_a_request_is_not_waited_for() {
         let (nothing, _wake) = nix::unistd::pipe().unwrap();
-        let readers = Arc::new(Readers::new(2, Lookout::new(nothing, Duration::ZERO)));
-        let _here = readers.begin();
+        let threads = Arc::new(RequestThreads::new(2, BusyPoll::new(nothing, Duration::ZERO)));
+        let _here = threads.begin();
         let looking = Arc::new(AtomicBool::new(true));
         let thread = {
-            let (readers, looking) = (Arc::clone(&readers), Arc::clone(&looking));
+            let (threads, looking) = (Arc::clone(&threads), Arc::clone(&looking));
             std::thread::spawn(move || {
-                let other = readers.named(gettid().as_raw());
+                let other = threads.named(gettid().as_raw());
                 other.enter(LOOKING);
                 while looking.load(Ordering::SeqCst) {
                     std::hint::spin_loop();
                 }
             })
         };
-        while readers.known().len() < 2 {
+        while threads.known().len() < 2 {
             std::hint::spin_loop();
         }
         let begun = Instant::now();
-        readers.await_releases();
+        threads.await_releases();
         assert!(begun.elapsed() < PATIENCE);
         looking.store(false, Ordering::SeqCst);
         thread.join().unwrap();
