@@ -10,8 +10,10 @@ use crate::store::NodeId;
 
 use super::super::entry::FrontDoor;
 use super::super::kernel::Transport;
-use super::fuser::Adapter;
+use super::adapter::Adapter;
+use super::busy_poll::BusyPoll;
 use super::threads::{self, RequestThreads};
+use super::who::Known;
 
 /// How a file system is served.
 #[derive(Clone, Copy, Debug)]
@@ -47,21 +49,25 @@ pub fn start(
     serving: Serving,
     on_end: impl FnOnce(Result<(), String>) + Send + 'static,
 ) -> io::Result<()> {
-    let serving = Serving {
-        threads: usable_threads(serving.threads),
-        ..serving
-    };
+    let count = usable_threads(serving.threads);
     let mut config = fuser::Config::default();
     // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
     // changed its uid without asking the file system.
     config.acl = fuser::SessionACL::All;
-    config.n_threads = Some(serving.threads);
-    let looked_at = device.try_clone()?;
-    let adapter = Adapter::new(Arc::clone(door), looked_at, serving);
-    let threads = Arc::downgrade(adapter.threads());
+    config.n_threads = Some(count);
+    let busy_poll = BusyPoll::new(device.try_clone()?, serving.patience);
+    let threads = Arc::new(RequestThreads::new(count, busy_poll));
+    let known = match serving.idmap {
+        true => Known::of_idmapped(serving.is_own),
+        false => Known::ByKernel,
+    };
+    let adapter = Adapter::new(Arc::clone(door), Arc::clone(&threads), known);
     let session = fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config)?;
     let notifier = session.notifier();
-    door.fs().attach(Arc::new(Connection { notifier, threads }))?;
+    door.fs().attach(Arc::new(Connection {
+        notifier,
+        threads: Arc::downgrade(&threads),
+    }))?;
     let served = Arc::clone(door);
     std::thread::Builder::new()
         .name("session".to_owned())
