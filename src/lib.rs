@@ -1,8 +1,8 @@
 //! secretfs mounts a *vault* as a directory in which every file is a secret.
 //!
 //! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
-//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`
-//! and `host` are at the bottom):
+//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`,
+//! `error` and `host` are at the bottom):
 //!
 //! ```text
 //! cli -> daemon -> control -> fs -> vault -> keyring -> kms
