@@ -157,7 +157,7 @@ impl FileSystem {
         let Some(draft) = &mut state.shared else {
             return;
         };
-        let Ok(found) = self.node(id) else {
+        let Ok(found) = self.nodes.node(id) else {
             draft.put_off();
             return self.watch_appended(id, &mut state);
         };

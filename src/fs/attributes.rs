@@ -155,7 +155,7 @@ impl FileSystem {
             Ok(()) => {
                 let told = Arc::clone(&fs);
                 // The kernel takes what this tells for the length of the file.
-                let done: Done<Attr> = Box::new(move |attr| match (attr, told.node(ino)) {
+                let done: Done<Attr> = Box::new(move |attr| match (attr, told.nodes.node(ino)) {
                     (Ok(_), Ok(node)) => done(Ok(told.attr_through(fh, &node))),
                     (attr, _) => done(attr),
                 });
@@ -203,7 +203,7 @@ impl FileSystem {
                 Ok(opened) => opened,
                 Err(error) => return done(Err(error)),
             };
-            let is_file = fs.node(ino).and_then(|node| Ok(node.file().map(drop)?));
+            let is_file = fs.nodes.node(ino).and_then(|node| Ok(node.file().map(drop)?));
             let edited = match is_file {
                 Ok(()) => fs.with_draft(fh, &handle, Base::for_size(size), |draft| {
                     draft.cut_to(size)
@@ -229,7 +229,7 @@ impl FileSystem {
 
     /// Everything but the length.
     fn set_plain(self: &Arc<Self>, caller: Caller, ino: u64, set: SetAttributes, done: Done<Attr>) {
-        let node = match self.node(ino) {
+        let node = match self.nodes.node(ino) {
             Ok(node) => node,
             Err(error) => return done(Err(error)),
         };
@@ -276,7 +276,7 @@ impl FileSystem {
         if !name.starts_with(USER) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
-        let node = self.node_or_opened(ino)?;
+        let node = self.nodes.node_or_opened(ino)?;
         if let Some(name) = name.strip_prefix(VIRTUAL) {
             return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
         }
@@ -290,7 +290,7 @@ impl FileSystem {
     /// The names of all that programs have set, each ended by a NUL. The computed ones are not
     /// among them, or copying a file would fail to set them.
     pub fn list_xattrs(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.node_or_opened(ino)?;
+        let node = self.nodes.node_or_opened(ino)?;
         let names = node.attributes.xattrs.iter();
         Ok(names
             .flat_map(|(name, _)| name.iter().copied().chain([0]))

@@ -46,7 +46,7 @@ impl FileSystem {
             append: false,
         };
         let (fh, handle) = self.table.open(ino, access, None, UNKNOWN)?;
-        let opened = self.node(ino).and_then(|node| {
+        let opened = self.nodes.node(ino).and_then(|node| {
             node.directory()?;
             if self.vault.is_read_only() {
                 handle.node.lock().remember_opened(node);
@@ -117,7 +117,7 @@ impl FileSystem {
         let reading = known.ok_or(Errno(libc::EBADF))?;
         let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
         if position < FIRST_NAME {
-            let parent = match self.node(ino) {
+            let parent = match self.nodes.node(ino) {
                 Ok(node) => node.directory()?.parent,
                 Err(_) => ROOT,
             };
@@ -204,7 +204,7 @@ impl FileSystem {
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
     pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
-        let node = match self.present(entry.ino) {
+        let node = match self.nodes.present(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
                 // It was removed, or there is another of that name; and a dot is no name.

@@ -106,7 +106,7 @@ impl FileSystem {
         open: &OpenNode,
         user: u32,
     ) -> Result<(Arc<Node>, Option<Pin>), Errno> {
-        let node = self.present(open.id)?;
+        let node = self.nodes.present(open.id)?;
         let file = *node.file()?;
         let is_large = file.size > SMALL;
         if let Some(pin) = self.known_pin(open, &file, user)? {
@@ -124,7 +124,7 @@ impl FileSystem {
             room = self.room_for(user, file.size);
             room.as_ref().map_or(0, |_| file.size)
         });
-        let (node, content) = content.map_err(|error| self.gone(error))?;
+        let (node, content) = content.map_err(|error| self.nodes.gone(error))?;
         let pin = pin_of(&node, content, room)?;
         if let Some(pin) = &pin
             && let Some(loaded) = &pin.loaded

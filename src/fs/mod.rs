@@ -5,6 +5,7 @@
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
 mod appends;
+mod askers;
 mod attributes;
 mod authors;
 mod beside;
@@ -23,6 +24,7 @@ mod io;
 mod kernel;
 mod loaded;
 mod names;
+mod nodes;
 mod open;
 mod pages;
 mod process;
@@ -43,7 +45,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::store::NodeId;
-use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
+use crate::vault::{Kind, Timestamp, Vault, VaultError};
 
 pub use attributes::{Figures, SetAttributes};
 pub use directories::DirectoryEntry;
@@ -61,11 +63,12 @@ pub use transport::{MAX_TRANSFER, Serving, start as start_session};
 pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};
 
 use appends::Appends;
-use beside::Askers;
+use askers::Askers;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
 use kernel::Kernel;
+use nodes::Nodes;
 use queue::Whose;
 use routine::Routine;
 use writer::Writer;
@@ -172,7 +175,8 @@ pub struct FileSystem {
     table: Arc<Table>,
     directories: DirectoryHandles,
     budget: Arc<Budget>,
-    askers: Askers,
+    askers: Arc<Askers>,
+    nodes: Arc<Nodes>,
     counters: Counters,
     appends: Appends,
     kernel: Kernel,
@@ -203,12 +207,15 @@ impl FileSystem {
             true => None,
             false => Some(Writer::start(Arc::clone(&vault))?),
         };
+        let table = Arc::new(Table::of(vault.is_read_only()));
+        let askers = Arc::default();
         let fs = Arc::new(Self {
             writer,
-            table: Arc::new(Table::of(vault.is_read_only())),
+            nodes: Arc::new(Nodes::new(&vault, &table, &askers)),
+            table,
+            askers,
             directories: DirectoryHandles::default(),
             budget: Budget::new(settings.max_memory),
-            askers: Askers::default(),
             counters: Counters::default(),
             appends: Appends::default(),
             kernel: Kernel::default(),
@@ -314,23 +321,6 @@ impl FileSystem {
             }
         }
         then();
-    }
-
-    /// A node. When it is gone: `ENOENT`; beside a writer `ESTALE`, at which the kernel looks the
-    /// path up anew, since another file may have the name by now.
-    fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.present(id).or_else(|error| match error {
-            Errno(libc::ESTALE) => self.held(id).ok_or(error),
-            error => Err(error),
-        })
-    }
-
-    /// The errno of a failure to find a node that the kernel has seen.
-    fn gone(&self, error: VaultError) -> Errno {
-        match error {
-            VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
-            other => other.into(),
-        }
     }
 }
 

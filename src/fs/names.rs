@@ -45,7 +45,7 @@ impl FileSystem {
                 self.settled_attr(node.id, then);
             }
             // What is absent may be the directory itself.
-            Err(error) => done(Err(match self.node(parent) {
+            Err(error) => done(Err(match self.nodes.node(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
                 _ => error.into(),
             })),
@@ -55,7 +55,7 @@ impl FileSystem {
     /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
     /// kernel has forgotten it. Without a name it is gone.
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        match self.present(id) {
+        match self.nodes.present(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
                 self.settled_attr(id, done);
             }
@@ -80,7 +80,7 @@ impl FileSystem {
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let fs = Arc::clone(self);
         self.when_settled(id, move || {
-            done(fs.node_or_opened(id).map(|node| fs.attr_of(&node)));
+            done(fs.nodes.node_or_opened(id).map(|node| fs.attr_of(&node)));
         });
     }
 
@@ -103,7 +103,7 @@ impl FileSystem {
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = told(made).and_then(|id| fs.node(id));
+                let attr = told(made).and_then(|id| fs.nodes.node(id));
                 done(attr.map(|node| fs.attr_of(&node)));
             },
         );
@@ -127,7 +127,7 @@ impl FileSystem {
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = told(outcome).and_then(|()| fs.node(ino));
+                let node = told(outcome).and_then(|()| fs.nodes.node(ino));
                 done(node.map(|node| fs.attr_of(&node)));
             },
         );
@@ -176,15 +176,9 @@ impl FileSystem {
     /// committed. One that the kernel knows goes when it is forgotten.
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
-        if !is_open && self.is_nameless(node) && !self.table.keep_if_known(node) {
+        if !is_open && self.nodes.is_nameless(node) && !self.table.keep_if_known(node) {
             self.reap(node);
         }
-    }
-
-    /// Whether a node is there that has no name any more.
-    pub(super) fn is_nameless(&self, node: NodeId) -> bool {
-        let found = self.vault.node(node);
-        found.is_ok_and(|node| node.attributes.links == 0)
     }
 
     /// Moves a name.
@@ -233,7 +227,7 @@ impl FileSystem {
 
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.node(ino)?;
+        let node = self.nodes.node(ino)?;
         match (&node.attributes.body, node.kind) {
             (crate::vault::Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),

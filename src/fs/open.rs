@@ -98,13 +98,13 @@ impl FileSystem {
             return Ok(true);
         }
         if truncate {
-            self.node(ino)?.file()?;
+            self.nodes.node(ino)?.file()?;
             self.must_have_room()?;
         }
         let mut state = handle.node.lock();
         // Looked at under the lock: a version may have been published until just now, or be about to
         // go.
-        let file = *self.node(ino)?.file()?;
+        let file = *self.nodes.node(ino)?.file()?;
         let settled = state.publishing == 0;
         if !settled && !handle.access.write {
             return Ok(false);
@@ -246,7 +246,7 @@ impl FileSystem {
     }
 
     fn drop_set_id_bits(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
-        let Ok(node) = self.node(ino) else {
+        let Ok(node) = self.nodes.node(ino) else {
             return then();
         };
         let mode = node.attributes.mode;

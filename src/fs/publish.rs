@@ -309,7 +309,7 @@ impl FileSystem {
                     fs.counters.published.fetch_add(1, Ordering::Relaxed);
                     fs.note_published(&node, &pending, source);
                     if matches!(source, Source::Shared | Source::Appended)
-                        && let Ok(content) = fs.node(id).and_then(|now| Ok(now.file()?.replaced))
+                        && let Ok(content) = fs.nodes.node(id).and_then(|now| Ok(now.file()?.replaced))
                     {
                         node.lock().name_pages(content);
                     }
@@ -556,7 +556,7 @@ impl FileSystem {
         let Some(kept) = self.table.forget_if_idle(id) else {
             return;
         };
-        let goes = match self.is_nameless(id) {
+        let goes = match self.nodes.is_nameless(id) {
             true => !self.table.keep_if_known(id),
             false => kept,
         };

@@ -102,7 +102,7 @@ impl FileSystem {
         if let Some(fh) = fh
             && let Some(length) = self.seek_in_draft(fh)
         {
-            return done(self.node(ino).map(|node| {
+            return done(self.nodes.node(ino).map(|node| {
                 let attr = self.stored_attr(&node);
                 self.with_draft_through(fh, attr, length)
             }));
@@ -175,7 +175,7 @@ impl FileSystem {
             for_all: true,
         };
         let Some(open) = self.table.node(ino) else {
-            let attr = self.stored_attr(&*self.node(ino)?);
+            let attr = self.stored_attr(&*self.nodes.node(ino)?);
             self.note_told(&attr);
             return Ok(Some(for_all(attr)));
         };
@@ -183,7 +183,7 @@ impl FileSystem {
         if state.publishing > 0 {
             return Ok(None);
         }
-        let node = match (self.node(ino), &state.opened) {
+        let node = match (self.nodes.node(ino), &state.opened) {
             // Removed by the writer beside: as it was when it was opened.
             (Err(Errno(libc::ESTALE)), Some(opened)) => {
                 let mut attr = self.stored_attr(&opened.without_name());

@@ -218,7 +218,7 @@ impl FileSystem {
             return Ok(());
         }
         let (id, account) = (handle.node.id, self.budget.of(handle.user));
-        let is_first = self.node(id)?.file()?.version == 0;
+        let is_first = self.nodes.node(id)?.file()?.version == 0;
         let blocks = match base {
             Base::Copy if !is_first => self.published(id, &account)?,
             _ => Blocks::zeroed(0, &account)?,
@@ -301,7 +301,7 @@ impl FileSystem {
         let handle = self.table.get(fh)?;
         let size = match self.size_through(fh, caller.pid) {
             Some(size) => size,
-            None => self.size_for_all(&*self.node(handle.node.id)?),
+            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
