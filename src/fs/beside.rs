@@ -59,7 +59,7 @@ impl FileSystem {
         let mut room = Err(Errno(libc::ENOMEM));
         let (node, content) = self.vault.lookup_with_content(parent, name, &mut |file| {
             room = Err(Errno(libc::ENOMEM));
-            room = self.room_for(caller.uid, file.size);
+            room = self.loader.room_for(caller.uid, file.size);
             room.as_ref().map_or(0, |_| file.size)
         })?;
         let content = match content {

@@ -130,7 +130,7 @@ impl FileSystem {
             Next::Pinned(pin) => pin,
             Next::Current if beside_writer => {
                 drop(state);
-                let loaded = self.load_current_of(&handle.node, handle.user);
+                let loaded = self.loader.load_current_of(&handle.node, handle.user);
                 state = handle.node.lock();
                 let settled = state.handles.get(&fh).and_then(|own| own.pin.clone());
                 let pin = match loaded {

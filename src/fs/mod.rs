@@ -23,6 +23,7 @@ mod handoff;
 mod io;
 mod kernel;
 mod loaded;
+mod loading;
 mod names;
 mod nodes;
 mod open;
@@ -68,6 +69,7 @@ use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
 use kernel::Kernel;
+use loading::Loader;
 use nodes::Nodes;
 use queue::Whose;
 use routine::Routine;
@@ -179,7 +181,8 @@ pub struct FileSystem {
     nodes: Arc<Nodes>,
     counters: Counters,
     appends: Appends,
-    kernel: Kernel,
+    kernel: Arc<Kernel>,
+    loader: Arc<Loader>,
     /// The device number of the mount, as `major, minor`.
     device: OnceLock<(u32, u32)>,
     ending: AtomicBool,
@@ -208,17 +211,29 @@ impl FileSystem {
             false => Some(Writer::start(Arc::clone(&vault))?),
         };
         let table = Arc::new(Table::of(vault.is_read_only()));
-        let askers = Arc::default();
+        let askers: Arc<Askers> = Arc::default();
+        let nodes = Arc::new(Nodes::new(&vault, &table, &askers));
+        let kernel: Arc<Kernel> = Arc::default();
+        let budget = Budget::new(settings.max_memory);
+        let loader = Arc::new(Loader {
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            budget: Arc::clone(&budget),
+            askers: Arc::clone(&askers),
+            kernel: Arc::clone(&kernel),
+        });
         let fs = Arc::new(Self {
             writer,
-            nodes: Arc::new(Nodes::new(&vault, &table, &askers)),
+            nodes,
             table,
             askers,
+            kernel,
+            loader,
+            budget,
             directories: DirectoryHandles::default(),
-            budget: Budget::new(settings.max_memory),
             counters: Counters::default(),
             appends: Appends::default(),
-            kernel: Kernel::default(),
             device: OnceLock::new(),
             ending: AtomicBool::new(false),
             routines: OnceLock::new(),

@@ -94,7 +94,7 @@ impl FileSystem {
         let ino = handle.node.id;
         if self.vault.is_read_only() {
             // Another process may delete the version at any time.
-            self.load_at_open(fh, handle, thread)?;
+            self.loader.load_at_open(fh, handle, thread)?;
             return Ok(true);
         }
         if truncate {

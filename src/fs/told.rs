@@ -210,7 +210,7 @@ impl FileSystem {
                 let handle = self.table.get(fh);
                 let user = handle.map_or(caller.uid, |handle| handle.user);
                 // It may be gone when it is read.
-                end = match self.load_current_of(&open, user) {
+                end = match self.loader.load_current_of(&open, user) {
                     Ok((_, current)) => current.unwrap_or(end),
                     Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, Some(fh)),
                     Err(error) => return Err(error),
@@ -238,7 +238,7 @@ impl FileSystem {
                 // Nothing is held for others, who cannot read it first.
                 let may_read = state.may_read_first(caller.pid, &self.place(ino));
                 drop(state);
-                let current = may_read.then(|| self.load_current_of(&open, caller.uid));
+                let current = may_read.then(|| self.loader.load_current_of(&open, caller.uid));
                 pin = match current {
                     Some(Ok((_, current))) => current.or(pin),
                     // It reads what was there when it has opened the file.
@@ -310,15 +310,6 @@ impl FileSystem {
     pub(super) fn note_told(&self, attr: &Attr) {
         if self.vault.is_read_only() {
             self.table.note_told(attr.ino, attr.version);
-        }
-    }
-
-    /// In a read-only mount, a file is being opened at `version`: what the kernel remembers must not
-    /// be of another.
-    pub(super) fn forget_others(&self, ino: NodeId, version: u64) {
-        let told = self.table.note_told(ino, version);
-        if told.is_some_and(|told| told != version) {
-            self.kernel.forget_attributes(ino);
         }
     }
 }
