@@ -183,7 +183,7 @@ impl FileSystem {
             None => {
                 let fs = Arc::clone(self);
                 let again = move || fs.truncate_handle(fh, size, done);
-                self.when_settled(handle.node.id, again);
+                self.settling.when_settled(handle.node.id, again);
             }
         }
     }
@@ -191,7 +191,7 @@ impl FileSystem {
     /// truncate(2): there is no handle whose closing would publish, so it happens at once.
     pub(super) fn truncate_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
         let fs = Arc::clone(self);
-        self.when_settled(ino, move || {
+        self.settling.when_settled(ino, move || {
             // A handle keeps the node in the table while its draft is being published.
             let access = super::Access {
                 read: false,

@@ -56,7 +56,7 @@ impl FileSystem {
     /// When something could not be published or made durable.
     pub(super) fn close(&self, drained: Drained) -> Result<(), VaultError> {
         let Drained { ending, failed } = drained;
-        self.ending.store(true, Ordering::Relaxed);
+        self.kernel.end();
         self.touches.end("the mount has ended");
         if let Some(follower) = self.follower.get() {
             follower.stop();

@@ -10,7 +10,6 @@ mod names;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -248,7 +247,7 @@ impl Comparing {
         ids.retain(|id| !self.gone.contains(id));
         let ids: Vec<_> = ids.into_iter().collect();
         for batch in ids.chunks(BATCH) {
-            if fs.ending.load(Ordering::Relaxed) {
+            if fs.kernel.has_ended() {
                 return Ok(());
             }
             let revisions = batch.iter().map(|id| self.revisions.get(id).copied());

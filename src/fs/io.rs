@@ -95,7 +95,7 @@ impl FileSystem {
             Ok(View::Unsettled) => {
                 let fs = Arc::clone(self);
                 let again = move || fs.read(fh, offset, size, transfer, done);
-                self.when_settled(handle.node.id, again);
+                self.settling.when_settled(handle.node.id, again);
             }
             Err(error) => done(Err(error)),
         }

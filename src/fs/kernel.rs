@@ -1,6 +1,7 @@
 //! What a file system has the kernel do, by way of the transport that brings its requests. Without one,
 //! as in tests, there is no kernel that remembers anything.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 
 use crate::store::NodeId;
@@ -26,6 +27,8 @@ pub(super) struct Kernel {
     transport: OnceLock<Arc<dyn Transport>>,
     /// Nodes whose pages are to be dropped.
     stale: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
+    /// Nothing is asked of it any more.
+    ended: AtomicBool,
 }
 
 impl Kernel {
@@ -51,10 +54,22 @@ impl Kernel {
 
     /// The kernel drops the pages of a node soon, if it has any.
     pub(super) fn drop_pages(&self, node: NodeId) {
-        if let Some(sender) = self.stale.get() {
+        if !self.has_ended()
+            && let Some(sender) = self.stale.get()
+        {
             let sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
             // The thread that receives ends with the file system, which has this sender.
             let _ = sender.send(node);
         }
+    }
+
+    /// The mount has ended: no page is dropped any more.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the mount has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 }

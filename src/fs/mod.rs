@@ -33,6 +33,7 @@ mod publish;
 mod queue;
 mod readings;
 mod routine;
+mod settling;
 mod told;
 mod touch;
 mod transport;
@@ -41,7 +42,7 @@ mod watch;
 mod write;
 mod writer;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -70,6 +71,7 @@ use directories::DirectoryHandles;
 use handles::Table;
 use kernel::Kernel;
 use loading::Loader;
+use settling::Settling;
 use nodes::Nodes;
 use queue::Whose;
 use routine::Routine;
@@ -183,9 +185,9 @@ pub struct FileSystem {
     appends: Appends,
     kernel: Arc<Kernel>,
     loader: Arc<Loader>,
+    settling: Arc<Settling>,
     /// The device number of the mount, as `major, minor`.
     device: OnceLock<(u32, u32)>,
-    ending: AtomicBool,
     routines: OnceLock<[Routine; 2]>,
     /// Who watches is woken by these.
     touches: Arc<Touches>,
@@ -223,8 +225,13 @@ impl FileSystem {
             askers: Arc::clone(&askers),
             kernel: Arc::clone(&kernel),
         });
+        let settling = Arc::new(Settling {
+            table: Arc::clone(&table),
+            kernel: Arc::clone(&kernel),
+        });
         let fs = Arc::new(Self {
             writer,
+            settling,
             nodes,
             table,
             askers,
@@ -235,7 +242,6 @@ impl FileSystem {
             counters: Counters::default(),
             appends: Appends::default(),
             device: OnceLock::new(),
-            ending: AtomicBool::new(false),
             routines: OnceLock::new(),
             touches: Arc::default(),
             follower: OnceLock::new(),
@@ -278,13 +284,6 @@ impl FileSystem {
         let _ = self.device.set(device);
     }
 
-    /// The kernel should drop the pages of a node, if it has any.
-    fn drop_pages(&self, node: NodeId) {
-        if !self.ending.load(Ordering::Relaxed) {
-            self.kernel.drop_pages(node);
-        }
-    }
-
     /// The mounted vault.
     pub fn vault(&self) -> &Arc<Vault> {
         &self.vault
@@ -318,24 +317,6 @@ impl FileSystem {
             return Err(Errno(libc::EIO));
         }
         self.writer.as_ref().ok_or(Errno(libc::EROFS))
-    }
-
-    /// Runs `then` now, or when the publications of `node` that are under way are over.
-    fn when_settled(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
-        if let Some(open) = self.table.node(node) {
-            let mut state = open.lock();
-            if state.may_be_closed()
-                && let Some(transport) = self.kernel.transport()
-            {
-                drop(state);
-                transport.await_releases();
-                state = open.lock();
-            }
-            if state.publishing > 0 {
-                return state.wait(then);
-            }
-        }
-        then();
     }
 }
 

@@ -79,7 +79,7 @@ impl FileSystem {
     /// The attributes of a node, once what was closed is published.
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let fs = Arc::clone(self);
-        self.when_settled(id, move || {
+        self.settling.when_settled(id, move || {
             done(fs.nodes.node_or_opened(id).map(|node| fs.attr_of(&node)));
         });
     }

@@ -39,7 +39,7 @@ impl FileSystem {
             let then = self.without_set_id_bits(caller, ino, then);
             return self.truncate_path(caller.uid, ino, 0, then);
         }
-        self.when_settled(ino, move || {
+        self.settling.when_settled(ino, move || {
             // Only those who write are asked who they are.
             let opener = access
                 .write

@@ -216,7 +216,7 @@ impl FileSystem {
         let ends = state.pages.ends;
         drop(state);
         if ends {
-            self.drop_pages(node.id);
+            self.kernel.drop_pages(node.id);
         }
         match admitted {
             true => Ok(()),

@@ -403,7 +403,7 @@ impl FileSystem {
         }
         if state.paged {
             drop(state);
-            self.drop_pages(node.id);
+            self.kernel.drop_pages(node.id);
         }
     }
 
@@ -440,7 +440,7 @@ impl FileSystem {
         }
         let paged = node.lock().paged;
         if paged {
-            self.drop_pages(node.id);
+            self.kernel.drop_pages(node.id);
         }
         self.tidy(node.id);
     }
@@ -507,7 +507,7 @@ impl FileSystem {
                 fs.drop_idle_draft(&again);
                 fs.settle(&again);
             }
-            Err(Errno(errno)) if retries == 0 || fs.ending.load(Ordering::Relaxed) => {
+            Err(Errno(errno)) if retries == 0 || fs.kernel.has_ended() => {
                 fs.counters
                     .failed_publications
                     .fetch_add(1, Ordering::Relaxed);

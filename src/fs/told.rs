@@ -108,7 +108,7 @@ impl FileSystem {
             }));
         }
         let fs = Arc::clone(self);
-        self.when_settled(ino, move || match fs.tell(caller, ino, fh) {
+        self.settling.when_settled(ino, move || match fs.tell(caller, ino, fh) {
             Ok(Some(answer)) => {
                 if !answer.for_all {
                     fs.kernel.forget_attributes(ino);

@@ -89,7 +89,7 @@ impl FileSystem {
                     return done(Err(Errno(libc::ENOMEM)));
                 };
                 let again = move || fs.write(fh, offset, &data, transfer, done);
-                self.when_settled(handle.node.id, again);
+                self.settling.when_settled(handle.node.id, again);
             }
         }
     }
@@ -285,7 +285,7 @@ impl FileSystem {
             None => {
                 let fs = Arc::clone(self);
                 let again = move || fs.allocate(fh, offset, length, mode, done);
-                self.when_settled(handle.node.id, again);
+                self.settling.when_settled(handle.node.id, again);
             }
         }
     }
