@@ -123,8 +123,8 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         match ino {
-            ROOT => self.settled_attr(ino, done),
-            _ => self.told_attr(caller, ino, fh, done),
+            ROOT => self.attributes.settled_attr(ino, done),
+            _ => self.attributes.told_attr(caller, ino, fh, done),
         }
     }
 
@@ -156,7 +156,7 @@ impl FileSystem {
                 let told = Arc::clone(&fs);
                 // The kernel takes what this tells for the length of the file.
                 let done: Done<Attr> = Box::new(move |attr| match (attr, told.nodes.node(ino)) {
-                    (Ok(_), Ok(node)) => done(Ok(told.attr_through(fh, &node))),
+                    (Ok(_), Ok(node)) => done(Ok(told.attributes.attr_through(fh, &node))),
                     (attr, _) => done(attr),
                 });
                 fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
@@ -243,7 +243,7 @@ impl FileSystem {
         if let (Some(modified), Some(open)) = (set.modified, self.table.node(ino)) {
             let moves = open
                 .lock()
-                .set_modified(caller.pid, &self.place(ino), modified);
+                .set_modified(caller.pid, &self.attributes.place(ino), modified);
             let is_published = node.file().is_ok_and(|file| file.version > 0);
             if moves && is_published {
                 // Or it would be told of what is there until then.
@@ -251,7 +251,7 @@ impl FileSystem {
             }
         }
         if change == AttributeChange::default() {
-            return self.settled_attr(ino, done);
+            return self.attributes.settled_attr(ino, done);
         }
         let writer = match self.writer() {
             Ok(writer) => writer,
@@ -262,7 +262,7 @@ impl FileSystem {
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
             move |outcome| match told(outcome) {
-                Ok(()) => fs.settled_attr(ino, done),
+                Ok(()) => fs.attributes.settled_attr(ino, done),
                 Err(error) => done(Err(error)),
             },
         );

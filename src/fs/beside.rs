@@ -34,7 +34,7 @@ impl FileSystem {
             false => self.vault.lookup(parent, name),
         };
         match found {
-            Ok(node) => Ok(self.attr_of(&node)),
+            Ok(node) => Ok(self.attributes.attr_of(&node)),
             // What is absent may be the directory itself.
             Err(error) => match self.nodes.present(parent) {
                 Err(stale @ Errno(libc::ESTALE)) if !self.askers.holds(thread, parent) => {

@@ -222,6 +222,6 @@ impl FileSystem {
             );
             return Err(VaultError::Integrity(text).into());
         }
-        Ok(self.attr_of(&node))
+        Ok(self.attributes.attr_of(&node))
     }
 }

@@ -275,7 +275,7 @@ impl Comparing {
             found.directories.insert(node.id);
         }
         // A rotation has changed it, too, but nothing that is seen of it.
-        let now = fs.attr_of(node);
+        let now = fs.attributes.attr_of(node);
         match before {
             Some(before) if before.changed == now.changed => {}
             Some(_) => found.known.push(Touched::Node(node.id)),

@@ -241,7 +241,7 @@ impl FileSystem {
     /// Whether somebody holds a lock: who has waited for one must see what was written under it. Not
     /// asked unless something was published since the file was opened.
     fn is_locked(&self, node: u64) -> bool {
-        !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get().copied())
+        !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get())
     }
 
     fn read_version(

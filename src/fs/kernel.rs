@@ -73,3 +73,18 @@ impl Kernel {
         self.ended.load(Ordering::Relaxed)
     }
 }
+
+/// The device number of the mount, as `major, minor`, once it is known.
+#[derive(Default)]
+pub(super) struct Device(OnceLock<(u32, u32)>);
+
+impl Device {
+    pub(super) fn attach(&self, device: (u32, u32)) {
+        // It does not change.
+        let _ = self.0.set(device);
+    }
+
+    pub(super) fn get(&self) -> Option<(u32, u32)> {
+        self.0.get().copied()
+    }
+}

@@ -69,9 +69,10 @@ use askers::Askers;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
-use kernel::Kernel;
+use kernel::{Device, Kernel};
 use loading::Loader;
 use settling::Settling;
+use told::Attributes;
 use nodes::Nodes;
 use queue::Whose;
 use routine::Routine;
@@ -186,8 +187,8 @@ pub struct FileSystem {
     kernel: Arc<Kernel>,
     loader: Arc<Loader>,
     settling: Arc<Settling>,
-    /// The device number of the mount, as `major, minor`.
-    device: OnceLock<(u32, u32)>,
+    device: Arc<Device>,
+    attributes: Arc<Attributes>,
     routines: OnceLock<[Routine; 2]>,
     /// Who watches is woken by these.
     touches: Arc<Touches>,
@@ -229,9 +230,22 @@ impl FileSystem {
             table: Arc::clone(&table),
             kernel: Arc::clone(&kernel),
         });
+        let device: Arc<Device> = Arc::default();
+        let attributes = Arc::new(Attributes {
+            is_beside_writer: vault.is_read_only(),
+            ttl: settings.ttl,
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            loader: Arc::clone(&loader),
+            settling: Arc::clone(&settling),
+            kernel: Arc::clone(&kernel),
+            device: Arc::clone(&device),
+        });
         let fs = Arc::new(Self {
             writer,
             settling,
+            device,
+            attributes,
             nodes,
             table,
             askers,
@@ -241,7 +255,6 @@ impl FileSystem {
             directories: DirectoryHandles::default(),
             counters: Counters::default(),
             appends: Appends::default(),
-            device: OnceLock::new(),
             routines: OnceLock::new(),
             touches: Arc::default(),
             follower: OnceLock::new(),
@@ -280,8 +293,7 @@ impl FileSystem {
 
     /// Tells the device number of the mount.
     pub fn attach_device(&self, device: (u32, u32)) {
-        // It does not change.
-        let _ = self.device.set(device);
+        self.device.attach(device);
     }
 
     /// The mounted vault.
@@ -297,7 +309,7 @@ impl FileSystem {
     /// What it is about, for `status`.
     pub(crate) fn activity(&self) -> Activity {
         Activity {
-            device: self.device.get().copied(),
+            device: self.device.get(),
             open_files: self.open_files(),
             watchers: self.touches.said(),
             published: self.counters.published.load(Ordering::Relaxed),

@@ -34,7 +34,7 @@ impl FileSystem {
         }
         match self.vault.lookup(parent, name) {
             // Nothing is published here, and asking again could find it gone.
-            Ok(node) if self.vault.is_read_only() => done(Ok(self.attr_of(&node))),
+            Ok(node) if self.vault.is_read_only() => done(Ok(self.attributes.attr_of(&node))),
             Ok(node) => {
                 let (fs, name) = (Arc::clone(self), name.to_vec());
                 let then: Done<Attr> = Box::new(move |attr| match attr {
@@ -42,7 +42,7 @@ impl FileSystem {
                     Err(Errno(libc::ENOENT)) => fs.lookup(parent, &name, done),
                     attr => done(attr),
                 });
-                self.settled_attr(node.id, then);
+                self.attributes.settled_attr(node.id, then);
             }
             // What is absent may be the directory itself.
             Err(error) => done(Err(match self.nodes.node(parent) {
@@ -57,7 +57,7 @@ impl FileSystem {
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self.nodes.present(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
-                self.settled_attr(id, done);
+                self.attributes.settled_attr(id, done);
             }
             Ok(_) | Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
             Err(error) => done(Err(error)),
@@ -74,14 +74,6 @@ impl FileSystem {
             Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
             Err(error) => done(Err(error)),
         }
-    }
-
-    /// The attributes of a node, once what was closed is published.
-    pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        let fs = Arc::clone(self);
-        self.settling.when_settled(id, move || {
-            done(fs.nodes.node_or_opened(id).map(|node| fs.attr_of(&node)));
-        });
     }
 
     /// Makes a node of any kind.
@@ -104,7 +96,7 @@ impl FileSystem {
             move |tx| tx.create(parent, &name, &new),
             move |made| {
                 let attr = told(made).and_then(|id| fs.nodes.node(id));
-                done(attr.map(|node| fs.attr_of(&node)));
+                done(attr.map(|node| fs.attributes.attr_of(&node)));
             },
         );
     }
@@ -128,7 +120,7 @@ impl FileSystem {
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
                 let node = told(outcome).and_then(|()| fs.nodes.node(ino));
-                done(node.map(|node| fs.attr_of(&node)));
+                done(node.map(|node| fs.attributes.attr_of(&node)));
             },
         );
     }

@@ -14,9 +14,13 @@ use crate::vault::{Body, Kind, Node};
 
 use super::authors::Place;
 use super::draft::Draft;
-use super::handles::NodeState;
+use super::handles::{NodeState, Table};
+use super::kernel::{Device, Kernel};
+use super::loading::Loader;
+use super::nodes::Nodes;
 use super::readings::{Shown, Told};
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
+use super::settling::Settling;
+use super::{Attr, Caller, Done, Errno, FileHandle};
 
 /// An answer, and whether the kernel may take it for what is true for all.
 struct Answer {
@@ -24,12 +28,25 @@ struct Answer {
     for_all: bool,
 }
 
-impl FileSystem {
+/// See the module.
+pub(super) struct Attributes {
+    pub(super) is_beside_writer: bool,
+    /// How long the kernel may remember them.
+    pub(super) ttl: Duration,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) device: Arc<Device>,
+}
+
+impl Attributes {
     /// A node of this mount.
     pub(super) fn place(&self, id: NodeId) -> Place {
         Place {
             id,
-            device: self.device.get().copied(),
+            device: self.device.get(),
         }
     }
 
@@ -48,7 +65,7 @@ impl FileSystem {
             accessed: a.accessed,
             modified: a.modified,
             changed: a.changed,
-            ttl: self.settings.ttl,
+            ttl: self.ttl,
             version: 0,
         };
         match &a.body {
@@ -107,17 +124,25 @@ impl FileSystem {
                 self.with_draft_through(fh, attr, length)
             }));
         }
-        let fs = Arc::clone(self);
-        self.settling.when_settled(ino, move || match fs.tell(caller, ino, fh) {
+        let attributes = Arc::clone(self);
+        self.settling.when_settled(ino, move || match attributes.tell(caller, ino, fh) {
             Ok(Some(answer)) => {
                 if !answer.for_all {
-                    fs.kernel.forget_attributes(ino);
+                    attributes.kernel.forget_attributes(ino);
                 }
                 done(Ok(answer.attr));
             }
             // Somebody has begun to publish since.
-            Ok(None) => fs.told_attr(caller, ino, fh, done),
+            Ok(None) => attributes.told_attr(caller, ino, fh, done),
             Err(error) => done(Err(error)),
+        });
+    }
+
+    /// The attributes of a node, once what was closed is published.
+    pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        let attributes = Arc::clone(self);
+        self.settling.when_settled(id, move || {
+            done(attributes.nodes.node_or_opened(id).map(|node| attributes.attr_of(&node)));
         });
     }
 
@@ -205,7 +230,7 @@ impl FileSystem {
         }
         if let Some(fh) = fh {
             let mut end = Shown::of(file).pin();
-            if self.vault.is_read_only() && state.settles_elsewhere(fh, file) {
+            if self.is_beside_writer && state.settles_elsewhere(fh, file) {
                 drop(state);
                 let handle = self.table.get(fh);
                 let user = handle.map_or(caller.uid, |handle| handle.user);
@@ -234,7 +259,7 @@ impl FileSystem {
             attr.size = length;
         } else if state.has_outdated_fresh(file.version) {
             let mut pin = Some(Shown::of(file).pin());
-            if self.vault.is_read_only() {
+            if self.is_beside_writer {
                 // Nothing is held for others, who cannot read it first.
                 let may_read = state.may_read_first(caller.pid, &self.place(ino));
                 drop(state);
@@ -252,7 +277,7 @@ impl FileSystem {
                 (attr.size, attr.version) = (pin.length, pin.version);
                 state.told.note(caller.pid, pin);
             }
-        } else if self.vault.is_read_only() {
+        } else if self.is_beside_writer {
             // Nobody is going to read another version.
             state.told = Told::default();
         } else if state.may_read_again(caller.pid) {
@@ -308,7 +333,7 @@ impl FileSystem {
 
     /// Of a file that another process writes: the kernel may remember what it is told.
     pub(super) fn note_told(&self, attr: &Attr) {
-        if self.vault.is_read_only() {
+        if self.is_beside_writer {
             self.table.note_told(attr.ino, attr.version);
         }
     }

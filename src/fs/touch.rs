@@ -254,7 +254,7 @@ impl FileSystem {
             }
             Err(error) => return Some(Err(error.into())),
         };
-        let mut attr = self.attr_of(&node);
+        let mut attr = self.attributes.attr_of(&node);
         if let Some(open) = self.table.node(ino) {
             let mut state = open.lock();
             // The kernel keeps one length for all, and by now it is that of who writes: to shorten
@@ -268,7 +268,7 @@ impl FileSystem {
                 state.believed = Some(longest);
             }
         }
-        self.note_told(&attr);
+        self.attributes.note_told(&attr);
         Some(Ok(attr))
     }
 }

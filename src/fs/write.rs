@@ -299,9 +299,9 @@ impl FileSystem {
         whence: i32,
     ) -> Result<u64, Errno> {
         let handle = self.table.get(fh)?;
-        let size = match self.size_through(fh, caller.pid) {
+        let size = match self.attributes.size_through(fh, caller.pid) {
             Some(size) => size,
-            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
+            None => self.attributes.size_for_all(&*self.nodes.node(handle.node.id)?),
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
