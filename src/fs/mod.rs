@@ -6,6 +6,7 @@
 
 mod appends;
 mod askers;
+mod attr;
 mod attributes;
 mod authors;
 mod beside;
@@ -34,7 +35,6 @@ mod queue;
 mod readings;
 mod routine;
 mod settling;
-mod told;
 mod touch;
 mod transport;
 mod virtual_dir;
@@ -66,13 +66,14 @@ pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory}
 
 use appends::Appends;
 use askers::Askers;
+use attr::Attributes;
 use budget::Budget;
 use directories::DirectoryHandles;
 use handles::Table;
 use kernel::{Device, Kernel};
 use loading::Loader;
 use settling::Settling;
-use told::Attributes;
+
 use nodes::Nodes;
 use queue::Whose;
 use routine::Routine;
