@@ -10,7 +10,7 @@ use crate::vault::{AttributeChange, Body, Kind, Node, ROOT, Timestamp};
 use super::open::without_set_id;
 use super::queue::{Ticket, Whose};
 use super::write::Base;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, told};
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, to_errno};
 
 /// Names of extended attributes that programs may set.
 pub(super) const USER: &[u8] = b"user.";
@@ -144,7 +144,7 @@ impl FileSystem {
         if self.vault.is_read_only() {
             return done(Err(Errno(libc::EROFS)));
         }
-        if let Err(error) = self.writer() {
+        if let Err(error) = self.commits.queue() {
             return done(Err(error));
         }
         let Some(size) = set.size else {
@@ -253,15 +253,15 @@ impl FileSystem {
         if change == AttributeChange::default() {
             return self.attributes.settled_attr(ino, done);
         }
-        let writer = match self.writer() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let fs = Arc::clone(self);
-        writer.submit(
+        queue.submit(
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
-            move |outcome| match told(outcome) {
+            move |outcome| match to_errno(outcome) {
                 Ok(()) => fs.attributes.settled_attr(ino, done),
                 Err(error) => done(Err(error)),
             },
@@ -343,11 +343,11 @@ impl FileSystem {
         } else if name.len() > 255 {
             Err(Errno(libc::ERANGE))
         } else {
-            self.writer()
+            self.commits.queue()
         };
         match allowed {
-            Ok(writer) => {
-                writer.submit(ticket, job, move |outcome| done(told(outcome)));
+            Ok(queue) => {
+                queue.submit(ticket, job, move |outcome| done(to_errno(outcome)));
             }
             Err(error) => done(Err(error)),
         }

@@ -55,7 +55,7 @@ impl FileSystem {
         });
         if let Err(error) = opened {
             self.table.discard(fh);
-            self.tidy(ino);
+            self.reaping.tidy(ino);
             return Err(error);
         }
         let reading = Arc::new(Mutex::new(Reading::default()));

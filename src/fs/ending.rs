@@ -64,10 +64,9 @@ impl FileSystem {
         for routine in self.routines.get().into_iter().flatten() {
             routine.stop();
         }
-        let Some(writer) = &self.writer else {
+        if !self.commits.close() {
             return Ok(());
-        };
-        writer.close();
+        }
         // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
         // told any more.
         if ending != Ending::Aborted

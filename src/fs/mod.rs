@@ -12,6 +12,7 @@ mod authors;
 mod beside;
 mod blocks;
 mod budget;
+mod commits;
 mod descriptors;
 mod directories;
 mod draft;
@@ -33,6 +34,7 @@ mod process;
 mod publish;
 mod queue;
 mod readings;
+mod reaping;
 mod routine;
 mod settling;
 mod touch;
@@ -68,16 +70,16 @@ use appends::Appends;
 use askers::Askers;
 use attr::Attributes;
 use budget::Budget;
+use commits::Commits;
 use directories::DirectoryHandles;
 use handles::Table;
 use kernel::{Device, Kernel};
 use loading::Loader;
-use settling::Settling;
-
 use nodes::Nodes;
 use queue::Whose;
+use reaping::Reaping;
 use routine::Routine;
-use writer::Writer;
+use settling::Settling;
 
 /// What an operation tells its caller, when it is done.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
@@ -177,7 +179,8 @@ pub(crate) struct Activity {
 pub struct FileSystem {
     vault: Arc<Vault>,
     settings: Settings,
-    writer: Option<Writer>,
+    commits: Arc<Commits>,
+    reaping: Arc<Reaping>,
     table: Arc<Table>,
     directories: DirectoryHandles,
     budget: Arc<Budget>,
@@ -210,10 +213,7 @@ impl FileSystem {
     /// When a thread cannot be started.
     pub fn new(vault: impl Into<Arc<Vault>>, settings: Settings) -> std::io::Result<Arc<Self>> {
         let vault = vault.into();
-        let writer = match vault.is_read_only() {
-            true => None,
-            false => Some(Writer::start(Arc::clone(&vault))?),
-        };
+        let commits = Arc::new(Commits::start(&vault)?);
         let table = Arc::new(Table::of(vault.is_read_only()));
         let askers: Arc<Askers> = Arc::default();
         let nodes = Arc::new(Nodes::new(&vault, &table, &askers));
@@ -242,8 +242,14 @@ impl FileSystem {
             kernel: Arc::clone(&kernel),
             device: Arc::clone(&device),
         });
+        let reaping = Arc::new(Reaping {
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            commits: Arc::clone(&commits),
+        });
         let fs = Arc::new(Self {
-            writer,
+            commits,
+            reaping,
             settling,
             device,
             attributes,
@@ -262,7 +268,7 @@ impl FileSystem {
             settings,
             vault,
         });
-        if fs.writer.is_some() {
+        if !fs.vault.is_read_only() {
             fs.appends.start(&fs)?;
         }
         // There are none yet.
@@ -324,16 +330,9 @@ impl FileSystem {
     pub(crate) fn unauthentic_reads(&self) -> u64 {
         errno::UNAUTHENTIC.load(Ordering::Relaxed)
     }
-
-    fn writer(&self) -> Result<&Writer, Errno> {
-        if self.vault.is_condemned() {
-            return Err(Errno(libc::EIO));
-        }
-        self.writer.as_ref().ok_or(Errno(libc::EROFS))
-    }
 }
 
 /// Turns a vault's result into a program's.
-fn told<T>(result: Result<T, VaultError>) -> Result<T, Errno> {
+fn to_errno<T>(result: Result<T, VaultError>) -> Result<T, Errno> {
     Ok(result?)
 }

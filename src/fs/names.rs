@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Kind, NewNode, RenameMode, VaultError};
+use crate::vault::{Kind, NewNode, RenameMode};
 
 use super::queue::Ticket;
-use super::writer::Writer;
-use super::{Attr, Caller, Done, Errno, FileSystem, told};
+use super::{Attr, Caller, Done, Errno, FileSystem, to_errno};
 
 impl FileSystem {
     /// Finds a name for a thread of a user.
@@ -85,17 +84,17 @@ impl FileSystem {
         new: NewNode,
         done: impl FnOnce(Result<Attr, Errno>) + Send + 'static,
     ) {
-        let writer = match self.writer_of_names() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
         let fs = Arc::clone(self);
-        writer.submit(
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = told(made).and_then(|id| fs.nodes.node(id));
+                let attr = to_errno(made).and_then(|id| fs.nodes.node(id));
                 done(attr.map(|node| fs.attributes.attr_of(&node)));
             },
         );
@@ -109,17 +108,17 @@ impl FileSystem {
         (parent, name): (u64, &[u8]),
         done: Done<Attr>,
     ) {
-        let writer = match self.writer_of_names() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
         let fs = Arc::clone(self);
-        writer.submit(
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = told(outcome).and_then(|()| fs.nodes.node(ino));
+                let node = to_errno(outcome).and_then(|()| fs.nodes.node(ino));
                 done(node.map(|node| fs.attributes.attr_of(&node)));
             },
         );
@@ -142,14 +141,14 @@ impl FileSystem {
         directory: bool,
         done: Done<()>,
     ) {
-        let writer = match self.writer_of_names() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
-        let reaper = self.reaper();
+        let reaper = self.reaping.reaper();
         let fs = Arc::clone(self);
-        writer.submit(
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| match directory {
                 true => tx.rmdir(parent, &name, &reaper),
@@ -159,7 +158,7 @@ impl FileSystem {
                 if let Ok(node) = &removed {
                     fs.reap_if_closed(*node);
                 }
-                done(told(removed.map(drop)));
+                done(to_errno(removed.map(drop)));
             },
         );
     }
@@ -169,7 +168,7 @@ impl FileSystem {
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
         if !is_open && self.nodes.is_nameless(node) && !self.table.keep_if_known(node) {
-            self.reap(node);
+            self.reaping.reap(node);
         }
     }
 
@@ -182,8 +181,8 @@ impl FileSystem {
         mode: RenameMode,
         done: Done<()>,
     ) {
-        let writer = match self.writer_of_names() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let replaced = match mode {
@@ -191,16 +190,16 @@ impl FileSystem {
             RenameMode::NoReplace | RenameMode::Exchange => None,
         };
         let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
-        let reaper = self.reaper();
+        let reaper = self.reaping.reaper();
         let fs = Arc::clone(self);
-        writer.submit(
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.rename((from.0, &from.1), (to.0, &to.1), mode, &reaper),
             move |outcome| {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
                     fs.reap_if_closed(replaced);
                 }
-                done(told(outcome));
+                done(to_errno(outcome));
             },
         );
     }
@@ -213,7 +212,7 @@ impl FileSystem {
     /// The kernel forgets what it was told `lookups` times.
     pub fn forget(&self, ino: u64, lookups: u64) {
         if self.table.forget(ino, lookups) {
-            self.reap(ino);
+            self.reaping.reap(ino);
         }
     }
 
@@ -223,14 +222,6 @@ impl FileSystem {
         match (&node.attributes.body, node.kind) {
             (crate::vault::Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),
-        }
-    }
-
-    /// What makes and removes names.
-    fn writer_of_names(&self) -> Result<&Writer, Errno> {
-        match self.vault.is_read_only() {
-            true => Err(VaultError::ReadOnly.into()),
-            false => self.writer(),
         }
     }
 }

@@ -74,7 +74,7 @@ impl FileSystem {
         let begun = self.begin(fh, &handle, caller.pid, truncate);
         if !matches!(begun, Ok(true)) {
             self.table.discard(fh);
-            self.tidy(ino);
+            self.reaping.tidy(ino);
         }
         let opened = Opened {
             fh,
@@ -255,14 +255,14 @@ impl FileSystem {
         if dropped == mode || node.kind != Kind::File {
             return then();
         }
-        let Ok(writer) = self.writer() else {
+        let Ok(queue) = self.commits.queue() else {
             return then();
         };
         let change = crate::vault::AttributeChange {
             mode: Some(dropped),
             ..Default::default()
         };
-        writer.submit(
+        queue.submit(
             Ticket::quick(whose).on(ino),
             move |tx| tx.set_attributes(ino, &change),
             move |outcome| {

@@ -14,7 +14,7 @@ use crate::vault::{PIECE, Publication, Timestamp, Tx, VaultError, pieces_of};
 
 use super::blocks::Image;
 use super::draft::Draft;
-use super::handles::{Handle, NodeState, OpenNode, Reaper};
+use super::handles::{Handle, NodeState, OpenNode};
 use super::queue::{Ticket, Whose};
 use super::{Caller, Done, Errno, FileHandle, FileSystem, process};
 
@@ -193,22 +193,14 @@ impl FileSystem {
             }
             None => {
                 drop(state);
-                self.barrier_by(Ticket::awaited(whose).on(handle.node.id), done);
+                self.commits.barrier(Ticket::awaited(whose).on(handle.node.id), done);
             }
         }
     }
 
     /// Makes durable what was acknowledged before.
     pub fn barrier(&self, caller: Caller, done: Done<()>) {
-        self.barrier_by(Ticket::awaited(caller.whose()), done);
-    }
-
-    fn barrier_by(&self, ticket: Ticket, done: Done<()>) {
-        match &self.writer {
-            Some(writer) => writer.barrier(ticket, move |outcome| done(super::told(outcome))),
-            // A reader has nothing to make durable.
-            None => done(Ok(())),
-        }
+        self.commits.barrier(Ticket::awaited(caller.whose()), done);
     }
 
     /// Publishes the shared draft now, for truncate(2), which has no handle to close.
@@ -251,8 +243,8 @@ impl FileSystem {
         done: Done<()>,
     ) {
         state.publishing += 1;
-        let writer = match self.writer() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue() {
+            Ok(queue) => queue,
             Err(error) => {
                 drop(state);
                 put_off(node, source);
@@ -325,9 +317,9 @@ impl FileSystem {
             fs.settle(&node);
             // Not if it is tried again: when that has come to its end.
             if is_left {
-                fs.reap(id);
+                fs.reaping.reap(id);
             }
-            done(match super::told(outcome) {
+            done(match super::to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
@@ -347,7 +339,7 @@ impl FileSystem {
             pieces => ticket.with_bytes(PIECE).in_steps(pieces),
         };
         fail::fail_point!("publication-queues");
-        let queued = writer.enqueue(ticket.on(id), run, done);
+        let queued = queue.enqueue(ticket.on(id), run, done);
         drop(state);
         if let Err(refusal) = queued {
             refusal.tell();
@@ -423,7 +415,7 @@ impl FileSystem {
             state.resuming = false;
         }
         drop(state);
-        self.tidy(node.id);
+        self.reaping.tidy(node.id);
     }
 
     /// The last descriptor of a handle was closed.
@@ -442,7 +434,7 @@ impl FileSystem {
         if paged {
             self.kernel.drop_pages(node.id);
         }
-        self.tidy(node.id);
+        self.reaping.tidy(node.id);
     }
 
     /// Takes a handle out that goes: what it leaves to be published.
@@ -548,52 +540,6 @@ impl FileSystem {
         if !state.has_writers_in_place() {
             state.shared = None;
         }
-    }
-
-    /// Forgets a node that nothing is open of, and reaps what was kept for its handles. One without
-    /// a name that the kernel knows goes when it is forgotten.
-    pub(super) fn tidy(&self, id: NodeId) {
-        let Some(kept) = self.table.forget_if_idle(id) else {
-            return;
-        };
-        let goes = match self.nodes.is_nameless(id) {
-            true => !self.table.keep_if_known(id),
-            false => kept,
-        };
-        if goes {
-            self.reap(id);
-        }
-    }
-
-    /// Deletes a node without a name, or versions before the current one, that no handle needs.
-    pub(super) fn reap(&self, id: NodeId) {
-        let Ok(writer) = self.writer() else { return };
-        let reaper = self.reaper();
-        writer.submit_later(
-            move |tx| {
-                let open = reaper.table.node(id);
-                let (mut keep, publishes) = open
-                    .map(|node| {
-                        let mut state = node.lock();
-                        (state.keep_pinned(), state.publishing > 0)
-                    })
-                    .unwrap_or_default();
-                // Pieces of it may be there already.
-                if publishes {
-                    keep.extend(tx.begun_version(id)?);
-                }
-                tx.reap(id, &keep, &reaper)
-            },
-            move |outcome| {
-                if let Err(error) = outcome {
-                    tracing::warn!("left-overs of node {id} stay until the next mount: {error}");
-                }
-            },
-        );
-    }
-
-    pub(super) fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.table))
     }
 }
 

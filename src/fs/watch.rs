@@ -105,7 +105,7 @@ impl Lookback {
         match self.vault.left_over() {
             Ok(nodes) => {
                 if let Some(fs) = self.fs.upgrade() {
-                    nodes.into_iter().for_each(|node| fs.reap(node));
+                    nodes.into_iter().for_each(|node| fs.reaping.reap(node));
                 }
             }
             Err(error) => tracing::warn!("left-overs cannot be looked for: {error}"),
