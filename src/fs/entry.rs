@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use crate::vault::{NewNode, ROOT, RenameMode, Vault, VaultError};
 
-use super::attributes::{Figures, SetAttributes, USER};
+use super::attributes::SetAttributes;
 use super::directories::DirectoryEntry;
 use super::ending::Ending;
 use super::io::{ReadDone, Transfer};
 use super::open::Opened;
+use super::room::Figures;
 use super::virtual_dir::{
     FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory, is_virtual, is_virtual_handle,
 };
+use super::xattrs::USER;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
 
 /// Most bytes that one copy_file_range(2) copies: the caller comes back for the rest.
@@ -245,7 +247,7 @@ impl FrontDoor {
         match is_virtual(ino) {
             true if name.starts_with(USER) => Err(Errno(libc::ENODATA)),
             true => Err(Errno(libc::EOPNOTSUPP)),
-            false => self.fs.get_xattr(ino, name),
+            false => self.fs.xattrs.get(ino, name),
         }
     }
 
@@ -253,7 +255,7 @@ impl FrontDoor {
     pub fn list_xattrs(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         match is_virtual(ino) {
             true => Ok(Vec::new()),
-            false => self.fs.list_xattrs(ino),
+            false => self.fs.xattrs.list(ino),
         }
     }
 
@@ -268,7 +270,7 @@ impl FrontDoor {
     ) {
         match is_virtual(ino) {
             true => done(Err(self.refusal())),
-            false => self.fs.set_xattr(caller, ino, pair, flags, done),
+            false => self.fs.xattrs.set(caller, ino, pair, flags, done),
         }
     }
 
@@ -276,13 +278,13 @@ impl FrontDoor {
     pub fn remove_xattr(&self, caller: Caller, ino: u64, name: &[u8], done: Done<()>) {
         match is_virtual(ino) {
             true => done(Err(self.refusal())),
-            false => self.fs.remove_xattr(caller, ino, name, done),
+            false => self.fs.xattrs.remove(caller, ino, name, done),
         }
     }
 
     /// Figures of the file system below the vault.
     pub fn figures(&self) -> Result<Figures, Errno> {
-        self.fs.figures()
+        self.fs.room.figures()
     }
 
     // --- files ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ mod beside;
 mod blocks;
 mod budget;
 mod commits;
+mod counters;
 mod descriptors;
 mod directories;
 mod draft;
@@ -35,6 +36,7 @@ mod publish;
 mod queue;
 mod readings;
 mod reaping;
+mod room;
 mod routine;
 mod settling;
 mod touch;
@@ -43,6 +45,7 @@ mod virtual_dir;
 mod watch;
 mod write;
 mod writer;
+mod xattrs;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -51,7 +54,7 @@ use std::time::Duration;
 use crate::store::NodeId;
 use crate::vault::{Kind, Timestamp, Vault, VaultError};
 
-pub use attributes::{Figures, SetAttributes};
+pub use attributes::SetAttributes;
 pub use directories::DirectoryEntry;
 pub use ending::Ending;
 pub use entry::FrontDoor;
@@ -62,6 +65,7 @@ pub(crate) use io::window;
 pub use io::{ReadDone, Transfer};
 pub use kernel::Transport;
 pub use open::Opened;
+pub use room::Figures;
 pub use touch::{Touched, Touches};
 pub use transport::{MAX_TRANSFER, Serving, start as start_session};
 pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};
@@ -71,6 +75,7 @@ use askers::Askers;
 use attr::Attributes;
 use budget::Budget;
 use commits::Commits;
+use counters::Counters;
 use directories::DirectoryHandles;
 use handles::Table;
 use kernel::{Device, Kernel};
@@ -78,8 +83,10 @@ use loading::Loader;
 use nodes::Nodes;
 use queue::Whose;
 use reaping::Reaping;
+use room::DiskRoom;
 use routine::Routine;
 use settling::Settling;
+use xattrs::Xattrs;
 
 /// What an operation tells its caller, when it is done.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
@@ -152,15 +159,6 @@ pub struct Attr {
     pub version: u64,
 }
 
-/// Counters for `status` and metrics.
-#[derive(Debug, Default)]
-struct Counters {
-    published: AtomicU64,
-    failed_publications: AtomicU64,
-    /// Bytes of contents that are being stored in pieces.
-    in_pieces: AtomicU64,
-}
-
 /// What a file system is about at a moment.
 pub(crate) struct Activity {
     /// The device number of the mount, as `major, minor`; none when somebody else has mounted it.
@@ -186,7 +184,9 @@ pub struct FileSystem {
     budget: Arc<Budget>,
     askers: Arc<Askers>,
     nodes: Arc<Nodes>,
-    counters: Counters,
+    counters: Arc<Counters>,
+    room: Arc<DiskRoom>,
+    xattrs: Xattrs,
     appends: Appends,
     kernel: Arc<Kernel>,
     loader: Arc<Loader>,
@@ -247,7 +247,20 @@ impl FileSystem {
             nodes: Arc::clone(&nodes),
             commits: Arc::clone(&commits),
         });
+        let counters: Arc<Counters> = Arc::default();
+        let room = Arc::new(DiskRoom {
+            vault: Arc::clone(&vault),
+            counters: Arc::clone(&counters),
+        });
+        let xattrs = Xattrs {
+            is_read_only: vault.is_read_only(),
+            nodes: Arc::clone(&nodes),
+            commits: Arc::clone(&commits),
+        };
         let fs = Arc::new(Self {
+            counters,
+            room,
+            xattrs,
             commits,
             reaping,
             settling,
@@ -260,7 +273,6 @@ impl FileSystem {
             loader,
             budget,
             directories: DirectoryHandles::default(),
-            counters: Counters::default(),
             appends: Appends::default(),
             routines: OnceLock::new(),
             touches: Arc::default(),

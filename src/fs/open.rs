@@ -99,7 +99,7 @@ impl FileSystem {
         }
         if truncate {
             self.nodes.node(ino)?.file()?;
-            self.must_have_room()?;
+            self.room.must_be_left()?;
         }
         let mut state = handle.node.lock();
         // Looked at under the lock: a version may have been published until just now, or be about to

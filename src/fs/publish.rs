@@ -257,7 +257,7 @@ impl FileSystem {
         let bytes = pending.image.len();
         // Where there is little room, a content that does not fit must leave the room that there is.
         let pieces = match pieces_of(bytes) {
-            pieces if pieces > 1 && self.has_room_for(bytes) => pieces,
+            pieces if pieces > 1 && self.room.has_for(bytes) => pieces,
             _ => 1,
         };
         let in_pieces = if pieces > 1 { bytes } else { 0 };
