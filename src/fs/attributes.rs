@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::vault::{AttributeChange, Kind, Node, ROOT, Timestamp};
 
-use super::open::without_set_id;
 use super::queue::{Ticket, Whose};
+use super::set_id::without_set_id;
 use super::write::Base;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, to_errno};
 
@@ -67,7 +67,7 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         let done = not_remembered(done);
-        if let Some(answer) = self.answer_to_touch(ino, fh, &set) {
+        if let Some(answer) = self.watchers.answer_to_touch(ino, fh, &set) {
             return done(answer);
         }
         if self.vault.is_read_only() {
@@ -92,7 +92,7 @@ impl FileSystem {
             }
             Err(error) => done(Err(error)),
         });
-        let then = self.without_set_id_bits(caller, ino, then);
+        let then = self.set_id.cleared_by(caller, ino, then);
         match fh {
             Some(fh) => self.truncate_handle(fh, size, then),
             None => self.truncate_path(caller.uid, ino, size, then),

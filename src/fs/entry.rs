@@ -410,7 +410,7 @@ impl FrontDoor {
         fh: FileHandle,
         done: Done<T>,
     ) -> Done<T> {
-        self.fs.changed_by(caller, fh, done)
+        self.fs.set_id.changed_by(caller, fh, done)
     }
 
     /// copy_file_range(2) between two handles.

@@ -38,11 +38,13 @@ mod readings;
 mod reaping;
 mod room;
 mod routine;
+mod set_id;
 mod settling;
 mod touch;
 mod transport;
 mod virtual_dir;
 mod watch;
+mod watchers;
 mod write;
 mod writer;
 mod xattrs;
@@ -85,7 +87,9 @@ use queue::Whose;
 use reaping::Reaping;
 use room::DiskRoom;
 use routine::Routine;
+use set_id::SetIdBits;
 use settling::Settling;
+use watchers::Watchers;
 use xattrs::Xattrs;
 
 /// What an operation tells its caller, when it is done.
@@ -175,6 +179,8 @@ pub(crate) struct Activity {
 
 /// A mounted vault.
 pub struct FileSystem {
+    watchers: Arc<Watchers>,
+    set_id: Arc<SetIdBits>,
     vault: Arc<Vault>,
     settings: Settings,
     commits: Arc<Commits>,
@@ -257,7 +263,21 @@ impl FileSystem {
             nodes: Arc::clone(&nodes),
             commits: Arc::clone(&commits),
         };
+        let set_id = Arc::new(SetIdBits {
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            commits: Arc::clone(&commits),
+        });
+        let touches: Arc<Touches> = Arc::default();
+        let watchers = Arc::new(Watchers {
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            attributes: Arc::clone(&attributes),
+            touches: Arc::clone(&touches),
+        });
         let fs = Arc::new(Self {
+            watchers,
+            set_id,
             counters,
             room,
             xattrs,
@@ -275,7 +295,7 @@ impl FileSystem {
             directories: DirectoryHandles::default(),
             appends: Appends::default(),
             routines: OnceLock::new(),
-            touches: Arc::default(),
+            touches,
             follower: OnceLock::new(),
             settings,
             vault,
@@ -313,6 +333,11 @@ impl FileSystem {
     /// Tells the device number of the mount.
     pub fn attach_device(&self, device: (u32, u32)) {
         self.device.attach(device);
+    }
+
+    /// What is to be touched when somebody may watch it.
+    pub fn touches(&self) -> &Arc<Touches> {
+        &self.touches
     }
 
     /// The mounted vault.

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Kind, NewNode, Publication};
+use crate::vault::{NewNode, Publication};
 
 use super::blocks::Blocks;
 use super::draft::Draft;
 use super::handles::{Access, Handle};
-use super::queue::{Ticket, Whose};
 use super::readings::Shown;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
 
@@ -36,7 +35,7 @@ impl FileSystem {
                 Ok(()) => fs.open(caller, ino, flags & !libc::O_TRUNC, done),
                 Err(error) => done(Err(error)),
             });
-            let then = self.without_set_id_bits(caller, ino, then);
+            let then = self.set_id.cleared_by(caller, ino, then);
             return self.truncate_path(caller.uid, ino, 0, then);
         }
         self.settling.when_settled(ino, move || {
@@ -56,7 +55,7 @@ impl FileSystem {
                 return done(fs.opened_beside_writer(caller, ino, access, opened));
             }
             match opened.is_ok() && truncate {
-                true => fs.without_set_id_bits(caller, ino, done)(opened),
+                true => fs.set_id.cleared_by(caller, ino, done)(opened),
                 false => done(opened),
             }
         });
@@ -206,77 +205,4 @@ impl FileSystem {
         });
         self.lookup(parent, name, opened);
     }
-
-    /// What writing does to set-id bits, for calls that change a content without writing: before
-    /// `done`.
-    pub fn changed_by<T: Send + 'static>(
-        self: &Arc<Self>,
-        caller: Caller,
-        fh: FileHandle,
-        done: Done<T>,
-    ) -> Done<T> {
-        match self.table.get(fh) {
-            Ok(handle) => self.without_set_id_bits(caller, handle.node.id, done),
-            Err(_) => done,
-        }
-    }
-
-    /// `done`, once set-id bits are gone that somebody changes the content of who is not privileged.
-    pub(super) fn without_set_id_bits<T: Send + 'static>(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino: NodeId,
-        done: Done<T>,
-    ) -> Done<T> {
-        match caller.uid {
-            0 => done,
-            _ => self.dropping_set_id_bits(caller.whose(), ino, done),
-        }
-    }
-
-    /// What every write does to set-id bits when the writer is not privileged: before `done`.
-    pub(super) fn dropping_set_id_bits<T: Send + 'static>(
-        self: &Arc<Self>,
-        whose: Whose,
-        ino: NodeId,
-        done: Done<T>,
-    ) -> Done<T> {
-        let fs = Arc::clone(self);
-        Box::new(move |outcome| fs.drop_set_id_bits(whose, ino, Box::new(move || done(outcome))))
-    }
-
-    fn drop_set_id_bits(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
-        let Ok(node) = self.nodes.node(ino) else {
-            return then();
-        };
-        let mode = node.attributes.mode;
-        let dropped = without_set_id(mode);
-        // Whatever else is opened for writing is not written to.
-        if dropped == mode || node.kind != Kind::File {
-            return then();
-        }
-        let Ok(queue) = self.commits.queue() else {
-            return then();
-        };
-        let change = crate::vault::AttributeChange {
-            mode: Some(dropped),
-            ..Default::default()
-        };
-        queue.submit(
-            Ticket::quick(whose).on(ino),
-            move |tx| tx.set_attributes(ino, &change),
-            move |outcome| {
-                if let Err(error) = outcome {
-                    tracing::error!("set-id bits of node {ino} could not be cleared: {error}");
-                }
-                then();
-            },
-        );
-    }
-}
-
-/// `mode` without set-user-id, and without set-group-id where it is not a mere locking flag.
-pub(super) fn without_set_id(mode: u32) -> u32 {
-    let group_executes = mode & 0o010 != 0;
-    mode & !0o4000 & if group_executes { !0o2000 } else { !0 }
 }

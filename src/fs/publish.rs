@@ -326,7 +326,7 @@ impl FileSystem {
             });
             // Whoever is woken reads what was published, and nobody has waited for that.
             if published {
-                fs.wake_watchers(id);
+                fs.watchers.wake(id);
             }
         };
         let ticket = match awaited {

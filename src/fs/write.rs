@@ -49,7 +49,7 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let done = match transfer.kill_set_id {
-            true => self.dropping_set_id_bits(Whose::of(handle.user), handle.node.id, done),
+            true => self.set_id.cleared(Whose::of(handle.user), handle.node.id, done),
             false => done,
         };
         let transfer = Transfer {
