@@ -141,16 +141,16 @@ impl FileSystem {
             };
             let Some(edited) = edited else {
                 // Somebody has begun to publish since.
-                fs.release(fh);
+                fs.closing.release(fh);
                 return fs.truncate_path(user, ino, size, done);
             };
             let close = Arc::clone(&fs);
             let done: Done<()> = Box::new(move |outcome| {
-                close.release(fh);
+                close.closing.release(fh);
                 done(outcome);
             });
             match edited {
-                Ok(()) => fs.publish_shared(&handle.node, Whose::of(user), done),
+                Ok(()) => fs.publisher.publish_shared(&handle.node, Whose::of(user), done),
                 Err(error) => done(Err(error)),
             }
         });

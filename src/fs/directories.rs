@@ -74,7 +74,7 @@ impl FileSystem {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(&fh);
-        self.release(fh);
+        self.closing.release(fh);
     }
 
     /// Passes entries from `position` on to `take`, until there are no more or it returns true.

@@ -107,7 +107,7 @@ impl FileSystem {
             for fh in handles.into_iter().map(Some).chain([None]) {
                 let state = node.lock();
                 if let Some((pending, source, whose)) = left_of(&state, fh, ending) {
-                    self.publish_unattended(&node, state, pending, (source, whose), 0);
+                    self.publisher.publish_unattended(&node, state, pending, (source, whose), 0);
                 }
             }
         }

@@ -365,7 +365,7 @@ impl FrontDoor {
     pub fn flush(&self, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
         match is_virtual_handle(fh) {
             true => done(Ok(())),
-            false => self.fs.flush(fh, pid, lock_owner, done),
+            false => self.fs.closing.flush(fh, pid, lock_owner, done),
         }
     }
 
@@ -373,20 +373,20 @@ impl FrontDoor {
     pub fn fsync(&self, fh: FileHandle, done: Done<()>) {
         match is_virtual_handle(fh) {
             true => done(Ok(())),
-            false => self.fs.fsync(fh, done),
+            false => self.fs.closing.fsync(fh, done),
         }
     }
 
     /// Makes durable what was acknowledged before.
     pub fn barrier(&self, caller: Caller, done: Done<()>) {
-        self.fs.barrier(caller, done);
+        self.fs.closing.barrier(caller, done);
     }
 
     /// The last descriptor of a handle was closed.
     pub fn release(&self, fh: FileHandle) {
         match is_virtual_handle(fh) {
             true => self.directory.release(fh),
-            false => self.fs.release(fh),
+            false => self.fs.closing.release(fh),
         }
     }
 

@@ -77,7 +77,7 @@ impl FileSystem {
                 View::Unsettled => Some(0),
             };
             if !matches!(view, View::Unsettled)
-                && let Err(error) = self.admit_to_pages(&handle.node, fh, content)
+                && let Err(error) = self.page_cache.admit(&handle.node, fh, content)
             {
                 // Nothing was read, and the kernel tries again.
                 if let Some(own) = handle.node.lock().handles.get_mut(&fh)

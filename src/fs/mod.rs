@@ -4,6 +4,7 @@
 //! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
+mod appended;
 mod appends;
 mod askers;
 mod attr;
@@ -12,6 +13,7 @@ mod authors;
 mod beside;
 mod blocks;
 mod budget;
+mod closing;
 mod commits;
 mod counters;
 mod descriptors;
@@ -30,6 +32,7 @@ mod loading;
 mod names;
 mod nodes;
 mod open;
+mod page_cache;
 mod pages;
 mod process;
 mod publish;
@@ -72,10 +75,12 @@ pub use touch::{Touched, Touches};
 pub use transport::{MAX_TRANSFER, Serving, start as start_session};
 pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};
 
+use appended::Appended;
 use appends::Appends;
 use askers::Askers;
 use attr::Attributes;
 use budget::Budget;
+use closing::Closing;
 use commits::Commits;
 use counters::Counters;
 use directories::DirectoryHandles;
@@ -83,6 +88,8 @@ use handles::Table;
 use kernel::{Device, Kernel};
 use loading::Loader;
 use nodes::Nodes;
+use page_cache::PageCache;
+use publish::Publisher;
 use queue::Whose;
 use reaping::Reaping;
 use room::DiskRoom;
@@ -179,6 +186,10 @@ pub(crate) struct Activity {
 
 /// A mounted vault.
 pub struct FileSystem {
+    appended: Arc<Appended>,
+    closing: Arc<Closing>,
+    publisher: Arc<Publisher>,
+    page_cache: Arc<PageCache>,
     watchers: Arc<Watchers>,
     set_id: Arc<SetIdBits>,
     vault: Arc<Vault>,
@@ -193,7 +204,7 @@ pub struct FileSystem {
     counters: Arc<Counters>,
     room: Arc<DiskRoom>,
     xattrs: Xattrs,
-    appends: Appends,
+    appends: Arc<Appends>,
     kernel: Arc<Kernel>,
     loader: Arc<Loader>,
     settling: Arc<Settling>,
@@ -275,7 +286,41 @@ impl FileSystem {
             attributes: Arc::clone(&attributes),
             touches: Arc::clone(&touches),
         });
+        let page_cache = Arc::new(PageCache {
+            table: Arc::clone(&table),
+            kernel: Arc::clone(&kernel),
+        });
+        let appends = Arc::new(Appends::new(settings.appends_after));
+        let publisher = Arc::new(Publisher {
+            vault: Arc::clone(&vault),
+            commits: Arc::clone(&commits),
+            nodes: Arc::clone(&nodes),
+            reaping: Arc::clone(&reaping),
+            room: Arc::clone(&room),
+            counters: Arc::clone(&counters),
+            kernel: Arc::clone(&kernel),
+            appends: Arc::clone(&appends),
+            watchers: Arc::clone(&watchers),
+        });
+        let closing = Arc::new(Closing {
+            table: Arc::clone(&table),
+            commits: Arc::clone(&commits),
+            publisher: Arc::clone(&publisher),
+            reaping: Arc::clone(&reaping),
+            counters: Arc::clone(&counters),
+            kernel: Arc::clone(&kernel),
+        });
+        let appended = Arc::new(Appended {
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            appends: Arc::clone(&appends),
+            publisher: Arc::clone(&publisher),
+        });
         let fs = Arc::new(Self {
+            appended,
+            closing,
+            publisher,
+            page_cache,
             watchers,
             set_id,
             counters,
@@ -293,7 +338,7 @@ impl FileSystem {
             loader,
             budget,
             directories: DirectoryHandles::default(),
-            appends: Appends::default(),
+            appends,
             routines: OnceLock::new(),
             touches,
             follower: OnceLock::new(),
@@ -301,7 +346,11 @@ impl FileSystem {
             vault,
         });
         if !fs.vault.is_read_only() {
-            fs.appends.start(&fs)?;
+            let appended = Arc::downgrade(&fs.appended);
+            fs.appends.start(move |node| {
+                let appended = appended.upgrade();
+                appended.inspect(|appended| appended.publish(node)).is_some()
+            })?;
         }
         // There are none yet.
         let _ = fs.routines.set(watch::start(&fs)?);
@@ -315,15 +364,15 @@ impl FileSystem {
     pub(super) fn attach(self: &Arc<Self>, transport: Arc<dyn Transport>) -> std::io::Result<()> {
         let stale = self.kernel.attach(&transport);
         // The thread ends with the file system, which has the sender.
-        let fs = Arc::downgrade(self);
+        let page_cache = Arc::downgrade(&self.page_cache);
         std::thread::Builder::new()
             .name("notifier".into())
             .spawn(move || {
                 for node in stale {
-                    let begun = fs.upgrade().and_then(|fs| fs.begin_to_drop(node));
+                    let begun = page_cache.upgrade().and_then(|c| c.begin_to_drop(node));
                     transport.drop_pages(node);
-                    if let (Some(fs), Some(begun)) = (fs.upgrade(), begun) {
-                        fs.note_dropped(node, begun);
+                    if let (Some(page_cache), Some(begun)) = (page_cache.upgrade(), begun) {
+                        page_cache.note_dropped(node, begun);
                     }
                 }
             })?;

@@ -117,7 +117,7 @@ impl FileSystem {
         }
         let fs = Arc::clone(self);
         let stored: Done<u32> = Box::new(move |written| match written {
-            Ok(count) => fs.fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
+            Ok(count) => fs.closing.fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
             Err(error) => done(Err(error)),
         });
         self.write(fh, offset, data, transfer, stored);
@@ -202,7 +202,7 @@ impl FileSystem {
                 Some(own) => own.wrote = edits,
                 None => outcome = Err(Errno(libc::EBADF)),
             }
-            self.watch_appended(handle.node.id, &mut state);
+            self.appends.watch(handle.node.id, &mut state);
         }
         Some(outcome)
     }
