@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, Node};
+use crate::vault::{Body, Kind, Node, ROOT};
 
 use super::authors::Place;
 use super::draft::Draft;
@@ -51,7 +51,7 @@ impl Attributes {
     }
 
     /// What is stored of a node.
-    pub(super) fn stored_attr(&self, node: &Node) -> Attr {
+    fn stored_attr(&self, node: &Node) -> Attr {
         let a = &node.attributes;
         let mut attr = Attr {
             ino: node.id,
@@ -107,8 +107,22 @@ impl Attributes {
         }
     }
 
+    /// Attributes of a node, or of what a handle sees.
+    pub(super) fn getattr(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        fh: Option<FileHandle>,
+        done: Done<Attr>,
+    ) {
+        match ino {
+            ROOT => self.settled_attr(ino, done),
+            _ => self.told_attr(caller, ino, fh, done),
+        }
+    }
+
     /// What `stat` or `fstat` shows to a process, or what asking for the end of a handle finds.
-    pub(super) fn told_attr(
+    fn told_attr(
         self: &Arc<Self>,
         caller: Caller,
         ino: NodeId,
@@ -297,7 +311,7 @@ impl Attributes {
     }
 
     /// The length that everybody sees who does not write.
-    pub(super) fn size_for_all(&self, node: &Node) -> u64 {
+    fn size_for_all(&self, node: &Node) -> u64 {
         let mut attr = self.stored_attr(node);
         if let Some(open) = self.table.node(node.id) {
             show_first_draft(&mut attr, &open.lock());
@@ -307,7 +321,7 @@ impl Attributes {
 
     /// The length of what a handle is going to read: its draft, or the version that it has settled on
     /// or settles on now.
-    pub(super) fn size_through(&self, fh: FileHandle, thread: u32) -> Option<u64> {
+    fn size_through(&self, fh: FileHandle, thread: u32) -> Option<u64> {
         let handle = self.table.get(fh).ok()?;
         let mut state = handle.node.lock();
         if let Some(draft) = state.draft_of(fh) {
@@ -329,6 +343,27 @@ impl Attributes {
             own.pin = own.pin.take().map(|_| told);
         }
         Some(length)
+    }
+
+    /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.
+    pub(super) fn seek(
+        &self,
+        caller: Caller,
+        fh: FileHandle,
+        offset: u64,
+        whence: i32,
+    ) -> Result<u64, Errno> {
+        let handle = self.table.get(fh)?;
+        let size = match self.size_through(fh, caller.pid) {
+            Some(size) => size,
+            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
+        };
+        match whence {
+            _ if offset >= size => Err(Errno(libc::ENXIO)),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(size),
+            _ => Err(Errno(libc::EINVAL)),
+        }
     }
 
     /// Of a file that another process writes: the kernel may remember what it is told.

@@ -3,29 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vault::{AttributeChange, Kind, Node, ROOT, Timestamp};
+use crate::vault::{AttributeChange, Kind, Node};
 
-use super::queue::{Ticket, Whose};
-use super::set_id::without_set_id;
-use super::write::Base;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, to_errno};
-
-/// What `setattr` is asked to change.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SetAttributes {
-    /// Permission bits, set-id bits and sticky bit.
-    pub mode: Option<u32>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Length in bytes.
-    pub size: Option<u64>,
-    /// Last access.
-    pub accessed: Option<Timestamp>,
-    /// Last change of the content.
-    pub modified: Option<Timestamp>,
-}
+use super::attr::Attributes;
+use super::commits::Commits;
+use super::handles::Table;
+use super::nodes::Nodes;
+use super::queue::Ticket;
+use super::set_attributes::SetAttributes;
+use super::set_id::{SetIdBits, without_set_id};
+use super::truncation::Truncation;
+use super::watchers::Watchers;
+use super::{Attr, Caller, Done, Errno, FileHandle, to_errno};
 
 /// The kernel takes the length in the answer to a change for that of the file, whatever it knows by
 /// then; of what it has only asked for, it drops what is of before. A publication may end while the answer
@@ -42,23 +31,21 @@ fn not_remembered(done: Done<Attr>) -> Done<Attr> {
     })
 }
 
-impl FileSystem {
-    /// Attributes of a node, or of what a handle sees.
-    pub fn getattr(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino: u64,
-        fh: Option<FileHandle>,
-        done: Done<Attr>,
-    ) {
-        match ino {
-            ROOT => self.attributes.settled_attr(ino, done),
-            _ => self.attributes.told_attr(caller, ino, fh, done),
-        }
-    }
+/// See the module.
+pub(super) struct AttributeChanges {
+    pub(super) is_read_only: bool,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) commits: Arc<Commits>,
+    pub(super) attributes: Arc<Attributes>,
+    pub(super) watchers: Arc<Watchers>,
+    pub(super) set_id: Arc<SetIdBits>,
+    pub(super) truncation: Arc<Truncation>,
+}
 
+impl AttributeChanges {
     /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
-    pub fn setattr(
+    pub(super) fn setattr(
         self: &Arc<Self>,
         caller: Caller,
         ino: u64,
@@ -70,7 +57,7 @@ impl FileSystem {
         if let Some(answer) = self.watchers.answer_to_touch(ino, fh, &set) {
             return done(answer);
         }
-        if self.vault.is_read_only() {
+        if self.is_read_only {
             return done(Err(Errno(libc::EROFS)));
         }
         if let Err(error) = self.commits.queue() {
@@ -79,81 +66,24 @@ impl FileSystem {
         let Some(size) = set.size else {
             return self.set_plain(caller, ino, set, done);
         };
-        let fs = Arc::clone(self);
+        let changes = Arc::clone(self);
         let then: Done<()> = Box::new(move |resized| match resized {
             Ok(()) => {
-                let told = Arc::clone(&fs);
+                let told = Arc::clone(&changes);
                 // The kernel takes what this tells for the length of the file.
                 let done: Done<Attr> = Box::new(move |attr| match (attr, told.nodes.node(ino)) {
                     (Ok(_), Ok(node)) => done(Ok(told.attributes.attr_through(fh, &node))),
                     (attr, _) => done(attr),
                 });
-                fs.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
+                changes.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
             }
             Err(error) => done(Err(error)),
         });
         let then = self.set_id.cleared_by(caller, ino, then);
         match fh {
-            Some(fh) => self.truncate_handle(fh, size, then),
-            None => self.truncate_path(caller.uid, ino, size, then),
+            Some(fh) => self.truncation.by_handle(fh, size, then),
+            None => self.truncation.by_path(caller.uid, ino, size, then),
         }
-    }
-
-    fn truncate_handle(self: &Arc<Self>, fh: FileHandle, size: u64, done: Done<()>) {
-        let handle = match self.table.get(fh) {
-            Ok(handle) if handle.access.write => handle,
-            Ok(_) => return done(Err(Errno(libc::EINVAL))),
-            Err(error) => return done(Err(error)),
-        };
-        match self.with_draft(fh, &handle, Base::for_size(size), |draft| {
-            draft.cut_to(size)
-        }) {
-            Some(outcome) => done(outcome),
-            None => {
-                let fs = Arc::clone(self);
-                let again = move || fs.truncate_handle(fh, size, done);
-                self.settling.when_settled(handle.node.id, again);
-            }
-        }
-    }
-
-    /// truncate(2): there is no handle whose closing would publish, so it happens at once.
-    pub(super) fn truncate_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
-        let fs = Arc::clone(self);
-        self.settling.when_settled(ino, move || {
-            // A handle keeps the node in the table while its draft is being published.
-            let access = super::Access {
-                read: false,
-                write: true,
-                append: false,
-            };
-            let opened = fs.table.open(ino, access, None, user);
-            let (fh, handle) = match opened {
-                Ok(opened) => opened,
-                Err(error) => return done(Err(error)),
-            };
-            let is_file = fs.nodes.node(ino).and_then(|node| Ok(node.file().map(drop)?));
-            let edited = match is_file {
-                Ok(()) => fs.with_draft(fh, &handle, Base::for_size(size), |draft| {
-                    draft.cut_to(size)
-                }),
-                Err(error) => Some(Err(error)),
-            };
-            let Some(edited) = edited else {
-                // Somebody has begun to publish since.
-                fs.closing.release(fh);
-                return fs.truncate_path(user, ino, size, done);
-            };
-            let close = Arc::clone(&fs);
-            let done: Done<()> = Box::new(move |outcome| {
-                close.closing.release(fh);
-                done(outcome);
-            });
-            match edited {
-                Ok(()) => fs.publisher.publish_shared(&handle.node, Whose::of(user), done),
-                Err(error) => done(Err(error)),
-            }
-        });
     }
 
     /// Everything but the length.
@@ -186,12 +116,12 @@ impl FileSystem {
             Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
-        let fs = Arc::clone(self);
+        let changes = Arc::clone(self);
         queue.submit(
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
             move |outcome| match to_errno(outcome) {
-                Ok(()) => fs.attributes.settled_attr(ino, done),
+                Ok(()) => changes.attributes.settled_attr(ino, done),
                 Err(error) => done(Err(error)),
             },
         );

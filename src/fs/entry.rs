@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use crate::vault::{NewNode, ROOT, RenameMode, Vault, VaultError};
 
-use super::attributes::SetAttributes;
 use super::directories::DirectoryEntry;
 use super::ending::Ending;
 use super::io::{ReadDone, Transfer};
 use super::open::Opened;
 use super::room::Figures;
+use super::set_attributes::SetAttributes;
 use super::virtual_dir::{
     FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory, is_virtual, is_virtual_handle,
 };
@@ -211,7 +211,7 @@ impl FrontDoor {
             return self.directory.attr(caller, ino, done);
         }
         if ino != ROOT {
-            return self.fs.getattr(caller, ino, fh, done);
+            return self.fs.attributes.getattr(caller, ino, fh, done);
         }
         let directory = Arc::clone(&self.directory);
         let or_bare: Done<Attr> = Box::new(move |attr| match attr {
@@ -223,7 +223,7 @@ impl FrontDoor {
             })),
             attr => done(attr),
         });
-        self.fs.getattr(caller, ino, fh, or_bare);
+        self.fs.attributes.getattr(caller, ino, fh, or_bare);
     }
 
     /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
@@ -238,7 +238,7 @@ impl FrontDoor {
         match is_virtual(ino) {
             true if self.vault().is_read_only() => done(Err(Errno(libc::EROFS))),
             true => self.directory.set_attr(caller, ino, &set, done),
-            false => self.fs.setattr(caller, ino, fh, set, done),
+            false => self.fs.changes.setattr(caller, ino, fh, set, done),
         }
     }
 
@@ -324,7 +324,7 @@ impl FrontDoor {
     ) {
         match is_virtual_handle(fh) {
             true => self.directory.read(fh, offset, size, done),
-            false => self.fs.read(fh, offset, size, transfer, done),
+            false => self.fs.reads.read(fh, offset, size, transfer, done),
         }
     }
 
@@ -337,7 +337,7 @@ impl FrontDoor {
         transfer: Transfer,
         done: Done<u32>,
     ) {
-        self.fs.write(fh, offset, data, transfer, done);
+        self.fs.writes.write(fh, offset, data, transfer, done);
     }
 
     /// Writes by a descriptor whose flags are `flags` now.
@@ -357,6 +357,7 @@ impl FrontDoor {
             }
             false => self
                 .fs
+                .writes
                 .write_flagged((fh, offset), data, transfer, flags, done),
         }
     }
@@ -399,7 +400,7 @@ impl FrontDoor {
         mode: i32,
         done: Done<()>,
     ) {
-        self.fs.allocate(fh, offset, length, mode, done);
+        self.fs.writes.allocate(fh, offset, length, mode, done);
     }
 
     /// What writing does to set-id bits, for calls that change a content without writing: before
@@ -423,14 +424,14 @@ impl FrontDoor {
         done: Done<u32>,
     ) {
         let size = length.min(MOST_COPIED) as u32;
-        let fs = Arc::clone(&self.fs);
+        let writes = Arc::clone(&self.fs.writes);
         let transfer = Transfer {
             lock_owner: Some(0),
             kill_set_id: false,
             pid: caller.pid,
         };
         let write: ReadDone = Box::new(move |read| match read {
-            Ok(bytes) => fs.write(to.0, to.1, bytes, transfer, done),
+            Ok(bytes) => writes.write(to.0, to.1, bytes, transfer, done),
             Err(error) => done(Err(error)),
         });
         self.read(from.0, from.1, size, transfer, write);
@@ -444,7 +445,7 @@ impl FrontDoor {
         offset: u64,
         whence: i32,
     ) -> Result<u64, Errno> {
-        self.fs.seek(caller, fh, offset, whence)
+        self.fs.attributes.seek(caller, fh, offset, whence)
     }
 
     // --- directories ------------------------------------------------------------------------------

@@ -1,17 +1,23 @@
 //! Reading through handles: which version or draft a read sees, and how it is decrypted.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, FileBody, LastChunk, Version};
+use crate::vault::{Content, FileBody, LastChunk, Vault, Version};
 
 use super::blocks::Window;
-use super::budget::{SMALL, UNKNOWN};
-use super::handles::{Handle, NodeState};
-use super::loaded::{LastPiece, LastRead, Loaded, Pin};
-use super::readings::Shown;
-use super::{Errno, FileHandle, FileSystem};
+use super::budget::{Budget, SMALL, UNKNOWN};
 use super::descriptors;
+use super::handles::{Handle, NodeState, Table};
+use super::kernel::Device;
+use super::loaded::{LastRead, Loaded, Pin};
+use super::loading::Loader;
+use super::nodes::Nodes;
+use super::page_cache::PageCache;
+use super::readings::Shown;
+use super::settling::Settling;
+use super::{Errno, FileHandle};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
 const WHOLE: u64 = SMALL;
@@ -50,9 +56,23 @@ enum Next {
     Pinned(Pin),
 }
 
-impl FileSystem {
+/// See the module.
+pub(super) struct Reads {
+    /// A reader that asks again at the end of a replaced content after this long waits for more.
+    pub(super) end_patience: Duration,
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) page_cache: Arc<PageCache>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) device: Arc<Device>,
+}
+
+impl Reads {
     /// Reads up to `size` bytes at `offset`; fewer only at the end.
-    pub fn read(
+    pub(super) fn read(
         self: &Arc<Self>,
         fh: FileHandle,
         offset: u64,
@@ -93,8 +113,8 @@ impl FileSystem {
             Ok(View::Nothing) => done(Ok(&[])),
             Ok(View::Version(pin)) => self.read_version(fh, &handle, pin, offset, size, done),
             Ok(View::Unsettled) => {
-                let fs = Arc::clone(self);
-                let again = move || fs.read(fh, offset, size, transfer, done);
+                let reads = Arc::clone(self);
+                let again = move || reads.read(fh, offset, size, transfer, done);
                 self.settling.when_settled(handle.node.id, again);
             }
             Err(error) => done(Err(error)),
@@ -187,7 +207,7 @@ impl FileSystem {
         let Some(own) = state.handles.get_mut(&fh) else {
             return Next::Current;
         };
-        let waits = own.waits_at_end(offset, self.settings.end_patience);
+        let waits = own.waits_at_end(offset, self.end_patience);
         let reading = own.reading;
         let pin = own.pin.clone();
         let Some(file) = file else {
@@ -341,20 +361,6 @@ impl FileSystem {
         Ok(out)
     }
 
-    /// Wipes the decrypted contents that handles hold; they are decrypted again when read. Must
-    /// not be called with a node locked: all of them are.
-    pub(super) fn evict_snapshots(&self) {
-        if self.vault.is_read_only() {
-            return;
-        }
-        for node in self.table.all_nodes() {
-            let mut state = node.lock();
-            for pin in state.handles.values_mut().filter_map(|h| h.pin.as_mut()) {
-                pin.loaded = None;
-                pin.last = LastPiece::default();
-            }
-        }
-    }
 }
 
 /// The part of `bytes` that a read at `offset` gets.

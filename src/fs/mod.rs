@@ -19,6 +19,7 @@ mod counters;
 mod descriptors;
 mod directories;
 mod draft;
+mod drafts;
 mod ending;
 mod entry;
 mod errno;
@@ -41,10 +42,12 @@ mod readings;
 mod reaping;
 mod room;
 mod routine;
+mod set_attributes;
 mod set_id;
 mod settling;
 mod touch;
 mod transport;
+mod truncation;
 mod virtual_dir;
 mod watch;
 mod watchers;
@@ -59,7 +62,6 @@ use std::time::Duration;
 use crate::store::NodeId;
 use crate::vault::{Kind, Timestamp, Vault, VaultError};
 
-pub use attributes::SetAttributes;
 pub use directories::DirectoryEntry;
 pub use ending::Ending;
 pub use entry::FrontDoor;
@@ -71,6 +73,7 @@ pub use io::{ReadDone, Transfer};
 pub use kernel::Transport;
 pub use open::Opened;
 pub use room::Figures;
+pub use set_attributes::SetAttributes;
 pub use touch::{Touched, Touches};
 pub use transport::{MAX_TRANSFER, Serving, start as start_session};
 pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};
@@ -79,12 +82,15 @@ use appended::Appended;
 use appends::Appends;
 use askers::Askers;
 use attr::Attributes;
+use attributes::AttributeChanges;
 use budget::Budget;
 use closing::Closing;
 use commits::Commits;
 use counters::Counters;
 use directories::DirectoryHandles;
+use drafts::Drafts;
 use handles::Table;
+use io::Reads;
 use kernel::{Device, Kernel};
 use loading::Loader;
 use nodes::Nodes;
@@ -96,7 +102,9 @@ use room::DiskRoom;
 use routine::Routine;
 use set_id::SetIdBits;
 use settling::Settling;
+use truncation::Truncation;
 use watchers::Watchers;
+use write::Writes;
 use xattrs::Xattrs;
 
 /// What an operation tells its caller, when it is done.
@@ -186,6 +194,11 @@ pub(crate) struct Activity {
 
 /// A mounted vault.
 pub struct FileSystem {
+    changes: Arc<AttributeChanges>,
+    truncation: Arc<Truncation>,
+    writes: Arc<Writes>,
+    reads: Arc<Reads>,
+    drafts: Arc<Drafts>,
     appended: Arc<Appended>,
     closing: Arc<Closing>,
     publisher: Arc<Publisher>,
@@ -316,7 +329,57 @@ impl FileSystem {
             appends: Arc::clone(&appends),
             publisher: Arc::clone(&publisher),
         });
+        let drafts = Arc::new(Drafts {
+            is_beside_writer: vault.is_read_only(),
+            max_secret_size: settings.max_secret_size,
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            budget: Arc::clone(&budget),
+            appends: Arc::clone(&appends),
+        });
+        let reads = Arc::new(Reads {
+            end_patience: settings.end_patience,
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            loader: Arc::clone(&loader),
+            page_cache: Arc::clone(&page_cache),
+            settling: Arc::clone(&settling),
+            budget: Arc::clone(&budget),
+            device: Arc::clone(&device),
+        });
+        let writes = Arc::new(Writes {
+            table: Arc::clone(&table),
+            drafts: Arc::clone(&drafts),
+            set_id: Arc::clone(&set_id),
+            settling: Arc::clone(&settling),
+            closing: Arc::clone(&closing),
+        });
+        let truncation = Arc::new(Truncation {
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            drafts: Arc::clone(&drafts),
+            publisher: Arc::clone(&publisher),
+            closing: Arc::clone(&closing),
+            settling: Arc::clone(&settling),
+        });
+        let changes = Arc::new(AttributeChanges {
+            is_read_only: vault.is_read_only(),
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            commits: Arc::clone(&commits),
+            attributes: Arc::clone(&attributes),
+            watchers: Arc::clone(&watchers),
+            set_id: Arc::clone(&set_id),
+            truncation: Arc::clone(&truncation),
+        });
         let fs = Arc::new(Self {
+            changes,
+            truncation,
+            writes,
+            reads,
+            drafts,
             appended,
             closing,
             publisher,

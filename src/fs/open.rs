@@ -36,7 +36,7 @@ impl FileSystem {
                 Err(error) => done(Err(error)),
             });
             let then = self.set_id.cleared_by(caller, ino, then);
-            return self.truncate_path(caller.uid, ino, 0, then);
+            return self.truncation.by_path(caller.uid, ino, 0, then);
         }
         self.settling.when_settled(ino, move || {
             // Only those who write are asked who they are.
@@ -119,7 +119,7 @@ impl FileSystem {
         }
         if truncate && (!settled || file.version > 0) {
             let empty = Blocks::zeroed(0, &self.budget.of(handle.user))?;
-            let mut own = self.new_draft(empty, Publication::Replacement);
+            let mut own = self.drafts.begin(empty, Publication::Replacement);
             own.touch();
             if let Some(handle) = state.handles.get_mut(&fh) {
                 handle.own = Some(own);
@@ -141,10 +141,6 @@ impl FileSystem {
             self.kernel.forget_attributes(ino);
         }
         Ok(true)
-    }
-
-    pub(super) fn new_draft(&self, blocks: Blocks, publication: Publication) -> Draft {
-        Draft::new(blocks, publication, self.settings.max_secret_size)
     }
 
     /// Makes a regular file and opens it.

@@ -139,7 +139,7 @@ impl Publisher {
             Err(error) => {
                 drop(state);
                 put_off(node, source);
-                self.settle(node);
+                self.finish(node);
                 return done(Err(error));
             }
         };
@@ -155,7 +155,7 @@ impl Publisher {
         let all = &self.counters.in_pieces;
         all.fetch_add(in_pieces, Ordering::Relaxed);
         let job = pending.clone();
-        let own = Arc::clone(self);
+        let publisher = Arc::clone(self);
         let published_of = Arc::clone(node);
         let open = Arc::clone(node);
         let run = move |tx: &mut Tx<'_>, piece: u32| {
@@ -185,14 +185,14 @@ impl Publisher {
             let node = published_of;
             let published = matches!(outcome, Ok(Some(_)));
             let is_left = outcome.is_err() && pieces > 1;
-            let all = &own.counters.in_pieces;
+            let all = &publisher.counters.in_pieces;
             all.fetch_sub(in_pieces, Ordering::Relaxed);
             match outcome {
                 Ok(Some(_)) => {
-                    own.counters.published.fetch_add(1, Ordering::Relaxed);
-                    own.note_published(&node, &pending, source);
+                    publisher.counters.published.fetch_add(1, Ordering::Relaxed);
+                    publisher.note_published(&node, &pending, source);
                     if matches!(source, Source::Shared | Source::Appended)
-                        && let Ok(content) = own.nodes.node(id).and_then(|now| Ok(now.file()?.replaced))
+                        && let Ok(content) = publisher.nodes.node(id).and_then(|now| Ok(now.file()?.replaced))
                     {
                         node.lock().name_pages(content);
                     }
@@ -205,10 +205,10 @@ impl Publisher {
             if is_left {
                 node.lock().leave_pieces();
             }
-            own.settle(&node);
+            publisher.finish(&node);
             // Not if it is tried again: when that has come to its end.
             if is_left {
-                own.reaping.reap(id);
+                publisher.reaping.reap(id);
             }
             done(match to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
@@ -217,7 +217,7 @@ impl Publisher {
             });
             // Whoever is woken reads what was published, and nobody has waited for that.
             if published {
-                own.watchers.wake(id);
+                publisher.watchers.wake(id);
             }
         };
         let ticket = match awaited {
@@ -291,7 +291,7 @@ impl Publisher {
     }
 
     /// A publication is over: those who waited for it go on.
-    fn settle(&self, node: &Arc<OpenNode>) {
+    fn finish(&self, node: &Arc<OpenNode>) {
         let mut state = node.lock();
         state.publishing = state.publishing.saturating_sub(1);
         if state.publishing == 0 {
@@ -325,21 +325,21 @@ impl Publisher {
         {
             pending.tried_over.store(file.version, Ordering::Relaxed);
         }
-        let own = Arc::clone(self);
+        let publisher = Arc::clone(self);
         let again = Arc::clone(node);
         let mut kept = pending.clone();
         let done: Done<()> = Box::new(move |outcome| match outcome {
             Ok(()) => {
                 drop(kept);
-                own.settle(&again);
+                publisher.finish(&again);
             }
             // The file was removed meanwhile, and its content with it, or has a newer one.
             Err(Errno(libc::ENOENT | libc::ESTALE)) => {
-                own.drop_idle_draft(&again);
-                own.settle(&again);
+                publisher.drop_idle_draft(&again);
+                publisher.finish(&again);
             }
-            Err(Errno(errno)) if retries == 0 || own.kernel.has_ended() => {
-                own.counters
+            Err(Errno(errno)) if retries == 0 || publisher.kernel.has_ended() => {
+                publisher.counters
                     .failed_publications
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
@@ -347,19 +347,19 @@ impl Publisher {
                      for it (error {errno})",
                     again.id
                 );
-                own.drop_idle_draft(&again);
-                own.settle(&again);
+                publisher.drop_idle_draft(&again);
+                publisher.finish(&again);
             }
             Err(_) => {
                 // Not what is current now: somebody may have been told since that his is.
                 let tried_over = kept.tried_over.load(Ordering::Relaxed);
                 kept.only_over.get_or_insert(tried_over);
-                let (publisher, lost) = (Arc::clone(&own), Arc::clone(&again));
+                let (last, lost) = (Arc::clone(&publisher), Arc::clone(&again));
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);
                     let state = again.lock();
-                    own.publish_unattended(&again, state, kept, (source, whose), retries - 1);
-                    own.settle(&again);
+                    publisher.publish_unattended(&again, state, kept, (source, whose), retries - 1);
+                    publisher.finish(&again);
                 };
                 if std::thread::Builder::new()
                     .name("retry".into())
@@ -367,7 +367,7 @@ impl Publisher {
                     .is_err()
                 {
                     tracing::error!("what was last written to a node is lost: no thread to retry");
-                    publisher.settle(&lost);
+                    last.finish(&lost);
                 }
             }
         });

@@ -2,10 +2,10 @@
 //! somebody asks for them. The front door ([`FrontDoor`](super::FrontDoor)) sends there what concerns it,
 //! before the tree is asked.
 
-use super::attributes::SetAttributes;
 use super::directories::DirectoryEntry;
 use super::io::ReadDone;
 use super::open::Opened;
+use super::set_attributes::SetAttributes;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 
 /// The directory's inode number. Those of its files are higher, those of nodes are all lower.

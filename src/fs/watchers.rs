@@ -6,8 +6,8 @@ use crate::store::NodeId;
 use crate::vault::{Vault, VaultError};
 
 use super::attr::Attributes;
-use super::attributes::SetAttributes;
 use super::handles::Table;
+use super::set_attributes::SetAttributes;
 use super::touch::{Touched, Touches};
 use super::{Attr, Errno, FileHandle};
 
