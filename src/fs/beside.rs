@@ -11,17 +11,32 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Node, ROOT, VaultError};
+use crate::vault::{Node, ROOT, Vault, VaultError};
 
-use super::askers::Held;
-use super::handles::Access;
+use super::askers::{Askers, Held};
+use super::attr::Attributes;
+use super::budget::Budget;
+use super::handles::{Access, Table};
 use super::loaded::pin_of;
-use super::open::Opened;
-use super::{Attr, Caller, Errno, FileSystem};
+use super::loading::Loader;
+use super::nodes::Nodes;
+use super::opened::Opened;
+use super::{Attr, Caller, Errno};
 
-impl FileSystem {
-    /// As [`lookup`](Self::lookup), by a thread that may have been told `ESTALE` before.
-    pub(super) fn lookup_beside_writer(
+/// See the module.
+pub(super) struct Beside {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) askers: Arc<Askers>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) attributes: Arc<Attributes>,
+}
+
+impl Beside {
+    /// Finds a name for a thread that may have been told `ESTALE` before.
+    pub(super) fn lookup(
         &self,
         caller: Caller,
         parent: NodeId,
@@ -84,7 +99,7 @@ impl FileSystem {
 
     /// What came of opening a file for `thread`: what was there when it looked the file up is opened,
     /// if it has gone since.
-    pub(super) fn opened_beside_writer(
+    pub(super) fn opened(
         &self,
         caller: Caller,
         ino: NodeId,
@@ -112,7 +127,7 @@ impl FileSystem {
     }
 
     /// What `thread` is told when it has asked, beside a writer, for a node that is gone.
-    pub fn gone_for(&self, thread: u32, ino: NodeId, error: Errno) -> Errno {
+    pub(super) fn gone_for(&self, thread: u32, ino: NodeId, error: Errno) -> Errno {
         match error {
             // No writer removes the top directory.
             Errno(libc::ESTALE) if ino != ROOT => self.askers.missed(thread, ino),

@@ -4,41 +4,61 @@
 mod reading;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::NodeId;
-use crate::vault::{Kind, ROOT, VaultError};
+use crate::vault::{Kind, ROOT, Vault, VaultError};
 
+use super::attr::Attributes;
 use super::budget::UNKNOWN;
-use super::handles::Access;
-use super::{Attr, Errno, FileHandle, FileSystem};
+use super::closing::Closing;
+use super::directory_entry::DirectoryEntry;
+use super::handles::{Access, Table};
+use super::nodes::Nodes;
+use super::reaping::Reaping;
+use super::{Attr, Errno, FileHandle};
 use reading::{FIRST_NAME, Found, Reading};
 
 /// Entries opened at a time.
 const BATCH: usize = 64;
 
-/// A name in a directory, as readdir shows it.
-#[derive(Clone, Debug)]
-pub struct DirectoryEntry {
-    /// The node.
-    pub ino: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// The name.
-    pub name: Vec<u8>,
-    /// Where to go on after it.
-    pub position: u64,
-}
-
-/// All open directories.
-#[derive(Default)]
-pub(super) struct DirectoryHandles {
+/// See the module.
+pub(super) struct Directories {
     open: Mutex<HashMap<FileHandle, Arc<Mutex<Reading>>>>,
+    vault: Arc<Vault>,
+    table: Arc<Table>,
+    nodes: Arc<Nodes>,
+    attributes: Arc<Attributes>,
+    reaping: Arc<Reaping>,
+    closing: Arc<Closing>,
 }
 
-impl FileSystem {
+impl Directories {
+    pub(super) fn new(
+        vault: &Arc<Vault>,
+        table: &Arc<Table>,
+        nodes: &Arc<Nodes>,
+        attributes: &Arc<Attributes>,
+        reaping: &Arc<Reaping>,
+        closing: &Arc<Closing>,
+    ) -> Self {
+        Self {
+            open: Mutex::default(),
+            vault: Arc::clone(vault),
+            table: Arc::clone(table),
+            nodes: Arc::clone(nodes),
+            attributes: Arc::clone(attributes),
+            reaping: Arc::clone(reaping),
+            closing: Arc::clone(closing),
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Opens a directory.
-    pub fn open_directory(&self, ino: u64) -> Result<FileHandle, Errno> {
+    pub(super) fn open_one(&self, ino: u64) -> Result<FileHandle, Errno> {
         // Registered like a file, so that a directory that is removed while open stays readable.
         let access = Access {
             read: true,
@@ -59,26 +79,18 @@ impl FileSystem {
             return Err(error);
         }
         let reading = Arc::new(Mutex::new(Reading::default()));
-        self.directories
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(fh, reading);
+        self.open().insert(fh, reading);
         Ok(fh)
     }
 
     /// Closes a directory.
-    pub fn release_directory(self: &Arc<Self>, fh: FileHandle) {
-        self.directories
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&fh);
+    pub(super) fn release(&self, fh: FileHandle) {
+        self.open().remove(&fh);
         self.closing.release(fh);
     }
 
     /// Passes entries from `position` on to `take`, until there are no more or it returns true.
-    pub fn read_directory(
+    pub(super) fn read(
         &self,
         ino: u64,
         fh: FileHandle,
@@ -89,7 +101,7 @@ impl FileSystem {
     }
 
     /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
-    pub fn read_directory_plus(
+    pub(super) fn read_plus(
         &self,
         ino: u64,
         fh: FileHandle,
@@ -107,12 +119,7 @@ impl FileSystem {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        let known = self
-            .directories
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&fh)
+        let known = self.open().get(&fh)
             .cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
         let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,7 +210,7 @@ impl FileSystem {
     }
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
-    pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
+    pub(super) fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
         let node = match self.nodes.present(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {

@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use crate::vault::{NewNode, ROOT, RenameMode, Vault, VaultError};
 
-use super::directories::DirectoryEntry;
+use super::directory_entry::DirectoryEntry;
 use super::ending::Ending;
 use super::io::{ReadDone, Transfer};
-use super::open::Opened;
+use super::opened::Opened;
 use super::room::Figures;
 use super::set_attributes::SetAttributes;
 use super::virtual_dir::{
@@ -110,18 +110,18 @@ impl FrontDoor {
         }
         match self.is_virtual_name(parent, name) {
             true => self.lookup(parent, name, done),
-            false => self.fs.lookup_for(caller, parent, name, done),
+            false => self.fs.names.lookup_for(caller, parent, name, done),
         }
     }
 
     /// Finds a name. Those in the virtual directory depend on [who asks](Self::lookup_for).
     pub fn lookup(&self, parent: u64, name: &[u8], done: Done<Attr>) {
         if !self.is_virtual_name(parent, name) {
-            return self.fs.lookup(parent, name, done);
+            return self.fs.names.lookup(parent, name, done);
         }
         match name {
             b"." => done(self.directory.attr_for_anybody(parent)),
-            b".." => self.fs.lookup(ROOT, b".", done),
+            b".." => self.fs.names.lookup(ROOT, b".", done),
             _ if !is_virtual(parent) => done(Ok(self.directory.own_attr())),
             _ => done(Err(Errno(libc::ENOENT))),
         }
@@ -138,7 +138,7 @@ impl FrontDoor {
     ) {
         match self.is_virtual_name(parent, name) {
             true => done(Err(self.refusal())),
-            false => self.fs.make(caller, parent, name, new, done),
+            false => self.fs.names.make(caller, parent, name, new, done),
         }
     }
 
@@ -146,7 +146,7 @@ impl FrontDoor {
     pub fn link(&self, caller: Caller, ino: u64, to: (u64, &[u8]), done: Done<Attr>) {
         match is_virtual(ino) || self.is_virtual_name(to.0, to.1) {
             true => done(Err(self.refusal())),
-            false => self.fs.link(caller, ino, to, done),
+            false => self.fs.names.link(caller, ino, to, done),
         }
     }
 
@@ -154,7 +154,7 @@ impl FrontDoor {
     pub fn unlink(&self, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
         match self.is_virtual_name(parent, name) {
             true => done(Err(self.refusal())),
-            false => self.fs.unlink(caller, parent, name, done),
+            false => self.fs.names.unlink(caller, parent, name, done),
         }
     }
 
@@ -162,7 +162,7 @@ impl FrontDoor {
     pub fn rmdir(&self, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
         match self.is_virtual_name(parent, name) {
             true => done(Err(self.refusal())),
-            false => self.fs.rmdir(caller, parent, name, done),
+            false => self.fs.names.rmdir(caller, parent, name, done),
         }
     }
 
@@ -177,30 +177,30 @@ impl FrontDoor {
     ) {
         match self.is_virtual_name(from.0, from.1) || self.is_virtual_name(to.0, to.1) {
             true => done(Err(self.refusal())),
-            false => self.fs.rename(caller, from, to, mode, done),
+            false => self.fs.names.rename(caller, from, to, mode, done),
         }
     }
 
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub fn remember(&self, attr: &Attr) {
         if !is_virtual(attr.ino) {
-            self.fs.remember(attr);
+            self.fs.names.remember(attr);
         }
     }
 
     /// The kernel forgets what it was told `lookups` times.
     pub fn forget(&self, ino: u64, lookups: u64) {
-        self.fs.forget(ino, lookups);
+        self.fs.names.forget(ino, lookups);
     }
 
     /// What `thread` is told when it has asked, beside a writer, for a node that is gone.
     pub fn gone_for(&self, thread: u32, ino: u64, error: Errno) -> Errno {
-        self.fs.gone_for(thread, ino, error)
+        self.fs.beside.gone_for(thread, ino, error)
     }
 
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        self.fs.read_link(ino)
+        self.fs.names.read_link(ino)
     }
 
     // --- attributes -------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ impl FrontDoor {
     pub fn open(&self, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
         match is_virtual(ino) {
             true => self.directory.open(caller, ino, flags, done),
-            false => self.fs.open(caller, ino, flags, done),
+            false => self.fs.opens.open(caller, ino, flags, done),
         }
     }
 
@@ -309,7 +309,7 @@ impl FrontDoor {
     ) {
         match self.is_virtual_name(parent, name) {
             true => done(Err(self.refusal())),
-            false => self.fs.create(caller, parent, name, new, flags, done),
+            false => self.fs.opens.create(caller, parent, name, new, flags, done),
         }
     }
 
@@ -454,14 +454,14 @@ impl FrontDoor {
     pub fn open_directory(&self, ino: u64) -> Result<FileHandle, Errno> {
         match is_virtual(ino) {
             true => Ok(OPEN_DIRECTORY),
-            false => self.fs.open_directory(ino),
+            false => self.fs.directories.open_one(ino),
         }
     }
 
     /// Closes a directory.
     pub fn release_directory(&self, fh: FileHandle) {
         if !is_virtual_handle(fh) {
-            self.fs.release_directory(fh);
+            self.fs.directories.release(fh);
         }
     }
 
@@ -477,7 +477,7 @@ impl FrontDoor {
             self.directory.list(position, &mut take);
             return Ok(());
         }
-        self.fs.read_directory(ino, fh, position, take)
+        self.fs.directories.read(ino, fh, position, take)
     }
 
     /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
@@ -492,14 +492,14 @@ impl FrontDoor {
             self.directory.list(position, &mut take);
             return Ok(());
         }
-        self.fs.read_directory_plus(ino, fh, position, take)
+        self.fs.directories.read_plus(ino, fh, position, take)
     }
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
     pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
         match is_virtual(entry.ino) {
             true => self.directory.attr_for_anybody(entry.ino),
-            false => self.fs.entry_attr(directory, entry),
+            false => self.fs.directories.entry_attr(directory, entry),
         }
     }
 }

@@ -18,6 +18,7 @@ mod commits;
 mod counters;
 mod descriptors;
 mod directories;
+mod directory_entry;
 mod draft;
 mod drafts;
 mod ending;
@@ -33,6 +34,7 @@ mod loading;
 mod names;
 mod nodes;
 mod open;
+mod opened;
 mod page_cache;
 mod pages;
 mod process;
@@ -62,7 +64,7 @@ use std::time::Duration;
 use crate::store::NodeId;
 use crate::vault::{Kind, Timestamp, Vault, VaultError};
 
-pub use directories::DirectoryEntry;
+pub use directory_entry::DirectoryEntry;
 pub use ending::Ending;
 pub use entry::FrontDoor;
 pub use errno::Errno;
@@ -71,7 +73,7 @@ pub(crate) use handoff::answered_elsewhere;
 pub(crate) use io::window;
 pub use io::{ReadDone, Transfer};
 pub use kernel::Transport;
-pub use open::Opened;
+pub use opened::Opened;
 pub use room::Figures;
 pub use set_attributes::SetAttributes;
 pub use touch::{Touched, Touches};
@@ -83,17 +85,22 @@ use appends::Appends;
 use askers::Askers;
 use attr::Attributes;
 use attributes::AttributeChanges;
+use beside::Beside;
 use budget::Budget;
 use closing::Closing;
 use commits::Commits;
 use counters::Counters;
-use directories::DirectoryHandles;
+use directories::Directories;
 use drafts::Drafts;
+use ending::LeftOver;
+use follow::{Followed, Follower};
 use handles::Table;
 use io::Reads;
 use kernel::{Device, Kernel};
 use loading::Loader;
+use names::Names;
 use nodes::Nodes;
+use open::Opens;
 use page_cache::PageCache;
 use publish::Publisher;
 use queue::Whose;
@@ -192,8 +199,22 @@ pub(crate) struct Activity {
     pub(crate) memory_limit: u64,
 }
 
+/// A file system of which what was left is published, as far as that could be done.
+#[derive(Clone, Copy, Debug)]
+#[must_use = "it is to be closed"]
+pub(super) struct Drained {
+    ending: Ending,
+    /// Publications that had failed before.
+    failed: u64,
+}
+
 /// A mounted vault.
 pub struct FileSystem {
+    left_over: LeftOver,
+    directories: Directories,
+    opens: Arc<Opens>,
+    names: Arc<Names>,
+    beside: Arc<Beside>,
     changes: Arc<AttributeChanges>,
     truncation: Arc<Truncation>,
     writes: Arc<Writes>,
@@ -210,7 +231,6 @@ pub struct FileSystem {
     commits: Arc<Commits>,
     reaping: Arc<Reaping>,
     table: Arc<Table>,
-    directories: DirectoryHandles,
     budget: Arc<Budget>,
     askers: Arc<Askers>,
     nodes: Arc<Nodes>,
@@ -226,7 +246,7 @@ pub struct FileSystem {
     routines: OnceLock<[Routine; 2]>,
     /// Who watches is woken by these.
     touches: Arc<Touches>,
-    follower: OnceLock<follow::Follower>,
+    follower: OnceLock<Follower>,
 }
 
 impl std::fmt::Debug for FileSystem {
@@ -374,7 +394,58 @@ impl FileSystem {
             set_id: Arc::clone(&set_id),
             truncation: Arc::clone(&truncation),
         });
+        let beside = Arc::new(Beside {
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            askers: Arc::clone(&askers),
+            budget: Arc::clone(&budget),
+            nodes: Arc::clone(&nodes),
+            loader: Arc::clone(&loader),
+            attributes: Arc::clone(&attributes),
+        });
+        let names = Arc::new(Names {
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            attributes: Arc::clone(&attributes),
+            commits: Arc::clone(&commits),
+            reaping: Arc::clone(&reaping),
+            beside: Arc::clone(&beside),
+        });
+        let opens = Arc::new(Opens {
+            vault: Arc::clone(&vault),
+            table: Arc::clone(&table),
+            nodes: Arc::clone(&nodes),
+            names: Arc::clone(&names),
+            beside: Arc::clone(&beside),
+            drafts: Arc::clone(&drafts),
+            truncation: Arc::clone(&truncation),
+            settling: Arc::clone(&settling),
+            set_id: Arc::clone(&set_id),
+            reaping: Arc::clone(&reaping),
+            room: Arc::clone(&room),
+            loader: Arc::clone(&loader),
+            budget: Arc::clone(&budget),
+            kernel: Arc::clone(&kernel),
+        });
+        let directories = Directories::new(
+            &vault,
+            &table,
+            &nodes,
+            &attributes,
+            &reaping,
+            &closing,
+        );
+        let left_over = LeftOver {
+            table: Arc::clone(&table),
+            publisher: Arc::clone(&publisher),
+        };
         let fs = Arc::new(Self {
+            left_over,
+            directories,
+            opens,
+            names,
+            beside,
             changes,
             truncation,
             writes,
@@ -400,7 +471,6 @@ impl FileSystem {
             kernel,
             loader,
             budget,
-            directories: DirectoryHandles::default(),
             appends,
             routines: OnceLock::new(),
             touches,
@@ -415,8 +485,14 @@ impl FileSystem {
                 appended.inspect(|appended| appended.publish(node)).is_some()
             })?;
         }
+        let routines = watch::start(
+            &fs.vault,
+            &fs.askers,
+            &fs.reaping,
+            fs.settings.verify_every,
+        )?;
         // There are none yet.
-        let _ = fs.routines.set(watch::start(&fs)?);
+        let _ = fs.routines.set(routines);
         Ok(fs)
     }
 
@@ -450,6 +526,77 @@ impl FileSystem {
     /// What is to be touched when somebody may watch it.
     pub fn touches(&self) -> &Arc<Touches> {
         &self.touches
+    }
+
+    /// Those who watch files are woken from now on, by whoever serves [`touches`](Self::touches).
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn wake_from_now_on(&self) -> std::io::Result<()> {
+        self.touches.begin();
+        if self.vault.is_read_only() && self.follower.get().is_none() {
+            let followed = Followed {
+                vault: Arc::clone(&self.vault),
+                table: Arc::clone(&self.table),
+                attributes: Arc::clone(&self.attributes),
+                touches: Arc::clone(&self.touches),
+                kernel: Arc::clone(&self.kernel),
+            };
+            // There is none yet.
+            let _ = self.follower.set(Follower::start(followed)?);
+        }
+        Ok(())
+    }
+
+    /// Publishes what is left if the mount ended in an orderly way, and waits for what is being
+    /// published.
+    pub(super) fn drain(&self, ending: Ending) -> Drained {
+        let failed = self.counters.failed_publications.load(Ordering::Relaxed);
+        self.appends.stop();
+        self.vault.stop_counting();
+        if ending != Ending::Aborted {
+            self.left_over.publish_all(ending);
+        }
+        self.left_over.await_publications();
+        Drained { ending, failed }
+    }
+
+    /// Makes everything durable, and remembers how far the vault has come.
+    ///
+    /// # Errors
+    /// When something could not be published or made durable.
+    pub(super) fn close(&self, drained: Drained) -> Result<(), VaultError> {
+        let Drained { ending, failed } = drained;
+        self.kernel.end();
+        self.touches.end("the mount has ended");
+        if let Some(follower) = self.follower.get() {
+            follower.stop();
+        }
+        for routine in self.routines.get().into_iter().flatten() {
+            routine.stop();
+        }
+        if !self.commits.close() {
+            return Ok(());
+        }
+        // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
+        // told any more.
+        if ending != Ending::Aborted
+            && !self.vault.is_condemned()
+            && let Err(error) = self.vault.reap_orphans()
+        {
+            tracing::warn!("left-overs stay until the next mount: {error}");
+        }
+        self.vault.sync()?;
+        if let Err(error) = self.vault.record_findings() {
+            tracing::error!("the history does not say what was found: {error}");
+        }
+        if let Err(error) = self.vault.keep_anchor() {
+            tracing::warn!("{error}; this host does not remember how far the vault has come");
+        }
+        if self.counters.failed_publications.load(Ordering::Relaxed) > failed {
+            return Err(VaultError::Unpublished);
+        }
+        Ok(())
     }
 
     /// The mounted vault.

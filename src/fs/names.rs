@@ -3,14 +3,31 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Kind, NewNode, RenameMode};
+use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
 
+use super::attr::Attributes;
+use super::beside::Beside;
+use super::commits::Commits;
+use super::handles::Table;
+use super::nodes::Nodes;
 use super::queue::Ticket;
-use super::{Attr, Caller, Done, Errno, FileSystem, to_errno};
+use super::reaping::Reaping;
+use super::{Attr, Caller, Done, Errno, to_errno};
 
-impl FileSystem {
+/// See the module.
+pub(super) struct Names {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) attributes: Arc<Attributes>,
+    pub(super) commits: Arc<Commits>,
+    pub(super) reaping: Arc<Reaping>,
+    pub(super) beside: Arc<Beside>,
+}
+
+impl Names {
     /// Finds a name for a thread of a user.
-    pub fn lookup_for(
+    pub(super) fn lookup_for(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
@@ -19,13 +36,13 @@ impl FileSystem {
     ) {
         let is_number = matches!(name, b"." | b"..");
         match self.vault.is_read_only() && !is_number {
-            true => done(self.lookup_beside_writer(caller, parent, name)),
+            true => done(self.beside.lookup(caller, parent, name)),
             false => self.lookup(parent, name, done),
         }
     }
 
     /// Finds a name.
-    pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
+    pub(super) fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
         match name {
             b"." => return self.lookup_number(parent, done),
             b".." => return self.lookup_parent(parent, done),
@@ -35,10 +52,10 @@ impl FileSystem {
             // Nothing is published here, and asking again could find it gone.
             Ok(node) if self.vault.is_read_only() => done(Ok(self.attributes.attr_of(&node))),
             Ok(node) => {
-                let (fs, name) = (Arc::clone(self), name.to_vec());
+                let (names, name) = (Arc::clone(self), name.to_vec());
                 let then: Done<Attr> = Box::new(move |attr| match attr {
                     // Replaced since: the name names something else now, if anything.
-                    Err(Errno(libc::ENOENT)) => fs.lookup(parent, &name, done),
+                    Err(Errno(libc::ENOENT)) => names.lookup(parent, &name, done),
                     attr => done(attr),
                 });
                 self.attributes.settled_attr(node.id, then);
@@ -76,7 +93,7 @@ impl FileSystem {
     }
 
     /// Makes a node of any kind.
-    pub fn make(
+    pub(super) fn make(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
@@ -89,19 +106,19 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
-        let fs = Arc::clone(self);
+        let names = Arc::clone(self);
         queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = to_errno(made).and_then(|id| fs.nodes.node(id));
-                done(attr.map(|node| fs.attributes.attr_of(&node)));
+                let attr = to_errno(made).and_then(|id| names.nodes.node(id));
+                done(attr.map(|node| names.attributes.attr_of(&node)));
             },
         );
     }
 
     /// Gives a node another name.
-    pub fn link(
+    pub(super) fn link(
         self: &Arc<Self>,
         caller: Caller,
         ino: u64,
@@ -113,24 +130,24 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
-        let fs = Arc::clone(self);
+        let names = Arc::clone(self);
         queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = to_errno(outcome).and_then(|()| fs.nodes.node(ino));
-                done(node.map(|node| fs.attributes.attr_of(&node)));
+                let node = to_errno(outcome).and_then(|()| names.nodes.node(ino));
+                done(node.map(|node| names.attributes.attr_of(&node)));
             },
         );
     }
 
     /// Takes away the name of something that is no directory.
-    pub fn unlink(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+    pub(super) fn unlink(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
         self.remove(caller, (parent, name), false, done);
     }
 
     /// Takes away an empty directory.
-    pub fn rmdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+    pub(super) fn rmdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
         self.remove(caller, (parent, name), true, done);
     }
 
@@ -147,7 +164,7 @@ impl FileSystem {
         };
         let name = name.to_vec();
         let reaper = self.reaping.reaper();
-        let fs = Arc::clone(self);
+        let names = Arc::clone(self);
         queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| match directory {
@@ -156,7 +173,7 @@ impl FileSystem {
             },
             move |removed| {
                 if let Ok(node) = &removed {
-                    fs.reap_if_closed(*node);
+                    names.reap_if_closed(*node);
                 }
                 done(to_errno(removed.map(drop)));
             },
@@ -173,7 +190,7 @@ impl FileSystem {
     }
 
     /// Moves a name.
-    pub fn rename(
+    pub(super) fn rename(
         self: &Arc<Self>,
         caller: Caller,
         from: (u64, &[u8]),
@@ -191,13 +208,13 @@ impl FileSystem {
         };
         let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
         let reaper = self.reaping.reaper();
-        let fs = Arc::clone(self);
+        let names = Arc::clone(self);
         queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.rename((from.0, &from.1), (to.0, &to.1), mode, &reaper),
             move |outcome| {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
-                    fs.reap_if_closed(replaced);
+                    names.reap_if_closed(replaced);
                 }
                 done(to_errno(outcome));
             },
@@ -205,22 +222,22 @@ impl FileSystem {
     }
 
     /// The kernel is told of a node, and will say when it has forgotten it.
-    pub fn remember(&self, attr: &Attr) {
+    pub(super) fn remember(&self, attr: &Attr) {
         self.table.remember(attr);
     }
 
     /// The kernel forgets what it was told `lookups` times.
-    pub fn forget(&self, ino: u64, lookups: u64) {
+    pub(super) fn forget(&self, ino: u64, lookups: u64) {
         if self.table.forget(ino, lookups) {
             self.reaping.reap(ino);
         }
     }
 
     /// The target of a symbolic link.
-    pub fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+    pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         let node = self.nodes.node(ino)?;
         match (&node.attributes.body, node.kind) {
-            (crate::vault::Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
+            (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),
         }
     }

@@ -3,36 +3,57 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{NewNode, Publication};
+use crate::vault::{NewNode, Publication, Vault};
 
+use super::beside::Beside;
 use super::blocks::Blocks;
-use super::draft::Draft;
-use super::handles::{Access, Handle};
+use super::budget::Budget;
+use super::drafts::Drafts;
+use super::handles::{Access, Handle, Table};
+use super::kernel::Kernel;
+use super::loading::Loader;
+use super::names::Names;
+use super::nodes::Nodes;
+use super::opened::Opened;
 use super::readings::Shown;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, process};
+use super::reaping::Reaping;
+use super::room::DiskRoom;
+use super::set_id::SetIdBits;
+use super::settling::Settling;
+use super::truncation::Truncation;
+use super::{Attr, Caller, Done, Errno, FileHandle, process};
 
-/// An open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opened {
-    /// What the kernel is to pass with every request.
-    pub fh: FileHandle,
-    /// Whether closing it can have an effect: if not, the kernel need not ask.
-    pub flushes: bool,
+/// See the module.
+pub(super) struct Opens {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) names: Arc<Names>,
+    pub(super) beside: Arc<Beside>,
+    pub(super) drafts: Arc<Drafts>,
+    pub(super) truncation: Arc<Truncation>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) set_id: Arc<SetIdBits>,
+    pub(super) reaping: Arc<Reaping>,
+    pub(super) room: Arc<DiskRoom>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) kernel: Arc<Kernel>,
 }
 
-impl FileSystem {
+impl Opens {
     /// Opens a file.
-    pub fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
+    pub(super) fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
         let access = Access::from_flags(flags);
         let changes = access.write || flags & libc::O_TRUNC != 0;
         if changes && self.vault.is_read_only() {
             return done(Err(Errno(libc::EROFS)));
         }
-        let fs = Arc::clone(self);
+        let opens = Arc::clone(self);
         if flags & libc::O_TRUNC != 0 && !access.write {
             // Nothing can be written through it, so no closing publishes: as truncate(2).
             let then: Done<()> = Box::new(move |truncated| match truncated {
-                Ok(()) => fs.open(caller, ino, flags & !libc::O_TRUNC, done),
+                Ok(()) => opens.open(caller, ino, flags & !libc::O_TRUNC, done),
                 Err(error) => done(Err(error)),
             });
             let then = self.set_id.cleared_by(caller, ino, then);
@@ -45,17 +66,17 @@ impl FileSystem {
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = match fs.open_settled(ino, access, (caller, opener), truncate) {
+            let opened = match opens.open_settled(ino, access, (caller, opener), truncate) {
                 // Somebody has begun to publish since.
-                Ok(None) => return fs.open(caller, ino, flags, done),
+                Ok(None) => return opens.open(caller, ino, flags, done),
                 Ok(Some(opened)) => Ok(opened),
                 Err(error) => Err(error),
             };
-            if fs.vault.is_read_only() {
-                return done(fs.opened_beside_writer(caller, ino, access, opened));
+            if opens.vault.is_read_only() {
+                return done(opens.beside.opened(caller, ino, access, opened));
             }
             match opened.is_ok() && truncate {
-                true => fs.set_id.cleared_by(caller, ino, done)(opened),
+                true => opens.set_id.cleared_by(caller, ino, done)(opened),
                 false => done(opened),
             }
         });
@@ -144,7 +165,7 @@ impl FileSystem {
     }
 
     /// Makes a regular file and opens it.
-    pub fn create(
+    pub(super) fn create(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
@@ -154,29 +175,29 @@ impl FileSystem {
         done: Done<(Attr, Opened)>,
     ) {
         let again = new.clone();
-        let fs = Arc::clone(self);
+        let opens = Arc::clone(self);
         let retry_name = name.to_vec();
-        self.make(caller, parent, name, new, move |made| match made {
+        self.names.make(caller, parent, name, new, move |made| match made {
             Ok(attr) => {
                 let opener = process::thread_group(caller.pid);
                 let access = Access::from_flags(flags);
-                match fs.open_settled(attr.ino, access, (caller, opener), false) {
+                match opens.open_settled(attr.ino, access, (caller, opener), false) {
                     // Somebody has been faster, and publishes.
                     Ok(None) => {
                         let flags = flags & !libc::O_EXCL;
-                        fs.open_existing(caller, parent, &retry_name, flags, done);
+                        opens.open_existing(caller, parent, &retry_name, flags, done);
                     }
                     Ok(Some(opened)) => done(Ok((attr, opened))),
                     // Somebody has removed it since.
                     Err(Errno(libc::ENOENT)) => {
-                        fs.create(caller, parent, &retry_name, again, flags, done);
+                        opens.create(caller, parent, &retry_name, again, flags, done);
                     }
                     Err(error) => done(Err(error)),
                 }
             }
             // Somebody was faster.
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
-                fs.open_existing(caller, parent, &retry_name, flags, done);
+                opens.open_existing(caller, parent, &retry_name, flags, done);
             }
             Err(error) => done(Err(error)),
         });
@@ -190,15 +211,15 @@ impl FileSystem {
         flags: i32,
         done: Done<(Attr, Opened)>,
     ) {
-        let fs = Arc::clone(self);
+        let opens = Arc::clone(self);
         let opened: Done<Attr> = Box::new(move |found| match found {
             Ok(attr) => {
                 let then: Done<Opened> =
                     Box::new(move |opened| done(opened.map(|opened| (attr, opened))));
-                fs.open(caller, attr.ino, flags, then);
+                opens.open(caller, attr.ino, flags, then);
             }
             Err(error) => done(Err(error)),
         });
-        self.lookup(parent, name, opened);
+        self.names.lookup(parent, name, opened);
     }
 }

@@ -2,9 +2,9 @@
 //! somebody asks for them. The front door ([`FrontDoor`](super::FrontDoor)) sends there what concerns it,
 //! before the tree is asked.
 
-use super::directories::DirectoryEntry;
+use super::directory_entry::DirectoryEntry;
 use super::io::ReadDone;
-use super::open::Opened;
+use super::opened::Opened;
 use super::set_attributes::SetAttributes;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 

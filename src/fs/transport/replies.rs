@@ -9,10 +9,10 @@ use fuser::{
     ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
-use super::super::directories::DirectoryEntry;
+use super::super::directory_entry::DirectoryEntry;
 use super::super::entry::FrontDoor;
 use super::super::io::ReadDone;
-use super::super::open::Opened;
+use super::super::opened::Opened;
 use super::super::room::Figures;
 use super::super::{Attr, Done, Errno};
 use super::convert::{GENERATION, file_attr, kind, open_flags};
