@@ -6,9 +6,9 @@ use crate::store::NodeId;
 
 use super::appends::Appends;
 use super::draft::Draft;
-use super::handles::Table;
 use super::nodes::Nodes;
 use super::publish::{Awaited, Pending, Publisher, Source};
+use super::table::Table;
 use super::{Done, Errno};
 
 /// See the module.

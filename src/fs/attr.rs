@@ -14,12 +14,14 @@ use crate::vault::{Body, Kind, Node, ROOT};
 
 use super::authors::Place;
 use super::draft::Draft;
-use super::handles::{NodeState, Table};
+use super::handles::NodeState;
 use super::kernel::{Device, Kernel};
+use super::loaded::Shown;
 use super::loading::Loader;
 use super::nodes::Nodes;
-use super::readings::{Shown, Told};
+use super::readings::Told;
 use super::settling::Settling;
+use super::table::Table;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 
 /// An answer, and whether the kernel may take it for what is true for all.

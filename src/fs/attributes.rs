@@ -7,11 +7,11 @@ use crate::vault::{AttributeChange, Kind, Node};
 
 use super::attr::Attributes;
 use super::commits::Commits;
-use super::handles::Table;
 use super::nodes::Nodes;
 use super::queue::Ticket;
 use super::set_attributes::SetAttributes;
 use super::set_id::{SetIdBits, without_set_id};
+use super::table::Table;
 use super::truncation::Truncation;
 use super::watchers::Watchers;
 use super::{Attr, Caller, Done, Errno, FileHandle, to_errno};

@@ -16,12 +16,12 @@ use crate::vault::{Node, ROOT, Vault, VaultError};
 use super::askers::{Askers, Held};
 use super::attr::Attributes;
 use super::budget::Budget;
-use super::handles::{Access, Table};
 use super::loaded::pin_of;
 use super::loading::Loader;
 use super::nodes::Nodes;
 use super::opened::Opened;
-use super::{Attr, Caller, Errno};
+use super::table::Table;
+use super::{Access, Attr, Caller, Errno};
 
 /// See the module.
 pub(super) struct Beside {

@@ -12,11 +12,12 @@ use crate::store::NodeId;
 
 use super::commits::Commits;
 use super::counters::Counters;
-use super::handles::{Handle, NodeState, Table};
+use super::handles::{Handle, NodeState};
 use super::kernel::Kernel;
 use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
 use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
+use super::table::Table;
 use super::{Caller, Done, Errno, FileHandle, process};
 
 /// Whether whoever publishes what programs write now has waited for those that came before.

@@ -13,10 +13,10 @@ use super::attr::Attributes;
 use super::budget::UNKNOWN;
 use super::closing::Closing;
 use super::directory_entry::DirectoryEntry;
-use super::handles::{Access, Table};
 use super::nodes::Nodes;
 use super::reaping::Reaping;
-use super::{Attr, Errno, FileHandle};
+use super::table::Table;
+use super::{Access, Attr, Errno, FileHandle};
 use reading::{FIRST_NAME, Found, Reading};
 
 /// Entries opened at a time.

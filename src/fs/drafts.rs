@@ -8,9 +8,10 @@ use super::appends::Appends;
 use super::blocks::{BLOCK, Blocks};
 use super::budget::{Account, Budget, CROWDED};
 use super::draft::Draft;
-use super::handles::{Handle, NodeState, Table};
+use super::handles::{Handle, NodeState};
 use super::loaded::LastPiece;
 use super::nodes::Nodes;
+use super::table::Table;
 use super::{Errno, FileHandle};
 
 /// What an in-place draft begins with.

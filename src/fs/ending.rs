@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use crate::vault::Publication;
 
 use super::FileHandle;
-use super::handles::{NodeState, OpenNode, Table};
+use super::handles::{NodeState, OpenNode};
 use super::publish::{Pending, Publisher, RETRIES, RETRY_AFTER, Source};
 use super::queue::Whose;
+use super::table::Table;
 
 /// How a mount ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

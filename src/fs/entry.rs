@@ -10,7 +10,6 @@ use crate::vault::{NewNode, ROOT, RenameMode, Vault, VaultError};
 
 use super::directory_entry::DirectoryEntry;
 use super::ending::Ending;
-use super::io::{ReadDone, Transfer};
 use super::opened::Opened;
 use super::room::Figures;
 use super::set_attributes::SetAttributes;
@@ -18,7 +17,9 @@ use super::virtual_dir::{
     FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory, is_virtual, is_virtual_handle,
 };
 use super::xattrs::USER;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
+use super::{
+    Attr, Caller, Done, Errno, FileHandle, FileSystem, ReadDone, Transfer,
+};
 
 /// Most bytes that one copy_file_range(2) copies: the caller comes back for the rest.
 const MOST_COPIED: u64 = 1 << 20;

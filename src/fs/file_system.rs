@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::vault::{Vault, VaultError};
 
+use super::appended::Appended;
 use super::appends::Appends;
 use super::askers::Askers;
 use super::attr::Attributes;
@@ -20,7 +21,6 @@ use super::drafts::Drafts;
 use super::ending::{Ending, LeftOver};
 use super::errno::UNAUTHENTIC;
 use super::follow::{Followed, Follower};
-use super::handles::Table;
 use super::io::Reads;
 use super::kernel::{Device, Kernel, Transport};
 use super::loading::Loader;
@@ -35,6 +35,7 @@ use super::routine::Routine;
 use super::set_id::SetIdBits;
 use super::settings::Settings;
 use super::settling::Settling;
+use super::table::Table;
 use super::touch::Touches;
 use super::truncation::Truncation;
 use super::watch;

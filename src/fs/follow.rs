@@ -24,8 +24,8 @@ use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 
 use super::Attr;
 use super::attr::Attributes;
-use super::handles::Table;
 use super::kernel::Kernel;
+use super::table::Table;
 use super::touch::{Touched, Touches};
 use names::{Listed, Names};
 

@@ -9,32 +9,18 @@ use crate::vault::{Content, FileBody, LastChunk, Vault, Version};
 use super::blocks::Window;
 use super::budget::{Budget, SMALL, UNKNOWN};
 use super::descriptors;
-use super::handles::{Handle, NodeState, Table};
+use super::handles::{Handle, NodeState};
 use super::kernel::Device;
-use super::loaded::{LastRead, Loaded, Pin};
+use super::loaded::{LastRead, Loaded, Pin, Shown};
 use super::loading::Loader;
 use super::nodes::Nodes;
 use super::page_cache::PageCache;
-use super::readings::Shown;
 use super::settling::Settling;
-use super::{Errno, FileHandle};
+use super::table::Table;
+use super::{Errno, FileHandle, ReadDone, Transfer, window};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
 const WHOLE: u64 = SMALL;
-
-/// Called once with what was read.
-pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
-
-/// What the caller of a write or read says of itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Transfer {
-    /// The kernel's lock owner; none for the page cache (`mmap`, `sendfile`, `splice`).
-    pub lock_owner: Option<u64>,
-    /// The writer is not privileged: set-id bits go.
-    pub kill_set_id: bool,
-    /// The thread that asks, 0 when it cannot be seen from here.
-    pub pid: u32,
-}
 
 /// Where a read finds its bytes.
 enum View {
@@ -361,15 +347,6 @@ impl Reads {
         Ok(out)
     }
 
-}
-
-/// The part of `bytes` that a read at `offset` gets.
-pub(crate) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
-    let end = start.saturating_add(size as usize).min(bytes.len());
-    &bytes[start..end]
 }
 
 fn remember(

@@ -7,11 +7,10 @@
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, LastChunk, Node, Version};
+use crate::vault::{Content, FileBody, LastChunk, Node, Version};
 
 use super::Errno;
 use super::budget::{Reservation, Share};
-use super::readings::Shown;
 
 /// A version's content in memory, or what is needed to read it piece by piece.
 #[derive(Debug)]
@@ -108,4 +107,40 @@ pub(super) fn pin_of(
         loaded: Some(loaded),
         ..Shown::of(file).pin()
     }))
+}
+
+/// A version and its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    pub(super) version: u64,
+    pub(super) length: u64,
+    pub(super) since: u64,
+}
+
+impl Shown {
+    pub(super) fn of(file: &FileBody) -> Self {
+        Self {
+            version: file.version,
+            length: file.size,
+            since: file.replaced,
+        }
+    }
+
+    pub(super) fn of_pin(pin: &Pin) -> Self {
+        Self {
+            version: pin.version,
+            length: pin.length,
+            since: pin.since,
+        }
+    }
+
+    pub(super) fn pin(self) -> Pin {
+        Pin {
+            version: self.version,
+            length: self.length,
+            since: self.since,
+            loaded: None,
+            last: LastPiece::default(),
+        }
+    }
 }

@@ -8,11 +8,11 @@ use crate::vault::{FileBody, Node, Vault};
 
 use super::askers::Askers;
 use super::budget::{Account, Budget, Refused, SMALL};
-use super::handles::{Handle, OpenNode, Table};
+use super::handles::{Handle, OpenNode};
 use super::kernel::Kernel;
-use super::loaded::{Loaded, Pin, Room, pin_of};
+use super::loaded::{Loaded, Pin, Room, Shown, pin_of};
 use super::nodes::Nodes;
-use super::readings::Shown;
+use super::table::Table;
 use super::{Errno, FileHandle};
 
 /// See the module.

@@ -1,6 +1,6 @@
 //! The file system: what open, read, write, rename and the rest mean for secrets.
 //!
-//! It knows inodes, handles, bytes and errno, not fuser and no kernel: [`fuse`] is one adapter.
+//! It knows inodes, handles, bytes and errno, not fuser and no kernel: [`transport`] is one way to it.
 //! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
@@ -41,6 +41,7 @@ mod pages;
 mod process;
 mod publish;
 mod queue;
+mod readers;
 mod readings;
 mod reaping;
 mod request;
@@ -50,6 +51,7 @@ mod set_attributes;
 mod set_id;
 mod settings;
 mod settling;
+mod table;
 mod touch;
 mod transport;
 mod truncation;
@@ -66,18 +68,14 @@ pub use entry::FrontDoor;
 pub use errno::Errno;
 use errno::to_errno;
 pub use file_system::FileSystem;
-pub use handles::{Access, FileHandle};
 pub(crate) use handoff::answered_elsewhere;
-pub(crate) use io::window;
-pub use io::{ReadDone, Transfer};
 pub use kernel::Transport;
 pub use opened::Opened;
-pub use request::{Attr, Caller, Done};
+pub(crate) use request::window;
+pub use request::{Access, Attr, Caller, Done, FileHandle, ReadDone, Transfer};
 pub use room::Figures;
 pub use set_attributes::SetAttributes;
 pub use settings::Settings;
 pub use touch::{Touched, Touches};
 pub use transport::{MAX_TRANSFER, Serving, start as start_session};
 pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};
-
-use appended::Appended;

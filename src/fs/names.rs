@@ -8,10 +8,10 @@ use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
 use super::attr::Attributes;
 use super::beside::Beside;
 use super::commits::Commits;
-use super::handles::Table;
 use super::nodes::Nodes;
 use super::queue::Ticket;
 use super::reaping::Reaping;
+use super::table::Table;
 use super::{Attr, Caller, Done, Errno, to_errno};
 
 /// See the module.

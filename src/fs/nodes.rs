@@ -10,7 +10,7 @@ use crate::vault::{Node, Vault, VaultError};
 
 use super::Errno;
 use super::askers::Askers;
-use super::handles::Table;
+use super::table::Table;
 
 /// See the module.
 pub(super) struct Nodes {

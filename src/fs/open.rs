@@ -9,19 +9,20 @@ use super::beside::Beside;
 use super::blocks::Blocks;
 use super::budget::Budget;
 use super::drafts::Drafts;
-use super::handles::{Access, Handle, Table};
+use super::handles::Handle;
 use super::kernel::Kernel;
+use super::loaded::Shown;
 use super::loading::Loader;
 use super::names::Names;
 use super::nodes::Nodes;
 use super::opened::Opened;
-use super::readings::Shown;
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::set_id::SetIdBits;
 use super::settling::Settling;
+use super::table::Table;
 use super::truncation::Truncation;
-use super::{Attr, Caller, Done, Errno, FileHandle, process};
+use super::{Access, Attr, Caller, Done, Errno, FileHandle, process};
 
 /// See the module.
 pub(super) struct Opens {

@@ -1,6 +1,6 @@
 //! What opening a file tells the kernel.
 
-use super::handles::FileHandle;
+use super::FileHandle;
 
 /// An open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::store::NodeId;
 
 use super::commits::Commits;
-use super::handles::{Reaper, Table};
 use super::nodes::Nodes;
+use super::table::{Reaper, Table};
 
 /// See the module.
 pub(super) struct Reaping {

@@ -58,3 +58,52 @@ pub struct Attr {
     /// Which version of a file's content that is.
     pub version: u64,
 }
+
+/// A file handle: what the kernel passes with every request for an open file.
+pub type FileHandle = u64;
+
+/// How a handle was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Reading is allowed.
+    pub read: bool,
+    /// Writing is allowed.
+    pub write: bool,
+    /// Every write goes to the end.
+    pub append: bool,
+}
+
+impl Access {
+    /// The access that open(2)'s flags ask for.
+    pub fn from_flags(flags: i32) -> Self {
+        let mode = flags & libc::O_ACCMODE;
+        Self {
+            read: mode == libc::O_RDONLY || mode == libc::O_RDWR,
+            write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
+            append: flags & libc::O_APPEND != 0,
+        }
+    }
+}
+
+/// Called once with what was read.
+pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
+
+/// What the caller of a write or read says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Transfer {
+    /// The kernel's lock owner; none for the page cache (`mmap`, `sendfile`, `splice`).
+    pub lock_owner: Option<u64>,
+    /// The writer is not privileged: set-id bits go.
+    pub kill_set_id: bool,
+    /// The thread that asks, 0 when it cannot be seen from here.
+    pub pid: u32,
+}
+
+/// The part of `bytes` that a read at `offset` gets.
+pub(crate) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let end = start.saturating_add(size as usize).min(bytes.len());
+    &bytes[start..end]
+}

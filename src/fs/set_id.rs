@@ -6,9 +6,9 @@ use crate::store::NodeId;
 use crate::vault::{AttributeChange, Kind};
 
 use super::commits::Commits;
-use super::handles::Table;
 use super::nodes::Nodes;
 use super::queue::{Ticket, Whose};
+use super::table::Table;
 use super::{Caller, Done, FileHandle};
 
 /// See the module.

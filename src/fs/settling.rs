@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::store::NodeId;
 
-use super::handles::Table;
 use super::kernel::Kernel;
+use super::table::Table;
 
 /// See the module.
 pub(super) struct Settling {

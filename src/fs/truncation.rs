@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
-use super::handles::{Access, Table};
 use super::nodes::Nodes;
 use super::publish::Publisher;
 use super::queue::Whose;
 use super::settling::Settling;
-use super::{Done, Errno, FileHandle};
+use super::table::Table;
+use super::{Access, Done, Errno, FileHandle};
 
 /// See the module.
 pub(super) struct Truncation {

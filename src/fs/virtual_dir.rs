@@ -3,10 +3,9 @@
 //! before the tree is asked.
 
 use super::directory_entry::DirectoryEntry;
-use super::io::ReadDone;
 use super::opened::Opened;
 use super::set_attributes::SetAttributes;
-use super::{Attr, Caller, Done, Errno, FileHandle};
+use super::{Attr, Caller, Done, Errno, FileHandle, ReadDone};
 
 /// The directory's inode number. Those of its files are higher, those of nodes are all lower.
 pub const VIRTUAL_DIRECTORY: u64 = 1 << 63;

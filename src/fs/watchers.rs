@@ -6,8 +6,8 @@ use crate::store::NodeId;
 use crate::vault::{Vault, VaultError};
 
 use super::attr::Attributes;
-use super::handles::Table;
 use super::set_attributes::SetAttributes;
+use super::table::Table;
 use super::touch::{Touched, Touches};
 use super::{Attr, Errno, FileHandle};
 

@@ -8,12 +8,12 @@ use crate::crypto::SecretBytes;
 
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
-use super::handles::{Handle, Table};
-use super::io::Transfer;
+use super::handles::Handle;
 use super::queue::Whose;
 use super::set_id::SetIdBits;
 use super::settling::Settling;
-use super::{Done, Errno, FileHandle, process};
+use super::table::Table;
+use super::{Done, Errno, FileHandle, Transfer, process};
 
 /// Most processes that are remembered to have written through a handle.
 const MOST_WRITERS: usize = 64;

@@ -7,8 +7,7 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use super::super::io::Transfer;
-use super::super::{Attr, Errno, SetAttributes};
+use super::super::{Attr, Errno, SetAttributes, Transfer};
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
 /// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold

@@ -11,10 +11,9 @@ use fuser::{
 
 use super::super::directory_entry::DirectoryEntry;
 use super::super::entry::FrontDoor;
-use super::super::io::ReadDone;
 use super::super::opened::Opened;
 use super::super::room::Figures;
-use super::super::{Attr, Done, Errno};
+use super::super::{Attr, Done, Errno, ReadDone};
 use super::convert::{GENERATION, file_attr, kind, open_flags};
 use crate::vault::MAX_NAME;
 
