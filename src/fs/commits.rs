@@ -5,13 +5,13 @@ use std::sync::Arc;
 use crate::vault::{Vault, VaultError};
 
 use super::queue::Ticket;
-use super::writer::Writer;
+use super::commit_queue::CommitQueue;
 use super::{Done, Errno, to_errno};
 
 /// See the module.
 pub(super) struct Commits {
     vault: Arc<Vault>,
-    queue: Option<Writer>,
+    queue: Option<CommitQueue>,
 }
 
 impl Commits {
@@ -22,7 +22,7 @@ impl Commits {
     pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
-            false => Some(Writer::start(Arc::clone(vault))?),
+            false => Some(CommitQueue::start(Arc::clone(vault))?),
         };
         Ok(Self {
             vault: Arc::clone(vault),
@@ -34,7 +34,7 @@ impl Commits {
     ///
     /// # Errors
     /// `EIO` when the vault is condemned, `EROFS` when it is only read.
-    pub(super) fn queue(&self) -> Result<&Writer, Errno> {
+    pub(super) fn queue(&self) -> Result<&CommitQueue, Errno> {
         if self.vault.is_condemned() {
             return Err(Errno(libc::EIO));
         }
@@ -45,7 +45,7 @@ impl Commits {
     ///
     /// # Errors
     /// As for [`queue`](Self::queue), but `EROFS` comes first.
-    pub(super) fn queue_of_names(&self) -> Result<&Writer, Errno> {
+    pub(super) fn queue_of_names(&self) -> Result<&CommitQueue, Errno> {
         match self.vault.is_read_only() {
             true => Err(VaultError::ReadOnly.into()),
             false => self.queue(),

@@ -14,6 +14,7 @@ mod beside;
 mod blocks;
 mod budget;
 mod closing;
+mod commit_queue;
 mod commits;
 mod counters;
 mod descriptors;
@@ -59,7 +60,6 @@ mod virtual_dir;
 mod watch;
 mod watchers;
 mod write;
-mod writer;
 mod xattrs;
 
 pub use directory_entry::DirectoryEntry;

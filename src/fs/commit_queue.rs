@@ -97,12 +97,12 @@ struct Shared {
 }
 
 /// See the module.
-pub(super) struct Writer {
+pub(super) struct CommitQueue {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Writer {
+impl CommitQueue {
     pub(super) fn start(vault: Arc<Vault>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             vault,
