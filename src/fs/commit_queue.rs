@@ -21,37 +21,15 @@ use crate::store::Durability;
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
 use super::handoff::answered_elsewhere;
+use super::job::{Done, Job, Refusal};
 use super::queue::{MAX_BATCH, Queue, Ticket, Whose};
+use super::users::Users;
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
-/// A user who has not waited for the disk for so long is not about.
-const ABOUT: Duration = Duration::from_secs(2);
 /// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
 /// others wait for.
 const LOOKS: usize = 8;
-
-/// Does a step of a job, counted from 0.
-type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
-type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
-
-struct Job {
-    ticket: Ticket,
-    /// Steps that are done.
-    step: u32,
-    run: Run,
-    done: Done,
-}
-
-/// A job that is not done, since nothing more is written.
-#[must_use = "somebody waits for it"]
-pub(super) struct Refusal(Done);
-
-impl Refusal {
-    pub(super) fn tell(self) {
-        (self.0)(Err(VaultError::Closed));
-    }
-}
 
 #[derive(Default)]
 struct Waiting {
@@ -64,27 +42,6 @@ struct Waiting {
     /// The thread does not come by itself to look for that.
     asleep: bool,
     closed: bool,
-}
-
-/// Who waits for the disk these days.
-#[derive(Default)]
-struct Users {
-    last: Whose,
-    /// When another than the one before came last.
-    changed: Option<Instant>,
-}
-
-impl Users {
-    fn note(&mut self, whose: Whose, now: Instant) {
-        if std::mem::replace(&mut self.last, whose) != whose {
-            self.changed = Some(now);
-        }
-    }
-
-    fn are_several(&self, now: Instant) -> bool {
-        let changed = self.changed;
-        changed.is_some_and(|changed| now.saturating_duration_since(changed) < ABOUT)
-    }
 }
 
 struct Shared {
@@ -185,39 +142,6 @@ impl CommitQueue {
             && thread.join().is_err()
         {
             tracing::error!("the writer's thread has panicked");
-        }
-    }
-}
-
-impl Job {
-    fn new<T: Send + 'static>(
-        ticket: Ticket,
-        mut run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
-        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
-    ) -> Self {
-        Self::in_steps(ticket, move |tx, _| run(tx), done)
-    }
-
-    fn in_steps<T: Send + 'static>(
-        ticket: Ticket,
-        mut run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
-        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
-    ) -> Self {
-        let value = Arc::new(Mutex::new(None));
-        let slot = Arc::clone(&value);
-        Self {
-            ticket,
-            step: 0,
-            run: Box::new(move |tx, step| {
-                let result = run(tx, step)?;
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-                Ok(())
-            }),
-            done: Box::new(move |outcome| {
-                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
-                // A job that succeeded has left its value.
-                done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
-            }),
         }
     }
 }

@@ -114,7 +114,7 @@ impl FileSystem {
     /// # Errors
     /// When a thread cannot be started.
     pub fn new(vault: impl Into<Arc<Vault>>, settings: Settings) -> std::io::Result<Arc<Self>> {
-        let vault = vault.into();
+        let vault: Arc<Vault> = vault.into();
         let commits = Arc::new(Commits::start(&vault)?);
         let table = Arc::new(Table::of(vault.is_read_only()));
         let askers: Arc<Askers> = Arc::default();

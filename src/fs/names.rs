@@ -83,6 +83,7 @@ impl Names {
     /// Finds the directory that a directory is in, for the same.
     fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self
+            .nodes
             .present(id)
             .and_then(|node| Ok(node.directory()?.parent))
         {
