@@ -1,4 +1,4 @@
-//! What the path means that somebody names: a vault, or where one is mounted.
+//! The meaning of a path on the command line: a vault, or a mount of one.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::vault::OpenOptions;
 
 /// The mount of secretfs that `path` is.
 pub(super) fn mounted_at(path: &Path) -> Option<MountInfo> {
-    // What cannot be looked up is told when it is opened.
+    // A failure to look it up is told when it is opened.
     let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
     mount.ok().flatten().filter(MountInfo::is_secretfs)
 }

@@ -1,4 +1,4 @@
-//! How far a rotation is, for people.
+//! The progress of a rotation, for people.
 
 use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::vault::BLOCKED;
 
-/// How often progress is looked at.
+/// Progress is read so often.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// What is in the way, and what can be done.
+/// Says what blocks a rotation, and what can be done.
 pub(super) fn blocked(
     change: impl std::fmt::Display,
     trouble: impl std::fmt::Display,

@@ -1,5 +1,4 @@
-//! What `rotate`, `reencrypt` and `rewrap` have in common: asking the daemon that has the vault, or
-//! doing the work.
+//! `rotate`, `reencrypt` and `rewrap` share this: they ask the daemon that has the vault, or do the work.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -17,7 +16,7 @@ use crate::keyring::ChangeKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
-/// How long a daemon that has just been unmounted may take to let go of its vault.
+/// A daemon that has just been unmounted lets go of its vault within this.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Does what is asked for: by the mount on `path`, by whoever has the vault in `path` mounted, or here.
@@ -109,7 +108,7 @@ fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error
     tell(request, &format!("{}: done", request.name()))
 }
 
-/// What `rotate` leaves as it was, and what does not.
+/// `rotate` leaves data keys as they were, and `reencrypt` does not.
 const NOT_UNDONE: &str = "data keys are what they were: whoever had the old master key and a copy of the vault goes on to \
      have those of all that was in it; after a compromise, replace them with `secretfs reencrypt`";
 
@@ -172,7 +171,7 @@ fn ask(
     stop: &AtomicBool,
 ) -> Result<(), Error> {
     let now = holder.status()?;
-    // Who is shown the public part alone is refused when he asks, in clear words.
+    // A user who sees only the public part is refused by the command, in clear words.
     if now["view"] != "public" {
         must_be_the_one(holder.path(), &now, pins)?;
     }
@@ -266,7 +265,7 @@ fn is_same(change: &Value, request: &Request) -> bool {
     anywhere && *change == request.name()
 }
 
-/// What is another once a rotation of this kind has ended well.
+/// A value that a rotation of this kind changes when it ends well.
 fn ended(status: &Value, request: &Request) -> Value {
     match request {
         Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
@@ -276,7 +275,7 @@ fn ended(status: &Value, request: &Request) -> Value {
     }
 }
 
-/// What is under way, in words.
+/// The rotation that is under way, in words.
 fn running(status: &Value) -> Option<String> {
     let rotation = &status["rotation"];
     let change = rotation["change"].as_str()?;
@@ -297,7 +296,7 @@ fn running(status: &Value) -> Option<String> {
     ))
 }
 
-/// What is in the way of a mount's rotation.
+/// Says what blocks a mount's rotation.
 fn blocked_as_told(rotation: &Value, trouble: &str) -> String {
     let records = rotation["records"].as_array().into_iter().flatten();
     let records: Vec<_> = records

@@ -1,7 +1,7 @@
-//! The side of who asks. Who answers may be somebody who could put a socket there: it must be root,
-//! this user, or the owner of the vault's directory, or it is not listened to. A path that a mount tells
-//! may mean nothing here, and anybody may have made the directory: then who has mounted it takes the
-//! owner's place.
+//! The client of the socket. It believes an answer from root, from this user and from the owner of the
+//! vault's directory, and from nobody else: anybody may have put a socket there. A path that a mount
+//! names may mean nothing here, and anybody may have made its directory: then the user who mounted takes
+//! the owner's place.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,15 +24,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait until a command is begun, for which several KMS are asked, some more than once.
 const TO_BEGIN: Duration = Duration::from_secs(600);
 
-/// How the daemon is asked that has a vault mounted for writing.
+/// Asks the daemon that has a vault mounted for writing.
 pub(crate) struct DaemonClient {
     directory: File,
     shown: PathBuf,
-    /// Who is believed besides root and this user.
+    /// One more user who is believed, besides root and this user.
     believed: Option<u32>,
 }
 
-/// What asking came to.
+/// The outcome of a question.
 pub(crate) enum Asked {
     /// An answer.
     Answered(Answer),
@@ -41,10 +41,10 @@ pub(crate) enum Asked {
 }
 
 impl DaemonClient {
-    /// Who listens in the directory of `vault`; `None` when nobody does.
+    /// Connects to the daemon that listens in the directory of `vault`; `None` when there is none.
     ///
     /// # Errors
-    /// When somebody does who may not be asked, or is not to be believed.
+    /// When this user may not ask, or the listener is not to be believed.
     pub(crate) fn of(vault: &Path) -> Result<Option<Self>, Error> {
         Self::believing(vault, |directory| Some(directory.metadata().ok()?.uid()))
     }
@@ -76,7 +76,7 @@ impl DaemonClient {
         Ok(client.connect()?.map(|_| client))
     }
 
-    /// How the mount is.
+    /// Asks for the status of the mount.
     ///
     /// # Errors
     /// When there is no answer.
@@ -84,7 +84,7 @@ impl DaemonClient {
         self.ask("status", PATIENCE)
     }
 
-    /// The key-management history.
+    /// Asks for the key-management history.
     ///
     /// # Errors
     /// When there is no answer.
@@ -92,7 +92,7 @@ impl DaemonClient {
         self.ask("audit", PATIENCE)
     }
 
-    /// Has a command begun.
+    /// Asks for a command to be begun.
     ///
     /// # Errors
     /// When there is no answer.
@@ -174,7 +174,7 @@ impl DaemonClient {
 
     /// Connects; to whom, when not to somebody who is to be believed.
     fn try_connect(&self) -> io::Result<Result<UnixStream, u32>> {
-        // What is there itself, never what a link leads to.
+        // The socket itself: a link is not followed.
         let there = OpenOptions::new()
             .read(true)
             .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
@@ -182,7 +182,7 @@ impl DaemonClient {
         let flags = SockFlag::SOCK_CLOEXEC;
         let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         let stream = UnixStream::from(made);
-        // Who connects waits, too, while too many others do.
+        // A connect also waits while too many others do.
         stream.set_write_timeout(Some(PATIENCE))?;
         connect(stream.as_raw_fd(), &UnixAddr::new(&path_of(&there))?)?;
         let uid = getsockopt(&stream, PeerCredentials)?.uid();
@@ -203,8 +203,8 @@ impl DaemonClient {
 pub(crate) struct Farewell(UnixStream);
 
 impl Farewell {
-    /// How far the vault has come, once the mount has ended; `None` when it did not end in order, or
-    /// takes too long.
+    /// Waits for the end of the mount; returns the last commit of the vault, or `None` when the mount did
+    /// not end in order, or takes too long.
     pub(crate) fn await_end(self, patience: Duration) -> Option<u64> {
         match answer(&self.0, Instant::now() + patience) {
             Ok(Some(Answer::Ended { commit })) => Some(commit),

@@ -1,4 +1,4 @@
-//! What is written to `.secretfs/control`, taken apart.
+//! Commands, as programs write them to `.secretfs/control` and send them to the socket.
 //!
 //! One write is one command. It is answered once the intent is durable, or has failed.
 
@@ -12,10 +12,10 @@ use super::commanders::Right;
 /// Longest command, in bytes.
 pub(super) const MAX_COMMAND: usize = 4096;
 
-/// What an answer begins with when a record is not what was stored.
+/// An answer begins with this when a record is not what was stored.
 pub(super) const INTEGRITY: &str = "integrity failure: ";
 
-/// Takes a command apart.
+/// Parses a command.
 ///
 /// # Errors
 /// In words, when it is none.
@@ -61,7 +61,7 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
 /// Why a command was not begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// What whoever writes to the control file is told.
+    /// The errno for the program that writes to the control file.
     pub(crate) errno: Errno,
     /// In words.
     pub(crate) why: String,
@@ -90,14 +90,14 @@ impl From<VaultError> for Refusal {
     }
 }
 
-/// Who has something done.
+/// The user who gives a command.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asker {
     pub(crate) uid: u32,
     pub(crate) right: Right,
 }
 
-/// What a command tells its caller, once it is begun or refused.
+/// Called once, when a command is begun or refused.
 pub(crate) type OnReply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 
 #[cfg(test)]

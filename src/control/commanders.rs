@@ -1,22 +1,23 @@
-//! Who may command the keys, and see all that is told of them: root, the user of the daemon, and
-//! whom `control-uid` names. Never whom a node of the vault names: its owner may be anybody.
+//! The commanders: root, the user of the daemon, and the user whom `control-uid` names. They may command
+//! the keys and see the whole status. The owner of a node in the vault is never one for that: it may be
+//! anybody.
 
-/// What somebody may have done.
+/// The commands that a user may give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Right {
-    /// Whatever leaves the vault under KMS keys that it is under, or that its mount names.
+    /// Those that leave the vault under KMS keys that it is under, or that its mount names.
     KnownKeys,
     /// Everything.
     All,
 }
 
-/// A user that the kernel cannot name: it sends this for who comes through an idmapped mount.
+/// The kernel sends this for a user of an idmapped mount whom it cannot name.
 const NOBODY_KNOWN: u32 = u32::MAX;
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Commanders {
-    /// The user of the daemon. Who mounts without being root is that user.
+    /// The user of the daemon. A user who mounts without being root is that user.
     own: u32,
     group: u32,
     also: Option<u32>,
@@ -32,8 +33,8 @@ impl Commanders {
         }
     }
 
-    /// What a user may have done who asks by the command or over the socket. Whoever writes to the
-    /// mount has [`Right::KnownKeys`] at most.
+    /// The right of a user who asks by the command or over the socket. A program that writes to the
+    /// control file has [`Right::KnownKeys`] at most.
     pub(crate) fn right(&self, uid: u32) -> Option<Right> {
         match uid {
             NOBODY_KNOWN => None,
@@ -53,7 +54,7 @@ impl Commanders {
         (self.own, self.group)
     }
 
-    /// Whom `control-uid` names, if that is somebody else.
+    /// The user whom `control-uid` names, if that is another.
     pub(crate) fn also(&self) -> Option<u32> {
         self.also
             .filter(|also| self.right(*also) == Some(Right::KnownKeys))

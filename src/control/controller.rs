@@ -1,4 +1,4 @@
-//! The control plane of one mount: what commands the keys, and what tells how the mount is. The control
+//! The controller of one mount: it takes commands to the keys, and reports status and history. The control
 //! files and the socket are two doors to it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,25 +15,25 @@ use super::driver::RotationDriver;
 use super::status::{Reporter, Shown};
 use super::texts::Texts;
 
-/// What the control file shows before there was a command.
+/// The control file shows this before the first command.
 const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
      does not open), rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
 
-/// How a mount is controlled.
+/// The settings of the control plane.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How long after its last replacement the master key is replaced; `None`: when asked to.
+    /// The master key is replaced so long after its last replacement; `None`: on command only.
     pub rotate_every: Option<Duration>,
     /// One more user who may command the keys.
     pub control_uid: Option<u32>,
-    /// What only `status` shows.
+    /// Facts that only `status` shows.
     pub shown: Shown,
 }
 
 /// The last command.
 #[derive(Default)]
 struct Desk {
-    /// What it was, and what came of it.
+    /// Its name and its outcome.
     last: Option<String>,
     /// It is being begun.
     busy: bool,
@@ -46,7 +46,7 @@ pub struct Controller {
     driver: RotationDriver,
     reporter: Reporter,
     desk: Mutex<Desk>,
-    /// What was told of status and history is out of date once a command was answered.
+    /// The texts of the control files. An answer to a command makes lengths that were told stale.
     texts: Texts,
 }
 
@@ -72,12 +72,12 @@ impl Controller {
         &self.vault
     }
 
-    /// Who may command the keys.
+    /// The users who may command the keys.
     pub(crate) fn commanders(&self) -> &Commanders {
         &self.commanders
     }
 
-    /// What control files show.
+    /// The texts of the control files.
     pub(super) fn texts(&self) -> &Texts {
         &self.texts
     }
@@ -86,12 +86,12 @@ impl Controller {
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the mount is, and its vault.
+    /// The status of the mount and its vault.
     pub(crate) fn status(&self) -> Value {
         self.reporter.full()
     }
 
-    /// What everybody may see of it.
+    /// The part of it that everybody may see.
     pub(super) fn public_status(&self) -> Value {
         self.reporter.public()
     }
@@ -106,7 +106,7 @@ impl Controller {
         Ok(events.filter_map(Result::ok).map(with_times).collect())
     }
 
-    /// The last command and what came of it.
+    /// The last command and its outcome.
     pub(super) fn last_command(&self) -> String {
         let last = self.desk().last.clone();
         last.unwrap_or_else(|| HELP.to_owned())
@@ -118,13 +118,12 @@ impl Controller {
         self.desk().last = Some(format!("{at} {time} {command}: {outcome}\n"));
     }
 
-    /// Tells the thread that drives rotations to stop. A rotation stays where it is, to be gone on with
-    /// by the next mount.
+    /// Tells the rotation driver to stop. A rotation stays where it is; the next mount continues it.
     pub(super) fn begin_to_end(&self) {
         self.driver.begin_to_stop();
     }
 
-    /// Ends that thread.
+    /// Waits until the rotation driver has stopped.
     pub(super) fn end(&self) {
         self.driver.stop();
     }
@@ -169,7 +168,7 @@ impl Controller {
             .name("command".into())
             .spawn(worker);
         if let Err(error) = started {
-            // Whoever asks is told as the worker is dropped.
+            // Dropping the worker answers the caller.
             tracing::error!("no thread for a command: {error}");
         }
     }

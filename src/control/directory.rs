@@ -1,5 +1,4 @@
-//! Which files the control directory has: their names, their inode numbers and their modes, for each of
-//! those who look.
+//! The files of the control directory: their names, inode numbers and modes, for each kind of reader.
 
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use crate::fs::VIRTUAL_DIRECTORY;
 /// The directory's name.
 pub(super) const NAME: &[u8] = b".secretfs";
 
-/// What a control file holds.
+/// The content of a control file.
 pub(super) type Text = Arc<Vec<u8>>;
 
 /// A file of the directory.
@@ -34,19 +33,20 @@ impl File {
     pub(super) fn mode(self, sight: Sight) -> u32 {
         match (self, sight) {
             (File::Status, Sight::Public) => 0o444,
-            // An overlay asks for everybody as who has mounted it.
+            // An overlay asks for everybody as the user who mounted it.
             (File::Status | File::Audit, _) => 0o400,
             (File::Control, _) => 0o600,
         }
     }
 }
 
-/// Who looks.
+/// The kind of reader. Each kind sees files of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
     /// Root and the user of the daemon.
     Own,
-    /// Whom `control-uid` names: the files are hers, or the kernel would not let her open them.
+    /// The user whom `control-uid` names, and who owns these files: else the kernel would refuse to open
+    /// them.
     Also,
     /// Everybody else.
     Public,

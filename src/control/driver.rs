@@ -1,4 +1,4 @@
-//! The thread that takes rotations to their end, and begins those that are due.
+//! The rotation driver: a thread that takes rotations to their end, and begins those that are due.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,9 +10,9 @@ use crate::crypto::memory;
 use crate::host::nice;
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Vault};
 
-/// How long after a failure a rotation is gone on with.
+/// A rotation continues so long after a failure.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-/// How long after one that could not begin a rotation is tried again that is due.
+/// A due rotation that could not begin is tried again after this.
 const BEGIN_AGAIN: Duration = Duration::from_secs(60);
 /// The clock may be set meanwhile, so it is looked at now and then.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
@@ -117,7 +117,7 @@ impl Shared {
 impl RotationDriver {
     pub(super) fn start(vault: Arc<Vault>, every: Option<Duration>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        // What an earlier mount left is gone on with at once.
+        // A rotation that an earlier mount left continues at once.
         *shared.wanted() = true;
         let driver = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -147,7 +147,7 @@ impl RotationDriver {
         self.shared.wake.notify_all();
     }
 
-    /// Tells the thread to end. A rotation stays where it is, to be gone on with by the next mount.
+    /// Tells the thread to end. A rotation stays where it is; the next mount continues it.
     pub(super) fn begin_to_stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();

@@ -1,10 +1,10 @@
 //! The control directory `.secretfs` at the root of a mount: reachable by name, not listed, so
 //! that `cp -a`, `tar` and `rm -rf *` never meet it.
 //!
-//! It belongs to the user of the daemon, whoever owns the vault's root, and who may command is looked
-//! at here, at every open and every write: modes are the kernel's business, and a descriptor that is
-//! passed on has passed them. Its files are rendered when they are opened. Who may command sees files
-//! of his own, with their own inode numbers: owner and length that the kernel keeps are of one of them.
+//! It belongs to the user of the daemon, whoever owns the vault's root. Every open and every write checks
+//! here whether the caller may command: the kernel checks modes, but a passed descriptor has passed that
+//! check already. An open renders the file. A commander sees files of his own, with inode numbers of their
+//! own: the kernel keeps one owner and one length for each number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use super::texts::Texts;
 /// See the module.
 pub struct ControlFiles(Arc<Files>);
 
-/// What the directory and the threads that render for it share.
+/// The directory and the threads that render for it share this.
 struct Files {
     controller: Arc<Controller>,
     open: Openings,
@@ -230,7 +230,7 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// What is rendered already tells the length.
+    /// The length is that of the newest text that was rendered.
     fn attr_for_anybody(&self, ino: u64) -> Result<Attr, Errno> {
         match file_of(ino) {
             Some((file, sight)) => {
@@ -275,8 +275,8 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// One write is one command, wherever it is written to. Who writes may not be who has opened it,
-    /// and is looked at, too; of what comes out of the page cache (`mmap`) nobody knows who it was.
+    /// One write is one command, at whatever offset. The writer may be another than the opener, and is
+    /// checked, too. Nobody knows the writer of what comes out of the page cache (`mmap`).
     fn write(
         &self,
         caller: Caller,
@@ -291,7 +291,7 @@ impl VirtualDirectory for ControlFiles {
         };
         let (uid, pid) = (caller.uid, caller.pid);
         if from_cache || !self.0.may_command(uid) {
-            // Of a mapping it is known who has opened it alone.
+            // A mapping tells only who has opened it.
             let whose = if from_cache { open.uid } else { uid };
             self.0.refused_commands.log(whose, || {
                 let (opener, who) = (open.uid, self.0.controller.commanders());
@@ -313,7 +313,7 @@ impl VirtualDirectory for ControlFiles {
             Ok(()) => done(Ok(count)),
             Err(refusal) => done(Err(refusal.errno)),
         };
-        // Whoever it is: other programs of that user may be what writes here.
+        // Whoever the user is: any program of that user may write here.
         let right = Right::KnownKeys;
         let by = Asker { uid, right };
         self.0.controller.command(data, by, Box::new(reply));

@@ -20,7 +20,7 @@ const FEW: usize = 64;
 #[derive(Clone)]
 pub(super) struct OpenControl {
     pub(super) text: Text,
-    /// Who has opened it.
+    /// The user who has opened it.
     pub(super) uid: u32,
     /// It takes commands.
     pub(super) commands: bool,
@@ -33,7 +33,7 @@ pub(super) struct Handles {
     users: HashMap<u32, Held>,
 }
 
-/// What a user has open.
+/// All that one user has open.
 #[derive(Default)]
 struct Held {
     handles: usize,

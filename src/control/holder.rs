@@ -1,5 +1,5 @@
-//! Who holds a vault, and does what is asked for: a daemon, which is asked through the socket in the
-//! vault's directory, or where there is none through the control files of its mount.
+//! The holder of a vault: the daemon that has it mounted. It is asked through the socket in the vault's
+//! directory, or where there is none through the control files of its mount.
 
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use super::protocol::Answer;
 use crate::error::{Class, Error};
 use crate::vault::Request;
 
-/// Who has the vault mounted, and how it is asked.
+/// The daemon that has the vault mounted, by the way in which it is asked.
 pub(crate) enum Holder {
     /// The mount here.
     Mount(PathBuf),
-    /// Whoever listens in the directory of the vault that this path stands for.
+    /// The daemon that listens in the directory of the vault that this path stands for.
     Vault(PathBuf, DaemonClient),
 }
 
@@ -47,9 +47,9 @@ impl NotBegun {
 }
 
 impl Holder {
-    /// Who is asked for what is to be done on the mount at `point`, with this device number, of what it
-    /// says is the vault at `source`: whoever listens in the directory of that vault, if that is its
-    /// daemon. A mount may call itself what it likes. `user` has mounted it.
+    /// The holder of the vault that is mounted on `point`, under this device number. The mount names
+    /// `source` as its vault, but may name what it likes: the daemon that listens in that directory counts
+    /// only if it serves this device. `user` has mounted it.
     pub(crate) fn of_mount(
         point: PathBuf,
         device: (u32, u32),
@@ -70,10 +70,10 @@ impl Holder {
         }
     }
 
-    /// How the mount is.
+    /// The status of the mount.
     ///
     /// # Errors
-    /// When nobody tells.
+    /// When the holder cannot be asked.
     pub(crate) fn status(&self) -> Result<Value, Error> {
         match self {
             Self::Mount(point) => status_of_mount(point),
@@ -84,10 +84,10 @@ impl Holder {
         }
     }
 
-    /// Has a command begun.
+    /// Has the holder begin a command.
     ///
     /// # Errors
-    /// When nobody takes it.
+    /// When the holder cannot be asked.
     pub(crate) fn command(&self, request: &Request) -> Result<Result<(), NotBegun>, Error> {
         let request = request.to_string();
         match self {
@@ -104,7 +104,7 @@ impl Holder {
                 let written = opened.and_then(|mut file| file.write_all(request.as_bytes()));
                 Ok(written.map_err(|error| {
                     let errno = error.raw_os_error().unwrap_or_default();
-                    // When it is busy, the last words are about what it is busy with.
+                    // The words of a busy daemon are about another command.
                     let words = last_words(&control).filter(|_| errno != nix::libc::EBUSY);
                     NotBegun {
                         errno: format!("{:?}", Errno::from_raw(errno)),
@@ -128,11 +128,11 @@ fn serves(client: &DaemonClient, device: &str) -> bool {
     }
 }
 
-/// What the daemon that has the vault in `path` mounted for writing tells; `None` when there is none
-/// that may be asked and believed.
+/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that may be
+/// asked and believed.
 ///
 /// # Errors
-/// What it refuses, and why.
+/// When it refuses.
 pub(crate) fn ask_daemon(
     path: &Path,
     ask: impl FnOnce(&DaemonClient) -> Result<Asked, Error>,
@@ -147,7 +147,7 @@ pub(crate) fn ask_daemon(
     }
 }
 
-/// What it means when an answer is not that to the question.
+/// The error for an answer that does not fit the question.
 fn unexpected(vault: &Path, asked: Asked) -> Error {
     let shown = vault.display();
     match asked {
@@ -182,7 +182,7 @@ fn status_of_mount(point: &Path) -> Result<Value, Error> {
     serde_json::from_str(&text).map_err(|e| fail(e.to_string()))
 }
 
-/// What the daemon says of the last command.
+/// The outcome of the last command, as the control file shows it.
 fn last_words(control: &Path) -> Option<String> {
     let mut text = String::new();
     let file = std::fs::File::open(control).ok()?;

@@ -1,6 +1,6 @@
-//! `control.sock` in the directory of a vault that is mounted for writing: a second door to what
-//! the control directory of the mount is for, for who does not see the mount (it is in a container,
-//! or in another mount namespace).
+//! The protocol of `control.sock`, in the directory of a vault that is mounted for writing. It is a second
+//! door to the control plane, for users who do not see the mount (it is in a container, or in another
+//! mount namespace).
 //!
 //! A connection is one question in one line, `DEVICE:INODE status`, `DEVICE:INODE audit`,
 //! `DEVICE:INODE end` or `DEVICE:INODE control COMMAND`, and one answer, a JSON value in one line; to
@@ -23,7 +23,7 @@ pub(super) const MAX_QUESTION: usize = MAX_COMMAND + 64;
 /// Longest answer: the history grows for as long as there is a vault.
 pub(super) const MAX_ANSWER: usize = 64 << 20;
 
-/// What is answered.
+/// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
@@ -31,14 +31,14 @@ pub(crate) enum Answer {
     Begun,
     /// The mount has ended, and everything is on disk.
     Ended {
-        /// How far the vault has come.
+        /// The last commit of the vault.
         commit: u64,
     },
-    /// What `.secretfs/status` shows.
+    /// The content of `.secretfs/status`.
     Status(Value),
-    /// What `.secretfs/audit` shows.
+    /// The content of `.secretfs/audit`.
     Audit(Vec<Value>),
-    /// It is not done.
+    /// The daemon does not do it.
     Refused {
         /// The errno's name, `EBUSY` for one.
         errno: String,
@@ -47,12 +47,12 @@ pub(crate) enum Answer {
     },
 }
 
-/// Which directory is meant.
+/// Names a directory, by its device and inode number.
 pub(super) fn mark(directory: &Metadata) -> String {
     format!("{}:{}", directory.dev(), directory.ino())
 }
 
-/// The path of what `file` is, however long its own path, and wherever it is by now.
+/// A path of an open file, however long its own path is, and wherever it has moved.
 pub(super) fn path_of(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

@@ -1,13 +1,13 @@
-//! What is refused is logged, and not as often as somebody likes to be refused: the first of a user at
-//! once, then one line a minute, which says how many were left out.
+//! Refusals in the log. The first refusal of a user is logged at once, then one line a minute, which counts
+//! those that were left out: nobody fills the log by being refused.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often one user is told of.
+/// One user gets one line in this time.
 const EVERY: Duration = Duration::from_secs(60);
-/// Users who are told of one by one at a time; whoever comes beyond is counted together with others.
+/// At most so many users are counted one by one; the others are counted together.
 const USERS: usize = 64;
 
 /// Refusals of one kind.
@@ -73,7 +73,7 @@ impl Refusals {
         Some(std::mem::take(&mut told.left_out))
     }
 
-    /// Logs what was left out, when there is nothing more to come. `what`: what was refused.
+    /// Logs the counts of those that were left out, at the end. `what` was refused.
     pub(crate) fn end(&self, what: &str) {
         for (user, told) in std::mem::take(&mut *self.users()) {
             let whose =

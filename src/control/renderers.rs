@@ -1,13 +1,13 @@
-//! Threads that render control files. To tell how a mount is, files are looked at, and locks are waited
-//! for under which others write to the disk: nothing of that may keep the thread that reads requests.
-//! What everybody may see does not wait for what only those see who may command.
+//! Threads that render control files. Rendering looks at files, and waits for locks under which others
+//! write to the disk: it must not keep the thread that reads requests. The public status has a thread of
+//! its own, so that it does not wait for the full one.
 
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use crate::fs::Errno;
 
-/// What is to be done, unless it is told that it cannot.
+/// Renders, unless it is given an error.
 pub(super) type Job = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
 /// See the module.
@@ -17,12 +17,12 @@ pub(super) struct Renderers {
     public: Renderer,
 }
 
-/// A thread, from its first job on. It ends when this is dropped, once it has done what it was given.
+/// A thread, which starts with its first job. Dropping this ends it, once its jobs are done.
 #[derive(Default)]
 struct Renderer(Mutex<Option<Sender<Job>>>);
 
 impl Renderers {
-    /// Has `job` done by the thread for what is shown in full, or to everybody.
+    /// Runs `job` on the thread for the full or the public texts.
     pub(super) fn run(&self, in_full: bool, job: Job) {
         match in_full {
             true => self.full.run("status", job),

@@ -1,6 +1,6 @@
-//! The daemon's side. Whoever connects is taken for hostile: a connection has a thread of its own,
-//! a time in which it must have asked and one in which it must have taken the answer; there are
-//! only so many at once; and none of them ever holds what serves the file system.
+//! The server of the socket. It takes every peer for hostile: a connection has a thread of its own, a time
+//! in which it must ask, and one in which it must take the answer; the number of connections is bounded;
+//! and none of them ever holds a thread that serves the file system.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
@@ -24,9 +24,9 @@ use super::protocol::{Answer, MAX_QUESTION, mark, path_of};
 use super::refusals::Refusals;
 use crate::store::SOCKET;
 
-/// How long somebody may take to ask.
+/// A peer must ask within this.
 const TO_ASK: Duration = Duration::from_secs(2);
-/// How long somebody may take to read the answer.
+/// A peer must take the answer within this.
 const TO_TAKE: Duration = Duration::from_secs(5);
 /// Connections that are served at once; others wait.
 const AT_ONCE: usize = 8;
@@ -43,24 +43,24 @@ struct Shared {
     listener: UnixListener,
     /// Which directory it is in.
     mark: String,
-    /// `None` once the mount ends. Held while it is asked, so that nobody uses it longer.
+    /// `None` once the mount ends. A lock on it is held while it is used, so that no use outlasts it.
     controller: RwLock<Option<Arc<Controller>>>,
     busy: Mutex<usize>,
     free: Condvar,
-    /// Who wants to know when the mount has ended.
+    /// Peers that wait for the end of the mount.
     farewells: Mutex<Vec<UnixStream>>,
-    /// Of who may not ask. With `control-uid` everybody can.
+    /// Refusals of users who may not ask. With `control-uid` everybody can connect.
     refusals: Refusals,
 }
 
-/// Those who wait for the end of a mount.
+/// Peers that wait for the end of a mount.
 pub(crate) struct Farewells(Vec<UnixStream>);
 
 impl Farewells {
     /// Tells them that it has come.
     pub(crate) fn tell(&self, commit: u64) {
         for stream in &self.0 {
-            // Who does not listen any more is not waited for.
+            // A peer that has gone is not waited for.
             let _ = tell(stream, &Answer::Ended { commit });
         }
     }
@@ -103,7 +103,7 @@ impl Socket {
             .ok()
     }
 
-    /// Nobody is answered any more but those who wait for the end.
+    /// Stops answering all but those who wait for the end.
     pub(crate) fn close(self) -> Farewells {
         Farewells(std::mem::take(&mut self.shared.farewells()))
     }
@@ -197,7 +197,7 @@ impl Shared {
                 std::thread::Builder::new()
                     .name("asked".to_owned())
                     .spawn(move || {
-                        // Who leaves early, or dawdles, is not waited for.
+                        // A peer that leaves early, or dawdles, is not waited for.
                         let _ = turn.shared.serve(&stream);
                     })
             };
@@ -247,7 +247,7 @@ impl Shared {
                     command.as_bytes(),
                     by,
                     Box::new(move |told| {
-                        // Whoever asked may have left. What is begun is done all the same.
+                        // The peer may have left. The command is done all the same.
                         let _ = match told {
                             Ok(()) => tell(&stream, &Answer::Begun),
                             Err(refusal) => tell(&stream, &refusal.into()),
@@ -282,9 +282,9 @@ fn has_left(stream: &UnixStream) -> bool {
     poll(&mut polled, PollTimeout::ZERO) != Ok(0)
 }
 
-/// What can be asked without changing anything.
+/// Answers a question that changes nothing.
 fn look(controller: &Controller, question: &str) -> Result<Answer, Refusal> {
-    // Who asks by the vault's path means what is there.
+    // The peer asked by the vault's path, and means the vault that is there.
     controller.vault().check_unmoved()?;
     match question {
         "status" => Ok(Answer::Status(controller.status())),

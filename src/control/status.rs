@@ -1,6 +1,6 @@
-//! How a mount is, as JSON: all of it to who may command; to everybody else what monitoring needs, and
-//! nothing of paths, keys, processes and protection. Members that change by themselves (`uptime_seconds`,
-//! the age of the anchor) change once a second: whoever opens it meanwhile shares one text.
+//! The status of a mount, as JSON. A commander sees all of it; everybody else sees what monitoring needs,
+//! and no path, key, process or protection. Members that change by themselves (`uptime_seconds`,
+//! the age of the anchor) change once a second: readers within that second share one text.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,10 +13,10 @@ use crate::fs::FileSystem;
 use crate::host;
 use crate::vault::{Findings, Integrity, Summary, Vault, with_times};
 
-/// What the program calls itself.
+/// Name and version of this program.
 const PROGRAM: &str = concat!("secretfs ", env!("CARGO_PKG_VERSION"));
 
-/// How a mount is.
+/// The full status.
 #[derive(Serialize)]
 struct Status {
     /// `full`; `public` for who may not command.
@@ -55,16 +55,16 @@ struct Status {
 struct Memory {
     drafts_and_snapshots: u64,
     limit: u64,
-    /// What that follows from: `default`, `cgroup` or `option`.
+    /// The source of the limit: `default`, `cgroup` or `option`.
     limit_from: &'static str,
-    /// What is remembered of each record.
+    /// Bytes that are remembered of records.
     records: u64,
     locked: u64,
     unlocked: u64,
     master_keys: &'static str,
 }
 
-/// How a mount is, for everybody. A new member is for all users of the host to see.
+/// The public status. All users of the host see a new member.
 #[derive(Serialize)]
 struct Public {
     view: &'static str,
@@ -102,20 +102,20 @@ fn since(integrity: &Integrity) -> Option<i64> {
     }
 }
 
-/// What only `status` shows of how a mount was made.
+/// Facts of how a mount was made that only `status` shows.
 #[derive(Clone, Debug)]
 pub struct Shown {
     /// Where it is mounted.
     pub mountpoint: String,
     /// When the vault is counted.
     pub verify: &'static str,
-    /// What the bound on contents in memory follows from.
+    /// The source of the bound on contents in memory.
     pub max_memory_from: &'static str,
-    /// How the process is protected.
+    /// The protection of the process.
     pub protection: Value,
 }
 
-/// Tells how a mount is.
+/// Reports the status of a mount.
 pub(crate) struct Reporter {
     vault: Arc<Vault>,
     fs: Arc<FileSystem>,
@@ -124,7 +124,7 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Of what `fs` serves, from now on.
+    /// Reports on `fs`, whose uptime begins now.
     pub(crate) fn of(fs: &Arc<FileSystem>, shown: Shown) -> Self {
         Self {
             vault: Arc::clone(fs.vault()),
@@ -183,7 +183,7 @@ impl Reporter {
         with_times(serde_json::to_value(status).unwrap_or_default())
     }
 
-    /// What everybody may see of it.
+    /// The part that everybody may see.
     pub(crate) fn public(&self) -> Value {
         let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
         let words = self.integrity_in_words(&integrity, &findings);

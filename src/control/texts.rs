@@ -1,5 +1,5 @@
-//! What control files show. Who gets the same gets one and the same text; and the length that
-//! somebody was told is that of what is then read.
+//! The texts of control files. Readers of equal texts share one; and a user who was told a length then
+//! reads a text of that length.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,7 +10,7 @@ use crate::keyring::HistoryHead;
 
 use super::directory::{File, Text};
 
-/// How long after its length was told a text is what is opened.
+/// A user who was told a length opens that text within this time.
 const AFTER_TELLING: Duration = Duration::from_secs(1);
 /// Opens that are remembered, for `fstat`.
 const REMEMBERED: usize = 64;
@@ -80,7 +80,7 @@ impl Texts {
         self.state().history = Some((head, Arc::clone(text)));
     }
 
-    /// What a user was just told the length of.
+    /// The text whose length a user was just told.
     pub(super) fn told(&self, uid: u32, file: File) -> Option<Text> {
         let state = self.state();
         let told = state.told.iter();
@@ -103,7 +103,7 @@ impl Texts {
         });
     }
 
-    /// What a user opens who was just told its length; the next one gets another.
+    /// Takes the text whose length a user was just told; the next open gets another.
     pub(super) fn take(&self, uid: u32, file: File) -> Option<Text> {
         let told = self.told(uid, file);
         let mut state = self.state();
@@ -128,8 +128,8 @@ impl Texts {
         state.opened.push_back(Opened { by, file, text });
     }
 
-    /// What this thread, or else this user, has opened last and not closed: `fstat` does not say which
-    /// descriptor it means.
+    /// The text that this thread, or else this user, has opened last and not closed: `fstat` does not say
+    /// which descriptor it means.
     pub(super) fn opened_by(&self, caller: Caller, file: File) -> Option<Text> {
         let state = self.state();
         let newest_first = || {

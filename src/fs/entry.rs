@@ -194,7 +194,7 @@ impl FrontDoor {
         self.fs.names.forget(ino, lookups);
     }
 
-    /// What `thread` is told when it has asked, beside a writer, for a node that is gone.
+    /// The errno for a thread that has asked, beside a writer, for a node that is gone.
     pub fn gone_for(&self, thread: u32, ino: u64, error: Errno) -> Errno {
         self.fs.beside.gone_for(thread, ino, error)
     }
@@ -216,8 +216,7 @@ impl FrontDoor {
         }
         let directory = Arc::clone(&self.directory);
         let or_bare: Done<Attr> = Box::new(move |attr| match attr {
-            // Who cannot come here cannot learn why: a root with nothing but the way to the virtual
-            // directory.
+            // A root with nothing but the way to the virtual directory: there the reason stands.
             Err(Errno(libc::EIO)) => done(Ok(Attr {
                 ino: ROOT,
                 ..directory.own_attr()
@@ -404,8 +403,7 @@ impl FrontDoor {
         self.fs.writes.allocate(fh, offset, length, mode, done);
     }
 
-    /// What writing does to set-id bits, for calls that change a content without writing: before
-    /// `done`.
+    /// Clears set-id bits before `done`, for calls that change a content without writing.
     pub fn changed_by<T: Send + 'static>(
         &self,
         caller: Caller,

@@ -1,5 +1,5 @@
-//! What a file system has the kernel do, by way of the transport that brings its requests. Without one,
-//! as in tests, there is no kernel that remembers anything.
+//! The kernel, as the file system tells it things: by the transport that brings its requests. Without a
+//! transport, as in tests, there is no kernel that remembers anything.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};

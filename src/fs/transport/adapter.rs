@@ -1,4 +1,4 @@
-//! What every request needs: the door, who asks, and where its thread is.
+//! The adapter: what every request needs, which is the door, the caller, and the place of its thread.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -36,24 +36,24 @@ impl Adapter {
         self.known != Known::ByKernel
     }
 
-    /// To be called first in every request; what is returned stands for its duration.
+    /// Begins a request, before anything else is done. The request lasts until the result is dropped.
     pub(super) fn begin(&self, request: &Request) -> AtWork {
         received(request);
         self.threads.begin()
     }
 
-    /// The same in a RELEASE.
+    /// Begins a RELEASE in the same way.
     pub(super) fn begin_release(&self, request: &Request) -> AtWork {
         received(request);
         self.threads.begin_release()
     }
 
-    /// Who waits for the answer to a request.
+    /// The thread that waits for the answer, and its user.
     pub(super) fn caller(&self, request: &Request) -> Caller {
         self.known.caller(request)
     }
 
-    /// The same if that `matters`: it takes longer than many an answer.
+    /// The same, exact only if it `matters`: finding out may take longer than the answer.
     pub(super) fn caller_if(&self, matters: bool, request: &Request) -> Caller {
         self.known.caller_if(matters, request)
     }
@@ -63,7 +63,7 @@ impl Adapter {
         replies::entry(&self.door, reply)
     }
 
-    /// How a failure is told to who asks for a node by its number.
+    /// Tells failures of a request that names a node by its number.
     pub(super) fn by_number(&self, request: &Request, ino: INodeNo) -> ByNumber {
         let door = &self.door;
         ByNumber {

@@ -1,4 +1,4 @@
-//! Looking for the next request for a moment, before the kernel is asked to wake the thread for it.
+//! Busy polling: a thread looks for the next request for a moment before it sleeps in the kernel.
 //!
 //! A program that reads a secret makes three requests in a row or more. To wake a thread that sleeps
 //! on another processor takes longer than to serve one of them, above all on a virtual machine, where
@@ -14,26 +14,26 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::super::handoff;
 
-/// What comes so soon after an answer was waiting by then.
+/// A request this soon after a reply was already queued.
 const AT_ONCE: Duration = Duration::from_micros(3);
-/// So many requests in a row were waiting: there is no need to look whether there is one.
+/// After so many queued requests in a row a thread does not poll: there always is one.
 const CROWDED: u32 = 8;
-/// So often in a row nothing came while it was looked for: it is not, until requests come fast again.
+/// After so many polls in vain a thread does not poll, until requests come fast again.
 const IN_VAIN: u32 = 3;
 
-/// What all threads share.
+/// All threads share this.
 #[derive(Debug)]
 pub(super) struct BusyPoll {
     device: OwnedFd,
-    /// How long a thread looks; zero: never.
+    /// A thread polls for so long; zero: never.
     patience: Duration,
-    /// One looks. More would take processors from the programs.
+    /// One thread polls. More would take processors from the programs.
     taken: AtomicBool,
-    /// Requests that came while somebody looked.
+    /// Requests that came while a thread polled.
     requests: AtomicU64,
 }
 
-/// What one thread remembers from one request to the next.
+/// One thread remembers this from one request to the next.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
     /// When the last one was answered.
@@ -93,7 +93,7 @@ impl BusyPoll {
         }
         let requests = self.requests.load(Ordering::Relaxed);
         while !self.is_request_waiting() {
-            // What was looked for has gone to another thread.
+            // Another thread got the request.
             if self.requests.load(Ordering::Relaxed) != requests {
                 break;
             }

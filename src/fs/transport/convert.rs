@@ -1,4 +1,4 @@
-//! What the kernel says, in the file system's words, and the other way round.
+//! Converts what the kernel says into the file system's words, and back.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -80,7 +80,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// How open files are to be treated: nothing through the page cache, and no FLUSH for readers.
+/// The kernel keeps open files out of the page cache, and sends no FLUSH for readers.
 pub(super) fn open_flags(flushes: bool) -> FopenFlags {
     match flushes {
         true => FopenFlags::FOPEN_DIRECT_IO,
@@ -88,7 +88,7 @@ pub(super) fn open_flags(flushes: bool) -> FopenFlags {
     }
 }
 
-/// Which kind of node mknod(2) asks for; `None` for what is none.
+/// The kind of node that mknod(2) asks for; `None` if there is no such kind.
 pub(super) fn made_by_mknod(mode: u32) -> Option<Kind> {
     match mode & libc::S_IFMT {
         libc::S_IFREG | 0 => Some(Kind::File),
@@ -100,7 +100,7 @@ pub(super) fn made_by_mknod(mode: u32) -> Option<Kind> {
     }
 }
 
-/// How renameat2(2) is to move a name; `None` for what is not known here.
+/// The mode of a renameat2(2); `None` for flags that are not known here.
 pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
     if flags.is_empty() {
         Some(RenameMode::Replace)
@@ -113,7 +113,7 @@ pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
     }
 }
 
-/// What `setattr` is asked to change: mode, owner, group and length, and the two times.
+/// The changes that a SETATTR asks for: mode, owner, group and length, and the two times.
 pub(super) fn changes(
     (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
     (accessed, modified): (Option<TimeOrNow>, Option<TimeOrNow>),
@@ -128,7 +128,7 @@ pub(super) fn changes(
     }
 }
 
-/// Who reads.
+/// The reader of a READ.
 pub(super) fn reading(request: &Request, lock_owner: Option<LockOwner>) -> Transfer {
     Transfer {
         lock_owner: lock_owner.map(|owner| owner.0),
@@ -137,7 +137,7 @@ pub(super) fn reading(request: &Request, lock_owner: Option<LockOwner>) -> Trans
     }
 }
 
-/// Who writes.
+/// The writer of a WRITE.
 pub(super) fn writing(
     request: &Request,
     lock_owner: Option<LockOwner>,
@@ -151,7 +151,7 @@ pub(super) fn writing(
     }
 }
 
-/// What is made belongs to whom the kernel names.
+/// A new node belongs to the user and group that the kernel names.
 pub(super) fn new_node(request: &Request, kind: Kind, mode: u32) -> NewNode {
     NewNode {
         kind,

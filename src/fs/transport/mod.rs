@@ -1,5 +1,5 @@
-//! How requests come from the kernel, and how it is told things. Nothing outside of this folder knows
-//! fuser, and nothing in it decides what a request means.
+//! The transport: it takes requests from the kernel, and tells the kernel things. Nothing outside of this
+//! folder knows fuser, and nothing in it decides what a request means.
 
 mod adapter;
 mod busy_poll;

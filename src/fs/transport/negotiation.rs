@@ -1,4 +1,4 @@
-//! What is agreed with the kernel in the handshake.
+//! The handshake with the kernel: which features it grants.
 
 use std::io;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(super) fn negotiate(config: &mut KernelConfig, is_idmapped: bool) -> io::Res
         InitFlags::FUSE_DO_READDIRPLUS,
         InitFlags::FUSE_READDIRPLUS_AUTO,
         InitFlags::FUSE_PARALLEL_DIROPS,
-        // Who writes so does not wait, and may be another when it is asked who it is.
+        // An asynchronous writer does not wait, and may be another when it is asked who it is.
         match is_idmapped {
             true => InitFlags::empty(),
             false => InitFlags::FUSE_ASYNC_DIO,

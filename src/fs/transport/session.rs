@@ -15,12 +15,12 @@ use super::busy_poll::BusyPoll;
 use super::threads::{self, RequestThreads};
 use super::who::Known;
 
-/// How a file system is served.
+/// The settings of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Serving {
-    /// How many threads read requests.
+    /// Number of threads that read requests.
     pub threads: usize,
-    /// How long one that has answered looks for the next before it sleeps.
+    /// A thread that has answered polls for the next request for so long.
     pub patience: Duration,
     /// Mounts of it may be idmapped.
     pub idmap: bool,
@@ -28,8 +28,8 @@ pub struct Serving {
     pub is_own: bool,
 }
 
-/// How many threads may read requests, of those that are `wanted`: one where nobody tells what the
-/// others are about.
+/// Number of threads that may read requests, of those that are `wanted`: one where /proc does not tell what
+/// the others do.
 fn usable_threads(wanted: usize) -> usize {
     if wanted > 1 && !threads::can_be_watched() {
         tracing::info!("one thread serves: /proc does not tell what several are waiting for");
@@ -72,7 +72,7 @@ pub fn start(
     std::thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || {
-            // What is asked meanwhile waits in the kernel, where it can be interrupted.
+            // Requests wait in the kernel meanwhile, where they can be interrupted.
             let is_to_be_served = served.vault().await_verdict_or_end();
             drop(served);
             if !is_to_be_served {
@@ -91,7 +91,7 @@ pub fn start(
     Ok(())
 }
 
-/// What the kernel is told by.
+/// The way to tell the kernel things.
 struct Connection {
     notifier: fuser::Notifier,
     /// Those go with the session, which ends before the file system does.

@@ -14,12 +14,12 @@ use nix::unistd::gettid;
 
 use super::busy_poll::{BusyPoll, Recent};
 
-/// What fuser calls its threads, with a number behind.
+/// fuser names its threads so, with a number behind.
 const NAME: &str = "fuser-";
-/// How long the others are waited for: a thread that is ready to run is run before that.
+/// The longest wait for the others: a thread that is ready to run is run before that.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-// What a thread is about: the lowest bits of a number that every change raises.
+// The phase of a thread: the lowest bits of a number that every change raises.
 /// Waiting for a request, or just about to begin one.
 const AWAY: u64 = 0;
 /// At a request that nobody needs to wait for.
@@ -83,7 +83,7 @@ pub(super) fn can_be_watched() -> bool {
     })
 }
 
-/// What a thread knows of itself.
+/// A thread's own view of itself.
 struct Post {
     threads: Arc<RequestThreads>,
     own: Arc<RequestThread>,

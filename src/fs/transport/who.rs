@@ -1,4 +1,4 @@
-//! Who asks.
+//! The caller of a request.
 //!
 //! The kernel names user and group with every request, unless mounts of the file system may be
 //! idmapped: then it names the owner of what is to be made, as mapped, and nobody otherwise. Who asks
@@ -12,10 +12,10 @@ use fuser::Request;
 
 use super::super::Caller;
 
-/// What the kernel says where it names nobody, and what is said of whom `/proc` does not show.
+/// Stands for a user whom the kernel does not name, or `/proc` does not show.
 const NOBODY: u32 = u32::MAX;
 
-/// How it is known who asks.
+/// The source from which the caller is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     /// The kernel says it.
@@ -37,7 +37,7 @@ impl Known {
         }
     }
 
-    /// Who waits for the answer to a request.
+    /// The thread that waits for the answer, and its user.
     pub(super) fn caller(self, request: &Request) -> Caller {
         let pid = request.pid();
         let (uid, gid) = match self {
@@ -48,7 +48,7 @@ impl Known {
         Caller { uid, gid, pid }
     }
 
-    /// The same if that `matters`: it takes longer than many an answer.
+    /// The same, exact only if it `matters`: finding out may take longer than the answer.
     pub(super) fn caller_if(self, matters: bool, request: &Request) -> Caller {
         match matters {
             true => self.caller(request),
