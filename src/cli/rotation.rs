@@ -14,7 +14,7 @@ use crate::daemon;
 use crate::error::{Class, Error};
 use crate::keyring::ChangeKind;
 use crate::store::StoreErrorKind;
-use crate::vault::{BLOCKED, Failure, OpenOptions, Outcome, Request, Vault, VaultError};
+use crate::vault::{Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
 /// A daemon that has just been unmounted lets go of its vault within this.
 const GRACE: Duration = Duration::from_secs(5);

@@ -3,9 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::fs::{
-    Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY,
-};
+use crate::fs::{Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY};
 
 use super::commanders::Commanders;
 use super::directory::{File, Text, file_of};

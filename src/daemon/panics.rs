@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Class, Error};
 
-
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
 /// Replaces the hook that prints payloads.

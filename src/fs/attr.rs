@@ -141,24 +141,30 @@ impl Attributes {
             }));
         }
         let attributes = Arc::clone(self);
-        self.settling.when_settled(ino, move || match attributes.tell(caller, ino, fh) {
-            Ok(Some(answer)) => {
-                if !answer.for_all {
-                    attributes.kernel.forget_attributes(ino);
+        self.settling
+            .when_settled(ino, move || match attributes.tell(caller, ino, fh) {
+                Ok(Some(answer)) => {
+                    if !answer.for_all {
+                        attributes.kernel.forget_attributes(ino);
+                    }
+                    done(Ok(answer.attr));
                 }
-                done(Ok(answer.attr));
-            }
-            // Somebody has begun to publish since.
-            Ok(None) => attributes.told_attr(caller, ino, fh, done),
-            Err(error) => done(Err(error)),
-        });
+                // Somebody has begun to publish since.
+                Ok(None) => attributes.told_attr(caller, ino, fh, done),
+                Err(error) => done(Err(error)),
+            });
     }
 
     /// The attributes of a node, once what was closed is published.
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let attributes = Arc::clone(self);
         self.settling.when_settled(id, move || {
-            done(attributes.nodes.node_or_opened(id).map(|node| attributes.attr_of(&node)));
+            done(
+                attributes
+                    .nodes
+                    .node_or_opened(id)
+                    .map(|node| attributes.attr_of(&node)),
+            );
         });
     }
 

@@ -18,7 +18,7 @@ use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
 use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::table::Table;
-use super::{Caller, Done, Errno, FileHandle, process};
+use super::{Caller, Done, FileHandle, process};
 
 /// Whether whoever publishes what programs write now has waited for those that came before.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,13 @@ pub(super) struct Closing {
 
 impl Closing {
     /// A descriptor was closed, one of perhaps several of this handle.
-    pub(super) fn flush(self: &Arc<Self>, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
+    pub(super) fn flush(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        pid: u32,
+        lock_owner: u64,
+        done: Done<()>,
+    ) {
         self.flush_in_turn(fh, (pid, lock_owner), Turn::Asked, done);
     }
 
@@ -127,7 +133,8 @@ impl Closing {
             }
             None => {
                 drop(state);
-                self.commits.barrier(Ticket::awaited(whose).on(handle.node.id), done);
+                self.commits
+                    .barrier(Ticket::awaited(whose).on(handle.node.id), done);
             }
         }
     }
@@ -145,7 +152,8 @@ impl Closing {
         let node = Arc::clone(&handle.node);
         let mut state = node.lock();
         if let Some((pending, source, whose)) = self.left_behind(node.id, &mut state, fh) {
-            self.publisher.publish_unattended(&node, state, pending, (source, whose), RETRIES);
+            self.publisher
+                .publish_unattended(&node, state, pending, (source, whose), RETRIES);
         } else {
             drop(state);
         }

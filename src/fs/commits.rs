@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::vault::{Vault, VaultError};
 
-use super::queue::Ticket;
 use super::commit_queue::CommitQueue;
+use super::queue::Ticket;
 use super::{Done, Errno, to_errno};
 
 /// See the module.

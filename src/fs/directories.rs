@@ -119,8 +119,7 @@ impl Directories {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        let known = self.open().get(&fh)
-            .cloned();
+        let known = self.open().get(&fh).cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
         let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
         if position < FIRST_NAME {

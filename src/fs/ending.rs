@@ -53,7 +53,8 @@ impl LeftOver {
             for fh in handles.into_iter().map(Some).chain([None]) {
                 let state = node.lock();
                 if let Some((pending, source, whose)) = left_of(&state, fh, ending) {
-                    self.publisher.publish_unattended(&node, state, pending, (source, whose), 0);
+                    self.publisher
+                        .publish_unattended(&node, state, pending, (source, whose), 0);
                 }
             }
         }

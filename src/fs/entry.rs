@@ -17,9 +17,7 @@ use super::virtual_dir::{
     FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory, is_virtual, is_virtual_handle,
 };
 use super::xattrs::USER;
-use super::{
-    Attr, Caller, Done, Errno, FileHandle, FileSystem, ReadDone, Transfer,
-};
+use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, ReadDone, Transfer};
 
 /// Most bytes that one copy_file_range(2) copies: the caller comes back for the rest.
 const MOST_COPIED: u64 = 1 << 20;
@@ -314,14 +312,7 @@ impl FrontDoor {
     }
 
     /// Reads up to `size` bytes at `offset`; fewer only at the end.
-    pub fn read(
-        &self,
-        fh: FileHandle,
-        offset: u64,
-        size: u32,
-        transfer: Transfer,
-        done: ReadDone,
-    ) {
+    pub fn read(&self, fh: FileHandle, offset: u64, size: u32, transfer: Transfer, done: ReadDone) {
         match is_virtual_handle(fh) {
             true => self.directory.read(fh, offset, size, done),
             false => self.fs.reads.read(fh, offset, size, transfer, done),
@@ -392,14 +383,7 @@ impl FrontDoor {
     }
 
     /// fallocate(2): extends, or zeroes a range.
-    pub fn allocate(
-        &self,
-        fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        done: Done<()>,
-    ) {
+    pub fn allocate(&self, fh: FileHandle, offset: u64, length: u64, mode: i32, done: Done<()>) {
         self.fs.writes.allocate(fh, offset, length, mode, done);
     }
 

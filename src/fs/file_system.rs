@@ -280,14 +280,7 @@ impl FileSystem {
             budget: Arc::clone(&budget),
             kernel: Arc::clone(&kernel),
         });
-        let directories = Directories::new(
-            &vault,
-            &table,
-            &nodes,
-            &attributes,
-            &reaping,
-            &closing,
-        );
+        let directories = Directories::new(&vault, &table, &nodes, &attributes, &reaping, &closing);
         let left_over = LeftOver {
             table: Arc::clone(&table),
             publisher: Arc::clone(&publisher),
@@ -296,7 +289,9 @@ impl FileSystem {
             let appended = Arc::downgrade(&appended);
             appends.start(move |node| {
                 let appended = appended.upgrade();
-                appended.inspect(|appended| appended.publish(node)).is_some()
+                appended
+                    .inspect(|appended| appended.publish(node))
+                    .is_some()
             })?;
         }
         let routines = watch::start(&vault, &askers, &reaping, settings.verify_every)?;

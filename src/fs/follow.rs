@@ -220,7 +220,10 @@ impl Comparing {
         };
         // What is touched by a name is looked up: what stood there before is touched first, and so
         // known to be old.
-        found.known.into_iter().for_each(|one| self.parts.touches.add(one));
+        found
+            .known
+            .into_iter()
+            .for_each(|one| self.parts.touches.add(one));
         for (directory, name) in self.names.of(&found.unknown) {
             self.parts.touches.add(Touched::Name(directory, name));
         }
@@ -294,11 +297,7 @@ impl Comparing {
     }
 
     /// Has the names touched that a directory was given since it was listed, or since it was seen.
-    fn list(
-        &mut self,
-        directory: NodeId,
-        before: Option<&Attr>,
-    ) -> Result<(), VaultError> {
+    fn list(&mut self, directory: NodeId, before: Option<&Attr>) -> Result<(), VaultError> {
         let Some(now) = self.names.read(&self.parts.vault, directory)? else {
             return Ok(());
         };

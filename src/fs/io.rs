@@ -346,7 +346,6 @@ impl Reads {
         }
         Ok(out)
     }
-
 }
 
 fn remember(

@@ -143,12 +143,24 @@ impl Names {
     }
 
     /// Takes away the name of something that is no directory.
-    pub(super) fn unlink(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+    pub(super) fn unlink(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+        done: Done<()>,
+    ) {
         self.remove(caller, (parent, name), false, done);
     }
 
     /// Takes away an empty directory.
-    pub(super) fn rmdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+    pub(super) fn rmdir(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+        done: Done<()>,
+    ) {
         self.remove(caller, (parent, name), true, done);
     }
 

@@ -178,30 +178,31 @@ impl Opens {
         let again = new.clone();
         let opens = Arc::clone(self);
         let retry_name = name.to_vec();
-        self.names.make(caller, parent, name, new, move |made| match made {
-            Ok(attr) => {
-                let opener = process::thread_group(caller.pid);
-                let access = Access::from_flags(flags);
-                match opens.open_settled(attr.ino, access, (caller, opener), false) {
-                    // Somebody has been faster, and publishes.
-                    Ok(None) => {
-                        let flags = flags & !libc::O_EXCL;
-                        opens.open_existing(caller, parent, &retry_name, flags, done);
+        self.names
+            .make(caller, parent, name, new, move |made| match made {
+                Ok(attr) => {
+                    let opener = process::thread_group(caller.pid);
+                    let access = Access::from_flags(flags);
+                    match opens.open_settled(attr.ino, access, (caller, opener), false) {
+                        // Somebody has been faster, and publishes.
+                        Ok(None) => {
+                            let flags = flags & !libc::O_EXCL;
+                            opens.open_existing(caller, parent, &retry_name, flags, done);
+                        }
+                        Ok(Some(opened)) => done(Ok((attr, opened))),
+                        // Somebody has removed it since.
+                        Err(Errno(libc::ENOENT)) => {
+                            opens.create(caller, parent, &retry_name, again, flags, done);
+                        }
+                        Err(error) => done(Err(error)),
                     }
-                    Ok(Some(opened)) => done(Ok((attr, opened))),
-                    // Somebody has removed it since.
-                    Err(Errno(libc::ENOENT)) => {
-                        opens.create(caller, parent, &retry_name, again, flags, done);
-                    }
-                    Err(error) => done(Err(error)),
                 }
-            }
-            // Somebody was faster.
-            Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
-                opens.open_existing(caller, parent, &retry_name, flags, done);
-            }
-            Err(error) => done(Err(error)),
-        });
+                // Somebody was faster.
+                Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
+                    opens.open_existing(caller, parent, &retry_name, flags, done);
+                }
+                Err(error) => done(Err(error)),
+            });
     }
 
     fn open_existing(

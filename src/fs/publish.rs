@@ -192,7 +192,10 @@ impl Publisher {
                     publisher.counters.published.fetch_add(1, Ordering::Relaxed);
                     publisher.note_published(&node, &pending, source);
                     if matches!(source, Source::Shared | Source::Appended)
-                        && let Ok(content) = publisher.nodes.node(id).and_then(|now| Ok(now.file()?.replaced))
+                        && let Ok(content) = publisher
+                            .nodes
+                            .node(id)
+                            .and_then(|now| Ok(now.file()?.replaced))
                     {
                         node.lock().name_pages(content);
                     }
@@ -339,7 +342,8 @@ impl Publisher {
                 publisher.finish(&again);
             }
             Err(Errno(errno)) if retries == 0 || publisher.kernel.has_ended() => {
-                publisher.counters
+                publisher
+                    .counters
                     .failed_publications
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(

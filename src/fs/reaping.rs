@@ -33,7 +33,9 @@ impl Reaping {
 
     /// Deletes a node without a name, or versions before the current one, that no handle needs.
     pub(super) fn reap(&self, id: NodeId) {
-        let Ok(queue) = self.commits.queue() else { return };
+        let Ok(queue) = self.commits.queue() else {
+            return;
+        };
         let reaper = self.reaper();
         queue.submit_later(
             move |tx| {

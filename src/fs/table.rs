@@ -82,7 +82,10 @@ impl Table {
         if nodes.dying.contains(&node) {
             return Err(Errno(libc::ENOENT));
         }
-        let open = nodes.open.entry(node).or_insert_with(|| Arc::new(OpenNode::new(node)));
+        let open = nodes
+            .open
+            .entry(node)
+            .or_insert_with(|| Arc::new(OpenNode::new(node)));
         let state = HandleState::new(access, opener, user);
         open.lock().handles.insert(fh, state);
         let handle = Arc::new(Handle {

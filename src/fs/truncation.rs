@@ -29,9 +29,11 @@ impl Truncation {
             Ok(_) => return done(Err(Errno(libc::EINVAL))),
             Err(error) => return done(Err(error)),
         };
-        match self.drafts.edit(fh, &handle, Base::for_size(size), |draft| {
-            draft.cut_to(size)
-        }) {
+        match self
+            .drafts
+            .edit(fh, &handle, Base::for_size(size), |draft| {
+                draft.cut_to(size)
+            }) {
             Some(outcome) => done(outcome),
             None => {
                 let truncation = Arc::clone(self);
@@ -56,11 +58,16 @@ impl Truncation {
                 Ok(opened) => opened,
                 Err(error) => return done(Err(error)),
             };
-            let is_file = truncation.nodes.node(ino).and_then(|node| Ok(node.file().map(drop)?));
+            let is_file = truncation
+                .nodes
+                .node(ino)
+                .and_then(|node| Ok(node.file().map(drop)?));
             let edited = match is_file {
-                Ok(()) => truncation.drafts.edit(fh, &handle, Base::for_size(size), |draft| {
-                    draft.cut_to(size)
-                }),
+                Ok(()) => truncation
+                    .drafts
+                    .edit(fh, &handle, Base::for_size(size), |draft| {
+                        draft.cut_to(size)
+                    }),
                 Err(error) => Some(Err(error)),
             };
             let Some(edited) = edited else {
@@ -74,7 +81,9 @@ impl Truncation {
                 done(outcome);
             });
             match edited {
-                Ok(()) => truncation.publisher.publish_shared(&handle.node, Whose::of(user), done),
+                Ok(()) => truncation
+                    .publisher
+                    .publish_shared(&handle.node, Whose::of(user), done),
                 Err(error) => done(Err(error)),
             }
         });

@@ -107,9 +107,7 @@ impl Lookback {
 
     fn reap_left_overs(&self) {
         match self.vault.left_over() {
-            Ok(nodes) => nodes
-                .into_iter()
-                .for_each(|node| self.reaping.reap(node)),
+            Ok(nodes) => nodes.into_iter().for_each(|node| self.reaping.reap(node)),
             Err(error) => tracing::warn!("left-overs cannot be looked for: {error}"),
         }
     }

@@ -42,7 +42,9 @@ impl Writes {
             Err(error) => return done(Err(error)),
         };
         let done = match transfer.kill_set_id {
-            true => self.set_id.cleared(Whose::of(handle.user), handle.node.id, done),
+            true => self
+                .set_id
+                .cleared(Whose::of(handle.user), handle.node.id, done),
             false => done,
         };
         let transfer = Transfer {
@@ -110,7 +112,9 @@ impl Writes {
         }
         let writes = Arc::clone(self);
         let stored: Done<u32> = Box::new(move |written| match written {
-            Ok(count) => writes.closing.fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
+            Ok(count) => writes
+                .closing
+                .fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
             Err(error) => done(Err(error)),
         });
         self.write(fh, offset, data, transfer, stored);
@@ -184,7 +188,6 @@ impl Writes {
             }
         }
     }
-
 }
 
 /// Who has written through a handle, and how far the kernel takes the file to reach then.

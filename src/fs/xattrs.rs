@@ -72,9 +72,7 @@ impl Xattrs {
     /// Removes an extended attribute.
     pub(super) fn remove(&self, caller: Caller, ino: u64, name: &[u8], done: Done<()>) {
         let (own, ticket) = (name.to_vec(), Ticket::quick(caller.whose()));
-        self.change(ticket, name, done, move |tx| {
-            tx.remove_xattr(ino, &own)
-        });
+        self.change(ticket, name, done, move |tx| tx.remove_xattr(ino, &own));
     }
 
     fn change(

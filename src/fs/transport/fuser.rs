@@ -39,13 +39,7 @@ impl fuser::Filesystem for Adapter {
         self.door.forget(ino.0, lookups);
     }
 
-    fn getattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        fh: Option<FileHandle>,
-        reply: ReplyAttr,
-    ) {
+    fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let _at_work = self.begin(request);
         let matters = self.door.depends_on_caller(ino.0);
         let caller = self.caller_if(matters, request);
@@ -106,8 +100,7 @@ impl fuser::Filesystem for Adapter {
             ..new_node(request, kind, mode & !umask)
         };
         let (caller, done) = (self.caller(request), self.entry(reply));
-        self.door
-            .make(caller, parent.0, name.as_bytes(), new, done);
+        self.door.make(caller, parent.0, name.as_bytes(), new, done);
     }
 
     fn mkdir(
@@ -122,8 +115,7 @@ impl fuser::Filesystem for Adapter {
         let _at_work = self.begin(request);
         let new = new_node(request, Kind::Directory, mode & !umask);
         let (caller, done) = (self.caller(request), self.entry(reply));
-        self.door
-            .make(caller, parent.0, name.as_bytes(), new, done);
+        self.door.make(caller, parent.0, name.as_bytes(), new, done);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -152,8 +144,7 @@ impl fuser::Filesystem for Adapter {
             ..new_node(request, Kind::Symlink, 0o777)
         };
         let (caller, done) = (self.caller(request), self.entry(reply));
-        self.door
-            .make(caller, parent.0, name.as_bytes(), new, done);
+        self.door.make(caller, parent.0, name.as_bytes(), new, done);
     }
 
     fn rename(
@@ -196,8 +187,7 @@ impl fuser::Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _at_work = self.begin(request);
         let done = replies::opened(self.by_number(request, ino), reply);
-        self.door
-            .open(self.caller(request), ino.0, flags.0, done);
+        self.door.open(self.caller(request), ino.0, flags.0, done);
     }
 
     fn create(

@@ -27,7 +27,7 @@ pub(super) struct ByNumber {
 }
 
 impl ByNumber {
-    fn errno(&self, error: Errno) -> fuser::Errno {
+    pub(super) fn errno(&self, error: Errno) -> fuser::Errno {
         match (error, &self.beside_writer) {
             (error, Some(door)) => door.gone_for(self.thread, self.ino, error).into(),
             (Errno(libc::ENOENT), None) => fuser::Errno::ESTALE,

@@ -307,7 +307,10 @@ mod tests {
     #[test]
     fn who_looks_for_a_request_is_not_waited_for() {
         let (nothing, _wake) = nix::unistd::pipe().unwrap();
-        let threads = Arc::new(RequestThreads::new(2, BusyPoll::new(nothing, Duration::ZERO)));
+        let threads = Arc::new(RequestThreads::new(
+            2,
+            BusyPoll::new(nothing, Duration::ZERO),
+        ));
         let _here = threads.begin();
         let looking = Arc::new(AtomicBool::new(true));
         let thread = {
