@@ -2,12 +2,12 @@
 //!
 //! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
 //! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`,
-//! `os` and `sync` are at the bottom):
+//! `error`, `os` and `sync` are at the bottom):
 //!
 //! ```text
-//! cli -> daemon -> fs -> vault -> keyring -> kms -> aws
-//!                          |         `-----> crypto
-//!                          `-> store
+//! cli -> daemon -> control -> fs -> vault -> keyring -> kms -> aws
+//!                                     |         `-----> crypto
+//!                                     `-> store
 //! ```
 #![deny(unsafe_code)]
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
@@ -17,8 +17,10 @@ mod aws;
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod control;
 pub mod crypto;
 pub mod daemon;
+pub mod error;
 pub mod fs;
 pub mod keyring;
 pub mod kms;

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::daemon::{Answer, Class, Error, Writer};
+use crate::control::{Answer, DaemonClient, ask_daemon};
+use crate::error::{Class, Error};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
-use super::{asked, output};
+use super::{meant, output};
 
 /// Show the key-management history of a vault
 ///
@@ -37,13 +38,13 @@ pub(super) struct Audit {
 impl Audit {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        asked::must_be_a_vault(&self.vault)?;
+        meant::must_be_a_vault(&self.vault)?;
         // The history is a chain of its own, which is to be seen above all when something is wrong.
         let options = vault::OpenOptions {
             salvage: true,
             ..super::check::open_options(&settings)
         };
-        let history = match asked::told(&self.vault, Writer::audit) {
+        let history = match ask_daemon(&self.vault, DaemonClient::audit) {
             Ok(Some(Answer::Audit(events))) => events,
             // A daemon that has found something wrong shows nothing more.
             told => match read(&self.vault, &options) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{self, Settings};
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
@@ -39,12 +39,12 @@ pub(super) struct Check {
 impl Check {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        super::asked::must_be_a_vault(&self.vault)?;
+        super::meant::must_be_a_vault(&self.vault)?;
         let options = open_options(&settings);
         let (found, remedy) = match self.repair {
             true => {
                 let repair = || vault::repair(&self.vault, &options);
-                let report = super::change::patiently(&self.vault, repair)?;
+                let report = super::rotation::patiently(&self.vault, repair)?;
                 output::show(&report, self.json)?;
                 (
                     report.check.problem_count,

@@ -2,7 +2,7 @@
 
 use clap_complete::Shell;
 
-use crate::daemon::Error;
+use crate::error::Error;
 
 use super::output;
 

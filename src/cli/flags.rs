@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use crate::config::{
     Kind, Options, Origin, Raw, SETTINGS, Scope, Setting, Settings, parse_options,
 };
-use crate::daemon::Error;
+use crate::error::Error;
 
 /// Which settings a command has flags for.
 pub(super) trait Scopes: std::fmt::Debug {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config;
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::kms::KeyUri;
 use crate::vault;
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 
 use super::output;
 

@@ -9,22 +9,24 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::daemon::{self, Class, Error};
+use crate::daemon;
+use crate::error::{Class, Error};
 
-mod asked;
 mod audit;
-mod change;
 mod check;
 mod completions;
 mod flags;
 mod init;
 mod man;
+mod meant;
 mod mount;
 mod mount_helper;
 mod output;
+mod progress;
 mod reencrypt;
 mod rewrap;
 mod rotate;
+mod rotation;
 mod status;
 mod umount;
 

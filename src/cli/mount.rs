@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::{self, Error, Request};
+use crate::daemon::{self, Request};
+use crate::error::Error;
 
 use super::flags::{Flags, ForMount};
 use super::output;

@@ -7,7 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
 use crate::config::{Settings, parse_options};
-use crate::daemon::{self, Class, Error, Request};
+use crate::daemon::{self, Request};
+use crate::error::{Class, Error};
 
 use super::flags::{ForMount, Scopes as _};
 use super::output;

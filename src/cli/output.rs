@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::vault::{TIME_SUFFIX, time_of};
 
 /// Writes to standard output.

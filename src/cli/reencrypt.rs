@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::daemon::Error;
+use crate::error::Error;
 use crate::keyring::ChangeKind;
 use crate::vault::Request;
 
@@ -45,6 +45,6 @@ impl Reencrypt {
             true => Request::Despite(ChangeKind::Reencrypt),
             false => Request::Reencrypt,
         };
-        super::change::run(&self.path, &request, options, self.wait)
+        super::rotation::run(&self.path, &request, options, self.wait)
     }
 }

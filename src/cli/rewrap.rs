@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::{Class, Error};
+use crate::error::{Class, Error};
 use crate::kms::{KeyUri, KeyUriError};
 use crate::vault::Request;
 
@@ -43,7 +43,7 @@ impl Rewrap {
         let leave_aws = self.yes_leave_aws;
         let request = Request::Rewrap { to, leave_aws };
         let options = super::check::open_options(&settings);
-        super::change::run(&self.path, &request, options, self.wait)
+        super::rotation::run(&self.path, &request, options, self.wait)
     }
 }
 

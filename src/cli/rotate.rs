@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::daemon::Error;
+use crate::error::Error;
 use crate::keyring::ChangeKind;
 use crate::vault::Request;
 
@@ -52,6 +52,6 @@ impl Rotate {
             true => Request::Despite(ChangeKind::Rotate),
             false => Request::Rotate,
         };
-        super::change::run(&self.path, &request, options, self.wait)
+        super::rotation::run(&self.path, &request, options, self.wait)
     }
 }

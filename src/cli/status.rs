@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::daemon::{Answer, Class, Error, MountInfo, Writer};
+use crate::control::{Answer, DaemonClient, ask_daemon};
+use crate::daemon::MountInfo;
+use crate::error::{Class, Error};
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
-use super::{asked, output};
+use super::{meant, output};
 
 /// Show the state of a vault or a mount
 ///
@@ -34,7 +36,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        let value = match asked::mounted_at(&self.path) {
+        let value = match meant::mounted_at(&self.path) {
             Some(mount) => of_mount(&mount)?,
             None => of_vault(&self.path, &super::check::open_options(&settings))?,
         };
@@ -43,9 +45,9 @@ impl Status {
 }
 
 fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
-    let mut value = match asked::told(path, Writer::status)? {
+    let mut value = match ask_daemon(path, DaemonClient::status)? {
         Some(Answer::Status(status)) => {
-            asked::must_be_the_one(path, &status, options)?;
+            meant::must_be_the_one(path, &status, options)?;
             status
         }
         _ => {

@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::config::{Origin, Raw, SETTINGS, Settings};
-use crate::daemon::{self, Class, Error, Unmounted};
+use crate::daemon::{self, Unmounted};
+use crate::error::{Class, Error};
 
 use super::output;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
+use crate::error::{Class, Error};
 use crate::kms::{KeyUri, KmsSettings};
 
 pub mod options;
@@ -23,6 +24,12 @@ pub use raw::{ConfigError, Origin, Raw};
 pub use table::{Kind, SETTINGS, Scope, Setting};
 
 use table::LEAST_MEMORY;
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Class::Usage, error)
+    }
+}
 
 /// How a line of the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

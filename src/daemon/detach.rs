@@ -13,9 +13,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
+use crate::error::{Class, Error};
 use crate::os::{mountinfo, sys};
-
-use super::error::{Class, Error};
 
 /// How a mount is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

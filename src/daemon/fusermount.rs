@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::os::sys::{self, MountId};
 
-use super::error::{Class, Error};
+use crate::error::{Class, Error};
 
 /// Unmounts the mount `id` at `path` through fusermount3; `false` when another one is there.
 ///

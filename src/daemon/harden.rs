@@ -6,9 +6,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use serde::Serialize;
 
+use crate::error::{Class, Error};
 use crate::os::{nice, sys};
-
-use super::error::{Class, Error};
 
 /// Which memory is kept out of swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

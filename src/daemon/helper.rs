@@ -18,10 +18,10 @@ use nix::sys::socket::{
 };
 use nix::unistd::ForkResult;
 
+use crate::error::{Class, Error};
 use crate::os::stdio;
 use crate::os::sys::{self, MountId};
 
-use super::error::{Class, Error};
 use super::fusermount;
 use super::mount_options::{MountOptions, fusermount_options};
 use super::point::{self, Point};

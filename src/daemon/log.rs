@@ -17,9 +17,8 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
+use crate::error::{Class, Error};
 use crate::os::sys;
-
-use super::error::{Class, Error};
 
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 //! nobody serves, or unmount what it did not mount.
 
 mod detach;
-mod error;
 mod fusermount;
 mod harden;
 mod helper;
@@ -18,18 +17,15 @@ mod quote;
 mod seen;
 mod serve;
 mod signals;
-mod socket;
 mod start;
 mod touch;
 mod unmount;
 
 pub use crate::os::mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, mounts};
 pub use crate::os::sys::ignore_file_size_signal;
-pub use error::{Class, Error};
 pub use harden::{Locked, Protection};
 pub use panics::{caught, install_hook};
 pub use plan::{Request, Target, check as plan};
 pub(crate) use signals::interruptions;
-pub(crate) use socket::{Answer, Asked, Writer};
 pub use start::mount;
 pub use unmount::{Unmounted, unmount};

@@ -12,11 +12,11 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use crate::fs::fuse::MAX_TRANSFER;
+use crate::error::{Class, Error};
+use crate::fs::MAX_TRANSFER;
 use crate::os::mountinfo;
 use crate::os::sys::MountId;
 
-use super::error::{Class, Error};
 use super::helper::Helper;
 use super::mount_options::MountOptions;
 use super::point::{self, Point};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-use crate::fs::fuse::MAX_TRANSFER;
+use crate::fs::MAX_TRANSFER;
 
 /// What a mount is made with.
 #[derive(Clone, Debug)]

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::error::{Class, Error};
+use crate::error::{Class, Error};
 
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::{self, Settings};
+use crate::error::{Class, Error};
 use crate::kms::local::CREDENTIALS_VARIABLE;
 use crate::os::mountinfo::is_under;
 use crate::vault;
 
-use super::error::{Class, Error};
 use super::mount::passed_descriptor;
 use super::point::Point;
 use super::quote::quoted;

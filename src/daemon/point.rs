@@ -13,10 +13,10 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::mount::MntFlags;
 
+use crate::error::{Class, Error};
 use crate::os::mountinfo::{self, Mount};
 use crate::os::sys::{self, MountId};
 
-use super::error::{Class, Error};
 use super::quote::quoted;
 use super::{fusermount, harden};
 

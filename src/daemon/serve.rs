@@ -2,19 +2,17 @@
 //! was: after an orderly one, everything written is published; after an abort, only what its
 //! writer had flushed.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::error::{Class, Error};
 use super::mount::{Mount, Unmounted};
 use super::signals::Event;
-use super::socket::Socket;
 use crate::config::Settings;
-use crate::fs::fuse::{self, Adapter};
-use crate::fs::{Ending, FileSystem};
+use crate::control::Socket;
+use crate::error::{Class, Error};
+use crate::fs::{self, Ending, FrontDoor, Serving};
 
 /// Speaks the handshake with the kernel and starts the thread that serves. `is_own`: nobody else has
 /// mounted.
@@ -22,73 +20,28 @@ use crate::fs::{Ending, FileSystem};
 /// # Errors
 /// When the kernel refuses the handshake.
 pub(crate) fn start(
-    fs: &Arc<FileSystem>,
+    door: &Arc<FrontDoor>,
     device: OwnedFd,
     settings: &Settings,
     is_own: bool,
     events: Sender<Event>,
 ) -> Result<(), Error> {
-    let fail = |e: io::Error| {
-        Error::new(
-            Class::System,
-            format!("the kernel and secretfs do not agree on FUSE: {e}"),
-        )
-    };
-    let mut config = fuser::Config::default();
-    // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
-    // changed its uid without asking the file system.
-    config.acl = fuser::SessionACL::All;
-    let threads = fuse::usable_threads(settings.threads);
-    config.n_threads = Some(threads);
-    let looked_at = device.try_clone().map_err(fail)?;
-    let serving = fuse::Serving {
-        threads,
+    let serving = Serving {
+        threads: settings.threads,
         patience: settings.busy_poll,
         idmap: settings.idmap,
         is_own,
     };
-    let adapter = Adapter::new(Arc::clone(fs), looked_at, serving);
-    let session =
-        fuser::Session::from_fd(adapter, device, fuser::SessionACL::All, config).map_err(fail)?;
-    let notifier = session.notifier();
-    let forgetter = notifier.clone();
-    fs.attach_forgetter(move |node| {
-        // No range of pages: attributes only.
-        if let Err(e) = forgetter.inval_inode(fuser::INodeNo(node), -1, 0) {
-            tracing::debug!("cannot have attributes forgotten: {e}");
-        }
-    });
-    fs.attach_notifier(move |node| {
-        // All of its pages. A node that the kernel has forgotten has none.
-        if let Err(e) = notifier.inval_inode(fuser::INodeNo(node), 0, 0) {
-            tracing::debug!("cannot drop pages: {e}");
-        }
+    let on_end = move |ended| {
+        // The main thread may have ended by itself.
+        let _ = events.send(Event::SessionEnded(ended));
+    };
+    fs::start_session(door, device, serving, on_end).map_err(|e| {
+        Error::new(
+            Class::System,
+            format!("the kernel and secretfs do not agree on FUSE: {e}"),
+        )
     })
-    .map_err(fail)?;
-    let served = Arc::clone(fs);
-    std::thread::Builder::new()
-        .name("session".to_owned())
-        .spawn(move || {
-            // What is asked meanwhile waits in the kernel, where it can be interrupted.
-            let is_to_be_served = served.vault().await_verdict_or_end();
-            drop(served);
-            if !is_to_be_served {
-                drop(session);
-                let _ = events.send(Event::SessionEnded(Ok(())));
-                return;
-            }
-            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| session.run()));
-            let ended = match ended {
-                // The connection ended while a request was being handed over. In any other moment
-                // it is ENODEV, which the session itself takes for an end.
-                Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
-                Ok(result) => result.map_err(|e| e.to_string()),
-                Err(_) => Err("internal error".to_owned()),
-            };
-            let _ = events.send(Event::SessionEnded(ended));
-        })
-        .map_err(fail)?;
-    Ok(())
 }
 
 const ABORTED: &str = "the connection to the kernel was aborted";
@@ -113,17 +66,17 @@ fn tell_systemd_why(ended: &Result<(), String>, ending: Ending) {
 }
 
 /// What the end of a mount needs to know.
-pub(crate) struct Serving {
+pub(crate) struct Mounted {
     /// Where the vault can be asked, if it can. Goes before the vault is let go.
     pub(crate) socket: Option<Socket>,
-    pub(crate) fs: Arc<FileSystem>,
+    pub(crate) door: Arc<FrontDoor>,
     /// `None` when the mount belongs to whoever passed the descriptor.
     pub(crate) mount: Option<Arc<Mount>>,
     pub(crate) events: Receiver<Event>,
     pub(crate) drain_timeout: Duration,
 }
 
-impl Serving {
+impl Mounted {
     /// Serves until the mount has ended, then publishes and closes.
     ///
     /// # Errors
@@ -134,7 +87,7 @@ impl Serving {
             Ok(Event::SessionEnded(ended)) => ended,
             Ok(Event::End(signal)) => {
                 tracing::info!("{signal}: ending");
-                self.fs.vault().stop_counting();
+                self.door.vault().stop_counting();
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
                 self.take_away();
                 self.drain(&mut cut_off)
@@ -147,9 +100,9 @@ impl Serving {
         };
         tell_systemd_why(&ended, ending);
         let farewells = self.socket.take().map(Socket::close);
-        let finished = self.fs.finish(ending).map_err(Error::from);
+        let finished = self.door.finish(ending).map_err(Error::from);
         if let (Ok(()), Some(farewells)) = (&finished, farewells) {
-            farewells.tell(self.fs.vault().state().commit);
+            farewells.tell(self.door.vault().state().commit);
         }
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");
@@ -171,7 +124,7 @@ impl Serving {
     /// Takes the mount out of the tree, so that nobody finds it any more. What is open is served on.
     fn take_away(&self) {
         // The mount would stay with whoever touches in it.
-        self.fs.touches().end("the mount is ending");
+        self.door.fs().touches().end("the mount is ending");
         let Some(mount) = &self.mount else { return };
         let busy = match mount.unmount() {
             Ok(Unmounted::Done | Unmounted::NotOurs) => return,
@@ -204,12 +157,12 @@ impl Serving {
                 }
             }
             // Whoever passed the descriptor unmounts, if ever; idle is all that can be had.
-            if self.mount.is_none() && self.fs.open_files() == 0 {
+            if self.mount.is_none() && self.door.open_files() == 0 {
                 return Ok(());
             }
             if left.is_zero() {
                 tracing::warn!(
-                    open_files = self.fs.open_files(),
+                    open_files = self.door.open_files(),
                     "drain-timeout is over: open files are cut off"
                 );
                 *cut_off = true;

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::error::{Class, Error};
+use crate::error::{Class, Error};
+
 use super::mount::Mount;
 
 /// What the main thread waits for.

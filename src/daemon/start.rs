@@ -9,16 +9,18 @@ use crate::os::{mountinfo, stdio, sys};
 use crate::{config, fs, vault};
 
 use super::detach::{self, Ready, Reporter, Side};
-use super::error::{Class, Error};
 use super::helper::Helper;
 use super::log::{self, Destination};
 use super::mount::{self, Mount, Mounter};
 use super::mount_options::MountOptions;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
-use super::serve::{self, Serving};
+use crate::control::Socket;
+use crate::error::{Class, Error};
+use crate::control;
+
+use super::serve::{self, Mounted};
 use super::signals::{self, Event, Watch};
-use super::socket::Socket;
 use super::{Protection, harden, panics, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
@@ -130,20 +132,20 @@ fn daemon(
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
     vault.on_alarm(tell_systemd);
-    let fs = fs::FileSystem::new(vault, file_system_settings(plan, protection))
+    let (door, controller) = serve_vault(vault, plan, protection)
         .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
     let on = point.zip(mounter);
-    let mounted = mount_and_serve(plan, on, &fs, &watch, tell);
+    let mounted = mount_and_serve(plan, on, &door, &watch, tell);
     let (mount, ready) = match mounted {
         Ok(mounted) => mounted,
         Err(e) => {
-            let _ = fs.finish(fs::Ending::Orderly);
+            let _ = door.finish(fs::Ending::Orderly);
             return Err(e);
         }
     };
-    let socket = Socket::open(&fs);
+    let socket = Socket::open(controller);
     watch.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
@@ -160,14 +162,14 @@ fn daemon(
     tell_log(plan, protection);
 
     // 6. Serve until the end.
-    let serving = Serving {
+    let mounted = Mounted {
         socket,
-        fs,
+        door,
         mount,
         events,
         drain_timeout: settings.drain_timeout,
     };
-    serving.until_the_end()
+    mounted.until_the_end()
 }
 
 /// Who mounts: this process if it may, else a helper that goes through fusermount3.
@@ -194,7 +196,7 @@ fn mount_options(plan: &Plan) -> MountOptions {
 fn mount_and_serve(
     plan: &Plan,
     on: Option<(Point, Mounter)>,
-    fs: &Arc<fs::FileSystem>,
+    door: &Arc<fs::FrontDoor>,
     watch: &Arc<Watch>,
     tell: mpsc::Sender<Event>,
 ) -> Result<(Option<Arc<Mount>>, Ready), Error> {
@@ -221,13 +223,13 @@ fn mount_and_serve(
     };
     if let Some(mount) = &mount {
         watch.mounted(mount);
-        fs.attach_device(mount.device());
+        door.fs().attach_device(mount.device());
     }
     // From here on an error drops `mount`, which takes the mount away.
     mount::check_device(&device, mount.is_none())?;
-    serve::start(fs, device, &plan.settings, mount.is_some(), tell)?;
-    touch::start(fs, mount.as_ref(), plan.settings.read_only)?;
-    let ready = match fs.vault().is_awaited() {
+    serve::start(door, device, &plan.settings, mount.is_some(), tell)?;
+    touch::start(door.fs(), mount.as_ref(), plan.settings.read_only)?;
+    let ready = match door.vault().is_awaited() {
         true => Ready::Counting,
         false => Ready::Served,
     };
@@ -299,28 +301,48 @@ fn open_options(plan: &Plan) -> vault::OpenOptions {
     }
 }
 
-fn file_system_settings(plan: &Plan, protection: Protection) -> fs::Settings {
+/// The file system of a vault, its control plane, and the door to both.
+fn serve_vault(
+    vault: Arc<vault::Vault>,
+    plan: &Plan,
+    protection: Protection,
+) -> std::io::Result<(Arc<fs::FrontDoor>, Arc<control::Controller>)> {
+    let fs = fs::FileSystem::new(vault, file_system_settings(plan))?;
+    let controller = control::Controller::start(&fs, control_settings(plan, protection))?;
+    let door = fs::FrontDoor::new(fs, control::ControlFiles::of(&controller));
+    Ok((door, controller))
+}
+
+fn file_system_settings(plan: &Plan) -> fs::Settings {
     let settings = &plan.settings;
     fs::Settings {
         ttl: settings.ttl,
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
-        max_memory_from: settings.max_memory_from.name(),
         end_patience: Duration::from_secs(1),
         // With what it takes to store it, five seconds at most.
         appends_after: Duration::from_secs(4),
-        rotate_every: settings.rotate_every,
-        verify: match settings.verify_in_background {
-            true => "background",
-            false => "before",
-        },
         verify_every: settings.verify_every,
-        protection: serde_json::json!(protection),
-        mountpoint: match plan.target.point() {
-            Some(point) => point.display().to_string(),
-            None => plan.shown_target.clone(),
-        },
+    }
+}
+
+fn control_settings(plan: &Plan, protection: Protection) -> control::Settings {
+    let settings = &plan.settings;
+    control::Settings {
+        rotate_every: settings.rotate_every,
         control_uid: settings.control_uid,
+        shown: control::Shown {
+            mountpoint: match plan.target.point() {
+                Some(point) => point.display().to_string(),
+                None => plan.shown_target.clone(),
+            },
+            verify: match settings.verify_in_background {
+                true => "background",
+                false => "before",
+            },
+            max_memory_from: settings.max_memory_from.name(),
+            protection: serde_json::json!(protection),
+        },
     }
 }
 

@@ -17,8 +17,8 @@ use std::sync::mpsc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use super::error::{Class, Error};
 use super::mount::Mount;
+use crate::error::{Class, Error};
 use crate::fs::{FileSystem, Touched, Touches};
 use crate::os::mountinfo;
 use crate::os::sys::{self, MountId};

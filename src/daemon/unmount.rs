@@ -11,13 +11,13 @@ use nix::errno::Errno;
 use nix::mount::MntFlags;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::error::{Class, Error};
 use super::holders::Holders;
 use super::point::{self, Point};
 use super::quote::quoted;
 use super::seen::Daemon;
-use super::socket::{self, Writer};
 use super::{fusermount, harden};
+use crate::control::{DaemonClient, Farewell};
+use crate::error::{Class, Error};
 use crate::os::{mountinfo, sys};
 use crate::store;
 
@@ -86,10 +86,10 @@ pub fn unmount(
         ));
     }
     let patience = if wait.is_some() { TO_SAY } else { TO_TELL };
-    let (held, writer) = Held::before(&mount, patience);
-    let farewell = writer
+    let (held, client) = Held::before(&mount, patience);
+    let farewell = client
         .filter(|_| wait.is_some())
-        .and_then(|writer| writer.farewell());
+        .and_then(|client| client.farewell());
     // By its id: what is at its path by now may be another one.
     let is_done = match harden::may_mount() {
         true => point::unmount(&point, id, MntFlags::empty()).map_err(|e| match e {
@@ -128,14 +128,15 @@ enum Held {
 impl Held {
     /// To be asked while it is mounted. With it whoever says that the mount is his, at the socket. The path
     /// alone tells nothing: it may be one in another mount namespace, and another vault may be there by now.
-    fn before(mount: &mountinfo::Mount, patience: Duration) -> (Self, Option<Writer>) {
+    fn before(mount: &mountinfo::Mount, patience: Duration) -> (Self, Option<DaemonClient>) {
         // A read-only bind of a mount for writing says that it is read-only, too.
-        let writer = Writer::of_mount(mount).ok().flatten();
-        let serves = writer
+        let client = DaemonClient::of_mount(&mount.source, mount.user);
+        let client = client.ok().flatten();
+        let serves = client
             .as_ref()
-            .and_then(|writer| writer.serves(mount.device, patience));
+            .and_then(|client| client.serves(mount.device, patience));
         match (store::holder(&mount.source), serves) {
-            (Ok(Some(holder)), Some(true)) => (Self::ByWriter(holder), writer),
+            (Ok(Some(holder)), Some(true)) => (Self::ByWriter(holder), client),
             (Ok(Some(holder)), None) => (Self::ByWriterPerhaps(holder), None),
             // It is another's, or nobody's.
             (Ok(Some(_)), Some(false)) | (Ok(None) | Err(_), _) => (Self::by_daemon(mount), None),
@@ -223,7 +224,7 @@ impl Held {
         mount: &mountinfo::Mount,
         path: &Path,
         wait: Option<Duration>,
-        farewell: Option<socket::Farewell>,
+        farewell: Option<Farewell>,
         tell: &dyn Fn(&str),
     ) -> Result<Unmounted, Error> {
         let (shown, vault) = (quoted(path), quoted(&mount.source));

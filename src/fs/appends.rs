@@ -8,17 +8,15 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::store::NodeId;
 
 use super::draft::Draft;
 use super::handles::NodeState;
-use super::publish::{Awaited, Pending, Source};
-use super::{Done, Errno, FileSystem};
 
 #[derive(Default)]
 struct Watched {
@@ -34,12 +32,12 @@ struct Shared {
 }
 
 /// See the module. Its thread sleeps as long as nothing was appended. Ends when dropped.
-#[derive(Default)]
 pub(super) struct Appends {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The last attempt failed, and that is logged.
     is_failing: AtomicBool,
+    after: Duration,
 }
 
 impl Shared {
@@ -76,16 +74,27 @@ impl Shared {
 }
 
 impl Appends {
-    /// Starts the thread.
-    pub(super) fn start(&self, fs: &Arc<FileSystem>) -> std::io::Result<()> {
-        let (shared, fs) = (Arc::clone(&self.shared), Arc::downgrade(fs));
+    /// How long what was appended may wait is `after`.
+    pub(super) fn new(after: Duration) -> Self {
+        Self {
+            shared: Arc::default(),
+            thread: Mutex::default(),
+            is_failing: AtomicBool::new(false),
+            after,
+        }
+    }
+
+    /// Starts the thread, which has `publish` publish what was appended to a node, until that is false.
+    pub(super) fn start(
+        &self,
+        publish: impl Fn(NodeId) -> bool + Send + 'static,
+    ) -> std::io::Result<()> {
+        let shared = Arc::clone(&self.shared);
         let serve = move || {
             memory::keep_stack_in();
             while let Some(node) = shared.next()
-                && let Some(fs) = Weak::upgrade(&fs)
-            {
-                fs.publish_appended(node);
-            }
+                && publish(node)
+            {}
         };
         let thread = std::thread::Builder::new()
             .name("appends".into())
@@ -94,7 +103,35 @@ impl Appends {
         Ok(())
     }
 
-    fn watch(&self, node: NodeId, due: Instant) {
+    /// To be called, with the node locked, when its in-place draft may have become one of which
+    /// something that was appended is to be stored.
+    pub(super) fn watch(&self, node: NodeId, state: &mut NodeState) {
+        if state.is_watched {
+            return;
+        }
+        let since = state.shared.as_ref().and_then(Draft::appended_since);
+        if let Some(since) = since {
+            state.is_watched = true;
+            self.look_at(node, since + self.after);
+        }
+    }
+
+    /// Whether what was appended since `since` may not wait any longer.
+    pub(super) fn is_due(&self, since: Instant) -> bool {
+        since.elapsed() >= self.after
+    }
+
+    /// An attempt to publish went well.
+    pub(super) fn note_success(&self) {
+        self.is_failing.store(false, Ordering::Relaxed);
+    }
+
+    /// An attempt has failed; whether the one before had not.
+    pub(super) fn note_failure(&self) -> bool {
+        !self.is_failing.swap(true, Ordering::Relaxed)
+    }
+
+    fn look_at(&self, node: NodeId, due: Instant) {
         let mut watched = self.shared.lock();
         watched.due.push(Reverse((due, node)));
         // It wakes by itself for those that come first.
@@ -120,73 +157,5 @@ impl Appends {
 impl Drop for Appends {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl FileSystem {
-    /// To be called, with the node locked, when its in-place draft may have become one of which
-    /// something that was appended is to be stored.
-    pub(super) fn watch_appended(&self, node: NodeId, state: &mut NodeState) {
-        if state.is_watched {
-            return;
-        }
-        let since = state.shared.as_ref().and_then(Draft::appended_since);
-        if let Some(since) = since {
-            state.is_watched = true;
-            self.appends
-                .watch(node, since + self.settings.appends_after);
-        }
-    }
-
-    /// Publishes what was appended to a node, if that is all and it is time.
-    fn publish_appended(self: &Arc<Self>, id: NodeId) {
-        let Some(node) = self.table.node(id) else {
-            return;
-        };
-        let mut state = node.lock();
-        state.is_watched = false;
-        let since = state.shared.as_ref().and_then(Draft::appended_since);
-        let Some(since) = since else { return };
-        // Whoever publishes something now sees to what is left then.
-        if state.publishing > 0 {
-            return;
-        }
-        if since.elapsed() < self.settings.appends_after {
-            return self.watch_appended(id, &mut state);
-        }
-        let Some(draft) = &mut state.shared else {
-            return;
-        };
-        let Ok(found) = self.node(id) else {
-            draft.put_off();
-            return self.watch_appended(id, &mut state);
-        };
-        // What has no name any more is lost with its last close in any case.
-        let Some(file) = found.file().ok().filter(|_| found.attributes.links > 0) else {
-            return;
-        };
-        let pending = Pending::appended(draft, file.version);
-        let whose = state.user_in_place();
-        let fs = Arc::clone(self);
-        let done: Done<()> = Box::new(move |outcome| match outcome {
-            // Somebody else has published something meanwhile: what is left is looked at anew.
-            Err(Errno(libc::ESTALE)) => {}
-            Ok(()) => fs.appends.is_failing.store(false, Ordering::Relaxed),
-            Err(Errno(errno)) => {
-                if !fs.appends.is_failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        "what was appended to node {id} could not be stored (error {errno}); it is \
-                         tried again, and a close or fsync tells its program"
-                    );
-                }
-            }
-        });
-        self.publish(
-            &node,
-            state,
-            pending,
-            (Source::Appended, Awaited::No(whose)),
-            done,
-        );
     }
 }

@@ -14,9 +14,8 @@ use crate::crypto::SecretBytes;
 use crate::crypto::memory::{self, MemoryError};
 use crate::vault::CHUNK;
 
-use super::Errno;
 use super::budget::{Account, Refused, Reservation};
-use super::io::ReadDone;
+use super::{Errno, ReadDone};
 
 /// Bytes of a block: of chunks that are sealed as they lie there, and about what one request has.
 pub(super) const BLOCK: usize = 2 * CHUNK;

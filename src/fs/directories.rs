@@ -4,45 +4,61 @@
 mod reading;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::NodeId;
-use crate::vault::{Kind, ROOT, VaultError};
+use crate::vault::{Kind, ROOT, Vault, VaultError};
 
+use super::attr::Attributes;
 use super::budget::UNKNOWN;
-use super::control;
-use super::handles::Access;
-use super::{Attr, Errno, FileHandle, FileSystem};
+use super::closing::Closing;
+use super::directory_entry::DirectoryEntry;
+use super::nodes::Nodes;
+use super::reaping::Reaping;
+use super::table::Table;
+use super::{Access, Attr, Errno, FileHandle};
 use reading::{FIRST_NAME, Found, Reading};
 
 /// Entries opened at a time.
 const BATCH: usize = 64;
 
-/// A name in a directory, as readdir shows it.
-#[derive(Clone, Debug)]
-pub struct DirectoryEntry {
-    /// The node.
-    pub ino: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// The name.
-    pub name: Vec<u8>,
-    /// Where to go on after it.
-    pub position: u64,
-}
-
-/// All open directories.
-#[derive(Default)]
-pub(super) struct DirectoryHandles {
+/// See the module.
+pub(super) struct Directories {
     open: Mutex<HashMap<FileHandle, Arc<Mutex<Reading>>>>,
+    vault: Arc<Vault>,
+    table: Arc<Table>,
+    nodes: Arc<Nodes>,
+    attributes: Arc<Attributes>,
+    reaping: Arc<Reaping>,
+    closing: Arc<Closing>,
 }
 
-impl FileSystem {
-    /// Opens a directory.
-    pub fn open_directory(&self, ino: u64) -> Result<FileHandle, Errno> {
-        if control::is_control(ino) {
-            return Ok(0);
+impl Directories {
+    pub(super) fn new(
+        vault: &Arc<Vault>,
+        table: &Arc<Table>,
+        nodes: &Arc<Nodes>,
+        attributes: &Arc<Attributes>,
+        reaping: &Arc<Reaping>,
+        closing: &Arc<Closing>,
+    ) -> Self {
+        Self {
+            open: Mutex::default(),
+            vault: Arc::clone(vault),
+            table: Arc::clone(table),
+            nodes: Arc::clone(nodes),
+            attributes: Arc::clone(attributes),
+            reaping: Arc::clone(reaping),
+            closing: Arc::clone(closing),
         }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a directory.
+    pub(super) fn open_one(&self, ino: u64) -> Result<FileHandle, Errno> {
         // Registered like a file, so that a directory that is removed while open stays readable.
         let access = Access {
             read: true,
@@ -50,7 +66,7 @@ impl FileSystem {
             append: false,
         };
         let (fh, handle) = self.table.open(ino, access, None, UNKNOWN)?;
-        let opened = self.node(ino).and_then(|node| {
+        let opened = self.nodes.node(ino).and_then(|node| {
             node.directory()?;
             if self.vault.is_read_only() {
                 handle.node.lock().remember_opened(node);
@@ -59,30 +75,22 @@ impl FileSystem {
         });
         if let Err(error) = opened {
             self.table.discard(fh);
-            self.tidy(ino);
+            self.reaping.tidy(ino);
             return Err(error);
         }
         let reading = Arc::new(Mutex::new(Reading::default()));
-        self.directories
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(fh, reading);
+        self.open().insert(fh, reading);
         Ok(fh)
     }
 
     /// Closes a directory.
-    pub fn release_directory(self: &Arc<Self>, fh: FileHandle) {
-        self.directories
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&fh);
-        self.release(fh);
+    pub(super) fn release(&self, fh: FileHandle) {
+        self.open().remove(&fh);
+        self.closing.release(fh);
     }
 
     /// Passes entries from `position` on to `take`, until there are no more or it returns true.
-    pub fn read_directory(
+    pub(super) fn read(
         &self,
         ino: u64,
         fh: FileHandle,
@@ -93,7 +101,7 @@ impl FileSystem {
     }
 
     /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
-    pub fn read_directory_plus(
+    pub(super) fn read_plus(
         &self,
         ino: u64,
         fh: FileHandle,
@@ -111,20 +119,11 @@ impl FileSystem {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        if control::is_control(ino) {
-            return self.read_control_directory(position, take);
-        }
-        let known = self
-            .directories
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&fh)
-            .cloned();
+        let known = self.open().get(&fh).cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
         let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
         if position < FIRST_NAME {
-            let parent = match self.node(ino) {
+            let parent = match self.nodes.node(ino) {
                 Ok(node) => node.directory()?.parent,
                 Err(_) => ROOT,
             };
@@ -210,11 +209,8 @@ impl FileSystem {
     }
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
-    pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
-        if control::is_control(entry.ino) {
-            return self.control_node(entry.ino);
-        }
-        let node = match self.present(entry.ino) {
+    pub(super) fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
+        let node = match self.nodes.present(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
                 // It was removed, or there is another of that name; and a dot is no name.
@@ -232,6 +228,6 @@ impl FileSystem {
             );
             return Err(VaultError::Integrity(text).into());
         }
-        Ok(self.attr_of(&node))
+        Ok(self.attributes.attr_of(&node))
     }
 }

@@ -1,15 +1,15 @@
-//! The end of a mount: what is left of what programs have written, and when it is all on disk.
+//! The end of a mount, and what is left then of what programs have written.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::vault::{Publication, VaultError};
+use crate::vault::Publication;
 
+use super::FileHandle;
 use super::handles::{NodeState, OpenNode};
-use super::publish::{Pending, RETRIES, RETRY_AFTER, Source};
+use super::publish::{Pending, Publisher, RETRIES, RETRY_AFTER, Source};
 use super::queue::Whose;
-use super::{FileHandle, FileSystem};
+use super::table::Table;
 
 /// How a mount ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,58 +27,15 @@ pub enum Ending {
 /// How long the end of a mount waits beyond the tries.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-impl FileSystem {
-    /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything
-    /// durable, and remembers how far the vault has come.
-    ///
-    /// # Errors
-    /// When something could not be published or made durable.
-    pub fn finish(self: &Arc<Self>, ending: Ending) -> Result<(), VaultError> {
-        let failed = self.counters.failed_publications.load(Ordering::Relaxed);
-        self.appends.stop();
-        self.keeper.begin_to_stop();
-        self.vault.stop_counting();
-        if ending != Ending::Aborted {
-            self.publish_all(ending);
-        }
-        self.await_publications();
-        self.keeper.stop();
-        self.ending.store(true, Ordering::Relaxed);
-        self.touches.end("the mount has ended");
-        if let Some(follower) = self.follower.get() {
-            follower.stop();
-        }
-        for routine in self.routines.get().into_iter().flatten() {
-            routine.stop();
-        }
-        self.control.end();
-        let Some(writer) = &self.writer else {
-            return Ok(());
-        };
-        writer.close();
-        // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
-        // told any more.
-        if ending != Ending::Aborted
-            && !self.vault.is_condemned()
-            && let Err(error) = self.vault.reap_orphans()
-        {
-            tracing::warn!("left-overs stay until the next mount: {error}");
-        }
-        self.vault.sync()?;
-        if let Err(error) = self.vault.record_findings() {
-            tracing::error!("the history does not say what was found: {error}");
-        }
-        if let Err(error) = self.vault.keep_anchor() {
-            tracing::warn!("{error}; this host does not remember how far the vault has come");
-        }
-        if self.counters.failed_publications.load(Ordering::Relaxed) > failed {
-            return Err(VaultError::Unpublished);
-        }
-        Ok(())
-    }
+/// What programs have written and nobody has published.
+pub(super) struct LeftOver {
+    pub(super) table: Arc<Table>,
+    pub(super) publisher: Arc<Publisher>,
+}
 
+impl LeftOver {
     /// Waits for what is being published or tried again; bounded, since each is tried so often.
-    fn await_publications(&self) {
+    pub(super) fn await_publications(&self) {
         let deadline = Instant::now() + RETRY_AFTER * (RETRIES + 1) + PATIENCE;
         let is_busy = |node: &Arc<OpenNode>| node.lock().publishing > 0;
         while self.table.all_nodes().iter().any(is_busy) && Instant::now() < deadline {
@@ -87,7 +44,7 @@ impl FileSystem {
     }
 
     /// Publishes what was written and not published yet, handles still being open.
-    fn publish_all(self: &Arc<Self>, ending: Ending) {
+    pub(super) fn publish_all(&self, ending: Ending) {
         for node in self.table.all_nodes() {
             // In the order in which they were opened, so that the last opened wins; what is edited in
             // place comes last.
@@ -96,7 +53,8 @@ impl FileSystem {
             for fh in handles.into_iter().map(Some).chain([None]) {
                 let state = node.lock();
                 if let Some((pending, source, whose)) = left_of(&state, fh, ending) {
-                    self.publish_unattended(&node, state, pending, (source, whose), 0);
+                    self.publisher
+                        .publish_unattended(&node, state, pending, (source, whose), 0);
                 }
             }
         }

@@ -102,3 +102,8 @@ impl From<VaultError> for Errno {
         errno
     }
 }
+
+/// Turns a vault's result into a program's.
+pub(super) fn to_errno<T>(result: Result<T, VaultError>) -> Result<T, Errno> {
+    Ok(result?)
+}

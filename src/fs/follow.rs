@@ -10,8 +10,7 @@ mod names;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -23,8 +22,11 @@ use crate::os::nice::step_back;
 use crate::store::NodeId;
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 
-use super::touch::Touched;
-use super::{Attr, FileSystem};
+use super::Attr;
+use super::attr::Attributes;
+use super::kernel::Kernel;
+use super::table::Table;
+use super::touch::{Touched, Touches};
 use names::{Listed, Names};
 
 /// Nodes compared in one transaction.
@@ -45,13 +47,13 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<Self> {
+    /// Has what watchers see in `parts` followed.
+    pub(super) fn start(parts: Followed) -> std::io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let comparing = Comparing {
-            fs: Arc::downgrade(fs),
-            vault: Arc::clone(&fs.vault),
             stopped,
-            writes: watch_writes(&fs.vault),
+            writes: watch_writes(&parts.vault),
+            parts,
             changes: None,
             revisions: HashMap::new(),
             gone: HashSet::new(),
@@ -104,9 +106,17 @@ struct Found {
     directories: HashSet<NodeId>,
 }
 
+/// What is compared with what is so, and by whom those who watch are woken.
+pub(super) struct Followed {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) attributes: Arc<Attributes>,
+    pub(super) touches: Arc<Touches>,
+    pub(super) kernel: Arc<Kernel>,
+}
+
 struct Comparing {
-    fs: Weak<FileSystem>,
-    vault: Arc<Vault>,
+    parts: Followed,
     stopped: UnixStream,
     writes: Option<Inotify>,
     /// What the store's count of foreign changes was when all was compared.
@@ -122,7 +132,7 @@ impl Comparing {
     fn run(mut self) {
         memory::keep_stack_in();
         step_back();
-        if !self.vault.await_service() {
+        if !self.parts.vault.await_service() {
             return;
         }
         let mut told = None;
@@ -190,32 +200,32 @@ impl Comparing {
 
     /// Compares, if another process has committed, or a directory is known that was not.
     fn look(&mut self) -> Result<(), VaultError> {
-        let Some(fs) = self.fs.upgrade() else {
-            return Ok(());
-        };
         // Once the vault is condemned, nothing is served any more.
-        if !fs.touches.is_served() || self.vault.is_condemned() {
+        if !self.parts.touches.is_served() || self.parts.vault.is_condemned() {
             return Ok(());
         }
-        let changes = self.vault.changes_of_others()?;
+        let changes = self.parts.vault.changes_of_others()?;
         let has_changed = self.changes != Some(changes);
-        if !has_changed && !fs.table.has_new_directories() {
+        if !has_changed && !self.parts.table.has_new_directories() {
             return Ok(());
         }
-        let all = fs.table.all_seen();
+        let all = self.parts.table.all_seen();
         let seen: HashMap<_, _> = all.into_iter().map(|attr| (attr.ino, attr)).collect();
         self.gone.retain(|id| seen.contains_key(id));
         self.names.retain(|id| id == ROOT || seen.contains_key(&id));
         let mut found = Found::default();
         let compared = match has_changed {
-            true => self.compare(&fs, &seen, &mut found),
+            true => self.compare(&seen, &mut found),
             false => Ok(()),
         };
         // What is touched by a name is looked up: what stood there before is touched first, and so
         // known to be old.
-        found.known.into_iter().for_each(|one| fs.touches.add(one));
+        found
+            .known
+            .into_iter()
+            .for_each(|one| self.parts.touches.add(one));
         for (directory, name) in self.names.of(&found.unknown) {
-            fs.touches.add(Touched::Name(directory, name));
+            self.parts.touches.add(Touched::Name(directory, name));
         }
         let mut directories = found.directories;
         let all = seen.values().filter(|attr| attr.kind == Kind::Directory);
@@ -225,7 +235,7 @@ impl Comparing {
         self.changes = None;
         let mut listed = Ok(());
         for directory in directories {
-            if let Err(error) = self.list(&fs, directory, seen.get(&directory)) {
+            if let Err(error) = self.list(directory, seen.get(&directory)) {
                 self.revisions.remove(&directory);
                 listed = Err(error);
             }
@@ -238,7 +248,6 @@ impl Comparing {
     /// Compares all that the kernel knows, and what has a name in a directory that it knows.
     fn compare(
         &mut self,
-        fs: &FileSystem,
         seen: &HashMap<NodeId, Attr>,
         found: &mut Found,
     ) -> Result<(), VaultError> {
@@ -248,35 +257,35 @@ impl Comparing {
         ids.retain(|id| !self.gone.contains(id));
         let ids: Vec<_> = ids.into_iter().collect();
         for batch in ids.chunks(BATCH) {
-            if fs.ending.load(Ordering::Relaxed) {
+            if self.parts.kernel.has_ended() {
                 return Ok(());
             }
             let revisions = batch.iter().map(|id| self.revisions.get(id).copied());
             let asked: Vec<_> = batch.iter().copied().zip(revisions).collect();
-            for (id, since) in batch.iter().zip(self.vault.since(&asked)?) {
+            for (id, since) in batch.iter().zip(self.parts.vault.since(&asked)?) {
                 match (since, seen.get(id)) {
                     (Since::Same, _) | (Since::Gone, None) => {}
                     (Since::Gone, Some(before)) => {
                         self.gone.insert(*id);
-                        fs.touches.add_gone(Attr {
+                        self.parts.touches.add_gone(Attr {
                             links: 0,
                             ..*before
                         });
                     }
-                    (Since::Changed(node), before) => self.note(fs, &node, before, found),
+                    (Since::Changed(node), before) => self.note(&node, before, found),
                 }
             }
         }
         Ok(())
     }
 
-    fn note(&mut self, fs: &FileSystem, node: &Node, before: Option<&Attr>, found: &mut Found) {
+    fn note(&mut self, node: &Node, before: Option<&Attr>, found: &mut Found) {
         let compared = self.revisions.insert(node.id, node.revision).is_some();
         if node.kind == Kind::Directory {
             found.directories.insert(node.id);
         }
         // A rotation has changed it, too, but nothing that is seen of it.
-        let now = fs.attr_of(node);
+        let now = self.parts.attributes.attr_of(node);
         match before {
             Some(before) if before.changed == now.changed => {}
             Some(_) => found.known.push(Touched::Node(node.id)),
@@ -284,17 +293,12 @@ impl Comparing {
             None if node.id == ROOT => found.known.push(Touched::Node(ROOT)),
             None => drop(found.unknown.insert(node.id)),
         }
-        fs.table.see(&now);
+        self.parts.table.see(&now);
     }
 
     /// Has the names touched that a directory was given since it was listed, or since it was seen.
-    fn list(
-        &mut self,
-        fs: &FileSystem,
-        directory: NodeId,
-        before: Option<&Attr>,
-    ) -> Result<(), VaultError> {
-        let Some(now) = self.names.read(&self.vault, directory)? else {
+    fn list(&mut self, directory: NodeId, before: Option<&Attr>) -> Result<(), VaultError> {
+        let Some(now) = self.names.read(&self.parts.vault, directory)? else {
             return Ok(());
         };
         let new = match self.names.replace(directory, now) {
@@ -302,7 +306,7 @@ impl Comparing {
             Listed::Never(all) => self.named_since(&all, before)?,
         };
         for name in new {
-            fs.touches.add(Touched::Name(directory, name));
+            self.parts.touches.add(Touched::Name(directory, name));
         }
         Ok(())
     }
@@ -317,7 +321,7 @@ impl Comparing {
         let mut new = Vec::new();
         for names in all.chunks(BATCH) {
             let asked: Vec<_> = names.iter().map(|(_, id)| (*id, None)).collect();
-            for ((name, id), since) in names.iter().zip(self.vault.since(&asked)?) {
+            for ((name, id), since) in names.iter().zip(self.parts.vault.since(&asked)?) {
                 if let Since::Changed(node) = since {
                     self.revisions.entry(*id).or_insert(node.revision);
                     if before.is_some_and(|before| node.attributes.changed > before.changed) {
@@ -327,20 +331,5 @@ impl Comparing {
             }
         }
         Ok(new)
-    }
-}
-
-impl FileSystem {
-    /// Those who watch files are woken from now on, by whoever serves [`touches`](Self::touches).
-    ///
-    /// # Errors
-    /// When a thread cannot be started.
-    pub fn wake_from_now_on(self: &Arc<Self>) -> std::io::Result<()> {
-        self.touches.begin();
-        if self.vault.is_read_only() && self.follower.get().is_none() {
-            // There is none yet.
-            let _ = self.follower.set(Follower::start(self)?);
-        }
-        Ok(())
     }
 }

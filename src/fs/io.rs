@@ -1,34 +1,26 @@
 //! Reading through handles: which version or draft a read sees, and how it is decrypted.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use crate::crypto::SecretBytes;
-use crate::vault::{Content, FileBody, LastChunk, Version};
+use crate::vault::{Content, FileBody, LastChunk, Vault, Version};
 
 use super::blocks::Window;
-use super::budget::{SMALL, UNKNOWN};
+use super::budget::{Budget, SMALL, UNKNOWN};
+use super::descriptors;
 use super::handles::{Handle, NodeState};
-use super::loaded::{LastPiece, LastRead, Loaded, Pin};
-use super::readings::Shown;
-use super::{Errno, FileHandle, FileSystem};
-use super::{control, descriptors};
+use super::kernel::Device;
+use super::loaded::{LastRead, Loaded, Pin, Shown};
+use super::loading::Loader;
+use super::nodes::Nodes;
+use super::page_cache::PageCache;
+use super::settling::Settling;
+use super::table::Table;
+use super::{Errno, FileHandle, ReadDone, Transfer, window};
 
 /// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
 const WHOLE: u64 = SMALL;
-
-/// Called once with what was read.
-pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
-
-/// What the caller of a write or read says of itself.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Transfer {
-    /// The kernel's lock owner; none for the page cache (`mmap`, `sendfile`, `splice`).
-    pub lock_owner: Option<u64>,
-    /// The writer is not privileged: set-id bits go.
-    pub kill_set_id: bool,
-    /// The thread that asks, 0 when it cannot be seen from here.
-    pub pid: u32,
-}
 
 /// Where a read finds its bytes.
 enum View {
@@ -50,9 +42,23 @@ enum Next {
     Pinned(Pin),
 }
 
-impl FileSystem {
+/// See the module.
+pub(super) struct Reads {
+    /// A reader that asks again at the end of a replaced content after this long waits for more.
+    pub(super) end_patience: Duration,
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) page_cache: Arc<PageCache>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) device: Arc<Device>,
+}
+
+impl Reads {
     /// Reads up to `size` bytes at `offset`; fewer only at the end.
-    pub fn read(
+    pub(super) fn read(
         self: &Arc<Self>,
         fh: FileHandle,
         offset: u64,
@@ -60,9 +66,6 @@ impl FileSystem {
         transfer: Transfer,
         done: ReadDone,
     ) {
-        if control::is_control_handle(fh) {
-            return self.read_control(fh, offset, size, done);
-        }
         let handle = match self.table.get(fh) {
             Ok(handle) if handle.access.read => handle,
             // The page cache reads for a program that only writes, to fill a page.
@@ -80,7 +83,7 @@ impl FileSystem {
                 View::Unsettled => Some(0),
             };
             if !matches!(view, View::Unsettled)
-                && let Err(error) = self.admit_to_pages(&handle.node, fh, content)
+                && let Err(error) = self.page_cache.admit(&handle.node, fh, content)
             {
                 // Nothing was read, and the kernel tries again.
                 if let Some(own) = handle.node.lock().handles.get_mut(&fh)
@@ -96,9 +99,9 @@ impl FileSystem {
             Ok(View::Nothing) => done(Ok(&[])),
             Ok(View::Version(pin)) => self.read_version(fh, &handle, pin, offset, size, done),
             Ok(View::Unsettled) => {
-                let fs = Arc::clone(self);
-                let again = move || fs.read(fh, offset, size, transfer, done);
-                self.when_settled(handle.node.id, again);
+                let reads = Arc::clone(self);
+                let again = move || reads.read(fh, offset, size, transfer, done);
+                self.settling.when_settled(handle.node.id, again);
             }
             Err(error) => done(Err(error)),
         }
@@ -117,7 +120,7 @@ impl FileSystem {
             return Ok(View::Draft(draft.image().window(offset, size)));
         }
         let beside_writer = self.vault.is_read_only();
-        let file = match self.present(handle.node.id) {
+        let file = match self.nodes.present(handle.node.id) {
             // Removed by the writer: what was opened can still be read.
             Err(Errno(libc::ESTALE)) if beside_writer => None,
             node => Some(*node?.file()?),
@@ -133,7 +136,7 @@ impl FileSystem {
             Next::Pinned(pin) => pin,
             Next::Current if beside_writer => {
                 drop(state);
-                let loaded = self.load_current_of(&handle.node, handle.user);
+                let loaded = self.loader.load_current_of(&handle.node, handle.user);
                 state = handle.node.lock();
                 let settled = state.handles.get(&fh).and_then(|own| own.pin.clone());
                 let pin = match loaded {
@@ -190,7 +193,7 @@ impl FileSystem {
         let Some(own) = state.handles.get_mut(&fh) else {
             return Next::Current;
         };
-        let waits = own.waits_at_end(offset, self.settings.end_patience);
+        let waits = own.waits_at_end(offset, self.end_patience);
         let reading = own.reading;
         let pin = own.pin.clone();
         let Some(file) = file else {
@@ -244,7 +247,7 @@ impl FileSystem {
     /// Whether somebody holds a lock: who has waited for one must see what was written under it. Not
     /// asked unless something was published since the file was opened.
     fn is_locked(&self, node: u64) -> bool {
-        !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get().copied())
+        !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get())
     }
 
     fn read_version(
@@ -343,30 +346,6 @@ impl FileSystem {
         }
         Ok(out)
     }
-
-    /// Wipes the decrypted contents that handles hold; they are decrypted again when read. Must
-    /// not be called with a node locked: all of them are.
-    pub(super) fn evict_snapshots(&self) {
-        if self.vault.is_read_only() {
-            return;
-        }
-        for node in self.table.all_nodes() {
-            let mut state = node.lock();
-            for pin in state.handles.values_mut().filter_map(|h| h.pin.as_mut()) {
-                pin.loaded = None;
-                pin.last = LastPiece::default();
-            }
-        }
-    }
-}
-
-/// The part of `bytes` that a read at `offset` gets.
-pub(super) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(bytes.len());
-    let end = start.saturating_add(size as usize).min(bytes.len());
-    &bytes[start..end]
 }
 
 fn remember(

@@ -1,359 +1,82 @@
 //! The file system: what open, read, write, rename and the rest mean for secrets.
 //!
-//! It knows inodes, handles, bytes and errno, not fuser and no kernel: [`fuse`] is one adapter.
+//! It knows inodes, handles, bytes and errno, not fuser and no kernel: [`transport`] is one way to it.
 //! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
 //! (for the disk, for a publication under way) never keeps the thread that reads requests.
 
+mod appended;
 mod appends;
+mod askers;
+mod attr;
 mod attributes;
 mod authors;
 mod beside;
 mod blocks;
 mod budget;
-mod command;
-mod commanders;
-mod control;
+mod closing;
+mod commit_queue;
+mod commits;
+mod counters;
 mod descriptors;
 mod directories;
+mod directory_entry;
 mod draft;
+mod drafts;
 mod ending;
+mod entry;
 mod errno;
+mod file_system;
 mod follow;
-pub mod fuse;
 mod handles;
+mod handoff;
 mod io;
+mod job;
+mod kernel;
 mod loaded;
-mod lookout;
+mod loading;
 mod names;
+mod nodes;
 mod open;
+mod opened;
+mod page_cache;
 mod pages;
 mod publish;
 mod queue;
 mod readers;
 mod readings;
-mod refusals;
+mod reaping;
+mod request;
+mod room;
 mod routine;
-mod told;
+mod set_attributes;
+mod set_id;
+mod settings;
+mod settling;
+mod table;
 mod touch;
+mod transport;
+mod truncation;
+mod users;
+mod virtual_dir;
 mod watch;
-mod who;
+mod watchers;
 mod write;
-mod writer;
+mod xattrs;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
-use std::time::Duration;
-
-use crate::store::NodeId;
-use crate::vault::{Kind, Node, Timestamp, Vault, VaultError};
-
-pub use attributes::{Figures, SetAttributes};
-pub use command::parse as parse_command;
-pub(crate) use command::{Asker, INTEGRITY, MAX_COMMAND, Refusal};
-pub use control::CONTROL_DIRECTORY;
-pub use directories::DirectoryEntry;
+pub use directory_entry::DirectoryEntry;
 pub use ending::Ending;
+pub use entry::FrontDoor;
 pub use errno::Errno;
-pub use handles::{Access, FileHandle};
-pub use io::{ReadDone, Transfer};
-pub use open::Opened;
-pub(crate) use refusals::Refusals;
+use errno::to_errno;
+pub use file_system::FileSystem;
+pub(crate) use handoff::answered_elsewhere;
+pub use kernel::Transport;
+pub use opened::Opened;
+pub(crate) use request::window;
+pub use request::{Access, Attr, Caller, Done, FileHandle, ReadDone, Transfer};
+pub use room::Figures;
+pub use set_attributes::SetAttributes;
+pub use settings::Settings;
 pub use touch::{Touched, Touches};
-
-use appends::Appends;
-use beside::Askers;
-use budget::Budget;
-use directories::DirectoryHandles;
-use handles::Table;
-use queue::Whose;
-use routine::Routine;
-use writer::Writer;
-
-/// What an operation tells its caller, when it is done.
-pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
-
-/// How a mount behaves.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How long the kernel may remember names and attributes.
-    pub ttl: Duration,
-    /// Largest secret in bytes.
-    pub max_secret_size: u64,
-    /// Most bytes of drafts and snapshots in memory.
-    pub max_memory: u64,
-    /// What that follows from, for `status`.
-    pub max_memory_from: &'static str,
-    /// A reader that asks again at the end of a replaced content after this long waits for more
-    /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
-    /// the rest of another content for that of its own.
-    pub end_patience: Duration,
-    /// How long what was only appended to a file may wait to be published without fsync or close.
-    pub appends_after: Duration,
-    /// How long after its last replacement the master key is replaced; `None`: when asked to.
-    pub rotate_every: Option<Duration>,
-    /// When the vault is counted, for `status`.
-    pub verify: &'static str,
-    /// How long after somebody else has changed the vault it is counted anew.
-    pub verify_every: Duration,
-    /// How the process is protected, for `status`.
-    pub protection: serde_json::Value,
-    /// Where it is mounted, for `status`.
-    pub mountpoint: String,
-    /// One more user who may command the keys.
-    pub control_uid: Option<u32>,
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
-    /// Effective user.
-    pub uid: u32,
-    /// Effective group.
-    pub gid: u32,
-    /// Thread id, 0 when it cannot be seen from here.
-    pub pid: u32,
-}
-
-impl Caller {
-    /// Whose share of the disk's time what it asks for comes out of.
-    fn whose(&self) -> Whose {
-        Whose::of(self.uid)
-    }
-}
-
-/// What `stat` shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attr {
-    /// Inode number.
-    pub ino: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// Permission bits, set-id bits and sticky bit.
-    pub mode: u32,
-    /// Links.
-    pub links: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Device number.
-    pub device: u32,
-    /// Length in bytes.
-    pub size: u64,
-    /// Last access.
-    pub accessed: Timestamp,
-    /// Last change of the content.
-    pub modified: Timestamp,
-    /// Last change of anything.
-    pub changed: Timestamp,
-    /// How long that may be remembered.
-    pub ttl: Duration,
-    /// Which version of a file's content that is.
-    pub version: u64,
-}
-
-/// Counters for `status` and metrics.
-#[derive(Debug, Default)]
-struct Counters {
-    published: AtomicU64,
-    failed_publications: AtomicU64,
-    /// Bytes of contents that are being stored in pieces.
-    in_pieces: AtomicU64,
-}
-
-/// A mounted vault.
-pub struct FileSystem {
-    vault: Arc<Vault>,
-    settings: Settings,
-    writer: Option<Writer>,
-    table: Arc<Table>,
-    directories: DirectoryHandles,
-    control: control::Control,
-    keeper: command::Keeper,
-    budget: Arc<Budget>,
-    askers: Askers,
-    counters: Counters,
-    appends: Appends,
-    /// Waits for every close that the transport has been told of.
-    releases: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Nodes whose pages the kernel should drop.
-    invalidate: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
-    /// Makes the kernel forget the attributes of a node.
-    forget: OnceLock<Box<dyn Fn(NodeId) + Send + Sync>>,
-    /// The device number of the mount, as `major, minor`.
-    device: OnceLock<(u32, u32)>,
-    ending: AtomicBool,
-    routines: OnceLock<[Routine; 2]>,
-    /// Who watches is woken by these.
-    touches: Arc<Touches>,
-    follower: OnceLock<follow::Follower>,
-    started: std::time::Instant,
-}
-
-impl std::fmt::Debug for FileSystem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "FileSystem({:?})", self.vault)
-    }
-}
-
-impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and those that keep keys, anchor and integrity,
-    /// and that publish what was appended.
-    ///
-    /// # Errors
-    /// When a thread cannot be started.
-    pub fn new(vault: impl Into<Arc<Vault>>, settings: Settings) -> std::io::Result<Arc<Self>> {
-        let vault = vault.into();
-        let writer = match vault.is_read_only() {
-            true => None,
-            false => Some(Writer::start(Arc::clone(&vault))?),
-        };
-        let fs = Arc::new(Self {
-            writer,
-            table: Arc::new(Table::of(vault.is_read_only())),
-            directories: DirectoryHandles::default(),
-            control: control::Control::new(settings.control_uid),
-            keeper: command::Keeper::start(Arc::clone(&vault), settings.rotate_every)?,
-            budget: Budget::new(settings.max_memory),
-            askers: Askers::default(),
-            counters: Counters::default(),
-            appends: Appends::default(),
-            releases: OnceLock::new(),
-            invalidate: OnceLock::new(),
-            forget: OnceLock::new(),
-            device: OnceLock::new(),
-            ending: AtomicBool::new(false),
-            routines: OnceLock::new(),
-            touches: Arc::default(),
-            follower: OnceLock::new(),
-            started: std::time::Instant::now(),
-            settings,
-            vault,
-        });
-        if fs.writer.is_some() {
-            fs.appends.start(&fs)?;
-        }
-        // There are none yet.
-        let _ = fs.routines.set(watch::start(&fs)?);
-        Ok(fs)
-    }
-
-    /// Tells how to make the kernel drop a node's pages. `drop_pages` is called on a thread of its
-    /// own: from inside a request it could wait for that request.
-    ///
-    /// # Errors
-    /// When the thread cannot be started.
-    pub fn attach_notifier(
-        self: &Arc<Self>,
-        drop_pages: impl Fn(NodeId) + Send + 'static,
-    ) -> std::io::Result<()> {
-        let (sender, receiver) = mpsc::channel();
-        // The thread ends with the file system, which has the sender.
-        let fs = Arc::downgrade(self);
-        std::thread::Builder::new()
-            .name("notifier".into())
-            .spawn(move || {
-                for node in receiver {
-                    let begun = fs.upgrade().and_then(|fs| fs.begin_to_drop(node));
-                    drop_pages(node);
-                    if let (Some(fs), Some(begun)) = (fs.upgrade(), begun) {
-                        fs.note_dropped(node, begun);
-                    }
-                }
-            })?;
-        // A second notifier would only do the same.
-        let _ = self.invalidate.set(Mutex::new(sender));
-        Ok(())
-    }
-
-    /// Tells how to make the kernel forget a node's attributes, and ignore those in answers that are
-    /// on their way. Called from inside a request: it must not wait, nor touch pages.
-    pub fn attach_forgetter(&self, forget: impl Fn(NodeId) + Send + Sync + 'static) {
-        // A second one would only do the same.
-        let _ = self.forget.set(Box::new(forget));
-    }
-
-    /// Tells the device number of the mount.
-    pub fn attach_device(&self, device: (u32, u32)) {
-        // It does not change.
-        let _ = self.device.set(device);
-    }
-
-    /// Tells how to wait until every last close of a file of which the kernel has told before is
-    /// seen here. Not needed of a transport that begins requests in their order.
-    pub fn attach_releases(&self, wait: impl Fn() + Send + Sync + 'static) {
-        // A second one would only do the same.
-        let _ = self.releases.set(Box::new(wait));
-    }
-
-    /// The kernel should drop the pages of a node, if it has any.
-    fn drop_pages(&self, node: NodeId) {
-        if self.ending.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Some(sender) = self.invalidate.get() {
-            // The receiver lives as long as the sender.
-            let _ = sender
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .send(node);
-        }
-    }
-
-    /// The mounted vault.
-    pub fn vault(&self) -> &Vault {
-        &self.vault
-    }
-
-    /// Number of files that programs have open.
-    pub fn open_files(&self) -> usize {
-        self.table.len() + self.control.len()
-    }
-
-    fn writer(&self) -> Result<&Writer, Errno> {
-        if self.vault.is_condemned() {
-            return Err(Errno(libc::EIO));
-        }
-        self.writer.as_ref().ok_or(Errno(libc::EROFS))
-    }
-
-    /// Runs `then` now, or when the publications of `node` that are under way are over.
-    fn when_settled(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
-        if let Some(open) = self.table.node(node) {
-            let mut state = open.lock();
-            if state.may_be_closed()
-                && let Some(wait) = self.releases.get()
-            {
-                drop(state);
-                wait();
-                state = open.lock();
-            }
-            if state.publishing > 0 {
-                return state.wait(then);
-            }
-        }
-        then();
-    }
-
-    /// A node. When it is gone: `ENOENT`; beside a writer `ESTALE`, at which the kernel looks the
-    /// path up anew, since another file may have the name by now.
-    fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.present(id).or_else(|error| match error {
-            Errno(libc::ESTALE) => self.held(id).ok_or(error),
-            error => Err(error),
-        })
-    }
-
-    /// The errno of a failure to find a node that the kernel has seen.
-    fn gone(&self, error: VaultError) -> Errno {
-        match error {
-            VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
-            other => other.into(),
-        }
-    }
-}
-
-/// Turns a vault's result into a program's.
-fn told<T>(result: Result<T, VaultError>) -> Result<T, Errno> {
-    Ok(result?)
-}
+pub use transport::{MAX_TRANSFER, Serving, start as start_session};
+pub use virtual_dir::{FIRST_VIRTUAL_HANDLE, VIRTUAL_DIRECTORY, VirtualDirectory};

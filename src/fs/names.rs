@@ -3,15 +3,31 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Kind, NewNode, ROOT, RenameMode, VaultError};
+use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
 
-use super::control::{self, CONTROL_NAME};
+use super::attr::Attributes;
+use super::beside::Beside;
+use super::commits::Commits;
+use super::nodes::Nodes;
 use super::queue::Ticket;
-use super::{Attr, Caller, Done, Errno, FileSystem, told};
+use super::reaping::Reaping;
+use super::table::Table;
+use super::{Attr, Caller, Done, Errno, to_errno};
 
-impl FileSystem {
+/// See the module.
+pub(super) struct Names {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) attributes: Arc<Attributes>,
+    pub(super) commits: Arc<Commits>,
+    pub(super) reaping: Arc<Reaping>,
+    pub(super) beside: Arc<Beside>,
+}
+
+impl Names {
     /// Finds a name for a thread of a user.
-    pub fn lookup_for(
+    pub(super) fn lookup_for(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
@@ -19,43 +35,33 @@ impl FileSystem {
         done: Done<Attr>,
     ) {
         let is_number = matches!(name, b"." | b"..");
-        if control::is_control(parent) && !is_number {
-            return self.lookup_control(caller, parent, name, done);
-        }
-        let is_control = control::is_control(parent) || (parent, name) == (ROOT, CONTROL_NAME);
-        match self.vault.is_read_only() && !is_control && !is_number {
-            true => done(self.lookup_beside_writer(caller, parent, name)),
+        match self.vault.is_read_only() && !is_number {
+            true => done(self.beside.lookup(caller, parent, name)),
             false => self.lookup(parent, name, done),
         }
     }
 
-    /// Finds a name. Those in the control directory depend on [who asks](Self::lookup_for).
-    pub fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
-        if parent == ROOT && name == CONTROL_NAME {
-            return done(Ok(self.control_directory()));
-        }
+    /// Finds a name.
+    pub(super) fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
         match name {
             b"." => return self.lookup_number(parent, done),
             b".." => return self.lookup_parent(parent, done),
             _ => {}
         }
-        if control::is_control(parent) {
-            return done(Err(Errno(libc::ENOENT)));
-        }
         match self.vault.lookup(parent, name) {
             // Nothing is published here, and asking again could find it gone.
-            Ok(node) if self.vault.is_read_only() => done(Ok(self.attr_of(&node))),
+            Ok(node) if self.vault.is_read_only() => done(Ok(self.attributes.attr_of(&node))),
             Ok(node) => {
-                let (fs, name) = (Arc::clone(self), name.to_vec());
+                let (names, name) = (Arc::clone(self), name.to_vec());
                 let then: Done<Attr> = Box::new(move |attr| match attr {
                     // Replaced since: the name names something else now, if anything.
-                    Err(Errno(libc::ENOENT)) => fs.lookup(parent, &name, done),
+                    Err(Errno(libc::ENOENT)) => names.lookup(parent, &name, done),
                     attr => done(attr),
                 });
-                self.settled_attr(node.id, then);
+                self.attributes.settled_attr(node.id, then);
             }
             // What is absent may be the directory itself.
-            Err(error) => done(Err(match self.node(parent) {
+            Err(error) => done(Err(match self.nodes.node(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
                 _ => error.into(),
             })),
@@ -65,12 +71,9 @@ impl FileSystem {
     /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
     /// kernel has forgotten it. Without a name it is gone.
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        if control::is_control(id) {
-            return done(self.control_node(id));
-        }
-        match self.present(id) {
+        match self.nodes.present(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
-                self.settled_attr(id, done);
+                self.attributes.settled_attr(id, done);
             }
             Ok(_) | Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
             Err(error) => done(Err(error)),
@@ -79,10 +82,8 @@ impl FileSystem {
 
     /// Finds the directory that a directory is in, for the same.
     fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        if control::is_control(id) {
-            return self.lookup_number(ROOT, done);
-        }
         match self
+            .nodes
             .present(id)
             .and_then(|node| Ok(node.directory()?.parent))
         {
@@ -92,16 +93,8 @@ impl FileSystem {
         }
     }
 
-    /// The attributes of a node, once what was closed is published.
-    pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        let fs = Arc::clone(self);
-        self.when_settled(id, move || {
-            done(fs.node_or_opened(id).map(|node| fs.attr_of(&node)));
-        });
-    }
-
     /// Makes a node of any kind.
-    pub fn make(
+    pub(super) fn make(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
@@ -109,62 +102,65 @@ impl FileSystem {
         new: NewNode,
         done: impl FnOnce(Result<Attr, Errno>) + Send + 'static,
     ) {
-        let writer = match self.may_change(parent, name) {
-            Ok(()) => self.writer(),
-            Err(error) => Err(error),
-        };
-        let writer = match writer {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
-        let fs = Arc::clone(self);
-        writer.submit(
+        let names = Arc::clone(self);
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = told(made).and_then(|id| fs.node(id));
-                done(attr.map(|node| fs.attr_of(&node)));
+                let attr = to_errno(made).and_then(|id| names.nodes.node(id));
+                done(attr.map(|node| names.attributes.attr_of(&node)));
             },
         );
     }
 
     /// Gives a node another name.
-    pub fn link(
+    pub(super) fn link(
         self: &Arc<Self>,
         caller: Caller,
         ino: u64,
         (parent, name): (u64, &[u8]),
         done: Done<Attr>,
     ) {
-        let allowed = self.may_change(parent, name);
-        let allowed = allowed.and_then(|()| match control::is_control(ino) {
-            true => Err(Errno(libc::EPERM)),
-            false => Ok(()),
-        });
-        let writer = match allowed.and_then(|()| self.writer()) {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
-        let fs = Arc::clone(self);
-        writer.submit(
+        let names = Arc::clone(self);
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = told(outcome).and_then(|()| fs.node(ino));
-                done(node.map(|node| fs.attr_of(&node)));
+                let node = to_errno(outcome).and_then(|()| names.nodes.node(ino));
+                done(node.map(|node| names.attributes.attr_of(&node)));
             },
         );
     }
 
     /// Takes away the name of something that is no directory.
-    pub fn unlink(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+    pub(super) fn unlink(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+        done: Done<()>,
+    ) {
         self.remove(caller, (parent, name), false, done);
     }
 
     /// Takes away an empty directory.
-    pub fn rmdir(self: &Arc<Self>, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
+    pub(super) fn rmdir(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: u64,
+        name: &[u8],
+        done: Done<()>,
+    ) {
         self.remove(caller, (parent, name), true, done);
     }
 
@@ -175,14 +171,14 @@ impl FileSystem {
         directory: bool,
         done: Done<()>,
     ) {
-        let writer = match self.may_change(parent, name).and_then(|()| self.writer()) {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let name = name.to_vec();
-        let reaper = self.reaper();
-        let fs = Arc::clone(self);
-        writer.submit(
+        let reaper = self.reaping.reaper();
+        let names = Arc::clone(self);
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| match directory {
                 true => tx.rmdir(parent, &name, &reaper),
@@ -190,9 +186,9 @@ impl FileSystem {
             },
             move |removed| {
                 if let Ok(node) = &removed {
-                    fs.reap_if_closed(*node);
+                    names.reap_if_closed(*node);
                 }
-                done(told(removed.map(drop)));
+                done(to_errno(removed.map(drop)));
             },
         );
     }
@@ -201,19 +197,13 @@ impl FileSystem {
     /// committed. One that the kernel knows goes when it is forgotten.
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
-        if !is_open && self.is_nameless(node) && !self.table.keep_if_known(node) {
-            self.reap(node);
+        if !is_open && self.nodes.is_nameless(node) && !self.table.keep_if_known(node) {
+            self.reaping.reap(node);
         }
     }
 
-    /// Whether a node is there that has no name any more.
-    pub(super) fn is_nameless(&self, node: NodeId) -> bool {
-        let found = self.vault.node(node);
-        found.is_ok_and(|node| node.attributes.links == 0)
-    }
-
     /// Moves a name.
-    pub fn rename(
+    pub(super) fn rename(
         self: &Arc<Self>,
         caller: Caller,
         from: (u64, &[u8]),
@@ -221,11 +211,8 @@ impl FileSystem {
         mode: RenameMode,
         done: Done<()>,
     ) {
-        let allowed = self
-            .may_change(from.0, from.1)
-            .and_then(|()| self.may_change(to.0, to.1));
-        let writer = match allowed.and_then(|()| self.writer()) {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue_of_names() {
+            Ok(queue) => queue,
             Err(error) => return done(Err(error)),
         };
         let replaced = match mode {
@@ -233,51 +220,38 @@ impl FileSystem {
             RenameMode::NoReplace | RenameMode::Exchange => None,
         };
         let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
-        let reaper = self.reaper();
-        let fs = Arc::clone(self);
-        writer.submit(
+        let reaper = self.reaping.reaper();
+        let names = Arc::clone(self);
+        queue.submit(
             Ticket::quick(caller.whose()),
             move |tx| tx.rename((from.0, &from.1), (to.0, &to.1), mode, &reaper),
             move |outcome| {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
-                    fs.reap_if_closed(replaced);
+                    names.reap_if_closed(replaced);
                 }
-                done(told(outcome));
+                done(to_errno(outcome));
             },
         );
     }
 
     /// The kernel is told of a node, and will say when it has forgotten it.
-    pub fn remember(&self, attr: &Attr) {
-        if !control::is_control(attr.ino) {
-            self.table.remember(attr);
-        }
+    pub(super) fn remember(&self, attr: &Attr) {
+        self.table.remember(attr);
     }
 
     /// The kernel forgets what it was told `lookups` times.
-    pub fn forget(&self, ino: u64, lookups: u64) {
+    pub(super) fn forget(&self, ino: u64, lookups: u64) {
         if self.table.forget(ino, lookups) {
-            self.reap(ino);
+            self.reaping.reap(ino);
         }
     }
 
     /// The target of a symbolic link.
-    pub fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.node(ino)?;
+    pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
+        let node = self.nodes.node(ino)?;
         match (&node.attributes.body, node.kind) {
-            (crate::vault::Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
+            (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),
         }
-    }
-
-    /// Whether names may be made and removed there: not in the control directory, nor its own.
-    fn may_change(&self, parent: u64, name: &[u8]) -> Result<(), Errno> {
-        if self.vault.is_read_only() {
-            return Err(VaultError::ReadOnly.into());
-        }
-        if control::is_control(parent) || (parent == ROOT && name == CONTROL_NAME) {
-            return Err(Errno(libc::EPERM));
-        }
-        Ok(())
     }
 }

@@ -4,64 +4,81 @@ use std::sync::Arc;
 
 use crate::os::process;
 use crate::store::NodeId;
-use crate::vault::{Kind, NewNode, Publication};
+use crate::vault::{NewNode, Publication, Vault};
 
+use super::beside::Beside;
 use super::blocks::Blocks;
-use super::control;
-use super::draft::Draft;
-use super::handles::{Access, Handle};
-use super::queue::{Ticket, Whose};
-use super::readings::Shown;
-use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem};
+use super::budget::Budget;
+use super::drafts::Drafts;
+use super::handles::Handle;
+use super::kernel::Kernel;
+use super::loaded::Shown;
+use super::loading::Loader;
+use super::names::Names;
+use super::nodes::Nodes;
+use super::opened::Opened;
+use super::reaping::Reaping;
+use super::room::DiskRoom;
+use super::set_id::SetIdBits;
+use super::settling::Settling;
+use super::table::Table;
+use super::truncation::Truncation;
+use super::{Access, Attr, Caller, Done, Errno, FileHandle};
 
-/// An open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opened {
-    /// What the kernel is to pass with every request.
-    pub fh: FileHandle,
-    /// Whether closing it can have an effect: if not, the kernel need not ask.
-    pub flushes: bool,
+/// See the module.
+pub(super) struct Opens {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) names: Arc<Names>,
+    pub(super) beside: Arc<Beside>,
+    pub(super) drafts: Arc<Drafts>,
+    pub(super) truncation: Arc<Truncation>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) set_id: Arc<SetIdBits>,
+    pub(super) reaping: Arc<Reaping>,
+    pub(super) room: Arc<DiskRoom>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) kernel: Arc<Kernel>,
 }
 
-impl FileSystem {
+impl Opens {
     /// Opens a file.
-    pub fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
-        if control::is_control(ino) {
-            return self.open_control(caller, ino, flags, done);
-        }
+    pub(super) fn open(self: &Arc<Self>, caller: Caller, ino: u64, flags: i32, done: Done<Opened>) {
         let access = Access::from_flags(flags);
         let changes = access.write || flags & libc::O_TRUNC != 0;
         if changes && self.vault.is_read_only() {
             return done(Err(Errno(libc::EROFS)));
         }
-        let fs = Arc::clone(self);
+        let opens = Arc::clone(self);
         if flags & libc::O_TRUNC != 0 && !access.write {
             // Nothing can be written through it, so no closing publishes: as truncate(2).
             let then: Done<()> = Box::new(move |truncated| match truncated {
-                Ok(()) => fs.open(caller, ino, flags & !libc::O_TRUNC, done),
+                Ok(()) => opens.open(caller, ino, flags & !libc::O_TRUNC, done),
                 Err(error) => done(Err(error)),
             });
-            let then = self.without_set_id_bits(caller, ino, then);
-            return self.truncate_path(caller.uid, ino, 0, then);
+            let then = self.set_id.cleared_by(caller, ino, then);
+            return self.truncation.by_path(caller.uid, ino, 0, then);
         }
-        self.when_settled(ino, move || {
+        self.settling.when_settled(ino, move || {
             // Only those who write are asked who they are.
             let opener = access
                 .write
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = match fs.open_settled(ino, access, (caller, opener), truncate) {
+            let opened = match opens.open_settled(ino, access, (caller, opener), truncate) {
                 // Somebody has begun to publish since.
-                Ok(None) => return fs.open(caller, ino, flags, done),
+                Ok(None) => return opens.open(caller, ino, flags, done),
                 Ok(Some(opened)) => Ok(opened),
                 Err(error) => Err(error),
             };
-            if fs.vault.is_read_only() {
-                return done(fs.opened_beside_writer(caller, ino, access, opened));
+            if opens.vault.is_read_only() {
+                return done(opens.beside.opened(caller, ino, access, opened));
             }
             match opened.is_ok() && truncate {
-                true => fs.without_set_id_bits(caller, ino, done)(opened),
+                true => opens.set_id.cleared_by(caller, ino, done)(opened),
                 false => done(opened),
             }
         });
@@ -79,7 +96,7 @@ impl FileSystem {
         let begun = self.begin(fh, &handle, caller.pid, truncate);
         if !matches!(begun, Ok(true)) {
             self.table.discard(fh);
-            self.tidy(ino);
+            self.reaping.tidy(ino);
         }
         let opened = Opened {
             fh,
@@ -99,17 +116,17 @@ impl FileSystem {
         let ino = handle.node.id;
         if self.vault.is_read_only() {
             // Another process may delete the version at any time.
-            self.load_at_open(fh, handle, thread)?;
+            self.loader.load_at_open(fh, handle, thread)?;
             return Ok(true);
         }
         if truncate {
-            self.node(ino)?.file()?;
-            self.must_have_room()?;
+            self.nodes.node(ino)?.file()?;
+            self.room.must_be_left()?;
         }
         let mut state = handle.node.lock();
         // Looked at under the lock: a version may have been published until just now, or be about to
         // go.
-        let file = *self.node(ino)?.file()?;
+        let file = *self.nodes.node(ino)?.file()?;
         let settled = state.publishing == 0;
         if !settled && !handle.access.write {
             return Ok(false);
@@ -125,7 +142,7 @@ impl FileSystem {
         }
         if truncate && (!settled || file.version > 0) {
             let empty = Blocks::zeroed(0, &self.budget.of(handle.user))?;
-            let mut own = self.new_draft(empty, Publication::Replacement);
+            let mut own = self.drafts.begin(empty, Publication::Replacement);
             own.touch();
             if let Some(handle) = state.handles.get_mut(&fh) {
                 handle.own = Some(own);
@@ -141,22 +158,16 @@ impl FileSystem {
             own.reading.fresh = Some(Shown::of(&file));
         }
         drop(state);
-        if handle.access.write
-            && let Some(forget) = self.forget.get()
-        {
+        if handle.access.write {
             // The kernel changes its length of the file before it sees that it remembers no more: in
             // between, it would tell others that the file is empty.
-            forget(ino);
+            self.kernel.forget_attributes(ino);
         }
         Ok(true)
     }
 
-    pub(super) fn new_draft(&self, blocks: Blocks, publication: Publication) -> Draft {
-        Draft::new(blocks, publication, self.settings.max_secret_size)
-    }
-
     /// Makes a regular file and opens it.
-    pub fn create(
+    pub(super) fn create(
         self: &Arc<Self>,
         caller: Caller,
         parent: u64,
@@ -166,32 +177,33 @@ impl FileSystem {
         done: Done<(Attr, Opened)>,
     ) {
         let again = new.clone();
-        let fs = Arc::clone(self);
+        let opens = Arc::clone(self);
         let retry_name = name.to_vec();
-        self.make(caller, parent, name, new, move |made| match made {
-            Ok(attr) => {
-                let opener = process::thread_group(caller.pid);
-                let access = Access::from_flags(flags);
-                match fs.open_settled(attr.ino, access, (caller, opener), false) {
-                    // Somebody has been faster, and publishes.
-                    Ok(None) => {
-                        let flags = flags & !libc::O_EXCL;
-                        fs.open_existing(caller, parent, &retry_name, flags, done);
+        self.names
+            .make(caller, parent, name, new, move |made| match made {
+                Ok(attr) => {
+                    let opener = process::thread_group(caller.pid);
+                    let access = Access::from_flags(flags);
+                    match opens.open_settled(attr.ino, access, (caller, opener), false) {
+                        // Somebody has been faster, and publishes.
+                        Ok(None) => {
+                            let flags = flags & !libc::O_EXCL;
+                            opens.open_existing(caller, parent, &retry_name, flags, done);
+                        }
+                        Ok(Some(opened)) => done(Ok((attr, opened))),
+                        // Somebody has removed it since.
+                        Err(Errno(libc::ENOENT)) => {
+                            opens.create(caller, parent, &retry_name, again, flags, done);
+                        }
+                        Err(error) => done(Err(error)),
                     }
-                    Ok(Some(opened)) => done(Ok((attr, opened))),
-                    // Somebody has removed it since.
-                    Err(Errno(libc::ENOENT)) => {
-                        fs.create(caller, parent, &retry_name, again, flags, done);
-                    }
-                    Err(error) => done(Err(error)),
                 }
-            }
-            // Somebody was faster.
-            Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
-                fs.open_existing(caller, parent, &retry_name, flags, done);
-            }
-            Err(error) => done(Err(error)),
-        });
+                // Somebody was faster.
+                Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
+                    opens.open_existing(caller, parent, &retry_name, flags, done);
+                }
+                Err(error) => done(Err(error)),
+            });
     }
 
     fn open_existing(
@@ -202,88 +214,15 @@ impl FileSystem {
         flags: i32,
         done: Done<(Attr, Opened)>,
     ) {
-        let fs = Arc::clone(self);
+        let opens = Arc::clone(self);
         let opened: Done<Attr> = Box::new(move |found| match found {
             Ok(attr) => {
                 let then: Done<Opened> =
                     Box::new(move |opened| done(opened.map(|opened| (attr, opened))));
-                fs.open(caller, attr.ino, flags, then);
+                opens.open(caller, attr.ino, flags, then);
             }
             Err(error) => done(Err(error)),
         });
-        self.lookup(parent, name, opened);
+        self.names.lookup(parent, name, opened);
     }
-
-    /// What writing does to set-id bits, for calls that change a content without writing: before
-    /// `done`.
-    pub fn changed_by<T: Send + 'static>(
-        self: &Arc<Self>,
-        caller: Caller,
-        fh: FileHandle,
-        done: Done<T>,
-    ) -> Done<T> {
-        match self.table.get(fh) {
-            Ok(handle) => self.without_set_id_bits(caller, handle.node.id, done),
-            Err(_) => done,
-        }
-    }
-
-    /// `done`, once set-id bits are gone that somebody changes the content of who is not privileged.
-    pub(super) fn without_set_id_bits<T: Send + 'static>(
-        self: &Arc<Self>,
-        caller: Caller,
-        ino: NodeId,
-        done: Done<T>,
-    ) -> Done<T> {
-        match caller.uid {
-            0 => done,
-            _ => self.dropping_set_id_bits(caller.whose(), ino, done),
-        }
-    }
-
-    /// What every write does to set-id bits when the writer is not privileged: before `done`.
-    pub(super) fn dropping_set_id_bits<T: Send + 'static>(
-        self: &Arc<Self>,
-        whose: Whose,
-        ino: NodeId,
-        done: Done<T>,
-    ) -> Done<T> {
-        let fs = Arc::clone(self);
-        Box::new(move |outcome| fs.drop_set_id_bits(whose, ino, Box::new(move || done(outcome))))
-    }
-
-    fn drop_set_id_bits(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
-        let Ok(node) = self.node(ino) else {
-            return then();
-        };
-        let mode = node.attributes.mode;
-        let dropped = without_set_id(mode);
-        // Whatever else is opened for writing is not written to.
-        if dropped == mode || node.kind != Kind::File {
-            return then();
-        }
-        let Ok(writer) = self.writer() else {
-            return then();
-        };
-        let change = crate::vault::AttributeChange {
-            mode: Some(dropped),
-            ..Default::default()
-        };
-        writer.submit(
-            Ticket::quick(whose).on(ino),
-            move |tx| tx.set_attributes(ino, &change),
-            move |outcome| {
-                if let Err(error) = outcome {
-                    tracing::error!("set-id bits of node {ino} could not be cleared: {error}");
-                }
-                then();
-            },
-        );
-    }
-}
-
-/// `mode` without set-user-id, and without set-group-id where it is not a mere locking flag.
-pub(super) fn without_set_id(mode: u32) -> u32 {
-    let group_executes = mode & 0o010 != 0;
-    mode & !0o4000 & if group_executes { !0o2000 } else { !0 }
 }

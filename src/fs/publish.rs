@@ -1,23 +1,25 @@
-//! When a draft becomes a version.
-//!
-//! A FLUSH publishes written data only if it comes from the process that opened the handle: a
-//! child that inherited the descriptor, or the duplicate that a shell closes before it writes,
-//! publishes nothing. `fsync` publishes whatever there is. The last RELEASE publishes what is
-//! still unpublished, and has nobody to tell when that fails.
+//! How a draft becomes a version: taken as of one change, queued, and told to whoever waits.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::os::process;
 use crate::store::NodeId;
-use crate::vault::{PIECE, Publication, Timestamp, Tx, VaultError, pieces_of};
+use crate::vault::{PIECE, Publication, Timestamp, Tx, Vault, VaultError, pieces_of};
 
+use super::appends::Appends;
 use super::blocks::Image;
+use super::commits::Commits;
+use super::counters::Counters;
 use super::draft::Draft;
-use super::handles::{Handle, NodeState, OpenNode, Reaper};
+use super::handles::{NodeState, OpenNode};
+use super::kernel::Kernel;
+use super::nodes::Nodes;
 use super::queue::{Ticket, Whose};
-use super::{Caller, Done, Errno, FileHandle, FileSystem, control};
+use super::reaping::Reaping;
+use super::room::DiskRoom;
+use super::watchers::Watchers;
+use super::{Done, Errno, FileHandle, to_errno};
 
 /// How often a publication is tried again that nobody waits for, and how long after.
 pub(super) const RETRIES: u32 = 3;
@@ -71,16 +73,6 @@ pub(super) enum Source {
     Nobody,
 }
 
-impl Source {
-    /// Whose draft it is that a handle writes to.
-    fn of(state: &NodeState, fh: FileHandle) -> Self {
-        match state.handles.get(&fh).is_some_and(|h| h.own.is_some()) {
-            true => Self::Own(fh),
-            false => Self::Shared,
-        }
-    }
-}
-
 /// Whether a program waits until it is published, and whose share of the disk's time that takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
@@ -88,136 +80,20 @@ pub(super) enum Awaited {
     No(Whose),
 }
 
-/// Whether whoever publishes what programs write now has waited for those that came before.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    Asked,
-    Come,
+/// See the module.
+pub(super) struct Publisher {
+    pub(super) vault: Arc<Vault>,
+    pub(super) commits: Arc<Commits>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) reaping: Arc<Reaping>,
+    pub(super) room: Arc<DiskRoom>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) appends: Arc<Appends>,
+    pub(super) watchers: Arc<Watchers>,
 }
 
-impl FileSystem {
-    /// A descriptor was closed, one of perhaps several of this handle.
-    pub fn flush(self: &Arc<Self>, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
-        if control::is_control_handle(fh) {
-            return done(Ok(()));
-        }
-        self.flush_in_turn(fh, (pid, lock_owner), Turn::Asked, done);
-    }
-
-    fn flush_in_turn(
-        self: &Arc<Self>,
-        fh: FileHandle,
-        (pid, lock_owner): (u32, u64),
-        turn: Turn,
-        done: Done<()>,
-    ) {
-        let handle = match self.table.get(fh) {
-            Ok(handle) => handle,
-            Err(error) => return done(Err(error)),
-        };
-        if !handle.access.write {
-            return done(Ok(()));
-        }
-        let mut state = handle.node.lock();
-        let Some(own) = state.handles.get_mut(&fh) else {
-            return done(Ok(()));
-        };
-        own.flushed = true;
-        let wrote = own.wrote;
-        let by_owner = own.owners.contains(&lock_owner);
-        let whose = own.whose;
-        if state.is_spoiled(fh) {
-            drop(state);
-            return done(Err(self.spoiled(handle.node.id)));
-        }
-        let unpublished = state
-            .draft_of(fh)
-            .is_some_and(|draft| !draft.has_published(wrote));
-        if wrote == 0 || !unpublished || !is_opener(&handle, pid, by_owner) {
-            return done(Ok(()));
-        }
-        if turn == Turn::Asked && state.somebody_waits() {
-            let fs = Arc::clone(self);
-            let then = move || fs.flush_in_turn(fh, (pid, lock_owner), Turn::Come, done);
-            return state.wait(then);
-        }
-        let Some(pending) = state.draft_of(fh).map(|draft| Pending::of(draft)) else {
-            return done(Ok(()));
-        };
-        let source = Source::of(&state, fh);
-        self.publish(
-            &handle.node,
-            state,
-            pending,
-            (source, Awaited::Yes(whose)),
-            done,
-        );
-    }
-
-    /// Why a draft is not published: it may lack what was written to a mapping.
-    fn spoiled(&self, node: NodeId) -> Errno {
-        tracing::error!(
-            "what was written to node {node} through a mapping is lost, and what was there stays: \
-             another program emptied the file meanwhile; write it again"
-        );
-        Errno(libc::EIO)
-    }
-
-    /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
-    pub fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
-        if control::is_control_handle(fh) {
-            return done(Ok(()));
-        }
-        self.fsync_in_turn(fh, Turn::Asked, done);
-    }
-
-    fn fsync_in_turn(self: &Arc<Self>, fh: FileHandle, turn: Turn, done: Done<()>) {
-        let handle = match self.table.get(fh) {
-            Ok(handle) => handle,
-            Err(error) => return done(Err(error)),
-        };
-        let mut state = handle.node.lock();
-        if state.is_spoiled(fh) {
-            drop(state);
-            return done(Err(self.spoiled(handle.node.id)));
-        }
-        let whose = state.user_of(fh);
-        let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
-        match draft.map(|draft| Pending::of(draft)) {
-            Some(_) if turn == Turn::Asked && state.somebody_waits() => {
-                let fs = Arc::clone(self);
-                state.wait(move || fs.fsync_in_turn(fh, Turn::Come, done));
-            }
-            Some(pending) => {
-                let source = Source::of(&state, fh);
-                self.publish(
-                    &handle.node,
-                    state,
-                    pending,
-                    (source, Awaited::Yes(whose)),
-                    done,
-                );
-            }
-            None => {
-                drop(state);
-                self.barrier_by(Ticket::awaited(whose).on(handle.node.id), done);
-            }
-        }
-    }
-
-    /// Makes durable what was acknowledged before.
-    pub fn barrier(&self, caller: Caller, done: Done<()>) {
-        self.barrier_by(Ticket::awaited(caller.whose()), done);
-    }
-
-    fn barrier_by(&self, ticket: Ticket, done: Done<()>) {
-        match &self.writer {
-            Some(writer) => writer.barrier(ticket, move |outcome| done(super::told(outcome))),
-            // A reader has nothing to make durable.
-            None => done(Ok(())),
-        }
-    }
-
+impl Publisher {
     /// Publishes the shared draft now, for truncate(2), which has no handle to close.
     pub(super) fn publish_shared(
         self: &Arc<Self>,
@@ -232,7 +108,7 @@ impl FileSystem {
             .is_some_and(|shared| shared.is_spoiled)
         {
             drop(state);
-            return done(Err(self.spoiled(node.id)));
+            return done(Err(spoiled(node.id)));
         }
         let Some(pending) = state.shared.as_ref().map(Pending::of) else {
             drop(state);
@@ -258,12 +134,12 @@ impl FileSystem {
         done: Done<()>,
     ) {
         state.publishing += 1;
-        let writer = match self.writer() {
-            Ok(writer) => writer,
+        let queue = match self.commits.queue() {
+            Ok(queue) => queue,
             Err(error) => {
                 drop(state);
                 put_off(node, source);
-                self.settle(node);
+                self.finish(node);
                 return done(Err(error));
             }
         };
@@ -272,14 +148,14 @@ impl FileSystem {
         let bytes = pending.image.len();
         // Where there is little room, a content that does not fit must leave the room that there is.
         let pieces = match pieces_of(bytes) {
-            pieces if pieces > 1 && self.has_room_for(bytes) => pieces,
+            pieces if pieces > 1 && self.room.has_for(bytes) => pieces,
             _ => 1,
         };
         let in_pieces = if pieces > 1 { bytes } else { 0 };
         let all = &self.counters.in_pieces;
         all.fetch_add(in_pieces, Ordering::Relaxed);
         let job = pending.clone();
-        let fs = Arc::clone(self);
+        let publisher = Arc::clone(self);
         let published_of = Arc::clone(node);
         let open = Arc::clone(node);
         let run = move |tx: &mut Tx<'_>, piece: u32| {
@@ -309,14 +185,17 @@ impl FileSystem {
             let node = published_of;
             let published = matches!(outcome, Ok(Some(_)));
             let is_left = outcome.is_err() && pieces > 1;
-            let all = &fs.counters.in_pieces;
+            let all = &publisher.counters.in_pieces;
             all.fetch_sub(in_pieces, Ordering::Relaxed);
             match outcome {
                 Ok(Some(_)) => {
-                    fs.counters.published.fetch_add(1, Ordering::Relaxed);
-                    fs.note_published(&node, &pending, source);
+                    publisher.counters.published.fetch_add(1, Ordering::Relaxed);
+                    publisher.note_published(&node, &pending, source);
                     if matches!(source, Source::Shared | Source::Appended)
-                        && let Ok(content) = fs.node(id).and_then(|now| Ok(now.file()?.replaced))
+                        && let Ok(content) = publisher
+                            .nodes
+                            .node(id)
+                            .and_then(|now| Ok(now.file()?.replaced))
                     {
                         node.lock().name_pages(content);
                     }
@@ -329,19 +208,19 @@ impl FileSystem {
             if is_left {
                 node.lock().leave_pieces();
             }
-            fs.settle(&node);
+            publisher.finish(&node);
             // Not if it is tried again: when that has come to its end.
             if is_left {
-                fs.reap(id);
+                publisher.reaping.reap(id);
             }
-            done(match super::told(outcome) {
+            done(match to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
             });
             // Whoever is woken reads what was published, and nobody has waited for that.
             if published {
-                fs.wake_watchers(id);
+                publisher.watchers.wake(id);
             }
         };
         let ticket = match awaited {
@@ -354,7 +233,7 @@ impl FileSystem {
             pieces => ticket.with_bytes(PIECE).in_steps(pieces),
         };
         fail::fail_point!("publication-queues");
-        let queued = writer.enqueue(ticket.on(id), run, done);
+        let queued = queue.enqueue(ticket.on(id), run, done);
         drop(state);
         if let Err(refusal) = queued {
             refusal.tell();
@@ -410,16 +289,16 @@ impl FileSystem {
         }
         if state.paged {
             drop(state);
-            self.drop_pages(node.id);
+            self.kernel.drop_pages(node.id);
         }
     }
 
     /// A publication is over: those who waited for it go on.
-    fn settle(&self, node: &Arc<OpenNode>) {
+    fn finish(&self, node: &Arc<OpenNode>) {
         let mut state = node.lock();
         state.publishing = state.publishing.saturating_sub(1);
         if state.publishing == 0 {
-            self.watch_appended(node.id, &mut state);
+            self.appends.watch(node.id, &mut state);
         }
         while let Some(waiting) = state.take_waiting() {
             drop(state);
@@ -430,62 +309,7 @@ impl FileSystem {
             state.resuming = false;
         }
         drop(state);
-        self.tidy(node.id);
-    }
-
-    /// The last descriptor of a handle was closed.
-    pub fn release(self: &Arc<Self>, fh: FileHandle) {
-        if control::is_control_handle(fh) {
-            return self.release_control(fh);
-        }
-        let Some(handle) = self.table.take(fh) else {
-            return;
-        };
-        let node = Arc::clone(&handle.node);
-        let mut state = node.lock();
-        if let Some((pending, source, whose)) = self.left_behind(node.id, &mut state, fh) {
-            self.publish_unattended(&node, state, pending, (source, whose), RETRIES);
-        } else {
-            drop(state);
-        }
-        let paged = node.lock().paged;
-        if paged {
-            self.drop_pages(node.id);
-        }
-        self.tidy(node.id);
-    }
-
-    /// Takes a handle out that goes: what it leaves to be published.
-    fn left_behind(
-        &self,
-        node: NodeId,
-        state: &mut NodeState,
-        fh: FileHandle,
-    ) -> Option<(Pending, Source, Whose)> {
-        let is_spoiled = state.is_spoiled(fh);
-        let own = state.handles.remove(&fh)?;
-        state.pages.let_go(fh);
-        let draft = match &own.own {
-            Some(draft) => Some((draft, Source::Nobody)),
-            None if own.write && !state.has_writers_in_place() => {
-                state.shared.as_ref().map(|shared| (shared, Source::Shared))
-            }
-            None => None,
-        };
-        let draft = draft.filter(|(draft, _)| draft.is_unpublished());
-        let is_lost = is_spoiled && draft.is_some();
-        let pending = draft
-            .filter(|_| !is_lost)
-            .map(|(draft, source)| (Pending::of(draft), source, own.whose));
-        if is_lost {
-            self.spoiled(node);
-            let failed = &self.counters.failed_publications;
-            failed.fetch_add(1, Ordering::Relaxed);
-        }
-        if pending.is_none() && !state.has_writers_in_place() && state.publishing == 0 {
-            state.shared = None;
-        }
-        pending
+        self.reaping.tidy(node.id);
     }
 
     /// Publishes what nobody waits for: a failure is tried again, then logged and counted.
@@ -504,21 +328,22 @@ impl FileSystem {
         {
             pending.tried_over.store(file.version, Ordering::Relaxed);
         }
-        let fs = Arc::clone(self);
+        let publisher = Arc::clone(self);
         let again = Arc::clone(node);
         let mut kept = pending.clone();
         let done: Done<()> = Box::new(move |outcome| match outcome {
             Ok(()) => {
                 drop(kept);
-                fs.settle(&again);
+                publisher.finish(&again);
             }
             // The file was removed meanwhile, and its content with it, or has a newer one.
             Err(Errno(libc::ENOENT | libc::ESTALE)) => {
-                fs.drop_idle_draft(&again);
-                fs.settle(&again);
+                publisher.drop_idle_draft(&again);
+                publisher.finish(&again);
             }
-            Err(Errno(errno)) if retries == 0 || fs.ending.load(Ordering::Relaxed) => {
-                fs.counters
+            Err(Errno(errno)) if retries == 0 || publisher.kernel.has_ended() => {
+                publisher
+                    .counters
                     .failed_publications
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
@@ -526,19 +351,19 @@ impl FileSystem {
                      for it (error {errno})",
                     again.id
                 );
-                fs.drop_idle_draft(&again);
-                fs.settle(&again);
+                publisher.drop_idle_draft(&again);
+                publisher.finish(&again);
             }
             Err(_) => {
                 // Not what is current now: somebody may have been told since that his is.
                 let tried_over = kept.tried_over.load(Ordering::Relaxed);
                 kept.only_over.get_or_insert(tried_over);
-                let (lost_fs, lost) = (Arc::clone(&fs), Arc::clone(&again));
+                let (last, lost) = (Arc::clone(&publisher), Arc::clone(&again));
                 let retry = move || {
                     std::thread::sleep(RETRY_AFTER);
                     let state = again.lock();
-                    fs.publish_unattended(&again, state, kept, (source, whose), retries - 1);
-                    fs.settle(&again);
+                    publisher.publish_unattended(&again, state, kept, (source, whose), retries - 1);
+                    publisher.finish(&again);
                 };
                 if std::thread::Builder::new()
                     .name("retry".into())
@@ -546,7 +371,7 @@ impl FileSystem {
                     .is_err()
                 {
                     tracing::error!("what was last written to a node is lost: no thread to retry");
-                    lost_fs.settle(&lost);
+                    last.finish(&lost);
                 }
             }
         });
@@ -559,52 +384,6 @@ impl FileSystem {
             state.shared = None;
         }
     }
-
-    /// Forgets a node that nothing is open of, and reaps what was kept for its handles. One without
-    /// a name that the kernel knows goes when it is forgotten.
-    pub(super) fn tidy(&self, id: NodeId) {
-        let Some(kept) = self.table.forget_if_idle(id) else {
-            return;
-        };
-        let goes = match self.is_nameless(id) {
-            true => !self.table.keep_if_known(id),
-            false => kept,
-        };
-        if goes {
-            self.reap(id);
-        }
-    }
-
-    /// Deletes a node without a name, or versions before the current one, that no handle needs.
-    pub(super) fn reap(&self, id: NodeId) {
-        let Ok(writer) = self.writer() else { return };
-        let reaper = self.reaper();
-        writer.submit_later(
-            move |tx| {
-                let open = reaper.table.node(id);
-                let (mut keep, publishes) = open
-                    .map(|node| {
-                        let mut state = node.lock();
-                        (state.keep_pinned(), state.publishing > 0)
-                    })
-                    .unwrap_or_default();
-                // Pieces of it may be there already.
-                if publishes {
-                    keep.extend(tx.begun_version(id)?);
-                }
-                tx.reap(id, &keep, &reaper)
-            },
-            move |outcome| {
-                if let Err(error) = outcome {
-                    tracing::warn!("left-overs of node {id} stay until the next mount: {error}");
-                }
-            },
-        );
-    }
-
-    pub(super) fn reaper(&self) -> Reaper {
-        Reaper::new(Arc::clone(&self.table))
-    }
 }
 
 /// What could not be stored is not tried again at once.
@@ -616,10 +395,11 @@ fn put_off(node: &OpenNode, source: Source) {
     }
 }
 
-/// Whether a FLUSH from `pid` comes from the process that opened the handle.
-fn is_opener(handle: &Handle, pid: u32, by_owner: bool) -> bool {
-    match (handle.opener, process::thread_group(pid)) {
-        (Some(opener), Some(closer)) => opener == closer,
-        (_, _) => by_owner,
-    }
+/// Why a draft is not published: it may lack what was written to a mapping.
+pub(super) fn spoiled(node: NodeId) -> Errno {
+    tracing::error!(
+        "what was written to node {node} through a mapping is lost, and what was there stays: \
+         another program emptied the file meanwhile; write it again"
+    );
+    Errno(libc::EIO)
 }

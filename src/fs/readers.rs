@@ -1,337 +1,178 @@
-//! The threads that take requests from the kernel, and what of theirs is still on its way.
-//!
-//! The kernel hands requests over in the order in which they were made, but with several threads
-//! one that was taken later may be begun earlier. That matters for one kind alone: the RELEASE that
-//! follows a close is not waited for, and may publish what an OPEN made after it must see.
+//! What the readers of a file read next: what they were told of. Versions are kept for them when others
+//! are published.
 
-use std::cell::RefCell;
-use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use crate::vault::FileBody;
 
-use nix::unistd::gettid;
+use super::authors::Place;
+use super::descriptors::{self, For};
+use super::handles::{HandleState, NodeState};
+use super::loaded::{Pin, Shown};
+use super::readings::same_process;
+use super::FileHandle;
+use crate::os::process;
 
-use super::lookout::{Lookout, Recent};
-
-/// What fuser calls its threads, with a number behind.
-const NAME: &str = "fuser-";
-/// How long the others are waited for: a thread that is ready to run is run before that.
-const PATIENCE: Duration = Duration::from_secs(2);
-
-// What a thread is about: the lowest bits of a number that every change raises.
-/// Waiting for a request, or just about to begin one.
-const AWAY: u64 = 0;
-/// At a request that nobody needs to wait for.
-const BUSY: u64 = 1;
-/// At a RELEASE.
-const RELEASING: u64 = 2;
-/// Without a request, and not about to take one before it says so.
-const LOOKING: u64 = 3;
-const PHASES: u64 = 4;
-
-// Apart from others in memory: each changes twice with every request.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Reader {
-    thread: i32,
-    phase: AtomicU64,
-}
-
-impl Reader {
-    fn enter(&self, phase: u64) {
-        let raised = (self.phase.load(Ordering::Relaxed) / PHASES + 1) * PHASES;
-        self.phase.store(raised + phase, Ordering::SeqCst);
+impl HandleState {
+    /// The content that it reads, or is going to read, by the version that it began with.
+    pub(super) fn content(&self) -> Option<u64> {
+        let fresh = self.reading.fresh.map(|fresh| fresh.since);
+        fresh.or(self.pin.as_ref().map(|pin| pin.since))
     }
 
-    /// Whether it holds no request that was not begun: it is seen asleep while it waits for one. A
-    /// thread that has ended holds none either.
-    fn is_asleep(&self) -> bool {
-        let task = format!("/proc/self/task/{}", self.thread);
-        match fs::read_to_string(format!("{task}/stat")) {
-            // Its name stands in brackets before the state, and may hold anything.
-            Ok(stat) => {
-                stat.rsplit(')')
-                    .next()
-                    .is_some_and(|rest| rest.starts_with(" S"))
-                    && waits_in_read(&task)
-            }
-            Err(_) => true,
+    fn is_draining(&self) -> bool {
+        self.pin
+            .as_ref()
+            .is_some_and(|pin| 0 < self.reading.read_to && self.reading.read_to < pin.length)
+    }
+
+    /// Whether it is going to read another version than the one that is current.
+    fn is_outdated(&self, current: u64) -> bool {
+        if self.write {
+            return false;
         }
+        let fresh = self.reading.fresh.is_some_and(|f| f.version != current);
+        let pinned = self.pin.as_ref().is_some_and(|p| p.version != current);
+        fresh || pinned && self.is_draining()
     }
 }
 
-/// Whether a thread that sleeps does so in read(2). Who may not ask for the system call, as ordinary
-/// users may not of a process that hides its memory, asks for the kernel's function.
-fn waits_in_read(task: &str) -> bool {
-    match fs::read_to_string(format!("{task}/syscall")) {
-        Ok(call) => call.split(' ').next() == Some(&libc::SYS_read.to_string()),
-        Err(_) => fs::read_to_string(format!("{task}/wchan"))
-            .is_ok_and(|function| function.starts_with("fuse_dev")),
-    }
-}
-
-/// Whether this system tells of a thread what [`Readers`] need to know.
-pub(super) fn can_be_watched() -> bool {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
-        return false;
-    };
-    tasks.flatten().any(|task| {
-        fs::read(task.path().join("syscall")).is_ok()
-            // Of those that run, it is "0" everywhere.
-            || fs::read(task.path().join("wchan")).is_ok_and(|function| function != b"0")
-    })
-}
-
-/// What a thread knows of itself.
-struct Post {
-    readers: Arc<Readers>,
-    reader: Arc<Reader>,
-    recent: Recent,
-}
-
-impl Post {
-    /// The calling thread's, at its first request.
-    fn new(readers: &Arc<Readers>) -> Self {
-        Self {
-            reader: readers.named(gettid().as_raw()),
-            readers: Arc::clone(readers),
-            recent: Recent::default(),
+impl NodeState {
+    /// Versions that somebody was told of, and may read first.
+    pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
+        if !self.handles.values().any(|own| !own.write) {
+            self.told.0.clear();
         }
+        let fresh = self.handles.values().filter_map(|h| h.reading.fresh);
+        versions.extend(fresh.map(|fresh| fresh.version));
+        versions.extend(self.told.0.iter().map(|(_, pin)| pin.version));
     }
 
-    fn begin(&mut self, phase: u64) {
-        self.reader.enter(phase);
-        self.recent.note(&self.readers.lookout);
+    /// Whether a reader is going to read another version than the one that is current.
+    pub(super) fn has_outdated_readers(&self, current: u64) -> bool {
+        self.handles.values().any(|own| own.is_outdated(current))
     }
 
-    fn end(&mut self) {
-        self.reader.enter(LOOKING);
-        self.readers.lookout.look(&mut self.recent);
-        self.reader.enter(AWAY);
-    }
-}
-
-/// What the calling thread was asked for is going to be answered by another.
-pub(super) fn hand_over() {
-    OWN.with_borrow_mut(|own| own.iter_mut().for_each(|own| own.recent.hand_over()));
-}
-
-thread_local! {
-    static OWN: RefCell<Option<Post>> = const { RefCell::new(None) };
-}
-
-/// All threads that take requests.
-#[derive(Debug)]
-pub(super) struct Readers {
-    count: usize,
-    known: Mutex<Vec<Arc<Reader>>>,
-    lookout: Lookout,
-}
-
-/// A thread is at a request until this is dropped.
-pub(super) struct AtWork(());
-
-impl Drop for AtWork {
-    fn drop(&mut self) {
-        OWN.with_borrow_mut(|own| own.iter_mut().for_each(Post::end));
-    }
-}
-
-impl Readers {
-    /// There are `count` of them.
-    pub(super) fn new(count: usize, lookout: Lookout) -> Self {
-        Self {
-            count,
-            known: Mutex::default(),
-            lookout,
-        }
+    pub(super) fn has_outdated_fresh(&self, current: u64) -> bool {
+        let mut fresh = self.handles.values().filter_map(|h| h.reading.fresh);
+        fresh.any(|fresh| fresh.version != current)
     }
 
-    fn known(&self) -> MutexGuard<'_, Vec<Arc<Reader>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the process of a thread has a handle that it has not read from, and so reads first what
+    /// it is told of.
+    pub(super) fn may_read_first(&self, thread: u32, node: &Place) -> bool {
+        let mut fresh = self
+            .handles
+            .values()
+            .filter(|own| own.reading.fresh.is_some());
+        let Some(group) = process::thread_group(thread) else {
+            return fresh.any(|own| own.reading.thread == thread);
+        };
+        fresh.any(|own| same_process(own.reading.thread, Some(group)))
+            // It may have been given the descriptor by another.
+            || descriptors::has_one(For::Reading, group, node.id, node.device)
     }
 
-    fn named(&self, thread: i32) -> Arc<Reader> {
-        let mut known = self.known();
-        if let Some(reader) = known.iter().find(|reader| reader.thread == thread) {
-            return Arc::clone(reader);
-        }
-        let reader = Arc::new(Reader {
-            thread,
-            phase: AtomicU64::new(AWAY),
-        });
-        known.push(Arc::clone(&reader));
-        reader
+    /// What the first read of a handle that was opened at `fresh` gets, if others were published
+    /// since: what its process was told of last.
+    pub(super) fn told_since(&self, fh: FileHandle, fresh: Shown, thread: u32) -> Option<Pin> {
+        let opener = self.handles.get(&fh).map(|own| own.reading.thread);
+        let told = self.told.to_process_of(thread, opener == Some(thread))?;
+        (told.version > fresh.version).then(|| told.clone())
     }
 
-    fn at(self: &Arc<Self>, phase: u64) -> AtWork {
-        OWN.with_borrow_mut(|own| own.get_or_insert_with(|| Post::new(self)).begin(phase));
-        AtWork(())
-    }
-
-    /// The calling thread is at a request.
-    pub(super) fn begin(self: &Arc<Self>) -> AtWork {
-        self.at(BUSY)
-    }
-
-    /// The calling thread is at a RELEASE.
-    pub(super) fn begin_release(self: &Arc<Self>) -> AtWork {
-        self.at(RELEASING)
-    }
-
-    /// Returns when every RELEASE that was taken from the kernel before this call is through. Not
-    /// to be called from within one.
-    pub(super) fn await_releases(&self) {
-        if self.count < 2 {
+    /// A thread has read: what it was told before does not count for what it reads later, but for a
+    /// handle that it has not read from yet. The kernel may have read ahead through another.
+    pub(super) fn forget_told(&mut self, fh: FileHandle, thread: u32) {
+        if thread == 0 || self.told.0.is_empty() {
             return;
         }
-        if self.known().len() < self.count {
-            self.look_for_all();
-        }
-        let own = gettid().as_raw();
-        let others: Vec<_> = self
-            .known()
-            .iter()
-            .filter(|r| r.thread != own)
-            .cloned()
-            .collect();
-        let deadline = Instant::now() + PATIENCE;
-        for other in others {
-            let first = other.phase.load(Ordering::SeqCst);
-            loop {
-                let seen = other.phase.load(Ordering::SeqCst);
-                let through = match seen % PHASES {
-                    RELEASING => false,
-                    // What it had when this was called, it has begun, or holds no more.
-                    AWAY => seen != first || other.is_asleep(),
-                    _ => true,
-                };
-                if through {
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    tracing::warn!(
-                        "a thread that reads requests does not run: a close may be late"
-                    );
-                    break;
-                }
-                std::thread::yield_now();
-            }
+        let is_fresh =
+            |own: &HandleState| own.reading.thread == thread && own.reading.fresh.is_some();
+        let mut others = self.handles.iter().filter(|(other, _)| **other != fh);
+        if !others.any(|(_, own)| is_fresh(own)) {
+            self.told.0.retain(|(known, _)| *known != thread);
         }
     }
 
-    /// Those that have not had a request yet may have their first one now.
-    fn look_for_all(&self) {
-        let Ok(tasks) = fs::read_dir("/proc/self/task") else {
-            return;
-        };
-        for task in tasks.flatten() {
-            let name = fs::read_to_string(task.path().join("comm"));
-            let thread = task.file_name().to_str().and_then(|id| id.parse().ok());
-            if let (Ok(name), Some(thread)) = (name, thread)
-                && name.starts_with(NAME)
-            {
-                self.named(thread);
-            }
-        }
+    /// The length of what a handle, or that of a thread, reads or is going to read.
+    pub(super) fn length_read_by(&self, fh: Option<FileHandle>, thread: u32) -> Option<u64> {
+        let own = match fh {
+            Some(fh) => self.handles.get(&fh),
+            None => self
+                .handles
+                .values()
+                .find(|own| own.reading.thread == thread),
+        }?;
+        let fresh = own.reading.fresh.map(|fresh| fresh.length);
+        fresh.or(own.pin.as_ref().map(|pin| pin.length))
+    }
+
+    /// What a thread was told since it has read last, if that is not older than what it has settled on.
+    pub(super) fn told_again(&self, pinned: Shown, thread: u32) -> Option<Pin> {
+        let mut told = self.told.0.iter();
+        let (_, told) = told.find(|(known, _)| *known == thread && thread != 0)?;
+        (told.version >= pinned.version).then(|| told.clone())
+    }
+
+    /// Whether a thread has a handle that it may read again from the beginning.
+    pub(super) fn may_read_again(&self, thread: u32) -> bool {
+        let mut handles = self.handles.values().filter(|own| !own.write);
+        thread != 0 && handles.any(|own| own.reading.thread == thread && own.pin.is_some())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use super::*;
-
-    /// A thread that sleeps in read(2) is not waited for; one that is on its way to a request is,
-    /// and one that is at a RELEASE until that is through.
-    #[test]
-    fn who_holds_a_request_is_waited_for_and_who_sleeps_is_not() {
-        let (waiting, wake) = nix::unistd::pipe().unwrap();
-        let lookout = Lookout::new(waiting.try_clone().unwrap(), Duration::ZERO);
-        let readers = Arc::new(Readers::new(2, lookout));
-        let (on_its_way, done) = (
-            Arc::new(AtomicBool::new(true)),
-            Arc::new(AtomicBool::new(false)),
-        );
-        let thread = {
-            let (readers, on_its_way, done) = (
-                Arc::clone(&readers),
-                Arc::clone(&on_its_way),
-                Arc::clone(&done),
-            );
-            std::thread::Builder::new()
-                .name(format!("{NAME}1"))
-                .spawn(move || {
-                    let mut byte = [0];
-                    assert_eq!(nix::unistd::read(&waiting, &mut byte), Ok(1));
-                    // Taken, and not begun.
-                    while on_its_way.load(Ordering::SeqCst) {
-                        std::hint::spin_loop();
-                    }
-                    let at_work = readers.begin_release();
-                    std::thread::sleep(Duration::from_millis(30));
-                    done.store(true, Ordering::SeqCst);
-                    drop(at_work);
-                    assert_eq!(nix::unistd::read(&waiting, &mut byte), Ok(0));
-                })
-                .unwrap()
-        };
-        let _here = readers.begin();
-        let other_sleeps = || {
-            let known = readers.known();
-            let mut others = known.iter().filter(|r| r.thread != gettid().as_raw());
-            others.next().map(|other| other.is_asleep())
-        };
-        while other_sleeps() != Some(true) {
-            readers.look_for_all();
-        }
-        readers.await_releases();
-        assert!(!done.load(Ordering::SeqCst));
-        nix::unistd::write(&wake, b"x").unwrap();
-        let releaser = {
-            let on_its_way = Arc::clone(&on_its_way);
-            std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(30));
-                on_its_way.store(false, Ordering::SeqCst);
-            })
-        };
-        // The byte is there: the thread has it, or is about to take it.
-        while other_sleeps() == Some(true) {
-            std::hint::spin_loop();
-        }
-        readers.await_releases();
-        assert!(done.load(Ordering::SeqCst));
-        drop(wake);
-        thread.join().unwrap();
-        releaser.join().unwrap();
+impl NodeState {
+    /// Whether what a handle reads next is its own, and not what is current.
+    fn reads_on(own: &HandleState, file: &FileBody) -> bool {
+        let is_behind = |pin: &Pin| pin.version < file.replaced;
+        !own.write && own.is_draining() && own.pin.as_ref().is_some_and(is_behind)
     }
 
-    /// It has taken no request, and is not seen asleep either.
-    #[test]
-    fn who_looks_for_a_request_is_not_waited_for() {
-        let (nothing, _wake) = nix::unistd::pipe().unwrap();
-        let readers = Arc::new(Readers::new(2, Lookout::new(nothing, Duration::ZERO)));
-        let _here = readers.begin();
-        let looking = Arc::new(AtomicBool::new(true));
-        let thread = {
-            let (readers, looking) = (Arc::clone(&readers), Arc::clone(&looking));
-            std::thread::spawn(move || {
-                let other = readers.named(gettid().as_raw());
-                other.enter(LOOKING);
-                while looking.load(Ordering::SeqCst) {
-                    std::hint::spin_loop();
-                }
-            })
+    /// Whether a handle has to be given what is current when its end is asked for.
+    pub(super) fn settles_elsewhere(&self, fh: FileHandle, file: &FileBody) -> bool {
+        self.handles.get(&fh).is_some_and(|own| {
+            let pinned = own.pin.as_ref().map(|pin| pin.version);
+            !own.write && !Self::reads_on(own, file) && pinned != Some(file.version)
+        })
+    }
+
+    /// The length of what a handle without a draft is going to read: of what it is in the middle of,
+    /// or of what is current, where it settles with `end`.
+    pub(super) fn seek_in_version(&mut self, fh: FileHandle, file: &FileBody, end: Pin) -> u64 {
+        let moves = self.settles_elsewhere(fh, file);
+        let Some(own) = self.handles.get_mut(&fh).filter(|own| !own.write) else {
+            return file.size;
         };
-        while readers.known().len() < 2 {
-            std::hint::spin_loop();
+        let is_settled = own.pin.is_some();
+        if let Some(fresh) = &mut own.reading.fresh {
+            (fresh.version, fresh.length) = (end.version, end.length);
+        } else {
+            own.reading.held = true;
         }
-        let begun = Instant::now();
-        readers.await_releases();
-        assert!(begun.elapsed() < PATIENCE);
-        looking.store(false, Ordering::SeqCst);
-        thread.join().unwrap();
+        if moves && is_settled {
+            own.settle(Some(end));
+            own.reading.read_to = 0;
+        }
+        let fresh = own.reading.fresh.map(|fresh| fresh.length);
+        let pinned = own.pin.as_ref().map(|pin| pin.length);
+        fresh.or(pinned).unwrap_or(file.size)
+    }
+
+    /// The length of what a process is in the middle of reading, if that was replaced and it has no
+    /// other handle: it may go on, and a read at the beginning must not bring another.
+    pub(super) fn drained_by(&mut self, thread: u32, file: &FileBody) -> Option<u64> {
+        if !self.handles.values().any(|own| Self::reads_on(own, file)) {
+            return None;
+        }
+        let group = process::thread_group(thread);
+        let mut of_process = self
+            .handles
+            .values_mut()
+            .filter(|own| same_process(own.reading.thread, group));
+        let own = of_process.next().filter(|own| Self::reads_on(own, file))?;
+        if of_process.next().is_some() {
+            return None;
+        }
+        own.reading.held = true;
+        own.pin.as_ref().map(|pin| pin.length)
     }
 }

@@ -1,14 +1,8 @@
-//! What those who read were told of a file, so that they read that: versions are kept for them when
-//! others are published.
+//! What those who read were told of a file, and how far they have read.
 
 use crate::os::process;
-use crate::vault::FileBody;
 
-use super::FileHandle;
-use super::authors::Place;
-use super::descriptors::{self, For};
-use super::handles::{HandleState, NodeState};
-use super::loaded::{LastPiece, Pin};
+use super::loaded::{Pin, Shown};
 
 /// Most answers that are remembered of a node.
 const MOST: usize = 64;
@@ -40,46 +34,10 @@ impl Reading {
     }
 }
 
-/// A version and its length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shown {
-    pub(super) version: u64,
-    pub(super) length: u64,
-    since: u64,
-}
-
-impl Shown {
-    pub(super) fn of(file: &FileBody) -> Self {
-        Self {
-            version: file.version,
-            length: file.size,
-            since: file.replaced,
-        }
-    }
-
-    pub(super) fn of_pin(pin: &Pin) -> Self {
-        Self {
-            version: pin.version,
-            length: pin.length,
-            since: pin.since,
-        }
-    }
-
-    pub(super) fn pin(self) -> Pin {
-        Pin {
-            version: self.version,
-            length: self.length,
-            since: self.since,
-            loaded: None,
-            last: LastPiece::default(),
-        }
-    }
-}
-
 /// Which version threads were told of last. They are kept as the kernel names them: which process
 /// they belong to is asked when it matters.
 #[derive(Debug, Default)]
-pub(super) struct Told(Vec<(u32, Pin)>);
+pub(super) struct Told(pub(super) Vec<(u32, Pin)>);
 
 impl Told {
     pub(super) fn note(&mut self, thread: u32, pin: Pin) {
@@ -97,7 +55,7 @@ impl Told {
 
     /// What the process of `thread` was told last; what the thread itself was told, if it does all by
     /// itself. Those that cannot be seen count as one.
-    fn to_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
+    pub(super) fn to_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
         let own = self.0.iter().find(|(known, _)| *known == thread);
         if self.0.is_empty() || alone {
             return own.map(|(_, pin)| pin);
@@ -110,172 +68,6 @@ impl Told {
 }
 
 /// Whether `thread` belongs to a process that can be seen.
-fn same_process(thread: u32, group: Option<u32>) -> bool {
+pub(super) fn same_process(thread: u32, group: Option<u32>) -> bool {
     group.is_some() && process::thread_group(thread) == group
-}
-
-impl HandleState {
-    /// The content that it reads, or is going to read, by the version that it began with.
-    pub(super) fn content(&self) -> Option<u64> {
-        let fresh = self.reading.fresh.map(|fresh| fresh.since);
-        fresh.or(self.pin.as_ref().map(|pin| pin.since))
-    }
-
-    fn is_draining(&self) -> bool {
-        self.pin
-            .as_ref()
-            .is_some_and(|pin| 0 < self.reading.read_to && self.reading.read_to < pin.length)
-    }
-
-    /// Whether it is going to read another version than the one that is current.
-    fn is_outdated(&self, current: u64) -> bool {
-        if self.write {
-            return false;
-        }
-        let fresh = self.reading.fresh.is_some_and(|f| f.version != current);
-        let pinned = self.pin.as_ref().is_some_and(|p| p.version != current);
-        fresh || pinned && self.is_draining()
-    }
-}
-
-impl NodeState {
-    /// Versions that somebody was told of, and may read first.
-    pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
-        if !self.handles.values().any(|own| !own.write) {
-            self.told.0.clear();
-        }
-        let fresh = self.handles.values().filter_map(|h| h.reading.fresh);
-        versions.extend(fresh.map(|fresh| fresh.version));
-        versions.extend(self.told.0.iter().map(|(_, pin)| pin.version));
-    }
-
-    /// Whether a reader is going to read another version than the one that is current.
-    pub(super) fn has_outdated_readers(&self, current: u64) -> bool {
-        self.handles.values().any(|own| own.is_outdated(current))
-    }
-
-    pub(super) fn has_outdated_fresh(&self, current: u64) -> bool {
-        let mut fresh = self.handles.values().filter_map(|h| h.reading.fresh);
-        fresh.any(|fresh| fresh.version != current)
-    }
-
-    /// Whether the process of a thread has a handle that it has not read from, and so reads first what
-    /// it is told of.
-    pub(super) fn may_read_first(&self, thread: u32, node: &Place) -> bool {
-        let mut fresh = self
-            .handles
-            .values()
-            .filter(|own| own.reading.fresh.is_some());
-        let Some(group) = process::thread_group(thread) else {
-            return fresh.any(|own| own.reading.thread == thread);
-        };
-        fresh.any(|own| same_process(own.reading.thread, Some(group)))
-            // It may have been given the descriptor by another.
-            || descriptors::has_one(For::Reading, group, node.id, node.device)
-    }
-
-    /// What the first read of a handle that was opened at `fresh` gets, if others were published
-    /// since: what its process was told of last.
-    pub(super) fn told_since(&self, fh: FileHandle, fresh: Shown, thread: u32) -> Option<Pin> {
-        let opener = self.handles.get(&fh).map(|own| own.reading.thread);
-        let told = self.told.to_process_of(thread, opener == Some(thread))?;
-        (told.version > fresh.version).then(|| told.clone())
-    }
-
-    /// A thread has read: what it was told before does not count for what it reads later, but for a
-    /// handle that it has not read from yet. The kernel may have read ahead through another.
-    pub(super) fn forget_told(&mut self, fh: FileHandle, thread: u32) {
-        if thread == 0 || self.told.0.is_empty() {
-            return;
-        }
-        let is_fresh =
-            |own: &HandleState| own.reading.thread == thread && own.reading.fresh.is_some();
-        let mut others = self.handles.iter().filter(|(other, _)| **other != fh);
-        if !others.any(|(_, own)| is_fresh(own)) {
-            self.told.0.retain(|(known, _)| *known != thread);
-        }
-    }
-
-    /// The length of what a handle, or that of a thread, reads or is going to read.
-    pub(super) fn length_read_by(&self, fh: Option<FileHandle>, thread: u32) -> Option<u64> {
-        let own = match fh {
-            Some(fh) => self.handles.get(&fh),
-            None => self
-                .handles
-                .values()
-                .find(|own| own.reading.thread == thread),
-        }?;
-        let fresh = own.reading.fresh.map(|fresh| fresh.length);
-        fresh.or(own.pin.as_ref().map(|pin| pin.length))
-    }
-
-    /// What a thread was told since it has read last, if that is not older than what it has settled on.
-    pub(super) fn told_again(&self, pinned: Shown, thread: u32) -> Option<Pin> {
-        let mut told = self.told.0.iter();
-        let (_, told) = told.find(|(known, _)| *known == thread && thread != 0)?;
-        (told.version >= pinned.version).then(|| told.clone())
-    }
-
-    /// Whether a thread has a handle that it may read again from the beginning.
-    pub(super) fn may_read_again(&self, thread: u32) -> bool {
-        let mut handles = self.handles.values().filter(|own| !own.write);
-        thread != 0 && handles.any(|own| own.reading.thread == thread && own.pin.is_some())
-    }
-}
-
-impl NodeState {
-    /// Whether what a handle reads next is its own, and not what is current.
-    fn reads_on(own: &HandleState, file: &FileBody) -> bool {
-        let is_behind = |pin: &Pin| pin.version < file.replaced;
-        !own.write && own.is_draining() && own.pin.as_ref().is_some_and(is_behind)
-    }
-
-    /// Whether a handle has to be given what is current when its end is asked for.
-    pub(super) fn settles_elsewhere(&self, fh: FileHandle, file: &FileBody) -> bool {
-        self.handles.get(&fh).is_some_and(|own| {
-            let pinned = own.pin.as_ref().map(|pin| pin.version);
-            !own.write && !Self::reads_on(own, file) && pinned != Some(file.version)
-        })
-    }
-
-    /// The length of what a handle without a draft is going to read: of what it is in the middle of,
-    /// or of what is current, where it settles with `end`.
-    pub(super) fn seek_in_version(&mut self, fh: FileHandle, file: &FileBody, end: Pin) -> u64 {
-        let moves = self.settles_elsewhere(fh, file);
-        let Some(own) = self.handles.get_mut(&fh).filter(|own| !own.write) else {
-            return file.size;
-        };
-        let is_settled = own.pin.is_some();
-        if let Some(fresh) = &mut own.reading.fresh {
-            (fresh.version, fresh.length) = (end.version, end.length);
-        } else {
-            own.reading.held = true;
-        }
-        if moves && is_settled {
-            own.settle(Some(end));
-            own.reading.read_to = 0;
-        }
-        let fresh = own.reading.fresh.map(|fresh| fresh.length);
-        let pinned = own.pin.as_ref().map(|pin| pin.length);
-        fresh.or(pinned).unwrap_or(file.size)
-    }
-
-    /// The length of what a process is in the middle of reading, if that was replaced and it has no
-    /// other handle: it may go on, and a read at the beginning must not bring another.
-    pub(super) fn drained_by(&mut self, thread: u32, file: &FileBody) -> Option<u64> {
-        if !self.handles.values().any(|own| Self::reads_on(own, file)) {
-            return None;
-        }
-        let group = process::thread_group(thread);
-        let mut of_process = self
-            .handles
-            .values_mut()
-            .filter(|own| same_process(own.reading.thread, group));
-        let own = of_process.next().filter(|own| Self::reads_on(own, file))?;
-        if of_process.next().is_some() {
-            return None;
-        }
-        own.reading.held = true;
-        own.pin.as_ref().map(|pin| pin.length)
-    }
 }

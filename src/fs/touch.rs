@@ -13,9 +13,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Timestamp, VaultError};
+use crate::vault::Timestamp;
 
-use super::{Attr, Errno, FileHandle, FileSystem, SetAttributes};
+use super::Attr;
 
 /// How long after some touches the next follow. A file that is replaced all the time is touched so
 /// often, and not with each replacement; one that was renamed over by then the kernel has forgotten,
@@ -185,8 +185,13 @@ impl Touches {
         self.add(Touched::Node(attr.ino));
     }
 
-    fn is_token(&self, time: Timestamp) -> bool {
+    pub(super) fn is_token(&self, time: Timestamp) -> bool {
         locked(&self.token).is_some_and(|(token, _)| token == time)
+    }
+
+    /// A node that is gone and to be touched, as it was.
+    pub(super) fn gone(&self, node: NodeId) -> Option<Attr> {
+        locked(&self.gone).get(&node).copied()
     }
 
     /// How it goes, for `status`.
@@ -213,64 +218,6 @@ fn token() -> io::Result<Timestamp> {
         seconds,
         nanoseconds: u32::from_le_bytes([i, j, k, l]) % 1_000_000_000,
     })
-}
-
-impl FileSystem {
-    /// What is to be touched when somebody may watch it.
-    pub fn touches(&self) -> &std::sync::Arc<Touches> {
-        &self.touches
-    }
-
-    /// What a node holds has changed for everybody who opens it from now on.
-    pub(super) fn wake_watchers(&self, node: NodeId) {
-        // What the kernel does not know nobody watches.
-        if self.touches.is_served() && self.table.is_known(node) {
-            self.touches.add(Touched::Node(node));
-        }
-    }
-
-    /// What to answer if that is a touch: the attributes as the kernel has them or should have them,
-    /// so that nothing changes.
-    pub(super) fn answer_to_touch(
-        &self,
-        ino: NodeId,
-        fh: Option<FileHandle>,
-        set: &SetAttributes,
-    ) -> Option<Result<Attr, Errno>> {
-        let modified = set.modified?;
-        let alone = SetAttributes {
-            modified: Some(modified),
-            ..SetAttributes::default()
-        };
-        if fh.is_some() || *set != alone || !self.touches.is_token(modified) {
-            return None;
-        }
-        fail::fail_point!("answer-to-touch");
-        let node = match self.vault.node(ino) {
-            Ok(node) => node,
-            Err(VaultError::NotFound) => {
-                let gone = locked(&self.touches.gone).get(&ino).copied();
-                return Some(gone.ok_or(Errno(libc::ESTALE)));
-            }
-            Err(error) => return Some(Err(error.into())),
-        };
-        let mut attr = self.attr_of(&node);
-        if let Some(open) = self.table.node(ino) {
-            let mut state = open.lock();
-            // The kernel keeps one length for all, and by now it is that of who writes: to shorten
-            // it would take from them what they have mapped.
-            let own = state
-                .handles
-                .values()
-                .filter_map(|handle| handle.own.as_ref());
-            if let Some(longest) = own.chain(&state.shared).map(|draft| draft.len()).max() {
-                attr.size = longest;
-                state.believed = Some(longest);
-            }
-        }
-        self.note_told(&attr);
-        Some(Ok(attr))
-    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! What a mount does by itself, now and then: it has this host remember how far the vault has come,
 //! writes into the history what was found, and counts what another process may have changed.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::os::nice::step_back;
 use crate::vault::{Footprint, Vault, VaultError};
 
-use super::FileSystem;
+use super::askers::Askers;
+use super::reaping::Reaping;
 use super::routine::Routine;
 
 /// How often the host's anchor of the vault is brought up to date. With what it takes to store it, the
@@ -15,26 +16,29 @@ use super::routine::Routine;
 const ANCHOR_EVERY: Duration = Duration::from_secs(2);
 
 /// Starts the threads. They end with the file system.
-pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<[Routine; 2]> {
-    let vault = Arc::clone(&fs.vault);
+pub(super) fn start(
+    vault: &Arc<Vault>,
+    askers: &Arc<Askers>,
+    reaping: &Arc<Reaping>,
+    verify_every: Duration,
+) -> std::io::Result<[Routine; 2]> {
     let mut told = None;
-    let of_askers = Arc::downgrade(fs);
+    let (anchored, askers) = (Arc::clone(vault), Arc::clone(askers));
     let anchor = move || {
-        if let Some(fs) = of_askers.upgrade() {
-            fs.askers.expire();
-        }
+        let vault = &anchored;
+        askers.expire();
         if !vault.await_verdict_or_end() || vault.is_condemned() && vault.is_read_only() {
             return;
         }
         // What a writer has acknowledged is certain, whatever became of it.
         tell_once(&mut told, vault.keep_anchor());
         if !vault.is_condemned() {
-            record_findings(&vault);
+            record_findings(vault);
         }
     };
     let mut lookback = Lookback {
-        fs: Arc::downgrade(fs),
-        vault: Arc::clone(&fs.vault),
+        reaping: Arc::clone(reaping),
+        vault: Arc::clone(vault),
         // The count before the mount does not tell: at worst, it is done once more.
         counted: None,
         is_begun: false,
@@ -42,7 +46,7 @@ pub(super) fn start(fs: &Arc<FileSystem>) -> std::io::Result<[Routine; 2]> {
     let look = move || lookback.look();
     Ok([
         Routine::start("anchor", ANCHOR_EVERY, anchor)?,
-        Routine::start("recount", fs.settings.verify_every, look)?,
+        Routine::start("recount", verify_every, look)?,
     ])
 }
 
@@ -62,7 +66,7 @@ fn record_findings(vault: &Vault) {
 }
 
 struct Lookback {
-    fs: Weak<FileSystem>,
+    reaping: Arc<Reaping>,
     vault: Arc<Vault>,
     /// How the files were when they were counted.
     counted: Option<Footprint>,
@@ -103,11 +107,7 @@ impl Lookback {
 
     fn reap_left_overs(&self) {
         match self.vault.left_over() {
-            Ok(nodes) => {
-                if let Some(fs) = self.fs.upgrade() {
-                    nodes.into_iter().for_each(|node| fs.reap(node));
-                }
-            }
+            Ok(nodes) => nodes.into_iter().for_each(|node| self.reaping.reap(node)),
             Err(error) => tracing::warn!("left-overs cannot be looked for: {error}"),
         }
     }

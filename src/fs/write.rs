@@ -6,38 +6,31 @@ use std::sync::atomic::Ordering;
 
 use crate::crypto::SecretBytes;
 use crate::os::process;
-use crate::vault::{Content, LastChunk, Publication};
 
-use super::blocks::{BLOCK, Blocks};
-use super::budget::{Account, CROWDED};
-use super::draft::Draft;
-use super::handles::{Handle, NodeState};
-use super::io::{ReadDone, Transfer};
+use super::closing::Closing;
+use super::drafts::{Base, Drafts};
+use super::handles::Handle;
 use super::queue::Whose;
-use super::{Caller, Done, Errno, FileHandle, FileSystem, control};
-
-/// What an in-place draft begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Base {
-    /// What is published.
-    Copy,
-    /// Nothing: it is being truncated, which needs neither the old content nor room for it.
-    Nothing,
-}
-
-impl Base {
-    /// For a draft that is to be cut or extended to `size`.
-    pub(super) fn for_size(size: u64) -> Self {
-        if size == 0 { Base::Nothing } else { Base::Copy }
-    }
-}
+use super::set_id::SetIdBits;
+use super::settling::Settling;
+use super::table::Table;
+use super::{Done, Errno, FileHandle, Transfer};
 
 /// Most processes that are remembered to have written through a handle.
 const MOST_WRITERS: usize = 64;
 
-impl FileSystem {
+/// See the module.
+pub(super) struct Writes {
+    pub(super) table: Arc<Table>,
+    pub(super) drafts: Arc<Drafts>,
+    pub(super) set_id: Arc<SetIdBits>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) closing: Arc<Closing>,
+}
+
+impl Writes {
     /// Writes `data` at `offset`, or at the end for a handle that appends.
-    pub fn write(
+    pub(super) fn write(
         self: &Arc<Self>,
         fh: FileHandle,
         offset: u64,
@@ -50,7 +43,9 @@ impl FileSystem {
             Err(error) => return done(Err(error)),
         };
         let done = match transfer.kill_set_id {
-            true => self.dropping_set_id_bits(Whose::of(handle.user), handle.node.id, done),
+            true => self
+                .set_id
+                .cleared(Whose::of(handle.user), handle.node.id, done),
             false => done,
         };
         let transfer = Transfer {
@@ -68,7 +63,7 @@ impl FileSystem {
         };
         // The page cache writes back whole pages where they belong.
         let append = handle.append.load(Ordering::Relaxed) && !paged;
-        match self.with_draft(fh, &handle, Base::Copy, |draft| {
+        match self.drafts.edit(fh, &handle, Base::Copy, |draft| {
             let at = if append { draft.len() } else { offset };
             // A mapping never makes a file longer, whatever length the kernel believes in.
             let fits = match paged {
@@ -85,30 +80,25 @@ impl FileSystem {
                 done(outcome.map(|()| count));
             }
             None => {
-                let fs = Arc::clone(self);
+                let writes = Arc::clone(self);
                 let Ok(data) = SecretBytes::copy_of(data) else {
                     return done(Err(Errno(libc::ENOMEM)));
                 };
-                let again = move || fs.write(fh, offset, &data, transfer, done);
-                self.when_settled(handle.node.id, again);
+                let again = move || writes.write(fh, offset, &data, transfer, done);
+                self.settling.when_settled(handle.node.id, again);
             }
         }
     }
 
     /// Writes by a descriptor whose flags are `flags` now.
-    pub fn write_flagged(
+    pub(super) fn write_flagged(
         self: &Arc<Self>,
-        caller: Caller,
         (fh, offset): (FileHandle, u64),
         data: &[u8],
         transfer: Transfer,
         flags: i32,
         done: Done<u32>,
     ) {
-        if control::is_control_handle(fh) {
-            let from_cache = transfer.lock_owner.is_none();
-            return self.write_control(caller, fh, data, from_cache, done);
-        }
         // The page cache has no descriptor.
         if transfer.lock_owner.is_none() {
             return self.write(fh, offset, data, transfer, done);
@@ -121,9 +111,11 @@ impl FileSystem {
         if flags & libc::O_DSYNC == 0 {
             return self.write(fh, offset, data, transfer, done);
         }
-        let fs = Arc::clone(self);
+        let writes = Arc::clone(self);
         let stored: Done<u32> = Box::new(move |written| match written {
-            Ok(count) => fs.fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
+            Ok(count) => writes
+                .closing
+                .fsync(fh, Box::new(move |synced| done(synced.map(|()| count)))),
             Err(error) => done(Err(error)),
         });
         self.write(fh, offset, data, transfer, stored);
@@ -158,106 +150,8 @@ impl FileSystem {
             })
     }
 
-    /// Edits the draft of a handle, which begins now if it has not; `None` when that has to wait
-    /// for a publication under way.
-    pub(super) fn with_draft(
-        &self,
-        fh: FileHandle,
-        handle: &Handle,
-        base: Base,
-        edit: impl Fn(&mut Draft) -> Result<(), Errno>,
-    ) -> Option<Result<(), Errno>> {
-        let edited = match self.try_with_draft(fh, handle, base, &edit) {
-            Some(Err(CROWDED)) => {
-                self.evict_snapshots();
-                self.try_with_draft(fh, handle, base, &edit)
-            }
-            outcome => outcome,
-        };
-        match edited {
-            // Others have read meanwhile.
-            Some(Err(CROWDED)) => Some(Err(Errno(libc::ENOSPC))),
-            outcome => outcome,
-        }
-    }
-
-    fn try_with_draft(
-        &self,
-        fh: FileHandle,
-        handle: &Handle,
-        base: Base,
-        edit: &impl Fn(&mut Draft) -> Result<(), Errno>,
-    ) -> Option<Result<(), Errno>> {
-        let mut state = handle.node.lock();
-        if state.draft_of(fh).is_none() {
-            if state.publishing > 0 {
-                return None;
-            }
-            if let Err(error) = self.begin_shared(handle, base, &mut state) {
-                return Some(Err(error));
-            }
-        }
-        let Some(draft) = state.draft_of(fh) else {
-            return Some(Err(Errno(libc::EBADF)));
-        };
-        let before = draft.edits();
-        let mut outcome = edit(draft);
-        let edits = draft.edits();
-        if outcome.is_ok() && edits > before {
-            match state.handles.get_mut(&fh) {
-                Some(own) => own.wrote = edits,
-                None => outcome = Err(Errno(libc::EBADF)),
-            }
-            self.watch_appended(handle.node.id, &mut state);
-        }
-        Some(outcome)
-    }
-
-    /// Begins the in-place draft of a node.
-    fn begin_shared(
-        &self,
-        handle: &Handle,
-        base: Base,
-        state: &mut NodeState,
-    ) -> Result<(), Errno> {
-        if state.shared.is_some() {
-            return Ok(());
-        }
-        let (id, account) = (handle.node.id, self.budget.of(handle.user));
-        let is_first = self.node(id)?.file()?.version == 0;
-        let blocks = match base {
-            Base::Copy if !is_first => self.published(id, &account)?,
-            _ => Blocks::zeroed(0, &account)?,
-        };
-        let draft = self.new_draft(blocks, Publication::InPlace);
-        state.shared = Some(match (is_first, base) {
-            (true, _) => draft.first(),
-            (false, Base::Nothing) => draft.cut(),
-            (false, Base::Copy) => draft,
-        });
-        // What was written to the draft before this one was published with it.
-        for handle in state.handles.values_mut().filter(|h| h.own.is_none()) {
-            handle.wrote = 0;
-        }
-        Ok(())
-    }
-
-    /// A copy of what is published.
-    fn published(&self, id: u64, account: &Account) -> Result<Blocks, Errno> {
-        match self.vault.content(id, BLOCK as u64)?.1 {
-            Content::Whole { bytes, .. } => Blocks::of(bytes, account),
-            Content::Pieces(version) => {
-                let mut last = LastChunk::default();
-                Blocks::filled(version.length(), account, |offset, out| {
-                    Ok(self.vault.read_at(&version, offset, out, &mut last)?)
-                })
-            }
-            Content::Unpublished => Blocks::zeroed(0, account),
-        }
-    }
-
     /// fallocate(2): extends, or zeroes a range.
-    pub fn allocate(
+    pub(super) fn allocate(
         self: &Arc<Self>,
         fh: FileHandle,
         offset: u64,
@@ -279,7 +173,7 @@ impl FileSystem {
         let Some(end) = offset.checked_add(length) else {
             return done(Err(Errno(libc::EFBIG)));
         };
-        match self.with_draft(fh, &handle, Base::Copy, |draft| {
+        match self.drafts.edit(fh, &handle, Base::Copy, |draft| {
             draft.allocate(end, !keep_size, zero.then_some(offset))
         }) {
             Some(outcome) => {
@@ -289,55 +183,10 @@ impl FileSystem {
                 done(outcome);
             }
             None => {
-                let fs = Arc::clone(self);
-                let again = move || fs.allocate(fh, offset, length, mode, done);
-                self.when_settled(handle.node.id, again);
+                let writes = Arc::clone(self);
+                let again = move || writes.allocate(fh, offset, length, mode, done);
+                self.settling.when_settled(handle.node.id, again);
             }
-        }
-    }
-
-    /// copy_file_range(2) between two handles.
-    pub fn copy_range(
-        self: &Arc<Self>,
-        caller: Caller,
-        from: (FileHandle, u64),
-        to: (FileHandle, u64),
-        length: u64,
-        done: Done<u32>,
-    ) {
-        // A bounded piece: the caller comes back for the rest.
-        let size = length.min(1 << 20) as u32;
-        let fs = Arc::clone(self);
-        let transfer = Transfer {
-            lock_owner: Some(0),
-            kill_set_id: false,
-            pid: caller.pid,
-        };
-        let write: ReadDone = Box::new(move |read| match read {
-            Ok(bytes) => fs.write(to.0, to.1, bytes, transfer, done),
-            Err(error) => done(Err(error)),
-        });
-        self.read(from.0, from.1, size, transfer, write);
-    }
-
-    /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.
-    pub fn seek(
-        &self,
-        caller: Caller,
-        fh: FileHandle,
-        offset: u64,
-        whence: i32,
-    ) -> Result<u64, Errno> {
-        let handle = self.table.get(fh)?;
-        let size = match self.size_through(fh, caller.pid) {
-            Some(size) => size,
-            None => self.size_for_all(&*self.node(handle.node.id)?),
-        };
-        match whence {
-            _ if offset >= size => Err(Errno(libc::ENXIO)),
-            libc::SEEK_DATA => Ok(offset),
-            libc::SEEK_HOLE => Ok(size),
-            _ => Err(Errno(libc::EINVAL)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What can go wrong with a vault, and which class of failure each is for a caller's exit code.
 
 use crate::crypto::{MemoryError, RandomError, SealError};
+use crate::error::{Class, Error};
 use crate::keyring::KeyringError;
 use crate::kms::{KmsError, KmsErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
@@ -197,5 +198,20 @@ impl From<SealError> for VaultError {
 impl From<KmsError> for VaultError {
     fn from(error: KmsError) -> Self {
         Self::Keyring(error.into())
+    }
+}
+
+impl From<VaultError> for Error {
+    fn from(error: VaultError) -> Self {
+        let class = match error.failure() {
+            Failure::Failed => Class::Failed,
+            Failure::NotAVault => Class::NotAVault,
+            Failure::KeyDenied => Class::KeyDenied,
+            Failure::KmsUnreachable => Class::KmsUnreachable,
+            Failure::Integrity => Class::Integrity,
+            Failure::Busy => Class::Busy,
+            Failure::Exists => Class::Exists,
+        };
+        Self::new(class, error)
     }
 }

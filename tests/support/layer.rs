@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use secretfs::control::{self, ControlFiles, Controller, Shown};
 use secretfs::fs::{
-    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, SetAttributes, Settings,
-    Transfer,
+    Attr, Caller, DirectoryEntry, Ending, Errno, FileHandle, FileSystem, FrontDoor, SetAttributes,
+    Settings, Transfer,
 };
 use secretfs::kms::{KeyUri, KmsSettings};
 use secretfs::vault::{
@@ -21,7 +22,7 @@ pub struct Layer {
 }
 
 /// The vault, opened and served.
-pub struct Served(pub Arc<FileSystem>);
+pub struct Served(pub Arc<FrontDoor>);
 
 fn ask<T: Send + 'static>(
     call: impl FnOnce(Box<dyn FnOnce(Result<T, Errno>) + Send>),
@@ -236,21 +237,27 @@ fn serve(
         ttl: Duration::from_secs(1),
         max_secret_size,
         max_memory,
-        max_memory_from: "option",
         // The reference knows no time.
         end_patience,
         appends_after: Duration::from_secs(3600),
-        rotate_every: None,
-        verify: "before",
         verify_every: Duration::from_secs(60),
-        protection: serde_json::Value::Null,
-        mountpoint: "/nowhere".into(),
+    };
+    let control = control::Settings {
+        rotate_every: None,
         control_uid: None,
+        shown: Shown {
+            mountpoint: "/nowhere".into(),
+            verify: "before",
+            max_memory_from: "option",
+            protection: serde_json::Value::Null,
+        },
     };
     let fs = FileSystem::new(vault, settings)?;
     // Of no file system: nobody else's locks are those of this one.
     fs.attach_device((u32::MAX, 0));
-    Ok(Served(fs))
+    let controller = Controller::start(&fs, control)?;
+    let files = ControlFiles::of(&controller);
+    Ok(Served(FrontDoor::new(fs, files)))
 }
 
 /// This process, which opens and closes everything.

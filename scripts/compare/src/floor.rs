@@ -25,7 +25,7 @@ use nix::unistd::setsid;
 use database::Database;
 use tree::{Node, Tree};
 
-/// As secretfs has them: see its `daemon/serve.rs`, `daemon/mount.rs` and `fs/fuse.rs`.
+/// As secretfs has them: see its `daemon/mount.rs` and `fs/transport/`.
 const TTL: Duration = Duration::from_secs(1);
 const MAX_WRITE: u32 = 132 * 1024;
 const GENERATION: Generation = Generation(0);

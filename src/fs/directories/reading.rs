@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use crate::crypto::SetSum;
 use crate::store::NameTag;
 
-use super::DirectoryEntry;
+use super::super::directory_entry::DirectoryEntry;
 
 /// `.` and `..` come first.
 pub(super) const FIRST_NAME: u64 = 2;

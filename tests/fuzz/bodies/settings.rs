@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use secretfs::config::options::parse_options;
 use secretfs::config::{Origin, Raw, SETTINGS, Settings};
-use secretfs::fs::parse_command;
+use secretfs::control::parse_command;
 use secretfs::kms::KeyUri;
 use secretfs::vault::Request;
 

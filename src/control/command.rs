@@ -1,0 +1,132 @@
+//! Commands, as programs write them to `.secretfs/control` and send them to the socket.
+//!
+//! One write is one command. It is answered once the intent is durable, or has failed.
+
+use crate::fs::Errno;
+use crate::keyring::ChangeKind;
+use crate::kms::KeyUri;
+use crate::vault::{Failure, Request, VaultError};
+
+use super::commanders::Right;
+
+/// Longest command, in bytes.
+pub(super) const MAX_COMMAND: usize = 4096;
+
+/// An answer begins with this when a record is not what was stored.
+pub(super) const INTEGRITY: &str = "integrity failure: ";
+
+/// Parses a command.
+///
+/// # Errors
+/// In words, when it is none.
+pub fn parse(text: &[u8]) -> Result<Request, String> {
+    let text = match text {
+        [.., _] if text.len() > MAX_COMMAND => return Err("the command is too long".into()),
+        _ => std::str::from_utf8(text).map_err(|_| "the command is not UTF-8")?,
+    };
+    let mut words = text.split_ascii_whitespace();
+    match words.next() {
+        Some(name @ ("rotate" | "reencrypt")) => match words.next() {
+            None if name == "rotate" => Ok(Request::Rotate),
+            None => Ok(Request::Reencrypt),
+            Some("--retire-despite") if words.next().is_none() => {
+                Ok(Request::Despite(match name {
+                    "rotate" => ChangeKind::Rotate,
+                    _ => ChangeKind::Reencrypt,
+                }))
+            }
+            Some(_) => Err(format!("`{name}` takes no argument but --retire-despite")),
+        },
+        Some("rewrap") => {
+            let mut leave_aws = false;
+            let mut to = Vec::new();
+            for word in words {
+                match word {
+                    "--yes-leave-aws" => leave_aws = true,
+                    uri => to.push(uri.parse::<KeyUri>().map_err(|e| e.to_string())?),
+                }
+            }
+            Ok(Request::Rewrap { to, leave_aws })
+        }
+        Some(_) => {
+            Err("unknown command; write one of: rotate, reencrypt, rewrap [KMS-KEY-URI ...]".into())
+        }
+        None => Err(
+            "the command is empty; write one of: rotate, reencrypt, rewrap [KMS-KEY-URI ...]"
+                .into(),
+        ),
+    }
+}
+
+/// Why a command was not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// The errno for the program that writes to the control file.
+    pub(crate) errno: Errno,
+    /// In words.
+    pub(crate) why: String,
+}
+
+impl Refusal {
+    pub(super) fn new(errno: i32, why: &str) -> Self {
+        Self {
+            errno: Errno(errno),
+            why: why.to_owned(),
+        }
+    }
+}
+
+impl From<VaultError> for Refusal {
+    fn from(error: VaultError) -> Self {
+        let mut why = error.to_string();
+        // EIO alone does not tell a failing disk from a record that somebody changed.
+        if error.failure() == Failure::Integrity && !why.starts_with(INTEGRITY) {
+            why.insert_str(0, INTEGRITY);
+        }
+        Self {
+            errno: error.into(),
+            why,
+        }
+    }
+}
+
+/// The user who gives a command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) uid: u32,
+    pub(crate) right: Right,
+}
+
+/// Called once, when a command is begun or refused.
+pub(crate) type OnReply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_taken_apart_and_anything_else_is_refused_in_words() {
+        assert_eq!(parse(b"rotate\n"), Ok(Request::Rotate));
+        let despite = Request::Despite(ChangeKind::Reencrypt);
+        assert_eq!(parse(despite.to_string().as_bytes()), Ok(despite));
+        let to = vec!["local-kms://b".parse().expect("a URI")];
+        assert_eq!(
+            parse(b"rewrap  local-kms://b\n"),
+            Ok(Request::Rewrap {
+                to,
+                leave_aws: false
+            })
+        );
+        for wrong in [
+            &b""[..],
+            b"\n",
+            b"rotate now",
+            b"rotate --retire-despite now",
+            b"rewrap nonsense",
+            b"\xff",
+            &[b'r'; 5000],
+        ] {
+            assert!(!parse(wrong).expect_err("refused").is_empty());
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The controller of one mount: it takes commands to the keys, and reports status and history. The control
+//! files and the socket are two doors to it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::fs::FileSystem;
+use crate::vault::{Request, Timestamp, Vault, VaultError, rfc3339, with_times};
+
+use super::command::{Asker, OnReply, Refusal, parse};
+use super::commanders::{Commanders, Right};
+use super::driver::RotationDriver;
+use super::status::{Reporter, Shown};
+use super::texts::Texts;
+
+/// The control file shows this before the first command.
+const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
+     does not open), rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
+
+/// The settings of the control plane.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The master key is replaced so long after its last replacement; `None`: on command only.
+    pub rotate_every: Option<Duration>,
+    /// One more user who may command the keys.
+    pub control_uid: Option<u32>,
+    /// Facts that only `status` shows.
+    pub shown: Shown,
+}
+
+/// The last command.
+#[derive(Default)]
+struct Desk {
+    /// Its name and its outcome.
+    last: Option<String>,
+    /// It is being begun.
+    busy: bool,
+}
+
+/// See the module.
+pub struct Controller {
+    vault: Arc<Vault>,
+    commanders: Commanders,
+    driver: RotationDriver,
+    reporter: Reporter,
+    desk: Mutex<Desk>,
+    /// The texts of the control files. An answer to a command makes lengths that were told stale.
+    texts: Texts,
+}
+
+impl Controller {
+    /// Controls what `fs` serves. Starts the thread that drives rotations.
+    ///
+    /// # Errors
+    /// When that cannot be started.
+    pub fn start(fs: &Arc<FileSystem>, settings: Settings) -> std::io::Result<Arc<Self>> {
+        let vault = Arc::clone(fs.vault());
+        Ok(Arc::new(Self {
+            commanders: Commanders::new(settings.control_uid),
+            driver: RotationDriver::start(Arc::clone(&vault), settings.rotate_every)?,
+            reporter: Reporter::of(fs, settings.shown),
+            desk: Mutex::default(),
+            texts: Texts::default(),
+            vault,
+        }))
+    }
+
+    /// The vault whose keys are commanded.
+    pub(crate) fn vault(&self) -> &Arc<Vault> {
+        &self.vault
+    }
+
+    /// The users who may command the keys.
+    pub(crate) fn commanders(&self) -> &Commanders {
+        &self.commanders
+    }
+
+    /// The texts of the control files.
+    pub(super) fn texts(&self) -> &Texts {
+        &self.texts
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status of the mount and its vault.
+    pub(crate) fn status(&self) -> Value {
+        self.reporter.full()
+    }
+
+    /// The part of it that everybody may see.
+    pub(super) fn public_status(&self) -> Value {
+        self.reporter.public()
+    }
+
+    /// The key-management history, an object for each event.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not what was stored.
+    pub(crate) fn audit(&self) -> Result<Vec<Value>, VaultError> {
+        let events = self.vault.history()?;
+        let events = events.iter().map(serde_json::to_value);
+        Ok(events.filter_map(Result::ok).map(with_times).collect())
+    }
+
+    /// The last command and its outcome.
+    pub(super) fn last_command(&self) -> String {
+        let last = self.desk().last.clone();
+        last.unwrap_or_else(|| HELP.to_owned())
+    }
+
+    fn note(&self, command: &str, outcome: &str) {
+        let at = Timestamp::now().seconds;
+        let time = rfc3339(at).unwrap_or_else(|| "-".to_owned());
+        self.desk().last = Some(format!("{at} {time} {command}: {outcome}\n"));
+    }
+
+    /// Tells the rotation driver to stop. A rotation stays where it is; the next mount continues it.
+    pub(super) fn begin_to_end(&self) {
+        self.driver.begin_to_stop();
+    }
+
+    /// Waits until the rotation driver has stopped.
+    pub(super) fn end(&self) {
+        self.driver.stop();
+    }
+
+    /// Takes a command, from the control file or the socket. `reply` is called once, perhaps from
+    /// another thread, perhaps before this returns.
+    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Asker, reply: OnReply) {
+        let controller = Arc::clone(self);
+        let reply = move |begun: Result<(), Refusal>| {
+            controller.texts.forget_told();
+            reply(begun);
+        };
+        let request = match parse(text) {
+            Ok(request) => request,
+            Err(why) => {
+                self.note("refused", &why);
+                return reply(Err(Refusal::new(libc::EINVAL, &why)));
+            }
+        };
+        if self.vault.is_read_only() {
+            return reply(Err(Refusal::new(libc::EROFS, "the mount is read-only")));
+        }
+        if std::mem::replace(&mut self.desk().busy, true) {
+            let why = "another command is just being begun";
+            return reply(Err(Refusal::new(libc::EBUSY, why)));
+        }
+        let beginning = Beginning {
+            controller: Arc::clone(self),
+            name: request.name(),
+            reply: Some(Box::new(reply)),
+        };
+        let worker = move || {
+            let vault = &beginning.controller.vault;
+            // Nothing is changed in a vault that was not counted yet.
+            vault.await_verdict_or_end();
+            fail::fail_point!("command-begins");
+            let outcome = must_be_taken_from(vault, by, &request)
+                .and_then(|()| vault.begin(&request).map_err(Refusal::from));
+            beginning.end(outcome);
+        };
+        let started = std::thread::Builder::new()
+            .name("command".into())
+            .spawn(worker);
+        if let Err(error) = started {
+            // Dropping the worker answers the caller.
+            tracing::error!("no thread for a command: {error}");
+        }
+    }
+}
+
+/// A command that is being begun: no other is meanwhile. However that ends, also if it panics, the next
+/// one may be begun, and whoever asked is told.
+struct Beginning {
+    controller: Arc<Controller>,
+    name: &'static str,
+    /// `None` once it was called.
+    reply: Option<OnReply>,
+}
+
+impl Beginning {
+    fn end(mut self, outcome: Result<(), Refusal>) {
+        self.tell(outcome);
+    }
+
+    fn tell(&mut self, outcome: Result<(), Refusal>) {
+        let Some(reply) = self.reply.take() else {
+            return;
+        };
+        let controller = &self.controller;
+        controller.desk().busy = false;
+        controller.note(self.name, &said(&outcome));
+        // One that is blocked is tried again when somebody asks for another.
+        controller.driver.wake();
+        reply(outcome);
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let why = "it died while it was begun, and the log says where; `status` tells whether it is \
+                   under way; try again if not";
+        self.tell(Err(Refusal::new(libc::EIO, why)));
+    }
+}
+
+/// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
+/// not asked for by root or the user who mounted, by the command: whoever has those keys can then
+/// read the vault.
+fn must_be_taken_from(vault: &Vault, by: Asker, request: &Request) -> Result<(), Refusal> {
+    let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
+        return Ok(());
+    };
+    let what = match (leave_aws, vault.first_unknown_key(to)?) {
+        (false, None) => return Ok(()),
+        (true, _) => "leaving AWS KMS (--yes-leave-aws)".to_owned(),
+        (false, Some(key)) => {
+            format!("{key}, which the vault is not under and kms-key does not name,")
+        }
+    };
+    let keys = to.iter().map(|key| format!(" --kms-key {key}"));
+    let why = format!(
+        "{what} is not taken from here, but from root and the user who mounted, by the command: \
+         `secretfs rewrap {}{}{}`",
+        vault.path().display(),
+        keys.collect::<String>(),
+        if *leave_aws { " --yes-leave-aws" } else { "" },
+    );
+    tracing::warn!("refused to user {}: {why}", by.uid);
+    Err(Refusal::new(libc::EPERM, &why))
+}
+
+fn said(outcome: &Result<(), Refusal>) -> String {
+    match outcome {
+        Ok(()) => "begun; `status` tells how far it is".to_owned(),
+        Err(refusal) => format!("failed: {}", refusal.why),
+    }
+}

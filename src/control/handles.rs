@@ -1,0 +1,187 @@
+//! Open control files. What they cost is bounded for each user, so that nobody is refused because of
+//! what others have open: by number, and by the bytes of the texts that are not one and the same. The
+//! longest of these is not counted: a history that is longer than all may be is shown all the same,
+//! whatever else its reader has open.
+
+use std::collections::HashMap;
+
+use crate::fs::{Errno, FileHandle};
+
+use super::directory::Text;
+
+/// Most that one user has open.
+pub(super) const MAX_HANDLES: usize = 1024;
+/// Most bytes of different texts that one user has open, besides the longest.
+pub(super) const MAX_BYTES: usize = 4 << 20;
+/// Fewer are not worth giving memory back for.
+const FEW: usize = 64;
+
+/// An open one.
+#[derive(Clone)]
+pub(super) struct OpenControl {
+    pub(super) text: Text,
+    /// The user who has opened it.
+    pub(super) uid: u32,
+    /// It takes commands.
+    pub(super) commands: bool,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Handles {
+    all: HashMap<FileHandle, OpenControl>,
+    users: HashMap<u32, Held>,
+}
+
+/// All that one user has open.
+#[derive(Default)]
+struct Held {
+    handles: usize,
+    bytes: usize,
+    /// Each text, by its address, which is its own for as long as handles have it.
+    texts: HashMap<usize, Shared>,
+}
+
+/// A text that is open.
+struct Shared {
+    handles: usize,
+    length: usize,
+}
+
+/// Tests let it be less.
+fn most_bytes() -> usize {
+    fail::fail_point!("control-bytes", |number| {
+        number.and_then(|n| n.parse().ok()).unwrap_or(MAX_BYTES)
+    });
+    MAX_BYTES
+}
+
+fn address(text: &Text) -> usize {
+    std::sync::Arc::as_ptr(text) as usize
+}
+
+impl Handles {
+    /// Adds one.
+    ///
+    /// # Errors
+    /// `EMFILE` when its user has too many, or too long ones.
+    pub(super) fn add(&mut self, fh: FileHandle, open: OpenControl) -> Result<(), Errno> {
+        let held = self.users.entry(open.uid).or_default();
+        if held.handles >= MAX_HANDLES {
+            return Err(Errno(libc::EMFILE));
+        }
+        let (place, length) = (address(&open.text), open.text.len());
+        let is_new = !held.texts.contains_key(&place);
+        if is_new {
+            let lengths = held.texts.values().map(|text| text.length);
+            let longest = lengths.fold(length, usize::max);
+            if held.bytes + length - longest > most_bytes() {
+                return Err(Errno(libc::EMFILE));
+            }
+            held.bytes += length;
+        }
+        held.handles += 1;
+        let text = held
+            .texts
+            .entry(place)
+            .or_insert(Shared { handles: 0, length });
+        text.handles += 1;
+        self.all.insert(fh, open);
+        Ok(())
+    }
+
+    pub(super) fn get(&self, fh: FileHandle) -> Option<OpenControl> {
+        self.all.get(&fh).cloned()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Takes one out.
+    pub(super) fn remove(&mut self, fh: FileHandle) {
+        let Some(open) = self.all.remove(&fh) else {
+            return;
+        };
+        let place = address(&open.text);
+        if let Some(held) = self.users.get_mut(&open.uid) {
+            held.handles = held.handles.saturating_sub(1);
+            if let Some(text) = held.texts.get_mut(&place) {
+                text.handles -= 1;
+                if text.handles == 0 {
+                    held.texts.remove(&place);
+                    held.bytes = held.bytes.saturating_sub(open.text.len());
+                }
+            }
+            if held.handles == 0 {
+                self.users.remove(&open.uid);
+            }
+        }
+        if self.all.capacity() > FEW && self.all.len() * 4 < self.all.capacity() {
+            self.all.shrink_to(self.all.len() * 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn open(uid: u32, text: &Text) -> OpenControl {
+        OpenControl {
+            text: Arc::clone(text),
+            uid,
+            commands: false,
+        }
+    }
+
+    #[test]
+    fn a_user_who_has_too_many_open_is_refused_and_nobody_else_is() {
+        let mut handles = Handles::default();
+        let text = Arc::new(vec![0; 2000]);
+        for fh in 0..MAX_HANDLES as u64 {
+            assert_eq!(handles.add(fh, open(1, &text)), Ok(()));
+        }
+        assert_eq!(handles.add(9999, open(1, &text)), Err(Errno(libc::EMFILE)));
+        assert_eq!(handles.add(9999, open(2, &text)), Ok(()));
+        handles.remove(0);
+        assert_eq!(handles.add(0, open(1, &text)), Ok(()));
+        for fh in 0..10_000 {
+            handles.remove(fh);
+        }
+        assert_eq!(handles.len(), 0);
+        assert!(handles.users.is_empty() && handles.all.capacity() <= FEW);
+    }
+
+    #[test]
+    fn different_texts_are_counted_in_bytes_and_the_same_one_once() {
+        let mut handles = Handles::default();
+        let long = || Arc::new(vec![0; MAX_BYTES / 2 + 1]);
+        let (first, second, third) = (long(), long(), long());
+        for fh in 0..10 {
+            assert_eq!(handles.add(fh, open(1, &first)), Ok(()));
+        }
+        assert_eq!(handles.add(10, open(1, &second)), Ok(()));
+        assert_eq!(handles.add(11, open(1, &third)), Err(Errno(libc::EMFILE)));
+        assert_eq!(handles.add(11, open(2, &third)), Ok(()));
+        (0..10).for_each(|fh| handles.remove(fh));
+        assert_eq!(handles.add(0, open(1, &third)), Ok(()));
+    }
+
+    #[test]
+    fn a_text_that_is_longer_than_all_may_be_is_shown_whatever_else_is_open() {
+        let mut handles = Handles::default();
+        let text = |length: usize| Arc::new(vec![0; length]);
+        let (short, longest) = (text(2000), text(2 * MAX_BYTES));
+        assert_eq!(handles.add(0, open(1, &short)), Ok(()));
+        assert_eq!(handles.add(1, open(1, &longest)), Ok(()));
+        assert_eq!(handles.add(2, open(1, &text(2000))), Ok(()));
+        // But not two of them.
+        let longer = text(3 * MAX_BYTES);
+        assert_eq!(handles.add(3, open(1, &longer)), Err(Errno(libc::EMFILE)));
+        handles.remove(1);
+        assert_eq!(handles.add(3, open(1, &longer)), Ok(()));
+    }
+}

@@ -1,0 +1,116 @@
+//! Opening control files: who may, and what is open.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::fs::{Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY};
+
+use super::commanders::Commanders;
+use super::directory::{File, Text, file_of};
+use super::handles::{Handles, MAX_BYTES, MAX_HANDLES, OpenControl};
+use super::refusals::Refusals;
+
+/// See the module.
+pub(super) struct Openings {
+    commanders: Commanders,
+    is_read_only: bool,
+    open: Mutex<Handles>,
+    next: AtomicU64,
+    refused: Refusals,
+    too_many: Refusals,
+}
+
+impl Openings {
+    /// `commanders` may open everything; for commands, unless the mount `is_read_only`.
+    pub(super) fn new(commanders: Commanders, is_read_only: bool) -> Self {
+        Self {
+            commanders,
+            is_read_only,
+            open: Mutex::default(),
+            next: AtomicU64::default(),
+            refused: Refusals::default(),
+            too_many: Refusals::default(),
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Handles> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Number of open files.
+    pub(super) fn len(&self) -> usize {
+        self.open().len()
+    }
+
+    pub(super) fn get(&self, fh: FileHandle) -> Option<OpenControl> {
+        self.open().get(fh)
+    }
+
+    pub(super) fn remove(&self, fh: FileHandle) {
+        self.open().remove(fh);
+    }
+
+    /// Which file it is, and whether it is to take commands.
+    ///
+    /// # Errors
+    /// When there is none, or `caller` may not open it so.
+    pub(super) fn must_be_allowed(
+        &self,
+        caller: Caller,
+        ino: u64,
+        flags: i32,
+    ) -> Result<(File, bool), Errno> {
+        let (file, _) = file_of(ino).ok_or(Errno(match ino {
+            VIRTUAL_DIRECTORY => libc::EISDIR,
+            _ => libc::ENOENT,
+        }))?;
+        let (uid, pid) = (caller.uid, caller.pid);
+        if !self.commanders.may_command(uid) && file != File::Status {
+            self.refused.log(uid, || {
+                let name = String::from_utf8_lossy(file.name());
+                let who = self.commanders;
+                format!("refused to open .secretfs/{name}: user {uid}, process {pid}; {who}")
+            });
+            return Err(Errno(libc::EPERM));
+        }
+        let commands = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if commands && file != File::Control {
+            return Err(Errno(libc::EACCES));
+        }
+        if commands && self.is_read_only {
+            return Err(Errno(libc::EROFS));
+        }
+        Ok((file, commands))
+    }
+
+    /// Opens a file, for the text that is shown in it.
+    ///
+    /// # Errors
+    /// `EMFILE` when `caller` has too many open.
+    pub(super) fn add(&self, caller: Caller, commands: bool, text: &Text) -> Result<Opened, Errno> {
+        let (uid, pid) = (caller.uid, caller.pid);
+        // The first one is the directory's.
+        let fh = FIRST_VIRTUAL_HANDLE + 1 + self.next.fetch_add(1, Ordering::Relaxed);
+        let open = OpenControl {
+            text: Arc::clone(text),
+            uid,
+            commands,
+        };
+        self.open().add(fh, open).inspect_err(|_| {
+            self.too_many.log(uid, || {
+                format!(
+                    "refused to open a file of .secretfs: user {uid}, process {pid}, has as many \
+                     open as one user may, {MAX_HANDLES}, or {MAX_BYTES} bytes of texts that differ; \
+                     close some"
+                )
+            });
+        })?;
+        Ok(Opened { fh, flushes: false })
+    }
+
+    /// Nothing more is refused.
+    pub(super) fn end(&self) {
+        self.refused.end("refused to open files of .secretfs");
+        self.too_many.end("refused to open more files of .secretfs");
+    }
+}

@@ -1,0 +1,388 @@
+//! The server of the socket. It takes every peer for hostile: a connection has a thread of its own, a time
+//! in which it must ask, and one in which it must take the answer; the number of connections is bounded;
+//! and none of them ever holds a thread that serves the file system.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, Shutdown, SockFlag, SockType, UnixAddr, bind, getsockopt, listen,
+    shutdown, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::command::{Asker, Refusal};
+use super::controller::Controller;
+use super::protocol::{Answer, MAX_QUESTION, mark, path_of};
+use super::refusals::Refusals;
+use crate::store::SOCKET;
+
+/// A peer must ask within this.
+const TO_ASK: Duration = Duration::from_secs(2);
+/// A peer must take the answer within this.
+const TO_TAKE: Duration = Duration::from_secs(5);
+/// Connections that are served at once; others wait.
+const AT_ONCE: usize = 8;
+/// Connections that wait.
+const WAITING: i32 = 64;
+
+/// The socket of a vault that is mounted for writing. Gone when dropped.
+pub(crate) struct Socket {
+    shared: Arc<Shared>,
+    directory: File,
+}
+
+struct Shared {
+    listener: UnixListener,
+    /// Which directory it is in.
+    mark: String,
+    /// `None` once the mount ends. A lock on it is held while it is used, so that no use outlasts it.
+    controller: RwLock<Option<Arc<Controller>>>,
+    busy: Mutex<usize>,
+    free: Condvar,
+    /// Peers that wait for the end of the mount.
+    farewells: Mutex<Vec<UnixStream>>,
+    /// Refusals of users who may not ask. With `control-uid` everybody can connect.
+    refusals: Refusals,
+}
+
+/// Peers that wait for the end of a mount.
+pub(crate) struct Farewells(Vec<UnixStream>);
+
+impl Farewells {
+    /// Tells them that it has come.
+    pub(crate) fn tell(&self, commit: u64) {
+        for stream in &self.0 {
+            // A peer that has gone is not waited for.
+            let _ = tell(stream, &Answer::Ended { commit });
+        }
+    }
+}
+
+impl Socket {
+    /// Listens, if the vault may be written. That it cannot is no reason not to mount.
+    pub(crate) fn open(controller: Arc<Controller>) -> Option<Self> {
+        let vault = controller.vault();
+        if vault.is_read_only() {
+            return None;
+        }
+        let opened = || {
+            let directory = vault.locked_directory().map_err(io::Error::other)?;
+            let socket = Self {
+                shared: Arc::new(Shared {
+                    listener: listen_in(&directory, controller.commanders().also().is_some())?,
+                    mark: mark(&directory.metadata()?),
+                    controller: RwLock::new(Some(Arc::clone(&controller))),
+                    busy: Mutex::new(0),
+                    free: Condvar::new(),
+                    farewells: Mutex::default(),
+                    refusals: Refusals::default(),
+                }),
+                directory,
+            };
+            let shared = Arc::clone(&socket.shared);
+            std::thread::Builder::new()
+                .name("socket".to_owned())
+                .spawn(move || shared.accept())?;
+            Ok(socket)
+        };
+        opened()
+            .inspect_err(|error: &io::Error| {
+                tracing::warn!(
+                    "no {SOCKET} in the vault's directory: {error}; commands must be given the \
+                     mount point"
+                );
+            })
+            .ok()
+    }
+
+    /// Stops answering all but those who wait for the end.
+    pub(crate) fn close(self) -> Farewells {
+        Farewells(std::mem::take(&mut self.shared.farewells()))
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // While this process has the vault, which is for as long as its name is its own.
+        let path = path_of(&self.directory).join(SOCKET);
+        if let Err(error) = fs::symlink_metadata(&path).and_then(|found| remove(&path, &found)) {
+            tracing::debug!("cannot remove {SOCKET}: {error}");
+        }
+        *self
+            .shared
+            .controller
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.refusals.end(&format!("refused at {SOCKET}"));
+        // Wakes the thread that accepts.
+        let _ = shutdown(self.shared.listener.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+fn remove(path: &std::path::Path, found: &Metadata) -> io::Result<()> {
+    match found.file_type().is_socket() {
+        true => fs::remove_file(path),
+        false => Err(io::Error::other("something else has its name")),
+    }
+}
+
+/// A socket in `directory`, in place of one that a killed daemon left: nobody listens there while
+/// this process holds the writer's lock. `for_more`: somebody may connect who is neither root nor this
+/// user; everybody can then, and is asked who he is.
+fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
+    let path = path_of(directory).join(SOCKET);
+    match fs::symlink_metadata(&path) {
+        Ok(found) => remove(&path, &found)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    // What bind(2) makes has the mode of the socket, so that it never has another.
+    fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(made.as_raw_fd(), &UnixAddr::new(&path)?)?;
+    if for_more {
+        open_to_all(&path)?;
+    }
+    listen(&made, Backlog::new(WAITING)?)?;
+    Ok(UnixListener::from(made))
+}
+
+/// Lets everybody connect to the socket at `path`: what is there itself, never what a link leads to.
+fn open_to_all(path: &std::path::Path) -> io::Result<()> {
+    let there = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
+        .open(path)?;
+    let found = there.metadata()?;
+    if !found.file_type().is_socket() || found.uid() != nix::unistd::geteuid().as_raw() {
+        return Err(io::Error::other("something else has its name"));
+    }
+    fs::set_permissions(path_of(&there), fs::Permissions::from_mode(0o666))
+}
+
+impl Shared {
+    fn farewells(&self) -> MutexGuard<'_, Vec<UnixStream>> {
+        self.farewells
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn controller(&self) -> RwLockReadGuard<'_, Option<Arc<Controller>>> {
+        self.controller
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_over(&self) -> bool {
+        self.controller().is_none()
+    }
+
+    fn accept(self: Arc<Self>) {
+        loop {
+            let turn = Turn::take(&self);
+            let accepted = self.listener.accept();
+            if self.is_over() {
+                return;
+            }
+            let serve = |stream: UnixStream| {
+                std::thread::Builder::new()
+                    .name("asked".to_owned())
+                    .spawn(move || {
+                        // A peer that leaves early, or dawdles, is not waited for.
+                        let _ = turn.shared.serve(&stream);
+                    })
+            };
+            if let Err(error) = accepted.and_then(|(stream, _)| serve(stream)) {
+                tracing::warn!("cannot serve who asks at {SOCKET}: {error}");
+                // Descriptors or memory may be had again in a moment.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+
+    fn serve(&self, stream: &UnixStream) -> io::Result<()> {
+        let peer = getsockopt(stream, PeerCredentials)?;
+        let (uid, pid) = (peer.uid(), peer.pid());
+        let commanders = match &*self.controller() {
+            Some(controller) => *controller.commanders(),
+            None => return Ok(()),
+        };
+        let Some(right) = commanders.right(uid) else {
+            self.refusals.log(uid, || {
+                format!("refused at {SOCKET}: user {uid}, process {pid}")
+            });
+            let why = format!("user {uid} may not ask; {commanders}");
+            return tell(stream, &refused("EPERM", why));
+        };
+        match question(stream, Instant::now() + TO_ASK)? {
+            Some(question) => self.answer(&question, Asker { uid, right }, stream),
+            None => tell(stream, &refused("EINVAL", "this is no question".to_owned())),
+        }
+    }
+
+    fn answer(&self, question: &str, by: Asker, stream: &UnixStream) -> io::Result<()> {
+        let (mark, question) = question.split_once(' ').unwrap_or((question, ""));
+        if mark != self.mark {
+            let why = "this is the socket of a vault in another directory".to_owned();
+            return tell(stream, &refused("ESTALE", why));
+        }
+        let guard = self.controller();
+        let Some(controller) = &*guard else {
+            return Ok(());
+        };
+        let answer = match question.split_once(' ') {
+            // It is answered from the thread that asks KMS.
+            Some(("control", command)) => {
+                let stream = stream.try_clone()?;
+                controller.command(
+                    command.as_bytes(),
+                    by,
+                    Box::new(move |told| {
+                        // The peer may have left. The command is done all the same.
+                        let _ = match told {
+                            Ok(()) => tell(&stream, &Answer::Begun),
+                            Err(refusal) => tell(&stream, &refusal.into()),
+                        };
+                    }),
+                );
+                return Ok(());
+            }
+            None if question == "end" => {
+                let mut farewells = self.farewells();
+                farewells.retain(|waiting| !has_left(waiting));
+                if farewells.len() < AT_ONCE {
+                    farewells.push(stream.try_clone()?);
+                    Ok(Answer::Begun)
+                } else {
+                    let why = "too many wait for the end of the mount".to_owned();
+                    Ok(refused("EBUSY", why))
+                }
+            }
+            _ => look(controller, question),
+        };
+        // The answer may take its time to be read.
+        drop(guard);
+        tell(stream, &answer.unwrap_or_else(Answer::from))
+    }
+}
+
+/// Whether who is at the other end has closed it.
+fn has_left(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    // Nobody says anything more who waits.
+    poll(&mut polled, PollTimeout::ZERO) != Ok(0)
+}
+
+/// Answers a question that changes nothing.
+fn look(controller: &Controller, question: &str) -> Result<Answer, Refusal> {
+    // The peer asked by the vault's path, and means the vault that is there.
+    controller.vault().check_unmoved()?;
+    match question {
+        "status" => Ok(Answer::Status(controller.status())),
+        "audit" => Ok(Answer::Audit(controller.audit()?)),
+        _ => Ok(refused(
+            "EINVAL",
+            "unknown question; ask for status, audit, end or control COMMAND".to_owned(),
+        )),
+    }
+}
+
+fn refused(errno: &str, why: String) -> Answer {
+    let errno = errno.to_owned();
+    Answer::Refused { errno, why }
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        refused(&refusal.errno.name(), refusal.why)
+    }
+}
+
+/// One line, without its end; `None` for what is too long or not text.
+fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let mut piece = [0; 1024];
+    loop {
+        stream.set_read_timeout(Some(left(until)?))?;
+        let count = match stream.read(&mut piece) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        line.extend_from_slice(&piece[..count]);
+        if let Some(end) = line.iter().position(|byte| *byte == b'\n') {
+            line.truncate(end);
+            return Ok(String::from_utf8(line).ok());
+        }
+        if line.len() > MAX_QUESTION {
+            return Ok(None);
+        }
+    }
+}
+
+fn tell(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+    let until = Instant::now() + TO_TAKE;
+    let mut text = serde_json::to_vec(answer)?;
+    text.push(b'\n');
+    let mut rest = &text[..];
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(left(until)?))?;
+        match stream.write(rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Time until `until`, of which there must be some.
+fn left(until: Instant) -> io::Result<Duration> {
+    match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+        left => Ok(left),
+    }
+}
+
+/// One of the connections that are served at once.
+struct Turn {
+    shared: Arc<Shared>,
+}
+
+impl Turn {
+    /// Waits until one is free.
+    fn take(shared: &Arc<Shared>) -> Self {
+        let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        while *busy >= AT_ONCE {
+            busy = shared
+                .free
+                .wait(busy)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *busy += 1;
+        Self {
+            shared: Arc::clone(shared),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self
+            .shared
+            .busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.shared.free.notify_one();
+    }
+}

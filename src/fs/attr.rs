@@ -1,0 +1,400 @@
+//! Who is told of which length and times, so that what `fstat` tells and what is read or written are
+//! of one content.
+//!
+//! A file that is being written has two lengths: that of the draft, for the processes that write it,
+//! and that of what is published, for everybody else. The kernel has room for one. It keeps that
+//! of the draft where that matters: where the draft can be mapped, or its end was just asked for. The
+//! others are told theirs in an answer that the kernel passes on without believing it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::store::NodeId;
+use crate::vault::{Body, Kind, Node, ROOT};
+
+use super::authors::Place;
+use super::draft::Draft;
+use super::handles::NodeState;
+use super::kernel::{Device, Kernel};
+use super::loaded::Shown;
+use super::loading::Loader;
+use super::nodes::Nodes;
+use super::readings::Told;
+use super::settling::Settling;
+use super::table::Table;
+use super::{Attr, Caller, Done, Errno, FileHandle};
+
+/// An answer, and whether the kernel may take it for what is true for all.
+struct Answer {
+    attr: Attr,
+    for_all: bool,
+}
+
+/// See the module.
+pub(super) struct Attributes {
+    pub(super) is_beside_writer: bool,
+    /// How long the kernel may remember them.
+    pub(super) ttl: Duration,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) settling: Arc<Settling>,
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) device: Arc<Device>,
+}
+
+impl Attributes {
+    /// A node of this mount.
+    pub(super) fn place(&self, id: NodeId) -> Place {
+        Place {
+            id,
+            device: self.device.get(),
+        }
+    }
+
+    /// What is stored of a node.
+    fn stored_attr(&self, node: &Node) -> Attr {
+        let a = &node.attributes;
+        let mut attr = Attr {
+            ino: node.id,
+            kind: node.kind,
+            mode: a.mode,
+            links: node.visible_links(),
+            uid: a.uid,
+            gid: a.gid,
+            device: 0,
+            size: 0,
+            accessed: a.accessed,
+            modified: a.modified,
+            changed: a.changed,
+            ttl: self.ttl,
+            version: 0,
+        };
+        match &a.body {
+            Body::File(file) => (attr.size, attr.version) = (file.size, file.version),
+            Body::Directory(directory) => attr.size = directory.entries,
+            Body::Symlink(target) => attr.size = target.len() as u64,
+            Body::Special(device) => attr.device = *device,
+        }
+        attr
+    }
+
+    /// What the kernel is told of a node that nobody has asked about: with a name, or after a change.
+    /// If there is more to know it asks itself before it tells anybody.
+    pub(super) fn attr_of(&self, node: &Node) -> Attr {
+        let mut attr = self.stored_attr(node);
+        if node.kind == Kind::File
+            && let Some(open) = self.table.node(node.id)
+        {
+            let mut state = open.lock();
+            self.mark_unsettled(&mut attr, &state);
+            match state.sizing_draft() {
+                Some(draft) if !state.shows_draft(attr.version) => attr.size = draft.len(),
+                _ => show_first_draft(&mut attr, &state),
+            }
+            state.believed = Some(attr.size);
+        }
+        attr
+    }
+
+    /// Whatever may change with the next request, or without one, or is not the same for all, is not
+    /// to be remembered.
+    fn mark_unsettled(&self, attr: &mut Attr, state: &NodeState) {
+        if state.has_writers()
+            || state.shared.is_some()
+            || state.publishing > 0
+            || state.has_outdated_readers(attr.version)
+        {
+            attr.ttl = Duration::ZERO;
+        }
+    }
+
+    /// Attributes of a node, or of what a handle sees.
+    pub(super) fn getattr(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: u64,
+        fh: Option<FileHandle>,
+        done: Done<Attr>,
+    ) {
+        match ino {
+            ROOT => self.settled_attr(ino, done),
+            _ => self.told_attr(caller, ino, fh, done),
+        }
+    }
+
+    /// What `stat` or `fstat` shows to a process, or what asking for the end of a handle finds.
+    fn told_attr(
+        self: &Arc<Self>,
+        caller: Caller,
+        ino: NodeId,
+        fh: Option<FileHandle>,
+        done: Done<Attr>,
+    ) {
+        // Who writes does not wait for what is being published of it.
+        if let Some(fh) = fh
+            && let Some(length) = self.seek_in_draft(fh)
+        {
+            return done(self.nodes.node(ino).map(|node| {
+                let attr = self.stored_attr(&node);
+                self.with_draft_through(fh, attr, length)
+            }));
+        }
+        let attributes = Arc::clone(self);
+        self.settling
+            .when_settled(ino, move || match attributes.tell(caller, ino, fh) {
+                Ok(Some(answer)) => {
+                    if !answer.for_all {
+                        attributes.kernel.forget_attributes(ino);
+                    }
+                    done(Ok(answer.attr));
+                }
+                // Somebody has begun to publish since.
+                Ok(None) => attributes.told_attr(caller, ino, fh, done),
+                Err(error) => done(Err(error)),
+            });
+    }
+
+    /// The attributes of a node, once what was closed is published.
+    pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+        let attributes = Arc::clone(self);
+        self.settling.when_settled(id, move || {
+            done(
+                attributes
+                    .nodes
+                    .node_or_opened(id)
+                    .map(|node| attributes.attr_of(&node)),
+            );
+        });
+    }
+
+    /// The length of the draft of a handle, which its process is asking for.
+    fn seek_in_draft(&self, fh: FileHandle) -> Option<u64> {
+        let handle = self.table.get(fh).ok()?;
+        let mut state = handle.node.lock();
+        let length = state.draft_of(fh)?.len();
+        if let Some(own) = state.handles.get_mut(&fh) {
+            own.sought = Some(Instant::now());
+        }
+        state.believed = Some(length);
+        Some(length)
+    }
+
+    /// After a change through a handle: the length and times of its draft.
+    pub(super) fn attr_through(&self, fh: Option<FileHandle>, node: &Node) -> Attr {
+        let attr = self.attr_of(node);
+        let handle = fh.and_then(|fh| Some((fh, self.table.get(fh).ok()?)));
+        let Some((fh, handle)) = handle else {
+            return attr;
+        };
+        let length = {
+            let mut state = handle.node.lock();
+            let length = state.draft_of(fh).map(|draft| draft.len());
+            state.believed = length.or(state.believed);
+            length
+        };
+        match length {
+            Some(length) => self.with_draft_through(fh, attr, length),
+            None => attr,
+        }
+    }
+
+    fn with_draft_through(&self, fh: FileHandle, mut attr: Attr, length: u64) -> Attr {
+        attr.size = length;
+        attr.ttl = Duration::ZERO;
+        if let Ok(handle) = self.table.get(fh)
+            && let Some(draft) = handle.node.lock().draft_of(fh)
+        {
+            show_times(&mut attr, draft);
+        }
+        attr
+    }
+
+    /// `None` while something is being published.
+    fn tell(
+        &self,
+        caller: Caller,
+        ino: NodeId,
+        fh: Option<FileHandle>,
+    ) -> Result<Option<Answer>, Errno> {
+        let for_all = |attr| Answer {
+            attr,
+            for_all: true,
+        };
+        let Some(open) = self.table.node(ino) else {
+            let attr = self.stored_attr(&*self.nodes.node(ino)?);
+            self.note_told(&attr);
+            return Ok(Some(for_all(attr)));
+        };
+        let mut state = open.lock();
+        if state.publishing > 0 {
+            return Ok(None);
+        }
+        let node = match (self.nodes.node(ino), &state.opened) {
+            // Removed by the writer beside: as it was when it was opened.
+            (Err(Errno(libc::ESTALE)), Some(opened)) => {
+                let mut attr = self.stored_attr(&opened.without_name());
+                attr.size = state.length_read_by(fh, caller.pid).unwrap_or(attr.size);
+                attr.ttl = Duration::ZERO;
+                return Ok(Some(for_all(attr)));
+            }
+            (node, _) => node?,
+        };
+        let mut attr = self.stored_attr(&node);
+        let Ok(file) = node.file() else {
+            return Ok(Some(for_all(attr)));
+        };
+        self.mark_unsettled(&mut attr, &state);
+        if state.shows_draft(file.version) {
+            show_first_draft(&mut attr, &state);
+            state.believed = Some(attr.size);
+            return Ok(Some(for_all(attr)));
+        }
+        if let Some(fh) = fh {
+            let mut end = Shown::of(file).pin();
+            if self.is_beside_writer && state.settles_elsewhere(fh, file) {
+                drop(state);
+                let handle = self.table.get(fh);
+                let user = handle.map_or(caller.uid, |handle| handle.user);
+                // It may be gone when it is read.
+                end = match self.loader.load_current_of(&open, user) {
+                    Ok((_, current)) => current.unwrap_or(end),
+                    Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, Some(fh)),
+                    Err(error) => return Err(error),
+                };
+                state = open.lock();
+            }
+            attr.size = state.seek_in_version(fh, file, end);
+            state.believed = Some(attr.size);
+            return Ok(Some(for_all(attr)));
+        }
+        let draft = state.draft_of_process(caller.pid, &self.place(ino));
+        // What is published is the same for all.
+        let is_own = |draft: &Draft| draft.is_unpublished() || draft.len() != attr.size;
+        if let Some((_, draft)) = draft.filter(|(_, draft)| is_own(draft)) {
+            attr.size = draft.len();
+            show_times(&mut attr, draft);
+            state.believed = Some(attr.size);
+            return Ok(Some(for_all(attr)));
+        }
+        if let Some(length) = state.drained_by(caller.pid, file) {
+            attr.size = length;
+        } else if state.has_outdated_fresh(file.version) {
+            let mut pin = Some(Shown::of(file).pin());
+            if self.is_beside_writer {
+                // Nothing is held for others, who cannot read it first.
+                let may_read = state.may_read_first(caller.pid, &self.place(ino));
+                drop(state);
+                let current = may_read.then(|| self.loader.load_current_of(&open, caller.uid));
+                pin = match current {
+                    Some(Ok((_, current))) => current.or(pin),
+                    // It reads what was there when it has opened the file.
+                    None | Some(Err(Errno(libc::ENOMEM))) => None,
+                    Some(Err(Errno(libc::ESTALE))) => return self.tell(caller, ino, fh),
+                    Some(Err(error)) => return Err(error),
+                };
+                state = open.lock();
+            }
+            if let Some(pin) = pin {
+                (attr.size, attr.version) = (pin.length, pin.version);
+                state.told.note(caller.pid, pin);
+            }
+        } else if self.is_beside_writer {
+            // Nobody is going to read another version.
+            state.told = Told::default();
+        } else if state.may_read_again(caller.pid) {
+            state.told.note(caller.pid, Shown::of(file).pin());
+        }
+        let sizing = state.sizing_draft().map(Draft::len);
+        let believed_by_all = sizing.is_none_or(|length| length == attr.size);
+        if believed_by_all {
+            state.believed = Some(attr.size);
+        }
+        drop(state);
+        self.note_told(&attr);
+        Ok(Some(Answer {
+            attr,
+            for_all: believed_by_all,
+        }))
+    }
+
+    /// The length that everybody sees who does not write.
+    fn size_for_all(&self, node: &Node) -> u64 {
+        let mut attr = self.stored_attr(node);
+        if let Some(open) = self.table.node(node.id) {
+            show_first_draft(&mut attr, &open.lock());
+        }
+        attr.size
+    }
+
+    /// The length of what a handle is going to read: its draft, or the version that it has settled on
+    /// or settles on now.
+    fn size_through(&self, fh: FileHandle, thread: u32) -> Option<u64> {
+        let handle = self.table.get(fh).ok()?;
+        let mut state = handle.node.lock();
+        if let Some(draft) = state.draft_of(fh) {
+            return Some(draft.len());
+        }
+        // One that writes follows what is published until it has a draft.
+        let own = state.handles.get(&fh).filter(|own| !own.write)?;
+        let pinned = own.pin.as_ref().map(|pin| pin.length);
+        let Some(fresh) = own.reading.fresh else {
+            return pinned;
+        };
+        let Some(told) = state.told_since(fh, fresh, thread) else {
+            return Some(fresh.length);
+        };
+        let length = told.length;
+        if let Some(own) = state.handles.get_mut(&fh) {
+            own.reading.fresh = Some(Shown::of_pin(&told));
+            // Only beside a writer there is one so early.
+            own.pin = own.pin.take().map(|_| told);
+        }
+        Some(length)
+    }
+
+    /// lseek(2) with SEEK_DATA and SEEK_HOLE: there are no holes.
+    pub(super) fn seek(
+        &self,
+        caller: Caller,
+        fh: FileHandle,
+        offset: u64,
+        whence: i32,
+    ) -> Result<u64, Errno> {
+        let handle = self.table.get(fh)?;
+        let size = match self.size_through(fh, caller.pid) {
+            Some(size) => size,
+            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
+        };
+        match whence {
+            _ if offset >= size => Err(Errno(libc::ENXIO)),
+            libc::SEEK_DATA => Ok(offset),
+            libc::SEEK_HOLE => Ok(size),
+            _ => Err(Errno(libc::EINVAL)),
+        }
+    }
+
+    /// Of a file that another process writes: the kernel may remember what it is told.
+    pub(super) fn note_told(&self, attr: &Attr) {
+        if self.is_beside_writer {
+            self.table.note_told(attr.ino, attr.version);
+        }
+    }
+}
+
+/// A file that was never published shows its first content while it is written.
+fn show_first_draft(attr: &mut Attr, state: &NodeState) {
+    if state.shows_draft(attr.version)
+        && let Some(shared) = &state.shared
+    {
+        attr.size = shared.len();
+        show_times(attr, shared);
+    }
+}
+
+fn show_times(attr: &mut Attr, draft: &Draft) {
+    if draft.is_unpublished() {
+        attr.modified = draft.modified.unwrap_or(draft.edited_at);
+        attr.changed = attr.changed.max(draft.edited_at);
+    }
+}

@@ -1,0 +1,216 @@
+//! When a draft becomes a version.
+//!
+//! A FLUSH publishes written data only if it comes from the process that opened the handle: a
+//! child that inherited the descriptor, or the duplicate that a shell closes before it writes,
+//! publishes nothing. `fsync` publishes whatever there is. The last RELEASE publishes what is
+//! still unpublished, and has nobody to tell when that fails.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::store::NodeId;
+
+use super::commits::Commits;
+use super::counters::Counters;
+use super::handles::{Handle, NodeState};
+use super::kernel::Kernel;
+use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
+use super::queue::{Ticket, Whose};
+use super::reaping::Reaping;
+use super::table::Table;
+use super::{Caller, Done, FileHandle};
+use crate::os::process;
+
+/// Whether whoever publishes what programs write now has waited for those that came before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Asked,
+    Come,
+}
+
+/// See the module.
+pub(super) struct Closing {
+    pub(super) table: Arc<Table>,
+    pub(super) commits: Arc<Commits>,
+    pub(super) publisher: Arc<Publisher>,
+    pub(super) reaping: Arc<Reaping>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) kernel: Arc<Kernel>,
+}
+
+impl Closing {
+    /// A descriptor was closed, one of perhaps several of this handle.
+    pub(super) fn flush(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        pid: u32,
+        lock_owner: u64,
+        done: Done<()>,
+    ) {
+        self.flush_in_turn(fh, (pid, lock_owner), Turn::Asked, done);
+    }
+
+    fn flush_in_turn(
+        self: &Arc<Self>,
+        fh: FileHandle,
+        (pid, lock_owner): (u32, u64),
+        turn: Turn,
+        done: Done<()>,
+    ) {
+        let handle = match self.table.get(fh) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
+        if !handle.access.write {
+            return done(Ok(()));
+        }
+        let mut state = handle.node.lock();
+        let Some(own) = state.handles.get_mut(&fh) else {
+            return done(Ok(()));
+        };
+        own.flushed = true;
+        let wrote = own.wrote;
+        let by_owner = own.owners.contains(&lock_owner);
+        let whose = own.whose;
+        if state.is_spoiled(fh) {
+            drop(state);
+            return done(Err(spoiled(handle.node.id)));
+        }
+        let unpublished = state
+            .draft_of(fh)
+            .is_some_and(|draft| !draft.has_published(wrote));
+        if wrote == 0 || !unpublished || !is_opener(&handle, pid, by_owner) {
+            return done(Ok(()));
+        }
+        if turn == Turn::Asked && state.somebody_waits() {
+            let closing = Arc::clone(self);
+            let then = move || closing.flush_in_turn(fh, (pid, lock_owner), Turn::Come, done);
+            return state.wait(then);
+        }
+        let Some(pending) = state.draft_of(fh).map(|draft| Pending::of(draft)) else {
+            return done(Ok(()));
+        };
+        let source = source_of(&state, fh);
+        self.publisher.publish(
+            &handle.node,
+            state,
+            pending,
+            (source, Awaited::Yes(whose)),
+            done,
+        );
+    }
+
+    /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
+    pub(super) fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
+        self.fsync_in_turn(fh, Turn::Asked, done);
+    }
+
+    fn fsync_in_turn(self: &Arc<Self>, fh: FileHandle, turn: Turn, done: Done<()>) {
+        let handle = match self.table.get(fh) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
+        let mut state = handle.node.lock();
+        if state.is_spoiled(fh) {
+            drop(state);
+            return done(Err(spoiled(handle.node.id)));
+        }
+        let whose = state.user_of(fh);
+        let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
+        match draft.map(|draft| Pending::of(draft)) {
+            Some(_) if turn == Turn::Asked && state.somebody_waits() => {
+                let closing = Arc::clone(self);
+                state.wait(move || closing.fsync_in_turn(fh, Turn::Come, done));
+            }
+            Some(pending) => {
+                let source = source_of(&state, fh);
+                self.publisher.publish(
+                    &handle.node,
+                    state,
+                    pending,
+                    (source, Awaited::Yes(whose)),
+                    done,
+                );
+            }
+            None => {
+                drop(state);
+                self.commits
+                    .barrier(Ticket::awaited(whose).on(handle.node.id), done);
+            }
+        }
+    }
+
+    /// Makes durable what was acknowledged before.
+    pub(super) fn barrier(&self, caller: Caller, done: Done<()>) {
+        self.commits.barrier(Ticket::awaited(caller.whose()), done);
+    }
+
+    /// The last descriptor of a handle was closed.
+    pub(super) fn release(self: &Arc<Self>, fh: FileHandle) {
+        let Some(handle) = self.table.take(fh) else {
+            return;
+        };
+        let node = Arc::clone(&handle.node);
+        let mut state = node.lock();
+        if let Some((pending, source, whose)) = self.left_behind(node.id, &mut state, fh) {
+            self.publisher
+                .publish_unattended(&node, state, pending, (source, whose), RETRIES);
+        } else {
+            drop(state);
+        }
+        let paged = node.lock().paged;
+        if paged {
+            self.kernel.drop_pages(node.id);
+        }
+        self.reaping.tidy(node.id);
+    }
+
+    /// Takes a handle out that goes: what it leaves to be published.
+    fn left_behind(
+        &self,
+        node: NodeId,
+        state: &mut NodeState,
+        fh: FileHandle,
+    ) -> Option<(Pending, Source, Whose)> {
+        let is_spoiled = state.is_spoiled(fh);
+        let own = state.handles.remove(&fh)?;
+        state.pages.let_go(fh);
+        let draft = match &own.own {
+            Some(draft) => Some((draft, Source::Nobody)),
+            None if own.write && !state.has_writers_in_place() => {
+                state.shared.as_ref().map(|shared| (shared, Source::Shared))
+            }
+            None => None,
+        };
+        let draft = draft.filter(|(draft, _)| draft.is_unpublished());
+        let is_lost = is_spoiled && draft.is_some();
+        let pending = draft
+            .filter(|_| !is_lost)
+            .map(|(draft, source)| (Pending::of(draft), source, own.whose));
+        if is_lost {
+            spoiled(node);
+            let failed = &self.counters.failed_publications;
+            failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if pending.is_none() && !state.has_writers_in_place() && state.publishing == 0 {
+            state.shared = None;
+        }
+        pending
+    }
+}
+
+/// Whose draft it is that a handle writes to.
+fn source_of(state: &NodeState, fh: FileHandle) -> Source {
+    match state.handles.get(&fh).is_some_and(|h| h.own.is_some()) {
+        true => Source::Own(fh),
+        false => Source::Shared,
+    }
+}
+
+/// Whether a FLUSH from `pid` comes from the process that opened the handle.
+fn is_opener(handle: &Handle, pid: u32, by_owner: bool) -> bool {
+    match (handle.opener, process::thread_group(pid)) {
+        (Some(opener), Some(closer)) => opener == closer,
+        (_, _) => by_owner,
+    }
+}

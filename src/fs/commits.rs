@@ -1,0 +1,71 @@
+//! The way to what commits: there is none in a mount that only reads, nor in one whose vault is condemned.
+
+use std::sync::Arc;
+
+use crate::vault::{Vault, VaultError};
+
+use super::commit_queue::CommitQueue;
+use super::queue::Ticket;
+use super::{Done, Errno, to_errno};
+
+/// See the module.
+pub(super) struct Commits {
+    vault: Arc<Vault>,
+    queue: Option<CommitQueue>,
+}
+
+impl Commits {
+    /// Starts the thread that commits, if the vault may be written.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
+        let queue = match vault.is_read_only() {
+            true => None,
+            false => Some(CommitQueue::start(Arc::clone(vault))?),
+        };
+        Ok(Self {
+            vault: Arc::clone(vault),
+            queue,
+        })
+    }
+
+    /// What commits contents and attributes.
+    ///
+    /// # Errors
+    /// `EIO` when the vault is condemned, `EROFS` when it is only read.
+    pub(super) fn queue(&self) -> Result<&CommitQueue, Errno> {
+        if self.vault.is_condemned() {
+            return Err(Errno(libc::EIO));
+        }
+        self.queue.as_ref().ok_or(Errno(libc::EROFS))
+    }
+
+    /// What commits names.
+    ///
+    /// # Errors
+    /// As for [`queue`](Self::queue), but `EROFS` comes first.
+    pub(super) fn queue_of_names(&self) -> Result<&CommitQueue, Errno> {
+        match self.vault.is_read_only() {
+            true => Err(VaultError::ReadOnly.into()),
+            false => self.queue(),
+        }
+    }
+
+    /// Makes durable what was acknowledged before.
+    pub(super) fn barrier(&self, ticket: Ticket, done: Done<()>) {
+        match &self.queue {
+            Some(queue) => queue.barrier(ticket, move |outcome| done(to_errno(outcome))),
+            // A reader has nothing to make durable.
+            None => done(Ok(())),
+        }
+    }
+
+    /// Commits what is queued, makes everything durable and ends the thread; false when there is none.
+    pub(super) fn close(&self) -> bool {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
+        self.queue.is_some()
+    }
+}

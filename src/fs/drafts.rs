@@ -1,0 +1,163 @@
+//! Drafts that are edited in place: beginning them, and editing the draft of a handle.
+
+use std::sync::Arc;
+
+use crate::vault::{Content, LastChunk, Publication, Vault};
+
+use super::appends::Appends;
+use super::blocks::{BLOCK, Blocks};
+use super::budget::{Account, Budget, CROWDED};
+use super::draft::Draft;
+use super::handles::{Handle, NodeState};
+use super::loaded::LastPiece;
+use super::nodes::Nodes;
+use super::table::Table;
+use super::{Errno, FileHandle};
+
+/// What an in-place draft begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    /// What is published.
+    Copy,
+    /// Nothing: it is being truncated, which needs neither the old content nor room for it.
+    Nothing,
+}
+
+impl Base {
+    /// For a draft that is to be cut or extended to `size`.
+    pub(super) fn for_size(size: u64) -> Self {
+        if size == 0 { Base::Nothing } else { Base::Copy }
+    }
+}
+
+/// See the module.
+pub(super) struct Drafts {
+    pub(super) is_beside_writer: bool,
+    /// Largest secret in bytes.
+    pub(super) max_secret_size: u64,
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) appends: Arc<Appends>,
+}
+
+impl Drafts {
+    /// A draft of `blocks`.
+    pub(super) fn begin(&self, blocks: Blocks, publication: Publication) -> Draft {
+        Draft::new(blocks, publication, self.max_secret_size)
+    }
+
+    /// Edits the draft of a handle, which begins now if it has not; `None` when that has to wait
+    /// for a publication under way.
+    pub(super) fn edit(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        base: Base,
+        edit: impl Fn(&mut Draft) -> Result<(), Errno>,
+    ) -> Option<Result<(), Errno>> {
+        let edited = match self.try_to_edit(fh, handle, base, &edit) {
+            Some(Err(CROWDED)) => {
+                self.evict_snapshots();
+                self.try_to_edit(fh, handle, base, &edit)
+            }
+            outcome => outcome,
+        };
+        match edited {
+            // Others have read meanwhile.
+            Some(Err(CROWDED)) => Some(Err(Errno(libc::ENOSPC))),
+            outcome => outcome,
+        }
+    }
+
+    fn try_to_edit(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        base: Base,
+        edit: &impl Fn(&mut Draft) -> Result<(), Errno>,
+    ) -> Option<Result<(), Errno>> {
+        let mut state = handle.node.lock();
+        if state.draft_of(fh).is_none() {
+            if state.publishing > 0 {
+                return None;
+            }
+            if let Err(error) = self.begin_shared(handle, base, &mut state) {
+                return Some(Err(error));
+            }
+        }
+        let Some(draft) = state.draft_of(fh) else {
+            return Some(Err(Errno(libc::EBADF)));
+        };
+        let before = draft.edits();
+        let mut outcome = edit(draft);
+        let edits = draft.edits();
+        if outcome.is_ok() && edits > before {
+            match state.handles.get_mut(&fh) {
+                Some(own) => own.wrote = edits,
+                None => outcome = Err(Errno(libc::EBADF)),
+            }
+            self.appends.watch(handle.node.id, &mut state);
+        }
+        Some(outcome)
+    }
+
+    /// Begins the in-place draft of a node.
+    fn begin_shared(
+        &self,
+        handle: &Handle,
+        base: Base,
+        state: &mut NodeState,
+    ) -> Result<(), Errno> {
+        if state.shared.is_some() {
+            return Ok(());
+        }
+        let (id, account) = (handle.node.id, self.budget.of(handle.user));
+        let is_first = self.nodes.node(id)?.file()?.version == 0;
+        let blocks = match base {
+            Base::Copy if !is_first => self.published(id, &account)?,
+            _ => Blocks::zeroed(0, &account)?,
+        };
+        let draft = self.begin(blocks, Publication::InPlace);
+        state.shared = Some(match (is_first, base) {
+            (true, _) => draft.first(),
+            (false, Base::Nothing) => draft.cut(),
+            (false, Base::Copy) => draft,
+        });
+        // What was written to the draft before this one was published with it.
+        for handle in state.handles.values_mut().filter(|h| h.own.is_none()) {
+            handle.wrote = 0;
+        }
+        Ok(())
+    }
+
+    /// A copy of what is published.
+    fn published(&self, id: u64, account: &Account) -> Result<Blocks, Errno> {
+        match self.vault.content(id, BLOCK as u64)?.1 {
+            Content::Whole { bytes, .. } => Blocks::of(bytes, account),
+            Content::Pieces(version) => {
+                let mut last = LastChunk::default();
+                Blocks::filled(version.length(), account, |offset, out| {
+                    Ok(self.vault.read_at(&version, offset, out, &mut last)?)
+                })
+            }
+            Content::Unpublished => Blocks::zeroed(0, account),
+        }
+    }
+
+    /// Wipes the decrypted contents that handles hold; they are decrypted again when read. Must
+    /// not be called with a node locked: all of them are.
+    fn evict_snapshots(&self) {
+        if self.is_beside_writer {
+            return;
+        }
+        for node in self.table.all_nodes() {
+            let mut state = node.lock();
+            for pin in state.handles.values_mut().filter_map(|h| h.pin.as_mut()) {
+                pin.loaded = None;
+                pin.last = LastPiece::default();
+            }
+        }
+    }
+}

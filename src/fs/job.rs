@@ -1,0 +1,63 @@
+//! A job that is to be committed, in one step or several.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::vault::{Tx, VaultError};
+
+use super::queue::Ticket;
+
+/// Does a step of a job, counted from 0.
+type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
+pub(super) type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
+
+/// What is to be committed, and whom it is told.
+pub(super) struct Job {
+    pub(super) ticket: Ticket,
+    /// Steps that are done.
+    pub(super) step: u32,
+    pub(super) run: Run,
+    pub(super) done: Done,
+}
+
+/// A job that is not done, since nothing more is written.
+#[must_use = "somebody waits for it"]
+pub(super) struct Refusal(pub(super) Done);
+
+impl Refusal {
+    pub(super) fn tell(self) {
+        (self.0)(Err(VaultError::Closed));
+    }
+}
+
+impl Job {
+    pub(super) fn new<T: Send + 'static>(
+        ticket: Ticket,
+        mut run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) -> Self {
+        Self::in_steps(ticket, move |tx, _| run(tx), done)
+    }
+
+    pub(super) fn in_steps<T: Send + 'static>(
+        ticket: Ticket,
+        mut run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) -> Self {
+        let value = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&value);
+        Self {
+            ticket,
+            step: 0,
+            run: Box::new(move |tx, step| {
+                let result = run(tx, step)?;
+                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                Ok(())
+            }),
+            done: Box::new(move |outcome| {
+                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // A job that succeeded has left its value.
+                done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
+            }),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Nodes, found by their number.
+//!
+//! Beside a writer a node may be gone that the kernel has just looked up: `ESTALE` has the kernel look the
+//! path up anew, since another file may have the name by now.
+
+use std::sync::Arc;
+
+use crate::store::NodeId;
+use crate::vault::{Node, Vault, VaultError};
+
+use super::Errno;
+use super::askers::Askers;
+use super::table::Table;
+
+/// See the module.
+pub(super) struct Nodes {
+    vault: Arc<Vault>,
+    table: Arc<Table>,
+    askers: Arc<Askers>,
+}
+
+impl Nodes {
+    pub(super) fn new(vault: &Arc<Vault>, table: &Arc<Table>, askers: &Arc<Askers>) -> Self {
+        Self {
+            vault: Arc::clone(vault),
+            table: Arc::clone(table),
+            askers: Arc::clone(askers),
+        }
+    }
+
+    /// A node that is there.
+    ///
+    /// # Errors
+    /// When it is gone: `ENOENT`; beside a writer `ESTALE`.
+    pub(super) fn present(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.vault.node(id).map_err(|error| self.gone(error))
+    }
+
+    /// A node that is there, or that is held for somebody who was told `ESTALE`.
+    ///
+    /// # Errors
+    /// As for [`present`](Self::present).
+    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.present(id).or_else(|error| match error {
+            Errno(libc::ESTALE) => self.askers.node(id).ok_or(error),
+            error => Err(error),
+        })
+    }
+
+    /// A node, or what it was when it was opened.
+    ///
+    /// # Errors
+    /// As for [`present`](Self::present).
+    pub(super) fn node_or_opened(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.node(id).or_else(|error| match error {
+            Errno(libc::ESTALE) => {
+                let open = self.table.node(id);
+                let opened = open.and_then(|open| {
+                    let state = open.lock();
+                    // Without them, nothing can be said of its extended attributes.
+                    state.opened.clone().filter(|_| !state.opened_bare)
+                });
+                opened
+                    .map(|node| Arc::new(node.without_name()))
+                    .ok_or(error)
+            }
+            error => Err(error),
+        })
+    }
+
+    /// The errno of a failure to find a node that the kernel has seen.
+    pub(super) fn gone(&self, error: VaultError) -> Errno {
+        match error {
+            VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
+            other => other.into(),
+        }
+    }
+
+    /// Whether a node is there that has no name any more.
+    pub(super) fn is_nameless(&self, id: NodeId) -> bool {
+        let found = self.vault.node(id);
+        found.is_ok_and(|node| node.attributes.links == 0)
+    }
+}

@@ -1,0 +1,109 @@
+//! What requests and answers are made of.
+
+use std::time::Duration;
+
+use crate::vault::{Kind, Timestamp};
+
+use super::errno::Errno;
+use super::queue::Whose;
+
+/// What an operation tells its caller, when it is done.
+pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Thread id, 0 when it cannot be seen from here.
+    pub pid: u32,
+}
+
+impl Caller {
+    /// Whose share of the disk's time what it asks for comes out of.
+    pub(super) fn whose(&self) -> Whose {
+        Whose::of(self.uid)
+    }
+}
+
+/// What `stat` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits, set-id bits and sticky bit.
+    pub mode: u32,
+    /// Links.
+    pub links: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number.
+    pub device: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Last access.
+    pub accessed: Timestamp,
+    /// Last change of the content.
+    pub modified: Timestamp,
+    /// Last change of anything.
+    pub changed: Timestamp,
+    /// How long that may be remembered.
+    pub ttl: Duration,
+    /// Which version of a file's content that is.
+    pub version: u64,
+}
+
+/// A file handle: what the kernel passes with every request for an open file.
+pub type FileHandle = u64;
+
+/// How a handle was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// Reading is allowed.
+    pub read: bool,
+    /// Writing is allowed.
+    pub write: bool,
+    /// Every write goes to the end.
+    pub append: bool,
+}
+
+impl Access {
+    /// The access that open(2)'s flags ask for.
+    pub fn from_flags(flags: i32) -> Self {
+        let mode = flags & libc::O_ACCMODE;
+        Self {
+            read: mode == libc::O_RDONLY || mode == libc::O_RDWR,
+            write: mode == libc::O_WRONLY || mode == libc::O_RDWR,
+            append: flags & libc::O_APPEND != 0,
+        }
+    }
+}
+
+/// Called once with what was read.
+pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
+
+/// What the caller of a write or read says of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Transfer {
+    /// The kernel's lock owner; none for the page cache (`mmap`, `sendfile`, `splice`).
+    pub lock_owner: Option<u64>,
+    /// The writer is not privileged: set-id bits go.
+    pub kill_set_id: bool,
+    /// The thread that asks, 0 when it cannot be seen from here.
+    pub pid: u32,
+}
+
+/// The part of `bytes` that a read at `offset` gets.
+pub(crate) fn window(bytes: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(bytes.len());
+    let end = start.saturating_add(size as usize).min(bytes.len());
+    &bytes[start..end]
+}

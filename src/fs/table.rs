@@ -1,0 +1,286 @@
+//! All that is open, and all that the kernel knows.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::store::NodeId;
+use crate::vault::{Kind, OpenFiles, ROOT};
+
+use super::handles::{Handle, HandleState, OpenNode};
+use super::{Access, Attr, Errno, FileHandle};
+
+/// A node that the kernel has looked up and not forgotten: a program may be about to open it, or
+/// hold on to it without opening it here, as a directory that it works in.
+#[derive(Default)]
+struct Known {
+    lookups: u64,
+    /// The version of a file whose attributes the kernel may remember.
+    told: u64,
+    /// It lost its last name and is deleted when the kernel forgets it.
+    kept: bool,
+}
+
+/// Attributes as the kernel was told of them, by node.
+type Seen = HashMap<NodeId, Attr>;
+
+#[derive(Default)]
+struct Nodes {
+    open: HashMap<NodeId, Arc<OpenNode>>,
+    /// Being deleted by a transaction under way; cannot be opened any more.
+    dying: HashSet<NodeId>,
+    known: HashMap<NodeId, Known>,
+    /// Of what the kernel knows, what it was told first, or since it was compared last with what is
+    /// so now. Only where somebody else changes it.
+    seen: Option<Seen>,
+}
+
+impl Nodes {
+    fn keep_if_known(&mut self, id: NodeId) -> bool {
+        let known = self.known.get_mut(&id);
+        known.map(|known| known.kept = true).is_some()
+    }
+}
+
+/// All that is open.
+#[derive(Default)]
+pub(super) struct Table {
+    nodes: Mutex<Nodes>,
+    handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
+    next: AtomicU64,
+    /// The kernel was told of directories that it did not know.
+    new_directories: AtomicBool,
+}
+
+impl Table {
+    /// `beside_writer`: somebody else changes what is told of nodes.
+    pub(super) fn of(beside_writer: bool) -> Self {
+        Self {
+            nodes: Mutex::new(Nodes {
+                seen: beside_writer.then(Seen::new),
+                ..Nodes::default()
+            }),
+            ..Self::default()
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a handle. Its node cannot be deleted from now on until the handle is closed.
+    pub(super) fn open(
+        &self,
+        node: NodeId,
+        access: Access,
+        opener: Option<u32>,
+        user: u32,
+    ) -> Result<(FileHandle, Arc<Handle>), Errno> {
+        let fh = 1 + self.next.fetch_add(1, Ordering::Relaxed);
+        let mut nodes = self.lock();
+        if nodes.dying.contains(&node) {
+            return Err(Errno(libc::ENOENT));
+        }
+        let open = nodes
+            .open
+            .entry(node)
+            .or_insert_with(|| Arc::new(OpenNode::new(node)));
+        let state = HandleState::new(access, opener, user);
+        open.lock().handles.insert(fh, state);
+        let handle = Arc::new(Handle {
+            node: Arc::clone(open),
+            access,
+            append: AtomicBool::new(access.append),
+            opener,
+            user,
+        });
+        drop(nodes);
+        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
+        handles.insert(fh, Arc::clone(&handle));
+        Ok((fh, handle))
+    }
+
+    /// Handles that are opened from now on have higher numbers.
+    pub(super) fn last(&self) -> FileHandle {
+        self.next.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
+        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        handles.get(&fh).cloned().ok_or(Errno(libc::EBADF))
+    }
+
+    /// Takes a handle out. Its state stays with the node, which must not be forgotten before what
+    /// the handle leaves behind is seen to be published.
+    pub(super) fn take(&self, fh: FileHandle) -> Option<Arc<Handle>> {
+        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
+        handles.remove(&fh)
+    }
+
+    /// Takes out a handle that nobody has used.
+    pub(super) fn discard(&self, fh: FileHandle) {
+        if let Some(handle) = self.take(fh) {
+            handle.node.lock().handles.remove(&fh);
+        }
+    }
+
+    /// The node's shared state, if anything of it is open or being published.
+    pub(super) fn node(&self, id: NodeId) -> Option<Arc<OpenNode>> {
+        self.lock().open.get(&id).cloned()
+    }
+
+    /// Forgets a node that has neither handles nor publications any more; tells whether versions
+    /// were kept for its handles. `None` when it is still in use.
+    pub(super) fn forget_if_idle(&self, id: NodeId) -> Option<bool> {
+        let mut nodes = self.lock();
+        let kept = {
+            let state = nodes.open.get(&id)?.lock();
+            if !state.handles.is_empty() || state.publishing > 0 {
+                return None;
+            }
+            state.has_kept()
+        };
+        nodes.open.remove(&id);
+        Some(kept)
+    }
+
+    pub(super) fn all_nodes(&self) -> Vec<Arc<OpenNode>> {
+        self.lock().open.values().cloned().collect()
+    }
+
+    /// The kernel is about to be told of a node. It is found by a name that nobody can take away before
+    /// the kernel has the answer: whoever looks a name up, or takes one away, holds the lock of its
+    /// directory. Where that is not so (names that a listing has read ahead, nodes by their number), the
+    /// kernel asks anew for what turns out to be gone.
+    pub(super) fn remember(&self, attr: &Attr) {
+        let mut nodes = self.lock();
+        if let Some(seen) = &mut nodes.seen {
+            // Who watches it may have been told that.
+            if let Entry::Vacant(unseen) = seen.entry(attr.ino) {
+                unseen.insert(*attr);
+                if attr.kind == Kind::Directory {
+                    self.new_directories.store(true, Ordering::Relaxed);
+                }
+            }
+        }
+        let known = nodes.known.entry(attr.ino).or_default();
+        known.lookups += 1;
+        known.told = attr.version;
+    }
+
+    /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel
+    /// knows it at all.
+    pub(super) fn keep_if_known(&self, id: NodeId) -> bool {
+        self.lock().keep_if_known(id)
+    }
+
+    /// The kernel is told of a version of a node that it knows; returns of which it was told before.
+    pub(super) fn note_told(&self, id: NodeId, version: u64) -> Option<u64> {
+        let mut nodes = self.lock();
+        let known = nodes.known.get_mut(&id)?;
+        Some(std::mem::replace(&mut known.told, version))
+    }
+
+    /// The kernel takes back `lookups`; tells whether the node waited for the last of them to be
+    /// deleted.
+    pub(super) fn forget(&self, id: NodeId, lookups: u64) -> bool {
+        let mut nodes = self.lock();
+        let Some(known) = nodes.known.get_mut(&id) else {
+            return false;
+        };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return false;
+        }
+        if let Some(seen) = &mut nodes.seen {
+            seen.remove(&id);
+        }
+        nodes.known.remove(&id).is_some_and(|known| known.kept)
+    }
+
+    /// Whether the kernel may know a node.
+    pub(super) fn is_known(&self, id: NodeId) -> bool {
+        id == ROOT || self.lock().known.contains_key(&id)
+    }
+
+    /// All that the kernel knows beside a writer, as it was seen.
+    pub(super) fn all_seen(&self) -> Vec<Attr> {
+        let nodes = self.lock();
+        nodes
+            .seen
+            .iter()
+            .flat_map(|seen| seen.values())
+            .copied()
+            .collect()
+    }
+
+    /// Whether the kernel was told of a directory that it did not know since this was asked last.
+    pub(super) fn has_new_directories(&self) -> bool {
+        self.new_directories.swap(false, Ordering::Relaxed)
+    }
+
+    /// It was compared with what is so now.
+    pub(super) fn see(&self, attr: &Attr) {
+        let mut nodes = self.lock();
+        if let Some(seen) = nodes.seen.as_mut().and_then(|seen| seen.get_mut(&attr.ino)) {
+            *seen = *attr;
+        }
+    }
+
+    /// Number of open handles.
+    pub(super) fn len(&self) -> usize {
+        self.handles
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// The transaction that was deleting nodes is over.
+    fn revive(&self, ids: &[NodeId]) {
+        let mut nodes = self.lock();
+        for id in ids {
+            nodes.dying.remove(id);
+        }
+    }
+}
+
+/// The table as a deleting job sees it: what is not open starts dying.
+pub(super) struct Reaper {
+    pub(super) table: Arc<Table>,
+    doomed: Mutex<Vec<NodeId>>,
+}
+
+impl Reaper {
+    pub(super) fn new(table: Arc<Table>) -> Self {
+        Self {
+            table,
+            doomed: Mutex::default(),
+        }
+    }
+}
+
+impl OpenFiles for Reaper {
+    fn is_open_or_dying(&self, node: NodeId) -> bool {
+        let mut nodes = self.table.lock();
+        if nodes.keep_if_known(node) || nodes.open.contains_key(&node) {
+            return true;
+        }
+        nodes.dying.insert(node);
+        self.doomed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(node);
+        false
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        let doomed = self
+            .doomed
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        self.table.revive(doomed);
+    }
+}

@@ -1,0 +1,72 @@
+//! Those who watch files: who is to be woken, and what is answered to the touch that wakes them.
+
+use std::sync::Arc;
+
+use crate::store::NodeId;
+use crate::vault::{Vault, VaultError};
+
+use super::attr::Attributes;
+use super::set_attributes::SetAttributes;
+use super::table::Table;
+use super::touch::{Touched, Touches};
+use super::{Attr, Errno, FileHandle};
+
+/// See the module.
+pub(super) struct Watchers {
+    pub(super) vault: Arc<Vault>,
+    pub(super) table: Arc<Table>,
+    pub(super) attributes: Arc<Attributes>,
+    pub(super) touches: Arc<Touches>,
+}
+
+impl Watchers {
+    /// What a node holds has changed for everybody who opens it from now on.
+    pub(super) fn wake(&self, node: NodeId) {
+        // What the kernel does not know nobody watches.
+        if self.touches.is_served() && self.table.is_known(node) {
+            self.touches.add(Touched::Node(node));
+        }
+    }
+
+    /// What to answer if that is a touch: the attributes as the kernel has them or should have them,
+    /// so that nothing changes.
+    pub(super) fn answer_to_touch(
+        &self,
+        ino: NodeId,
+        fh: Option<FileHandle>,
+        set: &SetAttributes,
+    ) -> Option<Result<Attr, Errno>> {
+        let modified = set.modified?;
+        let alone = SetAttributes {
+            modified: Some(modified),
+            ..SetAttributes::default()
+        };
+        if fh.is_some() || *set != alone || !self.touches.is_token(modified) {
+            return None;
+        }
+        fail::fail_point!("answer-to-touch");
+        let node = match self.vault.node(ino) {
+            Ok(node) => node,
+            Err(VaultError::NotFound) => {
+                return Some(self.touches.gone(ino).ok_or(Errno(libc::ESTALE)));
+            }
+            Err(error) => return Some(Err(error.into())),
+        };
+        let mut attr = self.attributes.attr_of(&node);
+        if let Some(open) = self.table.node(ino) {
+            let mut state = open.lock();
+            // The kernel keeps one length for all, and by now it is that of who writes: to shorten
+            // it would take from them what they have mapped.
+            let own = state
+                .handles
+                .values()
+                .filter_map(|handle| handle.own.as_ref());
+            if let Some(longest) = own.chain(&state.shared).map(|draft| draft.len()).max() {
+                attr.size = longest;
+                state.believed = Some(longest);
+            }
+        }
+        self.attributes.note_told(&attr);
+        Some(Ok(attr))
+    }
+}
