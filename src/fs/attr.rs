@@ -144,8 +144,9 @@ impl Attributes {
         self.settling
             .when_settled(ino, move || match attributes.tell(caller, ino, fh) {
                 Ok(Some(answer)) => {
-                    if !answer.for_all {
-                        attributes.kernel.forget_attributes(ino);
+                    match answer.for_all {
+                        true => attributes.note_told(&answer.attr),
+                        false => attributes.kernel.forget_attributes(ino),
                     }
                     done(Ok(answer.attr));
                 }
@@ -223,21 +224,18 @@ impl Attributes {
         };
         let Some(open) = self.table.node(ino) else {
             let attr = self.stored_attr(&*self.nodes.node(ino)?);
-            self.note_told(&attr);
             return Ok(Some(for_all(attr)));
         };
         let mut state = open.lock();
         if state.publishing > 0 {
             return Ok(None);
         }
-        let node = match (self.nodes.node(ino), &state.opened) {
-            // Removed by the writer beside: as it was when it was opened.
-            (Err(Errno(libc::ESTALE)), Some(opened)) => {
-                let mut attr = self.stored_attr(&opened.without_name());
-                attr.size = state.length_read_by(fh, caller.pid).unwrap_or(attr.size);
-                attr.ttl = Duration::ZERO;
+        let node = match (self.nodes.present(ino), &state.opened) {
+            (Err(Errno(libc::ESTALE)), Some(_)) => {
+                let attr = self.attr_of_removed(&state, caller, fh)?;
                 return Ok(Some(for_all(attr)));
             }
+            (Err(Errno(libc::ESTALE)), None) => self.nodes.node(ino)?,
             (node, _) => node?,
         };
         let mut attr = self.stored_attr(&node);
@@ -259,7 +257,10 @@ impl Attributes {
                 // It may be gone when it is read.
                 end = match self.loader.load_current_of(&open, user) {
                     Ok((_, current)) => current.unwrap_or(end),
-                    Err(Errno(libc::ESTALE)) => return self.tell(caller, ino, Some(fh)),
+                    Err(Errno(libc::ESTALE)) => {
+                        let attr = self.attr_of_removed(&open.lock(), caller, Some(fh))?;
+                        return Ok(Some(for_all(attr)));
+                    }
                     Err(error) => return Err(error),
                 };
                 state = open.lock();
@@ -290,7 +291,10 @@ impl Attributes {
                     Some(Ok((_, current))) => current.or(pin),
                     // It reads what was there when it has opened the file.
                     None | Some(Err(Errno(libc::ENOMEM))) => None,
-                    Some(Err(Errno(libc::ESTALE))) => return self.tell(caller, ino, fh),
+                    Some(Err(Errno(libc::ESTALE))) => {
+                        let attr = self.attr_of_removed(&open.lock(), caller, fh)?;
+                        return Ok(Some(for_all(attr)));
+                    }
                     Some(Err(error)) => return Err(error),
                 };
                 state = open.lock();
@@ -310,12 +314,24 @@ impl Attributes {
         if believed_by_all {
             state.believed = Some(attr.size);
         }
-        drop(state);
-        self.note_told(&attr);
         Ok(Some(Answer {
             attr,
             for_all: believed_by_all,
         }))
+    }
+
+    /// The attributes of an open file that the writer beside has removed: as it was when it was opened.
+    fn attr_of_removed(
+        &self,
+        state: &NodeState,
+        caller: Caller,
+        fh: Option<FileHandle>,
+    ) -> Result<Attr, Errno> {
+        let opened = state.opened.as_ref().ok_or(Errno(libc::ESTALE))?;
+        let mut attr = self.stored_attr(&opened.without_name());
+        attr.size = state.length_read_by(fh, caller.pid).unwrap_or(attr.size);
+        attr.ttl = Duration::ZERO;
+        Ok(attr)
     }
 
     /// The length that everybody sees who does not write.
@@ -374,10 +390,25 @@ impl Attributes {
         }
     }
 
-    /// Of a file that another process writes: the kernel may remember what it is told.
+    /// Of a file that another process writes: the kernel may remember what it is about to be told.
     pub(super) fn note_told(&self, attr: &Attr) {
         if self.is_beside_writer {
             self.table.note_told(attr.ino, attr.version);
+            self.forget_outdated(attr);
+        }
+    }
+
+    /// To be called once it is noted that the kernel is about to be told `attr`. Who opens a file settles
+    /// on a version, and then looks at what was noted; here it is noted first, and then looked at who has
+    /// settled: one of the two sees the other, and the kernel remembers no length of another version than
+    /// what is read.
+    pub(super) fn forget_outdated(&self, attr: &Attr) {
+        if self.is_beside_writer
+            && !attr.ttl.is_zero()
+            && let Some(open) = self.table.node(attr.ino)
+            && open.lock().has_outdated_readers(attr.version)
+        {
+            self.kernel.forget_attributes(attr.ino);
         }
     }
 }

@@ -123,6 +123,9 @@ impl Beside {
         let (fh, handle) = self.table.open(ino, access, None, caller.uid)?;
         let mut state = handle.node.lock();
         state.settle_beside_writer(fh, held.node, pin);
+        if let Some(own) = state.handles.get_mut(&fh) {
+            own.reading.thread = caller.pid;
+        }
         Ok(Opened { fh, flushes: false })
     }
 

@@ -35,7 +35,7 @@ impl Loader {
         thread: u32,
     ) -> Result<(), Errno> {
         let (node, pin) = self.load_current_of(&handle.node, handle.user)?;
-        self.forget_others(handle.node.id, pin.as_ref().map_or(0, |pin| pin.version));
+        let version = pin.as_ref().map_or(0, |pin| pin.version);
         let mut state = handle.node.lock();
         let fresh = pin.as_ref().map(Shown::of_pin);
         state.settle_beside_writer(fh, node, pin);
@@ -43,6 +43,9 @@ impl Loader {
             own.reading.thread = thread;
             own.reading.fresh = fresh;
         }
+        drop(state);
+        // Not before: what others are told from here on is told with regard to this handle.
+        self.forget_others(handle.node.id, version);
         Ok(())
     }
 
