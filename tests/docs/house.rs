@@ -70,9 +70,7 @@ const LONGER: &[(&str, usize)] = &[
     ("fs/publish.rs", 625),
     ("fs/writer.rs", 511),
     ("kms/local/tests.rs", 557),
-    ("vault/repair.rs", 505),
     ("vault/tests.rs", 703),
-    ("vault/tx.rs", 502),
 ];
 
 fn house() -> House {
