@@ -8,6 +8,7 @@ mod aside;
 mod left;
 mod report;
 mod scan;
+mod seen;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
 use crate::keyring::{Event, EventKind, Keyring};
-use crate::store::{self, Durability, NameTag, NodeId};
+use crate::store::{self, Durability, NodeId};
 
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
@@ -26,6 +27,7 @@ pub use report::{RepairReport, Repairs};
 
 use aside::Aside;
 use left::{Left, found_chunk, missing, opened};
+use seen::Seen;
 
 /// More deeds than these are counted, not listed.
 const MAX_LISTED: usize = 1000;
@@ -103,23 +105,6 @@ impl Vault {
         repairs.taken_out = aside.path().map(Path::to_owned);
         Ok(repairs)
     }
-}
-
-/// A node that opens, and what was found of it.
-struct Seen {
-    kind: Kind,
-    links: u32,
-    found: u32,
-    /// Of a directory: where it says it is, and where it was found.
-    said_at: Option<(NodeId, NameTag)>,
-    found_at: Option<(NodeId, NameTag)>,
-    version: u64,
-    size: u64,
-    /// Its content is as it says.
-    whole: bool,
-    /// It has versions besides that one.
-    left_overs: bool,
-    is_orphan: bool,
 }
 
 struct Repair<'a> {

@@ -294,12 +294,7 @@ impl<'a> Tx<'a> {
         self.state.next_node += 1;
         let node = Node::create(self.keyring, id, kind, attributes)?;
         self.remember(id);
-        let slot = Slot {
-            node: Some(Arc::new(node)),
-            changed: true,
-            stored: false,
-        };
-        self.nodes.insert(id, slot);
+        self.nodes.insert(id, Slot::made(node));
         Ok(id)
     }
 
@@ -490,12 +485,7 @@ impl<'a> Tx<'a> {
     pub(super) fn found(&mut self, system: Node, root: Attributes) -> Result<(), VaultError> {
         self.touched = true;
         self.state.next_node = super::node::ROOT;
-        let slot = Slot {
-            node: Some(Arc::new(system)),
-            changed: true,
-            stored: false,
-        };
-        self.nodes.insert(super::node::SYSTEM, slot);
+        self.nodes.insert(super::node::SYSTEM, Slot::made(system));
         self.create_node(Kind::Directory, root)?;
         Ok(())
     }

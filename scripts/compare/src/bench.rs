@@ -10,10 +10,11 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Failure;
 use crate::content::Tree;
+use crate::kind::Kind;
 use crate::mounted::Mounted;
 use crate::noise::Noise;
 use crate::stats::{median, paired_ratio};
-use crate::systems::{Kind, Setting, System};
+use crate::systems::{Setting, System};
 
 /// In what samples are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 mod bench;
 mod content;
 mod floor;
+mod kind;
 mod mounted;
 mod noise;
 mod report;

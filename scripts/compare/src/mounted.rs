@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::Failure;
-use crate::systems::Kind;
+use crate::kind::Kind;
 
 /// A file system while it is mounted. Unmounts when dropped.
 #[derive(Debug)]

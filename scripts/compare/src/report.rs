@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::bench::{Bench, Row, Target};
+use crate::kind::Kind;
 use crate::stats::{deviation, median};
-use crate::systems::Kind;
 use crate::work::scale::{COLUMNS, Point};
 
 /// With as many digits as mean something.

@@ -1,8 +1,6 @@
 //! What only a repair does in a transaction: taking out records that cannot be opened, by their
 //! numbers, and setting the sums to what is there.
 
-use std::sync::Arc;
-
 use crate::crypto::SecretBytes;
 use crate::store::{KeyedRecord, NameTag, NodeId};
 
@@ -61,12 +59,7 @@ impl Tx<'_> {
         );
         let root = Node::create(self.keyring, ROOT, Kind::Directory, attributes)?;
         self.remember(ROOT);
-        let slot = Slot {
-            node: Some(Arc::new(root)),
-            changed: true,
-            stored: false,
-        };
-        self.nodes.insert(ROOT, slot);
+        self.nodes.insert(ROOT, Slot::made(root));
         Ok(())
     }
 

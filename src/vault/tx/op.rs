@@ -15,6 +15,17 @@ pub(super) struct Slot {
     pub(super) stored: bool,
 }
 
+impl Slot {
+    /// A node that is new.
+    pub(super) fn made(node: Node) -> Self {
+        Self {
+            node: Some(Arc::new(node)),
+            changed: true,
+            stored: false,
+        }
+    }
+}
+
 /// What a successful job leaves to be stored.
 pub(super) enum Op {
     PutEntry {

@@ -11,9 +11,9 @@ use super::read::end;
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{Random, Tree, read_secret};
+use crate::kind::Kind;
 use crate::mounted::Mounted;
 use crate::stats::quantile;
-use crate::systems::Kind;
 
 const TREE: Tree = Tree {
     directories: 1,

@@ -18,9 +18,10 @@ use super::read::end;
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{Tree, fill};
+use crate::kind::Kind;
 use crate::mounted::Mounted;
 use crate::stats::{median, quantile};
-use crate::systems::{Kind, System};
+use crate::systems::System;
 use load::Load;
 use victim::OPERATIONS;
 

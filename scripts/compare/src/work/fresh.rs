@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{Random, Tree, read_secret};
-use crate::systems::Kind;
+use crate::kind::Kind;
 
 /// Reads each secret once, in an order that has nothing to do with where it lies.
 pub fn read_each(paths: &[std::path::PathBuf]) -> Result<(), Failure> {

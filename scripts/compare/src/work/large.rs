@@ -8,8 +8,8 @@ use super::read::end;
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{fill, is_right};
+use crate::kind::Kind;
 use crate::mounted::Mounted;
-use crate::systems::Kind;
 
 const LENGTH: usize = 64 << 20;
 const NUMBER: u64 = 64;

@@ -10,8 +10,8 @@ use super::read::end;
 use crate::Failure;
 use crate::bench::{Bench, Row, Unit};
 use crate::content::{Random, fill};
+use crate::kind::Kind;
 use crate::mounted::Mounted;
-use crate::systems::Kind;
 
 const SYSTEMS: [Kind; 7] = [
     Kind::Secretfs,

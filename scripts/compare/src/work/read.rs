@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{Random, Tree, read_secret};
+use crate::kind::Kind;
 use crate::mounted::Mounted;
 use crate::noise::pin_all;
 use crate::stats::quantile;
-use crate::systems::Kind;
 
 const TREE: Tree = Tree {
     directories: 10,

@@ -16,8 +16,8 @@ use super::read::end;
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{SECRET, fill, read_secret};
+use crate::kind::Kind;
 use crate::mounted::Mounted;
-use crate::systems::Kind;
 
 /// Secrets that each thread replaces in turn.
 const NAMES: u64 = 8;

@@ -7,8 +7,8 @@ use super::fresh::ls;
 use crate::Failure;
 use crate::bench::Bench;
 use crate::content::{Random, Tree, read_secret};
+use crate::kind::Kind;
 use crate::stats::median;
-use crate::systems::Kind;
 
 /// Secrets in each directory, and thus in the one that is listed.
 const EACH: u64 = 1000;

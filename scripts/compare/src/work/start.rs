@@ -7,7 +7,7 @@ use super::fresh::read_each;
 use crate::Failure;
 use crate::bench::{Bench, Row, Target, Unit};
 use crate::content::{Random, Tree, read_secret};
-use crate::systems::Kind;
+use crate::kind::Kind;
 
 fn huge(bench: &Bench) -> Tree {
     Tree {
