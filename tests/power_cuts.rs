@@ -27,8 +27,11 @@ const NAMES: [&str; 8] = ["a", "b", "c", "d", "e", "below/f", "below/g", "below/
 /// Threads that look at cuts.
 const SHARES: usize = 4;
 const DIRECTORY: &str = "below/directory/";
-const SIZES: [usize; 8] = [1, 100, 700, 2_000, 5_000, 9_000, 66_000, 140_000];
-const MAX_SIZE: usize = 150_000;
+/// How long contents are.
+type Sizes = &'static [usize];
+const SMALL: Sizes = &[1, 100, 700, 2_000, 5_000, 9_000, 66_000, 140_000];
+/// All but the first are stored in pieces, in two to four transactions.
+const LARGE: Sizes = &[700, 1_100_000, 2_200_000, 3_300_000];
 
 /// What a worker's directory holds: names, the first name of the same file, contents.
 type State = BTreeMap<String, (String, Arc<Vec<u8>>)>;
@@ -43,19 +46,26 @@ fn state_of(names: &BTreeMap<String, u64>, contents: &BTreeMap<u64, Arc<Vec<u8>>
     state
 }
 
+/// Bytes of the files that a worker's directory holds.
+fn bytes_of(state: &State) -> u64 {
+    let once = state.iter().filter(|(name, (first, _))| *name == first);
+    once.map(|(_, (_, content))| content.len() as u64).sum()
+}
+
 /// Changes a directory of its own, and remembers every state that it went through.
 struct Worker {
     number: usize,
     directory: u64,
     below: u64,
     dice: Dice,
+    sizes: Sizes,
     names: BTreeMap<String, u64>,
     contents: BTreeMap<u64, Arc<Vec<u8>>>,
     states: Vec<State>,
 }
 
 impl Worker {
-    fn new(served: &Served, number: usize, seed: u64) -> Self {
+    fn new(served: &Served, number: usize, seed: u64, sizes: Sizes) -> Self {
         let name = format!("worker-{number}");
         let made = |parent, name: &[u8]| served.make(parent, name, Kind::Directory).unwrap().ino;
         let directory = made(ROOT, name.as_bytes());
@@ -64,6 +74,7 @@ impl Worker {
             directory,
             below: made(directory, b"below"),
             dice: Dice(seed ^ (number as u64) << 40),
+            sizes,
             names: BTreeMap::new(),
             contents: BTreeMap::new(),
             states: vec![State::new()],
@@ -88,7 +99,7 @@ impl Worker {
     }
 
     fn content(&mut self) -> Vec<u8> {
-        let size = self.dice.pick(&SIZES);
+        let size = self.dice.pick(self.sizes);
         let word = self.dice.roll(u64::MAX).to_le_bytes();
         word.into_iter().cycle().take(size).collect()
     }
@@ -169,7 +180,8 @@ impl Worker {
         let mut whole = self.contents[&id].to_vec();
         let at = self.dice.roll(whole.len() as u64 + 1) as usize;
         let mut data = self.content();
-        data.truncate((MAX_SIZE - at).max(1));
+        let longest = self.sizes.iter().max().unwrap_or(&0) + 10_000;
+        data.truncate((longest - at).max(1));
         whole.resize(whole.len().max(at + data.len()), 0);
         whole[at..at + data.len()].copy_from_slice(&data);
         self.write_and_publish(served, id, fh, (at, &data), whole);
@@ -300,11 +312,11 @@ struct Recorded {
 }
 
 /// Sessions of work on a vault, each ended in an orderly way or by a kill of the process.
-fn record(workers: usize, sessions: usize, deeds: usize, seed: u64) -> Recorded {
+fn record(workers: usize, sessions: usize, deeds: usize, seed: u64, sizes: Sizes) -> Recorded {
     let mut layer = Layer::in_memory();
     let served = layer.open();
     let mut workers: Vec<Worker> = (0..workers)
-        .map(|number| Worker::new(&served, number, seed))
+        .map(|number| Worker::new(&served, number, seed, sizes))
         .collect();
     served.finish();
     let before = files_in(layer.path());
@@ -438,6 +450,10 @@ impl Recorded {
         if report.problem_count > 0 {
             return Err(format!("check: {:?}", report.problems));
         }
+        let bytes: u64 = states.iter().map(bytes_of).sum();
+        if report.bytes != bytes {
+            return Err(format!("{} bytes are stored of {bytes}", report.bytes));
+        }
         for (worker, state) in states.iter().enumerate() {
             let (acknowledged, begun) = possible[worker];
             if !self.states[worker][acknowledged..=begun].contains(state) {
@@ -494,19 +510,25 @@ impl<'r> Cuts<'r> {
 
 #[test]
 fn what_was_acknowledged_outlives_a_power_cut_and_names_are_lost_from_the_end_only() {
-    let recorded = record(1, 9, 180, 1);
+    let recorded = record(1, 9, 180, 1, SMALL);
     assert_eq!(recorded.fault(1_000 * rounds(), |_| true, |_| true), None);
 }
 
 #[test]
 fn what_was_acknowledged_to_many_at_once_outlives_a_power_cut() {
-    let recorded = record(4, 4, 100, 2);
+    let recorded = record(4, 4, 100, 2, SMALL);
     assert_eq!(recorded.fault(200 * rounds(), |_| true, |_| true), None);
 }
 
 #[test]
+fn a_large_content_is_whole_or_not_there_wherever_the_power_is_cut_between_its_pieces() {
+    let recorded = record(2, 3, 30, 4, LARGE);
+    assert_eq!(recorded.fault(150 * rounds(), |_| true, |_| true), None);
+}
+
+#[test]
 fn a_disk_that_ignores_any_kind_of_sync_is_found_out() {
-    let recorded = record(1, 3, 240, 3);
+    let recorded = record(1, 3, 240, 3, SMALL);
     let names = names_in(&recorded.before, &recorded.events);
     let is_sync_of = |event: &Event, end: &str| match event {
         Event::Sync(file) => names[file].ends_with(end),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::support::layer::{Layer, Served};
 use crate::support::process::{Place, detach, wait_for};
 use crate::support::rotating::{json, reencrypt};
 use secretfs::fs::Errno;
+use secretfs::vault::{Request, VaultError};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -265,6 +267,35 @@ fn a_content_is_whole_whose_keys_are_replaced_between_two_pieces() {
     }
     assert!(served.read_all(ino).expect("readable") == new);
     served.release(fh);
+    served.finish();
+    is_clean(&layer);
+    assert_eq!(layer.check().versions, 1);
+}
+
+#[test]
+fn a_content_is_whole_whose_master_key_is_replaced_between_two_pieces() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let (old, new) = (content(1, 2 * PIECE), content(2, LARGE));
+    let (ino, fh) = replaced(&served, b"secret", &old, &new);
+    let between = Between::pieces_of(&layer, &served, fh);
+    let vault = served.0.vault();
+    let before = vault.summary().active_generation;
+    vault.begin(&Request::Rotate).expect("begun");
+    match vault.drive(&|| ControlFlow::Continue(())) {
+        Ok(_) | Err(VaultError::Busy(_)) => {}
+        Err(error) => panic!("not driven: {error}"),
+    }
+    wait_for("the old master key's end", SOON, || !vault.is_rotating());
+    assert!(vault.summary().active_generation > before);
+    is_clean(&layer);
+    between.go_on().expect("stored");
+    served.release(fh);
+    served.finish();
+    // It opens by what is stored, not only by what was remembered.
+    let served = layer.open();
+    assert!(served.read_all(ino).expect("readable") == new);
     served.finish();
     is_clean(&layer);
     assert_eq!(layer.check().versions, 1);

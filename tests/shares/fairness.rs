@@ -12,7 +12,7 @@ use crate::support::failing_disk::Disk;
 use crate::support::layer::{Layer, Served, caller_as};
 use crate::support::process::wait_for;
 use crate::support::tree::as_user;
-use secretfs::fs::{Attr, Caller, Errno, Opened};
+use secretfs::fs::{Attr, Caller, Ending, Errno, Opened};
 use secretfs::vault::{Kind, NewNode, RenameMode};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -485,6 +485,42 @@ fn what_nobody_awaits_is_not_tried_again_over_what_somebody_was_told_is_stored()
     // Waits for what is tried again.
     served.finish();
     fail::remove("publication-fails");
+    let served = layer.open();
+    assert_eq!(served.read_all(ino).expect("readable"), b"newer");
+    served.finish();
+}
+
+/// Closes of some files are under way when a mount ends; others are written until their turn comes.
+#[test]
+fn what_is_stored_while_a_mount_ends_is_not_replaced_by_what_was_there_when_the_end_began() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let files = ["one", "other"].map(|name| written(&served, user(OTHER), name, b"older"));
+    let gate = Gate::at("publication-queues");
+    let ino = std::thread::scope(|scope| {
+        let ends = scope.spawn(|| served.0.finish(Ending::Orderly).expect("ended"));
+        gate.await_arrival(1);
+        gate.hold_no_more();
+        // The end is at one of the files, whose lock it holds. The other one is still to come.
+        let (sender, receiver) = mpsc::channel();
+        for (ino, fh) in files {
+            let (served, sender) = (&served, sender.clone());
+            scope.spawn(move || {
+                served.getattr(ino, Some(fh)).expect("told");
+                // Nobody asks for the second.
+                let _ = sender.send((ino, fh));
+            });
+        }
+        let (ino, fh) = receiver.recv_timeout(SOON).expect("one is free");
+        served.write(fh, 0, b"newer").expect("written");
+        served.fsync(fh).expect("stored");
+        assert!(receiver.try_recv().is_err(), "the end waits at no file");
+        drop(gate);
+        ends.join().expect("no panic");
+        ino
+    });
+    drop(served);
     let served = layer.open();
     assert_eq!(served.read_all(ino).expect("readable"), b"newer");
     served.finish();
