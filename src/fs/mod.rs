@@ -1,8 +1,24 @@
 //! The file system: what open, read, write, rename and the rest mean for secrets.
 //!
-//! It knows inodes, handles, bytes and errno, not fuser and no kernel: [`transport`] is one way to it.
-//! Every operation takes a `done` that is called exactly once, on whichever thread: what can wait
-//! (for the disk, for a publication under way) never keeps the thread that reads requests.
+//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation takes a
+//! `done` that is called exactly once, on whichever thread: what can wait (for the disk, for a publication
+//! under way) never keeps the thread that reads requests.
+//!
+//! A request goes from `transport` through the front door (`entry`) to the part that answers it. Each part
+//! is a type that holds what it needs, and nothing more; `file_system` puts them together.
+//!
+//! | part | answers |
+//! |---|---|
+//! | `names` | lookup, make, link, unlink, rename; beside a writer with `beside` |
+//! | `directories` | opendir, readdir, releasedir |
+//! | `attr`, `attributes`, `xattrs` | getattr and seek, setattr, extended attributes |
+//! | `open`, `io`, `write` | open and create, read, write and allocate |
+//! | `closing` | flush, fsync, release |
+//!
+//! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
+//! is only appended to; `commits` is the way to the one queue that commits; `reaping` deletes; `loading`
+//! takes contents into memory; `settling` waits for publications; `nodes` and `table` find what is there
+//! and what is open; `kernel` is told to forget.
 
 mod appended;
 mod appends;

@@ -2,7 +2,6 @@
 //! Nothing is decided here.
 
 use std::ffi::OsStr;
-use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -22,14 +21,13 @@ use super::replies::{self, Listing};
 use crate::vault::{Kind, NewNode};
 
 impl fuser::Filesystem for Adapter {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         negotiate(config, self.is_idmapped())
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _at_work = self.begin(request);
-        let matters = self.door.depends_on_caller(parent.0);
-        let caller = self.caller_if(matters, request);
+        let caller = self.caller_if(self.door.depends_on_caller(parent.0), request);
         let done = replies::found(&self.door, self.by_number(request, parent), reply);
         self.door
             .lookup_for(caller, parent.0, name.as_bytes(), done);
@@ -41,8 +39,7 @@ impl fuser::Filesystem for Adapter {
 
     fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let _at_work = self.begin(request);
-        let matters = self.door.depends_on_caller(ino.0);
-        let caller = self.caller_if(matters, request);
+        let caller = self.caller_if(self.door.depends_on_caller(ino.0), request);
         let done = replies::attributes(self.by_number(request, ino), reply);
         self.door.getattr(caller, ino.0, fh.map(|fh| fh.0), done);
     }
@@ -238,8 +235,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let _at_work = self.begin(request);
         let transfer = writing(request, lock_owner, write_flags);
-        let matters = self.door.write_depends_on_caller(fh.0);
-        let caller = self.caller_if(matters, request);
+        let caller = self.caller_if(self.door.write_depends_on_caller(fh.0), request);
         let (place, done) = ((fh.0, offset), replies::written(reply));
         self.door
             .write_flagged(caller, place, data, transfer, flags.0, done);
@@ -345,8 +341,8 @@ impl fuser::Filesystem for Adapter {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let caller = self.caller(request);
-        self.door.barrier(caller, replies::empty(reply));
+        self.door
+            .barrier(self.caller(request), replies::empty(reply));
     }
 
     fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
