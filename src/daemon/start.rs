@@ -15,9 +15,9 @@ use super::mount::{self, Mount, Mounter};
 use super::mount_options::MountOptions;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
+use crate::control;
 use crate::control::Socket;
 use crate::error::{Class, Error};
-use crate::control;
 
 use super::serve::{self, Mounted};
 use super::signals::{self, Event, Watch};

@@ -391,20 +391,16 @@ impl Attributes {
     }
 
     /// Of a file that another process writes: the kernel may remember what it is about to be told.
+    ///
+    /// Who opens a file settles on a version, and then looks at what was noted; here it is noted first, and
+    /// then looked at who has settled: one of the two sees the other, and the kernel remembers no length of
+    /// another version than what is read.
     pub(super) fn note_told(&self, attr: &Attr) {
-        if self.is_beside_writer {
-            self.table.note_told(attr.ino, attr.version);
-            self.forget_outdated(attr);
+        if !self.is_beside_writer || attr.kind != Kind::File {
+            return;
         }
-    }
-
-    /// To be called once it is noted that the kernel is about to be told `attr`. Who opens a file settles
-    /// on a version, and then looks at what was noted; here it is noted first, and then looked at who has
-    /// settled: one of the two sees the other, and the kernel remembers no length of another version than
-    /// what is read.
-    pub(super) fn forget_outdated(&self, attr: &Attr) {
-        if self.is_beside_writer
-            && !attr.ttl.is_zero()
+        self.loader.forget_others(attr.ino, attr.version);
+        if !attr.ttl.is_zero()
             && let Some(open) = self.table.node(attr.ino)
             && open.lock().has_outdated_readers(attr.version)
         {

@@ -1,6 +1,9 @@
 //! What programs are told: one exhaustive table from failures to errno.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::crypto::MemoryError;
 use crate::keyring::KeyringError;
@@ -97,9 +100,42 @@ impl From<VaultError> for Errno {
         // Failed authentication and failing media are never silent. The texts name records by
         // number.
         if errno.0 == libc::EIO {
-            tracing::error!("{error}");
+            log(error.to_string());
         }
         errno
+    }
+}
+
+/// One failure is logged once in this time, however often it is met: whoever may read a damaged secret
+/// could fill the log.
+const EVERY: Duration = Duration::from_secs(60);
+/// Most failures that are told apart.
+const MOST: usize = 256;
+
+/// When a failure was logged last, and how often it was met since.
+static LOGGED: Mutex<Option<HashMap<String, (Instant, u64)>>> = Mutex::new(None);
+
+fn log(mut failure: String) {
+    let now = Instant::now();
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = logged.get_or_insert_default();
+    let is_due = |at: &Instant| now.saturating_duration_since(*at) >= EVERY;
+    if known.len() >= MOST && !known.contains_key(&failure) {
+        known.retain(|_, (at, _)| !is_due(at));
+    }
+    if known.len() >= MOST && !known.contains_key(&failure) {
+        failure = format!("more than {MOST} kinds of reads fail; `secretfs check` names all");
+    }
+    match known.get_mut(&failure) {
+        Some((at, left_out)) if !is_due(at) => *left_out += 1,
+        Some((at, left_out)) => {
+            tracing::error!("{failure}; {left_out} times more since it was logged last");
+            (*at, *left_out) = (now, 0);
+        }
+        None => {
+            tracing::error!("{failure}");
+            known.insert(failure, (now, 0));
+        }
     }
 }
 

@@ -132,12 +132,15 @@ impl Loader {
             .map_err(|_| Errno(libc::ENOMEM))
     }
 
-    /// In a read-only mount, a file is being opened at `version`: what the kernel remembers must not
-    /// be of another.
-    fn forget_others(&self, ino: NodeId, version: u64) {
-        let told = self.table.note_told(ino, version);
-        if told.is_some_and(|told| told != version) {
+    /// In a read-only mount, a file is opened at `version`, or the kernel is about to be told of it: what
+    /// the kernel remembers must not be of another. Only once that is so is it noted, since whoever opens
+    /// the same version relies on the note.
+    pub(super) fn forget_others(&self, ino: NodeId, version: u64) {
+        if let Some(told) = self.table.told(ino)
+            && told != version
+        {
             self.kernel.forget_attributes(ino);
+            self.table.replace_told(ino, told, version);
         }
     }
 }

@@ -3,12 +3,12 @@
 
 use crate::vault::FileBody;
 
+use super::FileHandle;
 use super::authors::Place;
 use super::descriptors::{self, For};
 use super::handles::{HandleState, NodeState};
 use super::loaded::{Pin, Shown};
 use super::readings::same_process;
-use super::FileHandle;
 use crate::os::process;
 
 impl HandleState {

@@ -40,9 +40,12 @@ pub(super) struct DiskRoom {
 }
 
 impl DiskRoom {
-    /// Fails on a full disk. Publishing would fail, too, but a shell that has redirected its output
-    /// does not look at what closing says.
+    /// Fails on a full disk, and where nothing is written any more. Publishing would fail, too, but a shell
+    /// that has redirected its output does not look at what closing says.
     pub(super) fn must_be_left(&self) -> Result<(), Errno> {
+        if self.vault.has_stopped_writing() {
+            return Err(Errno(libc::EIO));
+        }
         let place = self.vault.path();
         let room = nix::sys::statvfs::statvfs(place).map(|below| {
             below

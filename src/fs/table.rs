@@ -164,9 +164,11 @@ impl Table {
                 }
             }
         }
-        let known = nodes.known.entry(attr.ino).or_default();
+        let known = nodes.known.entry(attr.ino).or_insert_with(|| Known {
+            told: attr.version,
+            ..Known::default()
+        });
         known.lookups += 1;
-        known.told = attr.version;
     }
 
     /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel
@@ -175,11 +177,18 @@ impl Table {
         self.lock().keep_if_known(id)
     }
 
-    /// The kernel is told of a version of a node that it knows; returns of which it was told before.
-    pub(super) fn note_told(&self, id: NodeId, version: u64) -> Option<u64> {
+    /// Of a node that the kernel knows: the version whose attributes it may remember.
+    pub(super) fn told(&self, id: NodeId) -> Option<u64> {
+        self.lock().known.get(&id).map(|known| known.told)
+    }
+
+    /// From now on the kernel may remember those of another version, unless that has changed meanwhile.
+    pub(super) fn replace_told(&self, id: NodeId, before: u64, version: u64) {
         let mut nodes = self.lock();
-        let known = nodes.known.get_mut(&id)?;
-        Some(std::mem::replace(&mut known.told, version))
+        let known = nodes.known.get_mut(&id);
+        if let Some(known) = known.filter(|known| known.told == before) {
+            known.told = version;
+        }
     }
 
     /// The kernel takes back `lookups`; tells whether the node waited for the last of them to be

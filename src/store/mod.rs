@@ -293,6 +293,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// A number that changes whenever another process has committed. Cheap.
     fn foreign_changes(&self) -> Result<u64, StoreError>;
+
+    /// Whether nothing is written any more until the vault is opened anew, after a failure that left
+    /// open what is on disk. Cheap.
+    fn has_stopped_writing(&self) -> bool;
 }
 
 /// Runs `body` in a read transaction of `store`.

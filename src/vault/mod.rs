@@ -201,7 +201,7 @@ impl Vault {
             let commits = self.current.commits();
             let doubt = match self.read_once(body, false) {
                 (Err(_), Some(doubt)) => doubt,
-                (result, _) => return result,
+                (result, _) => return self.noted(result),
             };
             if self.read_only {
                 break;
@@ -217,8 +217,17 @@ impl Vault {
         let _no_other = self.current.alone();
         match self.read_once(body, true) {
             (Err(_), Some(doubt)) => Err(self.guard.found(&doubt)),
-            (result, _) => result,
+            (result, _) => self.noted(result),
         }
+    }
+
+    /// Damage that a reader met stays known, as what is not current does.
+    fn noted<T>(&self, result: Result<T, VaultError>) -> Result<T, VaultError> {
+        result.inspect_err(|error| {
+            if !self.salvage {
+                self.note_damage(error);
+            }
+        })
     }
 
     fn read_once<T>(

@@ -11,6 +11,12 @@ use super::state::State;
 use super::{Job, Tx, Vault, VaultError};
 
 impl Vault {
+    /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
+    /// on disk.
+    pub fn has_stopped_writing(&self) -> bool {
+        self.store.has_stopped_writing()
+    }
+
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
     /// none of them did anything, or that it is not known whether they are on disk.
     ///

@@ -37,10 +37,7 @@ const IN_CIRCLES: &[&str] = &[];
 const LONGEST: usize = 500;
 
 /// Files that are longer, with as many lines as each may have: to be split, and never to grow.
-const LONGER: &[(&str, usize)] = &[
-    ("kms/local/tests.rs", 557),
-    ("vault/tests.rs", 703),
-];
+const LONGER: &[(&str, usize)] = &[("kms/local/tests.rs", 557), ("vault/tests.rs", 703)];
 
 fn house() -> House {
     House::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"))

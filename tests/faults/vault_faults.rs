@@ -241,6 +241,32 @@ fn a_daemon_without_descriptors_refuses_or_serves_and_loses_nothing() {
     ledger.holds("mounted again");
 }
 
+/// A shell does not look at what closing says, so the opening must tell.
+#[test]
+fn what_cannot_be_stored_any_more_is_refused_when_a_file_is_opened_for_replacing() {
+    let place = Place::with_vault();
+    let server = place.serve(&[]);
+    let mut ledger = written(&place);
+    prlimit(server.pid(), "--fsize=1000000:");
+    assert!(!ledger.write("large", &content(1, 4 << 20)), "it fits");
+    // It has stopped writing: that some room is there again changes nothing.
+    prlimit(server.pid(), "--fsize=unlimited:");
+    for _ in 0..3 {
+        let opened = fs::File::create(place.point().join("kept-3"));
+        let error = opened.expect_err("nothing is written any more");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    }
+    ledger.holds("when nothing is written any more");
+    drop(server);
+    detach(&place.point());
+    place.mount(&[]).succeeded();
+    ledger.holds("mounted again");
+    place
+        .run(["umount".as_ref(), place.point().as_os_str()])
+        .succeeded();
+    check(&place).succeeded();
+}
+
 /// It tells ENOMEM or ENOSPC where a content finds no room. Where its own small needs find none, it
 /// ends, as every program does that cannot go on; that is a crash like any other.
 #[test]

@@ -679,3 +679,38 @@ fn what_is_looked_up_anew_is_opened_whatever_the_writer_has_done_since() {
     reader.finish();
     writer.finish();
 }
+
+#[test]
+fn who_has_a_file_open_is_told_of_it_although_it_was_removed_and_is_held_for_another() {
+    use crate::support::layer::{Layer, caller_as};
+    use secretfs::fs::Errno;
+    use secretfs::vault::ROOT;
+    const STALE: Errno = Errno(libc::ESTALE);
+    let layer = Layer::new();
+    let writer = layer.open();
+    let (ino, fh) = writer.create(ROOT, b"f", 0o600);
+    writer.write(fh, 0, b"first").expect("written");
+    writer.flush(fh).expect("closed");
+    writer.release(fh);
+    let reader = layer.open_beside();
+    let asks = caller_as(20, 0);
+    let opened = reader.open_as(asks, ino, libc::O_RDONLY).expect("open");
+    let fh = writer
+        .open(ino, libc::O_WRONLY | libc::O_TRUNC)
+        .expect("open");
+    writer.write(fh, 0, b"second one").expect("written");
+    writer.flush(fh).expect("closed");
+    writer.release(fh);
+    // Another thread is about to open it, and it is held for that one.
+    assert_eq!(reader.0.gone_for(7, ino + 1, STALE), STALE);
+    let found = reader.lookup_for(7, ROOT, b"f").expect("found");
+    assert_eq!((found.ino, found.size), (ino, 10));
+    writer.unlink(ROOT, b"f").expect("removed");
+    for fh in [None, Some(opened)] {
+        let attr = reader.getattr_as(asks, ino, fh).expect("told");
+        assert_eq!((attr.links, attr.size), (0, 5), "{fh:?}");
+    }
+    assert_eq!(reader.read(opened, 0, 99).expect("read"), b"first");
+    reader.finish();
+    writer.finish();
+}

@@ -697,6 +697,55 @@ fn a_read_only_mount_beside_a_writer_reads_what_it_tells() {
     unmounted_and_clean(&place);
 }
 
+/// Opens a file again and again, and prints how often it read another length than it was told.
+const TOLD_AND_READ: &str = r#"
+import os, sys
+wrong = []
+for _ in range(3000):
+    fd = os.open(sys.argv[1], os.O_RDONLY)
+    told = os.fstat(fd).st_size
+    read = len(os.pread(fd, told + 10, 0))
+    if read != told:
+        wrong.append((told, read))
+    os.close(fd)
+print(len(wrong), wrong[:5])
+"#;
+
+#[test]
+fn several_readers_of_a_read_only_mount_read_the_length_that_they_were_told_whoever_asks_beside() {
+    let place = mounted(&[]);
+    let beside = place.path().join("ro");
+    std::fs::create_dir(&beside).expect("made");
+    let mut mount = place.command();
+    mount.arg("mount").arg(place.vault()).arg(&beside);
+    let guard = Detach(beside.clone());
+    ran(mount.args(["-o", "ro"]));
+    let (path, seen) = (place.point().join("secret"), beside.join("secret"));
+    std::fs::write(&path, "x").expect("written");
+    let reader = || {
+        let mut reader = Command::new("python3");
+        reader.args(["-c", TOLD_AND_READ]).arg(&seen);
+        reader.stdout(std::process::Stdio::piped());
+        reader.spawn().expect("python3 runs")
+    };
+    let mut readers: Vec<_> = (0..3).map(|_| reader()).collect();
+    let mut round = 0;
+    while readers
+        .iter_mut()
+        .any(|reader| reader.try_wait().expect("waited").is_none())
+    {
+        let length = [1, 7, 100, 3000, 5000, 70_000, 300_000][round % 7];
+        std::fs::write(&path, vec![b'a'; length]).expect("replaced");
+        round += 1;
+    }
+    for reader in readers {
+        let output = reader.wait_with_output().expect("ended");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0 []");
+    }
+    drop(guard);
+    unmounted_and_clean(&place);
+}
+
 /// Takes away a second mount, however the test ends.
 struct Detach(PathBuf);
 

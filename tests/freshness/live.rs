@@ -4,12 +4,14 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use crate::support::damaged::World;
 use crate::support::evil::{copy, database, execute};
 use crate::support::process::{Place, Server, status, system, wait_for};
 use crate::support::put_back::{
     all_as_it_was, keep, large_with_an_older_part, newest, node_as_it_was, tables_as_they_were,
     unmount, write_once,
 };
+use crate::support::rotating::secret;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -294,4 +296,35 @@ fn a_mount_whose_vault_was_moved_away_does_not_say_that_it_is_verified() {
         "{integrity}"
     );
     place.run(["umount".as_ref(), place.point().as_os_str()]);
+}
+
+#[test]
+fn damage_to_a_content_is_a_finding_and_whoever_reads_it_again_and_again_fills_no_log() {
+    for mode in ["rw", "ro"] {
+        let world = World::unmounted();
+        let (place, node) = (&world.place, world.nodes[3]);
+        let log = place.path().join("log");
+        let options = format!("{mode},log-file={}", log.display());
+        place.mount(&["-o", &options]).succeeded();
+        let point = place.point();
+        world.flip("chunk", "sealed", &format!("node = {node}"), 30);
+        for _ in 0..200 {
+            let read = fs::read(secret(&point, 3)).expect_err("damaged");
+            assert_eq!(read.raw_os_error(), Some(libc::EIO));
+        }
+        let told = status(&point);
+        assert_eq!(told["findings"]["count"], 200, "{told:#}");
+        let listed = told["findings"]["listed"].as_array().expect("a list");
+        assert_eq!(listed.len(), 1, "{told:#}");
+        let what = listed[0]["what"].as_str().expect("text");
+        let is_named =
+            what.contains("chunk 0 of version") && what.contains(&format!("node {node} "));
+        assert!(is_named, "{what}");
+        unmount(place);
+        let logged = fs::read_to_string(&log).expect("a log");
+        let lines = logged.lines().filter(|line| line.contains("authenticate"));
+        assert!((1..10).contains(&lines.count()), "{logged}");
+        let audit = world.run(&["audit"]).succeeded().stdout();
+        assert_eq!(audit.contains("tampering-found"), mode == "rw", "{audit}");
+    }
 }

@@ -60,6 +60,8 @@ pub(super) struct Desk {
     writes_held_up: AtomicBool,
     /// Pages in the WAL after the last commit.
     pages: AtomicI32,
+    /// The writer has stopped for good.
+    stopped: AtomicBool,
     /// Held by whoever writes in this process, the checkpoint that begins the WAL anew among them:
     /// SQLite's own lock is waited for asleep, a millisecond at the least.
     writes: Mutex<()>,
@@ -81,6 +83,7 @@ impl Default for Desk {
             held_up: AtomicBool::new(false),
             writes_held_up: AtomicBool::new(false),
             pages: AtomicI32::new(0),
+            stopped: AtomicBool::new(false),
             writes: Mutex::new(Rank::Writes, ()),
         }
     }
@@ -112,6 +115,15 @@ impl Desk {
             }
             orders = self.changed.wait_timeout(orders, left);
         }
+    }
+
+    /// The writer stops for good: what is on disk is not certain.
+    pub(super) fn stop_writing(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_stopped_writing(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// The error that the thread met, if any: what it could not sync may be lost.

@@ -345,6 +345,10 @@ impl Store for SqliteStore {
         writer.lock().synced(&self.place, &self.opened, synced)
     }
 
+    fn has_stopped_writing(&self) -> bool {
+        self.desk.has_stopped_writing()
+    }
+
     fn foreign_changes(&self) -> Result<u64, StoreError> {
         match &self.side {
             // Asked of the writer's own connection, to which only the commits of others are

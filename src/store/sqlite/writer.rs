@@ -294,6 +294,7 @@ impl Writer {
         };
         let message = format!("nothing is written any more until the vault is reopened: {error}");
         tracing::error!("{message}");
+        self.checkpointer.desk().stop_writing();
         self.latch.get_or_insert(StoreError::new(kind, message));
     }
 }
