@@ -266,6 +266,10 @@ impl Attributes {
                 state = open.lock();
             }
             attr.size = state.seek_in_version(fh, file, end);
+            if self.is_beside_writer {
+                // The kernel must believe it, and it may be of another version than `file`.
+                attr.ttl = Duration::ZERO;
+            }
             state.believed = Some(attr.size);
             return Ok(Some(for_all(attr)));
         }
@@ -390,18 +394,18 @@ impl Attributes {
         }
     }
 
-    /// Of a file that another process writes: the kernel may remember what it is about to be told.
+    /// Beside a writer, before the kernel is told `attr` and may remember it. If it may remember another
+    /// version, it forgets that, and ignores this answer, too.
     ///
-    /// Who opens a file settles on a version, and then looks at what was noted; here it is noted first, and
-    /// then looked at who has settled: one of the two sees the other, and the kernel remembers no length of
-    /// another version than what is read.
+    /// An opener settles on a version, and then looks at the note; this notes first, and then looks at who
+    /// has settled. One of the two sees the other, so the kernel remembers no length of another version than
+    /// what is read. An answer that is not to be remembered is believed at once, and needs no note.
     pub(super) fn note_told(&self, attr: &Attr) {
-        if !self.is_beside_writer || attr.kind != Kind::File {
+        if !self.is_beside_writer || attr.kind != Kind::File || attr.ttl.is_zero() {
             return;
         }
-        self.loader.forget_others(attr.ino, attr.version);
-        if !attr.ttl.is_zero()
-            && let Some(open) = self.table.node(attr.ino)
+        self.loader.forget_other_versions(attr.ino, attr.version);
+        if let Some(open) = self.table.node(attr.ino)
             && open.lock().has_outdated_readers(attr.version)
         {
             self.kernel.forget_attributes(attr.ino);

@@ -121,11 +121,7 @@ impl Beside {
         let held = held.ok_or(Errno(libc::ESTALE))?;
         let pin = held.content?;
         let (fh, handle) = self.table.open(ino, access, None, caller.uid)?;
-        let mut state = handle.node.lock();
-        state.settle_beside_writer(fh, held.node, pin);
-        if let Some(own) = state.handles.get_mut(&fh) {
-            own.reading.thread = caller.pid;
-        }
+        self.loader.settle(fh, &handle, caller.pid, held.node, pin);
         Ok(Opened { fh, flushes: false })
     }
 

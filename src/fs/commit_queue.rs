@@ -12,12 +12,13 @@
 //!
 //! Which of the jobs that wait come next, and which must not overtake which, is the [`Queue`]'s to say.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::store::Durability;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
 use super::handoff::answered_elsewhere;
@@ -46,26 +47,27 @@ struct Waiting {
 
 struct Shared {
     vault: Arc<Vault>,
+    /// No job is dropped under it: what a job holds takes locks when it goes.
     queue: Mutex<Waiting>,
     wake: Condvar,
     /// Held while a transaction runs, and while jobs are taken for one: keeps them in order. Who lets
     /// go of it looks for quick jobs that came meanwhile.
-    running: Mutex<()>,
+    running: std::sync::Mutex<()>,
 }
 
 /// See the module.
 pub(super) struct CommitQueue {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl CommitQueue {
     pub(super) fn start(vault: Arc<Vault>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             vault,
-            queue: Mutex::default(),
+            queue: Mutex::new(Rank::CommitQueue, Waiting::default()),
             wake: Condvar::new(),
-            running: Mutex::new(()),
+            running: std::sync::Mutex::new(()),
         });
         let thread = {
             let shared = Arc::clone(&shared);
@@ -78,7 +80,7 @@ impl CommitQueue {
         };
         Ok(Self {
             shared,
-            thread: Mutex::new(Some(thread)),
+            thread: std::sync::Mutex::new(Some(thread)),
         })
     }
 
@@ -148,7 +150,7 @@ impl CommitQueue {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn submit(&self, job: Job) {
@@ -321,16 +323,12 @@ impl Shared {
                 (true, Some(_)) => return (true, false),
                 (true, None) => {
                     queue.asleep = true;
-                    let woken = self.wake.wait(queue);
-                    let mut queue = woken.unwrap_or_else(PoisonError::into_inner);
+                    let mut queue = self.wake.wait(queue);
                     queue.asleep = false;
                     idle = Instant::now();
                     queue
                 }
-                (false, _) => {
-                    let waited = self.wake.wait_timeout(queue, rest);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                (false, _) => self.wake.wait_timeout(queue, rest),
             };
         }
     }
@@ -378,6 +376,8 @@ impl Shared {
         };
         match outcomes {
             Ok(outcomes) => {
+                // Dropped after the queue is let go of.
+                let mut over = Vec::with_capacity(jobs.len());
                 let mut queue = self.lock();
                 queue.unsynced.get_or_insert_with(Instant::now);
                 for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
@@ -387,17 +387,20 @@ impl Shared {
                         committed.has_more = true;
                         continue;
                     }
-                    queue.jobs.give_up(&job.ticket);
-                    match (job.ticket.is_quick(), &outcome) {
-                        (false, Ok(())) => committed.now.push((job.done, outcome)),
-                        _ => committed.soon.push((job.done, outcome)),
+                    let Job {
+                        ticket, run, done, ..
+                    } = job;
+                    queue.jobs.give_up(&ticket);
+                    match (ticket.is_quick(), &outcome) {
+                        (false, Ok(())) => committed.now.push((done, outcome)),
+                        _ => committed.soon.push((done, outcome)),
                     }
+                    over.push(run);
                 }
             }
             Err(error) if jobs.len() == 1 => {
-                let mut queue = self.lock();
                 for job in jobs {
-                    queue.jobs.give_up(&job.ticket);
+                    self.lock().jobs.give_up(&job.ticket);
                     committed.soon.push((job.done, Err(error.clone())));
                 }
             }

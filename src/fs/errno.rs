@@ -124,19 +124,29 @@ fn log(mut failure: String) {
         known.retain(|_, (at, _)| !is_due(at));
     }
     if known.len() >= MOST && !known.contains_key(&failure) {
-        failure = format!("more than {MOST} kinds of reads fail; `secretfs check` names all");
+        failure = format!(
+            "more than {MOST} kinds of failures are met; `secretfs check` names what is damaged"
+        );
     }
-    match known.get_mut(&failure) {
-        Some((at, left_out)) if !is_due(at) => *left_out += 1,
+    let line = match known.get_mut(&failure) {
+        Some((at, left_out)) if !is_due(at) => {
+            *left_out += 1;
+            return;
+        }
         Some((at, left_out)) => {
-            tracing::error!("{failure}; {left_out} times more since it was logged last");
-            (*at, *left_out) = (now, 0);
+            *at = now;
+            match std::mem::take(left_out) {
+                0 => failure,
+                count => format!("{failure}; {count} times more since it was logged last"),
+            }
         }
         None => {
-            tracing::error!("{failure}");
-            known.insert(failure, (now, 0));
+            known.insert(failure.clone(), (now, 0));
+            failure
         }
-    }
+    };
+    drop(logged);
+    tracing::error!("{line}");
 }
 
 /// Turns a vault's result into a program's.

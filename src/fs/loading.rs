@@ -35,9 +35,22 @@ impl Loader {
         thread: u32,
     ) -> Result<(), Errno> {
         let (node, pin) = self.load_current_of(&handle.node, handle.user)?;
-        let version = pin.as_ref().map_or(0, |pin| pin.version);
-        let mut state = handle.node.lock();
+        self.settle(fh, handle, thread, node, pin);
+        Ok(())
+    }
+
+    /// Beside a writer: settles a handle, which `thread` opens, on what was read of its node.
+    pub(super) fn settle(
+        &self,
+        fh: FileHandle,
+        handle: &Handle,
+        thread: u32,
+        node: Arc<Node>,
+        pin: Option<Pin>,
+    ) {
         let fresh = pin.as_ref().map(Shown::of_pin);
+        let version = fresh.map_or(0, |fresh| fresh.version);
+        let mut state = handle.node.lock();
         state.settle_beside_writer(fh, node, pin);
         if let Some(own) = state.handles.get_mut(&fh) {
             own.reading.thread = thread;
@@ -45,8 +58,7 @@ impl Loader {
         }
         drop(state);
         // Not before: what others are told from here on is told with regard to this handle.
-        self.forget_others(handle.node.id, version);
-        Ok(())
+        self.forget_other_versions(handle.node.id, version);
     }
 
     /// What is current, whole, and counts for `user`; of which nothing was published if there is no
@@ -132,10 +144,9 @@ impl Loader {
             .map_err(|_| Errno(libc::ENOMEM))
     }
 
-    /// In a read-only mount, a file is opened at `version`, or the kernel is about to be told of it: what
-    /// the kernel remembers must not be of another. Only once that is so is it noted, since whoever opens
-    /// the same version relies on the note.
-    pub(super) fn forget_others(&self, ino: NodeId, version: u64) {
+    /// Makes the kernel forget attributes of any version but `version`. The note is changed afterwards:
+    /// whoever finds it changed may rely on the kernel having forgotten.
+    pub(super) fn forget_other_versions(&self, ino: NodeId, version: u64) {
         if let Some(told) = self.table.told(ino)
             && told != version
         {

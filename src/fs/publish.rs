@@ -347,9 +347,10 @@ impl Publisher {
                     .failed_publications
                     .fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
-                    "what was last written to node {} could not be stored, and nobody was waiting \
-                     for it (error {errno})",
-                    again.id
+                    "what was last written to node {} could not be stored when its last descriptor was \
+                     closed ({}); only a close or fsync that failed before has told a program",
+                    again.id,
+                    Errno(errno).name()
                 );
                 publisher.drop_idle_draft(&again);
                 publisher.finish(&again);

@@ -31,7 +31,7 @@ impl HandleState {
         }
         let fresh = self.reading.fresh.is_some_and(|f| f.version != current);
         let pinned = self.pin.as_ref().is_some_and(|p| p.version != current);
-        fresh || pinned && self.is_draining()
+        fresh || pinned && (self.is_draining() || self.reading.held)
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::store::NodeId;
+use crate::sync::{self, Rank};
 use crate::vault::{Kind, OpenFiles, ROOT};
 
 use super::handles::{Handle, HandleState, OpenNode};
@@ -44,9 +45,8 @@ impl Nodes {
 }
 
 /// All that is open.
-#[derive(Default)]
 pub(super) struct Table {
-    nodes: Mutex<Nodes>,
+    nodes: sync::Mutex<Nodes>,
     handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
     next: AtomicU64,
     /// The kernel was told of directories that it did not know.
@@ -56,17 +56,20 @@ pub(super) struct Table {
 impl Table {
     /// `beside_writer`: somebody else changes what is told of nodes.
     pub(super) fn of(beside_writer: bool) -> Self {
+        let nodes = Nodes {
+            seen: beside_writer.then(Seen::new),
+            ..Nodes::default()
+        };
         Self {
-            nodes: Mutex::new(Nodes {
-                seen: beside_writer.then(Seen::new),
-                ..Nodes::default()
-            }),
-            ..Self::default()
+            nodes: sync::Mutex::new(Rank::OpenNodes, nodes),
+            handles: RwLock::default(),
+            next: AtomicU64::default(),
+            new_directories: AtomicBool::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> sync::MutexGuard<'_, Nodes> {
+        self.nodes.lock()
     }
 
     /// Registers a handle. Its node cannot be deleted from now on until the handle is closed.

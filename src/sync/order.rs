@@ -79,6 +79,11 @@ ranks! {
     Findings,
     /// Of a vault: those that the history does not have yet.
     Unrecorded,
+    /// Of a file system: its open nodes. Taken by jobs while they run, and by what is left of them when
+    /// it is dropped.
+    OpenNodes,
+    /// Of a file system: what is to be committed.
+    CommitQueue,
     /// Work that is shared among threads.
     Crew,
     /// The thread on which calls of AWS KMS run.

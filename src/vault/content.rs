@@ -13,6 +13,7 @@ use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 
 use super::VaultError;
+use super::error::UNAUTHENTIC;
 
 /// Plain bytes in a chunk; the last one may have fewer.
 pub const CHUNK: usize = 64 * 1024;
@@ -333,7 +334,7 @@ impl Version {
         };
         self.key
             .open_into(self.vault, context, sealed, plain)
-            .map_err(|_| self.bad(index, "does not authenticate"))
+            .map_err(|_| self.bad(index, UNAUTHENTIC))
     }
 
     fn bad(&self, index: u32, why: &str) -> VaultError {

@@ -102,6 +102,9 @@ pub enum Failure {
     Exists,
 }
 
+/// What is said of a record that is not what was sealed under its key, in its place.
+pub(crate) const UNAUTHENTIC: &str = "does not authenticate";
+
 impl VaultError {
     /// The class.
     pub fn failure(&self) -> Failure {
@@ -181,6 +184,11 @@ impl VaultError {
         VaultError::Rollback(format!(
             "the vault was put back under the mount: it had come to commit {from}, and has {to}"
         ))
+    }
+
+    /// Whether a record was opened that is certainly not what was sealed.
+    pub(super) fn is_unauthentic(&self) -> bool {
+        matches!(self, Self::Integrity(what) if what.ends_with(UNAUTHENTIC))
     }
 
     /// An integrity failure of a record, named by kind and number.

@@ -17,6 +17,9 @@ use super::node::Timestamp;
 
 /// More findings than these are counted, not listed.
 const MAX_LISTED: usize = 16;
+/// More of these may not be damage that readers met, of which one large file can have any number: there is
+/// room for records that were replayed, inserted or deleted.
+const MAX_DAMAGED: usize = 8;
 
 /// What is known of the vault as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -240,7 +243,7 @@ impl Guard {
 
     /// Notes that records were found not to fit together, if that is what is wrong.
     pub(super) fn note_damage(&self, error: &VaultError) {
-        if error.is_damage() && self.note_finding(error.to_string()) {
+        if error.is_damage() && self.note_up_to(MAX_DAMAGED, error.to_string()) {
             self.alarm(&error.to_string());
         }
     }
@@ -257,10 +260,14 @@ impl Guard {
 
     /// Notes what was found; whether that is news.
     pub(super) fn note_finding(&self, what: String) -> bool {
+        self.note_up_to(MAX_LISTED, what)
+    }
+
+    fn note_up_to(&self, most: usize, what: String) -> bool {
         let at = Timestamp::now().seconds;
-        let is_news = self.findings.lock().note(at, &what);
+        let is_news = self.findings.lock().note(most, at, &what);
         if is_news {
-            self.unrecorded.lock().note(at, &what);
+            self.unrecorded.lock().note(MAX_LISTED, at, &what);
         }
         is_news
     }
@@ -279,16 +286,16 @@ impl Guard {
     pub(super) fn leave_unrecorded(&self, found: &Findings) {
         let mut unrecorded = self.unrecorded.lock();
         for one in &found.listed {
-            unrecorded.note(one.at, &one.what);
+            unrecorded.note(MAX_LISTED, one.at, &one.what);
         }
     }
 }
 
 impl Findings {
-    fn note(&mut self, at: i64, what: &str) -> bool {
+    fn note(&mut self, most: usize, at: i64, what: &str) -> bool {
         self.count += 1;
         let is_news = self.listed.iter().all(|known| known.what != what);
-        if is_news && self.listed.len() < MAX_LISTED {
+        if is_news && self.listed.len() < most {
             self.listed.push(Finding {
                 at,
                 what: what.to_owned(),

@@ -221,10 +221,11 @@ impl Vault {
         }
     }
 
-    /// Damage that a reader met stays known, as what is not current does.
+    /// Damage that a reader met stays known, as what is not current does. What is only missing may have
+    /// been removed since the reader asked for it.
     fn noted<T>(&self, result: Result<T, VaultError>) -> Result<T, VaultError> {
         result.inspect_err(|error| {
-            if !self.salvage {
+            if !self.salvage && error.is_unauthentic() {
                 self.note_damage(error);
             }
         })

@@ -145,7 +145,7 @@ impl Vault {
             // The one that was found may be as it was cached.
             let node = self.read_node(records, found.id)?;
             let content = self.content_of(records, &node, &mut *whole);
-            Ok((node, content))
+            Ok((node, self.noted(content)))
         })
     }
 

@@ -746,6 +746,37 @@ fn several_readers_of_a_read_only_mount_read_the_length_that_they_were_told_whoe
     unmounted_and_clean(&place);
 }
 
+#[test]
+fn the_end_that_a_seek_finds_on_a_read_only_mount_is_that_of_what_is_read_next() {
+    let place = mounted(&[]);
+    let beside = place.path().join("ro");
+    std::fs::create_dir(&beside).expect("made");
+    let mut mount = place.command();
+    mount.arg("mount").arg(place.vault()).arg(&beside);
+    let guard = Detach(beside.clone());
+    // The kernel remembers attributes, and asks anew soon.
+    ran(mount.args(["-o", "ro,ttl=1ms"]));
+    let (path, seen) = (place.point().join("secret"), beside.join("secret"));
+    for round in 0..100 {
+        let lengths = [5000, 7, 70_000, 100];
+        let (old, new) = (lengths[round % 4], lengths[(round + 1) % 4]);
+        std::fs::write(&path, vec![b'a'; old]).expect("written");
+        let mut file = File::open(&seen).expect("open");
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).expect("read");
+        std::fs::write(&path, vec![b'b'; new]).expect("replaced");
+        // Nobody else asks first. What the kernel remembers is too old by now.
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        let end = file.seek(SeekFrom::End(0)).expect("sought");
+        file.rewind().expect("sought");
+        bytes.clear();
+        file.read_to_end(&mut bytes).expect("read");
+        assert_eq!(bytes.len() as u64, end, "round {round}");
+    }
+    drop(guard);
+    unmounted_and_clean(&place);
+}
+
 /// Takes away a second mount, however the test ends.
 struct Detach(PathBuf);
 

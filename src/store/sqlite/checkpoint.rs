@@ -305,6 +305,8 @@ pub(super) fn fail(desk: &Desk, error: StoreError) {
     // A full disk or a lock is nothing to give up for: all of it still is in the WAL.
     if matches!(error.kind, Kind::Io | Kind::ReadOnly) {
         desk.orders().failed.get_or_insert(error);
+        // The writer sees that, too, at its next transaction.
+        desk.stop_writing();
     }
 }
 

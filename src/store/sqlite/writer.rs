@@ -114,6 +114,7 @@ impl Writer {
             return Attempt::of(error);
         }
         let Some(connection) = self.connection.take() else {
+            self.checkpointer.desk().stop_writing();
             return Attempt::of(gone());
         };
         if let Err(error) = begin(&connection, self.cookie) {
@@ -285,6 +286,9 @@ impl Writer {
             self.connection = Some(connection);
         }
         // Else it is closed here, which rolls back, and nothing is written any more.
+        if self.connection.is_none() {
+            self.checkpointer.desk().stop_writing();
+        }
     }
 
     fn latch(&mut self, error: &StoreError) {
