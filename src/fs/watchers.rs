@@ -66,7 +66,6 @@ impl Watchers {
                 state.believed = Some(longest);
             }
         }
-        self.attributes.note_told(&attr);
         Some(Ok(attr))
     }
 }
