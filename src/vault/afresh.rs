@@ -22,7 +22,8 @@ pub struct Footprint(crate::store::Footprint);
 pub enum Since {
     /// It has the revision that it had.
     Same,
-    /// It has another.
+    /// It has another. The node comes without its extended attributes: many are asked about at once, and
+    /// those of a few hundred would be megabytes.
     Changed(Arc<Node>),
     /// There is none.
     Gone,
@@ -53,7 +54,7 @@ impl Vault {
                     }
                     Some(record) => {
                         let node = Node::open(&self.keyring(), *id, &record)?;
-                        Ok(Since::Changed(Arc::new(node)))
+                        Ok(Since::Changed(Arc::new(node.without_xattrs())))
                     }
                 })
                 .collect()
