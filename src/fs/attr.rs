@@ -400,12 +400,19 @@ impl Attributes {
     /// An opener settles on a version, and then looks at the note; this notes first, and then looks at who
     /// has settled. One of the two sees the other, so the kernel remembers no length of another version than
     /// what is read. An answer that is not to be remembered is believed at once, and needs no note.
-    pub(super) fn note_told(&self, attr: &Attr) {
+    fn note_told(&self, attr: &Attr) {
         if !self.is_beside_writer || attr.kind != Kind::File || attr.ttl.is_zero() {
             return;
         }
         self.loader.forget_other_versions(attr.ino, attr.version);
-        if let Some(open) = self.table.node(attr.ino)
+        self.forget_outdated(attr);
+    }
+
+    /// The second half of that: to be called once it is noted what the kernel may remember.
+    pub(super) fn forget_outdated(&self, attr: &Attr) {
+        if self.is_beside_writer
+            && !attr.ttl.is_zero()
+            && let Some(open) = self.table.node(attr.ino)
             && open.lock().has_outdated_readers(attr.version)
         {
             self.kernel.forget_attributes(attr.ino);

@@ -159,7 +159,8 @@ impl Reads {
                 None => return Ok(View::Nothing),
             },
         };
-        let state = &mut *state;
+        let mut locked = state;
+        let state = &mut *locked;
         state.forget_told(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
@@ -177,6 +178,12 @@ impl Reads {
         own.reading.note(offset, size, pin.length, transfer.pid);
         // In one step with that: whoever looks sees one or the other.
         own.paged |= transfer.lock_owner.is_none();
+        drop(locked);
+        if beside_writer && !settled {
+            // What the kernel remembers may be of a version in between.
+            let ino = handle.node.id;
+            self.loader.forget_other_versions(ino, pin.version);
+        }
         Ok(View::Version(pin))
     }
 

@@ -237,7 +237,7 @@ impl Names {
     /// The kernel is told of a node, and will say when it has forgotten it.
     pub(super) fn remember(&self, attr: &Attr) {
         self.table.remember(attr);
-        self.attributes.note_told(attr);
+        self.attributes.forget_outdated(attr);
     }
 
     /// The kernel forgets what it was told `lookups` times.

@@ -12,12 +12,16 @@ use crate::vault::{Kind, OpenFiles, ROOT};
 use super::handles::{Handle, HandleState, OpenNode};
 use super::{Access, Attr, Errno, FileHandle};
 
+/// Several answers with different versions are on their way, and the kernel may not have the node yet: it
+/// could not be made to forget any of them.
+const SEVERAL: u64 = u64::MAX;
+
 /// A node that the kernel has looked up and not forgotten: a program may be about to open it, or
 /// hold on to it without opening it here, as a directory that it works in.
 #[derive(Default)]
 struct Known {
     lookups: u64,
-    /// The version of a file whose attributes the kernel may remember.
+    /// The version of a file whose attributes the kernel may remember, or [`SEVERAL`].
     told: u64,
     /// It lost its last name and is deleted when the kernel forgets it.
     kept: bool,
@@ -172,6 +176,9 @@ impl Table {
             ..Known::default()
         });
         known.lookups += 1;
+        if known.told != attr.version {
+            known.told = SEVERAL;
+        }
     }
 
     /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel

@@ -662,13 +662,8 @@ print(os.read(fd, 100).decode())
 #[test]
 fn a_read_only_mount_beside_a_writer_reads_what_it_tells() {
     let place = mounted(&[]);
-    let beside = place.path().join("ro");
-    std::fs::create_dir(&beside).expect("made");
-    let mut mount = place.command();
-    mount.arg("mount").arg(place.vault()).arg(&beside);
-    let _guard = Detach(beside.clone());
-    ran(mount.args(["-o", "ro,ttl=60s"]));
-    let (path, seen) = (place.point().join("secret"), beside.join("secret"));
+    let beside = Beside::mount(&place, "ro,ttl=60s");
+    let (path, seen) = (place.point().join("secret"), beside.0.join("secret"));
     for round in 0..60 {
         let (old, new) = (version(round), version(round + 1));
         How::Truncating.replace(&path, &old);
@@ -693,7 +688,7 @@ fn a_read_only_mount_beside_a_writer_reads_what_it_tells() {
             }
         }
     }
-    drop(_guard);
+    drop(beside);
     unmounted_and_clean(&place);
 }
 
@@ -714,13 +709,8 @@ print(len(wrong), wrong[:5])
 #[test]
 fn several_readers_of_a_read_only_mount_read_the_length_that_they_were_told_whoever_asks_beside() {
     let place = mounted(&[]);
-    let beside = place.path().join("ro");
-    std::fs::create_dir(&beside).expect("made");
-    let mut mount = place.command();
-    mount.arg("mount").arg(place.vault()).arg(&beside);
-    let guard = Detach(beside.clone());
-    ran(mount.args(["-o", "ro"]));
-    let (path, seen) = (place.point().join("secret"), beside.join("secret"));
+    let beside = Beside::mount(&place, "ro");
+    let (path, seen) = (place.point().join("secret"), beside.0.join("secret"));
     std::fs::write(&path, "x").expect("written");
     let reader = || {
         let mut reader = Command::new("python3");
@@ -742,21 +732,16 @@ fn several_readers_of_a_read_only_mount_read_the_length_that_they_were_told_whoe
         let output = reader.wait_with_output().expect("ended");
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0 []");
     }
-    drop(guard);
+    drop(beside);
     unmounted_and_clean(&place);
 }
 
 #[test]
 fn the_end_that_a_seek_finds_on_a_read_only_mount_is_that_of_what_is_read_next() {
     let place = mounted(&[]);
-    let beside = place.path().join("ro");
-    std::fs::create_dir(&beside).expect("made");
-    let mut mount = place.command();
-    mount.arg("mount").arg(place.vault()).arg(&beside);
-    let guard = Detach(beside.clone());
     // The kernel remembers attributes, and asks anew soon.
-    ran(mount.args(["-o", "ro,ttl=1ms"]));
-    let (path, seen) = (place.point().join("secret"), beside.join("secret"));
+    let beside = Beside::mount(&place, "ro,ttl=1ms");
+    let (path, seen) = (place.point().join("secret"), beside.0.join("secret"));
     for round in 0..30 {
         let lengths = [5000, 7, 70_000, 100];
         let (old, new) = (lengths[round % 4], lengths[(round + 1) % 4]);
@@ -773,14 +758,25 @@ fn the_end_that_a_seek_finds_on_a_read_only_mount_is_that_of_what_is_read_next()
         file.read_to_end(&mut bytes).expect("read");
         assert_eq!(bytes.len() as u64, end, "round {round}");
     }
-    drop(guard);
+    drop(beside);
     unmounted_and_clean(&place);
 }
 
-/// Takes away a second mount, however the test ends.
-struct Detach(PathBuf);
+/// A second mount, which is taken away however the test ends.
+struct Beside(PathBuf);
 
-impl Drop for Detach {
+impl Beside {
+    fn mount(place: &Place, options: &str) -> Self {
+        let beside = Self(place.path().join("ro"));
+        std::fs::create_dir(&beside.0).expect("made");
+        let mut mount = place.command();
+        mount.arg("mount").arg(place.vault()).arg(&beside.0);
+        ran(mount.args(["-o", options]));
+        beside
+    }
+}
+
+impl Drop for Beside {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
