@@ -104,6 +104,8 @@ pub enum Failure {
 
 /// What is said of a record that is not what was sealed under its key, in its place.
 pub(crate) const UNAUTHENTIC: &str = "does not authenticate";
+/// What is said of a chunk that is missing in the snapshot that has its version.
+pub(super) const CUT_OUT: &str = "is missing, though its version is there";
 
 impl VaultError {
     /// The class.
@@ -186,9 +188,14 @@ impl VaultError {
         ))
     }
 
-    /// Whether a record was opened that is certainly not what was sealed.
-    pub(super) fn is_unauthentic(&self) -> bool {
-        matches!(self, Self::Integrity(what) if what.ends_with(UNAUTHENTIC))
+    /// Whether a reader that met this has met damage for certain. A record that is only missing may have
+    /// been removed since the reader asked for it.
+    pub(super) fn is_certain_damage(&self) -> bool {
+        match self {
+            Self::Integrity(what) => what.ends_with(UNAUTHENTIC) || what.ends_with(CUT_OUT),
+            Self::Store(error) => error.kind == StoreErrorKind::Corrupt,
+            _ => false,
+        }
     }
 
     /// An integrity failure of a record, named by kind and number.

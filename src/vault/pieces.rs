@@ -91,7 +91,7 @@ impl Vault {
                 let (node, number) = (version.node(), version.number());
                 let record = records.version(node, number)?.ok_or(error)?;
                 Version::open(&self.keyring(), node, number, &record)?
-                    .read_chunk(records, index, plain)
+                    .read_chunk_beside(records, index, plain)
             }
             other => other,
         }
