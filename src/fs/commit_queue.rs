@@ -21,7 +21,6 @@ use crate::store::Durability;
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
-use super::handoff::answered_elsewhere;
 use super::job::{Done, Job, Refusal};
 use super::queue::{MAX_BATCH, Queue, Ticket, Whose};
 use super::users::Users;
@@ -47,6 +46,8 @@ struct Waiting {
 
 struct Shared {
     vault: Arc<Vault>,
+    /// Called by whoever leaves a job to another thread, which is going to tell what came of it.
+    left_to_another: fn(),
     /// No job is dropped under it: what a job holds takes locks when it goes.
     queue: Mutex<Waiting>,
     wake: Condvar,
@@ -56,15 +57,16 @@ struct Shared {
 }
 
 /// See the module.
-pub(super) struct CommitQueue {
+pub(crate) struct CommitQueue {
     shared: Arc<Shared>,
     thread: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
 impl CommitQueue {
-    pub(super) fn start(vault: Arc<Vault>) -> std::io::Result<Self> {
+    pub(crate) fn start(vault: Arc<Vault>, left_to_another: fn()) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             vault,
+            left_to_another,
             queue: Mutex::new(Rank::CommitQueue, Waiting::default()),
             wake: Condvar::new(),
             running: std::sync::Mutex::new(()),
@@ -86,7 +88,7 @@ impl CommitQueue {
 
     /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
     /// may be run more than once; the last result counts.
-    pub(super) fn submit<T: Send + 'static>(
+    pub(crate) fn submit<T: Send + 'static>(
         &self,
         ticket: Ticket,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
@@ -102,7 +104,7 @@ impl CommitQueue {
     ///
     /// # Errors
     /// When nothing more is written: to be told once those locks are let go of.
-    pub(super) fn enqueue<T: Send + 'static>(
+    pub(crate) fn enqueue<T: Send + 'static>(
         &self,
         ticket: Ticket,
         run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
@@ -113,7 +115,7 @@ impl CommitQueue {
 
     /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
     /// next, so that it costs no transaction of its own.
-    pub(super) fn submit_later<T: Send + 'static>(
+    pub(crate) fn submit_later<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
@@ -123,7 +125,7 @@ impl CommitQueue {
     }
 
     /// Makes durable what was committed before, then calls `done`.
-    pub(super) fn barrier(
+    pub(crate) fn barrier(
         &self,
         ticket: Ticket,
         done: impl FnOnce(Result<(), VaultError>) + Send + 'static,
@@ -132,7 +134,7 @@ impl CommitQueue {
     }
 
     /// Runs what is queued, makes everything durable and ends the thread.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
         let thread = self
@@ -196,7 +198,7 @@ impl Shared {
         queue.jobs.push(ticket, job);
         drop(queue);
         if !ticket.is_unattended() {
-            answered_elsewhere();
+            (self.left_to_another)();
         }
         self.wake.notify_one();
         Ok(())

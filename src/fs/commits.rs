@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::vault::{Vault, VaultError};
 
 use super::commit_queue::CommitQueue;
+use super::handoff::answered_elsewhere;
 use super::queue::Ticket;
 use super::{Done, Errno, to_errno};
 
@@ -22,7 +23,7 @@ impl Commits {
     pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
-            false => Some(CommitQueue::start(Arc::clone(vault))?),
+            false => Some(CommitQueue::start(Arc::clone(vault), answered_elsewhere)?),
         };
         Ok(Self {
             vault: Arc::clone(vault),

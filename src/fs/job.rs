@@ -21,10 +21,10 @@ pub(super) struct Job {
 
 /// A job that is not done, since nothing more is written.
 #[must_use = "somebody waits for it"]
-pub(super) struct Refusal(pub(super) Done);
+pub(crate) struct Refusal(pub(super) Done);
 
 impl Refusal {
-    pub(super) fn tell(self) {
+    pub(crate) fn tell(self) {
         (self.0)(Err(VaultError::Closed));
     }
 }

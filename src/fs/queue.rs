@@ -42,7 +42,7 @@ const SYNCED: u64 = 256 << 10;
 
 /// Who has caused a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// Nobody can tell.
     #[default]
     Unknown,
@@ -51,7 +51,7 @@ pub(super) enum Whose {
 
 impl Whose {
     /// As the kernel names the user of a request.
-    pub(super) fn of(uid: u32) -> Self {
+    pub(crate) fn of(uid: u32) -> Self {
         match uid {
             u32::MAX => Self::Unknown,
             uid => Self::User(uid),
@@ -72,7 +72,7 @@ enum Kind {
 
 /// What a job is queued by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     kind: Kind,
     whose: Whose,
     node: Option<NodeId>,
@@ -94,22 +94,22 @@ impl Ticket {
     }
 
     /// For what need not be on disk.
-    pub(super) fn quick(whose: Whose) -> Self {
+    pub(crate) fn quick(whose: Whose) -> Self {
         Self::new(Kind::Quick, whose)
     }
 
     /// For what is to be on disk, and somebody waits for that and asks for nothing else before.
-    pub(super) fn awaited(whose: Whose) -> Self {
+    pub(crate) fn awaited(whose: Whose) -> Self {
         Self::new(Kind::Awaited, whose)
     }
 
     /// For what is to be on disk, and nobody waits for: what its program does next comes after it.
-    pub(super) fn unattended(whose: Whose) -> Self {
+    pub(crate) fn unattended(whose: Whose) -> Self {
         Self::new(Kind::Unattended, whose)
     }
 
     /// After what was submitted before on this node.
-    pub(super) fn on(self, node: NodeId) -> Self {
+    pub(crate) fn on(self, node: NodeId) -> Self {
         Self {
             node: Some(node),
             ..self
@@ -117,12 +117,12 @@ impl Ticket {
     }
 
     /// With so much content.
-    pub(super) fn with_bytes(self, bytes: u64) -> Self {
+    pub(crate) fn with_bytes(self, bytes: u64) -> Self {
         Self { bytes, ..self }
     }
 
     /// In so many steps, each with that much content.
-    pub(super) fn in_steps(self, steps: u32) -> Self {
+    pub(crate) fn in_steps(self, steps: u32) -> Self {
         let more = steps.saturating_sub(1);
         Self { more, ..self }
     }
