@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Vault, VaultError};
+use crate::vault::{CommitQueue, Ticket, Vault, VaultError};
 
-use super::commit_queue::CommitQueue;
 use super::handoff::answered_elsewhere;
-use super::queue::Ticket;
 use super::{Done, Errno, to_errno};
 
 /// See the module.

@@ -18,10 +18,10 @@ use crate::crypto::SecretBytes;
 use crate::keyring::{Event, EventKind, Keyring};
 use crate::store::{self, Durability, NodeId};
 
+use super::commit::transact::Rollback;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
-use super::writing::Rollback;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
 
-use super::cache::Changes;
-use super::current::{Changed, Checked};
-use super::state::State;
-use super::{Job, Tx, Vault, VaultError};
+use super::super::cache::Changes;
+use super::super::current::{Changed, Checked};
+use super::super::state::State;
+use super::super::{Job, Tx, Vault, VaultError};
 
 impl Vault {
     /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
@@ -76,7 +76,7 @@ impl Vault {
 
     /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
     /// what was to be committed.
-    pub(super) fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
+    pub(in crate::vault) fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
         self.cache.clear();
         let before = state.commit;
         match store::read(&self.store, |records| self.stored_state(records)) {
@@ -94,7 +94,7 @@ impl Vault {
 
     /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
     /// `guard` is asked inside the transaction whether that is still right.
-    pub(super) fn change_keyring(
+    pub(in crate::vault) fn change_keyring(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
@@ -104,7 +104,7 @@ impl Vault {
     }
 
     /// The same for a vault of which nothing more is served.
-    pub(super) fn change_keyring_all_the_same(
+    pub(in crate::vault) fn change_keyring_all_the_same(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
@@ -174,7 +174,7 @@ fn run_all(
 }
 
 /// Why a transaction was rolled back.
-pub(super) enum Rollback {
+pub(in crate::vault) enum Rollback {
     Untouched,
     Failed(VaultError),
 }
