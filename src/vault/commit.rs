@@ -3,8 +3,9 @@
 mod committer;
 mod job;
 mod queue;
+mod ticket;
 pub(super) mod transact;
 mod users;
 
 pub(crate) use committer::CommitQueue;
-pub(crate) use queue::{Ticket, Whose};
+pub(crate) use ticket::{Ticket, Whose};

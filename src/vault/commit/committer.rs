@@ -22,7 +22,8 @@ use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
 use super::job::{Done, Job, Refusal};
-use super::queue::{MAX_BATCH, Queue, Ticket, Whose};
+use super::queue::{MAX_BATCH, Queue};
+use super::ticket::{Ticket, Whose};
 use super::users::Users;
 
 /// Names and attributes are on disk after this long at the latest.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::vault::{Tx, VaultError};
 
-use super::queue::Ticket;
+use super::ticket::Ticket;
 
 /// Does a step of a job, counted from 0.
 type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
