@@ -1,30 +1,28 @@
-//! The one place where a mount writes: jobs are gathered and committed in one transaction and one
-//! fsync.
+//! What commits the jobs of a mount: they are gathered and committed in one transaction and one fsync.
 //!
-//! A job that need not be on disk at once runs on the caller's thread when nothing else is committing,
-//! because waking another thread costs more than the job. Everything else goes to the writer's own
-//! thread, so that nothing that waits for the disk stops the thread that reads requests. While that
-//! one syncs, others commit, and what is to be on disk gathers for the next sync.
+//! A job that need not be on disk at once runs on the caller's thread when nobody has the turn, because
+//! waking another thread costs more than the job. Everything else goes to the committer's own thread, so
+//! that nothing that waits for the disk stops the thread that reads requests. While that one syncs, others
+//! commit, and what is to be on disk gathers for the next sync.
 //!
 //! A large content is stored in several steps, each in a transaction of its own. While several users
 //! are about, each is synced before the next begins: what others wait for is on disk when no more than
 //! one step is.
-//!
-//! Which of the jobs that wait come next, and which must not overtake which, is the [`Queue`]'s to say.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
-use crate::store::Durability;
-use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
+use crate::os::nice;
+use crate::sync::{Mutex, Rank};
 use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
 
 use super::job::{Done, Job, Refusal};
-use super::queue::{MAX_BATCH, Queue};
+use super::queue::MAX_BATCH;
 use super::ticket::{Ticket, Whose};
-use super::users::Users;
+use super::waiting::{InLine, Thread};
+use super::{CommitQueue, Turn};
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
@@ -32,46 +30,29 @@ const SYNC_AFTER: Duration = Duration::from_millis(900);
 /// others wait for.
 const LOOKS: usize = 8;
 
-#[derive(Default)]
-struct Waiting {
-    jobs: Queue<Job>,
-    /// What the daemon does of its own accord: goes along with the next ones.
-    later: Vec<Job>,
-    /// Since when something is committed but not on disk.
-    unsynced: Option<Instant>,
-    users: Users,
-    /// The thread does not come by itself to look for that.
-    asleep: bool,
-    closed: bool,
+/// See the module.
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 struct Shared {
     vault: Arc<Vault>,
     /// Called by whoever leaves a job to another thread, which is going to tell what came of it.
     left_to_another: fn(),
-    /// No job is dropped under it: what a job holds takes locks when it goes.
-    queue: Mutex<Waiting>,
-    wake: Condvar,
-    /// Held while a transaction runs, and while jobs are taken for one: keeps them in order. Who lets
-    /// go of it looks for quick jobs that came meanwhile.
-    running: std::sync::Mutex<()>,
 }
 
-/// See the module.
-pub(crate) struct CommitQueue {
-    shared: Arc<Shared>,
-    thread: std::sync::Mutex<Option<JoinHandle<()>>>,
-}
-
-impl CommitQueue {
+impl Committer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the vault has one already.
     pub(crate) fn start(vault: Arc<Vault>, left_to_another: fn()) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             vault,
             left_to_another,
-            queue: Mutex::new(Rank::CommitQueue, Waiting::default()),
-            wake: Condvar::new(),
-            running: std::sync::Mutex::new(()),
         });
+        shared.open()?;
         let thread = {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
@@ -79,11 +60,12 @@ impl CommitQueue {
                 .spawn(move || {
                     memory::keep_stack_in();
                     shared.serve_or_fail()
-                })?
+                })
         };
+        let thread = thread.inspect_err(|_| shared.leave())?;
         Ok(Self {
             shared,
-            thread: std::sync::Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::CommitThread, Some(thread)),
         })
     }
 
@@ -136,13 +118,9 @@ impl CommitQueue {
 
     /// Runs what is queued, makes everything durable and ends the thread.
     pub(crate) fn close(&self) {
-        self.shared.lock().closed = true;
-        self.shared.wake.notify_all();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.shared.queue().lock().is_closed = true;
+        self.shared.queue().work.notify_all();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {
@@ -151,276 +129,18 @@ impl CommitQueue {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.queue.lock()
-    }
-
-    fn submit(&self, job: Job) {
-        let ticket = job.ticket;
-        // A rotation may hold what the job would wait for.
-        let may_run_here = ticket.is_quick() && !self.vault.is_rotating();
-        if may_run_here && let Ok(running) = self.running.try_lock() {
-            let free = {
-                let queue = self.lock();
-                queue.jobs.may_overtake(&ticket) && !queue.closed
-            };
-            if free {
-                let committed = self.commit(vec![job]);
-                drop(running);
-                finish(committed.soon);
-                let has_quick = {
-                    let queue = self.lock();
-                    self.wake_if_asleep(&queue);
-                    queue.jobs.has_quick()
-                };
-                if has_quick {
-                    self.help();
-                }
-                return;
-            }
-        }
-        if let Err(refusal) = self.enqueue(job) {
-            return refusal.tell();
-        }
-        // The writer's thread may be waiting for the disk, on behalf of others.
-        if may_run_here {
-            self.help();
-        }
-    }
-
-    fn enqueue(&self, job: Job) -> Result<(), Refusal> {
-        let ticket = job.ticket;
-        let mut queue = self.lock();
-        if queue.closed {
-            return Err(Refusal(job.done));
-        }
-        queue.users.note(ticket.whose(), Instant::now());
-        queue.jobs.push(ticket, job);
-        drop(queue);
-        if !ticket.is_unattended() {
-            (self.left_to_another)();
-        }
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    /// Commits quick jobs that are queued, unless somebody is committing: who is looks for them when it
-    /// is through.
-    fn help(&self) {
-        for _ in 0..LOOKS {
-            if !self.lock().jobs.has_quick() {
-                return;
-            }
-            let Ok(running) = self.running.try_lock() else {
-                return;
-            };
-            let jobs = self.lock().jobs.take_quick();
-            if jobs.is_empty() {
-                return;
-            }
-            let committed = self.commit(jobs);
-            drop(running);
-            finish(committed.soon);
-        }
-    }
-
-    fn submit_later(&self, job: Job) {
-        let mut queue = self.lock();
-        if queue.closed {
-            drop(queue);
-            return (job.done)(Err(VaultError::Closed));
-        }
-        queue.later.push(job);
-        // With nothing else to do, the thread comes by when it is time to sync.
-        queue.unsynced.get_or_insert_with(Instant::now);
-        match queue.later.len() < MAX_BATCH {
-            true => self.wake_if_asleep(&queue),
-            false => self.wake.notify_one(),
-        }
-    }
-
-    /// There is something to sync: the thread must know, unless it looks soon. To wake it for
-    /// nothing would cost as much as a commit.
-    fn wake_if_asleep(&self, queue: &Waiting) {
-        if queue.asleep {
-            self.wake.notify_one();
-        }
-    }
-
-    /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
-    fn serve_or_fail(&self) {
-        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
-        if served.is_ok() {
-            return;
-        }
-        tracing::error!("internal error in the writer: nothing more is written");
-        let waiting = {
-            let mut queue = self.lock();
-            queue.closed = true;
-            let mut jobs = queue.jobs.drain();
-            jobs.append(&mut queue.later);
-            jobs
-        };
-        for job in waiting {
-            (job.done)(Err(VaultError::Closed));
-        }
-    }
-
-    fn serve(&self) {
-        loop {
-            let (overdue, closed) = self.wait();
-            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            let (jobs, since) = {
-                let mut queue = self.lock();
-                let mut jobs = queue.jobs.take();
-                // Programs wait for no more of the daemon's own than as many jobs make, and one.
-                let room = match jobs.len() {
-                    count if count > 0 && queue.later.len() < MAX_BATCH => count + 1,
-                    _ => MAX_BATCH,
-                };
-                let room = room.min(MAX_BATCH - jobs.len()).min(queue.later.len());
-                jobs.extend(queue.later.drain(..room));
-                (jobs, queue.unsynced)
-            };
-            let idle = jobs.is_empty();
-            let overdue = overdue || since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
-            if !idle {
-                fail::fail_point!("writer-commits");
-            }
-            let committed = self.commit(jobs);
-            drop(running);
-            finish(committed.soon);
-            if committed.has_more {
-                fail::fail_point!("dies-between-steps", |_| std::process::abort());
-                fail::fail_point!("writer-between-steps");
-            }
-            self.help();
-            // Who comes is not to wait for all that was committed so far. With nobody else about, that
-            // would be to no purpose.
-            let is_shared = committed.has_more && self.lock().users.are_several(Instant::now());
-            if overdue || is_shared || !committed.now.is_empty() {
-                finish(self.sync(committed.now));
-            }
-            if idle && closed {
-                return;
-            }
-        }
-    }
-
-    /// Waits until there is something to do: whether to sync, and whether this is the end.
-    fn wait(&self) -> (bool, bool) {
-        let mut queue = self.lock();
-        // What others commit meanwhile is not older than this.
-        let mut idle = Instant::now();
-        loop {
-            if !queue.jobs.is_empty() || queue.later.len() >= MAX_BATCH || queue.closed {
-                return (queue.closed, queue.closed);
-            }
-            if !queue.later.is_empty() {
-                queue.unsynced.get_or_insert_with(Instant::now);
-            }
-            let since = queue.unsynced.unwrap_or(idle);
-            let rest = SYNC_AFTER.saturating_sub(since.elapsed());
-            queue = match (rest.is_zero(), queue.unsynced) {
-                (true, Some(_)) => return (true, false),
-                (true, None) => {
-                    queue.asleep = true;
-                    let mut queue = self.wake.wait(queue);
-                    queue.asleep = false;
-                    idle = Instant::now();
-                    queue
-                }
-                (false, _) => self.wake.wait_timeout(queue, rest),
-            };
-        }
-    }
-
-    /// Makes durable all that was committed, and `waiting` with it.
-    fn sync(&self, waiting: Finished) -> Finished {
-        // What is committed from now on is not certain to go along.
-        let since = self.lock().unsynced.take();
-        if !waiting.is_empty() {
-            fail::fail_point!("writer-syncs");
-        }
-        match self.vault.sync() {
-            Ok(()) => waiting,
-            Err(error) => {
-                self.lock().unsynced.get_or_insert_with(Instant::now);
-                if waiting.is_empty() && since.is_some() {
-                    tracing::error!("names and attributes could not be made durable: {error}");
-                }
-                let failed =
-                    |(done, outcome): (Done, Result<_, _>)| (done, outcome.and(Err(error.clone())));
-                waiting.into_iter().map(failed).collect()
-            }
-        }
-    }
-
-    /// Runs jobs in one transaction; after a failure of the store each alone, so that one that
-    /// does not fit on the disk does not take the others with it. To be called with `running` held:
-    /// what is not through with all its steps is queued again before anybody takes anything else.
-    fn commit(&self, mut jobs: Vec<Job>) -> Committed {
-        let mut committed = Committed::default();
-        if jobs.is_empty() {
-            return committed;
-        }
-        let outcomes = {
-            let mut runs: Vec<_> = jobs
-                .iter_mut()
-                .map(|job| {
-                    let step = job.step;
-                    let run = &mut job.run;
-                    move |tx: &mut Tx<'_>| run(tx, step)
-                })
-                .collect();
-            let mut runs: Vec<_> = runs.iter_mut().map(|run| run as VaultJob<'_>).collect();
-            self.vault.transact(Durability::Soon, &mut runs)
-        };
-        match outcomes {
-            Ok(outcomes) => {
-                // Dropped after the queue is let go of.
-                let mut over = Vec::with_capacity(jobs.len());
-                let mut queue = self.lock();
-                queue.unsynced.get_or_insert_with(Instant::now);
-                for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
-                    if let (Ok(()), Some(next)) = (&outcome, job.ticket.next_step()) {
-                        (job.ticket, job.step) = (next, job.step + 1);
-                        queue.jobs.resume(next, job);
-                        committed.has_more = true;
-                        continue;
-                    }
-                    let Job {
-                        ticket, run, done, ..
-                    } = job;
-                    queue.jobs.give_up(&ticket);
-                    match (ticket.is_quick(), &outcome) {
-                        (false, Ok(())) => committed.now.push((done, outcome)),
-                        _ => committed.soon.push((done, outcome)),
-                    }
-                    over.push(run);
-                }
-            }
-            Err(error) if jobs.len() == 1 => {
-                for job in jobs {
-                    self.lock().jobs.give_up(&job.ticket);
-                    committed.soon.push((job.done, Err(error.clone())));
-                }
-            }
-            Err(_) => {
-                for job in jobs {
-                    let one = self.commit(vec![job]);
-                    committed.soon.extend(one.soon);
-                    committed.now.extend(one.now);
-                    committed.has_more |= one.has_more;
-                }
-            }
-        }
-        committed
-    }
+/// What there is to do for the thread.
+struct Task<'q> {
+    /// In which `jobs` are committed; `None` when there are none.
+    turn: Option<Turn<'q>>,
+    jobs: Vec<Job>,
+    /// What is committed but not on disk is to be synced.
+    is_overdue: bool,
+    /// No jobs come but those that are queued.
+    is_closed: bool,
 }
 
-/// What came of a transaction.
+/// What came of a turn.
 #[derive(Default)]
 struct Committed {
     /// What is done.
@@ -429,6 +149,8 @@ struct Committed {
     now: Finished,
     /// Something has further steps.
     has_more: bool,
+    /// Quick jobs wait by now.
+    has_quick: bool,
 }
 
 /// Jobs that have run, and what came of them.
@@ -437,5 +159,319 @@ type Finished = Vec<(Done, Result<(), VaultError>)>;
 fn finish(finished: Finished) {
     for (done, outcome) in finished {
         done(outcome);
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> &CommitQueue {
+        self.vault.commit_queue()
+    }
+
+    fn submit(&self, job: Job) {
+        let is_quick = job.ticket.is_quick();
+        if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
+            let committed = self.commit(turn, vec![job]);
+            finish(committed.soon);
+            if committed.has_quick {
+                self.help();
+            }
+            return;
+        }
+        if let Err(refusal) = self.enqueue(job) {
+            return refusal.tell();
+        }
+        // The thread may be waiting for the disk, on behalf of others.
+        if is_quick {
+            self.help();
+        }
+    }
+
+    /// The turn for a quick job that may be done at once, since nobody is in line and it overtakes nothing
+    /// that programs could tell.
+    fn turn_before_all(&self, ticket: &Ticket) -> Option<Turn<'_>> {
+        let mut waiting = self.queue().lock();
+        let may = !waiting.is_closed && waiting.jobs.may_overtake(ticket);
+        let is_taken = may && waiting.take_if_free();
+        drop(waiting);
+        is_taken.then(|| self.queue().taken(nice::forward()))
+    }
+
+    fn enqueue(&self, job: Job) -> Result<(), Refusal> {
+        let ticket = job.ticket;
+        let mut waiting = self.queue().lock();
+        if waiting.is_closed {
+            drop(waiting);
+            return Err(Refusal(job.done));
+        }
+        waiting.users.note(ticket.whose(), Instant::now());
+        waiting.jobs.push(ticket, job);
+        let is_at_rest = waiting.is_thread_at_rest();
+        drop(waiting);
+        if !ticket.is_unattended() {
+            (self.left_to_another)();
+        }
+        if is_at_rest {
+            self.queue().work.notify_one();
+        }
+        Ok(())
+    }
+
+    fn submit_later(&self, job: Job) {
+        let mut waiting = self.queue().lock();
+        if waiting.is_closed {
+            drop(waiting);
+            return (job.done)(Err(VaultError::Closed));
+        }
+        waiting.jobs.push_later(job);
+        // With nothing else to do, the thread comes by when it is time to sync.
+        waiting.unsynced.get_or_insert_with(Instant::now);
+        let is_to_come = match waiting.jobs.later() < MAX_BATCH {
+            true => waiting.thread == Thread::Asleep,
+            false => waiting.is_thread_at_rest(),
+        };
+        drop(waiting);
+        if is_to_come {
+            self.queue().work.notify_one();
+        }
+    }
+
+    /// Commits quick jobs that are queued, unless somebody has the turn or is in line: who has it looks for
+    /// them when it is through, and so does the thread when its turn has come.
+    fn help(&self) {
+        for _ in 0..LOOKS {
+            let mut waiting = self.queue().lock();
+            if !waiting.jobs.has_quick() || !waiting.take_if_free() {
+                return;
+            }
+            let jobs = waiting.jobs.take_quick();
+            drop(waiting);
+            let turn = self.queue().taken(nice::forward());
+            if jobs.is_empty() {
+                return;
+            }
+            finish(self.commit(turn, jobs).soon);
+        }
+    }
+
+    // --- the thread --------------------------------------------------------------------------
+
+    /// Jobs are taken in from now on, for the thread that is about to be.
+    fn open(&self) -> std::io::Result<()> {
+        let mut waiting = self.queue().lock();
+        if waiting.thread != Thread::Absent {
+            return Err(std::io::Error::other(
+                "the vault has a thread that commits already",
+            ));
+        }
+        waiting.is_closed = self.queue().has_failed();
+        waiting.thread = Thread::Busy;
+        Ok(())
+    }
+
+    /// The thread is no more: nobody would do the jobs that come.
+    fn leave(&self) {
+        let mut waiting = self.queue().lock();
+        waiting.is_closed = true;
+        waiting.thread = Thread::Absent;
+    }
+
+    /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
+    fn serve_or_fail(&self) {
+        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        if served.is_err() {
+            tracing::error!("internal error in the writer: nothing more is written");
+            self.queue().fail(&mut self.queue().lock());
+        }
+        self.leave();
+        let left = self.queue().lock().jobs.drain();
+        for job in left {
+            (job.done)(Err(VaultError::Closed));
+        }
+    }
+
+    fn serve(&self) {
+        loop {
+            let task = self.next_task();
+            let is_idle = task.jobs.is_empty();
+            let committed = match task.turn {
+                Some(turn) => {
+                    fail::fail_point!("writer-commits");
+                    self.commit(turn, task.jobs)
+                }
+                None => Committed::default(),
+            };
+            finish(committed.soon);
+            if committed.has_more {
+                fail::fail_point!("dies-between-steps", |_| std::process::abort());
+                fail::fail_point!("writer-between-steps");
+            }
+            self.help();
+            // Who comes is not to wait for all that was committed so far. With nobody else about, that
+            // would be to no purpose.
+            let is_shared = committed.has_more && self.are_several_users_about();
+            if task.is_overdue || is_shared || !committed.now.is_empty() {
+                finish(self.sync(committed.now));
+            }
+            if is_idle && task.is_closed {
+                return;
+            }
+        }
+    }
+
+    fn are_several_users_about(&self) -> bool {
+        self.queue().lock().users.are_several(Instant::now())
+    }
+
+    /// Waits until there is something to do, and for the turn if that needs one.
+    fn next_task(&self) -> Task<'_> {
+        let queue = self.queue();
+        let mut waiting = queue.lock();
+        // What others commit meanwhile is not older than this.
+        let mut idle = Instant::now();
+        let is_overdue = loop {
+            let later = waiting.jobs.later();
+            if waiting.is_closed || !waiting.jobs.is_empty() || later >= MAX_BATCH {
+                break waiting.is_closed;
+            }
+            if later > 0 {
+                waiting.unsynced.get_or_insert_with(Instant::now);
+            }
+            let since = waiting.unsynced.unwrap_or(idle);
+            let rest = SYNC_AFTER.saturating_sub(since.elapsed());
+            waiting = match (rest.is_zero(), waiting.unsynced) {
+                (true, Some(_)) => break true,
+                (true, None) => {
+                    waiting.thread = Thread::Asleep;
+                    let waiting = queue.work.wait(waiting);
+                    idle = Instant::now();
+                    waiting
+                }
+                (false, _) => {
+                    waiting.thread = Thread::Resting;
+                    queue.work.wait_timeout(waiting, rest)
+                }
+            };
+            waiting.thread = Thread::Busy;
+        };
+        let mut task = Task {
+            turn: None,
+            jobs: Vec::new(),
+            is_overdue,
+            is_closed: waiting.is_closed,
+        };
+        if waiting.jobs.is_empty() && waiting.jobs.later() == 0 {
+            return task;
+        }
+        if !waiting.take_if_free() {
+            waiting.thread = Thread::InLine;
+            while !waiting.take_if_given_to(InLine::Committer) {
+                waiting = queue.given.wait(waiting);
+            }
+            waiting.thread = Thread::Busy;
+        }
+        task.jobs = waiting.jobs.take();
+        let since = waiting.unsynced;
+        drop(waiting);
+        task.is_overdue |= since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
+        task.turn = Some(queue.taken_by_committer());
+        task
+    }
+
+    /// Makes durable all that was committed, and `committed` with it.
+    fn sync(&self, committed: Finished) -> Finished {
+        // What is committed from now on is not certain to go along.
+        let since = self.queue().lock().unsynced.take();
+        if !committed.is_empty() {
+            fail::fail_point!("writer-syncs");
+        }
+        match self.vault.sync() {
+            Ok(()) => committed,
+            Err(error) => {
+                let mut waiting = self.queue().lock();
+                waiting.unsynced.get_or_insert_with(Instant::now);
+                drop(waiting);
+                if committed.is_empty() && since.is_some() {
+                    tracing::error!("names and attributes could not be made durable: {error}");
+                }
+                let failed =
+                    |(done, outcome): (Done, Result<_, _>)| (done, outcome.and(Err(error.clone())));
+                committed.into_iter().map(failed).collect()
+            }
+        }
+    }
+
+    // --- a turn ------------------------------------------------------------------------------
+
+    /// Commits jobs, and ends the turn. What is not through with all its steps is queued again before that.
+    fn commit(&self, mut turn: Turn<'_>, mut jobs: Vec<Job>) -> Committed {
+        let (outcomes, is_unsynced) = self.run(&mut turn, &mut jobs);
+        let mut committed = Committed::default();
+        // Dropped after the queue is let go of.
+        let mut over = Vec::with_capacity(jobs.len());
+        let is_asleep = turn.end(|waiting| {
+            for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
+                if let (Ok(()), Some(next)) = (&outcome, job.ticket.next_step()) {
+                    (job.ticket, job.step) = (next, job.step + 1);
+                    waiting.jobs.resume(next, job);
+                    committed.has_more = true;
+                    continue;
+                }
+                let Job {
+                    ticket, run, done, ..
+                } = job;
+                waiting.jobs.give_up(&ticket);
+                match (ticket.is_quick(), &outcome) {
+                    (false, Ok(())) => committed.now.push((done, outcome)),
+                    _ => committed.soon.push((done, outcome)),
+                }
+                over.push(run);
+            }
+            committed.has_quick = waiting.jobs.has_quick();
+            if is_unsynced {
+                waiting.unsynced.get_or_insert_with(Instant::now);
+            }
+            is_unsynced && waiting.thread == Thread::Asleep
+        });
+        // There is something to sync: the thread must know, unless it looks soon. To wake it for nothing
+        // would cost as much as a commit.
+        if is_asleep {
+            self.queue().work.notify_one();
+        }
+        committed
+    }
+
+    /// Runs jobs in one transaction; after a failure of the store each alone, so that one that does not
+    /// fit on the disk does not take the others with it. Also tells whether any may be committed.
+    fn run(&self, turn: &mut Turn<'_>, jobs: &mut [Job]) -> (Vec<Result<(), VaultError>>, bool) {
+        match self.transact(turn, jobs) {
+            Ok(outcomes) => (outcomes, true),
+            Err(error) if jobs.len() == 1 => (vec![Err(error)], false),
+            Err(_) => {
+                let (mut outcomes, mut is_unsynced) = (Vec::with_capacity(jobs.len()), false);
+                for job in jobs {
+                    let (outcome, is_committed) = self.run(turn, std::slice::from_mut(job));
+                    outcomes.extend(outcome);
+                    is_unsynced |= is_committed;
+                }
+                (outcomes, is_unsynced)
+            }
+        }
+    }
+
+    fn transact(
+        &self,
+        turn: &mut Turn<'_>,
+        jobs: &mut [Job],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        let mut runs: Vec<_> = jobs
+            .iter_mut()
+            .map(|job| {
+                let step = job.step;
+                let run = &mut job.run;
+                move |tx: &mut Tx<'_>| run(tx, step)
+            })
+            .collect();
+        let mut runs: Vec<_> = runs.iter_mut().map(|run| run as VaultJob<'_>).collect();
+        self.vault.transact_in(turn, &mut runs)
     }
 }

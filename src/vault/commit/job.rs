@@ -1,7 +1,8 @@
 //! A job that is to be committed, in one step or several.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use crate::sync::{Mutex, Rank};
 use crate::vault::{Tx, VaultError};
 
 use super::ticket::Ticket;
@@ -43,18 +44,18 @@ impl Job {
         mut run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) -> Self {
-        let value = Arc::new(Mutex::new(None));
+        let value = Arc::new(Mutex::new(Rank::JobResult, None));
         let slot = Arc::clone(&value);
         Self {
             ticket,
             step: 0,
             run: Box::new(move |tx, step| {
                 let result = run(tx, step)?;
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                *slot.lock() = Some(result);
                 Ok(())
             }),
             done: Box::new(move |outcome| {
-                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let value = value.lock().take();
                 // A job that succeeded has left its value.
                 done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
             }),
