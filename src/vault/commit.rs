@@ -28,6 +28,7 @@
 //!   was, since a transaction changes a copy. If the committer's thread panics, nothing more is written:
 //!   that is noted before anybody else has the turn, and everybody who waits is told.
 
+mod batch;
 mod committer;
 mod job;
 mod queue;

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use crate::crypto::memory;
 use crate::os::nice;
 use crate::sync::{Mutex, Rank};
-use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
+use crate::vault::{Tx, Vault, VaultError};
 
+use super::batch::{Committed, Finished, commit, finish};
 use super::job::{Done, Job, Refusal};
 use super::queue::MAX_BATCH;
 use super::ticket::{Ticket, Whose};
@@ -140,28 +141,6 @@ struct Task<'q> {
     is_closed: bool,
 }
 
-/// What came of a turn.
-#[derive(Default)]
-struct Committed {
-    /// What is done.
-    soon: Finished,
-    /// What is done when it is on disk.
-    now: Finished,
-    /// Something has further steps.
-    has_more: bool,
-    /// Quick jobs wait by now.
-    has_quick: bool,
-}
-
-/// Jobs that have run, and what came of them.
-type Finished = Vec<(Done, Result<(), VaultError>)>;
-
-fn finish(finished: Finished) {
-    for (done, outcome) in finished {
-        done(outcome);
-    }
-}
-
 impl Shared {
     fn queue(&self) -> &CommitQueue {
         self.vault.commit_queue()
@@ -170,7 +149,7 @@ impl Shared {
     fn submit(&self, job: Job) {
         let is_quick = job.ticket.is_quick();
         if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
-            let committed = self.commit(turn, vec![job]);
+            let committed = commit(&self.vault, turn, vec![job]);
             finish(committed.soon);
             if committed.has_quick {
                 self.help();
@@ -249,7 +228,7 @@ impl Shared {
             if jobs.is_empty() {
                 return;
             }
-            finish(self.commit(turn, jobs).soon);
+            finish(commit(&self.vault, turn, jobs).soon);
         }
     }
 
@@ -296,7 +275,7 @@ impl Shared {
             let committed = match task.turn {
                 Some(turn) => {
                     fail::fail_point!("writer-commits");
-                    self.commit(turn, task.jobs)
+                    commit(&self.vault, turn, task.jobs)
                 }
                 None => Committed::default(),
             };
@@ -398,80 +377,5 @@ impl Shared {
                 committed.into_iter().map(failed).collect()
             }
         }
-    }
-
-    // --- a turn ------------------------------------------------------------------------------
-
-    /// Commits jobs, and ends the turn. What is not through with all its steps is queued again before that.
-    fn commit(&self, mut turn: Turn<'_>, mut jobs: Vec<Job>) -> Committed {
-        let (outcomes, is_unsynced) = self.run(&mut turn, &mut jobs);
-        let mut committed = Committed::default();
-        // Dropped after the queue is let go of.
-        let mut over = Vec::with_capacity(jobs.len());
-        let is_asleep = turn.end(|waiting| {
-            for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
-                if let (Ok(()), Some(next)) = (&outcome, job.ticket.next_step()) {
-                    (job.ticket, job.step) = (next, job.step + 1);
-                    waiting.jobs.resume(next, job);
-                    committed.has_more = true;
-                    continue;
-                }
-                let Job {
-                    ticket, run, done, ..
-                } = job;
-                waiting.jobs.give_up(&ticket);
-                match (ticket.is_quick(), &outcome) {
-                    (false, Ok(())) => committed.now.push((done, outcome)),
-                    _ => committed.soon.push((done, outcome)),
-                }
-                over.push(run);
-            }
-            committed.has_quick = waiting.jobs.has_quick();
-            if is_unsynced {
-                waiting.unsynced.get_or_insert_with(Instant::now);
-            }
-            is_unsynced && waiting.thread == Thread::Asleep
-        });
-        // There is something to sync: the thread must know, unless it looks soon. To wake it for nothing
-        // would cost as much as a commit.
-        if is_asleep {
-            self.queue().work.notify_one();
-        }
-        committed
-    }
-
-    /// Runs jobs in one transaction; after a failure of the store each alone, so that one that does not
-    /// fit on the disk does not take the others with it. Also tells whether any may be committed.
-    fn run(&self, turn: &mut Turn<'_>, jobs: &mut [Job]) -> (Vec<Result<(), VaultError>>, bool) {
-        match self.transact(turn, jobs) {
-            Ok(outcomes) => (outcomes, true),
-            Err(error) if jobs.len() == 1 => (vec![Err(error)], false),
-            Err(_) => {
-                let (mut outcomes, mut is_unsynced) = (Vec::with_capacity(jobs.len()), false);
-                for job in jobs {
-                    let (outcome, is_committed) = self.run(turn, std::slice::from_mut(job));
-                    outcomes.extend(outcome);
-                    is_unsynced |= is_committed;
-                }
-                (outcomes, is_unsynced)
-            }
-        }
-    }
-
-    fn transact(
-        &self,
-        turn: &mut Turn<'_>,
-        jobs: &mut [Job],
-    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        let mut runs: Vec<_> = jobs
-            .iter_mut()
-            .map(|job| {
-                let step = job.step;
-                let run = &mut job.run;
-                move |tx: &mut Tx<'_>| run(tx, step)
-            })
-            .collect();
-        let mut runs: Vec<_> = runs.iter_mut().map(|run| run as VaultJob<'_>).collect();
-        self.vault.transact_in(turn, &mut runs)
     }
 }
