@@ -81,7 +81,7 @@ pub(super) struct Turn<'q> {
 struct Baton<'q> {
     queue: &'q CommitQueue,
     /// The committer's thread has it.
-    is_committers: bool,
+    is_committer: bool,
     is_over: bool,
 }
 
@@ -100,7 +100,7 @@ impl CommitQueue {
 
     /// Waits for the turn, in the order in which threads come, and beside jobs.
     pub(super) fn turn(&self) -> Turn<'_> {
-        let forward = nice::forward();
+        let _forward = nice::forward();
         // Before the thread waits, since it might wait for ever.
         self.state.check_order();
         let mut waiting = self.waiting.lock();
@@ -111,7 +111,7 @@ impl CommitQueue {
             }
         }
         drop(waiting);
-        self.taken(forward)
+        self.taken()
     }
 
     /// The same for who is going to write.
@@ -125,19 +125,20 @@ impl CommitQueue {
     }
 
     /// The turn that the calling thread has taken from those who wait.
-    fn taken(&self, forward: nice::Forward) -> Turn<'_> {
-        self.made_of(forward, false)
+    fn taken(&self) -> Turn<'_> {
+        self.turn_of(false)
     }
 
     /// The same for the committer's thread.
     fn taken_by_committer(&self) -> Turn<'_> {
-        self.made_of(nice::forward(), true)
+        self.turn_of(true)
     }
 
-    fn made_of(&self, forward: nice::Forward, is_committers: bool) -> Turn<'_> {
+    fn turn_of(&self, is_committer: bool) -> Turn<'_> {
+        let forward = nice::forward();
         let baton = Baton {
             queue: self,
-            is_committers,
+            is_committer,
             is_over: false,
         };
         Turn {
@@ -241,7 +242,7 @@ impl Drop for Baton<'_> {
             return;
         }
         let queue = self.queue;
-        let has_failed = self.is_committers && std::thread::panicking();
+        let has_failed = self.is_committer && std::thread::panicking();
         self.pass(|waiting| {
             if has_failed {
                 queue.fail(waiting);
