@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::Node;
+use crate::vault::{Node, Whose};
 
 use super::draft::Draft;
 use super::handoff::answered_elsewhere;
 use super::loaded::{InMemory, Pin};
 use super::pages::Pages;
-use super::queue::Whose;
 use super::readings::{Reading, Told};
 use super::{Access, FileHandle};
 

@@ -16,7 +16,7 @@
 //! | `closing` | flush, fsync, release |
 //!
 //! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
-//! is only appended to; `commits` is the way to the one queue that commits; `reaping` deletes; `loading`
+//! is only appended to; `commits` is the way to the vault's queue; `reaping` deletes; `loading`
 //! takes contents into memory; `settling` waits for publications; `nodes` and `table` find what is there
 //! and what is open; `kernel` is told to forget.
 
@@ -30,7 +30,6 @@ mod beside;
 mod blocks;
 mod budget;
 mod closing;
-mod commit_queue;
 mod commits;
 mod counters;
 mod descriptors;
@@ -46,7 +45,6 @@ mod follow;
 mod handles;
 mod handoff;
 mod io;
-mod job;
 mod kernel;
 mod loaded;
 mod loading;
@@ -57,7 +55,6 @@ mod opened;
 mod page_cache;
 mod pages;
 mod publish;
-mod queue;
 mod readers;
 mod readings;
 mod reaping;
@@ -72,7 +69,6 @@ mod table;
 mod touch;
 mod transport;
 mod truncation;
-mod users;
 mod virtual_dir;
 mod watch;
 mod watchers;

@@ -89,7 +89,7 @@ impl Vault {
         let floor = self.seen().commit;
         let counted = loop {
             if !self.salvage {
-                let _quiet = self.lock_state();
+                let _quiet = self.commit_queue.turn();
                 self.current.begin();
             }
             let before = self.keyring().body().sequence;
@@ -103,7 +103,7 @@ impl Vault {
         match &counted {
             Ok(ControlFlow::Continue(state)) if !self.salvage => {
                 // What is committed by this process is taken up before or after.
-                let now = self.lock_state();
+                let now = self.commit_queue.turn();
                 if !self.read_only && now.commit < state.commit {
                     self.current.give_up();
                     return Err(VaultError::went_back(state.commit, now.commit));
@@ -113,7 +113,7 @@ impl Vault {
                 self.cache.clear();
                 self.sealed.clear();
                 if self.read_only {
-                    self.has_come_to(state);
+                    self.commit_queue.has_come_to(state);
                 }
             }
             Ok(_) | Err(_) => self.current.give_up(),

@@ -16,6 +16,7 @@ mod anchoring;
 mod cache;
 mod check;
 mod chronicle;
+mod commit;
 mod content;
 mod counting;
 mod crew;
@@ -40,10 +41,8 @@ mod state;
 mod summary;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod tx;
 mod verdict;
-mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,13 +51,13 @@ use std::time::Duration;
 
 use crate::keyring::{Keyring, KeyringError};
 use crate::kms::{KeyUri, Kms};
-use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
 pub use afresh::{Footprint, Since};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::RetiredGeneration;
+pub(crate) use commit::{Committer, Ticket, Whose};
 pub use content::{CHUNK, Version};
 pub use dates::{SUFFIX as TIME_SUFFIX, rfc3339, time_of, with_times};
 pub use entry::{Entry, MAX_NAME};
@@ -87,11 +86,11 @@ pub use tx::{PIECE, Tx, pieces_of};
 
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
+use commit::CommitQueue;
 use current::{Checked, Current, Doubt, Following, Place};
 use host::memory::HostMemory;
 use integrity::Guard;
 use state::SystemKeys;
-use turns::Turns;
 
 /// A job of a write transaction. It may be run more than once.
 pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
@@ -110,11 +109,8 @@ pub struct Vault {
     cache: RecordCache,
     /// Of a writer only: what another process may change is read again.
     sealed: SealedCache,
-    /// As of the last commit; locked while a transaction runs.
-    state: Mutex<State>,
-    turns: Turns,
-    /// The same for those who only look, and must not wait for a disk.
-    seen: RwLock<State>,
+    /// Whose turn it is to write, and the state as of the last commit.
+    commit_queue: CommitQueue,
     foreign: AtomicU64,
     path: PathBuf,
     read_only: bool,
@@ -284,8 +280,7 @@ impl Vault {
     }
 
     fn seen(&self) -> State {
-        let seen = self.seen.read();
-        seen.clone()
+        self.commit_queue.seen()
     }
 
     /// Of a mount that only reads: how far the vault has come. It never goes back.
@@ -298,7 +293,7 @@ impl Vault {
             self.condemn(&error);
             return Err(error);
         }
-        self.has_come_to(&state);
+        self.commit_queue.has_come_to(&state);
         let known = self.keyring().body().sequence;
         let stored = self.stored_keyring()?.sequence();
         if stored < known {
@@ -338,18 +333,6 @@ impl Vault {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-    }
-
-    fn has_come_to(&self, state: &State) {
-        let mut seen = self.seen.write();
-        if seen.commit < state.commit {
-            seen.clone_from(state);
-        }
-    }
-
-    fn show(&self, state: &State) {
-        let mut seen = self.seen.write();
-        seen.clone_from(state);
     }
 
     fn stored_state(&self, records: &mut dyn Read) -> Result<State, VaultError> {
@@ -402,13 +385,8 @@ impl Vault {
         self.current.size()
     }
 
-    /// Whoever waits for it waits for nobody who has stepped back.
-    fn lock_state(&self) -> LockedState<'_> {
-        let forward = nice::forward();
-        LockedState {
-            state: self.state.lock(),
-            _forward: forward,
-        }
+    fn commit_queue(&self) -> &CommitQueue {
+        &self.commit_queue
     }
 
     fn lock_chronicle(&self) -> MutexGuard<'_, Chronicle> {
@@ -429,26 +407,5 @@ impl Vault {
     /// When the store fails.
     pub fn orphans(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, VaultError> {
         self.read(|records| Ok(records.orphans(after, limit)?))
-    }
-}
-
-/// The state, which nobody else changes meanwhile.
-struct LockedState<'a> {
-    // Let go of first.
-    state: MutexGuard<'a, State>,
-    _forward: nice::Forward,
-}
-
-impl std::ops::Deref for LockedState<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl std::ops::DerefMut for LockedState<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
     }
 }

@@ -17,6 +17,7 @@ use crate::sync::{Mutex, Rank, RwLock};
 
 use super::cache::{RecordCache, SealedCache};
 use super::chronicle::Chronicle;
+use super::commit::CommitQueue;
 use super::counting::FEW;
 use super::current::Current;
 use super::host::anchor::{Anchor, Anchors, hex};
@@ -27,7 +28,6 @@ use super::integrity::Guard;
 use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::options::{InitOptions, OpenOptions};
 use super::state::{State, SystemKeys};
-use super::turns::Turns;
 use super::tx::Tx;
 use super::{Vault, VaultError};
 
@@ -411,9 +411,7 @@ impl Vault {
             system: RwLock::new(Rank::SystemKeys, Arc::new(system)),
             cache: RecordCache::default(),
             sealed: SealedCache::default(),
-            seen: RwLock::new(Rank::Seen, state.clone()),
-            state: Mutex::new(Rank::State, state),
-            turns: Turns::default(),
+            commit_queue: CommitQueue::new(state),
             path,
             read_only: options.read_only,
             salvage: options.salvage,

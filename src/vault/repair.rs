@@ -18,10 +18,10 @@ use crate::crypto::SecretBytes;
 use crate::keyring::{Event, EventKind, Keyring};
 use crate::store::{self, Durability, NodeId};
 
+use super::commit::transact::Rollback;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
-use super::writing::Rollback;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
@@ -50,7 +50,7 @@ pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultE
 
 impl Vault {
     fn repair(&self) -> Result<Repairs, VaultError> {
-        let mut state = self.lock_state();
+        let mut turn = self.commit_queue.turn_to_write()?;
         let (keyring, system) = (self.keyring(), self.system());
         let now = Timestamp::now().seconds;
         let mut aside = Aside::of(self.path(), now);
@@ -58,7 +58,7 @@ impl Vault {
         let finished = store::write(&self.store, Durability::Now, |records| {
             aside.restart()?;
             let mut next = Keyring::clone(&keyring);
-            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
+            let mut tx = Tx::new(&keyring, &system, &self.cache, records, turn.clone());
             let mut repair = Repair::new(&mut aside);
             repair.run(&mut tx)?;
             let repairs = repair.repairs;
@@ -83,12 +83,11 @@ impl Vault {
         });
         let (mut repairs, changed) = match (finished, outcome) {
             (Ok(committed), Some((repairs, Some(changed)))) => {
-                self.show(&committed);
-                *state = committed;
+                turn.commit(committed);
                 (repairs, changed)
             }
             (Err(Rollback::Failed(error)), _) => {
-                self.look_again(&mut state, Vec::new());
+                self.look_again(&mut turn, Vec::new());
                 return Err(error);
             }
             (_, outcome) => {
@@ -99,7 +98,7 @@ impl Vault {
         let (next, event) = changed;
         self.cache.clear();
         *self.keyring.write() = Arc::new(next);
-        drop(state);
+        drop(turn);
         self.lock_chronicle().take(Some(&event));
         self.host.note_keyring(|| self.keyring());
         repairs.taken_out = aside.path().map(Path::to_owned);

@@ -22,7 +22,6 @@ use std::time::{Duration, Instant};
 use crate::crypto::schedule::digest;
 use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
 use crate::kms::{KeyUri, Provider};
-use crate::os::nice;
 use crate::store;
 
 use super::host::apart::must_be_apart;
@@ -368,9 +367,9 @@ impl Vault {
         // Readers may be in the way, and while it is tried nobody can write: less and less often.
         let mut wait = TRY_AGAIN;
         let truncate = || {
-            // Nobody can write meanwhile.
-            let _forward = nice::forward();
-            self.store.truncate_wal()
+            // Nobody can write meanwhile, so nobody is to try.
+            let _turn = self.commit_queue.turn_to_write()?;
+            Ok::<_, VaultError>(self.store.truncate_wal()?)
         };
         while !truncate()? {
             self.rotation.figures().trouble =

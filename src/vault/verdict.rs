@@ -125,6 +125,6 @@ impl Vault {
     fn is_right_again(&self) -> bool {
         let counted = self.count(&|| self.guard.go_on());
         let counted = counted.ok().and_then(ControlFlow::continue_value);
-        counted.is_some_and(|state| state.commit == self.lock_state().commit)
+        counted.is_some_and(|state| state.commit == self.commit_queue.turn().commit)
     }
 }

@@ -153,15 +153,6 @@ impl Vault {
         Ok(Some((fast, slow)))
     }
 
-    /// A transaction of a rotation: whoever waits to write goes first.
-    pub(super) fn transact_after_others(
-        &self,
-        jobs: &mut [Job<'_>],
-    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        self.turns.give_way();
-        self.transact(Durability::Soon, jobs)
-    }
-
     /// Stores what was prepared, in transactions that end in time.
     fn exchange(
         &self,
@@ -189,7 +180,7 @@ impl Vault {
                 Ok(())
             };
             die_at!("migrate-before");
-            let outcomes = self.transact_after_others(&mut [&mut job])?;
+            let outcomes = self.transact(Durability::Soon, &mut [&mut job])?;
             die_at!("migrate-after");
             self.rotation.figures().done += taken as u64;
             rest = &rest[taken..];
@@ -242,7 +233,7 @@ impl Vault {
                 .collect();
             let mut jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| job as Job<'_>).collect();
             die_at!("migrate-before");
-            let outcomes = self.transact_after_others(&mut jobs)?;
+            let outcomes = self.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
             let mut told = false;
             for (key, outcome) in rest.iter().zip(outcomes) {

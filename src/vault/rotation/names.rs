@@ -4,6 +4,8 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use crate::store::Durability;
+
 use super::super::keys::Key;
 use super::super::tx::Migrated;
 use super::super::{Failure, Tx, Vault, VaultError};
@@ -48,7 +50,7 @@ impl Vault {
                 Ok(())
             };
             die_at!("names-before");
-            let outcomes = self.transact_after_others(&mut [&mut job])?;
+            let outcomes = self.transact(Durability::Soon, &mut [&mut job])?;
             die_at!("names-after");
             for outcome in outcomes {
                 match outcome {

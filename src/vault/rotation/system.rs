@@ -68,8 +68,7 @@ impl Vault {
         &self,
         deed: impl Fn(Renewing<'_>, Node) -> Result<Step<T>, VaultError>,
     ) -> Result<T, VaultError> {
-        self.turns.give_way();
-        let mut state = self.lock_state();
+        let mut turn = self.commit_queue.turn_to_write()?;
         let (keyring, keys) = (self.keyring(), self.system());
         die_at!("system-before");
         let (mut marks, mut doubt, mut committing) = (Vec::new(), None, None);
@@ -85,7 +84,7 @@ impl Vault {
                 keyring: &keyring,
                 records: &mut checked,
                 keys: &keys,
-                state: state.clone(),
+                state: turn.clone(),
             };
             let step = deed(renewing, node)?;
             die_at!("system-within");
@@ -107,20 +106,19 @@ impl Vault {
             }
             Err(error) => {
                 self.take_system_again();
-                self.look_again(&mut state, marks);
+                self.look_again(&mut turn, marks);
                 return Err(error);
             }
         };
         self.current.commit(changed.commit, marks);
-        self.show(&changed);
-        *state = changed;
+        turn.commit(changed);
         drop(committing);
         Ok(done)
     }
 
     /// An error after the commit leaves open whether it was one.
     fn take_system_again(&self) {
-        // Whoever calls holds the state, which a read that is in doubt would wait for.
+        // Whoever calls has the turn, which a read that is in doubt would wait for.
         if let Ok(keys) = store::read(&self.store, |records| self.system_in(records)) {
             *self.system.write() = keys;
         }

@@ -43,7 +43,7 @@ impl Vault {
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let keyring = self.keyring();
         self.must_serve()?;
-        // The sums tell what is current. A read that is in doubt would wait for the state, as this does.
+        // The sums tell what is current. A read that is in doubt would wait for the turn, as this does.
         let verified = store::read(&self.store, |records| {
             let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
@@ -117,7 +117,7 @@ impl Vault {
     /// keys, what others write from now on is counted beside.
     fn counted_from(&self, records: &mut dyn Read) -> Result<(State, Arc<SystemKeys>), VaultError> {
         // Nobody commits meanwhile.
-        let mut now = self.lock_state();
+        let mut now = self.commit_queue.turn();
         let state = self.stored_state(records)?;
         let system = self.system_in(records)?;
         if state.commit != now.commit {

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use crate::keyring::{EventRow, Keyring, KeyringError};
 use crate::store::{self, Durability, Read, Store as _};
 
-use super::cache::Changes;
-use super::current::{Changed, Checked};
-use super::state::State;
-use super::{Job, Tx, Vault, VaultError};
+use super::super::cache::Changes;
+use super::super::current::{Changed, Checked};
+use super::super::state::State;
+use super::super::{Job, Tx, Vault, VaultError};
+use super::Turn;
 
 impl Vault {
     /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
     /// on disk.
     pub fn has_stopped_writing(&self) -> bool {
-        self.store.has_stopped_writing()
+        self.store.has_stopped_writing() || self.commit_queue.has_failed()
     }
 
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -31,15 +32,34 @@ impl Vault {
             return Err(VaultError::ReadOnly);
         }
         self.must_serve()?;
-        let mut state = self.turns.take(|| self.lock_state());
-        // Not before: whoever changes the keyring holds the state.
+        let mut turn = self.commit_queue.turn_to_write()?;
+        let outcomes = self.transact_in(&mut turn, jobs)?;
+        drop(turn);
+        // Others go on to commit while this one waits for the disk.
+        if durability == Durability::Now {
+            self.store.sync()?;
+        }
+        Ok(outcomes)
+    }
+
+    /// As [`transact`](Self::transact), for whoever has the turn. It is not on disk yet.
+    pub(in crate::vault) fn transact_in(
+        &self,
+        turn: &mut Turn<'_>,
+        jobs: &mut [Job<'_>],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        if self.read_only {
+            return Err(VaultError::ReadOnly);
+        }
+        self.must_serve()?;
+        // Not before: whoever changes the keyring has the turn.
         let (keyring, system) = (self.keyring(), self.system());
         let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
         let mut committing = None;
         let finished = store::write(&self.store, Durability::Soon, |records| {
             let mut checked = Checked::new(&self.current, records);
             let finished = run_all(
-                Tx::new(&keyring, &system, &self.cache, &mut checked, state.clone()),
+                Tx::new(&keyring, &system, &self.cache, &mut checked, turn.clone()),
                 jobs,
                 &mut outcomes,
             );
@@ -56,36 +76,29 @@ impl Vault {
             Ok((committed, changed)) => {
                 self.current.commit(committed.commit, marks);
                 self.cache.commit(changed);
-                self.show(&committed);
-                *state = committed;
+                turn.commit(committed);
             }
             Err(Rollback::Untouched) => {}
             Err(Rollback::Failed(error)) => {
-                self.look_again(&mut state, marks);
+                self.look_again(turn, marks);
                 return Err(error);
             }
         }
         drop(committing);
-        drop(state);
-        // Others go on to commit while this one waits for the disk.
-        if durability == Durability::Now {
-            self.store.sync()?;
-        }
         Ok(outcomes)
     }
 
     /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
     /// what was to be committed.
-    pub(super) fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
+    pub(in crate::vault) fn look_again(&self, turn: &mut Turn<'_>, marks: Vec<Changed>) {
         self.cache.clear();
-        let before = state.commit;
+        let before = turn.commit;
         match store::read(&self.store, |records| self.stored_state(records)) {
             Ok(stored) if stored.commit == before || stored.commit == before + 1 => {
                 if stored.commit > before {
                     self.current.commit(stored.commit, marks);
                 }
-                self.show(&stored);
-                *state = stored;
+                turn.commit(stored);
             }
             Ok(stored) => self.condemn(&VaultError::went_back(before, stored.commit)),
             Err(_) => {}
@@ -94,7 +107,7 @@ impl Vault {
 
     /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
     /// `guard` is asked inside the transaction whether that is still right.
-    pub(super) fn change_keyring(
+    pub(in crate::vault) fn change_keyring(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
@@ -104,12 +117,12 @@ impl Vault {
     }
 
     /// The same for a vault of which nothing more is served.
-    pub(super) fn change_keyring_all_the_same(
+    pub(in crate::vault) fn change_keyring_all_the_same(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        let mut state = self.lock_state();
+        let mut turn = self.commit_queue.turn_to_write()?;
         let mut next = Keyring::clone(&self.keyring());
         let event = edit(&mut next)?;
         let system = self.system();
@@ -118,7 +131,7 @@ impl Vault {
         let finished = store::write(&self.store, Durability::Now, |records| {
             guard(&mut *records)?;
             let mut checked = Checked::new(&self.current, records);
-            let mut tx = Tx::new(&next, &system, &self.cache, &mut checked, state.clone());
+            let mut tx = Tx::new(&next, &system, &self.cache, &mut checked, turn.clone());
             tx.put_keyring(event.as_slice())?;
             let finished = tx.finish()?;
             marks = checked.into_changed();
@@ -130,21 +143,20 @@ impl Vault {
         let error = match finished {
             Ok((committed, _)) => {
                 self.current.commit(committed.commit, marks);
-                self.show(&committed);
-                *state = committed;
+                turn.commit(committed);
                 None
             }
             Err(error) => {
-                self.look_again(&mut state, marks);
+                self.look_again(&mut turn, marks);
                 Some(error)
             }
         };
-        // Stored first, used then. Nothing can be written under it before the state is let go.
-        if state.keyring == next.body().sequence {
+        // Stored first, used then. Nothing can be written under it before the turn ends.
+        if turn.keyring == next.body().sequence {
             *self.keyring.write() = Arc::new(next);
         }
         drop(committing);
-        drop(state);
+        drop(turn);
         die_at!("keyring-used");
         if let Some(error) = error {
             return Err(error);
@@ -174,7 +186,7 @@ fn run_all(
 }
 
 /// Why a transaction was rolled back.
-pub(super) enum Rollback {
+pub(in crate::vault) enum Rollback {
     Untouched,
     Failed(VaultError),
 }
