@@ -197,7 +197,7 @@ impl Publisher {
                             .node(id)
                             .and_then(|now| Ok(now.file()?.replaced))
                     {
-                        node.lock().name_pages(content);
+                        node.lock().mapped().name_pages(content);
                     }
                 }
                 Ok(None) => {}
