@@ -26,6 +26,7 @@ mod entry;
 mod error;
 mod history;
 mod host;
+mod init;
 mod integrity;
 mod keys;
 mod node;
@@ -67,11 +68,12 @@ pub use history::HistoryLine;
 pub use host::anchor::{Anchor, Anchors, decode as decode_anchor};
 pub(crate) use host::apart::real_path;
 pub use host::memory::AnchorSummary;
+pub use init::{Created, init};
 pub use integrity::{Finding, Findings, Integrity};
 pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
-pub use open::{Created, Verify, id_at, init};
+pub use open::{Verify, id_at};
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,
     RenameMode,
