@@ -11,7 +11,6 @@ macro_rules! die_at {
     };
 }
 
-mod afresh;
 mod anchoring;
 mod cache;
 mod check;
@@ -24,15 +23,19 @@ mod dates;
 pub mod decode;
 mod entry;
 mod error;
+mod findings;
+mod follow;
 mod history;
 mod host;
 mod init;
 mod integrity;
 mod keys;
+mod leftovers;
 mod node;
 mod open;
 mod ops;
 mod options;
+mod pause;
 mod pieces;
 mod reading;
 mod repair;
@@ -43,7 +46,6 @@ mod summary;
 mod tests;
 mod turns;
 mod tx;
-mod verdict;
 mod writing;
 
 use std::path::{Path, PathBuf};
@@ -57,7 +59,6 @@ use crate::os::nice;
 use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
-pub use afresh::{Footprint, Since};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::RetiredGeneration;
 pub use content::{CHUNK, Version};
@@ -70,6 +71,7 @@ pub(crate) use host::apart::real_path;
 pub use host::memory::AnchorSummary;
 pub use init::{Created, init};
 pub use integrity::{Finding, Findings, Integrity};
+pub use leftovers::{Footprint, Since};
 pub use node::{
     Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
 };
@@ -85,7 +87,7 @@ pub use repair::{RepairReport, Repairs, repair};
 pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
-pub use tx::{PIECE, Tx, pieces_of};
+pub use tx::{Job, PIECE, Tx, pieces_of};
 
 use cache::{RecordCache, SealedCache};
 use chronicle::Chronicle;
@@ -94,9 +96,6 @@ use host::memory::HostMemory;
 use integrity::Guard;
 use state::SystemKeys;
 use turns::Turns;
-
-/// A job of a write transaction. It may be run more than once.
-pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
 
 /// An open, unlocked vault.
 pub struct Vault {

@@ -5,7 +5,6 @@
 //! drives. KMS is never asked while a transaction is open.
 
 mod damage;
-mod follow;
 mod migrate;
 mod names;
 mod prepare;
@@ -17,7 +16,7 @@ mod verify;
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::crypto::schedule::digest;
 use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
@@ -27,6 +26,7 @@ use crate::store;
 
 use super::host::apart::must_be_apart;
 use super::node::Timestamp;
+use super::pause::pause;
 use super::{Failure, Vault, VaultError};
 pub(super) use progress::Rotation;
 pub use progress::{Outcome, Phase, Progress};
@@ -395,18 +395,5 @@ impl Vault {
             Ok::<_, VaultError>((header, keyring))
         })?;
         Ok(UnverifiedKeyring::parse(&header, &keyring)?)
-    }
-}
-
-/// Waits, and looks often whether to go on.
-fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> ControlFlow<()> {
-    let until = Instant::now() + time;
-    loop {
-        go_on()?;
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return ControlFlow::Continue(());
-        }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }

@@ -29,6 +29,9 @@ pub use stage::{PIECE, pieces_of};
 
 use op::{Op, Slot, is_begun};
 
+/// A job of a write transaction. It may be run more than once.
+pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
+
 /// A write transaction under way.
 pub struct Tx<'a> {
     pub(super) keyring: &'a Keyring,

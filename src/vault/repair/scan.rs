@@ -3,9 +3,9 @@
 use crate::crypto::SecretBytes;
 use crate::store::{NameTag, NodeId, Read};
 
-use super::super::afresh::is_listed;
 use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
+use super::super::leftovers::is_listed;
 use super::super::node::{Body, Kind, Node, SYSTEM};
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};

@@ -65,10 +65,10 @@ pub(in crate::vault) struct Rotation {
     pub(super) renewed: AtomicU64,
     damage: Mutex<Damage>,
     figures: Mutex<Figures>,
-    pub(super) follower: Mutex<bool>,
+    pub(in crate::vault) follower: Mutex<bool>,
     /// The keyring record that could not be followed last, by its digest, and why.
-    pub(super) failed: Mutex<Option<([u8; 32], VaultError)>>,
-    pub(super) followed: Condvar,
+    pub(in crate::vault) failed: Mutex<Option<([u8; 32], VaultError)>>,
+    pub(in crate::vault) followed: Condvar,
 }
 
 #[derive(Clone, Default)]

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
 use crate::store::Read;
 
-use super::super::chronicle::Chronicle;
-use super::super::{Vault, VaultError};
-use super::pause;
+use super::chronicle::Chronicle;
+use super::pause::pause;
+use super::{Vault, VaultError};
 
 /// How often a mount that only reads looks for a new master key.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -21,7 +21,7 @@ const FOLLOW_AT_LEAST: Duration = Duration::from_secs(30);
 impl Vault {
     /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
     /// Asks KMS only if the stored keyring is another, and never for what it does not name.
-    pub(in crate::vault) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
+    pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
         if self.keyring().body().sequence != before {
             return Ok(true);
         }
@@ -61,7 +61,7 @@ impl Vault {
 
     /// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
     /// than `keyring`.
-    pub(in crate::vault) fn must_be_current(
+    pub(super) fn must_be_current(
         &self,
         records: &mut dyn Read,
         keyring: &Keyring,
