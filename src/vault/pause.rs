@@ -3,6 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+/// How often whoever waits looks whether to go on.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 /// Waits, and looks often whether to go on.
 pub(super) fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> ControlFlow<()> {
     let until = Instant::now() + time;
@@ -12,6 +15,6 @@ pub(super) fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> Cont
         if left.is_zero() {
             return ControlFlow::Continue(());
         }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
+        std::thread::sleep(left.min(LOOK_EVERY));
     }
 }

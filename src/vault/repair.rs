@@ -12,16 +12,17 @@ mod seen;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
-use crate::keyring::{Event, EventKind, Keyring};
-use crate::store::{self, Durability, NodeId};
+use crate::keyring::{Event, EventKind};
+use crate::store::NodeId;
 
+use super::check::check_records;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
-use super::writing::Rollback;
+use super::records::Records;
+use super::writing::Committer;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
@@ -43,68 +44,38 @@ const LOST_FOUND: &str = "lost+found";
 /// repaired is in the report.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
     let vault = Vault::open_to_mend(path, options)?;
-    let repairs = vault.repair()?;
-    let check = vault.check()?;
+    let repairs = repair_records(vault.records(), vault.committer())?;
+    let check = check_records(vault.records())?;
     Ok(RepairReport { repairs, check })
 }
 
-impl Vault {
-    fn repair(&self) -> Result<Repairs, VaultError> {
-        let mut state = self.lock_state();
-        let (keyring, system) = (self.keyring(), self.system());
-        let now = Timestamp::now().seconds;
-        let mut aside = Aside::of(self.path(), now);
-        let mut outcome = None;
-        let finished = store::write(&self.store, Durability::Now, |records| {
-            aside.restart()?;
-            let mut next = Keyring::clone(&keyring);
-            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
-            let mut repair = Repair::new(&mut aside);
-            repair.run(&mut tx)?;
-            let repairs = repair.repairs;
-            if repairs.count == 0 {
-                outcome = Some((repairs, None));
-                return Err(Rollback::Untouched);
-            }
-            aside.sync()?;
-            let event = next.record_event(&Event {
-                at: now,
-                late: false,
-                kind: EventKind::Repaired {
-                    count: repairs.count,
-                    done: repairs.done.iter().take(MAX_RECORDED).cloned().collect(),
-                },
-            });
-            tx.keyring = &next;
-            tx.put_keyring(std::slice::from_ref(&event))?;
-            let (committed, _) = tx.finish()?;
-            outcome = Some((repairs, Some((next, event))));
-            Ok(committed)
-        });
-        let (mut repairs, changed) = match (finished, outcome) {
-            (Ok(committed), Some((repairs, Some(changed)))) => {
-                self.show(&committed);
-                *state = committed;
-                (repairs, changed)
-            }
-            (Err(Rollback::Failed(error)), _) => {
-                self.look_again(&mut state, Vec::new());
-                return Err(error);
-            }
-            (_, outcome) => {
-                aside.discard();
-                return Ok(outcome.map(|(repairs, _)| repairs).unwrap_or_default());
-            }
-        };
-        let (next, event) = changed;
-        self.cache.clear();
-        *self.keyring.write() = Arc::new(next);
-        drop(state);
-        self.lock_chronicle().take(Some(&event));
-        self.host.note_keyring(|| self.keyring());
-        repairs.taken_out = aside.path().map(Path::to_owned);
-        Ok(repairs)
+fn repair_records(records: &Records, committer: &Committer) -> Result<Repairs, VaultError> {
+    let now = Timestamp::now().seconds;
+    let mut aside = Aside::of(records.path(), now);
+    let mut repairs = Repairs::default();
+    let is_changed = committer.mend(|tx| {
+        aside.restart()?;
+        let mut repair = Repair::new(&mut aside);
+        repair.run(tx)?;
+        repairs = repair.repairs;
+        if repairs.count == 0 {
+            return Ok(None);
+        }
+        aside.sync()?;
+        Ok(Some(Event {
+            at: now,
+            late: false,
+            kind: EventKind::Repaired {
+                count: repairs.count,
+                done: repairs.done.iter().take(MAX_RECORDED).cloned().collect(),
+            },
+        }))
+    })?;
+    match is_changed {
+        true => repairs.taken_out = aside.path().map(Path::to_owned),
+        false => aside.discard(),
     }
+    Ok(repairs)
 }
 
 struct Repair<'a> {

@@ -2,19 +2,83 @@
 
 use std::sync::Arc;
 
-use crate::keyring::{EventRow, Keyring, KeyringError};
-use crate::store::{self, Durability, Read, Store as _};
+use crate::keyring::{Event, EventRow, Keyring, KeyringError};
+use crate::os::nice;
+use crate::store::{self, Durability, Read};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
+use super::VaultError;
 use super::cache::Changes;
+use super::chronicle::Chronicle;
 use super::current::{Changed, Checked};
+use super::host::memory::HostMemory;
+use super::integrity::Guard;
+use super::node::{Node, SYSTEM};
+use super::records::Records;
+use super::renewing::{Renewing, Step};
 use super::state::State;
-use super::{Job, Tx, Vault, VaultError};
+use super::turns::Turns;
+use super::tx::{Job, Tx};
 
-impl Vault {
-    /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
-    /// on disk.
-    pub fn has_stopped_writing(&self) -> bool {
-        self.store.has_stopped_writing()
+/// Who commits.
+pub(super) struct Committer {
+    records: Arc<Records>,
+    guard: Arc<Guard>,
+    host: Arc<HostMemory>,
+    /// What the key-management history comes to.
+    chronicle: Arc<Mutex<Chronicle>>,
+    /// As of the last commit; locked while a transaction runs.
+    state: Mutex<State>,
+    turns: Turns,
+}
+
+/// The state, which nobody else changes meanwhile.
+pub(super) struct LockedState<'a> {
+    // Let go of first.
+    state: MutexGuard<'a, State>,
+    _forward: nice::Forward,
+}
+
+impl std::ops::Deref for LockedState<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl std::ops::DerefMut for LockedState<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Committer {
+    /// Of a vault that was just opened, and has this `state`.
+    pub(super) fn new(
+        records: Arc<Records>,
+        guard: Arc<Guard>,
+        host: Arc<HostMemory>,
+        chronicle: Arc<Mutex<Chronicle>>,
+        state: State,
+    ) -> Self {
+        Self {
+            records,
+            guard,
+            host,
+            chronicle,
+            state: Mutex::new(Rank::State, state),
+            turns: Turns::default(),
+        }
+    }
+
+    /// Whoever waits for it waits for nobody who has stepped back.
+    pub(super) fn lock_state(&self) -> LockedState<'_> {
+        let forward = nice::forward();
+        LockedState {
+            state: self.state.lock(),
+            _forward: forward,
+        }
     }
 
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -22,31 +86,38 @@ impl Vault {
     ///
     /// # Errors
     /// When the vault is open for reading only, or the store fails.
-    pub fn transact(
+    pub(super) fn transact(
         &self,
         durability: Durability,
         jobs: &mut [Job<'_>],
     ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        if self.read_only {
+        if self.records.is_read_only() {
             return Err(VaultError::ReadOnly);
         }
-        self.must_serve()?;
+        self.guard.must_serve()?;
         let mut state = self.turns.take(|| self.lock_state());
         // Not before: whoever changes the keyring holds the state.
-        let (keyring, system) = (self.keyring(), self.system());
+        let records = &*self.records;
+        let (keyring, system) = (records.keyring(), records.system());
         let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
         let mut committing = None;
-        let finished = store::write(&self.store, Durability::Soon, |records| {
-            let mut checked = Checked::new(&self.current, records);
+        let finished = store::write(records.store(), Durability::Soon, |stored| {
+            let mut checked = Checked::new(records.current(), stored);
             let finished = run_all(
-                Tx::new(&keyring, &system, &self.cache, &mut checked, state.clone()),
+                Tx::new(
+                    &keyring,
+                    &system,
+                    records.cache(),
+                    &mut checked,
+                    state.clone(),
+                ),
                 jobs,
                 &mut outcomes,
             );
             // Nobody else writes meanwhile, so there is no doubt.
             doubt = checked.doubt.take();
             marks = checked.into_changed();
-            committing.get_or_insert_with(|| self.current.committing());
+            committing.get_or_insert_with(|| records.current().committing());
             finished
         });
         if let Some(doubt) = doubt {
@@ -54,9 +125,9 @@ impl Vault {
         }
         match finished {
             Ok((committed, changed)) => {
-                self.current.commit(committed.commit, marks);
-                self.cache.commit(changed);
-                self.show(&committed);
+                records.current().commit(committed.commit, marks);
+                records.cache().commit(changed);
+                records.show(&committed);
                 *state = committed;
             }
             Err(Rollback::Untouched) => {}
@@ -69,25 +140,37 @@ impl Vault {
         drop(state);
         // Others go on to commit while this one waits for the disk.
         if durability == Durability::Now {
-            self.store.sync()?;
+            records.sync()?;
         }
         Ok(outcomes)
     }
 
+    /// A transaction of a rotation: whoever waits to write goes first.
+    pub(super) fn transact_after_others(
+        &self,
+        jobs: &mut [Job<'_>],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        self.turns.give_way();
+        self.transact(Durability::Soon, jobs)
+    }
+
     /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
     /// what was to be committed.
-    pub(super) fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
-        self.cache.clear();
+    fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
+        self.records.cache().clear();
         let before = state.commit;
-        match store::read(&self.store, |records| self.stored_state(records)) {
+        let records = &*self.records;
+        match store::read(records.store(), |stored| records.stored_state(stored)) {
             Ok(stored) if stored.commit == before || stored.commit == before + 1 => {
                 if stored.commit > before {
-                    self.current.commit(stored.commit, marks);
+                    records.current().commit(stored.commit, marks);
                 }
-                self.show(&stored);
+                records.show(&stored);
                 *state = stored;
             }
-            Ok(stored) => self.condemn(&VaultError::went_back(before, stored.commit)),
+            Ok(stored) => self
+                .guard
+                .condemn(&VaultError::went_back(before, stored.commit)),
             Err(_) => {}
         }
     }
@@ -99,7 +182,7 @@ impl Vault {
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        self.must_serve()?;
+        self.guard.must_serve()?;
         self.change_keyring_all_the_same(edit, guard)
     }
 
@@ -110,27 +193,28 @@ impl Vault {
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
         let mut state = self.lock_state();
-        let mut next = Keyring::clone(&self.keyring());
+        let records = &*self.records;
+        let mut next = Keyring::clone(&records.keyring());
         let event = edit(&mut next)?;
-        let system = self.system();
+        let system = records.system();
         die_at!("keyring-before");
         let (mut marks, mut committing) = (Vec::new(), None);
-        let finished = store::write(&self.store, Durability::Now, |records| {
-            guard(&mut *records)?;
-            let mut checked = Checked::new(&self.current, records);
-            let mut tx = Tx::new(&next, &system, &self.cache, &mut checked, state.clone());
+        let finished = store::write(records.store(), Durability::Now, |stored| {
+            guard(&mut *stored)?;
+            let mut checked = Checked::new(records.current(), stored);
+            let mut tx = Tx::new(&next, &system, records.cache(), &mut checked, state.clone());
             tx.put_keyring(event.as_slice())?;
             let finished = tx.finish()?;
             marks = checked.into_changed();
-            committing.get_or_insert_with(|| self.current.committing());
+            committing.get_or_insert_with(|| records.current().committing());
             die_at!("keyring-uncommitted");
             Ok(finished)
         });
         die_at!("keyring-stored");
         let error = match finished {
             Ok((committed, _)) => {
-                self.current.commit(committed.commit, marks);
-                self.show(&committed);
+                records.current().commit(committed.commit, marks);
+                records.show(&committed);
                 *state = committed;
                 None
             }
@@ -141,7 +225,7 @@ impl Vault {
         };
         // Stored first, used then. Nothing can be written under it before the state is let go.
         if state.keyring == next.body().sequence {
-            *self.keyring.write() = Arc::new(next);
+            records.keys().use_keyring(next);
         }
         drop(committing);
         drop(state);
@@ -149,10 +233,119 @@ impl Vault {
         if let Some(error) = error {
             return Err(error);
         }
-        self.lock_chronicle().take(event.as_ref());
-        self.host.note_keyring(|| self.keyring());
+        self.chronicle.lock().take(event.as_ref());
+        self.host.note_keyring(|| records.keyring());
         die_at!("keyring-anchored");
         Ok(())
+    }
+
+    /// A transaction on the system node and the state.
+    pub(super) fn change_system<T>(
+        &self,
+        deed: impl Fn(Renewing<'_>, Node) -> Result<Step<T>, VaultError>,
+    ) -> Result<T, VaultError> {
+        self.turns.give_way();
+        let mut state = self.lock_state();
+        let records = &*self.records;
+        let (keyring, keys) = (records.keyring(), records.system());
+        die_at!("system-before");
+        let (mut marks, mut doubt, mut committing) = (Vec::new(), None, None);
+        let step = store::write(records.store(), Durability::Soon, |stored| {
+            let mut checked = Checked::new(records.current(), stored);
+            let missing = || VaultError::tampered("the system node", "is missing");
+            let record = checked
+                .node(SYSTEM)
+                .inspect_err(|_| doubt = checked.doubt.take())?;
+            let record = record.ok_or_else(missing)?;
+            let node = Node::open(&keyring, SYSTEM, &record)?;
+            let renewing = Renewing {
+                keyring: &keyring,
+                records: &mut checked,
+                keys: &keys,
+                state: state.clone(),
+            };
+            let step = deed(renewing, node)?;
+            die_at!("system-within");
+            marks = checked.into_changed();
+            committing.get_or_insert_with(|| records.current().committing());
+            Ok::<_, VaultError>(step)
+        });
+        if let Some(doubt) = doubt {
+            self.guard.found(&doubt);
+        }
+        die_at!("system-stored");
+        let (changed, done) = match step {
+            Ok(Step::None(found)) => return Ok(found),
+            Ok(Step::Stored(changed, done)) => (changed, done),
+            Ok(Step::Changed(changed, keys, done)) => {
+                records.keys().use_system(Arc::new(keys));
+                records.cache().commit(Changes::forgotten([SYSTEM]));
+                (changed, done)
+            }
+            Err(error) => {
+                self.take_system_again();
+                self.look_again(&mut state, marks);
+                return Err(error);
+            }
+        };
+        records.current().commit(changed.commit, marks);
+        records.show(&changed);
+        *state = changed;
+        drop(committing);
+        Ok(done)
+    }
+
+    /// An error after the commit leaves open whether it was one.
+    fn take_system_again(&self) {
+        // Whoever calls holds the state, which a read that is in doubt would wait for.
+        let records = &*self.records;
+        if let Ok(keys) = store::read(records.store(), |stored| records.system_in(stored)) {
+            records.keys().use_system(keys);
+        }
+    }
+
+    /// Runs `body` in a transaction of its own in which nothing is compared with what was current, and
+    /// records what it says it has done; `false` when it had nothing to do, and nothing was stored.
+    pub(super) fn mend(
+        &self,
+        mut body: impl FnMut(&mut Tx<'_>) -> Result<Option<Event>, VaultError>,
+    ) -> Result<bool, VaultError> {
+        let mut state = self.lock_state();
+        let records = &*self.records;
+        let (keyring, system) = (records.keyring(), records.system());
+        let mut changed = None;
+        let finished = store::write(records.store(), Durability::Now, |stored| {
+            let mut next = Keyring::clone(&keyring);
+            let mut tx = Tx::new(&keyring, &system, records.cache(), stored, state.clone());
+            let Some(event) = body(&mut tx)? else {
+                return Err(Rollback::Untouched);
+            };
+            let event = next.record_event(&event);
+            tx.keyring = &next;
+            tx.put_keyring(std::slice::from_ref(&event))?;
+            let (committed, _) = tx.finish()?;
+            changed = Some((next, event));
+            Ok(committed)
+        });
+        let committed = match finished {
+            Ok(committed) => committed,
+            Err(Rollback::Untouched) => return Ok(false),
+            Err(Rollback::Failed(error)) => {
+                self.look_again(&mut state, Vec::new());
+                return Err(error);
+            }
+        };
+        records.show(&committed);
+        *state = committed;
+        records.cache().clear();
+        let Some((next, event)) = changed else {
+            return Ok(true);
+        };
+        records.keys().use_keyring(next);
+        drop(state);
+        self.chronicle.lock().take(Some(&event));
+        self.host.note_keyring(|| records.keyring());
+        Ok(true)
     }
 }
 
@@ -174,7 +367,7 @@ fn run_all(
 }
 
 /// Why a transaction was rolled back.
-pub(super) enum Rollback {
+enum Rollback {
     Untouched,
     Failed(VaultError),
 }

@@ -5,27 +5,32 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crate::keyring::{Event, EventKind, Header, UnverifiedKeyring};
+use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, Provider};
-use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
-use crate::sync::{Mutex, Rank, RwLock};
+use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore};
+use crate::sync::{Mutex, Rank};
 
-use super::cache::{RecordCache, SealedCache};
-use super::chronicle::Chronicle;
-use super::counting::FEW;
-use super::current::Current;
-use super::host::apart::must_be_apart;
-use super::host::guard::RollbackGuard;
-use super::host::memory::{HostMemory, Seen};
-use super::integrity::Guard;
-use super::node::{Kind, Node, SYSTEM, Timestamp};
-use super::options::OpenOptions;
-use super::state::SystemKeys;
-use super::turns::Turns;
-use super::{Vault, VaultError};
+use super::super::VaultError;
+use super::super::cache::RecordCache;
+use super::super::chronicle::Chronicle;
+use super::super::counting::{Counter, FEW};
+use super::super::follow::{self, Follower};
+use super::super::host::apart::must_be_apart;
+use super::super::host::guard::RollbackGuard;
+use super::super::host::memory::{HostMemory, Seen};
+use super::super::integrity::Guard;
+use super::super::leftovers::Leftovers;
+use super::super::node::{Kind, Node, SYSTEM, Timestamp};
+use super::super::options::OpenOptions;
+use super::super::reading::Reader;
+use super::super::records::{self, Records};
+use super::super::rotation::{self, Rotation};
+use super::super::state::SystemKeys;
+use super::super::unlocked::Unlocked;
+use super::super::writing::Committer;
+use super::Vault;
 
 /// When a vault that is going to be served is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +136,7 @@ impl Vault {
     ) -> Result<Arc<Self>, VaultError> {
         options.must_fit()?;
         let (vault, opening) = Self::unlock(path, options)?;
-        let seen = vault.seen();
+        let seen = vault.records.seen();
         if matches!(verify, Verify::Before(_))
             && !options.salvage
             && seen.nodes.saturating_add(seen.versions) <= FEW
@@ -159,7 +164,7 @@ impl Vault {
             let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(verify));
             let internal = |_| Err(VaultError::Setting("internal error in the count".into()));
             if let Err(error) = verified.unwrap_or_else(internal) {
-                counting.condemn(&error);
+                counting.guard.condemn(&error);
             }
         };
         let thread = std::thread::Builder::new()
@@ -229,39 +234,79 @@ impl Vault {
         }
         let rollback = guard.compare(&keyring, &state, options)?;
 
-        let vault = Self {
-            foreign: AtomicU64::new(store.foreign_changes()?),
+        let read_only = options.read_only;
+        let store = Arc::new(store);
+        let keys = Arc::new(Unlocked::new(keyring, system));
+        let cache = Arc::new(RecordCache::default());
+        let integrity = Arc::new(Guard::new(options.salvage));
+        let host = HostMemory::new(guard.pins.clone(), options.pinned_keys.clone());
+        let (host, kms) = (Arc::new(host), Arc::new(kms));
+        let chronicle = Arc::new(Mutex::new(Rank::Chronicle, Chronicle::default()));
+        let follower = read_only.then(|| {
+            Arc::new(Follower::new(follow::Sources {
+                store: Arc::clone(&store),
+                keys: Arc::clone(&keys),
+                cache: Arc::clone(&cache),
+                chronicle: Arc::clone(&chronicle),
+                guard: Arc::clone(&integrity),
+                host: Arc::clone(&host),
+                kms: Arc::clone(&kms),
+            }))
+        });
+        let sources = records::Sources {
             store,
-            keyring: RwLock::new(Rank::Keyring, Arc::new(keyring)),
+            keys,
+            cache,
+            guard: Arc::clone(&integrity),
+            follower: follower.clone(),
+        };
+        let records = Arc::new(Records::new(sources, state.clone(), options.salvage)?);
+        let committer = Arc::new(Committer::new(
+            Arc::clone(&records),
+            Arc::clone(&integrity),
+            Arc::clone(&host),
+            Arc::clone(&chronicle),
+            state,
+        ));
+        let parts = || {
+            (
+                Arc::clone(&records),
+                Arc::clone(&committer),
+                Arc::clone(&integrity),
+            )
+        };
+        let (of_counter, of_leftovers) = (parts(), parts());
+        let vault = Self {
+            reader: Reader::new(Arc::clone(&records), Arc::clone(&integrity)),
+            counter: Counter::new(of_counter.0, of_counter.1, of_counter.2),
+            leftovers: Leftovers::new(of_leftovers.0, of_leftovers.1, of_leftovers.2),
+            rotation: Rotation::new(rotation::Parts {
+                records: Arc::clone(&records),
+                committer: Arc::clone(&committer),
+                guard: Arc::clone(&integrity),
+                host: Arc::clone(&host),
+                chronicle: Arc::clone(&chronicle),
+                kms: Arc::clone(&kms),
+            }),
+            records,
+            committer,
+            follower,
+            guard: integrity,
+            host,
+            chronicle,
             kms,
-            pins: guard.pins.clone(),
-            named_keys: options.pinned_keys.clone(),
-            rotation: super::rotation::Rotation::default(),
-            system: RwLock::new(Rank::SystemKeys, Arc::new(system)),
-            cache: RecordCache::default(),
-            sealed: SealedCache::default(),
-            seen: RwLock::new(Rank::Seen, state.clone()),
-            state: Mutex::new(Rank::State, state),
-            turns: Turns::default(),
-            path,
-            read_only: options.read_only,
-            salvage: options.salvage,
-            current: Current::new(),
-            guard: Guard::default(),
-            host: HostMemory::default(),
-            chronicle: Mutex::new(Rank::Chronicle, Chronicle::default()),
         };
         // `check` says what is wrong with the history, too.
         match vault.read_history() {
             Err(_) if options.salvage && options.read_only => {}
-            chronicle => *vault.lock_chronicle() = chronicle?,
+            chronicle => *vault.chronicle.lock() = chronicle?,
         }
         Ok((vault, Opening { guard, rollback }))
     }
 
     /// Counts everything that was stored, and takes it into use if that is still to be done.
     fn verify_and_settle_in(&self, opening: Option<Opening>) -> Result<(), VaultError> {
-        let ControlFlow::Continue(state) = self.count(&|| self.guard.go_on())? else {
+        let ControlFlow::Continue(state) = self.counter.count(&|| self.guard.go_on())? else {
             return Ok(());
         };
         if let Some(opening) = opening {
@@ -279,35 +324,36 @@ impl Vault {
             // Or the next mount would be refused again, the event notwithstanding.
             anchors.must_be_writable()?;
         }
-        if !self.read_only {
+        if !self.is_read_only() {
             self.settle(rollback)?;
         }
         let keyring = self.keyring();
         let seen = Seen {
             // As it is by now: a rotation may have been followed, and an accepted rollback changes it.
             keyring: &keyring,
-            commit: self.seen().commit,
-            read_only: self.read_only,
+            commit: self.records.seen().commit,
+            read_only: self.is_read_only(),
         };
         self.host.begin(guard, seen, lower, || self.sync())
     }
 
     /// A writer's first deeds: says who it is, and finishes what the last one left.
     fn settle(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
-        self.store.announce()?;
+        self.records.store().announce()?;
         if let Some(kind) = rollback {
             let event = Event {
                 at: Timestamp::now().seconds,
                 late: false,
                 kind,
             };
-            self.change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
+            let record = |keyring: &mut Keyring| Ok(Some(keyring.record_event(&event)));
+            self.committer.change_keyring(record, |_| Ok(()))?;
         }
         // What does not fit must not decide what goes.
-        match self.salvage {
+        match self.is_salvage() {
             true => self.sync(),
             false => {
-                self.store.adopt_wal();
+                self.records.store().adopt_wal();
                 self.reap_orphans()
             }
         }
@@ -315,6 +361,7 @@ impl Vault {
 
     /// Reads the key-management history and verifies it, as far as the keyring goes.
     fn read_history(&self) -> Result<Chronicle, VaultError> {
-        self.read(|records| Chronicle::read(records, &self.keyring().body().history))
+        let head = &self.keyring().body().history.clone();
+        self.records.read(|records| Chronicle::read(records, head))
     }
 }
