@@ -47,6 +47,12 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Checks that the calling thread may wait for this lock, for who waits by other means until nobody has
+    /// it.
+    pub(crate) fn check_order(&self) {
+        drop(self.place.take());
+    }
+
     /// `None` when somebody else has it. Nobody waits, so whatever else is held does not matter.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let inner = match self.inner.try_lock() {
@@ -81,7 +87,7 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// As that of the standard library. To be waited on while nothing else is held.
+/// As that of the standard library. To be waited on while nothing is held that whoever wakes it needs.
 #[derive(Debug)]
 pub(crate) struct Condvar(std::sync::Condvar);
 

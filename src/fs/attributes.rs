@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vault::{AttributeChange, Kind, Node};
+use crate::vault::{AttributeChange, Kind, Node, Ticket};
 
 use super::attr::Attributes;
 use super::commits::Commits;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::set_attributes::SetAttributes;
 use super::set_id::{SetIdBits, without_set_id};
 use super::table::Table;

@@ -15,11 +15,11 @@ use super::counters::Counters;
 use super::handles::{Handle, NodeState};
 use super::kernel::Kernel;
 use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
-use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::table::Table;
 use super::{Caller, Done, FileHandle};
 use crate::os::process;
+use crate::vault::{Ticket, Whose};
 
 /// Whether whoever publishes what programs write now has waited for those that came before.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Committer, Ticket, Vault, VaultError};
 
-use super::commit_queue::CommitQueue;
-use super::queue::Ticket;
+use super::handoff::answered_elsewhere;
 use super::{Done, Errno, to_errno};
 
 /// See the module.
 pub(super) struct Commits {
     vault: Arc<Vault>,
-    queue: Option<CommitQueue>,
+    queue: Option<Committer>,
 }
 
 impl Commits {
@@ -22,7 +21,7 @@ impl Commits {
     pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
-            false => Some(CommitQueue::start(Arc::clone(vault))?),
+            false => Some(vault.start_committer(answered_elsewhere)?),
         };
         Ok(Self {
             vault: Arc::clone(vault),
@@ -34,7 +33,7 @@ impl Commits {
     ///
     /// # Errors
     /// `EIO` when the vault is condemned, `EROFS` when it is only read.
-    pub(super) fn queue(&self) -> Result<&CommitQueue, Errno> {
+    pub(super) fn queue(&self) -> Result<&Committer, Errno> {
         if self.vault.is_condemned() {
             return Err(Errno(libc::EIO));
         }
@@ -45,7 +44,7 @@ impl Commits {
     ///
     /// # Errors
     /// As for [`queue`](Self::queue), but `EROFS` comes first.
-    pub(super) fn queue_of_names(&self) -> Result<&CommitQueue, Errno> {
+    pub(super) fn queue_of_names(&self) -> Result<&Committer, Errno> {
         match self.vault.is_read_only() {
             true => Err(VaultError::ReadOnly.into()),
             false => self.queue(),

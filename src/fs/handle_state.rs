@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use crate::vault::Whose;
+
 use super::draft::Draft;
 use super::loaded::Pin;
-use super::queue::Whose;
 use super::readings::Reading;
 use super::{Access, FileHandle};
 

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::NodeId;
-use crate::vault::{Node, Timestamp};
+use crate::vault::{Node, Timestamp, Whose};
 
 use super::authors::{Authors, Place};
 use super::draft::Draft;
@@ -13,7 +13,6 @@ use super::handoff::answered_elsewhere;
 use super::loaded::{InMemory, Pin};
 use super::mapped::Mapped;
 use super::pages::{Pages, Source};
-use super::queue::Whose;
 use super::readers::Readers;
 use super::readings::Told;
 use super::{Access, FileHandle};

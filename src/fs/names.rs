@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
+use crate::vault::{Body, Kind, NewNode, RenameMode, Ticket, Vault};
 
 use super::attr::Attributes;
 use super::beside::Beside;
 use super::commits::Commits;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::reaping::Reaping;
 use super::table::Table;
 use super::{Attr, Caller, Done, Errno, to_errno};

@@ -5,7 +5,9 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{PIECE, Publication, Timestamp, Tx, Vault, VaultError, pieces_of};
+use crate::vault::{
+    PIECE, Publication, Ticket, Timestamp, Tx, Vault, VaultError, Whose, pieces_of,
+};
 
 use super::appends::Appends;
 use super::blocks::Image;
@@ -15,7 +17,6 @@ use super::draft::Draft;
 use super::handles::{NodeState, OpenNode};
 use super::kernel::Kernel;
 use super::nodes::Nodes;
-use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::watchers::Watchers;

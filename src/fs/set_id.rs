@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{AttributeChange, Kind};
+use crate::vault::{AttributeChange, Kind, Ticket, Whose};
 
 use super::commits::Commits;
 use super::nodes::Nodes;
-use super::queue::{Ticket, Whose};
 use super::table::Table;
 use super::{Caller, Done, FileHandle};
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use crate::vault::Whose;
+
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
 use super::nodes::Nodes;
 use super::publish::Publisher;
-use super::queue::Whose;
 use super::settling::Settling;
 use super::table::Table;
 use super::{Access, Done, Errno, FileHandle};

@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use crate::crypto::SecretBytes;
 use crate::os::process;
+use crate::vault::Whose;
 
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
 use super::handles::Handle;
-use super::queue::Whose;
 use super::set_id::SetIdBits;
 use super::settling::Settling;
 use super::table::Table;

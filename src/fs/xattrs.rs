@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Body, Node, Timestamp, Tx, VaultError};
+use crate::vault::{Body, Node, Ticket, Timestamp, Tx, VaultError};
 
 use super::commits::Commits;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::{Caller, Done, Errno, to_errno};
 
 /// Names of extended attributes that programs may set.

@@ -25,13 +25,14 @@ ranks! {
     Follower,
     /// Of a vault: the keyring record that could not be followed.
     FollowFailed,
-    /// Of a vault: the state, over a whole transaction that writes.
-    State,
+    /// Of a vault: the turn to commit, with the state, over a whole transaction that writes. The only one
+    /// that is not waited for at the lock: see `src/vault/commit.rs`.
+    Turn,
     /// Of a vault: who takes up marks from what it reads, over a whole read when alone.
     Following,
     /// Of a vault: what this host remembers of it.
     HostMemory,
-    /// Of a store: whose turn it is to write in this process.
+    /// Of a store: what keeps the checkpoint that begins the WAL anew apart from transactions that write.
     Writes,
     /// Of a store: the connection that writes, over a whole transaction and all that its jobs do.
     Writer,
@@ -82,8 +83,12 @@ ranks! {
     /// Of a file system: its open nodes. Taken by jobs while they run, and by what is left of them when
     /// it is dropped.
     OpenNodes,
-    /// Of a file system: what is to be committed.
+    /// Of a vault: what waits to be committed, and whose turn it is.
     CommitQueue,
+    /// Of a mount: the thread that commits.
+    CommitThread,
+    /// What came of a job, until it is told.
+    JobResult,
     /// Work that is shared among threads.
     Crew,
     /// The thread on which calls of AWS KMS run.

@@ -12,6 +12,7 @@ use crate::keyring::KeyringError;
 use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
 
 use super::VaultError;
+use super::commit::transact::Transactions;
 use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
@@ -20,7 +21,6 @@ use super::keys::{BATCH, Key, keys_after};
 use super::node::{DirectoryBody, Node};
 use super::records::Records;
 use super::state::{State, SystemKeys};
-use super::writing::Committer;
 use names::must_agree;
 
 /// Nodes and versions that are so few that one thread counts them as fast as several.
@@ -79,15 +79,19 @@ type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 /// See the module.
 pub(super) struct Counter {
     records: Arc<Records>,
-    committer: Arc<Committer>,
+    transactions: Arc<Transactions>,
     guard: Arc<Guard>,
 }
 
 impl Counter {
-    pub(super) fn new(records: Arc<Records>, committer: Arc<Committer>, guard: Arc<Guard>) -> Self {
+    pub(super) fn new(
+        records: Arc<Records>,
+        transactions: Arc<Transactions>,
+        guard: Arc<Guard>,
+    ) -> Self {
         Self {
             records,
-            committer,
+            transactions,
             guard,
         }
     }
@@ -120,7 +124,7 @@ impl Counter {
     pub(super) fn is_right_again(&self) -> bool {
         let counted = self.count(&|| self.guard.go_on());
         let counted = counted.ok().and_then(ControlFlow::continue_value);
-        counted.is_some_and(|state| state.commit == self.committer.lock_state().commit)
+        counted.is_some_and(|state| state.commit == self.transactions.queue().turn().commit)
     }
 
     /// Counts everything, on all processors, until `go_on` says no. Returns the state that the sums
@@ -134,7 +138,7 @@ impl Counter {
         let floor = records.seen().commit;
         let counted = loop {
             if !records.is_salvage() {
-                let _quiet = self.committer.lock_state();
+                let _quiet = self.transactions.queue().turn();
                 records.current().begin();
             }
             let before = records.keyring().body().sequence;
@@ -148,7 +152,7 @@ impl Counter {
         match &counted {
             Ok(ControlFlow::Continue(state)) if !records.is_salvage() => {
                 // What is committed by this process is taken up before or after.
-                let now = self.committer.lock_state();
+                let now = self.transactions.queue().turn();
                 if !records.is_read_only() && now.commit < state.commit {
                     records.current().give_up();
                     return Err(VaultError::went_back(state.commit, now.commit));

@@ -17,6 +17,8 @@ use crate::sync::Mutex;
 
 use super::VaultError;
 use super::chronicle::Chronicle;
+use super::commit::Committer;
+use super::commit::transact::Transactions;
 use super::content::Version;
 use super::counting::Counter;
 use super::findings;
@@ -33,14 +35,13 @@ use super::rotation::{Outcome, Progress, Request, Rotation};
 use super::state::State;
 use super::summary::{self, Summary};
 use super::tx::Job;
-use super::writing::Committer;
 pub use open::{Verify, id_at};
 
 /// An open, unlocked vault.
 pub struct Vault {
     records: Arc<Records>,
     reader: Reader,
-    committer: Arc<Committer>,
+    transactions: Arc<Transactions>,
     counter: Counter,
     leftovers: Leftovers,
     rotation: Rotation,
@@ -66,9 +67,9 @@ impl Vault {
         &self.records
     }
 
-    /// Who commits to it.
-    pub(super) fn committer(&self) -> &Committer {
-        &self.committer
+    /// What writes to it.
+    pub(super) fn transactions(&self) -> &Transactions {
+        &self.transactions
     }
 
     // --- what it is --------------------------------------------------------------------------
@@ -261,7 +262,7 @@ impl Vault {
     /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
     /// on disk.
     pub fn has_stopped_writing(&self) -> bool {
-        self.records.store().has_stopped_writing()
+        self.transactions.has_stopped_writing()
     }
 
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -274,7 +275,16 @@ impl Vault {
         durability: Durability,
         jobs: &mut [Job<'_>],
     ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        self.committer.transact(durability, jobs)
+        self.transactions.transact(durability, jobs)
+    }
+
+    /// Starts the thread that commits the jobs of a mount. `left_to_another` is called by whoever leaves
+    /// a job to it.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the vault has one already.
+    pub(crate) fn start_committer(&self, left_to_another: fn()) -> std::io::Result<Committer> {
+        Committer::start(Arc::clone(&self.transactions), left_to_another)
     }
 
     /// Makes durable all that was committed.
@@ -395,7 +405,7 @@ impl Vault {
     pub fn record_findings(&self) -> Result<(), VaultError> {
         match self.is_read_only() {
             true => Ok(()),
-            false => findings::record(&self.guard, &self.counter, &self.committer),
+            false => findings::record(&self.guard, &self.counter, &self.transactions),
         }
     }
 

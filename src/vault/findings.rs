@@ -3,10 +3,10 @@
 use crate::keyring::{Event, EventKind};
 
 use super::VaultError;
+use super::commit::transact::Transactions;
 use super::counting::Counter;
 use super::integrity::Guard;
 use super::node::Timestamp;
-use super::writing::Committer;
 
 /// An event that is recorded this many seconds after what it tells of is marked as late.
 const LATE: i64 = 10;
@@ -19,7 +19,7 @@ const LATE: i64 = 10;
 pub(super) fn record(
     guard: &Guard,
     counter: &Counter,
-    committer: &Committer,
+    transactions: &Transactions,
 ) -> Result<(), VaultError> {
     if !guard.is_unrecorded() {
         return Ok(());
@@ -40,7 +40,7 @@ pub(super) fn record(
             what: found.listed.iter().map(|one| one.what.clone()).collect(),
         },
     };
-    let recorded = committer
+    let recorded = transactions
         .change_keyring_all_the_same(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()));
     if recorded.is_err() {
         guard.leave_unrecorded(&found);

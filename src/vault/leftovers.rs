@@ -6,12 +6,12 @@ use std::sync::Arc;
 use crate::store::{Durability, NodeId, Read};
 
 use super::VaultError;
+use super::commit::transact::Transactions;
 use super::integrity::Guard;
 use super::node::{Body, Node, ROOT};
 use super::ops::NothingOpen;
 use super::records::Records;
 use super::tx::Tx;
-use super::writing::Committer;
 
 /// Nodes looked at in one transaction.
 const BATCH: usize = 256;
@@ -19,15 +19,19 @@ const BATCH: usize = 256;
 /// See the module.
 pub(super) struct Leftovers {
     records: Arc<Records>,
-    committer: Arc<Committer>,
+    transactions: Arc<Transactions>,
     guard: Arc<Guard>,
 }
 
 impl Leftovers {
-    pub(super) fn new(records: Arc<Records>, committer: Arc<Committer>, guard: Arc<Guard>) -> Self {
+    pub(super) fn new(
+        records: Arc<Records>,
+        transactions: Arc<Transactions>,
+        guard: Arc<Guard>,
+    ) -> Self {
         Self {
             records,
-            committer,
+            transactions,
             guard,
         }
     }
@@ -95,7 +99,10 @@ impl Leftovers {
             after = Some(*last);
             for node in &batch {
                 let mut job = |tx: &mut Tx<'_>| tx.reap(*node, &[], &NothingOpen);
-                for outcome in self.committer.transact(Durability::Soon, &mut [&mut job])? {
+                for outcome in self
+                    .transactions
+                    .transact(Durability::Soon, &mut [&mut job])?
+                {
                     // A damaged node must not keep the others from being mounted.
                     if let Err(error) = outcome {
                         tracing::error!("cannot reap node {node}: {error}");

@@ -14,6 +14,7 @@ macro_rules! die_at {
 mod cache;
 mod check;
 mod chronicle;
+mod commit;
 mod content;
 mod counting;
 mod crew;
@@ -45,14 +46,13 @@ mod state;
 mod summary;
 #[cfg(test)]
 mod tests;
-mod turns;
 mod tx;
 mod unlocked;
-mod writing;
 
 pub use crate::store::Footprint;
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::RetiredGeneration;
+pub(crate) use commit::{Committer, Ticket, Whose};
 pub use content::{CHUNK, Version};
 pub use dates::{SUFFIX as TIME_SUFFIX, rfc3339, time_of, with_times};
 pub use entry::{Entry, MAX_NAME};

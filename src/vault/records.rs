@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
 use crate::store::{self, KeyedRecord, Read, SqliteStore, Store as _};
-use crate::sync::{Rank, RwLock};
 
 use super::VaultError;
 use super::cache::{RecordCache, SealedCache};
+use super::commit::CommitQueue;
 use super::content::Version;
 use super::counting::names::names_in;
 use super::current::{Checked, Current, Doubt, Following, Place};
@@ -29,6 +29,8 @@ pub(super) struct Sources {
     pub(super) keys: Arc<Unlocked>,
     pub(super) cache: Arc<RecordCache>,
     pub(super) guard: Arc<Guard>,
+    /// The state as of the last commit, too.
+    pub(super) queue: Arc<CommitQueue>,
     /// Who takes over what the writer does to the keys; none in the process that writes.
     pub(super) follower: Option<Arc<Follower>>,
 }
@@ -40,25 +42,22 @@ pub(super) struct Records {
     sealed: SealedCache,
     /// What is current of it, once it was counted.
     current: Current,
-    /// The state as of the last commit, for those who only look, and must not wait for a disk.
-    seen: RwLock<State>,
     foreign: AtomicU64,
     /// What is left of it is to be got out: what does not fit together is passed over.
     salvage: bool,
 }
 
 impl Records {
-    /// Of a vault that was unlocked, and has this `state`.
+    /// Of a vault that was unlocked.
     ///
     /// # Errors
     /// The store's.
-    pub(super) fn new(from: Sources, state: State, salvage: bool) -> Result<Self, VaultError> {
+    pub(super) fn new(from: Sources, salvage: bool) -> Result<Self, VaultError> {
         let foreign = AtomicU64::new(from.store.foreign_changes()?);
         Ok(Self {
             from,
             sealed: SealedCache::default(),
             current: Current::new(),
-            seen: RwLock::new(Rank::Seen, state),
             foreign,
             salvage,
         })
@@ -255,22 +254,12 @@ impl Records {
 
     /// The state as this process has seen it last. Waits for nobody.
     pub(super) fn seen(&self) -> State {
-        let seen = self.seen.read();
-        seen.clone()
+        self.from.queue.seen()
     }
 
-    /// The vault has come to this state, or further.
+    /// Takes note of a state that another process has committed. What is known never goes back.
     pub(super) fn has_come_to(&self, state: &State) {
-        let mut seen = self.seen.write();
-        if seen.commit < state.commit {
-            seen.clone_from(state);
-        }
-    }
-
-    /// Shows the state that was just committed.
-    pub(super) fn show(&self, state: &State) {
-        let mut seen = self.seen.write();
-        seen.clone_from(state);
+        self.from.queue.has_come_to(state);
     }
 
     /// Whether what is stored beside the records is what it should be: the vault has come no less far

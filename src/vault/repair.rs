@@ -18,11 +18,11 @@ use crate::keyring::{Event, EventKind};
 use crate::store::NodeId;
 
 use super::check::check_records;
+use super::commit::transact::Transactions;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
 use super::records::Records;
-use super::writing::Committer;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
@@ -44,16 +44,16 @@ const LOST_FOUND: &str = "lost+found";
 /// repaired is in the report.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
     let vault = Vault::open_to_mend(path, options)?;
-    let repairs = repair_records(vault.records(), vault.committer())?;
+    let repairs = repair_records(vault.records(), vault.transactions())?;
     let check = check_records(vault.records())?;
     Ok(RepairReport { repairs, check })
 }
 
-fn repair_records(records: &Records, committer: &Committer) -> Result<Repairs, VaultError> {
+fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repairs, VaultError> {
     let now = Timestamp::now().seconds;
     let mut aside = Aside::of(records.path(), now);
     let mut repairs = Repairs::default();
-    let is_changed = committer.mend(|tx| {
+    let is_changed = transactions.mend(|tx| {
         aside.restart()?;
         let mut repair = Repair::new(&mut aside);
         repair.run(tx)?;

@@ -21,17 +21,16 @@ use std::time::Duration;
 use crate::crypto::schedule::digest;
 use crate::keyring::{Change, ChangeKind, ChangePhase, Keyring, is_final};
 use crate::kms::{KeyUri, Kms, Provider};
-use crate::os::nice;
 use crate::sync::{Mutex, Rank};
 
 use super::chronicle::Chronicle;
+use super::commit::transact::Transactions;
 use super::host::apart::must_be_apart;
 use super::host::memory::HostMemory;
 use super::integrity::Guard;
 use super::node::Timestamp;
 use super::pause::pause;
 use super::records::Records;
-use super::writing::Committer;
 use super::{Failure, VaultError};
 pub use progress::{Outcome, Phase, Progress};
 pub use request::Request;
@@ -66,7 +65,7 @@ fn now() -> i64 {
 /// What a rotation needs.
 pub(super) struct Parts {
     pub(super) records: Arc<Records>,
-    pub(super) committer: Arc<Committer>,
+    pub(super) transactions: Arc<Transactions>,
     pub(super) guard: Arc<Guard>,
     pub(super) host: Arc<HostMemory>,
     pub(super) chronicle: Arc<Mutex<Chronicle>>,
@@ -76,7 +75,7 @@ pub(super) struct Parts {
 /// See the module.
 pub(super) struct Rotation {
     records: Arc<Records>,
-    committer: Arc<Committer>,
+    transactions: Arc<Transactions>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
     chronicle: Arc<Mutex<Chronicle>>,
@@ -91,16 +90,16 @@ impl Rotation {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts {
             records,
-            committer,
+            transactions,
             guard,
             host,
             chronicle,
             kms,
         } = parts;
         Self {
-            renewal: Renewal::new(Arc::clone(&committer)),
+            renewal: Renewal::new(Arc::clone(&transactions)),
             records,
-            committer,
+            transactions,
             guard,
             host,
             chronicle,
@@ -169,7 +168,7 @@ impl Rotation {
                 let number = newest.max(keyring.active()).saturating_add(1);
                 let new =
                     keyring.make_generation(number, &keyring.kms_keys()?, &*self.kms, now())?;
-                self.committer.change_keyring(
+                self.transactions.change_keyring(
                     |keyring| Ok(Some(keyring.prepare(kind, new, now())?)),
                     |_| Ok(()),
                 )
@@ -194,7 +193,7 @@ impl Rotation {
                 let wraps = keyring.make_wraps(&to, &*self.kms, now())?;
                 // First: a host that does not know the new keys could not mount it any more.
                 self.host.pin(&to)?;
-                self.committer.change_keyring(
+                self.transactions.change_keyring(
                     |keyring| Ok(Some(keyring.replace_wraps(wraps, now())?)),
                     |_| Ok(()),
                 )
@@ -301,7 +300,7 @@ impl Rotation {
     fn migration<'a>(&'a self, go_on: &'a dyn Fn() -> ControlFlow<()>) -> Migration<'a> {
         Migration {
             records: &self.records,
-            committer: &self.committer,
+            transactions: &self.transactions,
             standing: &self.standing,
             go_on,
         }
@@ -310,7 +309,7 @@ impl Rotation {
     fn verification(&self) -> Verification<'_> {
         Verification {
             records: &self.records,
-            committer: &self.committer,
+            transactions: &self.transactions,
             guard: &self.guard,
             standing: &self.standing,
         }
@@ -318,7 +317,7 @@ impl Rotation {
 
     fn advance(&self, to: ChangePhase) -> Result<(), VaultError> {
         let advance = |keyring: &mut Keyring| keyring.advance(to).map(|()| None);
-        self.committer.change_keyring(advance, |_| Ok(()))
+        self.transactions.change_keyring(advance, |_| Ok(()))
     }
 
     /// Proves the stored wraps of the pending key and puts it into use.
@@ -339,7 +338,7 @@ impl Rotation {
             Err(error) if is_final(&error) => {
                 tracing::error!("the new master key cannot be used and is dropped: {error}");
                 let abandon = |keyring: &mut Keyring| Ok(Some(keyring.abandon(now())?));
-                self.committer.change_keyring(abandon, |_| Ok(()))?;
+                self.transactions.change_keyring(abandon, |_| Ok(()))?;
                 return Err(error.into());
             }
             Err(error) => return Err(error.into()),
@@ -348,7 +347,7 @@ impl Rotation {
             return Ok(ControlFlow::Break(()));
         }
         let activate = |keyring: &mut Keyring| Ok(Some(keyring.activate(proved, now())?));
-        self.committer.change_keyring(activate, |_| Ok(()))?;
+        self.transactions.change_keyring(activate, |_| Ok(()))?;
         Ok(ControlFlow::Continue(()))
     }
 
@@ -378,7 +377,7 @@ impl Rotation {
             return Ok(ControlFlow::Continue(()));
         }
         let left = std::cell::Cell::new(0);
-        let retired = self.committer.change_keyring(
+        let retired = self.transactions.change_keyring(
             |keyring| {
                 Ok(Some(match damage.count {
                     0 => keyring.retire(now())?,
@@ -410,8 +409,8 @@ impl Rotation {
         // Readers may be in the way, and while it is tried nobody can write: less and less often.
         let mut wait = TRY_AGAIN;
         let truncate = || {
-            // Nobody can write meanwhile.
-            let _forward = nice::forward();
+            // Nobody can write meanwhile, so nobody is to try.
+            let _turn = self.transactions.queue().turn_to_write()?;
             Ok::<_, VaultError>(self.records.store().truncate_wal()?)
         };
         while !truncate()? {
@@ -424,7 +423,7 @@ impl Rotation {
         }
         die_at!("scrub-after");
         let finish = |keyring: &mut Keyring| Ok(Some(keyring.finish(now())?));
-        self.committer.change_keyring(finish, |_| Ok(()))?;
+        self.transactions.change_keyring(finish, |_| Ok(()))?;
         self.standing.insist(false);
         *self.standing.damage() = Damage::default();
         Ok(ControlFlow::Continue(()))

@@ -62,8 +62,12 @@ pub(super) struct Desk {
     pages: AtomicI32,
     /// The writer has stopped for good.
     stopped: AtomicBool,
-    /// Held by whoever writes in this process, the checkpoint that begins the WAL anew among them:
-    /// SQLite's own lock is waited for asleep, a millisecond at the least.
+    /// Held by a transaction that writes, or by the checkpoint that begins the WAL anew: SQLite's own lock
+    /// between them is waited for asleep, a millisecond at the least.
+    ///
+    /// The vault lets one transaction write at a time, but it knows of no checkpoints. The lock of the
+    /// connection would not do in place of this one: a sync takes it, too, for a moment before and after,
+    /// and need not wait for a checkpoint.
     writes: Mutex<()>,
 }
 
@@ -95,8 +99,10 @@ impl Desk {
         self.pass_if_not(&self.held_up);
     }
 
-    /// The same for a transaction that writes: to be held for its duration.
-    pub(super) fn turn_to_write(&self) -> MutexGuard<'_, ()> {
+    /// The same for a transaction that writes: no checkpoint begins the WAL anew while this is held. A
+    /// checkpoint that waits for that is let in first, or a steady writer would take the lock from it each
+    /// time.
+    pub(super) fn keep_off_checkpoint(&self) -> MutexGuard<'_, ()> {
         self.pass_if_not(&self.held_up);
         self.pass_if_not(&self.writes_held_up);
         self.writes.lock()

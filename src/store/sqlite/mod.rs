@@ -89,7 +89,8 @@ struct Watch {
 enum Side {
     Write {
         holder: Holder,
-        /// After a panic in a body it is without its connection, and says so.
+        /// Of those that write one comes at a time; this is there for those that sync beside them. After
+        /// a panic in a body it is without its connection, and says so.
         writer: Mutex<Writer>,
         wal: Arc<Wal>,
         foreign: AtomicU64,
@@ -319,11 +320,11 @@ impl Store for SqliteStore {
             return Err(self.read_only());
         };
         // Commits without a pause would keep the checkpoint from its lock as readers do.
-        let turn = self.desk.turn_to_write();
+        let no_checkpoint = self.desk.keep_off_checkpoint();
         let written = writer
             .lock()
             .write(&self.place, &self.opened, durability, body)?;
-        drop(turn);
+        drop(no_checkpoint);
         match (written, durability) {
             (Ok(()), Durability::Now) => self.sync().map(Ok),
             (written, _) => Ok(written),

@@ -15,6 +15,8 @@ use crate::sync::{Mutex, Rank};
 use super::super::VaultError;
 use super::super::cache::RecordCache;
 use super::super::chronicle::Chronicle;
+use super::super::commit::CommitQueue;
+use super::super::commit::transact::Transactions;
 use super::super::counting::{Counter, FEW};
 use super::super::follow::{self, Follower};
 use super::super::host::apart::must_be_apart;
@@ -29,7 +31,6 @@ use super::super::records::{self, Records};
 use super::super::rotation::{self, Rotation};
 use super::super::state::SystemKeys;
 use super::super::unlocked::Unlocked;
-use super::super::writing::Committer;
 use super::Vault;
 
 /// When a vault that is going to be served is counted.
@@ -253,25 +254,27 @@ impl Vault {
                 kms: Arc::clone(&kms),
             }))
         });
+        let queue = Arc::new(CommitQueue::new(state));
         let sources = records::Sources {
             store,
             keys,
             cache,
             guard: Arc::clone(&integrity),
+            queue: Arc::clone(&queue),
             follower: follower.clone(),
         };
-        let records = Arc::new(Records::new(sources, state.clone(), options.salvage)?);
-        let committer = Arc::new(Committer::new(
+        let records = Arc::new(Records::new(sources, options.salvage)?);
+        let transactions = Arc::new(Transactions::new(
+            queue,
             Arc::clone(&records),
             Arc::clone(&integrity),
             Arc::clone(&host),
             Arc::clone(&chronicle),
-            state,
         ));
         let parts = || {
             (
                 Arc::clone(&records),
-                Arc::clone(&committer),
+                Arc::clone(&transactions),
                 Arc::clone(&integrity),
             )
         };
@@ -282,14 +285,14 @@ impl Vault {
             leftovers: Leftovers::new(of_leftovers.0, of_leftovers.1, of_leftovers.2),
             rotation: Rotation::new(rotation::Parts {
                 records: Arc::clone(&records),
-                committer: Arc::clone(&committer),
+                transactions: Arc::clone(&transactions),
                 guard: Arc::clone(&integrity),
                 host: Arc::clone(&host),
                 chronicle: Arc::clone(&chronicle),
                 kms: Arc::clone(&kms),
             }),
             records,
-            committer,
+            transactions,
             follower,
             guard: integrity,
             host,
@@ -347,7 +350,7 @@ impl Vault {
                 kind,
             };
             let record = |keyring: &mut Keyring| Ok(Some(keyring.record_event(&event)));
-            self.committer.change_keyring(record, |_| Ok(()))?;
+            self.transactions.change_keyring(record, |_| Ok(()))?;
         }
         // What does not fit must not decide what goes.
         match self.is_salvage() {

@@ -6,14 +6,15 @@ use std::time::Instant;
 
 use crate::keyring::Change;
 use crate::os::nice;
+use crate::store::Durability;
 
 use super::super::cache::Changes;
+use super::super::commit::transact::Transactions;
 use super::super::crew::Crew;
 use super::super::keys::Key;
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
 use super::super::tx::{Exchange, Job, Migrated, Tx};
-use super::super::writing::Committer;
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
 use super::names::move_names;
@@ -40,7 +41,7 @@ impl Key {
 /// See the module. One run.
 pub(super) struct Migration<'a> {
     pub(super) records: &'a Records,
-    pub(super) committer: &'a Committer,
+    pub(super) transactions: &'a Transactions,
     pub(super) standing: &'a Standing,
     /// Whether to go on: asked between batches.
     pub(super) go_on: &'a dyn Fn() -> ControlFlow<()>,
@@ -186,7 +187,9 @@ impl Migration<'_> {
                 Ok(())
             };
             die_at!("migrate-before");
-            let outcomes = self.committer.transact_after_others(&mut [&mut job])?;
+            let outcomes = self
+                .transactions
+                .transact(Durability::Soon, &mut [&mut job])?;
             die_at!("migrate-after");
             self.standing.figures().done += taken as u64;
             rest = &rest[taken..];
@@ -234,7 +237,7 @@ impl Migration<'_> {
                 .collect();
             let mut jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| job as Job<'_>).collect();
             die_at!("migrate-before");
-            let outcomes = self.committer.transact_after_others(&mut jobs)?;
+            let outcomes = self.transactions.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
             let mut told = false;
             for (key, outcome) in rest.iter().zip(outcomes) {
@@ -251,7 +254,7 @@ impl Migration<'_> {
                 }
             }
             for (key, migrated) in unfinished.into_inner() {
-                if move_names(self.committer, key, migrated, damage, self.go_on)?.is_break() {
+                if move_names(self.transactions, key, migrated, damage, self.go_on)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }

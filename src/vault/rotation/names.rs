@@ -4,9 +4,11 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use crate::store::Durability;
+
+use super::super::commit::transact::Transactions;
 use super::super::keys::Key;
 use super::super::tx::{Migrated, Tx};
-use super::super::writing::Committer;
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
 use super::search::SLICE;
@@ -14,7 +16,7 @@ use super::search::SLICE;
 /// Goes on with a directory that was begun, to its end. `damage` names it if it keeps its
 /// previous key.
 pub(super) fn move_names(
-    committer: &Committer,
+    transactions: &Transactions,
     key: Key,
     begun: Migrated,
     damage: &mut Damage,
@@ -48,7 +50,7 @@ pub(super) fn move_names(
             Ok(())
         };
         die_at!("names-before");
-        let outcomes = committer.transact_after_others(&mut [&mut job])?;
+        let outcomes = transactions.transact(Durability::Soon, &mut [&mut job])?;
         die_at!("names-after");
         for outcome in outcomes {
             match outcome {

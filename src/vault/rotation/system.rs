@@ -8,22 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::keyring::{Change, ChangeKind};
 
 use super::super::VaultError;
+use super::super::commit::transact::Transactions;
 use super::super::node::Node;
 use super::super::renewing::Step;
 use super::super::state::State;
-use super::super::writing::Committer;
 
 /// See the module.
 pub(super) struct Renewal {
-    committer: Arc<Committer>,
+    transactions: Arc<Transactions>,
     /// The generation under which this process has replaced the system node's key last.
     renewed: AtomicU64,
 }
 
 impl Renewal {
-    pub(super) fn new(committer: Arc<Committer>) -> Self {
+    pub(super) fn new(transactions: Arc<Transactions>) -> Self {
         Self {
-            committer,
+            transactions,
             renewed: AtomicU64::new(0),
         }
     }
@@ -31,7 +31,7 @@ impl Renewal {
     /// Gives the system node another key, beside the one that it has, unless it was given one in the
     /// course of this change. The state is sealed with that from now on.
     pub(super) fn begin(&self, change: &Change) -> Result<(), VaultError> {
-        self.committer
+        self.transactions
             .change_system(|renewing, node| match node.previous {
                 Some(_) if renewing.state.renewed_upto().is_some() => renewing.begin_again(),
                 Some(_) => Ok(Step::None(())),
@@ -50,7 +50,7 @@ impl Renewal {
         despite: bool,
     ) -> Result<bool, VaultError> {
         let done = self
-            .committer
+            .transactions
             .change_system(|renewing, node| match node.previous {
                 None => Ok(Step::None(true)),
                 Some(_) => renewing.end(node, counted, despite),

@@ -9,6 +9,7 @@ use crate::keyring::{Change, Keyring};
 use crate::store::{self, MANY_BYTES, NodeId, Read};
 
 use super::super::VaultError;
+use super::super::commit::transact::Transactions;
 use super::super::content::{self, Version};
 use super::super::counting::names::recount_names;
 use super::super::crew::Crew;
@@ -17,7 +18,6 @@ use super::super::keys::{Key, keys_after};
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
 use super::super::state::{State, SystemKeys};
-use super::super::writing::Committer;
 use super::prepare::Keyed;
 use super::progress::Standing;
 use super::search::BATCH;
@@ -42,7 +42,7 @@ enum Found {
 /// See the module. One run.
 pub(super) struct Verification<'a> {
     pub(super) records: &'a Records,
-    pub(super) committer: &'a Committer,
+    pub(super) transactions: &'a Transactions,
     pub(super) guard: &'a Guard,
     pub(super) standing: &'a Standing,
 }
@@ -57,7 +57,7 @@ impl Verification<'_> {
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let keyring = self.records.keyring();
         self.guard.must_serve()?;
-        // The sums tell what is current. A read that is in doubt would wait for the state, as this does.
+        // The sums tell what is current. A read that is in doubt would wait for the turn, as this does.
         let verified = store::read(self.records.store(), |records| {
             let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
@@ -132,7 +132,7 @@ impl Verification<'_> {
     /// keys, what others write from now on is counted beside.
     fn counted_from(&self, records: &mut dyn Read) -> Result<(State, Arc<SystemKeys>), VaultError> {
         // Nobody commits meanwhile.
-        let mut now = self.committer.lock_state();
+        let mut now = self.transactions.queue().turn();
         let state = self.records.stored_state(records)?;
         let system = self.records.system_in(records)?;
         if state.commit != now.commit {

@@ -1,10 +1,11 @@
 //! A job that is to be committed, in one step or several.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use crate::sync::{Mutex, Rank};
 use crate::vault::{Tx, VaultError};
 
-use super::queue::Ticket;
+use super::ticket::Ticket;
 
 /// Does a step of a job, counted from 0.
 type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
@@ -21,10 +22,10 @@ pub(super) struct Job {
 
 /// A job that is not done, since nothing more is written.
 #[must_use = "somebody waits for it"]
-pub(super) struct Refusal(pub(super) Done);
+pub(crate) struct Refusal(pub(super) Done);
 
 impl Refusal {
-    pub(super) fn tell(self) {
+    pub(crate) fn tell(self) {
         (self.0)(Err(VaultError::Closed));
     }
 }
@@ -43,18 +44,18 @@ impl Job {
         mut run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
         done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
     ) -> Self {
-        let value = Arc::new(Mutex::new(None));
+        let value = Arc::new(Mutex::new(Rank::JobResult, None));
         let slot = Arc::clone(&value);
         Self {
             ticket,
             step: 0,
             run: Box::new(move |tx, step| {
                 let result = run(tx, step)?;
-                *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                *slot.lock() = Some(result);
                 Ok(())
             }),
             done: Box::new(move |outcome| {
-                let value = value.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let value = value.lock().take();
                 // A job that succeeded has left its value.
                 done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
             }),

@@ -3,82 +3,66 @@
 use std::sync::Arc;
 
 use crate::keyring::{Event, EventRow, Keyring, KeyringError};
-use crate::os::nice;
-use crate::store::{self, Durability, Read};
-use crate::sync::{Mutex, MutexGuard, Rank};
+use crate::store::{self, Durability, Read, Store as _};
+use crate::sync::Mutex;
 
-use super::VaultError;
-use super::cache::Changes;
-use super::chronicle::Chronicle;
-use super::current::{Changed, Checked};
-use super::host::memory::HostMemory;
-use super::integrity::Guard;
-use super::node::{Node, SYSTEM};
-use super::records::Records;
-use super::renewing::{Renewing, Step};
-use super::state::State;
-use super::turns::Turns;
-use super::tx::{Job, Tx};
+use super::super::VaultError;
+use super::super::cache::Changes;
+use super::super::chronicle::Chronicle;
+use super::super::current::{Changed, Checked};
+use super::super::host::memory::HostMemory;
+use super::super::integrity::Guard;
+use super::super::node::{Node, SYSTEM};
+use super::super::records::Records;
+use super::super::renewing::{Renewing, Step};
+use super::super::state::State;
+use super::super::tx::{Job, Tx};
+use super::{CommitQueue, Turn};
 
-/// Who commits.
-pub(super) struct Committer {
+/// See the module.
+pub(in crate::vault) struct Transactions {
+    queue: Arc<CommitQueue>,
     records: Arc<Records>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
     /// What the key-management history comes to.
     chronicle: Arc<Mutex<Chronicle>>,
-    /// As of the last commit; locked while a transaction runs.
-    state: Mutex<State>,
-    turns: Turns,
 }
 
-/// The state, which nobody else changes meanwhile.
-pub(super) struct LockedState<'a> {
-    // Let go of first.
-    state: MutexGuard<'a, State>,
-    _forward: nice::Forward,
-}
-
-impl std::ops::Deref for LockedState<'_> {
-    type Target = State;
-
-    fn deref(&self) -> &State {
-        &self.state
-    }
-}
-
-impl std::ops::DerefMut for LockedState<'_> {
-    fn deref_mut(&mut self) -> &mut State {
-        &mut self.state
-    }
-}
-
-impl Committer {
-    /// Of a vault that was just opened, and has this `state`.
-    pub(super) fn new(
+impl Transactions {
+    pub(in crate::vault) fn new(
+        queue: Arc<CommitQueue>,
         records: Arc<Records>,
         guard: Arc<Guard>,
         host: Arc<HostMemory>,
         chronicle: Arc<Mutex<Chronicle>>,
-        state: State,
     ) -> Self {
         Self {
+            queue,
             records,
             guard,
             host,
             chronicle,
-            state: Mutex::new(Rank::State, state),
-            turns: Turns::default(),
         }
     }
 
-    /// Whoever waits for it waits for nobody who has stepped back.
-    pub(super) fn lock_state(&self) -> LockedState<'_> {
-        let forward = nice::forward();
-        LockedState {
-            state: self.state.lock(),
-            _forward: forward,
-        }
+    /// Whose turn it is.
+    pub(in crate::vault) fn queue(&self) -> &CommitQueue {
+        &self.queue
+    }
+
+    /// Whether nothing is written any more until the vault is opened anew, after a failure that left open
+    /// what is on disk.
+    pub(in crate::vault) fn has_stopped_writing(&self) -> bool {
+        self.records.store().has_stopped_writing() || self.queue.has_failed()
+    }
+
+    /// Makes durable all that was committed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(in crate::vault) fn sync(&self) -> Result<(), VaultError> {
+        self.records.sync()
     }
 
     /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
@@ -86,18 +70,38 @@ impl Committer {
     ///
     /// # Errors
     /// When the vault is open for reading only, or the store fails.
-    pub(super) fn transact(
+    pub(in crate::vault) fn transact(
         &self,
         durability: Durability,
         jobs: &mut [Job<'_>],
     ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        if self.records.is_read_only() {
-            return Err(VaultError::ReadOnly);
+        self.must_write()?;
+        let mut turn = self.queue.turn_to_write()?;
+        let outcomes = self.transact_in(&mut turn, jobs)?;
+        drop(turn);
+        // Others go on to commit while this one waits for the disk.
+        if durability == Durability::Now {
+            self.sync()?;
         }
-        self.guard.must_serve()?;
-        let mut state = self.turns.take(|| self.lock_state());
-        // Not before: whoever changes the keyring holds the state.
+        Ok(outcomes)
+    }
+
+    fn must_write(&self) -> Result<(), VaultError> {
+        match self.records.is_read_only() {
+            true => Err(VaultError::ReadOnly),
+            false => self.guard.must_serve(),
+        }
+    }
+
+    /// As [`transact`](Self::transact), for whoever has the turn. It is not on disk yet.
+    pub(in crate::vault) fn transact_in(
+        &self,
+        turn: &mut Turn<'_>,
+        jobs: &mut [Job<'_>],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        self.must_write()?;
         let records = &*self.records;
+        // Not before: whoever changes the keyring has the turn.
         let (keyring, system) = (records.keyring(), records.system());
         let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
         let mut committing = None;
@@ -109,7 +113,7 @@ impl Committer {
                     &system,
                     records.cache(),
                     &mut checked,
-                    state.clone(),
+                    turn.clone(),
                 ),
                 jobs,
                 &mut outcomes,
@@ -127,46 +131,30 @@ impl Committer {
             Ok((committed, changed)) => {
                 records.current().commit(committed.commit, marks);
                 records.cache().commit(changed);
-                records.show(&committed);
-                *state = committed;
+                turn.commit(committed);
             }
             Err(Rollback::Untouched) => {}
             Err(Rollback::Failed(error)) => {
-                self.look_again(&mut state, marks);
+                self.look_again(turn, marks);
                 return Err(error);
             }
         }
         drop(committing);
-        drop(state);
-        // Others go on to commit while this one waits for the disk.
-        if durability == Durability::Now {
-            records.sync()?;
-        }
         Ok(outcomes)
-    }
-
-    /// A transaction of a rotation: whoever waits to write goes first.
-    pub(super) fn transact_after_others(
-        &self,
-        jobs: &mut [Job<'_>],
-    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        self.turns.give_way();
-        self.transact(Durability::Soon, jobs)
     }
 
     /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
     /// what was to be committed.
-    fn look_again(&self, state: &mut State, marks: Vec<Changed>) {
+    fn look_again(&self, turn: &mut Turn<'_>, marks: Vec<Changed>) {
         self.records.cache().clear();
-        let before = state.commit;
+        let before = turn.commit;
         let records = &*self.records;
         match store::read(records.store(), |stored| records.stored_state(stored)) {
             Ok(stored) if stored.commit == before || stored.commit == before + 1 => {
                 if stored.commit > before {
                     records.current().commit(stored.commit, marks);
                 }
-                records.show(&stored);
-                *state = stored;
+                turn.commit(stored);
             }
             Ok(stored) => self
                 .guard
@@ -177,7 +165,7 @@ impl Committer {
 
     /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
     /// `guard` is asked inside the transaction whether that is still right.
-    pub(super) fn change_keyring(
+    pub(in crate::vault) fn change_keyring(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
@@ -187,12 +175,12 @@ impl Committer {
     }
 
     /// The same for a vault of which nothing more is served.
-    pub(super) fn change_keyring_all_the_same(
+    pub(in crate::vault) fn change_keyring_all_the_same(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
         guard: impl Fn(&mut dyn Read) -> Result<(), VaultError>,
     ) -> Result<(), VaultError> {
-        let mut state = self.lock_state();
+        let mut turn = self.queue.turn_to_write()?;
         let records = &*self.records;
         let mut next = Keyring::clone(&records.keyring());
         let event = edit(&mut next)?;
@@ -202,7 +190,7 @@ impl Committer {
         let finished = store::write(records.store(), Durability::Now, |stored| {
             guard(&mut *stored)?;
             let mut checked = Checked::new(records.current(), stored);
-            let mut tx = Tx::new(&next, &system, records.cache(), &mut checked, state.clone());
+            let mut tx = Tx::new(&next, &system, records.cache(), &mut checked, turn.clone());
             tx.put_keyring(event.as_slice())?;
             let finished = tx.finish()?;
             marks = checked.into_changed();
@@ -214,21 +202,20 @@ impl Committer {
         let error = match finished {
             Ok((committed, _)) => {
                 records.current().commit(committed.commit, marks);
-                records.show(&committed);
-                *state = committed;
+                turn.commit(committed);
                 None
             }
             Err(error) => {
-                self.look_again(&mut state, marks);
+                self.look_again(&mut turn, marks);
                 Some(error)
             }
         };
-        // Stored first, used then. Nothing can be written under it before the state is let go.
-        if state.keyring == next.body().sequence {
+        // Stored first, used then. Nothing can be written under it before the turn ends.
+        if turn.keyring == next.body().sequence {
             records.keys().use_keyring(next);
         }
         drop(committing);
-        drop(state);
+        drop(turn);
         die_at!("keyring-used");
         if let Some(error) = error {
             return Err(error);
@@ -240,12 +227,11 @@ impl Committer {
     }
 
     /// A transaction on the system node and the state.
-    pub(super) fn change_system<T>(
+    pub(in crate::vault) fn change_system<T>(
         &self,
         deed: impl Fn(Renewing<'_>, Node) -> Result<Step<T>, VaultError>,
     ) -> Result<T, VaultError> {
-        self.turns.give_way();
-        let mut state = self.lock_state();
+        let mut turn = self.queue.turn_to_write()?;
         let records = &*self.records;
         let (keyring, keys) = (records.keyring(), records.system());
         die_at!("system-before");
@@ -262,7 +248,7 @@ impl Committer {
                 keyring: &keyring,
                 records: &mut checked,
                 keys: &keys,
-                state: state.clone(),
+                state: turn.clone(),
             };
             let step = deed(renewing, node)?;
             die_at!("system-within");
@@ -284,20 +270,19 @@ impl Committer {
             }
             Err(error) => {
                 self.take_system_again();
-                self.look_again(&mut state, marks);
+                self.look_again(&mut turn, marks);
                 return Err(error);
             }
         };
         records.current().commit(changed.commit, marks);
-        records.show(&changed);
-        *state = changed;
+        turn.commit(changed);
         drop(committing);
         Ok(done)
     }
 
     /// An error after the commit leaves open whether it was one.
     fn take_system_again(&self) {
-        // Whoever calls holds the state, which a read that is in doubt would wait for.
+        // Whoever calls has the turn, which a read that is in doubt would wait for.
         let records = &*self.records;
         if let Ok(keys) = store::read(records.store(), |stored| records.system_in(stored)) {
             records.keys().use_system(keys);
@@ -306,17 +291,17 @@ impl Committer {
 
     /// Runs `body` in a transaction of its own in which nothing is compared with what was current, and
     /// records what it says it has done; `false` when it had nothing to do, and nothing was stored.
-    pub(super) fn mend(
+    pub(in crate::vault) fn mend(
         &self,
         mut body: impl FnMut(&mut Tx<'_>) -> Result<Option<Event>, VaultError>,
     ) -> Result<bool, VaultError> {
-        let mut state = self.lock_state();
+        let mut turn = self.queue.turn_to_write()?;
         let records = &*self.records;
         let (keyring, system) = (records.keyring(), records.system());
         let mut changed = None;
         let finished = store::write(records.store(), Durability::Now, |stored| {
             let mut next = Keyring::clone(&keyring);
-            let mut tx = Tx::new(&keyring, &system, records.cache(), stored, state.clone());
+            let mut tx = Tx::new(&keyring, &system, records.cache(), stored, turn.clone());
             let Some(event) = body(&mut tx)? else {
                 return Err(Rollback::Untouched);
             };
@@ -331,18 +316,17 @@ impl Committer {
             Ok(committed) => committed,
             Err(Rollback::Untouched) => return Ok(false),
             Err(Rollback::Failed(error)) => {
-                self.look_again(&mut state, Vec::new());
+                self.look_again(&mut turn, Vec::new());
                 return Err(error);
             }
         };
-        records.show(&committed);
-        *state = committed;
+        turn.commit(committed);
         records.cache().clear();
         let Some((next, event)) = changed else {
             return Ok(true);
         };
         records.keys().use_keyring(next);
-        drop(state);
+        drop(turn);
         self.chronicle.lock().take(Some(&event));
         self.host.note_keyring(|| records.keyring());
         Ok(true)
