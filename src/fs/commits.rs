@@ -21,7 +21,7 @@ impl Commits {
     pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
-            false => Some(Committer::start(Arc::clone(vault), answered_elsewhere)?),
+            false => Some(vault.start_committer(answered_elsewhere)?),
         };
         Ok(Self {
             vault: Arc::clone(vault),

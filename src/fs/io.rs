@@ -161,7 +161,7 @@ impl Reads {
         };
         let mut locked = state;
         let state = &mut *locked;
-        state.forget_told(fh, transfer.pid);
+        state.readers().forget_told(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
@@ -206,7 +206,7 @@ impl Reads {
         let Some(file) = file else {
             // Removed: what its process was told of since, or what was opened.
             let fresh = reading.fresh;
-            let told = fresh.and_then(|fresh| state.told_since(fh, fresh, transfer.pid));
+            let told = fresh.and_then(|fresh| state.readers().told_since(fh, fresh, transfer.pid));
             return told.or(pin).map_or(Next::Current, Next::Pinned);
         };
         if let Some(fresh) = reading.fresh {
@@ -216,7 +216,7 @@ impl Reads {
                     .map_or(Next::Current, Next::Pinned);
             }
             // Replaced since it was opened.
-            return match state.told_since(fh, fresh, transfer.pid) {
+            return match state.readers().told_since(fh, fresh, transfer.pid) {
                 Some(told) => Next::Pinned(told),
                 None if self.is_locked(handle.node.id) => Next::Current,
                 None => Next::Pinned(pin.unwrap_or_else(|| fresh.pin())),
@@ -236,7 +236,9 @@ impl Reads {
             }
             // The beginning again: what was told last, or the newest. A page may be missing from a
             // mapping of the one before, so for pages it must have been told.
-            let told = state.told_again(Shown::of_pin(&pin), transfer.pid);
+            let told = state
+                .readers()
+                .told_again(Shown::of_pin(&pin), transfer.pid);
             return match told.filter(|_| !self.is_locked(handle.node.id)) {
                 Some(told) => Next::Pinned(told),
                 None if by_page => Next::Pinned(pin),

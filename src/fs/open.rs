@@ -135,7 +135,7 @@ impl Opens {
             own.reading.thread = thread;
         }
         if truncate {
-            state.spoil_mapped();
+            state.mapped().spoil();
             state.believed = Some(0);
         } else {
             state.believed.get_or_insert(file.size);

@@ -9,7 +9,8 @@ use crate::store::NodeId;
 use crate::sync::{self, Rank};
 use crate::vault::{Kind, OpenFiles, ROOT};
 
-use super::handles::{Handle, HandleState, OpenNode};
+use super::handle_state::HandleState;
+use super::handles::{Handle, OpenNode};
 use super::{Access, Attr, Errno, FileHandle};
 
 /// Several answers with different versions are on their way, and the kernel may not have the node yet: it

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use crate::vault::{Job as VaultJob, Tx, Vault, VaultError};
+use crate::vault::{Job as VaultJob, Tx, VaultError};
 
 use super::Turn;
 use super::job::{Done, Job};
+use super::transact::Transactions;
 use super::waiting::Thread;
 
 /// What came of a turn.
@@ -32,8 +33,8 @@ pub(super) fn finish(finished: Finished) {
 
 /// Commits jobs, and ends the turn. What is not through with all its steps is queued again before that.
 /// The jobs are given first, so that a panic drops them, which tells somebody, when the turn has ended.
-pub(super) fn commit(vault: &Vault, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> Committed {
-    let (outcomes, is_unsynced) = run(vault, &mut turn, &mut jobs);
+pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> Committed {
+    let (outcomes, is_unsynced) = run(on, &mut turn, &mut jobs);
     let mut committed = Committed::default();
     // Dropped after the queue is let go of.
     let mut over = Vec::with_capacity(jobs.len());
@@ -64,7 +65,7 @@ pub(super) fn commit(vault: &Vault, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> C
     // There is something to sync: the thread must know, unless it looks soon. To wake it for nothing
     // would cost as much as a commit.
     if is_asleep {
-        vault.commit_queue().work.notify_one();
+        on.queue().work.notify_one();
     }
     committed
 }
@@ -72,17 +73,17 @@ pub(super) fn commit(vault: &Vault, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> C
 /// Runs jobs in one transaction; after a failure of the store each alone, so that one that does not
 /// fit on the disk does not take the others with it. Also tells whether any may be committed.
 fn run(
-    vault: &Vault,
+    on: &Transactions,
     turn: &mut Turn<'_>,
     jobs: &mut [Job],
 ) -> (Vec<Result<(), VaultError>>, bool) {
-    match transact(vault, turn, jobs) {
+    match transact(on, turn, jobs) {
         Ok(outcomes) => (outcomes, true),
         Err(error) if jobs.len() == 1 => (vec![Err(error)], false),
         Err(_) => {
             let (mut outcomes, mut is_unsynced) = (Vec::with_capacity(jobs.len()), false);
             for job in jobs {
-                let (outcome, is_committed) = run(vault, turn, std::slice::from_mut(job));
+                let (outcome, is_committed) = run(on, turn, std::slice::from_mut(job));
                 outcomes.extend(outcome);
                 is_unsynced |= is_committed;
             }
@@ -92,7 +93,7 @@ fn run(
 }
 
 fn transact(
-    vault: &Vault,
+    on: &Transactions,
     turn: &mut Turn<'_>,
     jobs: &mut [Job],
 ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
@@ -105,5 +106,5 @@ fn transact(
         })
         .collect();
     let mut runs: Vec<_> = runs.iter_mut().map(|run| run as VaultJob<'_>).collect();
-    vault.transact_in(turn, &mut runs)
+    on.transact_in(turn, &mut runs)
 }

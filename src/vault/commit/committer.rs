@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::sync::{Mutex, Rank};
-use crate::vault::{Tx, Vault, VaultError};
+use crate::vault::{Tx, VaultError};
 
 use super::batch::{Committed, Finished, commit, finish};
 use super::job::{Done, Job, Refusal};
 use super::queue::MAX_BATCH;
 use super::ticket::{Ticket, Whose};
+use super::transact::Transactions;
 use super::waiting::{InLine, Thread};
 use super::{CommitQueue, Turn};
 
@@ -37,7 +38,7 @@ pub(crate) struct Committer {
 }
 
 struct Shared {
-    vault: Arc<Vault>,
+    on: Arc<Transactions>,
     /// Called by whoever leaves a job to another thread, which is going to tell what came of it.
     left_to_another: fn(),
 }
@@ -47,9 +48,12 @@ impl Committer {
     ///
     /// # Errors
     /// When it cannot be started, or the vault has one already.
-    pub(crate) fn start(vault: Arc<Vault>, left_to_another: fn()) -> std::io::Result<Self> {
+    pub(in crate::vault) fn start(
+        on: Arc<Transactions>,
+        left_to_another: fn(),
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
-            vault,
+            on,
             left_to_another,
         });
         shared.open()?;
@@ -142,13 +146,13 @@ struct Task<'q> {
 
 impl Shared {
     fn queue(&self) -> &CommitQueue {
-        self.vault.commit_queue()
+        self.on.queue()
     }
 
     fn submit(&self, job: Job) {
         let is_quick = job.ticket.is_quick();
         if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
-            let committed = commit(&self.vault, vec![job], turn);
+            let committed = commit(&self.on, vec![job], turn);
             finish(committed.soon);
             if committed.has_quick {
                 self.help(CommitQueue::taken);
@@ -227,7 +231,7 @@ impl Shared {
             if jobs.is_empty() {
                 return;
             }
-            finish(commit(&self.vault, jobs, turn).soon);
+            finish(commit(&self.on, jobs, turn).soon);
         }
     }
 
@@ -274,7 +278,7 @@ impl Shared {
             let committed = match task.turn {
                 Some(turn) => {
                     fail::fail_point!("writer-commits");
-                    commit(&self.vault, task.jobs, turn)
+                    commit(&self.on, task.jobs, turn)
                 }
                 None => Committed::default(),
             };
@@ -362,7 +366,7 @@ impl Shared {
         if !committed.is_empty() {
             fail::fail_point!("writer-syncs");
         }
-        match self.vault.sync() {
+        match self.on.sync() {
             Ok(()) => committed,
             Err(error) => {
                 let mut waiting = self.queue().lock();
