@@ -194,9 +194,8 @@ fn ask(
             true => holder.status().ok().and_then(|status| running(&status)),
             false => None,
         };
-        let class = refusal.class();
         return fail(
-            class,
+            refusal.class,
             format!("{shown}: {}", running.unwrap_or(refusal.why)),
         );
     }

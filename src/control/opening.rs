@@ -1,9 +1,10 @@
 //! Opening control files: who may, and what is open.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fs::{Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::commanders::Commanders;
 use super::directory::{File, Text, file_of};
@@ -26,7 +27,7 @@ impl Openings {
         Self {
             commanders,
             is_read_only,
-            open: Mutex::default(),
+            open: Mutex::new(Rank::ControlHandles, Handles::default()),
             next: AtomicU64::default(),
             refused: Refusals::default(),
             too_many: Refusals::default(),
@@ -34,7 +35,7 @@ impl Openings {
     }
 
     fn open(&self) -> MutexGuard<'_, Handles> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock()
     }
 
     /// Number of open files.
@@ -44,6 +45,11 @@ impl Openings {
 
     pub(super) fn get(&self, fh: FileHandle) -> Option<OpenControl> {
         self.open().get(fh)
+    }
+
+    /// Notes the answer to a command that came through `fh`, which shows it from now on.
+    pub(super) fn note_answer(&self, fh: FileHandle, answer: Text) {
+        self.open().note_answer(fh, answer);
     }
 
     pub(super) fn remove(&self, fh: FileHandle) {
@@ -95,6 +101,7 @@ impl Openings {
             text: Arc::clone(text),
             uid,
             commands,
+            answer: None,
         };
         self.open().add(fh, open).inspect_err(|_| {
             self.too_many.log(uid, || {

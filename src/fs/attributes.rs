@@ -7,6 +7,7 @@ use crate::vault::{AttributeChange, Kind, Node};
 
 use super::attr::Attributes;
 use super::commits::Commits;
+use super::failures::Failures;
 use super::nodes::Nodes;
 use super::queue::Ticket;
 use super::set_attributes::SetAttributes;
@@ -14,7 +15,7 @@ use super::set_id::{SetIdBits, without_set_id};
 use super::table::Table;
 use super::truncation::Truncation;
 use super::watchers::Watchers;
-use super::{Attr, Caller, Done, Errno, FileHandle, to_errno};
+use super::{Attr, Caller, Done, Errno, FileHandle};
 
 /// The kernel takes the length in the answer to a change for that of the file, whatever it knows by
 /// then; of what it has only asked for, it drops what is of before. A publication may end while the answer
@@ -34,6 +35,7 @@ fn not_remembered(done: Done<Attr>) -> Done<Attr> {
 /// See the module.
 pub(super) struct AttributeChanges {
     pub(super) is_read_only: bool,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) commits: Arc<Commits>,
@@ -120,7 +122,7 @@ impl AttributeChanges {
         queue.submit(
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
-            move |outcome| match to_errno(outcome) {
+            move |outcome| match changes.failures.to_errno(outcome) {
                 Ok(()) => changes.attributes.settled_attr(ino, done),
                 Err(error) => done(Err(error)),
             },

@@ -16,6 +16,7 @@ use crate::vault::{Node, ROOT, Vault, VaultError};
 use super::askers::{Askers, Held};
 use super::attr::Attributes;
 use super::budget::Budget;
+use super::failures::Failures;
 use super::loaded::pin_of;
 use super::loading::Loader;
 use super::nodes::Nodes;
@@ -26,6 +27,7 @@ use super::{Access, Attr, Caller, Errno};
 /// See the module.
 pub(super) struct Beside {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) askers: Arc<Askers>,
     pub(super) budget: Arc<Budget>,
@@ -59,7 +61,7 @@ impl Beside {
                     if asking {
                         self.askers.looked_up(thread, None);
                     }
-                    Err(error.into())
+                    Err(self.failures.errno(&error))
                 }
             },
         }
@@ -80,7 +82,7 @@ impl Beside {
         let content = match content {
             Ok(content) => pin_of(&node, content, room),
             // It is no file, perhaps; else opening it tells.
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.failures.errno(&error)),
         };
         let xattrs = node.xattr_bytes() as u64;
         let Ok(xattrs) = self.budget.of(caller.uid).reserve(xattrs, xattrs) else {

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Vault, VaultError};
+use crate::vault::Vault;
 
 use super::commit_queue::CommitQueue;
+use super::failures::Failures;
 use super::queue::Ticket;
-use super::{Done, Errno, to_errno};
+use super::{Done, Errno};
 
 /// See the module.
 pub(super) struct Commits {
     vault: Arc<Vault>,
+    failures: Arc<Failures>,
     queue: Option<CommitQueue>,
 }
 
@@ -19,13 +21,14 @@ impl Commits {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
+    pub(super) fn start(vault: &Arc<Vault>, failures: &Arc<Failures>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
             false => Some(CommitQueue::start(Arc::clone(vault))?),
         };
         Ok(Self {
             vault: Arc::clone(vault),
+            failures: Arc::clone(failures),
             queue,
         })
     }
@@ -47,7 +50,7 @@ impl Commits {
     /// As for [`queue`](Self::queue), but `EROFS` comes first.
     pub(super) fn queue_of_names(&self) -> Result<&CommitQueue, Errno> {
         match self.vault.is_read_only() {
-            true => Err(VaultError::ReadOnly.into()),
+            true => Err(Errno(libc::EROFS)),
             false => self.queue(),
         }
     }
@@ -55,7 +58,10 @@ impl Commits {
     /// Makes durable what was acknowledged before.
     pub(super) fn barrier(&self, ticket: Ticket, done: Done<()>) {
         match &self.queue {
-            Some(queue) => queue.barrier(ticket, move |outcome| done(to_errno(outcome))),
+            Some(queue) => {
+                let failures = Arc::clone(&self.failures);
+                queue.barrier(ticket, move |outcome| done(failures.to_errno(outcome)));
+            }
             // A reader has nothing to make durable.
             None => done(Ok(())),
         }

@@ -8,6 +8,7 @@ use crate::vault::{FileBody, Node, Vault};
 
 use super::askers::Askers;
 use super::budget::{Account, Budget, Refused, SMALL};
+use super::errno::file_of;
 use super::handles::{Handle, OpenNode};
 use super::kernel::Kernel;
 use super::loaded::{Loaded, Pin, Room, Shown, pin_of};
@@ -69,7 +70,7 @@ impl Loader {
         user: u32,
     ) -> Result<(Arc<Node>, Option<Pin>), Errno> {
         let node = self.nodes.present(open.id)?;
-        let file = *node.file()?;
+        let file = *file_of(&node)?;
         let is_large = file.size > SMALL;
         if let Some(pin) = self.known_pin(open, &file, user)? {
             return Ok((node, Some(pin)));

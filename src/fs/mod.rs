@@ -18,7 +18,8 @@
 //! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
 //! is only appended to; `commits` is the way to the one queue that commits; `reaping` deletes; `loading`
 //! takes contents into memory; `settling` waits for publications; `nodes` and `table` find what is there
-//! and what is open; `kernel` is told to forget.
+//! and what is open; `kernel` is told to forget. A failure of the vault passes `failures` on its way to an
+//! errno.
 
 mod appended;
 mod appends;
@@ -41,6 +42,7 @@ mod drafts;
 mod ending;
 mod entry;
 mod errno;
+mod failures;
 mod file_system;
 mod follow;
 mod handles;
@@ -50,6 +52,7 @@ mod job;
 mod kernel;
 mod loaded;
 mod loading;
+mod log_limiter;
 mod names;
 mod nodes;
 mod open;
@@ -83,10 +86,13 @@ pub use directory_entry::DirectoryEntry;
 pub use ending::Ending;
 pub use entry::FrontDoor;
 pub use errno::Errno;
-use errno::to_errno;
+pub(crate) use failures::Failures;
 pub use file_system::FileSystem;
 pub(crate) use handoff::answered_elsewhere;
 pub use kernel::Transport;
+#[cfg(test)]
+pub(crate) use log_limiter::EVERY;
+pub(crate) use log_limiter::LogLimiter;
 pub use opened::Opened;
 pub(crate) use request::window;
 pub use request::{Access, Attr, Caller, Done, FileHandle, ReadDone, Transfer};

@@ -8,15 +8,18 @@ use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
 use super::attr::Attributes;
 use super::beside::Beside;
 use super::commits::Commits;
+use super::errno::directory_of;
+use super::failures::Failures;
 use super::nodes::Nodes;
 use super::queue::Ticket;
 use super::reaping::Reaping;
 use super::table::Table;
-use super::{Attr, Caller, Done, Errno, to_errno};
+use super::{Attr, Caller, Done, Errno};
 
 /// See the module.
 pub(super) struct Names {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) attributes: Arc<Attributes>,
@@ -63,7 +66,7 @@ impl Names {
             // What is absent may be the directory itself.
             Err(error) => done(Err(match self.nodes.node(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
-                _ => error.into(),
+                _ => self.failures.errno(&error),
             })),
         }
     }
@@ -85,7 +88,7 @@ impl Names {
         match self
             .nodes
             .present(id)
-            .and_then(|node| Ok(node.directory()?.parent))
+            .and_then(|node| Ok(directory_of(&node)?.parent))
         {
             Ok(parent) => self.lookup_number(parent, done),
             Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
@@ -112,7 +115,8 @@ impl Names {
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = to_errno(made).and_then(|id| names.nodes.node(id));
+                let attr = names.failures.to_errno(made);
+                let attr = attr.and_then(|id| names.nodes.node(id));
                 done(attr.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -136,7 +140,8 @@ impl Names {
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = to_errno(outcome).and_then(|()| names.nodes.node(ino));
+                let node = names.failures.to_errno(outcome);
+                let node = node.and_then(|()| names.nodes.node(ino));
                 done(node.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -188,7 +193,7 @@ impl Names {
                 if let Ok(node) = &removed {
                     names.reap_if_closed(*node);
                 }
-                done(to_errno(removed.map(drop)));
+                done(names.failures.to_errno(removed.map(drop)));
             },
         );
     }
@@ -229,7 +234,7 @@ impl Names {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
                     names.reap_if_closed(replaced);
                 }
-                done(to_errno(outcome));
+                done(names.failures.to_errno(outcome));
             },
         );
     }

@@ -10,6 +10,7 @@ use crate::vault::{Node, Vault, VaultError};
 
 use super::Errno;
 use super::askers::Askers;
+use super::failures::Failures;
 use super::table::Table;
 
 /// See the module.
@@ -17,14 +18,21 @@ pub(super) struct Nodes {
     vault: Arc<Vault>,
     table: Arc<Table>,
     askers: Arc<Askers>,
+    failures: Arc<Failures>,
 }
 
 impl Nodes {
-    pub(super) fn new(vault: &Arc<Vault>, table: &Arc<Table>, askers: &Arc<Askers>) -> Self {
+    pub(super) fn new(
+        vault: &Arc<Vault>,
+        table: &Arc<Table>,
+        askers: &Arc<Askers>,
+        failures: &Arc<Failures>,
+    ) -> Self {
         Self {
             vault: Arc::clone(vault),
             table: Arc::clone(table),
             askers: Arc::clone(askers),
+            failures: Arc::clone(failures),
         }
     }
 
@@ -72,7 +80,7 @@ impl Nodes {
     pub(super) fn gone(&self, error: VaultError) -> Errno {
         match error {
             VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
-            other => other.into(),
+            other => self.failures.errno(&other),
         }
     }
 

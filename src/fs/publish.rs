@@ -12,6 +12,8 @@ use super::blocks::Image;
 use super::commits::Commits;
 use super::counters::Counters;
 use super::draft::Draft;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{NodeState, OpenNode};
 use super::kernel::Kernel;
 use super::nodes::Nodes;
@@ -19,7 +21,7 @@ use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::watchers::Watchers;
-use super::{Done, Errno, FileHandle, to_errno};
+use super::{Done, Errno, FileHandle};
 
 /// How often a publication is tried again that nobody waits for, and how long after.
 pub(super) const RETRIES: u32 = 3;
@@ -83,6 +85,7 @@ pub(super) enum Awaited {
 /// See the module.
 pub(super) struct Publisher {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) commits: Arc<Commits>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) reaping: Arc<Reaping>,
@@ -195,7 +198,7 @@ impl Publisher {
                         && let Ok(content) = publisher
                             .nodes
                             .node(id)
-                            .and_then(|now| Ok(now.file()?.replaced))
+                            .and_then(|now| Ok(file_of(&now)?.replaced))
                     {
                         node.lock().name_pages(content);
                     }
@@ -213,7 +216,7 @@ impl Publisher {
             if is_left {
                 publisher.reaping.reap(id);
             }
-            done(match to_errno(outcome) {
+            done(match publisher.failures.to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),

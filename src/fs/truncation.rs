@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
+use super::errno::file_of;
 use super::nodes::Nodes;
 use super::publish::Publisher;
 use super::queue::Whose;
@@ -61,7 +62,7 @@ impl Truncation {
             let is_file = truncation
                 .nodes
                 .node(ino)
-                .and_then(|node| Ok(node.file().map(drop)?));
+                .and_then(|node| file_of(&node).map(drop));
             let edited = match is_file {
                 Ok(()) => truncation
                     .drafts

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::vault::{Body, Node, Timestamp, Tx, VaultError};
 
 use super::commits::Commits;
+use super::failures::Failures;
 use super::nodes::Nodes;
 use super::queue::Ticket;
-use super::{Caller, Done, Errno, to_errno};
+use super::{Caller, Done, Errno};
 
 /// Names of extended attributes that programs may set.
 pub(super) const USER: &[u8] = b"user.";
@@ -17,6 +18,7 @@ const VIRTUAL: &[u8] = b"user.secretfs.";
 /// See the module.
 pub(super) struct Xattrs {
     pub(super) is_read_only: bool,
+    pub(super) failures: Arc<Failures>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) commits: Arc<Commits>,
 }
@@ -95,7 +97,9 @@ impl Xattrs {
         };
         match allowed {
             Ok(queue) => {
-                queue.submit(ticket, job, move |outcome| done(to_errno(outcome)));
+                let failures = Arc::clone(&self.failures);
+                let done = move |outcome| done(failures.to_errno(outcome));
+                queue.submit(ticket, job, done);
             }
             Err(error) => done(Err(error)),
         }
