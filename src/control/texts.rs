@@ -2,11 +2,12 @@
 //! reads a text of that length.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::fs::Caller;
 use crate::keyring::HistoryHead;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::directory::{File, Text};
 
@@ -16,8 +17,13 @@ const AFTER_TELLING: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 64;
 
 /// See the module. Never locked while something is rendered.
-#[derive(Default)]
 pub(super) struct Texts(Mutex<State>);
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::ControlTexts, State::default()))
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -46,7 +52,7 @@ struct Opened {
 
 impl Texts {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The text of these bytes: the newest, if that has the same.

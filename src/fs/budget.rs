@@ -23,11 +23,12 @@
 //! is given up for what has to be held.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Errno;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 /// Largest content for which some memory is kept free of larger ones.
 pub(super) const SMALL: u64 = 128 * 1024;
@@ -114,7 +115,7 @@ impl Budget {
             limit,
             own: nix::unistd::geteuid().as_raw(),
             used: AtomicU64::new(0),
-            shares: Mutex::default(),
+            shares: Mutex::new(Rank::Budget, Shares::default()),
         })
     }
 
@@ -150,7 +151,7 @@ impl Budget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shares> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shares.lock()
     }
 
     fn add(&self, bytes: u64, most: u64) -> bool {

@@ -2,11 +2,11 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::store::NodeId;
-use crate::sync::{self, Rank};
+use crate::sync::{Mutex, MutexGuard, Rank, RwLock};
 use crate::vault::{Kind, OpenFiles, ROOT};
 
 use super::handles::{Handle, HandleState, OpenNode};
@@ -50,7 +50,7 @@ impl Nodes {
 
 /// All that is open.
 pub(super) struct Table {
-    nodes: sync::Mutex<Nodes>,
+    nodes: Mutex<Nodes>,
     handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
     next: AtomicU64,
     /// The kernel was told of directories that it did not know.
@@ -65,14 +65,14 @@ impl Table {
             ..Nodes::default()
         };
         Self {
-            nodes: sync::Mutex::new(Rank::OpenNodes, nodes),
-            handles: RwLock::default(),
+            nodes: Mutex::new(Rank::OpenNodes, nodes),
+            handles: RwLock::new(Rank::OpenHandles, HashMap::new()),
             next: AtomicU64::default(),
             new_directories: AtomicBool::default(),
         }
     }
 
-    fn lock(&self) -> sync::MutexGuard<'_, Nodes> {
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock()
     }
 
@@ -103,8 +103,7 @@ impl Table {
             user,
         });
         drop(nodes);
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        handles.insert(fh, Arc::clone(&handle));
+        self.handles.write().insert(fh, Arc::clone(&handle));
         Ok((fh, handle))
     }
 
@@ -114,15 +113,14 @@ impl Table {
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
-        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        let handles = self.handles.read();
         handles.get(&fh).cloned().ok_or(Errno(libc::EBADF))
     }
 
     /// Takes a handle out. Its state stays with the node, which must not be forgotten before what
     /// the handle leaves behind is seen to be published.
     pub(super) fn take(&self, fh: FileHandle) -> Option<Arc<Handle>> {
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        handles.remove(&fh)
+        self.handles.write().remove(&fh)
     }
 
     /// Takes out a handle that nobody has used.
@@ -249,10 +247,7 @@ impl Table {
 
     /// Number of open handles.
     pub(super) fn len(&self) -> usize {
-        self.handles
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.handles.read().len()
     }
 
     /// The transaction that was deleting nodes is over.
@@ -274,7 +269,7 @@ impl Reaper {
     pub(super) fn new(table: Arc<Table>) -> Self {
         Self {
             table,
-            doomed: Mutex::default(),
+            doomed: Mutex::new(Rank::DyingNodes, Vec::new()),
         }
     }
 }
@@ -286,20 +281,14 @@ impl OpenFiles for Reaper {
             return true;
         }
         nodes.dying.insert(node);
-        self.doomed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(node);
+        self.doomed.lock().push(node);
         false
     }
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        let doomed = self
-            .doomed
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.table.revive(doomed);
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        self.table.revive(&doomed);
     }
 }
