@@ -14,9 +14,9 @@ use crate::store::NodeId;
 use crate::vault::{Node, ROOT, Vault, VaultError};
 
 use super::askers::{Askers, Held};
-use super::attr::Attributes;
 use super::budget::Budget;
 use super::failures::Failures;
+use super::getattr::Attributes;
 use super::loaded::pin_of;
 use super::loading::Loader;
 use super::nodes::Nodes;

@@ -10,12 +10,12 @@ use crate::store::NodeId;
 use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Kind, ROOT, Vault, VaultError};
 
-use super::attr::Attributes;
 use super::budget::UNKNOWN;
 use super::closing::Closing;
 use super::directory_entry::DirectoryEntry;
 use super::errno::directory_of;
 use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
 use super::reaping::Reaping;
 use super::table::Table;

@@ -9,8 +9,6 @@ use crate::vault::{Vault, VaultError};
 use super::appended::Appended;
 use super::appends::Appends;
 use super::askers::Askers;
-use super::attr::Attributes;
-use super::attributes::AttributeChanges;
 use super::beside::Beside;
 use super::budget::Budget;
 use super::closing::Closing;
@@ -21,7 +19,7 @@ use super::drafts::Drafts;
 use super::ending::{Ending, LeftOver};
 use super::failures::Failures;
 use super::follow::{Followed, Follower};
-use super::io::Reads;
+use super::getattr::Attributes;
 use super::kernel::{Device, Kernel, Transport};
 use super::loading::Loader;
 use super::names::Names;
@@ -29,16 +27,18 @@ use super::nodes::Nodes;
 use super::open::Opens;
 use super::page_cache::PageCache;
 use super::publish::Publisher;
+use super::read::Reads;
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::routine::Routine;
 use super::set_id::SetIdBits;
+use super::setattr::AttributeChanges;
 use super::settings::Settings;
 use super::settling::Settling;
 use super::table::Table;
 use super::touch::Touches;
 use super::truncation::Truncation;
-use super::watch;
+use super::upkeep;
 use super::watchers::Watchers;
 use super::write::Writes;
 use super::xattrs::Xattrs;
@@ -312,7 +312,7 @@ impl FileSystem {
                     .is_some()
             })?;
         }
-        let routines = watch::start(&vault, &askers, &reaping, settings.verify_every)?;
+        let routines = upkeep::start(&vault, &askers, &reaping, settings.verify_every)?;
         Ok(Arc::new(Self {
             max_memory: settings.max_memory,
             names,

@@ -24,7 +24,7 @@ use crate::sync::{Mutex, Rank};
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 
 use super::Attr;
-use super::attr::Attributes;
+use super::getattr::Attributes;
 use super::kernel::Kernel;
 use super::table::Table;
 use super::touch::{Touched, Touches};

@@ -11,8 +11,8 @@
 //! |---|---|
 //! | `names` | lookup, make, link, unlink, rename; beside a writer with `beside` |
 //! | `directories` | opendir, readdir, releasedir |
-//! | `attr`, `attributes`, `xattrs` | getattr and seek, setattr, extended attributes |
-//! | `open`, `io`, `write` | open and create, read, write and allocate |
+//! | `getattr`, `setattr`, `xattrs` | getattr and seek, setattr, extended attributes |
+//! | `open`, `read`, `write` | open and create, read, write and allocate |
 //! | `closing` | flush, fsync, release |
 //!
 //! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
@@ -24,8 +24,6 @@
 mod appended;
 mod appends;
 mod askers;
-mod attr;
-mod attributes;
 mod authors;
 mod beside;
 mod blocks;
@@ -45,9 +43,9 @@ mod errno;
 mod failures;
 mod file_system;
 mod follow;
+mod getattr;
 mod handles;
 mod handoff;
-mod io;
 mod job;
 mod kernel;
 mod loaded;
@@ -61,6 +59,7 @@ mod page_cache;
 mod pages;
 mod publish;
 mod queue;
+mod read;
 mod readers;
 mod readings;
 mod reaping;
@@ -69,15 +68,16 @@ mod room;
 mod routine;
 mod set_attributes;
 mod set_id;
+mod setattr;
 mod settings;
 mod settling;
 mod table;
 mod touch;
 mod transport;
 mod truncation;
+mod upkeep;
 mod users;
 mod virtual_dir;
-mod watch;
 mod watchers;
 mod write;
 mod xattrs;

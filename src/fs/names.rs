@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::store::NodeId;
 use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
 
-use super::attr::Attributes;
 use super::beside::Beside;
 use super::commits::Commits;
 use super::errno::directory_of;
 use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
 use super::queue::Ticket;
 use super::reaping::Reaping;

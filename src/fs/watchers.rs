@@ -5,8 +5,8 @@ use std::sync::Arc;
 use crate::store::NodeId;
 use crate::vault::{Vault, VaultError};
 
-use super::attr::Attributes;
 use super::failures::Failures;
+use super::getattr::Attributes;
 use super::set_attributes::SetAttributes;
 use super::table::Table;
 use super::touch::{Touched, Touches};

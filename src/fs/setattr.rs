@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::vault::{AttributeChange, Kind, Node};
 
-use super::attr::Attributes;
 use super::commits::Commits;
 use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
 use super::queue::Ticket;
 use super::set_attributes::SetAttributes;
