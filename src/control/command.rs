@@ -95,7 +95,7 @@ impl From<&VaultError> for Refusal {
 
 /// The user who gives a command.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
+pub(crate) struct Commander {
     pub(crate) uid: u32,
     pub(crate) right: Right,
 }

@@ -11,7 +11,7 @@ use crate::fs::{Failures, FileSystem};
 use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Request, Timestamp, Vault, VaultError, rfc3339, with_times};
 
-use super::command::{Asker, OnReply, Refusal, parse};
+use super::command::{Commander, OnReply, Refusal, parse};
 use super::commanders::{Commanders, Right};
 use super::driver::RotationDriver;
 use super::status::{Reporter, Shown};
@@ -34,9 +34,9 @@ pub struct Settings {
 
 /// The last command.
 #[derive(Default)]
-struct Desk {
+struct LastCommand {
     /// Its name and its outcome.
-    last: Option<String>,
+    outcome: Option<String>,
     /// It is being begun.
     busy: bool,
 }
@@ -48,8 +48,8 @@ pub struct Controller {
     commanders: Commanders,
     driver: RotationDriver,
     reporter: Reporter,
-    desk: Mutex<Desk>,
-    /// The texts of the control files. An answer to a command makes lengths that were told stale.
+    last: Mutex<LastCommand>,
+    /// The texts of the control files. An answer to a command makes lengths stale that users were told.
     texts: Texts,
 }
 
@@ -64,7 +64,7 @@ impl Controller {
             commanders: Commanders::new(settings.control_uid),
             driver: RotationDriver::start(Arc::clone(&vault), settings.rotate_every)?,
             reporter: Reporter::of(fs, settings.shown),
-            desk: Mutex::new(Rank::LastCommand, Desk::default()),
+            last: Mutex::new(Rank::LastCommand, LastCommand::default()),
             texts: Texts::default(),
             failures: Arc::clone(fs.failures()),
             vault,
@@ -86,8 +86,8 @@ impl Controller {
         &self.texts
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock()
+    fn lock_last(&self) -> MutexGuard<'_, LastCommand> {
+        self.last.lock()
     }
 
     /// The status of the mount and its vault.
@@ -113,14 +113,14 @@ impl Controller {
 
     /// The last command and its outcome.
     pub(super) fn last_command(&self) -> String {
-        let last = self.desk().last.clone();
+        let last = self.lock_last().outcome.clone();
         last.unwrap_or_else(|| HELP.to_owned())
     }
 
     fn note(&self, command: &str, outcome: &str) {
         let at = Timestamp::now().seconds;
         let time = rfc3339(at).unwrap_or_else(|| "-".to_owned());
-        self.desk().last = Some(format!("{at} {time} {command}: {outcome}\n"));
+        self.lock_last().outcome = Some(format!("{at} {time} {command}: {outcome}\n"));
     }
 
     /// Tells the rotation driver to stop. A rotation stays where it is; the next mount continues it.
@@ -135,10 +135,10 @@ impl Controller {
 
     /// Takes a command, from the control file or the socket. `reply` is called once, perhaps from
     /// another thread, perhaps before this returns.
-    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Asker, reply: OnReply) {
+    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Commander, reply: OnReply) {
         let controller = Arc::clone(self);
         let reply = move |begun: Result<(), Refusal>| {
-            controller.texts.forget_told();
+            controller.texts.forget_promises();
             reply(begun);
         };
         let request = match parse(text) {
@@ -152,7 +152,7 @@ impl Controller {
             let why = "the mount is read-only";
             return reply(Err(Refusal::new(Class::Failed, libc::EROFS, why)));
         }
-        if std::mem::replace(&mut self.desk().busy, true) {
+        if std::mem::replace(&mut self.lock_last().busy, true) {
             let why = "another command is just being begun";
             return reply(Err(Refusal::new(Class::Busy, libc::EBUSY, why)));
         }
@@ -175,7 +175,7 @@ impl Controller {
     }
 
     /// Begins what is asked for, if `by` may have it done.
-    fn begin(&self, by: Asker, request: &Request) -> Result<(), Refusal> {
+    fn begin(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
         // Nothing is changed in a vault that was not counted yet.
         self.vault.await_verdict_or_end();
         fail::fail_point!("command-begins");
@@ -194,7 +194,7 @@ impl Controller {
     /// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
     /// not asked for by root or the user who mounted, by the command: whoever has those keys can then
     /// read the vault.
-    fn must_be_taken_from(&self, by: Asker, request: &Request) -> Result<(), Refusal> {
+    fn must_be_taken_from(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
         let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
             return Ok(());
         };
@@ -231,16 +231,16 @@ struct Beginning {
 
 impl Beginning {
     fn end(mut self, outcome: Result<(), Refusal>) {
-        self.tell(outcome);
+        self.answer(outcome);
     }
 
-    fn tell(&mut self, outcome: Result<(), Refusal>) {
+    fn answer(&mut self, outcome: Result<(), Refusal>) {
         let Some(reply) = self.reply.take() else {
             return;
         };
         let controller = &self.controller;
-        controller.desk().busy = false;
-        controller.note(self.name, &said(&outcome));
+        controller.lock_last().busy = false;
+        controller.note(self.name, &in_words(&outcome));
         // One that is blocked is tried again when somebody asks for another.
         controller.driver.wake();
         reply(outcome);
@@ -251,11 +251,11 @@ impl Drop for Beginning {
     fn drop(&mut self) {
         let why = "it died while it was begun, and the log says where; `status` tells whether it is \
                    under way; try again if not";
-        self.tell(Err(Refusal::new(Class::Internal, libc::EIO, why)));
+        self.answer(Err(Refusal::new(Class::Internal, libc::EIO, why)));
     }
 }
 
-fn said(outcome: &Result<(), Refusal>) -> String {
+fn in_words(outcome: &Result<(), Refusal>) -> String {
     match outcome {
         Ok(()) => "begun; `status` tells how far it is".to_owned(),
         Err(refusal) => format!("failed: {}", refusal.why),

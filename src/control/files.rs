@@ -16,7 +16,7 @@ use crate::fs::{
 };
 use crate::vault::{Kind, ROOT, Timestamp};
 
-use super::command::{Asker, Refusal};
+use super::command::{Commander, Refusal};
 use super::commanders::Right;
 use super::controller::Controller;
 use super::directory::{FILES, File, NAME, Sight, Text, file_of, number};
@@ -133,7 +133,7 @@ impl Files {
             // There is nothing in it that changes from one moment to the next.
             false if file == File::Status => None,
             false => return done(self, 0),
-            true => texts.told(caller.uid, file),
+            true => texts.promised(caller.uid, file),
         };
         let open = || {
             texts
@@ -145,7 +145,7 @@ impl Files {
         }
         self.when_rendered(file, in_full, move |files, text| {
             if in_full && let Ok(text) = &text {
-                files.texts().tell(caller.uid, file, text);
+                files.texts().promise(caller.uid, file, text);
             }
             // Opening it tells what is wrong.
             done(files, text.map_or(0, |text| text.len() as u64));
@@ -264,8 +264,8 @@ impl VirtualDirectory for ControlFiles {
         let then = move |files: &Files, text: Result<Text, Errno>| {
             done(text.and_then(|text| files.opened(caller, (file, commands), &text)));
         };
-        let told = self.0.texts().take(caller.uid, file);
-        match told.filter(|_| may_command) {
+        let promised = self.0.texts().take_promised(caller.uid, file);
+        match promised.filter(|_| may_command) {
             Some(text) => then(&self.0, Ok(text)),
             None => self.0.when_rendered(file, may_command, then),
         }
@@ -329,7 +329,7 @@ impl VirtualDirectory for ControlFiles {
         }
         // Whoever the user is: any program of that user may write here.
         let right = Right::KnownKeys;
-        let by = Asker { uid, right };
+        let by = Commander { uid, right };
         self.0.controller.command(data, by, Box::new(reply));
     }
 

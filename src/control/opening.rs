@@ -34,26 +34,26 @@ impl Openings {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, Handles> {
+    fn lock_open(&self) -> MutexGuard<'_, Handles> {
         self.open.lock()
     }
 
     /// Number of open files.
     pub(super) fn len(&self) -> usize {
-        self.open().len()
+        self.lock_open().len()
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Option<OpenControl> {
-        self.open().get(fh)
+        self.lock_open().get(fh)
     }
 
     /// Notes the answer to a command that came through `fh`, which shows it from now on.
     pub(super) fn note_answer(&self, fh: FileHandle, answer: Text) {
-        self.open().note_answer(fh, answer);
+        self.lock_open().note_answer(fh, answer);
     }
 
     pub(super) fn remove(&self, fh: FileHandle) {
-        self.open().remove(fh);
+        self.lock_open().remove(fh);
     }
 
     /// Which file it is, and whether it is to take commands.
@@ -103,7 +103,7 @@ impl Openings {
             commands,
             answer: None,
         };
-        self.open().add(fh, open).inspect_err(|_| {
+        self.lock_open().add(fh, open).inspect_err(|_| {
             self.too_many.log(uid, || {
                 format!(
                     "refused to open a file of .secretfs: user {uid}, process {pid}, has as many \

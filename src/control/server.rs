@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::command::{Asker, Refusal};
+use super::command::{Commander, Refusal};
 use super::controller::Controller;
 use super::protocol::{Answer, MAX_QUESTION, mark, path_of};
 use super::refusals::Refusals;
@@ -60,10 +60,10 @@ pub(crate) struct Farewells(Vec<UnixStream>);
 
 impl Farewells {
     /// Tells them that it has come.
-    pub(crate) fn tell(&self, commit: u64) {
+    pub(crate) fn send(&self, commit: u64) {
         for stream in &self.0 {
             // A peer that has gone is not waited for.
-            let _ = tell(stream, &Answer::Ended { commit });
+            let _ = send(stream, &Answer::Ended { commit });
         }
     }
 }
@@ -216,20 +216,20 @@ impl Shared {
             });
             let why = format!("user {uid} may not ask; {commanders}");
             let refusal = Refusal::new(Class::NotPermitted, nix::libc::EPERM, why);
-            return tell(stream, &refusal.into());
+            return send(stream, &refusal.into());
         };
         match question(stream, Instant::now() + TO_ASK)? {
-            Some(question) => self.answer(&question, Asker { uid, right }, stream),
-            None => tell(stream, &no_question("this is no question").into()),
+            Some(question) => self.answer(&question, Commander { uid, right }, stream),
+            None => send(stream, &no_question("this is no question").into()),
         }
     }
 
-    fn answer(&self, question: &str, by: Asker, stream: &UnixStream) -> io::Result<()> {
+    fn answer(&self, question: &str, by: Commander, stream: &UnixStream) -> io::Result<()> {
         let (mark, question) = question.split_once(' ').unwrap_or((question, ""));
         if mark != self.mark {
             let why = "this is the socket of a vault in another directory";
             let refusal = Refusal::new(Class::Failed, nix::libc::ESTALE, why);
-            return tell(stream, &refusal.into());
+            return send(stream, &refusal.into());
         }
         let guard = self.controller();
         let Some(controller) = &*guard else {
@@ -244,7 +244,7 @@ impl Shared {
                     by,
                     Box::new(move |begun| {
                         // The peer may have left. The command is done all the same.
-                        let _ = tell(&stream, &begun.into());
+                        let _ = send(&stream, &begun.into());
                     }),
                 );
                 return Ok(());
@@ -264,7 +264,7 @@ impl Shared {
         };
         // The answer may take its time to be read.
         drop(guard);
-        tell(stream, &answer.unwrap_or_else(Answer::from))
+        send(stream, &answer.unwrap_or_else(Answer::from))
     }
 }
 
@@ -319,7 +319,7 @@ fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String
     }
 }
 
-fn tell(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+fn send(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     let until = Instant::now() + TO_TAKE;
     let text = answer.line()?;
     let mut rest = &text[..];

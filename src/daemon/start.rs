@@ -21,7 +21,7 @@ use crate::control::Socket;
 use crate::error::{Class, Error};
 
 use super::serve::{self, Mounted};
-use super::signals::{self, Event, Watch};
+use super::signals::{self, Event, SignalThread};
 use super::{Protection, harden, panics, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
@@ -128,7 +128,7 @@ fn daemon(
     }
     let protection = harden::harden(settings.require_mlock)?;
     let (tell, events) = mpsc::channel();
-    let watch = Watch::start(plan.foreground, tell.clone())?;
+    let signal_thread = SignalThread::start(plan.foreground, tell.clone())?;
 
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
@@ -138,7 +138,7 @@ fn daemon(
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
     let on = point.zip(mounter);
-    let mounted = mount_and_serve(plan, on, &door, &watch, tell);
+    let mounted = mount_and_serve(plan, on, &door, &signal_thread, tell);
     let (mount, ready) = match mounted {
         Ok(mounted) => mounted,
         Err(e) => {
@@ -147,7 +147,7 @@ fn daemon(
         }
     };
     let socket = Socket::open(controller);
-    watch.serving();
+    signal_thread.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
     announce(ready);
@@ -198,7 +198,7 @@ fn mount_and_serve(
     plan: &Plan,
     on: Option<(Point, Mounter)>,
     door: &Arc<fs::FrontDoor>,
-    watch: &Arc<Watch>,
+    signal_thread: &Arc<SignalThread>,
     tell: mpsc::Sender<Event>,
 ) -> Result<(Option<Arc<Mount>>, Ready), Error> {
     let (mount, device) = match (&plan.target, on) {
@@ -223,7 +223,7 @@ fn mount_and_serve(
         }
     };
     if let Some(mount) = &mount {
-        watch.mounted(mount);
+        signal_thread.mounted(mount);
         door.fs().attach_device(mount.device());
     }
     // From here on an error drops `mount`, which takes the mount away.

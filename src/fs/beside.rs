@@ -53,7 +53,7 @@ impl Beside {
         match found {
             Ok(node) => Ok(self.attributes.attr_of(&node)),
             // What is absent may be the directory itself.
-            Err(error) => match self.nodes.present(parent) {
+            Err(error) => match self.nodes.stored(parent) {
                 Err(stale @ Errno(libc::ESTALE)) if !self.askers.holds(thread, parent) => {
                     Err(stale)
                 }

@@ -59,12 +59,12 @@ impl Directories {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
+    fn lock_open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
         self.open.lock()
     }
 
     /// Opens a directory.
-    pub(super) fn open_one(&self, ino: u64) -> Result<FileHandle, Errno> {
+    pub(super) fn open(&self, ino: u64) -> Result<FileHandle, Errno> {
         // Registered like a file, so that a directory that is removed while open stays readable.
         let access = Access {
             read: true,
@@ -72,7 +72,7 @@ impl Directories {
             append: false,
         };
         let (fh, handle) = self.table.open(ino, access, None, UNKNOWN)?;
-        let opened = self.nodes.node(ino).and_then(|node| {
+        let opened = self.nodes.stored_or_held(ino).and_then(|node| {
             directory_of(&node)?;
             if self.vault.is_read_only() {
                 handle.node.lock().remember_opened(node);
@@ -85,13 +85,13 @@ impl Directories {
             return Err(error);
         }
         let reading = Mutex::new(Rank::DirectoryReading, Reading::default());
-        self.open().insert(fh, Arc::new(reading));
+        self.lock_open().insert(fh, Arc::new(reading));
         Ok(fh)
     }
 
     /// Closes a directory.
     pub(super) fn release(&self, fh: FileHandle) {
-        self.open().remove(&fh);
+        self.lock_open().remove(&fh);
         self.closing.release(fh);
     }
 
@@ -125,11 +125,11 @@ impl Directories {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        let known = self.open().get(&fh).cloned();
+        let known = self.lock_open().get(&fh).cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
         let mut reading = reading.lock();
         if position < FIRST_NAME {
-            let parent = match self.nodes.node(ino) {
+            let parent = match self.nodes.stored_or_held(ino) {
                 Ok(node) => directory_of(&node)?.parent,
                 Err(_) => ROOT,
             };
@@ -216,7 +216,7 @@ impl Directories {
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
     pub(super) fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
-        let node = match self.nodes.present(entry.ino) {
+        let node = match self.nodes.stored(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
                 // It was removed, or there is another of that name; and a dot is no name.

@@ -117,7 +117,7 @@ impl Drafts {
             return Ok(());
         }
         let (id, account) = (handle.node.id, self.budget.of(handle.user));
-        let is_first = file_of(&*self.nodes.node(id)?)?.version == 0;
+        let is_first = file_of(&*self.nodes.stored_or_held(id)?)?.version == 0;
         let blocks = match base {
             Base::Copy if !is_first => self.published(id, &account)?,
             _ => Blocks::zeroed(0, &account)?,

@@ -135,15 +135,15 @@ impl Comparing {
         if !self.parts.vault.await_service() {
             return;
         }
-        let mut told = None;
+        let mut logged = None;
         let mut looks = 0;
         loop {
             let began = Instant::now();
             let failed = self.look().err().map(|error| error.to_string());
-            if let Some(error) = failed.as_ref().filter(|_| failed != told) {
+            if let Some(error) = failed.as_ref().filter(|_| failed != logged) {
                 tracing::warn!("{error}; who watches files may not be told of a change");
             }
-            told = failed;
+            logged = failed;
             // However much there is to compare.
             if !self.sleep(began.elapsed() * 9) {
                 return;

@@ -64,7 +64,7 @@ impl Names {
                 self.attributes.settled_attr(node.id, then);
             }
             // What is absent may be the directory itself.
-            Err(error) => done(Err(match self.nodes.node(parent) {
+            Err(error) => done(Err(match self.nodes.stored_or_held(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
                 _ => self.failures.errno(&error),
             })),
@@ -74,7 +74,7 @@ impl Names {
     /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
     /// kernel has forgotten it. Without a name it is gone.
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        match self.nodes.present(id) {
+        match self.nodes.stored(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
                 self.attributes.settled_attr(id, done);
             }
@@ -87,7 +87,7 @@ impl Names {
     fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self
             .nodes
-            .present(id)
+            .stored(id)
             .and_then(|node| Ok(directory_of(&node)?.parent))
         {
             Ok(parent) => self.lookup_number(parent, done),
@@ -116,7 +116,7 @@ impl Names {
             move |tx| tx.create(parent, &name, &new),
             move |made| {
                 let attr = names.failures.to_errno(made);
-                let attr = attr.and_then(|id| names.nodes.node(id));
+                let attr = attr.and_then(|id| names.nodes.stored_or_held(id));
                 done(attr.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -141,7 +141,7 @@ impl Names {
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
                 let node = names.failures.to_errno(outcome);
-                let node = node.and_then(|()| names.nodes.node(ino));
+                let node = node.and_then(|()| names.nodes.stored_or_held(ino));
                 done(node.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -254,7 +254,7 @@ impl Names {
 
     /// The target of a symbolic link.
     pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.nodes.node(ino)?;
+        let node = self.nodes.stored_or_held(ino)?;
         match (&node.attributes.body, node.kind) {
             (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),

@@ -121,13 +121,13 @@ impl Opens {
             return Ok(true);
         }
         if truncate {
-            file_of(&*self.nodes.node(ino)?)?;
+            file_of(&*self.nodes.stored_or_held(ino)?)?;
             self.room.must_be_left()?;
         }
         let mut state = handle.node.lock();
         // Looked at under the lock: a version may have been published until just now, or be about to
         // go.
-        let file = *file_of(&*self.nodes.node(ino)?)?;
+        let file = *file_of(&*self.nodes.stored_or_held(ino)?)?;
         let settled = state.publishing == 0;
         if !settled && !handle.access.write {
             return Ok(false);

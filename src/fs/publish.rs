@@ -197,7 +197,7 @@ impl Publisher {
                     if matches!(source, Source::Shared | Source::Appended)
                         && let Ok(content) = publisher
                             .nodes
-                            .node(id)
+                            .stored_or_held(id)
                             .and_then(|now| Ok(file_of(&now)?.replaced))
                     {
                         node.lock().name_pages(content);

@@ -123,7 +123,7 @@ impl Reads {
             return Ok(View::Draft(draft.image().window(offset, size)));
         }
         let beside_writer = self.vault.is_read_only();
-        let file = match self.nodes.present(handle.node.id) {
+        let file = match self.nodes.stored(handle.node.id) {
             // Removed by the writer: what was opened can still be read.
             Err(Errno(libc::ESTALE)) if beside_writer => None,
             node => Some(*file_of(&*node?)?),

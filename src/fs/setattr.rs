@@ -71,12 +71,13 @@ impl AttributeChanges {
         let changes = Arc::clone(self);
         let then: Done<()> = Box::new(move |resized| match resized {
             Ok(()) => {
-                let told = Arc::clone(&changes);
+                let own = Arc::clone(&changes);
                 // The kernel takes what this tells for the length of the file.
-                let done: Done<Attr> = Box::new(move |attr| match (attr, told.nodes.node(ino)) {
-                    (Ok(_), Ok(node)) => done(Ok(told.attributes.attr_through(fh, &node))),
-                    (attr, _) => done(attr),
-                });
+                let done: Done<Attr> =
+                    Box::new(move |attr| match (attr, own.nodes.stored_or_held(ino)) {
+                        (Ok(_), Ok(node)) => done(Ok(own.attributes.attr_through(fh, &node))),
+                        (attr, _) => done(attr),
+                    });
                 changes.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
             }
             Err(error) => done(Err(error)),
@@ -90,7 +91,7 @@ impl AttributeChanges {
 
     /// Everything but the length.
     fn set_plain(self: &Arc<Self>, caller: Caller, ino: u64, set: SetAttributes, done: Done<Attr>) {
-        let node = match self.nodes.node(ino) {
+        let node = match self.nodes.stored_or_held(ino) {
             Ok(node) => node,
             Err(error) => return done(Err(error)),
         };

@@ -22,7 +22,7 @@ const SEVERAL: u64 = u64::MAX;
 struct Known {
     lookups: u64,
     /// The version of a file whose attributes the kernel may remember, or [`SEVERAL`].
-    told: u64,
+    remembered: u64,
     /// It lost its last name and is deleted when the kernel forgets it.
     kept: bool,
 }
@@ -170,12 +170,12 @@ impl Table {
             }
         }
         let known = nodes.known.entry(attr.ino).or_insert_with(|| Known {
-            told: attr.version,
+            remembered: attr.version,
             ..Known::default()
         });
         known.lookups += 1;
-        if known.told != attr.version {
-            known.told = SEVERAL;
+        if known.remembered != attr.version {
+            known.remembered = SEVERAL;
         }
     }
 
@@ -186,16 +186,16 @@ impl Table {
     }
 
     /// Of a node that the kernel knows: the version whose attributes it may remember.
-    pub(super) fn told(&self, id: NodeId) -> Option<u64> {
-        self.lock().known.get(&id).map(|known| known.told)
+    pub(super) fn remembered_version(&self, id: NodeId) -> Option<u64> {
+        self.lock().known.get(&id).map(|known| known.remembered)
     }
 
     /// From now on the kernel may remember those of another version, unless that has changed meanwhile.
-    pub(super) fn replace_told(&self, id: NodeId, before: u64, version: u64) {
+    pub(super) fn replace_remembered(&self, id: NodeId, before: u64, version: u64) {
         let mut nodes = self.lock();
         let known = nodes.known.get_mut(&id);
-        if let Some(known) = known.filter(|known| known.told == before) {
-            known.told = version;
+        if let Some(known) = known.filter(|known| known.remembered == before) {
+            known.remembered = version;
         }
     }
 

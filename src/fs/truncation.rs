@@ -61,7 +61,7 @@ impl Truncation {
             };
             let is_file = truncation
                 .nodes
-                .node(ino)
+                .stored_or_held(ino)
                 .and_then(|node| file_of(&node).map(drop));
             let edited = match is_file {
                 Ok(()) => truncation

@@ -30,7 +30,7 @@ impl Xattrs {
         if !name.starts_with(USER) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
-        let node = self.nodes.node_or_opened(ino)?;
+        let node = self.nodes.stored_held_or_opened(ino)?;
         if let Some(name) = name.strip_prefix(VIRTUAL) {
             return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
         }
@@ -44,7 +44,7 @@ impl Xattrs {
     /// The names of all that programs have set, each ended by a NUL. The computed ones are not
     /// among them, or copying a file would fail to set them.
     pub(super) fn list(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.nodes.node_or_opened(ino)?;
+        let node = self.nodes.stored_held_or_opened(ino)?;
         let names = node.attributes.xattrs.iter();
         Ok(names
             .flat_map(|(name, _)| name.iter().copied().chain([0]))
