@@ -5,7 +5,7 @@
 use std::fmt;
 
 /// The classes of failure to which an answer differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Class {
     /// It did not work, for a reason without a class of its own.

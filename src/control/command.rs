@@ -2,7 +2,7 @@
 //!
 //! One write is one command. It is answered once the intent is durable, or has failed.
 
-use crate::error::{Class, Error};
+use crate::error::Class;
 use crate::fs::Errno;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
@@ -83,7 +83,7 @@ impl Refusal {
 impl From<&VaultError> for Refusal {
     fn from(error: &VaultError) -> Self {
         let errno = Errno::from(error);
-        let Error { class, .. } = Error::from(error.clone());
+        let class = error.failure();
         let mut why = error.to_string();
         // EIO alone does not tell people a failing disk from a record that somebody changed.
         if class == Class::Integrity && !why.starts_with(INTEGRITY) {

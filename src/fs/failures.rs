@@ -1,7 +1,8 @@
 //! Failures of a mounted vault, where they become an errno and lose their words.
 //!
 //! Each passes here once, whether a program waits for its answer or it comes from work that nobody waits
-//! for: so it is logged once, and counted once if what was read is not what was stored. `Errno::from` only
+//! for: so it is logged once, and counted once if what was read is not what was stored. The front door could
+//! do neither: an errno has no words, and what fails in the background never comes to it. `Errno::from` only
 //! maps.
 
 use std::sync::atomic::{AtomicU64, Ordering};
