@@ -42,7 +42,7 @@ impl Audit {
         // The history is a chain of its own, which is to be seen above all when something is wrong.
         let options = vault::OpenOptions {
             salvage: true,
-            ..super::check::open_options(&settings)
+            ..vault::OpenOptions::to_look(&settings)
         };
         let history = match ask_daemon(&self.vault, DaemonClient::audit) {
             Ok(Some(Answer::Audit(events))) => events,

@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -15,9 +14,6 @@ use crate::error::{Class, Error};
 use crate::keyring::ChangeKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{Failure, OpenOptions, Outcome, Request, Vault, VaultError};
-
-/// A daemon that has just been unmounted lets go of its vault within this.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Does what is asked for: by the mount on `path`, by whoever has the vault in `path` mounted, or here.
 pub(super) fn run(
@@ -36,10 +32,11 @@ pub(super) fn run(
         ..options
     };
     let despite = matches!(request, Request::Despite(_));
-    let opened = patiently(path, || match despite {
+    let open = || match despite {
         true => Vault::open_to_mend(path, &options),
         false => Vault::open(path, &options),
-    });
+    };
+    let opened = daemon::patiently(open, || is_served(path));
     match opened {
         Ok(vault) => here(&vault, request, &stop),
         Err(error) if error.failure() == Failure::Busy || is_denied(&error) => {
@@ -73,23 +70,9 @@ fn is_denied(error: &VaultError) -> bool {
     matches!(error, VaultError::Store(error) if error.kind == StoreErrorKind::Denied)
 }
 
-/// Tries once more while somebody holds the vault who cannot be asked: a daemon that is just letting
-/// go of it.
-pub(super) fn patiently<T>(
-    path: &Path,
-    mut open: impl FnMut() -> Result<T, VaultError>,
-) -> Result<T, VaultError> {
-    let deadline = Instant::now() + GRACE;
-    loop {
-        match open() {
-            Err(error)
-                if error.failure() == Failure::Busy
-                    && matches!(DaemonClient::of(path), Ok(None))
-                    && Instant::now() < deadline => {}
-            opened => return opened,
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
+/// Whether a daemon that holds the vault goes on to: one that is just letting go of it cannot be asked.
+pub(super) fn is_served(path: &Path) -> bool {
+    !matches!(DaemonClient::of(path), Ok(None))
 }
 
 /// Does the work in this process, on a vault that nobody has mounted for writing.
@@ -194,9 +177,8 @@ fn ask(
             true => holder.status().ok().and_then(|status| running(&status)),
             false => None,
         };
-        let class = refusal.class();
         return fail(
-            class,
+            refusal.class,
             format!("{shown}: {}", running.unwrap_or(refusal.why)),
         );
     }

@@ -39,7 +39,7 @@ impl Status {
         let (settings, _) = self.flags.load(config)?;
         let value = match meant::mounted_at(&self.path) {
             Some(mount) => of_mount(&mount)?,
-            None => of_vault(&self.path, &super::check::open_options(&settings))?,
+            None => of_vault(&self.path, &vault::OpenOptions::to_look(&settings))?,
         };
         output::show(&value, self.json)
     }

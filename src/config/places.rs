@@ -10,18 +10,8 @@ pub(super) fn config_files() -> Vec<PathBuf> {
     files
 }
 
-/// Where the local KMS keeps its keys unless a setting says otherwise.
-pub fn local_kms_dir() -> Option<PathBuf> {
-    let of_root = PathBuf::from("/var/lib/secretfs/kms");
-    if crate::os::user::may_use_as_root(&of_root) {
-        Some(of_root)
-    } else {
-        xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("secretfs/kms"))
-    }
-}
-
 /// Where this host remembers the vaults it has seen unless a setting says otherwise.
-pub fn anchor_dir() -> Option<PathBuf> {
+pub(super) fn anchor_dir() -> Option<PathBuf> {
     let of_root = PathBuf::from("/var/lib/secretfs/anchors");
     if crate::os::user::may_use_as_root(&of_root) {
         Some(of_root)

@@ -15,13 +15,15 @@ use super::blocks::Image;
 use super::commits::Commits;
 use super::counters::Counters;
 use super::draft::Draft;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{NodeState, OpenNode};
 use super::kernel::Kernel;
 use super::nodes::Nodes;
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::watchers::Watchers;
-use super::{Done, Errno, FileHandle, to_errno};
+use super::{Done, Errno, FileHandle};
 
 /// How often a publication is tried again that nobody waits for, and how long after.
 pub(super) const RETRIES: u32 = 3;
@@ -85,6 +87,7 @@ pub(super) enum Awaited {
 /// See the module.
 pub(super) struct Publisher {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) commits: Arc<Commits>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) reaping: Arc<Reaping>,
@@ -196,8 +199,8 @@ impl Publisher {
                     if matches!(source, Source::Shared | Source::Appended)
                         && let Ok(content) = publisher
                             .nodes
-                            .node(id)
-                            .and_then(|now| Ok(now.file()?.replaced))
+                            .stored_or_held(id)
+                            .and_then(|now| Ok(file_of(&now)?.replaced))
                     {
                         node.lock().mapped().name_pages(content);
                     }
@@ -215,7 +218,7 @@ impl Publisher {
             if is_left {
                 publisher.reaping.reap(id);
             }
-            done(match to_errno(outcome) {
+            done(match publisher.failures.to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),

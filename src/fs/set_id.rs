@@ -57,7 +57,7 @@ impl SetIdBits {
     }
 
     fn clear(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
-        let Ok(node) = self.nodes.node(ino) else {
+        let Ok(node) = self.nodes.stored_or_held(ino) else {
             return then();
         };
         let mode = node.attributes.mode;

@@ -19,6 +19,12 @@ macro_rules! ranks {
 }
 
 ranks! {
+    /// Of a control socket: what it controls, over each use of that.
+    ControlSocket,
+    /// Of an open directory: how far it was read, while more of it is read.
+    DirectoryReading,
+    /// Of a handle: the piece of a content that was read last, while another is read.
+    LastPiece,
     /// Of a vault: who begins or drives a rotation, over all that it does.
     Driving,
     /// Of a vault: whether a thread follows the writer's keyring.
@@ -83,12 +89,52 @@ ranks! {
     /// Of a file system: its open nodes. Taken by jobs while they run, and by what is left of them when
     /// it is dropped.
     OpenNodes,
+    /// Of a file system: its open handles.
+    OpenHandles,
+    /// Of a job: nodes that it is deleting.
+    DyingNodes,
+    /// Of a file system: its open directories.
+    OpenDirectories,
+    /// Of a file system: threads that were told `ESTALE`, and what is held for them.
+    Askers,
+    /// Of a file system: nodes to which something was appended.
+    Appends,
     /// Of a vault: what waits to be committed, and whose turn it is.
     CommitQueue,
     /// Of a mount: the thread that commits.
     CommitThread,
     /// What came of a job, until it is told.
     JobResult,
+    /// Of a file system: who has taken how much memory.
+    Budget,
+    /// Of a file system: nodes whose pages the kernel is to drop.
+    StalePages,
+    /// Of a transport: the threads that read requests.
+    RequestThreads,
+    /// Of a file system: what is to be touched.
+    Touches,
+    /// Of a file system: the touch under way.
+    Touch,
+    /// Of a file system: nodes that are gone and are to be touched.
+    GoneNodes,
+    /// Of a mount: the last command.
+    LastCommand,
+    /// Of a mount: the texts of its control files.
+    ControlTexts,
+    /// Of a mount: its control files that are open.
+    ControlHandles,
+    /// The thread that renders control files.
+    Renderer,
+    /// Of a rotation driver: whether something may be begun.
+    RotationWanted,
+    /// Of a control socket: connections that are served.
+    Connections,
+    /// Of a control socket: peers that wait for the end of the mount.
+    Farewells,
+    /// Of a routine: whether it is to stop.
+    Routine,
+    /// A thread of a mount, for whoever ends it.
+    MountThread,
     /// Work that is shared among threads.
     Crew,
     /// The thread on which calls of AWS KMS run.
@@ -101,16 +147,20 @@ ranks! {
     Slabs,
     /// Free mappings for secrets.
     Spares,
+    /// When something was logged last.
+    LogLimiter,
+    /// The log file. Something may be logged while any other lock is held.
+    LogFile,
 }
 
 #[cfg(debug_assertions)]
 thread_local! {
     /// A bit for each rank. It needs no destructor, so locks may be taken until a thread is gone.
-    static HELD: Cell<u64> = const { Cell::new(0) };
+    static HELD: Cell<u128> = const { Cell::new(0) };
 }
 
 #[cfg(debug_assertions)]
-const _: () = assert!(RANKS.len() <= u64::BITS as usize);
+const _: () = assert!(RANKS.len() <= u128::BITS as usize);
 
 /// That of a lock. In release builds nothing is known of it.
 pub(super) struct Place {
@@ -158,7 +208,7 @@ impl Place {
 }
 
 /// The bit that goes when the lock is let go.
-pub(super) struct Held(#[cfg(debug_assertions)] u64);
+pub(super) struct Held(#[cfg(debug_assertions)] u128);
 
 #[cfg(debug_assertions)]
 impl Drop for Held {

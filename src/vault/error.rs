@@ -1,10 +1,13 @@
 //! What can go wrong with a vault, and which class of failure each is for a caller's exit code.
 
 use crate::crypto::{MemoryError, RandomError, SealError};
-use crate::error::{Class, Error};
+use crate::error::Error;
 use crate::keyring::KeyringError;
 use crate::kms::{KmsError, KmsErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
+
+/// The class of what failed here: one of those that a command exits by.
+pub use crate::error::Class as Failure;
 
 /// An operation on a vault failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -81,25 +84,6 @@ pub enum VaultError {
     /// There are no ids left.
     #[error("the vault has no node numbers left")]
     OutOfNodes,
-}
-
-/// The classes of failure that scripts can tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
-    /// Anything else.
-    Failed,
-    /// There is no vault.
-    NotAVault,
-    /// Access to the KMS key is denied, or the key does not serve.
-    KeyDenied,
-    /// KMS does not answer.
-    KmsUnreachable,
-    /// What is stored is not what was stored.
-    Integrity,
-    /// Somebody else has the vault.
-    Busy,
-    /// There is a vault already.
-    Exists,
 }
 
 /// What is said of a record that is not what was sealed under its key, in its place.
@@ -218,15 +202,6 @@ impl From<KmsError> for VaultError {
 
 impl From<VaultError> for Error {
     fn from(error: VaultError) -> Self {
-        let class = match error.failure() {
-            Failure::Failed => Class::Failed,
-            Failure::NotAVault => Class::NotAVault,
-            Failure::KeyDenied => Class::KeyDenied,
-            Failure::KmsUnreachable => Class::KmsUnreachable,
-            Failure::Integrity => Class::Integrity,
-            Failure::Busy => Class::Busy,
-            Failure::Exists => Class::Exists,
-        };
-        Self::new(class, error)
+        Self::new(error.failure(), error)
     }
 }

@@ -272,8 +272,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Damage that a reader met stays known, as what is not current does. What is only missing may have
-    /// been removed since the reader asked for it.
+    /// Damage that a reader met stays known, as what is not current does.
     pub(super) fn noted<T>(&self, result: Result<T, VaultError>) -> Result<T, VaultError> {
         result.inspect_err(|error| {
             if !self.salvage && error.is_certain_damage() {

@@ -29,6 +29,19 @@ const FUSER: &[&str] = &["fs/transport/"];
 const RUSQLITE: &[&str] = &["store/sqlite/"];
 const TOKIO_AND_AWS: &[&str] = &["aws/", "kms/"];
 
+/// Files that may name a lock of the standard library, which has no rank and whose order nobody checks.
+const LOCKS_WITHOUT_RANK: &[(&str, &str)] = &[
+    ("sync.rs", "ranked locks are made of them"),
+    (
+        "daemon/panics.rs",
+        "the panic hook takes one whatever is held",
+    ),
+    ("fs/commit_queue.rs", "to be ranked with the one queue"),
+    ("fs/job.rs", "to be ranked with the one queue"),
+    ("fs/handles.rs", "to be ranked: the state of an open node"),
+    ("fs/publish.rs", "is handed that state, locked"),
+];
+
 /// Files that still import from each other in a circle. A list to be emptied: who takes part no longer
 /// must be taken off it, and nobody may be put on it.
 const IN_CIRCLES: &[&str] = &[];
@@ -177,6 +190,46 @@ fn a_crate_is_seen_where_it_may_not_be_known() {
         let found = strangers(&house, is_tokio_or_aws, TOKIO_AND_AWS);
         assert_eq!(found, ["vault/tx.rs"], "{text}");
     }
+}
+
+/// Files that name a lock of the standard library and may not, and those that may and do not.
+fn unranked(house: &House, may: &[(&str, &str)]) -> Vec<String> {
+    let mut naming = BTreeSet::new();
+    for lock in ["Mutex", "MutexGuard", "RwLock", "Condvar"] {
+        naming.extend(house.naming_path(&["std", "sync", lock]));
+    }
+    let may: BTreeSet<&str> = may.iter().map(|(path, _)| *path).collect();
+    let new = naming.difference(&may);
+    let new = new.map(|path| format!("{path} names a lock of std: take one of crate::sync"));
+    let gone = may.difference(&naming);
+    let gone = gone.map(|path| format!("{path} names no lock of std: take it off the list"));
+    new.chain(gone).collect()
+}
+
+#[test]
+fn locks_have_a_rank_wherever_one_can_be() {
+    let wrong = unranked(&house(), LOCKS_WITHOUT_RANK);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_lock_without_a_rank_is_seen_in_whatever_form() {
+    for text in [
+        "use std::sync::{Arc, Mutex};",
+        "use std::sync::*;",
+        "use std::sync; static A: sync::RwLock<u8> = sync::RwLock::new(0);",
+        "struct A { a: std::sync::Condvar }",
+    ] {
+        let house = built_of(&[("fs/a.rs", text)]);
+        assert_eq!(unranked(&house, &[]).len(), 1, "{text}");
+        assert!(unranked(&house, &[("fs/a.rs", "")]).is_empty(), "{text}");
+    }
+    let house = built_of(&[(
+        "fs/a.rs",
+        "use std::sync::{Arc, mpsc}; use crate::sync::Mutex;",
+    )]);
+    assert!(unranked(&house, &[]).is_empty());
+    assert_eq!(unranked(&house, &[("fs/a.rs", "")]).len(), 1);
 }
 
 /// The files that take part in a circle of imports, each with what it imports from others of it.

@@ -133,6 +133,25 @@ impl House {
         definition.map_or_else(here, |(module, name)| [module, vec![name]].concat())
     }
 
+    /// The files that name what `path` leads to, whole or through a `use` of what it is in.
+    pub fn naming_path(&self, path: &[&str]) -> Vec<&str> {
+        let (_, above) = path.split_last().expect("a path");
+        let leads =
+            |one: &[String]| one.len() >= path.len() && one.iter().zip(path).all(|(a, b)| a == b);
+        let names = |file: &File| {
+            let whole = |one: &Vec<String>| {
+                let through = file.uses.iter().find(|part| part.name == one[0]);
+                through.map(|part| [&part.path[..], &one[1..]].concat())
+            };
+            let mut uses = file.uses.iter();
+            let mut paths = file.paths.iter();
+            uses.any(|one| leads(&one.path) || one.name == "*" && one.path == above)
+                || paths.any(|one| leads(one) || whole(one).is_some_and(|one| leads(&one)))
+        };
+        let files = self.program().filter(|(_, file)| names(file));
+        files.map(|(_, file)| &*file.path).collect()
+    }
+
     fn program(&self) -> impl Iterator<Item = (&Module, &File)> {
         let is_test = |module: &Module| module.iter().any(|part| part == "tests");
         self.files

@@ -119,12 +119,12 @@ impl Attributes {
     ) {
         match ino {
             ROOT => self.settled_attr(ino, done),
-            _ => self.told_attr(caller, ino, fh, done),
+            _ => self.attr_for(caller, ino, fh, done),
         }
     }
 
     /// What `stat` or `fstat` shows to a process, or what asking for the end of a handle finds.
-    fn told_attr(
+    fn attr_for(
         self: &Arc<Self>,
         caller: Caller,
         ino: NodeId,
@@ -135,23 +135,23 @@ impl Attributes {
         if let Some(fh) = fh
             && let Some(length) = self.seek_in_draft(fh)
         {
-            return done(self.nodes.node(ino).map(|node| {
+            return done(self.nodes.stored_or_held(ino).map(|node| {
                 let attr = self.stored_attr(&node);
                 self.with_draft_through(fh, attr, length)
             }));
         }
         let attributes = Arc::clone(self);
         self.settling
-            .when_settled(ino, move || match attributes.tell(caller, ino, fh) {
+            .when_settled(ino, move || match attributes.answer(caller, ino, fh) {
                 Ok(Some(answer)) => {
                     match answer.for_all {
-                        true => attributes.note_told(&answer.attr),
+                        true => attributes.note_remembered(&answer.attr),
                         false => attributes.kernel.forget_attributes(ino),
                     }
                     done(Ok(answer.attr));
                 }
                 // Somebody has begun to publish since.
-                Ok(None) => attributes.told_attr(caller, ino, fh, done),
+                Ok(None) => attributes.attr_for(caller, ino, fh, done),
                 Err(error) => done(Err(error)),
             });
     }
@@ -163,7 +163,7 @@ impl Attributes {
             done(
                 attributes
                     .nodes
-                    .node_or_opened(id)
+                    .stored_held_or_opened(id)
                     .map(|node| attributes.attr_of(&node)),
             );
         });
@@ -212,7 +212,7 @@ impl Attributes {
     }
 
     /// `None` while something is being published.
-    fn tell(
+    fn answer(
         &self,
         caller: Caller,
         ino: NodeId,
@@ -223,19 +223,19 @@ impl Attributes {
             for_all: true,
         };
         let Some(open) = self.table.node(ino) else {
-            let attr = self.stored_attr(&*self.nodes.node(ino)?);
+            let attr = self.stored_attr(&*self.nodes.stored_or_held(ino)?);
             return Ok(Some(for_all(attr)));
         };
         let mut state = open.lock();
         if state.publishing > 0 {
             return Ok(None);
         }
-        let node = match (self.nodes.present(ino), &state.opened) {
+        let node = match (self.nodes.stored(ino), &state.opened) {
             (Err(Errno(libc::ESTALE)), Some(_)) => {
                 let attr = self.attr_of_removed(&mut state, caller, fh)?;
                 return Ok(Some(for_all(attr)));
             }
-            (Err(Errno(libc::ESTALE)), None) => self.nodes.node(ino)?,
+            (Err(Errno(libc::ESTALE)), None) => self.nodes.stored_or_held(ino)?,
             (node, _) => node?,
         };
         let mut attr = self.stored_attr(&node);
@@ -387,7 +387,7 @@ impl Attributes {
         let handle = self.table.get(fh)?;
         let size = match self.size_through(fh, caller.pid) {
             Some(size) => size,
-            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
+            None => self.size_for_all(&*self.nodes.stored_or_held(handle.node.id)?),
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
@@ -403,7 +403,7 @@ impl Attributes {
     /// An opener settles on a version, and then looks at the note; this notes first, and then looks at who
     /// has settled. One of the two sees the other, so the kernel remembers no length of another version than
     /// what is read. An answer that is not to be remembered is believed at once, and needs no note.
-    fn note_told(&self, attr: &Attr) {
+    fn note_remembered(&self, attr: &Attr) {
         if !self.is_beside_writer || attr.kind != Kind::File || attr.ttl.is_zero() {
             return;
         }
