@@ -36,7 +36,7 @@ ranks! {
     Writes,
     /// Of a store: the connection that writes. Held over a whole transaction, with everything that
     /// its jobs do.
-    Writer,
+    WriteConnection,
     /// Of a store opened for reading: the connection that sees changes.
     ForeignChanges,
     /// Of a store: why nobody knows what is on disk. Held over a sync of the WAL.

@@ -40,7 +40,7 @@ use checkpoint::{Checkpointer, Desk};
 use connection::Purpose;
 use pool::Pool;
 use wal::Wal;
-use writer::{Writer, data_version, truncate};
+use writer::{WriteConnection, data_version, truncate};
 
 use crate::sync::{Mutex, Rank};
 
@@ -90,7 +90,7 @@ enum Side {
     Write {
         holder: Holder,
         /// After a panic in a body it has no connection, and returns errors.
-        writer: Mutex<Writer>,
+        writer: Mutex<WriteConnection>,
         wal: Arc<Wal>,
         foreign: AtomicU64,
     },
@@ -180,10 +180,11 @@ impl SqliteStore {
                 let unsynced = place.wal_len() > 0;
                 let wal = Arc::new(Wal::new(Arc::clone(&place), Arc::clone(&opened), unsynced));
                 wal.open_early();
-                let writer = Writer::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
+                let writer =
+                    WriteConnection::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
                 Side::Write {
                     holder,
-                    writer: Mutex::new(Rank::Writer, writer),
+                    writer: Mutex::new(Rank::WriteConnection, writer),
                     wal,
                     foreign: AtomicU64::new(0),
                 }

@@ -24,7 +24,7 @@ use super::{failure, schema, vfs};
 const TRIES: usize = 3;
 
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct WriteConnection {
     /// `None` after a panic in a body, which closed it, and after [`take`](Self::take).
     connection: Option<Connection>,
     pub(super) lock: Lock,
@@ -44,7 +44,7 @@ pub(super) struct Writer {
     chunks_from: u64,
 }
 
-impl Writer {
+impl WriteConnection {
     pub(super) fn new(
         mut connection: Connection,
         cookie: i64,
