@@ -52,7 +52,7 @@ const REST: Duration = Duration::from_millis(50);
 
 /// The state that the thread, the writer and the readers share.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct CheckpointGate {
     orders: Mutex<Orders>,
     changed: Condvar,
     /// New transactions wait. An atomic outside the mutex, so that a read takes no lock.
@@ -76,7 +76,7 @@ struct Orders {
     failed: Option<StoreError>,
 }
 
-impl Default for Desk {
+impl Default for CheckpointGate {
     fn default() -> Self {
         Self {
             orders: Mutex::new(Rank::Checkpoints, Orders::default()),
@@ -90,7 +90,7 @@ impl Default for Desk {
     }
 }
 
-impl Desk {
+impl CheckpointGate {
     /// Makes a new transaction wait while the WAL restarts, for a limited time.
     pub(super) fn pass(&self) {
         self.pass_if_not(&self.held_up);
@@ -154,58 +154,58 @@ impl Desk {
 pub(super) struct Checkpointer {
     place: Arc<Place>,
     opened: Arc<Opened>,
-    desk: Arc<Desk>,
+    gate: Arc<CheckpointGate>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>, desk: Arc<Desk>) -> Self {
+    pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>, gate: Arc<CheckpointGate>) -> Self {
         Self {
             place,
             opened,
-            desk,
+            gate,
             thread: None,
         }
     }
 
     /// The state shared with the readers.
-    pub(super) fn desk(&self) -> &Desk {
-        &self.desk
+    pub(super) fn gate(&self) -> &CheckpointGate {
+        &self.gate
     }
 
     /// The writer reports the number of pages in the WAL after a commit.
     pub(super) fn wal_has(&mut self, pages: i32) {
-        self.desk.pages.store(pages, Ordering::Relaxed);
+        self.gate.pages.store(pages, Ordering::Relaxed);
         if pages < WORTHWHILE {
             return;
         }
-        let known = std::mem::replace(&mut self.desk.orders().wanted, true);
+        let known = std::mem::replace(&mut self.gate.orders().wanted, true);
         if self.thread.is_some() {
             if !known {
-                self.desk.changed.notify_all();
+                self.gate.changed.notify_all();
             }
             return;
         }
         let (place, opened) = (Arc::clone(&self.place), Arc::clone(&self.opened));
-        let desk = Arc::clone(&self.desk);
+        let gate = Arc::clone(&self.gate);
         // Without the thread the WAL grows, but nothing is lost, and the next commit tries again.
         self.thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(move || run(&place, &opened, &desk))
+            .spawn(move || run(&place, &opened, &gate))
             .ok();
     }
 
     /// Ends the thread and waits for it.
     pub(super) fn stop(&mut self) {
-        self.desk.orders().stop = true;
-        self.desk.changed.notify_all();
+        self.gate.orders().stop = true;
+        self.gate.changed.notify_all();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn run(place: &Place, opened: &Opened, desk: &Desk) {
+fn run(place: &Place, opened: &Opened, gate: &CheckpointGate) {
     let connection = match connection::open_another(place, opened, Purpose::Write) {
         Ok(connection) => connection,
         Err(error) => {
@@ -216,28 +216,28 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
     // The earliest time of the next restart of the WAL, and of the next one that makes all wait.
     let (mut anew_from, mut hold_up_from) = (Instant::now(), Instant::now());
     // After an I/O error the WAL may hold pages that the database lacks, so it must not restart.
-    while next_order(desk) && desk.failed().is_none() {
+    while next_order(gate) && gate.failed().is_none() {
         // The WAL has restarted since the writer asked for this.
-        if desk.pages.load(Ordering::Relaxed) < WORTHWHILE {
+        if gate.pages.load(Ordering::Relaxed) < WORTHWHILE {
             continue;
         }
         // Most of the work, while other threads commit.
         let (pages, moved) = match move_and_sync(&connection) {
             Ok(outcome) => outcome,
             Err(error) => {
-                fail(desk, error);
+                fail(gate, error);
                 continue;
             }
         };
-        let left = desk.pages.load(Ordering::Relaxed).saturating_sub(moved);
+        let left = gate.pages.load(Ordering::Relaxed).saturating_sub(moved);
         if (left <= FEW || pages >= MANY) && Instant::now() >= anew_from {
-            match begin_anew(&connection, desk) {
+            match begin_anew(&connection, gate) {
                 Ok(()) => continue,
                 Err(error) if error.kind == Kind::Busy => {
                     anew_from = Instant::now() + LEAVE_READERS;
                 }
                 Err(error) => {
-                    fail(desk, error);
+                    fail(gate, error);
                     continue;
                 }
             }
@@ -245,7 +245,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
         if pages < TOO_MANY || Instant::now() < hold_up_from {
             continue;
         }
-        let truncated = desk.holding_up(&desk.held_up, || {
+        let truncated = gate.holding_up(&gate.held_up, || {
             connection::waiting(&connection, WAIT_FOR_READERS, |connection| {
                 checkpoint(connection, CheckpointMode::TRUNCATE)
             })
@@ -253,7 +253,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
         match truncated {
             Ok(_) => {}
             Err(error) if error.kind == Kind::Busy => hold_up_from = Instant::now() + RESPITE,
-            Err(error) => fail(desk, error),
+            Err(error) => fail(gate, error),
         }
     }
 }
@@ -270,10 +270,10 @@ fn move_and_sync(connection: &Connection) -> Result<(i32, i32), StoreError> {
 /// Moves the commits since the last checkpoint while writers wait, so that the next commit restarts
 /// the WAL. It would grow for as long as commits follow each other closely, and syncing a growing
 /// file takes more than twice as long.
-fn begin_anew(connection: &Connection, desk: &Desk) -> Result<(), StoreError> {
+fn begin_anew(connection: &Connection, gate: &CheckpointGate) -> Result<(), StoreError> {
     // Without this, a busy writer would take the lock again and again.
-    desk.holding_up(&desk.writes_held_up, || {
-        let _nobody_writes = desk.writes.lock();
+    gate.holding_up(&gate.writes_held_up, || {
+        let _nobody_writes = gate.writes.lock();
         connection::waiting(connection, WAIT_WITH_WRITERS, |connection| {
             checkpoint(connection, CheckpointMode::RESTART).map(drop)
         })
@@ -281,8 +281,8 @@ fn begin_anew(connection: &Connection, desk: &Desk) -> Result<(), StoreError> {
 }
 
 /// Waits for work; false if the thread must stop.
-fn next_order(desk: &Desk) -> bool {
-    let mut orders = desk.orders();
+fn next_order(gate: &CheckpointGate) -> bool {
+    let mut orders = gate.orders();
     let rest = Instant::now() + REST;
     loop {
         if orders.stop {
@@ -298,17 +298,17 @@ fn next_order(desk: &Desk) -> bool {
         } else {
             Duration::from_secs(3600)
         };
-        orders = desk.changed.wait_timeout(orders, timeout);
+        orders = gate.changed.wait_timeout(orders, timeout);
     }
 }
 
-pub(super) fn fail(desk: &Desk, error: StoreError) {
+pub(super) fn fail(gate: &CheckpointGate, error: StoreError) {
     tracing::warn!(%error, "a checkpoint failed");
     // After a full disk or a busy lock everything still is in the WAL, so go on.
     if matches!(error.kind, Kind::Io | Kind::ReadOnly) {
-        desk.orders().failed.get_or_insert(error);
+        gate.orders().failed.get_or_insert(error);
         // The writer sees the error at its next transaction, too.
-        desk.stop_writing();
+        gate.stop_writing();
     }
 }
 

@@ -36,7 +36,7 @@ mod writer;
 
 pub use create::is_left_over;
 
-use checkpoint::{Checkpointer, Desk};
+use checkpoint::{CheckpointGate, Checkpointer};
 use connection::Purpose;
 use pool::Pool;
 use wal::Wal;
@@ -71,7 +71,7 @@ pub struct SqliteStore {
     place: Arc<Place>,
     opened: Arc<Opened>,
     pool: Pool,
-    desk: Arc<Desk>,
+    gate: Arc<CheckpointGate>,
     side: Side,
 }
 
@@ -171,11 +171,11 @@ impl SqliteStore {
             return Err(error);
         }
         let (place, opened) = (Arc::new(place), Arc::new(opened));
-        let desk = Arc::new(Desk::default());
+        let gate = Arc::new(CheckpointGate::default());
         let side = match (mode, lock) {
             (Mode::Write(holder), Some(lock)) => {
                 let thread =
-                    Checkpointer::new(Arc::clone(&place), Arc::clone(&opened), Arc::clone(&desk));
+                    Checkpointer::new(Arc::clone(&place), Arc::clone(&opened), Arc::clone(&gate));
                 // The commits that a killed writer left may not be on disk yet.
                 let unsynced = place.wal_len() > 0;
                 let wal = Arc::new(Wal::new(Arc::clone(&place), Arc::clone(&opened), unsynced));
@@ -207,7 +207,7 @@ impl SqliteStore {
             place,
             opened,
             pool,
-            desk,
+            gate,
             side,
         })
     }
@@ -308,7 +308,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
-        self.desk.pass();
+        self.gate.pass();
         self.pool.read(body)
     }
 
@@ -322,7 +322,7 @@ impl Store for SqliteStore {
             return Err(self.read_only());
         };
         // A turn: commits without a pause would keep the checkpoint from its lock, as readers do.
-        let turn = self.desk.turn_to_write();
+        let turn = self.gate.turn_to_write();
         let written = writer
             .lock()
             .write(&self.place, &self.opened, durability, body)?;
@@ -349,7 +349,7 @@ impl Store for SqliteStore {
     }
 
     fn has_stopped_writing(&self) -> bool {
-        self.desk.has_stopped_writing()
+        self.gate.has_stopped_writing()
     }
 
     fn foreign_changes(&self) -> Result<u64, StoreError> {

@@ -114,7 +114,7 @@ impl WriteConnection {
             return Attempt::of(error);
         }
         let Some(connection) = self.connection.take() else {
-            self.checkpointer.desk().stop_writing();
+            self.checkpointer.gate().stop_writing();
             return Attempt::of(gone());
         };
         if let Err(error) = begin(&connection, self.cookie) {
@@ -226,7 +226,7 @@ impl WriteConnection {
     /// Stops the writer after a failed checkpoint, which leaves unknown what is in the database.
     fn look_at_checkpoints(&mut self) {
         if self.latch.is_none()
-            && let Some(error) = self.checkpointer.desk().failed()
+            && let Some(error) = self.checkpointer.gate().failed()
         {
             self.latch(&error);
         }
@@ -287,7 +287,7 @@ impl WriteConnection {
         }
         // Otherwise the connection is closed here, which rolls back, and the writer stops.
         if self.connection.is_none() {
-            self.checkpointer.desk().stop_writing();
+            self.checkpointer.gate().stop_writing();
         }
     }
 
@@ -298,7 +298,7 @@ impl WriteConnection {
         };
         let message = format!("nothing is written any more until the vault is reopened: {error}");
         tracing::error!("{message}");
-        self.checkpointer.desk().stop_writing();
+        self.checkpointer.gate().stop_writing();
         self.latch.get_or_insert(StoreError::new(kind, message));
     }
 }

@@ -327,7 +327,7 @@ fn after_a_checkpoint_that_failed_the_wal_is_kept() {
     })
     .unwrap();
     let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
-    checkpoint::fail(&store.desk, failed);
+    checkpoint::fail(&store.gate, failed);
     let error = write(&store, Durability::Soon, |tx: &mut dyn Write| {
         tx.put_node(41, &value)
     })
@@ -342,7 +342,7 @@ fn after_a_checkpoint_that_failed_the_wal_is_kept() {
     store.adopt_wal();
     store.sync().unwrap();
     let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
-    checkpoint::fail(&store.desk, failed);
+    checkpoint::fail(&store.gate, failed);
     drop(store);
     assert!(!vault.snapshot()["vault.db-wal"].0.is_empty());
 }
