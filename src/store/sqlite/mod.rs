@@ -77,7 +77,7 @@ pub struct SqliteStore {
 
 /// Watches for the commits of other processes.
 #[derive(Debug)]
-struct Watch {
+struct ForeignChanges {
     connection: Option<Connection>,
     /// The connection reads the database as a file that nobody changes.
     is_still: bool,
@@ -95,7 +95,7 @@ enum Side {
         foreign: AtomicU64,
     },
     Read {
-        watch: Mutex<Watch>,
+        changes: Mutex<ForeignChanges>,
         wal: Wal,
         /// Shows the writer that this reader is here.
         _shown: Option<File>,
@@ -190,9 +190,9 @@ impl SqliteStore {
                 }
             }
             _ => Side::Read {
-                watch: Mutex::new(
+                changes: Mutex::new(
                     Rank::ForeignChanges,
-                    Watch {
+                    ForeignChanges {
                         connection: Some(connection),
                         is_still: opened.is_still(),
                         before: 0,
@@ -364,18 +364,18 @@ impl Store for SqliteStore {
                 }
                 Ok(foreign.load(Ordering::Relaxed))
             }
-            Side::Read { watch, .. } => {
-                let mut watch = watch.lock();
+            Side::Read { changes, .. } => {
+                let mut changes = changes.lock();
                 self.pool.look_whether_still();
-                if watch.is_still && !self.opened.is_still() {
-                    watch.connection = None;
-                    watch.connection = Some(self.pool.open_another()?);
+                if changes.is_still && !self.opened.is_still() {
+                    changes.connection = None;
+                    changes.connection = Some(self.pool.open_another()?);
                     // Its number does not compare with that of the last connection. SQLite's
                     // numbers have 32 bits, so a higher bit tells the two apart.
-                    (watch.is_still, watch.before) = (false, 1 << 40);
+                    (changes.is_still, changes.before) = (false, 1 << 40);
                 }
-                match &watch.connection {
-                    Some(connection) => Ok(data_version(connection)? | watch.before),
+                match &changes.connection {
+                    Some(connection) => Ok(data_version(connection)? | changes.before),
                     None => Err(StoreError::new(Kind::Io, "the vault was closed")),
                 }
             }
@@ -388,8 +388,8 @@ impl Drop for SqliteStore {
         // The last connection decides about the WAL, so close the others first.
         self.pool.clear();
         match &mut self.side {
-            Side::Read { watch, .. } => {
-                if let Some(connection) = watch.lock().connection.take() {
+            Side::Read { changes, .. } => {
+                if let Some(connection) = changes.lock().connection.take() {
                     close_last(connection, &self.place, &self.opened, false);
                 }
             }
