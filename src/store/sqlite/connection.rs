@@ -156,7 +156,7 @@ pub(super) fn waiting<T>(
 /// with them, it is relaxed (see `tx_write`). So a rotation that must show that an old keyring is
 /// gone from the raw files rewrites nothing itself: it replaces the record with `put_keyring`,
 /// calls `SqliteStore::truncate_wal`, and looks.
-pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
+pub(super) fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
          PRAGMA secure_delete = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; \
@@ -176,7 +176,7 @@ fn prepare(connection: &Connection, purpose: Purpose) -> Result<i64, StoreError>
         }
         _ => explain(failure::of(connection, what, fault)),
     };
-    settle(connection).map_err(|error| fail(error.into()))?;
+    set_pragmas(connection).map_err(|error| fail(error.into()))?;
     if !schema::is_ours(connection).map_err(fail)? {
         let path = connection.path().unwrap_or_default();
         let message = format!("{path} is a SQLite database, but no vault of secretfs");

@@ -198,7 +198,7 @@ fn lay_out(connection: &Connection) -> rusqlite::Result<()> {
          PRAGMA journal_mode = WAL",
         schema::PAGE_SIZE
     ))?;
-    connection::settle(connection)?;
+    connection::set_pragmas(connection)?;
     connection.execute_batch("PRAGMA synchronous = FULL; BEGIN IMMEDIATE")?;
     schema::create(connection)
 }
