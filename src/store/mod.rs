@@ -273,7 +273,7 @@ pub trait Write: Read {
 pub struct Abort;
 
 /// The body of a transaction, for [`Store::read`] and [`Store::write`].
-pub type Body<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
+pub type TxFn<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
 
 /// A store of records.
 ///
@@ -282,14 +282,14 @@ pub type Body<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
 pub trait Store: Send + Sync + 'static {
     /// Runs `body` in a read transaction. The outer error is the store's; `Ok(Err(Abort))` means
     /// that the body gave up.
-    fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;
+    fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;
 
     /// Runs `body` in a write transaction and commits, unless the body aborts. After `Ok(Ok(()))`
     /// the transaction is as durable as requested; after an error nothing of it remains.
     fn write(
         &self,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError>;
 
     /// Makes all commits so far durable.

@@ -46,7 +46,7 @@ use crate::sync::{Mutex, Rank};
 
 use super::lock::{self, Holder, Lock};
 use super::place::{Footprint, Opened, Place};
-use super::{Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write};
+use super::{Abort, Durability, Read, Store, StoreError, StoreErrorKind as Kind, TxFn, Write};
 
 /// The mode in which a vault is opened.
 #[derive(Clone, Debug)]
@@ -307,7 +307,7 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
+    fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
         self.gate.pass();
         self.pool.read(body)
     }
@@ -316,7 +316,7 @@ impl Store for SqliteStore {
     fn write(
         &self,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError> {
         let Side::Write { writer, .. } = &self.side else {
             return Err(self.read_only());

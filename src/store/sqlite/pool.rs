@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::Connection;
 
 use crate::store::place::{Opened, Place};
-use crate::store::{Abort, Body, Read, StoreError, StoreErrorKind as Kind};
+use crate::store::{Abort, Read, StoreError, StoreErrorKind as Kind, TxFn};
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::connection::{self, Purpose};
@@ -116,7 +116,7 @@ impl Pool {
     }
 
     /// Runs `body` in a read transaction, and always ends it.
-    pub(super) fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
+    pub(super) fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
         let mut tries = 1;
         loop {
             let connection = self.take()?;

@@ -11,7 +11,7 @@ use rusqlite::wal::CheckpointMode;
 
 use crate::store::lock::Lock;
 use crate::store::place::{Opened, Place};
-use crate::store::{Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write};
+use crate::store::{Abort, Durability, StoreError, StoreErrorKind as Kind, TxFn, Write};
 
 use super::checkpoint::{Checkpointer, WAIT_FOR_READERS, checkpoint};
 use super::connection;
@@ -90,7 +90,7 @@ impl WriteConnection {
         place: &Place,
         opened: &Opened,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError> {
         let mut tries = 1;
         loop {
@@ -108,7 +108,7 @@ impl WriteConnection {
         place: &Place,
         opened: &Opened,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Attempt {
         if let Err(error) = self.usable(place, opened, durability) {
             return Attempt::of(error);
