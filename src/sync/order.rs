@@ -1,13 +1,13 @@
-//! The order in which locks are taken, and what each thread holds.
+//! The order of locks, and the locks that each thread holds.
 
 #[cfg(debug_assertions)]
 use std::cell::Cell;
 
-/// Defines the ranks, and their list.
+/// Defines the ranks and their list.
 macro_rules! ranks {
     ($($(#[$doc:meta])* $rank:ident,)+) => {
-        /// Where a lock stands in the order, from those that are taken first to those that are taken
-        /// while others are held. Each says what it guards.
+        /// A lock's place in the order. Threads take earlier locks first, and may take later ones
+        /// while they hold them. Each rank names the data under its locks.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub(crate) enum Rank {
             $($(#[$doc])* $rank,)+
@@ -19,36 +19,38 @@ macro_rules! ranks {
 }
 
 ranks! {
-    /// Of a control socket: what it controls, over each use of that.
+    /// Of a control socket: what it controls. Held over each use of that.
     ControlSocket,
-    /// Of an open directory: how far it was read, while more of it is read.
+    /// Of an open directory: how far it was read. Held while more of it is read.
     DirectoryReading,
-    /// Of a handle: the piece of a content that was read last, while another is read.
+    /// Of a handle: the piece of a content that was read last. Held while another is read.
     LastPiece,
-    /// Of a vault: who begins or drives a rotation, over all that it does.
+    /// Of a vault: the thread that begins or drives a rotation. Held over everything it does.
     Driving,
-    /// Of a vault: whether a thread follows the writer's keyring.
+    /// Of a vault: whether a thread follows the keyring of the writer.
     Follower,
     /// Of a vault: the keyring record that could not be followed.
     FollowFailed,
-    /// Of a vault: the turn to commit, with the state, over a whole transaction that writes. The only one
-    /// that is not waited for at the lock: see `src/vault/commit.rs`.
+    /// Of a vault: the turn to commit, with the state. Held over a whole write transaction. The only one
+    /// that no thread waits for at the lock: see `src/vault/commit.rs`.
     Turn,
-    /// Of a vault: who takes up marks from what it reads, over a whole read when alone.
+    /// Of a vault: readers that take up marks share it. One that must not be overtaken holds it
+    /// alone, over a whole read.
     Following,
-    /// Of a vault: what this host remembers of it.
+    /// Of a vault: this host's memory of it.
     HostMemory,
-    /// Of a store: what keeps the checkpoint that begins the WAL anew apart from transactions that write.
+    /// Of a store: keeps the checkpoint that restarts the WAL apart from write transactions.
     Writes,
-    /// Of a store: the connection that writes, over a whole transaction and all that its jobs do.
-    Writer,
+    /// Of a store: the connection that writes. Held over a whole transaction, with everything that
+    /// its jobs do.
+    WriteConnection,
     /// Of a store opened for reading: the connection that sees changes.
     ForeignChanges,
-    /// Of a store: why nobody knows what is on disk, over a sync of the WAL.
+    /// Of a store: why nobody knows what is on disk. Held over a sync of the WAL.
     WalSync,
     /// Of a store: the WAL's descriptor.
     WalFile,
-    /// Of a store: what its checkpoints are to do.
+    /// Of a store: the orders to its checkpoint thread.
     Checkpoints,
     /// Of a store: connections that read.
     Readers,
@@ -56,9 +58,9 @@ ranks! {
     Keyring,
     /// Of a vault: the keys of its system node.
     SystemKeys,
-    /// Of a vault: the state as those see it who only look.
+    /// Of a vault: the state as shown to readers.
     Seen,
-    /// Of a vault: what its history comes to.
+    /// Of a vault: the summary of its history.
     Chronicle,
     /// Of a vault: nodes that were read.
     CachedNodes,
@@ -66,27 +68,27 @@ ranks! {
     CachedEntries,
     /// Of a vault: contents that were read, as they are stored.
     CachedContents,
-    /// Of a vault: what was committed during a count.
+    /// Of a vault: the commits during a count.
     Meanwhile,
-    /// Of a vault: marks of names, a part of them.
+    /// Of a vault: one part of the marks of names.
     MarkedNames,
-    /// Of a vault: marks of nodes and versions, a part of them.
+    /// Of a vault: one part of the marks of nodes and versions.
     MarkedRecords,
-    /// Of a vault: records that are in the way of a rotation.
+    /// Of a vault: records that block a rotation.
     Damage,
-    /// Of a vault: how far a rotation has come.
+    /// Of a vault: the progress of a rotation.
     Figures,
-    /// Of a vault: whether it was counted and is what its sums say.
+    /// Of a vault: whether it was counted and matches its sums.
     Verdict,
     /// Of a vault: why it could not be verified.
     VerdictFailure,
     /// Of a vault: the thread that counts it.
     CountingThread,
-    /// Of a vault: records that were not what they should be.
+    /// Of a vault: findings, which are records that were not what they should be.
     Findings,
-    /// Of a vault: those that the history does not have yet.
+    /// Of a vault: findings that are not in the history yet.
     Unrecorded,
-    /// Of a file system: its open nodes. Taken by jobs while they run, and by what is left of them when
+    /// Of a file system: its open nodes. Jobs take it while they run, and the remains of a job when
     /// it is dropped.
     OpenNodes,
     /// Of a file system: its open handles.
@@ -137,7 +139,7 @@ ranks! {
     MountThread,
     /// Work that is shared among threads.
     Crew,
-    /// The thread on which calls of AWS KMS run.
+    /// The thread that runs calls of AWS KMS.
     AwsWorker,
     /// Clients of AWS KMS by region.
     AwsSessions,
@@ -155,14 +157,15 @@ ranks! {
 
 #[cfg(debug_assertions)]
 thread_local! {
-    /// A bit for each rank. It needs no destructor, so locks may be taken until a thread is gone.
+    /// One bit for each rank. It needs no destructor, so a thread may take locks until its very
+    /// end.
     static HELD: Cell<u128> = const { Cell::new(0) };
 }
 
 #[cfg(debug_assertions)]
 const _: () = assert!(RANKS.len() <= u128::BITS as usize);
 
-/// That of a lock. In release builds nothing is known of it.
+/// The rank of a lock; empty in release builds.
 pub(super) struct Place {
     #[cfg(debug_assertions)]
     rank: Rank,
@@ -177,7 +180,7 @@ impl Place {
         }
     }
 
-    /// Checks that the lock may be taken now.
+    /// Checks that the thread may take the lock now, and notes that it does.
     #[inline]
     pub(super) fn take(&self) -> Held {
         #[cfg(debug_assertions)]
@@ -193,7 +196,7 @@ impl Place {
         self.note()
     }
 
-    /// Notes that it was taken.
+    /// Notes that the thread took the lock.
     #[inline]
     pub(super) fn note(&self) -> Held {
         #[cfg(debug_assertions)]
@@ -207,7 +210,7 @@ impl Place {
     }
 }
 
-/// The bit that goes when the lock is let go.
+/// Clears the lock's bit when the lock is released.
 pub(super) struct Held(#[cfg(debug_assertions)] u128);
 
 #[cfg(debug_assertions)]

@@ -1,4 +1,4 @@
-//! The order is checked, and locks do not poison.
+//! Debug builds check the order, and locks do not poison.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -95,7 +95,7 @@ pub(super) struct Parts<'a> {
     pub(super) kms: &'a Kms,
 }
 
-fn warnings(path: &Path, kms: &Kms, body: &crate::keyring::Body) -> Vec<String> {
+fn warnings(path: &Path, kms: &Kms, body: &crate::keyring::KeyringBody) -> Vec<String> {
     let wraps = body.generations.iter().flat_map(|g| &g.wraps);
     let uris = wraps.map(|wrap| wrap.uri.as_str());
     let mut warnings = match kms.local() {
