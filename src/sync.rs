@@ -47,6 +47,11 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Without locking: nobody else can have it.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// `None` when somebody else has it. Nobody waits, so whatever else is held does not matter.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let inner = match self.inner.try_lock() {
