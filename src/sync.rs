@@ -49,6 +49,11 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Without locking: nobody else can have it.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Checks that the calling thread may wait for this lock. For a thread that waits by other means until
     /// the lock is free.
     pub(crate) fn check_order(&self) {

@@ -289,7 +289,6 @@ impl OpenFiles for Reaper {
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        let doomed = std::mem::take(&mut *self.doomed.lock());
-        self.table.revive(&doomed);
+        self.table.revive(self.doomed.get_mut());
     }
 }
