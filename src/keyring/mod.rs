@@ -23,8 +23,8 @@ pub use change::{EventRow, NewGeneration, ProvedKey, is_final};
 pub use error::KeyringError;
 pub use history::{Event, EventKind, History, PastEvent, UnknownEvent};
 pub use record::{
-    Body, Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header,
-    HistoryHead, Wrap,
+    Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header, HistoryHead,
+    KeyringBody, Wrap,
 };
 
 use error::merge;
@@ -38,7 +38,7 @@ pub struct UnverifiedKeyring {
     header_bytes: Vec<u8>,
     header: Header,
     record: record::Record,
-    body: Body,
+    body: KeyringBody,
     digest: [u8; 32],
 }
 
@@ -266,7 +266,7 @@ impl LiveKey {
 pub struct Keyring {
     header_bytes: Vec<u8>,
     vault: VaultId,
-    body: Body,
+    body: KeyringBody,
     active: u64,
     keys: BTreeMap<u64, Arc<LiveKey>>,
     unlocked_by: String,
@@ -312,7 +312,7 @@ impl Keyring {
         Ok(Self {
             header_bytes,
             vault,
-            body: Body {
+            body: KeyringBody {
                 sequence: 1,
                 generations: vec![generation],
                 change: None,
@@ -352,7 +352,7 @@ impl Keyring {
     }
 
     /// The record's body.
-    pub fn body(&self) -> &Body {
+    pub fn body(&self) -> &KeyringBody {
         &self.body
     }
 

@@ -182,7 +182,7 @@ pub struct HistoryHead {
 
 /// The part of the record that the MACs cover, besides the header.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Body {
+pub struct KeyringBody {
     /// Grows with every change of this record.
     pub sequence: u64,
     /// The live generations, ascending.
@@ -193,7 +193,7 @@ pub struct Body {
     pub history: HistoryHead,
 }
 
-impl Body {
+impl KeyringBody {
     /// The generation in use.
     pub fn active(&self) -> Option<&Generation> {
         self.generations
@@ -260,7 +260,7 @@ impl Record {
     }
 
     /// Decodes a record and checks its checksum, which covers the header too.
-    pub(super) fn decode(header: &[u8], bytes: &[u8]) -> Result<(Self, Body), KeyringError> {
+    pub(super) fn decode(header: &[u8], bytes: &[u8]) -> Result<(Self, KeyringBody), KeyringError> {
         let record: Self =
             codec::decode(bytes, "keyring record").map_err(KeyringError::integrity)?;
         if record.checksum != checksum(header, &record.body, &record.macs) {
@@ -268,7 +268,7 @@ impl Record {
                 "header or keyring record have been changed",
             ));
         }
-        let body: Body =
+        let body: KeyringBody =
             codec::decode(&record.body, "keyring body").map_err(KeyringError::integrity)?;
         if !body.is_consistent() {
             return Err(KeyringError::integrity(

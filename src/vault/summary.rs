@@ -82,7 +82,7 @@ pub struct WrapSummary {
 }
 
 impl Vault {
-    fn warnings(&self, body: &crate::keyring::Body) -> Vec<String> {
+    fn warnings(&self, body: &crate::keyring::KeyringBody) -> Vec<String> {
         let wraps = body.generations.iter().flat_map(|g| &g.wraps);
         let uris = wraps.map(|wrap| wrap.uri.as_str());
         let mut warnings = match self.kms.local() {

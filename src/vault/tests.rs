@@ -478,7 +478,8 @@ fn foreign_vault() -> Keyring {
     header[14] ^= 1;
     let mut keyring: Vec<u8> = v["keyring"].clone();
     let length = usize::try_from(u64::from_le_bytes(keyring[..8].try_into().unwrap())).unwrap();
-    let mut body: crate::keyring::Body = codec::decode(&keyring[8..8 + length], "body").unwrap();
+    let mut body: crate::keyring::KeyringBody =
+        codec::decode(&keyring[8..8 + length], "body").unwrap();
     let master = crate::crypto::schedule::MasterKey(SecretKey::from_slice(&[7; 32]).unwrap());
     let vault = Header::decode(&header).unwrap().vault();
     body.generations[0].check = master.check_value(&header, vault, 1);

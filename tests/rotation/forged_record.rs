@@ -7,7 +7,9 @@ use crate::support::aws::World;
 use crate::support::evil::{Record, blob, copy, set_blob};
 use crate::support::process::{detach, wait_for};
 use crate::support::rotating::{all_is_there, command, fill, wait_for_the_end};
-use secretfs::keyring::{Body, Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
+use secretfs::keyring::{
+    Change, ChangeKind, ChangePhase, Generation, GenerationState, KeyringBody, Wrap,
+};
 
 const SECRETS: usize = 300;
 const SOON: Duration = Duration::from_secs(60);
@@ -21,9 +23,9 @@ const PHASES: [ChangePhase; 6] = [
     ChangePhase::Scrubbing,
 ];
 
-type Edit = (String, Box<dyn Fn(&mut Body)>);
+type Edit = (String, Box<dyn Fn(&mut KeyringBody)>);
 
-fn edit(name: impl Into<String>, edit: impl Fn(&mut Body) + 'static) -> Edit {
+fn edit(name: impl Into<String>, edit: impl Fn(&mut KeyringBody) + 'static) -> Edit {
     (name.into(), Box::new(edit))
 }
 
@@ -112,8 +114,9 @@ fn of_an_idle_one(hers: &str) -> Vec<Edit> {
 /// Another rotation is said to be under way than is.
 fn of_one_under_way(hers: &str) -> Vec<Edit> {
     let mut edits = of_any(hers);
-    let under_way =
-        |edit: fn(&mut Change)| move |body: &mut Body| edit(body.change.as_mut().expect("it is"));
+    let under_way = |edit: fn(&mut Change)| {
+        move |body: &mut KeyringBody| edit(body.change.as_mut().expect("it is"))
+    };
     for phase in PHASES
         .into_iter()
         .filter(|phase| *phase != ChangePhase::Migrating)
@@ -173,7 +176,7 @@ fn is_refused(world: &World, edits: &[Edit], hers: &str) {
     let stored = blob(&world.place, "SELECT value FROM keyring");
     let anchors = world.place.path().join("anchors");
     let kept = world.place.path().join("anchors-kept");
-    let forge = |edit: &dyn Fn(&mut Body)| {
+    let forge = |edit: &dyn Fn(&mut KeyringBody)| {
         let mut record = Record::of(&world.place);
         record.edit(edit);
         record.store(&world.place);
