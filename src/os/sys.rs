@@ -281,7 +281,7 @@ fn new_descriptor(fd: libc::c_long) -> io::Result<OwnedFd> {
     }
 }
 
-fn told(result: libc::c_long) -> io::Result<()> {
+fn check(result: libc::c_long) -> io::Result<()> {
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -297,7 +297,7 @@ pub(crate) fn make_writable_and_private(mount: &OwnedFd) -> io::Result<()> {
         user_namespace: 0,
     };
     // SAFETY: the path is an empty C string, and the structure has the size that is passed.
-    told(unsafe {
+    check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
@@ -319,7 +319,7 @@ pub(crate) fn make_superblock_writable(mount: &OwnedFd) -> io::Result<()> {
     let configure = |command: libc::c_uint, key: *const libc::c_char| {
         let fd = picked.as_raw_fd();
         // SAFETY: `key` is null or a C string, and neither command has a value.
-        told(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, null, 0) })
+        check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, null, 0) })
     };
     configure(FSCONFIG_SET_FLAG, c"rw".as_ptr())?;
     configure(FSCONFIG_CMD_RECONFIGURE, std::ptr::null())
@@ -340,7 +340,7 @@ pub(crate) fn part_from_descriptors() -> io::Result<()> {
     use nix::sched::{CloneFlags, unshare};
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_FILES)?;
     // SAFETY: the table belongs to this thread alone, and the caller promises to use none of them.
-    told(unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) })
+    check(unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) })
 }
 
 /// An `O_PATH` descriptor of a node of the FUSE file system that the working directory is on, if
@@ -398,5 +398,5 @@ pub(crate) fn set_modified(
     };
     // SAFETY: the name is a C string and there are two times; both outlive the call.
     let result = unsafe { libc::utimensat(file.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) };
-    told(result.into())
+    check(result.into())
 }
