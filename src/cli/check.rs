@@ -11,14 +11,14 @@ use super::output;
 
 /// Verify a whole vault
 ///
-/// Opens and verifies every record and recomputes all sums. Changes nothing, and may run while the
-/// vault is mounted. Exits with code 6 when anything is not what was written.
+/// Opens and verifies every record, and recomputes all sums. Changes nothing, and may run while the
+/// vault is mounted. Exits with code 6 if any record is not as it was written.
 ///
-/// With --repair, what is damaged is moved out of the way of everything else: a file that has lost
-/// part of its content, and what has lost its name, go to `lost+found` in the vault; records that do
-/// not open go, as they are, to a file beside the vault. What it did is printed, and stands in the
-/// key-management history. What was replayed cannot be told from what was not: the vault is taken as
-/// it is. Nobody may have it mounted for writing.
+/// With --repair, moves damaged records out of the way of the others. Files that have lost part of
+/// their content, and nodes that have lost their name, go to `lost+found` in the vault; records
+/// that do not open go, unchanged, to a file beside the vault. The command prints what it did, and
+/// records it in the key-management history. A repair cannot tell replayed records from others: it
+/// accepts the vault as it is. The vault must not be mounted for writing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
     /// The vault's directory
@@ -28,7 +28,7 @@ pub(super) struct Check {
     #[arg(long)]
     json: bool,
 
-    /// Move what is damaged aside
+    /// Move damaged records out of the way
     #[arg(long)]
     repair: bool,
 
@@ -74,7 +74,7 @@ impl Check {
     }
 }
 
-/// How commands that only look open a vault.
+/// The options with which commands that only read open a vault.
 pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
     vault::OpenOptions {
         read_only: true,

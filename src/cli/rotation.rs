@@ -1,4 +1,5 @@
-//! `rotate`, `reencrypt` and `rewrap` share this: they ask the daemon that has the vault, or do the work.
+//! The part that `rotate`, `reencrypt` and `rewrap` share: they ask the daemon that has the vault,
+//! or do the work.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,10 +17,11 @@ use crate::keyring::ChangeKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
-/// A daemon that has just been unmounted lets go of its vault within this.
+/// A daemon releases its vault within this time after an unmount.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Does what is asked for: by the mount on `path`, by whoever has the vault in `path` mounted, or here.
+/// Has a request carried out by the mount on `path`, by the daemon that has the vault in `path`
+/// mounted, or by this process.
 pub(super) fn run(
     path: &Path,
     request: &Request,
@@ -68,13 +70,12 @@ pub(super) fn run(
     }
 }
 
-/// Whether the vault's files are not this user's to open; its daemon may serve him all the same.
+/// Whether this user may not open the vault's files. Its daemon may still serve the user.
 fn is_denied(error: &VaultError) -> bool {
     matches!(error, VaultError::Store(error) if error.kind == StoreErrorKind::Denied)
 }
 
-/// Tries once more while somebody holds the vault who cannot be asked: a daemon that is just letting
-/// go of it.
+/// Retries while the vault is busy and no daemon answers for it: a daemon may be releasing it.
 pub(super) fn patiently<T>(
     path: &Path,
     mut open: impl FnMut() -> Result<T, VaultError>,
@@ -92,7 +93,7 @@ pub(super) fn patiently<T>(
     }
 }
 
-/// Does the work in this process, on a vault that nobody has mounted for writing.
+/// Does the work in this process, on a vault that is not mounted for writing.
 fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error> {
     let mut shown = Shown::new(request.name());
     let earlier = vault.progress();
@@ -108,11 +109,11 @@ fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error
     tell(request, &format!("{}: done", request.name()))
 }
 
-/// `rotate` leaves data keys as they were, and `reencrypt` does not.
+/// The warning after `rotate`, which keeps the data keys.
 const NOT_UNDONE: &str = "data keys are what they were: whoever had the old master key and a copy of the vault goes on to \
      have those of all that was in it; after a compromise, replace them with `secretfs reencrypt`";
 
-/// Tells what has become of a request, and what it does not do.
+/// Prints the outcome of a request, and what it does not undo.
 fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
     let keeps = matches!(
         request,
@@ -162,7 +163,7 @@ fn follow(vault: &Vault, shown: &mut Shown, stop: &AtomicBool) -> Result<(), Err
     }
 }
 
-/// Asks a daemon, and waits for the end.
+/// Asks a daemon, and waits for the end if `wait` says so.
 fn ask(
     holder: &Holder,
     request: &Request,
@@ -171,7 +172,7 @@ fn ask(
     stop: &AtomicBool,
 ) -> Result<(), Error> {
     let now = holder.status()?;
-    // A user who sees only the public part is refused by the command, in clear words.
+    // If this user sees only the public part, the command refuses with a clear message.
     if now["view"] != "public" {
         must_be_the_one(holder.path(), &now, pins)?;
     }
@@ -256,7 +257,7 @@ fn ask(
     tell(request, &format!("{}: done", request.name()))
 }
 
-/// Whether what is under way is what is asked for.
+/// Whether the rotation under way is the requested one.
 fn is_same(change: &Value, request: &Request) -> bool {
     let anywhere = match request {
         Request::Rewrap { to, .. } => to.is_empty(),
@@ -265,7 +266,7 @@ fn is_same(change: &Value, request: &Request) -> bool {
     anywhere && *change == request.name()
 }
 
-/// A value that a rotation of this kind changes when it ends well.
+/// A value that a successful rotation of this kind changes.
 fn ended(status: &Value, request: &Request) -> Value {
     match request {
         Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
@@ -275,7 +276,7 @@ fn ended(status: &Value, request: &Request) -> Value {
     }
 }
 
-/// The rotation that is under way, in words.
+/// Describes the rotation under way.
 fn running(status: &Value) -> Option<String> {
     let rotation = &status["rotation"];
     let change = rotation["change"].as_str()?;
@@ -296,7 +297,7 @@ fn running(status: &Value) -> Option<String> {
     ))
 }
 
-/// Says what blocks a mount's rotation.
+/// Describes what blocks a mount's rotation, from its status.
 fn blocked_as_told(rotation: &Value, trouble: &str) -> String {
     let records = rotation["records"].as_array().into_iter().flatten();
     let records: Vec<_> = records

@@ -16,13 +16,13 @@ use super::{meant, output};
 
 /// Show the state of a vault or a mount
 ///
-/// For a mount, shows what its daemon tells in .secretfs/status: everything to who may command it, and
-/// to everybody else its state, integrity and version. For a vault that is mounted for
-/// writing, wherever that is on this host, asks its daemon for the same, if it may. Otherwise opens
-/// the vault read-only, which takes its KMS key, and shows what it holds.
+/// For a mount, shows .secretfs/status: everything for users who may command the mount, and its
+/// state, integrity and version for others. For a vault that is mounted for writing anywhere on
+/// this host, asks its daemon for the same, if the user may. Otherwise opens the vault read-only,
+/// which needs its KMS key, and shows its state.
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
-    /// The vault's directory, or where it is mounted
+    /// The vault's directory, or its mount point
     path: PathBuf,
 
     /// Print JSON
@@ -58,7 +58,7 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
         }
     };
     if let Value::Object(members) = &mut value {
-        // Who only looks on may lack the right to ask.
+        // This user may lack permission to examine the lock.
         let holder = crate::store::holder(path).ok().flatten();
         let holder = serde_json::to_value(holder).unwrap_or(Value::Null);
         let holder = vault::with_times(holder);
@@ -67,14 +67,14 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Longest wait for a daemon's answer.
+/// Limit on the wait for a daemon's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
     let shown = mount.point.display();
     let file = mount.point.join(".secretfs/status");
     let (tell, told) = mpsc::channel();
-    // A read that hangs cannot be called back; the thread ends with the process.
+    // A read that hangs cannot be cancelled; its thread ends with the process.
     let asked = std::thread::Builder::new()
         .name("ask".to_owned())
         .spawn(move || drop(tell.send(std::fs::read_to_string(file))));
