@@ -5,7 +5,7 @@
 use std::fmt;
 
 /// The classes of failure to which an answer differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Class {
     /// It did not work, for a reason without a class of its own.
@@ -59,6 +59,29 @@ impl Class {
     pub fn as_byte(self) -> u8 {
         self as u8
     }
+
+    /// The class of this [name](Self::as_str); `None` for one that only another program knows.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == name)
+    }
+
+    /// Its name, for answers of a daemon. Part of the interface: names are added, and never changed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotAVault => "not-a-vault",
+            Self::KeyDenied => "key-denied",
+            Self::KmsUnreachable => "kms-unreachable",
+            Self::Integrity => "integrity",
+            Self::Busy => "busy",
+            Self::NotPermitted => "not-permitted",
+            Self::System => "system",
+            Self::Internal => "internal",
+            Self::Interrupted => "interrupted",
+            Self::Exists => "exists",
+        }
+    }
 }
 
 /// A failure: its class, and one line for people.
@@ -101,3 +124,17 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_has_a_name_and_a_byte_of_its_own() {
+        for class in Class::ALL {
+            assert_eq!(Class::from_name(class.as_str()), Some(class));
+            assert_eq!(Class::from_byte(class.as_byte()), Some(class));
+        }
+        assert_eq!(Class::from_name("of-another-program"), None);
+    }
+}

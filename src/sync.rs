@@ -49,6 +49,12 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Checks that the calling thread may wait for this lock, for callers that wait for it by other
+    /// means.
+    pub(crate) fn check_order(&self) {
+        drop(self.place.take());
+    }
+
     /// `None` if the lock is held. The thread does not wait, so its other locks do not matter.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let inner = match self.inner.try_lock() {
@@ -83,7 +89,8 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// Like [`std::sync::Condvar`]. A thread holds no other lock while it waits.
+/// Like [`std::sync::Condvar`]. While it waits, a thread must hold no lock that the waking thread
+/// needs.
 #[derive(Debug)]
 pub(crate) struct Condvar(std::sync::Condvar);
 

@@ -42,7 +42,7 @@ impl Audit {
         // The history has a chain of its own, and people need it most when the vault is damaged.
         let options = vault::OpenOptions {
             salvage: true,
-            ..super::check::open_options(&settings)
+            ..vault::OpenOptions::to_look(&settings)
         };
         let history = match ask_daemon(&self.vault, DaemonClient::audit) {
             Ok(Some(Answer::Audit(events))) => events,

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Settings};
+use crate::daemon;
 use crate::error::{Class, Error};
 use crate::vault;
 
@@ -40,11 +40,11 @@ impl Check {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
         super::meant::must_be_a_vault(&self.vault)?;
-        let options = open_options(&settings);
+        let options = vault::OpenOptions::to_look(&settings);
         let (found, remedy) = match self.repair {
             true => {
                 let repair = || vault::repair(&self.vault, &options);
-                let report = super::rotation::patiently(&self.vault, repair)?;
+                let report = daemon::patiently(repair, || super::rotation::is_served(&self.vault))?;
                 output::show(&report, self.json)?;
                 (
                     report.check.problem_count,
@@ -71,22 +71,5 @@ impl Check {
                 ),
             )),
         }
-    }
-}
-
-/// The options with which commands that only read open a vault.
-pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
-    vault::OpenOptions {
-        read_only: true,
-        accept_rollback: false,
-        pinned_keys: settings.kms_keys.clone(),
-        pinned_vault_id: settings.vault_id.clone(),
-        require_anchor: settings.require_anchor,
-        min_commit: settings.min_commit,
-        salvage: false,
-        unsafe_filesystem: settings.unsafe_filesystem,
-        kms: settings.kms.clone(),
-        anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),
-        mountpoint: None,
     }
 }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config;
 use crate::error::{Class, Error};
 use crate::kms::KeyUri;
 use crate::vault;
@@ -58,7 +57,7 @@ impl Init {
                 .gid
                 .unwrap_or_else(|| nix::unistd::getegid().as_raw()),
             kms: settings.kms,
-            anchor_dir: settings.anchor_dir.or_else(config::anchor_dir),
+            anchor_dir: settings.anchor_dir,
         };
         let created = match vault::init(&self.vault, &options).map_err(Error::from) {
             Err(error) if error.class == Class::Exists && self.if_missing => {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::keyring::ChangeKind;
-use crate::vault::Request;
+use crate::vault::{OpenOptions, Request};
 
 use super::flags::{Flags, ForOpen};
 
@@ -40,7 +40,7 @@ pub(super) struct Reencrypt {
 impl Reencrypt {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        let options = super::check::open_options(&settings);
+        let options = OpenOptions::to_look(&settings);
         let request = match self.retire_despite {
             true => Request::Despite(ChangeKind::Reencrypt),
             false => Request::Reencrypt,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Class, Error};
 use crate::kms::{KeyUri, KeyUriError};
-use crate::vault::Request;
+use crate::vault::{OpenOptions, Request};
 
 use super::flags::{Flags, ForOpen};
 
@@ -42,7 +42,7 @@ impl Rewrap {
         let (settings, _) = self.flags.load(config)?;
         let leave_aws = self.yes_leave_aws;
         let request = Request::Rewrap { to, leave_aws };
-        let options = super::check::open_options(&settings);
+        let options = OpenOptions::to_look(&settings);
         super::rotation::run(&self.path, &request, options, self.wait)
     }
 }

@@ -4,7 +4,6 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -16,9 +15,6 @@ use crate::error::{Class, Error};
 use crate::keyring::ChangeKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{Failure, OpenOptions, Outcome, Request, Vault, VaultError};
-
-/// A daemon releases its vault within this time after an unmount.
-const GRACE: Duration = Duration::from_secs(5);
 
 /// Has a request carried out by the mount on `path`, by the daemon that has the vault in `path`
 /// mounted, or by this process.
@@ -38,10 +34,11 @@ pub(super) fn run(
         ..options
     };
     let despite = matches!(request, Request::Despite(_));
-    let opened = patiently(path, || match despite {
+    let open = || match despite {
         true => Vault::open_to_mend(path, &options),
         false => Vault::open(path, &options),
-    });
+    };
+    let opened = daemon::patiently(open, || is_served(path));
     match opened {
         Ok(vault) => here(&vault, request, &stop),
         Err(error) if error.failure() == Failure::Busy || is_denied(&error) => {
@@ -75,22 +72,9 @@ fn is_denied(error: &VaultError) -> bool {
     matches!(error, VaultError::Store(error) if error.kind == StoreErrorKind::Denied)
 }
 
-/// Retries while the vault is busy and no daemon answers for it: a daemon may be releasing it.
-pub(super) fn patiently<T>(
-    path: &Path,
-    mut open: impl FnMut() -> Result<T, VaultError>,
-) -> Result<T, VaultError> {
-    let deadline = Instant::now() + GRACE;
-    loop {
-        match open() {
-            Err(error)
-                if error.failure() == Failure::Busy
-                    && matches!(DaemonClient::of(path), Ok(None))
-                    && Instant::now() < deadline => {}
-            opened => return opened,
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
+/// Whether a daemon holds the vault and will keep it: one that is releasing it does not answer.
+pub(super) fn is_served(path: &Path) -> bool {
+    !matches!(DaemonClient::of(path), Ok(None))
 }
 
 /// Does the work in this process, on a vault that is not mounted for writing.
@@ -195,9 +179,8 @@ fn ask(
             true => holder.status().ok().and_then(|status| running(&status)),
             false => None,
         };
-        let class = refusal.class();
         return fail(
-            class,
+            refusal.class,
             format!("{shown}: {}", running.unwrap_or(refusal.why)),
         );
     }

@@ -1,12 +1,13 @@
 //! `secretfs status`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::control::{Answer, DaemonClient, ask_daemon};
+use crate::control::{Answer, DaemonClient, Holder, ask_daemon};
 use crate::daemon::MountInfo;
 use crate::error::{Class, Error};
 use crate::vault;
@@ -38,7 +39,7 @@ impl Status {
         let (settings, _) = self.flags.load(config)?;
         let value = match meant::mounted_at(&self.path) {
             Some(mount) => of_mount(&mount)?,
-            None => of_vault(&self.path, &super::check::open_options(&settings))?,
+            None => of_vault(&self.path, &vault::OpenOptions::to_look(&settings))?,
         };
         output::show(&value, self.json)
     }
@@ -89,6 +90,7 @@ fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
                 ),
             ));
         }
+        Ok(Err(e)) if e.kind() == ErrorKind::NotFound => return of_part(mount),
         Ok(Err(e)) => {
             return Err(Error::new(
                 Class::Failed,
@@ -111,4 +113,20 @@ fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
             format!("{shown}/.secretfs/status does not hold JSON: {e}"),
         )
     })
+}
+
+/// A bind of a directory of the mount is without `.secretfs`: its daemon is asked at its socket.
+fn of_part(mount: &MountInfo) -> Result<Value, Error> {
+    let holder = Holder::of_mount(mount.point.clone(), mount.device, &mount.source, mount.user);
+    if let Holder::Vault(..) = holder {
+        return holder.status();
+    }
+    let (shown, vault) = (mount.point.display(), mount.source.display());
+    Err(Error::new(
+        Class::Failed,
+        format!(
+            "{shown} shows a directory of a mount of {vault} and not its top, where .secretfs/status is; \
+             name that mount, or the vault"
+        ),
+    ))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::error::{Class, Error};
-use crate::kms::{KeyUri, KmsSettings};
+use crate::kms::{KeyUri, KmsSettings, local};
 
 pub mod options;
 mod places;
@@ -19,7 +19,6 @@ pub mod table;
 mod value;
 
 pub use options::{Options, parse_options};
-pub use places::{anchor_dir, local_kms_dir};
 pub use raw::{ConfigError, Origin, Raw};
 pub use table::{Kind, SETTINGS, Scope, Setting};
 
@@ -108,7 +107,7 @@ pub struct Settings {
     pub kms_keys: Vec<KeyUri>,
     /// Limits on KMS calls, and the directory of the local KMS.
     pub kms: KmsSettings,
-    /// The directory of this host's anchors.
+    /// The directory of this host's anchors; `None` when there is no such place.
     pub anchor_dir: Option<PathBuf>,
     /// The only vault id accepted.
     pub vault_id: Option<String>,
@@ -213,7 +212,18 @@ impl Settings {
         settings.apply_all(&source::environment(std::env::vars_os())?)?;
         settings.apply_all(given)?;
         settings.fit_into_group(crate::os::cgroup::memory_limit());
+        settings.fill_in_places();
         Ok(settings)
+    }
+
+    /// Fills in the default directories that no setting names. Nothing else resolves them.
+    fn fill_in_places(&mut self) {
+        if self.kms.local_dir.is_none() {
+            self.kms.local_dir = local::usual_dir();
+        }
+        if self.anchor_dir.is_none() {
+            self.anchor_dir = places::anchor_dir();
+        }
     }
 
     /// Limits contents to a third of the control group's memory, unless `max-memory` is set:

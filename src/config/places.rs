@@ -9,18 +9,8 @@ pub(super) fn config_files() -> Vec<PathBuf> {
     files
 }
 
-/// The default directory of the local KMS.
-pub fn local_kms_dir() -> Option<PathBuf> {
-    let of_root = PathBuf::from("/var/lib/secretfs/kms");
-    if crate::os::user::may_use_as_root(&of_root) {
-        Some(of_root)
-    } else {
-        xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("secretfs/kms"))
-    }
-}
-
 /// The default directory of this host's anchors.
-pub fn anchor_dir() -> Option<PathBuf> {
+pub(super) fn anchor_dir() -> Option<PathBuf> {
     let of_root = PathBuf::from("/var/lib/secretfs/anchors");
     if crate::os::user::may_use_as_root(&of_root) {
         Some(of_root)

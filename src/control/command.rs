@@ -2,18 +2,19 @@
 //!
 //! One write is one command. It is answered once the intent is durable, or has failed.
 
+use crate::error::Class;
 use crate::fs::Errno;
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
-use crate::vault::{Failure, Request, VaultError};
+use crate::vault::{Request, VaultError};
 
 use super::commanders::Right;
 
 /// Longest command, in bytes.
 pub(super) const MAX_COMMAND: usize = 4096;
 
-/// An answer begins with this when a record is not what was stored.
-pub(super) const INTEGRITY: &str = "integrity failure: ";
+/// The words of a refusal begin with this when a record is not what was stored.
+const INTEGRITY: &str = "integrity failure: ";
 
 /// Parses a command.
 ///
@@ -61,6 +62,8 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
 /// Why a command was not begun.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
+    /// The exit code of the program follows from it.
+    pub(crate) class: Class,
     /// The errno for the program that writes to the control file.
     pub(crate) errno: Errno,
     /// In words.
@@ -68,31 +71,31 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(errno: i32, why: &str) -> Self {
+    pub(super) fn new(class: Class, errno: i32, why: impl Into<String>) -> Self {
         Self {
+            class,
             errno: Errno(errno),
-            why: why.to_owned(),
+            why: why.into(),
         }
     }
 }
 
-impl From<VaultError> for Refusal {
-    fn from(error: VaultError) -> Self {
+impl From<&VaultError> for Refusal {
+    fn from(error: &VaultError) -> Self {
+        let errno = Errno::from(error);
+        let class = error.failure();
         let mut why = error.to_string();
-        // EIO alone does not tell a failing disk from a record that somebody changed.
-        if error.failure() == Failure::Integrity && !why.starts_with(INTEGRITY) {
+        // EIO alone does not tell people a failing disk from a record that somebody changed.
+        if class == Class::Integrity && !why.starts_with(INTEGRITY) {
             why.insert_str(0, INTEGRITY);
         }
-        Self {
-            errno: error.into(),
-            why,
-        }
+        Self { class, errno, why }
     }
 }
 
 /// The user who gives a command.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
+pub(crate) struct Commander {
     pub(crate) uid: u32,
     pub(crate) right: Right,
 }

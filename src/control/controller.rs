@@ -1,15 +1,17 @@
 //! The controller of one mount: it takes commands to the keys, and reports status and history. The control
 //! files and the socket are two doors to it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::fs::FileSystem;
+use crate::error::Class;
+use crate::fs::{Failures, FileSystem};
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Request, Timestamp, Vault, VaultError, rfc3339, with_times};
 
-use super::command::{Asker, OnReply, Refusal, parse};
+use super::command::{Commander, OnReply, Refusal, parse};
 use super::commanders::{Commanders, Right};
 use super::driver::RotationDriver;
 use super::status::{Reporter, Shown};
@@ -32,9 +34,9 @@ pub struct Settings {
 
 /// The last command.
 #[derive(Default)]
-struct Desk {
+struct LastCommand {
     /// Its name and its outcome.
-    last: Option<String>,
+    outcome: Option<String>,
     /// It is being begun.
     busy: bool,
 }
@@ -42,11 +44,12 @@ struct Desk {
 /// See the module.
 pub struct Controller {
     vault: Arc<Vault>,
+    failures: Arc<Failures>,
     commanders: Commanders,
     driver: RotationDriver,
     reporter: Reporter,
-    desk: Mutex<Desk>,
-    /// The texts of the control files. An answer to a command makes lengths that were told stale.
+    last: Mutex<LastCommand>,
+    /// The texts of the control files. An answer to a command makes lengths stale that users were told.
     texts: Texts,
 }
 
@@ -61,8 +64,9 @@ impl Controller {
             commanders: Commanders::new(settings.control_uid),
             driver: RotationDriver::start(Arc::clone(&vault), settings.rotate_every)?,
             reporter: Reporter::of(fs, settings.shown),
-            desk: Mutex::default(),
+            last: Mutex::new(Rank::LastCommand, LastCommand::default()),
             texts: Texts::default(),
+            failures: Arc::clone(fs.failures()),
             vault,
         }))
     }
@@ -82,8 +86,8 @@ impl Controller {
         &self.texts
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_last(&self) -> MutexGuard<'_, LastCommand> {
+        self.last.lock()
     }
 
     /// The status of the mount and its vault.
@@ -99,23 +103,24 @@ impl Controller {
     /// The key-management history, an object for each event.
     ///
     /// # Errors
-    /// When it cannot be read, or is not what was stored.
+    /// When it cannot be read, or is not what was stored. That is logged and counted.
     pub(crate) fn audit(&self) -> Result<Vec<Value>, VaultError> {
-        let events = self.vault.history()?;
+        let events = self.vault.history();
+        let events = events.inspect_err(|error| self.failures.note(error))?;
         let events = events.iter().map(serde_json::to_value);
         Ok(events.filter_map(Result::ok).map(with_times).collect())
     }
 
     /// The last command and its outcome.
     pub(super) fn last_command(&self) -> String {
-        let last = self.desk().last.clone();
+        let last = self.lock_last().outcome.clone();
         last.unwrap_or_else(|| HELP.to_owned())
     }
 
     fn note(&self, command: &str, outcome: &str) {
         let at = Timestamp::now().seconds;
         let time = rfc3339(at).unwrap_or_else(|| "-".to_owned());
-        self.desk().last = Some(format!("{at} {time} {command}: {outcome}\n"));
+        self.lock_last().outcome = Some(format!("{at} {time} {command}: {outcome}\n"));
     }
 
     /// Tells the rotation driver to stop. A rotation stays where it is; the next mount continues it.
@@ -130,25 +135,26 @@ impl Controller {
 
     /// Takes a command, from the control file or the socket. `reply` is called once, perhaps from
     /// another thread, perhaps before this returns.
-    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Asker, reply: OnReply) {
+    pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Commander, reply: OnReply) {
         let controller = Arc::clone(self);
         let reply = move |begun: Result<(), Refusal>| {
-            controller.texts.forget_told();
+            controller.texts.forget_promises();
             reply(begun);
         };
         let request = match parse(text) {
             Ok(request) => request,
             Err(why) => {
                 self.note("refused", &why);
-                return reply(Err(Refusal::new(libc::EINVAL, &why)));
+                return reply(Err(Refusal::new(Class::Usage, libc::EINVAL, why)));
             }
         };
         if self.vault.is_read_only() {
-            return reply(Err(Refusal::new(libc::EROFS, "the mount is read-only")));
+            let why = "the mount is read-only";
+            return reply(Err(Refusal::new(Class::Failed, libc::EROFS, why)));
         }
-        if std::mem::replace(&mut self.desk().busy, true) {
+        if std::mem::replace(&mut self.lock_last().busy, true) {
             let why = "another command is just being begun";
-            return reply(Err(Refusal::new(libc::EBUSY, why)));
+            return reply(Err(Refusal::new(Class::Busy, libc::EBUSY, why)));
         }
         let beginning = Beginning {
             controller: Arc::clone(self),
@@ -156,12 +162,7 @@ impl Controller {
             reply: Some(Box::new(reply)),
         };
         let worker = move || {
-            let vault = &beginning.controller.vault;
-            // Nothing is changed in a vault that was not counted yet.
-            vault.await_verdict_or_end();
-            fail::fail_point!("command-begins");
-            let outcome = must_be_taken_from(vault, by, &request)
-                .and_then(|()| vault.begin(&request).map_err(Refusal::from));
+            let outcome = beginning.controller.begin(by, &request);
             beginning.end(outcome);
         };
         let started = std::thread::Builder::new()
@@ -171,6 +172,51 @@ impl Controller {
             // Dropping the worker answers the caller.
             tracing::error!("no thread for a command: {error}");
         }
+    }
+
+    /// Begins what is asked for, if `by` may have it done.
+    fn begin(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
+        // Nothing is changed in a vault that was not counted yet.
+        self.vault.await_verdict_or_end();
+        fail::fail_point!("command-begins");
+        self.must_be_taken_from(by, request)?;
+        let begun = self.vault.begin(request);
+        begun.map_err(|error| self.refuse(&error))
+    }
+
+    /// The refusal for a failure, which is logged. It is not counted among reads of what was not stored:
+    /// nothing is shown to anybody, and a KMS that answers with another key says nothing of the vault.
+    pub(super) fn refuse(&self, error: &VaultError) -> Refusal {
+        self.failures.log(error);
+        Refusal::from(error)
+    }
+
+    /// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
+    /// not asked for by root or the user who mounted, by the command: whoever has those keys can then
+    /// read the vault.
+    fn must_be_taken_from(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
+        let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
+            return Ok(());
+        };
+        let unknown = self.vault.first_unknown_key(to);
+        let unknown = unknown.map_err(|error| self.refuse(&error))?;
+        let what = match (leave_aws, unknown) {
+            (false, None) => return Ok(()),
+            (true, _) => "leaving AWS KMS (--yes-leave-aws)".to_owned(),
+            (false, Some(key)) => {
+                format!("{key}, which the vault is not under and kms-key does not name,")
+            }
+        };
+        let keys = to.iter().map(|key| format!(" --kms-key {key}"));
+        let why = format!(
+            "{what} is not taken from here, but from root and the user who mounted, by the command: \
+             `secretfs rewrap {}{}{}`",
+            self.vault.path().display(),
+            keys.collect::<String>(),
+            if *leave_aws { " --yes-leave-aws" } else { "" },
+        );
+        tracing::warn!("refused to user {}: {why}", by.uid);
+        Err(Refusal::new(Class::NotPermitted, libc::EPERM, why))
     }
 }
 
@@ -185,16 +231,16 @@ struct Beginning {
 
 impl Beginning {
     fn end(mut self, outcome: Result<(), Refusal>) {
-        self.tell(outcome);
+        self.answer(outcome);
     }
 
-    fn tell(&mut self, outcome: Result<(), Refusal>) {
+    fn answer(&mut self, outcome: Result<(), Refusal>) {
         let Some(reply) = self.reply.take() else {
             return;
         };
         let controller = &self.controller;
-        controller.desk().busy = false;
-        controller.note(self.name, &said(&outcome));
+        controller.lock_last().busy = false;
+        controller.note(self.name, &in_words(&outcome));
         // One that is blocked is tried again when somebody asks for another.
         controller.driver.wake();
         reply(outcome);
@@ -205,37 +251,11 @@ impl Drop for Beginning {
     fn drop(&mut self) {
         let why = "it died while it was begun, and the log says where; `status` tells whether it is \
                    under way; try again if not";
-        self.tell(Err(Refusal::new(libc::EIO, why)));
+        self.answer(Err(Refusal::new(Class::Internal, libc::EIO, why)));
     }
 }
 
-/// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
-/// not asked for by root or the user who mounted, by the command: whoever has those keys can then
-/// read the vault.
-fn must_be_taken_from(vault: &Vault, by: Asker, request: &Request) -> Result<(), Refusal> {
-    let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
-        return Ok(());
-    };
-    let what = match (leave_aws, vault.first_unknown_key(to)?) {
-        (false, None) => return Ok(()),
-        (true, _) => "leaving AWS KMS (--yes-leave-aws)".to_owned(),
-        (false, Some(key)) => {
-            format!("{key}, which the vault is not under and kms-key does not name,")
-        }
-    };
-    let keys = to.iter().map(|key| format!(" --kms-key {key}"));
-    let why = format!(
-        "{what} is not taken from here, but from root and the user who mounted, by the command: \
-         `secretfs rewrap {}{}{}`",
-        vault.path().display(),
-        keys.collect::<String>(),
-        if *leave_aws { " --yes-leave-aws" } else { "" },
-    );
-    tracing::warn!("refused to user {}: {why}", by.uid);
-    Err(Refusal::new(libc::EPERM, &why))
-}
-
-fn said(outcome: &Result<(), Refusal>) -> String {
+fn in_words(outcome: &Result<(), Refusal>) -> String {
     match outcome {
         Ok(()) => "begun; `status` tells how far it is".to_owned(),
         Err(refusal) => format!("failed: {}", refusal.why),

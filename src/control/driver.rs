@@ -1,13 +1,14 @@
 //! The rotation driver: a thread that takes rotations to their end, and begins those that are due.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::os::nice;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Vault};
 
 /// A rotation continues so long after a failure.
@@ -23,7 +24,6 @@ pub(super) struct RotationDriver {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Default)]
 struct Shared {
     stop: AtomicBool,
     /// Something may be begun.
@@ -33,7 +33,7 @@ struct Shared {
 
 impl Shared {
     fn wanted(&self) -> MutexGuard<'_, bool> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wanted.lock()
     }
 
     fn go_on(&self) -> ControlFlow<()> {
@@ -55,14 +55,8 @@ impl Shared {
                 return true;
             }
             wanted = match left {
-                None => self
-                    .wake
-                    .wait(wanted)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(left) => {
-                    let waited = self.wake.wait_timeout(wanted, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                None => self.wake.wait(wanted),
+                Some(left) => self.wake.wait_timeout(wanted, left),
             };
         }
     }
@@ -116,9 +110,12 @@ impl Shared {
 
 impl RotationDriver {
     pub(super) fn start(vault: Arc<Vault>, every: Option<Duration>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        // A rotation that an earlier mount left continues at once.
-        *shared.wanted() = true;
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            // A rotation that an earlier mount left continues at once.
+            wanted: Mutex::new(Rank::RotationWanted, true),
+            wake: Condvar::new(),
+        });
         let driver = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("keys".into())
@@ -137,7 +134,7 @@ impl RotationDriver {
             })?;
         Ok(Self {
             shared,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::MountThread, Some(thread)),
         })
     }
 
@@ -156,11 +153,7 @@ impl RotationDriver {
     /// Ends the thread.
     pub(super) fn stop(&self) {
         self.begin_to_stop();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {

@@ -9,17 +9,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::error::Class;
 use crate::fs::{
     self, Attr, Caller, DirectoryEntry, Done, Errno, FileHandle, Opened, ReadDone, SetAttributes,
     VIRTUAL_DIRECTORY, VirtualDirectory,
 };
 use crate::vault::{Kind, ROOT, Timestamp};
 
-use super::command::{Asker, Refusal};
+use super::command::{Commander, Refusal};
 use super::commanders::Right;
 use super::controller::Controller;
 use super::directory::{FILES, File, NAME, Sight, Text, file_of, number};
 use super::opening::Openings;
+use super::protocol::Answer;
 use super::refusals::Refusals;
 use super::renderers::Renderers;
 use super::texts::Texts;
@@ -74,7 +76,8 @@ impl Files {
         {
             return Ok(known);
         }
-        let events = self.controller.audit()?;
+        let events = self.controller.audit();
+        let events = events.map_err(|error| Errno::from(&error))?;
         let lines = events.iter().map(|event| format!("{event}\n").into_bytes());
         let text = Arc::new(lines.flatten().collect());
         // It may have grown meanwhile.
@@ -130,7 +133,7 @@ impl Files {
             // There is nothing in it that changes from one moment to the next.
             false if file == File::Status => None,
             false => return done(self, 0),
-            true => texts.told(caller.uid, file),
+            true => texts.promised(caller.uid, file),
         };
         let open = || {
             texts
@@ -142,7 +145,7 @@ impl Files {
         }
         self.when_rendered(file, in_full, move |files, text| {
             if in_full && let Ok(text) = &text {
-                files.texts().tell(caller.uid, file, text);
+                files.texts().promise(caller.uid, file, text);
             }
             // Opening it tells what is wrong.
             done(files, text.map_or(0, |text| text.len() as u64));
@@ -261,8 +264,8 @@ impl VirtualDirectory for ControlFiles {
         let then = move |files: &Files, text: Result<Text, Errno>| {
             done(text.and_then(|text| files.opened(caller, (file, commands), &text)));
         };
-        let told = self.0.texts().take(caller.uid, file);
-        match told.filter(|_| may_command) {
+        let promised = self.0.texts().take_promised(caller.uid, file);
+        match promised.filter(|_| may_command) {
             Some(text) => then(&self.0, Ok(text)),
             None => self.0.when_rendered(file, may_command, then),
         }
@@ -270,13 +273,14 @@ impl VirtualDirectory for ControlFiles {
 
     fn read(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
         match self.0.open.get(fh) {
-            Some(open) => done(Ok(fs::window(&open.text, offset, size))),
+            Some(open) => done(Ok(fs::window(open.shown(), offset, size))),
             None => done(Err(Errno(libc::EBADF))),
         }
     }
 
     /// One write is one command, at whatever offset. The writer may be another than the opener, and is
-    /// checked, too. Nobody knows the writer of what comes out of the page cache (`mmap`).
+    /// checked, too. Nobody knows the writer of what comes out of the page cache (`mmap`). The answer is
+    /// read through the same descriptor: an errno alone does not tell the class of a refusal.
     fn write(
         &self,
         caller: Caller,
@@ -290,6 +294,16 @@ impl VirtualDirectory for ControlFiles {
             return done(Err(Errno(libc::EBADF)));
         };
         let (uid, pid) = (caller.uid, caller.pid);
+        let files = Arc::clone(&self.0);
+        let count = data.len() as u32;
+        let reply = move |begun: Result<(), Refusal>| {
+            let written = begun.as_ref().map(|()| count);
+            let written = written.map_err(|refusal| refusal.errno);
+            if let Ok(line) = Answer::from(begun).line() {
+                files.open.note_answer(fh, Arc::new(line));
+            }
+            done(written);
+        };
         if from_cache || !self.0.may_command(uid) {
             // A mapping tells only who has opened it.
             let whose = if from_cache { open.uid } else { uid };
@@ -306,16 +320,16 @@ impl VirtualDirectory for ControlFiles {
                     ),
                 }
             });
-            return done(Err(Errno(libc::EPERM)));
+            let why = format!(
+                "user {uid} may not command; {}",
+                self.0.controller.commanders()
+            );
+            let refusal = Refusal::new(Class::NotPermitted, libc::EPERM, why);
+            return reply(Err(refusal));
         }
-        let count = data.len() as u32;
-        let reply = move |begun: Result<(), Refusal>| match begun {
-            Ok(()) => done(Ok(count)),
-            Err(refusal) => done(Err(refusal.errno)),
-        };
         // Whoever the user is: any program of that user may write here.
         let right = Right::KnownKeys;
-        let by = Asker { uid, right };
+        let by = Commander { uid, right };
         self.0.controller.command(data, by, Box::new(reply));
     }
 

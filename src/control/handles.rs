@@ -24,6 +24,16 @@ pub(super) struct OpenControl {
     pub(super) uid: u32,
     /// It takes commands.
     pub(super) commands: bool,
+    /// The answer to the last command that was written through it, which it shows from then on. Not counted
+    /// in bytes: it is as short as a command, and there are only so many handles.
+    pub(super) answer: Option<Text>,
+}
+
+impl OpenControl {
+    /// What reading it shows.
+    pub(super) fn shown(&self) -> &Text {
+        self.answer.as_ref().unwrap_or(&self.text)
+    }
 }
 
 /// All of them.
@@ -94,6 +104,13 @@ impl Handles {
         self.all.get(&fh).cloned()
     }
 
+    /// Notes the answer to a command, unless the one that it came through is closed.
+    pub(super) fn note_answer(&mut self, fh: FileHandle, answer: Text) {
+        if let Some(open) = self.all.get_mut(&fh) {
+            open.answer = Some(answer);
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -134,6 +151,7 @@ mod tests {
             text: Arc::clone(text),
             uid,
             commands: false,
+            answer: None,
         }
     }
 

@@ -1,9 +1,10 @@
 //! Opening control files: who may, and what is open.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fs::{Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::commanders::Commanders;
 use super::directory::{File, Text, file_of};
@@ -26,28 +27,33 @@ impl Openings {
         Self {
             commanders,
             is_read_only,
-            open: Mutex::default(),
+            open: Mutex::new(Rank::ControlHandles, Handles::default()),
             next: AtomicU64::default(),
             refused: Refusals::default(),
             too_many: Refusals::default(),
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, Handles> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_open(&self) -> MutexGuard<'_, Handles> {
+        self.open.lock()
     }
 
     /// Number of open files.
     pub(super) fn len(&self) -> usize {
-        self.open().len()
+        self.lock_open().len()
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Option<OpenControl> {
-        self.open().get(fh)
+        self.lock_open().get(fh)
+    }
+
+    /// Notes the answer to a command that came through `fh`, which shows it from now on.
+    pub(super) fn note_answer(&self, fh: FileHandle, answer: Text) {
+        self.lock_open().note_answer(fh, answer);
     }
 
     pub(super) fn remove(&self, fh: FileHandle) {
-        self.open().remove(fh);
+        self.lock_open().remove(fh);
     }
 
     /// Which file it is, and whether it is to take commands.
@@ -95,8 +101,9 @@ impl Openings {
             text: Arc::clone(text),
             uid,
             commands,
+            answer: None,
         };
-        self.open().add(fh, open).inspect_err(|_| {
+        self.lock_open().add(fh, open).inspect_err(|_| {
             self.too_many.log(uid, || {
                 format!(
                     "refused to open a file of .secretfs: user {uid}, process {pid}, has as many \

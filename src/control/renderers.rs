@@ -3,9 +3,9 @@
 //! its own, so that it does not wait for the full one.
 
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
 
 use crate::fs::Errno;
+use crate::sync::{Mutex, Rank};
 
 /// Renders, unless it is given an error.
 pub(super) type Job = Box<dyn FnOnce(Result<(), Errno>) + Send>;
@@ -18,8 +18,13 @@ pub(super) struct Renderers {
 }
 
 /// A thread, which starts with its first job. Dropping this ends it, once its jobs are done.
-#[derive(Default)]
 struct Renderer(Mutex<Option<Sender<Job>>>);
+
+impl Default for Renderer {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::Renderer, None))
+    }
+}
 
 impl Renderers {
     /// Runs `job` on the thread for the full or the public texts.
@@ -33,7 +38,7 @@ impl Renderers {
 
 impl Renderer {
     fn run(&self, name: &str, job: Job) {
-        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.0.lock();
         if jobs.is_none() {
             match start(name) {
                 Ok(sender) => *jobs = Some(sender),

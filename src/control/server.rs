@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,11 +18,13 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::command::{Asker, Refusal};
+use super::command::{Commander, Refusal};
 use super::controller::Controller;
 use super::protocol::{Answer, MAX_QUESTION, mark, path_of};
 use super::refusals::Refusals;
+use crate::error::Class;
 use crate::store::SOCKET;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank, RwLock, RwLockReadGuard};
 
 /// A peer must ask within this.
 const TO_ASK: Duration = Duration::from_secs(2);
@@ -58,10 +60,10 @@ pub(crate) struct Farewells(Vec<UnixStream>);
 
 impl Farewells {
     /// Tells them that it has come.
-    pub(crate) fn tell(&self, commit: u64) {
+    pub(crate) fn send(&self, commit: u64) {
         for stream in &self.0 {
             // A peer that has gone is not waited for.
-            let _ = tell(stream, &Answer::Ended { commit });
+            let _ = send(stream, &Answer::Ended { commit });
         }
     }
 }
@@ -79,10 +81,10 @@ impl Socket {
                 shared: Arc::new(Shared {
                     listener: listen_in(&directory, controller.commanders().also().is_some())?,
                     mark: mark(&directory.metadata()?),
-                    controller: RwLock::new(Some(Arc::clone(&controller))),
-                    busy: Mutex::new(0),
+                    controller: RwLock::new(Rank::ControlSocket, Some(Arc::clone(&controller))),
+                    busy: Mutex::new(Rank::Connections, 0),
                     free: Condvar::new(),
-                    farewells: Mutex::default(),
+                    farewells: Mutex::new(Rank::Farewells, Vec::new()),
                     refusals: Refusals::default(),
                 }),
                 directory,
@@ -116,11 +118,7 @@ impl Drop for Socket {
         if let Err(error) = fs::symlink_metadata(&path).and_then(|found| remove(&path, &found)) {
             tracing::debug!("cannot remove {SOCKET}: {error}");
         }
-        *self
-            .shared
-            .controller
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.controller.write() = None;
         self.shared.refusals.end(&format!("refused at {SOCKET}"));
         // Wakes the thread that accepts.
         let _ = shutdown(self.shared.listener.as_raw_fd(), Shutdown::Both);
@@ -171,15 +169,11 @@ fn open_to_all(path: &std::path::Path) -> io::Result<()> {
 
 impl Shared {
     fn farewells(&self) -> MutexGuard<'_, Vec<UnixStream>> {
-        self.farewells
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.farewells.lock()
     }
 
     fn controller(&self) -> RwLockReadGuard<'_, Option<Arc<Controller>>> {
-        self.controller
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.controller.read()
     }
 
     fn is_over(&self) -> bool {
@@ -221,19 +215,21 @@ impl Shared {
                 format!("refused at {SOCKET}: user {uid}, process {pid}")
             });
             let why = format!("user {uid} may not ask; {commanders}");
-            return tell(stream, &refused("EPERM", why));
+            let refusal = Refusal::new(Class::NotPermitted, nix::libc::EPERM, why);
+            return send(stream, &refusal.into());
         };
         match question(stream, Instant::now() + TO_ASK)? {
-            Some(question) => self.answer(&question, Asker { uid, right }, stream),
-            None => tell(stream, &refused("EINVAL", "this is no question".to_owned())),
+            Some(question) => self.answer(&question, Commander { uid, right }, stream),
+            None => send(stream, &no_question("this is no question").into()),
         }
     }
 
-    fn answer(&self, question: &str, by: Asker, stream: &UnixStream) -> io::Result<()> {
+    fn answer(&self, question: &str, by: Commander, stream: &UnixStream) -> io::Result<()> {
         let (mark, question) = question.split_once(' ').unwrap_or((question, ""));
         if mark != self.mark {
-            let why = "this is the socket of a vault in another directory".to_owned();
-            return tell(stream, &refused("ESTALE", why));
+            let why = "this is the socket of a vault in another directory";
+            let refusal = Refusal::new(Class::Failed, nix::libc::ESTALE, why);
+            return send(stream, &refusal.into());
         }
         let guard = self.controller();
         let Some(controller) = &*guard else {
@@ -246,12 +242,9 @@ impl Shared {
                 controller.command(
                     command.as_bytes(),
                     by,
-                    Box::new(move |told| {
+                    Box::new(move |begun| {
                         // The peer may have left. The command is done all the same.
-                        let _ = match told {
-                            Ok(()) => tell(&stream, &Answer::Begun),
-                            Err(refusal) => tell(&stream, &refusal.into()),
-                        };
+                        let _ = send(&stream, &begun.into());
                     }),
                 );
                 return Ok(());
@@ -263,15 +256,15 @@ impl Shared {
                     farewells.push(stream.try_clone()?);
                     Ok(Answer::Begun)
                 } else {
-                    let why = "too many wait for the end of the mount".to_owned();
-                    Ok(refused("EBUSY", why))
+                    let why = "too many wait for the end of the mount";
+                    Err(Refusal::new(Class::Busy, nix::libc::EBUSY, why))
                 }
             }
             _ => look(controller, question),
         };
         // The answer may take its time to be read.
         drop(guard);
-        tell(stream, &answer.unwrap_or_else(Answer::from))
+        send(stream, &answer.unwrap_or_else(Answer::from))
     }
 }
 
@@ -285,26 +278,22 @@ fn has_left(stream: &UnixStream) -> bool {
 /// Answers a question that changes nothing.
 fn look(controller: &Controller, question: &str) -> Result<Answer, Refusal> {
     // The peer asked by the vault's path, and means the vault that is there.
-    controller.vault().check_unmoved()?;
+    let unmoved = controller.vault().check_unmoved();
+    unmoved.map_err(|error| controller.refuse(&error))?;
     match question {
         "status" => Ok(Answer::Status(controller.status())),
-        "audit" => Ok(Answer::Audit(controller.audit()?)),
-        _ => Ok(refused(
-            "EINVAL",
-            "unknown question; ask for status, audit, end or control COMMAND".to_owned(),
+        "audit" => match controller.audit() {
+            Ok(events) => Ok(Answer::Audit(events)),
+            Err(error) => Err(Refusal::from(&error)),
+        },
+        _ => Err(no_question(
+            "unknown question; ask for status, audit, end or control COMMAND",
         )),
     }
 }
 
-fn refused(errno: &str, why: String) -> Answer {
-    let errno = errno.to_owned();
-    Answer::Refused { errno, why }
-}
-
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        refused(&refusal.errno.name(), refusal.why)
-    }
+fn no_question(why: &str) -> Refusal {
+    Refusal::new(Class::Usage, nix::libc::EINVAL, why)
 }
 
 /// One line, without its end; `None` for what is too long or not text.
@@ -330,10 +319,9 @@ fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String
     }
 }
 
-fn tell(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+fn send(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     let until = Instant::now() + TO_TAKE;
-    let mut text = serde_json::to_vec(answer)?;
-    text.push(b'\n');
+    let text = answer.line()?;
     let mut rest = &text[..];
     while !rest.is_empty() {
         stream.set_write_timeout(Some(left(until)?))?;
@@ -362,14 +350,12 @@ struct Turn {
 impl Turn {
     /// Waits until one is free.
     fn take(shared: &Arc<Shared>) -> Self {
-        let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = shared.busy.lock();
         while *busy >= AT_ONCE {
-            busy = shared
-                .free
-                .wait(busy)
-                .unwrap_or_else(PoisonError::into_inner);
+            busy = shared.free.wait(busy);
         }
         *busy += 1;
+        drop(busy);
         Self {
             shared: Arc::clone(shared),
         }
@@ -378,11 +364,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self
-            .shared
-            .busy
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        *self.shared.busy.lock() -= 1;
         self.shared.free.notify_one();
     }
 }

@@ -212,7 +212,7 @@ impl Reporter {
 
     fn integrity_in_words(&self, integrity: &Integrity, findings: &Findings) -> String {
         match self.vault.check_unmoved() {
-            Ok(()) => said_of(integrity, findings, self.fs.unauthentic_reads()),
+            Ok(()) => said_of(integrity, findings, self.fs.failures().unauthentic()),
             Err(error) => format!("failed: {error}"),
         }
     }

@@ -2,22 +2,28 @@
 //! reads a text of that length.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::fs::Caller;
 use crate::keyring::HistoryHead;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::directory::{File, Text};
 
 /// A user who was told a length opens that text within this time.
-const AFTER_TELLING: Duration = Duration::from_secs(1);
+const AFTER_PROMISE: Duration = Duration::from_secs(1);
 /// Opens that are remembered, for `fstat`.
 const REMEMBERED: usize = 64;
 
 /// See the module. Never locked while something is rendered.
-#[derive(Default)]
 pub(super) struct Texts(Mutex<State>);
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::ControlTexts, State::default()))
+    }
+}
 
 #[derive(Default)]
 struct State {
@@ -26,18 +32,18 @@ struct State {
     /// The history as it is shown, up to where it is.
     history: Option<(HistoryHead, Text)>,
     /// Lengths that were told, and not opened since. Only of those who may command: they are three.
-    told: Vec<Told>,
-    opened: VecDeque<Opened>,
+    promised: Vec<Promise>,
+    opened: VecDeque<OpenText>,
 }
 
-struct Told {
+struct Promise {
     uid: u32,
     file: File,
     text: Text,
     at: Instant,
 }
 
-struct Opened {
+struct OpenText {
     by: Caller,
     file: File,
     /// Gone when it is closed.
@@ -46,7 +52,7 @@ struct Opened {
 
 impl Texts {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The text of these bytes: the newest, if that has the same.
@@ -81,21 +87,22 @@ impl Texts {
     }
 
     /// The text whose length a user was just told.
-    pub(super) fn told(&self, uid: u32, file: File) -> Option<Text> {
+    pub(super) fn promised(&self, uid: u32, file: File) -> Option<Text> {
         let state = self.state();
-        let told = state.told.iter();
-        told.filter(|told| told.uid == uid && told.file == file)
-            .find(|told| told.at.elapsed() < AFTER_TELLING)
-            .map(|told| Arc::clone(&told.text))
+        let promised = state.promised.iter();
+        promised
+            .filter(|one| one.uid == uid && one.file == file)
+            .find(|one| one.at.elapsed() < AFTER_PROMISE)
+            .map(|one| Arc::clone(&one.text))
     }
 
     /// A user is told the length of `text`.
-    pub(super) fn tell(&self, uid: u32, file: File, text: &Text) {
+    pub(super) fn promise(&self, uid: u32, file: File, text: &Text) {
         let mut state = self.state();
         state
-            .told
-            .retain(|told| told.uid != uid || told.file != file);
-        state.told.push(Told {
+            .promised
+            .retain(|one| one.uid != uid || one.file != file);
+        state.promised.push(Promise {
             uid,
             file,
             text: Arc::clone(text),
@@ -104,18 +111,18 @@ impl Texts {
     }
 
     /// Takes the text whose length a user was just told; the next open gets another.
-    pub(super) fn take(&self, uid: u32, file: File) -> Option<Text> {
-        let told = self.told(uid, file);
+    pub(super) fn take_promised(&self, uid: u32, file: File) -> Option<Text> {
+        let promised = self.promised(uid, file);
         let mut state = self.state();
         state
-            .told
-            .retain(|told| told.uid != uid || told.file != file);
-        told
+            .promised
+            .retain(|one| one.uid != uid || one.file != file);
+        promised
     }
 
     /// Something else is shown from now on.
-    pub(super) fn forget_told(&self) {
-        self.state().told.clear();
+    pub(super) fn forget_promises(&self) {
+        self.state().promised.clear();
     }
 
     /// `by` has opened `text`.
@@ -125,7 +132,7 @@ impl Texts {
             state.opened.pop_front();
         }
         let text = Arc::downgrade(text);
-        state.opened.push_back(Opened { by, file, text });
+        state.opened.push_back(OpenText { by, file, text });
     }
 
     /// The text that this thread, or else this user, has opened last and not closed: `fstat` does not say

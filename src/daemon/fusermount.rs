@@ -74,6 +74,8 @@ pub(super) fn refusal(stderr: &[u8]) -> Error {
         "; /dev/fuse must exist with mode 0666"
     } else if said.contains("has to be setuid") || said.contains("Operation not permitted") {
         "; fusermount3 must be setuid root"
+    } else if said.contains("not found in /etc/mtab") {
+        "; only root, and the user who mounted it, may unmount it"
     } else {
         ""
     };
@@ -83,4 +85,17 @@ pub(super) fn refusal(stderr: &[u8]) -> Error {
         said
     };
     Error::new(class, format!("fusermount3 refused: {said}{next}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_not_unmount_is_told_who_may() {
+        let error = refusal(b"fusermount3: entry for /m not found in /etc/mtab\n");
+        let message = "fusermount3 refused: entry for /m not found in /etc/mtab; \
+                       only root, and the user who mounted it, may unmount it";
+        assert_eq!(error.message, message);
+    }
 }

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use tracing::{Level, Metadata, level_filters::LevelFilter};
 use tracing_subscriber::filter::Targets;
@@ -19,6 +19,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::LogFormat;
 use crate::error::{Class, Error};
 use crate::os::sys;
+use crate::sync::{Mutex, Rank};
 
 /// Where the log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ pub(crate) fn start(
     let colour = destination == Destination::Stderr && io::stderr().is_terminal();
     let timeless = destination == Destination::Syslog;
     let sink = SINK.get_or_init(|| Sink {
-        file: Mutex::new(None),
+        file: Mutex::new(Rank::LogFile, None),
         destination,
     });
     sink.open()?;
@@ -88,7 +89,7 @@ impl Sink {
     fn open(&self) -> Result<(), Error> {
         if let Destination::File(path) = &self.destination {
             let file = open_file(path)?;
-            *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+            *self.file.lock() = Some(file);
         }
         Ok(())
     }
@@ -98,7 +99,7 @@ impl Sink {
         match &self.destination {
             Destination::Stderr => drop(io::stderr().lock().write_all(line)),
             Destination::File(_) => {
-                let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+                let file = self.file.lock();
                 if let Some(mut file) = file.as_ref() {
                     let _ = file.write_all(line);
                 }

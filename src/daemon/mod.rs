@@ -11,6 +11,7 @@ mod log;
 mod mount;
 mod mount_options;
 mod panics;
+mod patience;
 mod plan;
 mod point;
 mod quote;
@@ -25,6 +26,7 @@ pub use crate::os::mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, 
 pub use crate::os::sys::ignore_file_size_signal;
 pub use harden::{Locked, Protection};
 pub use panics::{caught, install_hook};
+pub(crate) use patience::patiently;
 pub use plan::{Request, Target, check as plan};
 pub(crate) use signals::interruptions;
 pub use start::mount;

@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Class, Error};
 
+/// The place of the last panic. A lock without a rank: the hook takes it whatever the thread that panics
+/// holds.
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
 /// Replaces the hook that prints payloads.

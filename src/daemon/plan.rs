@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::error::{Class, Error};
 use crate::kms::local::CREDENTIALS_VARIABLE;
 use crate::os::mountinfo::is_under;
@@ -201,12 +201,7 @@ fn not_a_directory(path: &Path) -> Error {
 /// Refuses a mount over anything that the daemon needs while it serves, and a mount inside of the
 /// vault or the local KMS: it would wait for itself.
 fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
-    let kms = plan
-        .settings
-        .kms
-        .local_dir
-        .clone()
-        .or_else(config::local_kms_dir);
+    let kms = plan.settings.kms.local_dir.clone();
     let directories = [
         ("the vault", Some(plan.vault.clone())),
         ("the local KMS", kms),
@@ -225,13 +220,9 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
         }
         refuse_under(point, what, &directory)?;
     }
-    let anchors = plan.settings.anchor_dir.clone().or_else(config::anchor_dir);
-    if let Some(anchors) = anchors {
-        refuse_under(
-            point,
-            "the anchors of this host",
-            &vault::real_path(&anchors),
-        )?;
+    if let Some(anchors) = &plan.settings.anchor_dir {
+        let anchors = vault::real_path(anchors);
+        refuse_under(point, "the anchors of this host", &anchors)?;
     }
     for file in &plan.settings.config_files {
         refuse_under(point, "the configuration file", &vault::real_path(file))?;

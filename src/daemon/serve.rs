@@ -102,7 +102,7 @@ impl Mounted {
         let farewells = self.socket.take().map(Socket::close);
         let finished = self.door.finish(ending).map_err(Error::from);
         if let (Ok(()), Some(farewells)) = (&finished, farewells) {
-            farewells.tell(self.door.vault().state().commit);
+            farewells.send(self.door.vault().state().commit);
         }
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");

@@ -64,25 +64,25 @@ pub(crate) fn interruptions() -> Result<Arc<AtomicBool>, Error> {
     Ok(stop)
 }
 
-/// What the watching thread must know of the daemon's state.
+/// The thread that takes signals, by what it must know of the daemon's state.
 #[derive(Default)]
-pub(crate) struct Watch {
+pub(crate) struct SignalThread {
     serving: AtomicBool,
     ending: AtomicUsize,
     mount: OnceLock<Weak<Mount>>,
 }
 
-impl Watch {
+impl SignalThread {
     /// Starts the thread. `foreground`: a hang-up means that the terminal is gone; otherwise it
     /// means that logs are to be reopened.
     pub(crate) fn start(foreground: bool, events: Sender<Event>) -> Result<Arc<Self>, Error> {
-        let watch = Arc::new(Self::default());
-        let mine = Arc::clone(&watch);
+        let known = Arc::new(Self::default());
+        let own = Arc::clone(&known);
         std::thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || mine.run(foreground, &events))
+            .spawn(move || own.run(foreground, &events))
             .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
-        Ok(watch)
+        Ok(known)
     }
 
     /// From here on there is something to take away when the process is told to end.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::os::{mountinfo, stdio, sys};
 use crate::{config, fs, vault};
@@ -13,6 +13,7 @@ use super::helper::Helper;
 use super::log::{self, Destination};
 use super::mount::{self, Mount, Mounter};
 use super::mount_options::MountOptions;
+use super::patience::patiently;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
 use crate::control;
@@ -20,7 +21,7 @@ use crate::control::Socket;
 use crate::error::{Class, Error};
 
 use super::serve::{self, Mounted};
-use super::signals::{self, Event, Watch};
+use super::signals::{self, Event, SignalThread};
 use super::{Protection, harden, panics, touch};
 
 /// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
@@ -127,7 +128,7 @@ fn daemon(
     }
     let protection = harden::harden(settings.require_mlock)?;
     let (tell, events) = mpsc::channel();
-    let watch = Watch::start(plan.foreground, tell.clone())?;
+    let signal_thread = SignalThread::start(plan.foreground, tell.clone())?;
 
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
@@ -137,7 +138,7 @@ fn daemon(
 
     // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
     let on = point.zip(mounter);
-    let mounted = mount_and_serve(plan, on, &door, &watch, tell);
+    let mounted = mount_and_serve(plan, on, &door, &signal_thread, tell);
     let (mount, ready) = match mounted {
         Ok(mounted) => mounted,
         Err(e) => {
@@ -146,7 +147,7 @@ fn daemon(
         }
     };
     let socket = Socket::open(controller);
-    watch.serving();
+    signal_thread.serving();
 
     // 5. Tell: whoever started us, systemd, the log.
     announce(ready);
@@ -197,7 +198,7 @@ fn mount_and_serve(
     plan: &Plan,
     on: Option<(Point, Mounter)>,
     door: &Arc<fs::FrontDoor>,
-    watch: &Arc<Watch>,
+    signal_thread: &Arc<SignalThread>,
     tell: mpsc::Sender<Event>,
 ) -> Result<(Option<Arc<Mount>>, Ready), Error> {
     let (mount, device) = match (&plan.target, on) {
@@ -222,7 +223,7 @@ fn mount_and_serve(
         }
     };
     if let Some(mount) = &mount {
-        watch.mounted(mount);
+        signal_thread.mounted(mount);
         door.fs().attach_device(mount.device());
     }
     // From here on an error drops `mount`, which takes the mount away.
@@ -240,27 +241,15 @@ fn mount_and_serve(
     Ok((mount, ready))
 }
 
-/// How long a daemon that has just been unmounted may take to let go of its vault.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// Opens the vault. A vault that is held, but not mounted for writing anywhere we can see, is
-/// being let go of: `umount` does not wait for the daemon, so the next mount does.
+/// Opens the vault. A vault that is held, but not mounted for writing anywhere we can see, is being let go
+/// of.
 fn open_vault(plan: &Plan) -> Result<Arc<vault::Vault>, Error> {
-    let options = open_options(plan);
-    let deadline = Instant::now() + GRACE;
-    loop {
-        match vault::Vault::open_to_serve(&plan.vault, &options, verify(&plan.settings)) {
-            Ok(vault) => return Ok(vault),
-            Err(e) => {
-                let error = Error::from(e);
-                let patient = error.class == Class::Busy && Instant::now() < deadline;
-                if !patient || is_mounted_for_writing(plan) {
-                    return Err(error);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
+    let options = vault::OpenOptions {
+        mountpoint: plan.target.point().map(Into::into),
+        ..vault::OpenOptions::of(&plan.settings)
+    };
+    let open = || vault::Vault::open_to_serve(&plan.vault, &options, verify(&plan.settings));
+    Ok(patiently(open, || is_mounted_for_writing(plan))?)
 }
 
 fn is_mounted_for_writing(plan: &Plan) -> bool {
@@ -281,23 +270,6 @@ fn verify(settings: &config::Settings) -> vault::Verify {
     match settings.verify_in_background {
         true => vault::Verify::Background,
         false => vault::Verify::Before(settings.verify_within),
-    }
-}
-
-fn open_options(plan: &Plan) -> vault::OpenOptions {
-    let settings = &plan.settings;
-    vault::OpenOptions {
-        read_only: settings.read_only,
-        accept_rollback: settings.accept_rollback,
-        pinned_keys: settings.kms_keys.clone(),
-        pinned_vault_id: settings.vault_id.clone(),
-        require_anchor: settings.require_anchor,
-        min_commit: settings.min_commit,
-        salvage: settings.salvage,
-        unsafe_filesystem: settings.unsafe_filesystem,
-        kms: settings.kms.clone(),
-        anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),
-        mountpoint: plan.target.point().map(Into::into),
     }
 }
 

@@ -148,11 +148,8 @@ impl Held {
         let status = match status_of(mount) {
             Status::Told(status) => status,
             Status::Failed => return Self::unless_dead(mount),
-            Status::Silent => {
-                return Self::ByWhoever {
-                    writes: !mount.read_only,
-                };
-            }
+            // A bind that is read-only may be one of a mount for writing.
+            Status::Silent => return Self::ByWhoever { writes: true },
         };
         let writes = status["mode"] != "read-only";
         // What a writer has not written yet makes it more.
@@ -164,12 +161,13 @@ impl Held {
         }
     }
 
+    /// What is known without an answer. A daemon whose mount was aborted may still be writing, and one that
+    /// was killed may not: who has the vault tells that, where it is seen.
     fn unless_dead(mount: &mountinfo::Mount) -> Self {
-        match Point::open(&mount.point).is_ok_and(|point| point.is_dead()) {
+        let is_dead = Point::open(&mount.point).is_ok_and(|point| point.is_dead());
+        match is_dead && store::holder(&mount.source).is_ok() {
             true => Self::Free,
-            false => Self::ByWhoever {
-                writes: !mount.read_only,
-            },
+            false => Self::ByWhoever { writes: true },
         }
     }
 
@@ -336,7 +334,7 @@ enum Status {
 
 /// How long a process that was killed may take to end. It cannot end before the daemon answers what
 /// the daemon has already been asked.
-const TO_DIE: Duration = Duration::from_millis(500);
+const TO_DIE: Duration = Duration::from_secs(2);
 
 /// Asked by a process that can be killed: a read that hangs would keep the mount busy.
 fn status_of(mount: &mountinfo::Mount) -> Status {

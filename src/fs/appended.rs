@@ -39,7 +39,7 @@ impl Appended {
         let Some(draft) = &mut state.shared else {
             return;
         };
-        let Ok(found) = self.nodes.node(id) else {
+        let Ok(found) = self.nodes.stored_or_held(id) else {
             draft.put_off();
             return self.appends.watch(id, &mut state);
         };

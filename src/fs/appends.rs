@@ -7,13 +7,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::store::NodeId;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::draft::Draft;
 use super::handles::NodeState;
@@ -25,7 +26,6 @@ struct Watched {
     stop: bool,
 }
 
-#[derive(Default)]
 struct Shared {
     watched: Mutex<Watched>,
     wake: Condvar,
@@ -42,7 +42,7 @@ pub(super) struct Appends {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watched.lock()
     }
 
     /// Waits for a node to be looked at; `None` at the end.
@@ -57,17 +57,11 @@ impl Shared {
                 .peek()
                 .map(|Reverse((due, _))| due.saturating_duration_since(Instant::now()));
             watched = match rest {
-                None => self
-                    .wake
-                    .wait(watched)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.wake.wait(watched),
                 Some(rest) if rest.is_zero() => {
                     return watched.due.pop().map(|Reverse((_, node))| node);
                 }
-                Some(rest) => {
-                    let waited = self.wake.wait_timeout(watched, rest);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(rest) => self.wake.wait_timeout(watched, rest),
             };
         }
     }
@@ -77,8 +71,11 @@ impl Appends {
     /// How long what was appended may wait is `after`.
     pub(super) fn new(after: Duration) -> Self {
         Self {
-            shared: Arc::default(),
-            thread: Mutex::default(),
+            shared: Arc::new(Shared {
+                watched: Mutex::new(Rank::Appends, Watched::default()),
+                wake: Condvar::new(),
+            }),
+            thread: Mutex::new(Rank::MountThread, None),
             is_failing: AtomicBool::new(false),
             after,
         }
@@ -99,7 +96,7 @@ impl Appends {
         let thread = std::thread::Builder::new()
             .name("appends".into())
             .spawn(serve)?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *self.thread.lock() = Some(thread);
         Ok(())
     }
 
@@ -144,8 +141,7 @@ impl Appends {
     pub(super) fn stop(&self) {
         self.shared.lock().stop = true;
         self.shared.wake.notify_one();
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {

@@ -2,11 +2,12 @@
 //! something, or for a while.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::Node;
 
 use super::Errno;
@@ -43,11 +44,19 @@ struct Asker {
 }
 
 /// The threads that were told `ESTALE` lately.
-#[derive(Default)]
 pub(super) struct Askers {
     /// How many there are: mostly none, and then nobody need look.
     count: AtomicUsize,
     threads: Mutex<HashMap<u32, Asker>>,
+}
+
+impl Default for Askers {
+    fn default() -> Self {
+        Self {
+            count: AtomicUsize::new(0),
+            threads: Mutex::new(Rank::Askers, HashMap::new()),
+        }
+    }
 }
 
 impl Askers {
@@ -56,7 +65,7 @@ impl Askers {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Asker>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock()
     }
 
     /// Runs `change` on the askers, and counts them again.

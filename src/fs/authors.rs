@@ -4,48 +4,55 @@ use std::time::Duration;
 
 use crate::os::process;
 use crate::store::NodeId;
-use crate::vault::Timestamp;
 
 use super::FileHandle;
 use super::descriptors::{self, For};
 use super::draft::Draft;
-use super::handles::{HandleState, NodeState};
-use super::pages::Source;
+use super::handle_state::{HandleState, Handles};
+use super::pages::{Pages, Source};
 
 /// How long after its writer has asked for the end of a draft the kernel is told of no other: it may
 /// still be on its way to take that for the end.
 const SOUGHT: Duration = Duration::from_secs(1);
 
-impl NodeState {
-    /// The kernel takes the file to reach at least so far.
-    pub(super) fn note_reach(&mut self, end: u64) {
-        self.believed = self.believed.map(|believed| believed.max(end));
+/// A node's handles and drafts, as far as they tell who writes what.
+#[derive(Clone, Copy)]
+pub(super) struct Authors<'a> {
+    handles: &'a Handles,
+    /// The draft of those that write in place.
+    shared: Option<&'a Draft>,
+    pages: &'a Pages,
+}
+
+impl<'a> Authors<'a> {
+    pub(super) fn new(handles: &'a Handles, shared: Option<&'a Draft>, pages: &'a Pages) -> Self {
+        Self {
+            handles,
+            shared,
+            pages,
+        }
     }
 
     /// The draft that a handle writes to, and where it is.
-    fn draft_through<'a>(
-        &'a self,
-        fh: FileHandle,
-        own: &'a HandleState,
-    ) -> Option<(Source, &'a Draft)> {
+    fn draft_through(self, fh: FileHandle, own: &'a HandleState) -> Option<(Source, &'a Draft)> {
         match &own.own {
             Some(draft) => Some((Source::Own(fh), draft)),
             None => {
-                let shared = self.shared.as_ref().filter(|_| own.write);
+                let shared = self.shared.filter(|_| own.write);
                 shared.map(|draft| (Source::Shared, draft))
             }
         }
     }
 
     /// The drafts of those handles that `are`, the one that was changed last.
-    fn latest_draft(&self, are: impl Fn(&HandleState) -> bool) -> Option<(Source, &Draft)> {
+    fn latest_draft(self, are: impl Fn(&HandleState) -> bool) -> Option<(Source, &'a Draft)> {
         let handles = self.handles.iter().filter(|(_, own)| are(own));
         let drafts = handles.filter_map(|(fh, own)| self.draft_through(*fh, own));
         drafts.max_by_key(|(_, draft)| (draft.is_unpublished(), draft.edited_at))
     }
 
     /// The draft of a process: of several, the one that was changed last.
-    pub(super) fn draft_of_process(&self, thread: u32, node: &Place) -> Option<(Source, &Draft)> {
+    pub(super) fn draft_of_process(self, thread: u32, node: &Place) -> Option<(Source, &'a Draft)> {
         // Who asks about a file that nobody writes is not asked who he is.
         let any = self.latest_draft(|_| true)?;
         let group = process::thread_group(thread)?;
@@ -61,7 +68,7 @@ impl NodeState {
     }
 
     /// Whether a thread has just read, or opened for reading, in a process in which others write.
-    fn only_reads(&self, thread: u32) -> bool {
+    fn only_reads(self, thread: u32) -> bool {
         let mut reads = false;
         for own in self
             .handles
@@ -78,7 +85,7 @@ impl NodeState {
 
     /// The draft whose length the kernel must have: one that is mapped, can be mapped, or of which the
     /// end was just asked for.
-    pub(super) fn sizing_draft(&self) -> Option<&Draft> {
+    pub(super) fn sizing_draft(self) -> Option<&'a Draft> {
         let sizes =
             |own: &HandleState| own.maps || own.sought.is_some_and(|at| at.elapsed() < SOUGHT);
         let latest = || {
@@ -89,32 +96,12 @@ impl NodeState {
     }
 
     /// The draft that pages may be of.
-    fn mapped_draft(&self) -> Option<&Draft> {
+    fn mapped_draft(self) -> Option<&'a Draft> {
         match self.pages.source()? {
             Source::Content(_) => None,
-            Source::Shared => self.shared.as_ref(),
+            Source::Shared => self.shared,
             Source::Own(fh) => self.handles.get(&fh)?.own.as_ref(),
         }
-    }
-
-    /// A modification time is set: for what its process is writing, with which it is told to others.
-    /// `false` when that is what is published, and the drafts of others, which do not move it again.
-    pub(super) fn set_modified(&mut self, thread: u32, node: &Place, time: Timestamp) -> bool {
-        let own = self.draft_of_process(thread, node);
-        let own = own.filter(|(_, draft)| draft.is_unpublished());
-        let draft = match own.map(|(source, _)| source) {
-            Some(Source::Own(fh)) => self.handles.get_mut(&fh).and_then(|own| own.own.as_mut()),
-            Some(Source::Shared) => self.shared.as_mut(),
-            Some(Source::Content(_)) | None => None,
-        };
-        if let Some(draft) = draft {
-            draft.modified = Some(time);
-            return true;
-        }
-        let own = self.handles.values_mut().filter_map(|own| own.own.as_mut());
-        own.chain(&mut self.shared)
-            .for_each(|draft| draft.modified = Some(time));
-        false
     }
 }
 

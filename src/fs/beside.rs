@@ -14,8 +14,9 @@ use crate::store::NodeId;
 use crate::vault::{Node, ROOT, Vault, VaultError};
 
 use super::askers::{Askers, Held};
-use super::attr::Attributes;
 use super::budget::Budget;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::loaded::pin_of;
 use super::loading::Loader;
 use super::nodes::Nodes;
@@ -26,6 +27,7 @@ use super::{Access, Attr, Caller, Errno};
 /// See the module.
 pub(super) struct Beside {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) askers: Arc<Askers>,
     pub(super) budget: Arc<Budget>,
@@ -51,7 +53,7 @@ impl Beside {
         match found {
             Ok(node) => Ok(self.attributes.attr_of(&node)),
             // What is absent may be the directory itself.
-            Err(error) => match self.nodes.present(parent) {
+            Err(error) => match self.nodes.stored(parent) {
                 Err(stale @ Errno(libc::ESTALE)) if !self.askers.holds(thread, parent) => {
                     Err(stale)
                 }
@@ -59,7 +61,7 @@ impl Beside {
                     if asking {
                         self.askers.looked_up(thread, None);
                     }
-                    Err(error.into())
+                    Err(self.failures.errno(&error))
                 }
             },
         }
@@ -80,7 +82,7 @@ impl Beside {
         let content = match content {
             Ok(content) => pin_of(&node, content, room),
             // It is no file, perhaps; else opening it tells.
-            Err(error) => Err(error.into()),
+            Err(error) => Err(self.failures.errno(&error)),
         };
         let xattrs = node.xattr_bytes() as u64;
         let Ok(xattrs) = self.budget.of(caller.uid).reserve(xattrs, xattrs) else {

@@ -23,11 +23,12 @@
 //! is given up for what has to be held.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Errno;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 /// Largest content for which some memory is kept free of larger ones.
 pub(super) const SMALL: u64 = 128 * 1024;
@@ -37,7 +38,7 @@ pub(super) const UNKNOWN: u32 = u32::MAX;
 pub(super) const CROWDED: Errno = Errno(libc::EAGAIN);
 
 /// Refusals are logged this seldom: a program that is refused goes on asking.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// A bound in bytes, and who has taken how much of it.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ struct Shares {
     held: u64,
     /// Of those who hold anything.
     of_users: HashMap<u32, u64>,
-    told: Option<Instant>,
+    refusal_logged: Option<Instant>,
 }
 
 impl Shares {
@@ -114,7 +115,7 @@ impl Budget {
             limit,
             own: nix::unistd::geteuid().as_raw(),
             used: AtomicU64::new(0),
-            shares: Mutex::default(),
+            shares: Mutex::new(Rank::Budget, Shares::default()),
         })
     }
 
@@ -150,7 +151,7 @@ impl Budget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shares> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shares.lock()
     }
 
     fn add(&self, bytes: u64, most: u64) -> bool {
@@ -186,7 +187,7 @@ impl Budget {
         match free {
             Some(free) if !is_bound || mine <= free.saturating_mul(3) => {}
             _ => {
-                self.tell(shares, user);
+                self.log_refusal(shares, user);
                 return Err(Refused::Full);
             }
         }
@@ -212,11 +213,14 @@ impl Budget {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn tell(&self, mut shares: MutexGuard<'_, Shares>, user: u32) {
-        if shares.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+    fn log_refusal(&self, mut shares: MutexGuard<'_, Shares>, user: u32) {
+        if shares
+            .refusal_logged
+            .is_some_and(|at| at.elapsed() < LOG_EVERY)
+        {
             return;
         }
-        shares.told = Some(Instant::now());
+        shares.refusal_logged = Some(Instant::now());
         let (own, held) = (shares.of(user), shares.held);
         drop(shares);
         let user = match user {

@@ -15,11 +15,11 @@ use super::counters::Counters;
 use super::handles::{Handle, NodeState};
 use super::kernel::Kernel;
 use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
-use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::table::Table;
 use super::{Caller, Done, FileHandle};
 use crate::os::process;
+use crate::vault::{Ticket, Whose};
 
 /// Whether whoever publishes what programs write now has waited for those that came before.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Closing {
         let wrote = own.wrote;
         let by_owner = own.owners.contains(&lock_owner);
         let whose = own.whose;
-        if state.is_spoiled(fh) {
+        if state.mapped().is_spoiled(fh) {
             drop(state);
             return done(Err(spoiled(handle.node.id)));
         }
@@ -111,7 +111,7 @@ impl Closing {
             Err(error) => return done(Err(error)),
         };
         let mut state = handle.node.lock();
-        if state.is_spoiled(fh) {
+        if state.mapped().is_spoiled(fh) {
             drop(state);
             return done(Err(spoiled(handle.node.id)));
         }
@@ -172,7 +172,7 @@ impl Closing {
         state: &mut NodeState,
         fh: FileHandle,
     ) -> Option<(Pending, Source, Whose)> {
-        let is_spoiled = state.is_spoiled(fh);
+        let is_spoiled = state.mapped().is_spoiled(fh);
         let own = state.handles.remove(&fh)?;
         state.pages.let_go(fh);
         let draft = match &own.own {

@@ -2,16 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Committer, Ticket, Vault};
 
-use super::commit_queue::CommitQueue;
-use super::queue::Ticket;
-use super::{Done, Errno, to_errno};
+use super::failures::Failures;
+use super::handoff::answered_elsewhere;
+use super::{Done, Errno};
 
 /// See the module.
 pub(super) struct Commits {
     vault: Arc<Vault>,
-    queue: Option<CommitQueue>,
+    failures: Arc<Failures>,
+    queue: Option<Committer>,
 }
 
 impl Commits {
@@ -19,13 +20,14 @@ impl Commits {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
+    pub(super) fn start(vault: &Arc<Vault>, failures: &Arc<Failures>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
-            false => Some(CommitQueue::start(Arc::clone(vault))?),
+            false => Some(vault.start_committer(answered_elsewhere)?),
         };
         Ok(Self {
             vault: Arc::clone(vault),
+            failures: Arc::clone(failures),
             queue,
         })
     }
@@ -34,7 +36,7 @@ impl Commits {
     ///
     /// # Errors
     /// `EIO` when the vault is condemned, `EROFS` when it is only read.
-    pub(super) fn queue(&self) -> Result<&CommitQueue, Errno> {
+    pub(super) fn queue(&self) -> Result<&Committer, Errno> {
         if self.vault.is_condemned() {
             return Err(Errno(libc::EIO));
         }
@@ -45,9 +47,9 @@ impl Commits {
     ///
     /// # Errors
     /// As for [`queue`](Self::queue), but `EROFS` comes first.
-    pub(super) fn queue_of_names(&self) -> Result<&CommitQueue, Errno> {
+    pub(super) fn queue_of_names(&self) -> Result<&Committer, Errno> {
         match self.vault.is_read_only() {
-            true => Err(VaultError::ReadOnly.into()),
+            true => Err(Errno(libc::EROFS)),
             false => self.queue(),
         }
     }
@@ -55,7 +57,10 @@ impl Commits {
     /// Makes durable what was acknowledged before.
     pub(super) fn barrier(&self, ticket: Ticket, done: Done<()>) {
         match &self.queue {
-            Some(queue) => queue.barrier(ticket, move |outcome| done(to_errno(outcome))),
+            Some(queue) => {
+                let failures = Arc::clone(&self.failures);
+                queue.barrier(ticket, move |outcome| done(failures.to_errno(outcome)));
+            }
             // A reader has nothing to make durable.
             None => done(Ok(())),
         }

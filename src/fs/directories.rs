@@ -4,15 +4,18 @@
 mod reading;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Kind, ROOT, Vault, VaultError};
 
-use super::attr::Attributes;
 use super::budget::UNKNOWN;
 use super::closing::Closing;
 use super::directory_entry::DirectoryEntry;
+use super::errno::directory_of;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
 use super::reaping::Reaping;
 use super::table::Table;
@@ -26,6 +29,7 @@ const BATCH: usize = 64;
 pub(super) struct Directories {
     open: Mutex<HashMap<FileHandle, Arc<Mutex<Reading>>>>,
     vault: Arc<Vault>,
+    failures: Arc<Failures>,
     table: Arc<Table>,
     nodes: Arc<Nodes>,
     attributes: Arc<Attributes>,
@@ -36,6 +40,7 @@ pub(super) struct Directories {
 impl Directories {
     pub(super) fn new(
         vault: &Arc<Vault>,
+        failures: &Arc<Failures>,
         table: &Arc<Table>,
         nodes: &Arc<Nodes>,
         attributes: &Arc<Attributes>,
@@ -43,8 +48,9 @@ impl Directories {
         closing: &Arc<Closing>,
     ) -> Self {
         Self {
-            open: Mutex::default(),
+            open: Mutex::new(Rank::OpenDirectories, HashMap::new()),
             vault: Arc::clone(vault),
+            failures: Arc::clone(failures),
             table: Arc::clone(table),
             nodes: Arc::clone(nodes),
             attributes: Arc::clone(attributes),
@@ -53,12 +59,12 @@ impl Directories {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
+        self.open.lock()
     }
 
     /// Opens a directory.
-    pub(super) fn open_one(&self, ino: u64) -> Result<FileHandle, Errno> {
+    pub(super) fn open(&self, ino: u64) -> Result<FileHandle, Errno> {
         // Registered like a file, so that a directory that is removed while open stays readable.
         let access = Access {
             read: true,
@@ -66,8 +72,8 @@ impl Directories {
             append: false,
         };
         let (fh, handle) = self.table.open(ino, access, None, UNKNOWN)?;
-        let opened = self.nodes.node(ino).and_then(|node| {
-            node.directory()?;
+        let opened = self.nodes.stored_or_held(ino).and_then(|node| {
+            directory_of(&node)?;
             if self.vault.is_read_only() {
                 handle.node.lock().remember_opened(node);
             }
@@ -78,14 +84,14 @@ impl Directories {
             self.reaping.tidy(ino);
             return Err(error);
         }
-        let reading = Arc::new(Mutex::new(Reading::default()));
-        self.open().insert(fh, reading);
+        let reading = Mutex::new(Rank::DirectoryReading, Reading::default());
+        self.lock_open().insert(fh, Arc::new(reading));
         Ok(fh)
     }
 
     /// Closes a directory.
     pub(super) fn release(&self, fh: FileHandle) {
-        self.open().remove(&fh);
+        self.lock_open().remove(&fh);
         self.closing.release(fh);
     }
 
@@ -119,12 +125,12 @@ impl Directories {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        let known = self.open().get(&fh).cloned();
+        let known = self.lock_open().get(&fh).cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
-        let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reading = reading.lock();
         if position < FIRST_NAME {
-            let parent = match self.nodes.node(ino) {
-                Ok(node) => node.directory()?.parent,
+            let parent = match self.nodes.stored_or_held(ino) {
+                Ok(node) => directory_of(&node)?.parent,
                 Err(_) => ROOT,
             };
             let dots = [(ino, &b"."[..]), (parent, &b".."[..])];
@@ -166,9 +172,9 @@ impl Directories {
                 reading.is_gone = true;
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.failures.errno(&error)),
         };
-        let directory = listing.directory.directory()?;
+        let directory = directory_of(&listing.directory)?;
         let found = Found {
             epoch: directory.epoch,
             is_moving: directory.remainder.is_some(),
@@ -192,7 +198,7 @@ impl Directories {
                      or inserted"
                 ));
                 self.vault.note_damage(&error);
-                return Err(error.into());
+                return Err(self.failures.errno(&error));
             }
         }
         for entry in listing.entries {
@@ -210,14 +216,14 @@ impl Directories {
 
     /// The attributes of an entry of a directory for readdir, without waiting for anything.
     pub(super) fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
-        let node = match self.nodes.present(entry.ino) {
+        let node = match self.nodes.stored(entry.ino) {
             // Both at once: an entry names a node that is there, or is gone together with it.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
                 // It was removed, or there is another of that name; and a dot is no name.
                 Ok(_) | Err(VaultError::NotFound | VaultError::Invalid) => {
                     return Err(Errno(libc::ESTALE));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.failures.errno(&error)),
             },
             node => node?,
         };
@@ -226,7 +232,7 @@ impl Directories {
                 "an entry names node {}, which is of another kind",
                 entry.ino
             );
-            return Err(VaultError::Integrity(text).into());
+            return Err(self.failures.errno(&VaultError::Integrity(text)));
         }
         Ok(self.attributes.attr_of(&node))
     }

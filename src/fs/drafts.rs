@@ -8,6 +8,8 @@ use super::appends::Appends;
 use super::blocks::{BLOCK, Blocks};
 use super::budget::{Account, Budget, CROWDED};
 use super::draft::Draft;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{Handle, NodeState};
 use super::loaded::LastPiece;
 use super::nodes::Nodes;
@@ -36,6 +38,7 @@ pub(super) struct Drafts {
     /// Largest secret in bytes.
     pub(super) max_secret_size: u64,
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) budget: Arc<Budget>,
@@ -114,7 +117,7 @@ impl Drafts {
             return Ok(());
         }
         let (id, account) = (handle.node.id, self.budget.of(handle.user));
-        let is_first = self.nodes.node(id)?.file()?.version == 0;
+        let is_first = file_of(&*self.nodes.stored_or_held(id)?)?.version == 0;
         let blocks = match base {
             Base::Copy if !is_first => self.published(id, &account)?,
             _ => Blocks::zeroed(0, &account)?,
@@ -134,12 +137,16 @@ impl Drafts {
 
     /// A copy of what is published.
     fn published(&self, id: u64, account: &Account) -> Result<Blocks, Errno> {
-        match self.vault.content(id, BLOCK as u64)?.1 {
+        let (_, content) = self
+            .failures
+            .to_errno(self.vault.content(id, BLOCK as u64))?;
+        match content {
             Content::Whole { bytes, .. } => Blocks::of(bytes, account),
             Content::Pieces(version) => {
                 let mut last = LastChunk::default();
                 Blocks::filled(version.length(), account, |offset, out| {
-                    Ok(self.vault.read_at(&version, offset, out, &mut last)?)
+                    let read = self.vault.read_at(&version, offset, out, &mut last);
+                    self.failures.to_errno(read)
                 })
             }
             Content::Unpublished => Blocks::zeroed(0, account),

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::vault::Publication;
+use crate::vault::{Publication, Whose};
 
 use super::FileHandle;
 use super::handles::{NodeState, OpenNode};
 use super::publish::{Pending, Publisher, RETRIES, RETRY_AFTER, Source};
-use super::queue::Whose;
 use super::table::Table;
 
 /// How a mount ends.

@@ -437,7 +437,7 @@ impl FrontDoor {
     pub fn open_directory(&self, ino: u64) -> Result<FileHandle, Errno> {
         match is_virtual(ino) {
             true => Ok(OPEN_DIRECTORY),
-            false => self.fs.directories.open_one(ino),
+            false => self.fs.directories.open(ino),
         }
     }
 

@@ -9,8 +9,6 @@ use crate::vault::{Vault, VaultError};
 use super::appended::Appended;
 use super::appends::Appends;
 use super::askers::Askers;
-use super::attr::Attributes;
-use super::attributes::AttributeChanges;
 use super::beside::Beside;
 use super::budget::Budget;
 use super::closing::Closing;
@@ -19,9 +17,9 @@ use super::counters::Counters;
 use super::directories::Directories;
 use super::drafts::Drafts;
 use super::ending::{Ending, LeftOver};
-use super::errno::UNAUTHENTIC;
+use super::failures::Failures;
 use super::follow::{Followed, Follower};
-use super::io::Reads;
+use super::getattr::Attributes;
 use super::kernel::{Device, Kernel, Transport};
 use super::loading::Loader;
 use super::names::Names;
@@ -29,16 +27,18 @@ use super::nodes::Nodes;
 use super::open::Opens;
 use super::page_cache::PageCache;
 use super::publish::Publisher;
+use super::read::Reads;
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::routine::Routine;
 use super::set_id::SetIdBits;
+use super::setattr::AttributeChanges;
 use super::settings::Settings;
 use super::settling::Settling;
 use super::table::Table;
 use super::touch::Touches;
 use super::truncation::Truncation;
-use super::watch;
+use super::upkeep;
 use super::watchers::Watchers;
 use super::write::Writes;
 use super::xattrs::Xattrs;
@@ -87,6 +87,7 @@ pub struct FileSystem {
     table: Arc<Table>,
     budget: Arc<Budget>,
     counters: Arc<Counters>,
+    failures: Arc<Failures>,
     kernel: Arc<Kernel>,
     device: Arc<Device>,
     page_cache: Arc<PageCache>,
@@ -115,10 +116,11 @@ impl FileSystem {
     /// When a thread cannot be started.
     pub fn new(vault: impl Into<Arc<Vault>>, settings: Settings) -> std::io::Result<Arc<Self>> {
         let vault: Arc<Vault> = vault.into();
-        let commits = Arc::new(Commits::start(&vault)?);
+        let failures: Arc<Failures> = Arc::default();
+        let commits = Arc::new(Commits::start(&vault, &failures)?);
         let table = Arc::new(Table::of(vault.is_read_only()));
         let askers: Arc<Askers> = Arc::default();
-        let nodes = Arc::new(Nodes::new(&vault, &table, &askers));
+        let nodes = Arc::new(Nodes::new(&vault, &table, &askers, &failures));
         let kernel: Arc<Kernel> = Arc::default();
         let budget = Budget::new(settings.max_memory);
         let loader = Arc::new(Loader {
@@ -156,6 +158,7 @@ impl FileSystem {
         });
         let xattrs = Xattrs {
             is_read_only: vault.is_read_only(),
+            failures: Arc::clone(&failures),
             nodes: Arc::clone(&nodes),
             commits: Arc::clone(&commits),
         };
@@ -167,6 +170,7 @@ impl FileSystem {
         let touches: Arc<Touches> = Arc::default();
         let watchers = Arc::new(Watchers {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             attributes: Arc::clone(&attributes),
             touches: Arc::clone(&touches),
@@ -178,6 +182,7 @@ impl FileSystem {
         let appends = Arc::new(Appends::new(settings.appends_after));
         let publisher = Arc::new(Publisher {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             commits: Arc::clone(&commits),
             nodes: Arc::clone(&nodes),
             reaping: Arc::clone(&reaping),
@@ -205,6 +210,7 @@ impl FileSystem {
             is_beside_writer: vault.is_read_only(),
             max_secret_size: settings.max_secret_size,
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             budget: Arc::clone(&budget),
@@ -213,6 +219,7 @@ impl FileSystem {
         let reads = Arc::new(Reads {
             end_patience: settings.end_patience,
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             loader: Arc::clone(&loader),
@@ -238,6 +245,7 @@ impl FileSystem {
         });
         let changes = Arc::new(AttributeChanges {
             is_read_only: vault.is_read_only(),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             commits: Arc::clone(&commits),
@@ -248,6 +256,7 @@ impl FileSystem {
         });
         let beside = Arc::new(Beside {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             askers: Arc::clone(&askers),
             budget: Arc::clone(&budget),
@@ -257,6 +266,7 @@ impl FileSystem {
         });
         let names = Arc::new(Names {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             attributes: Arc::clone(&attributes),
@@ -280,7 +290,15 @@ impl FileSystem {
             budget: Arc::clone(&budget),
             kernel: Arc::clone(&kernel),
         });
-        let directories = Directories::new(&vault, &table, &nodes, &attributes, &reaping, &closing);
+        let directories = Directories::new(
+            &vault,
+            &failures,
+            &table,
+            &nodes,
+            &attributes,
+            &reaping,
+            &closing,
+        );
         let left_over = LeftOver {
             table: Arc::clone(&table),
             publisher: Arc::clone(&publisher),
@@ -294,7 +312,7 @@ impl FileSystem {
                     .is_some()
             })?;
         }
-        let routines = watch::start(&vault, &askers, &reaping, settings.verify_every)?;
+        let routines = upkeep::start(&vault, &askers, &reaping, settings.verify_every)?;
         Ok(Arc::new(Self {
             max_memory: settings.max_memory,
             names,
@@ -312,6 +330,7 @@ impl FileSystem {
             table,
             budget,
             counters,
+            failures,
             kernel,
             device,
             page_cache,
@@ -452,8 +471,8 @@ impl FileSystem {
         }
     }
 
-    /// How often something read was not what was stored.
-    pub(crate) fn unauthentic_reads(&self) -> u64 {
-        UNAUTHENTIC.load(Ordering::Relaxed)
+    /// What has failed, for those who read of the vault without a request.
+    pub(crate) fn failures(&self) -> &Arc<Failures> {
+        &self.failures
     }
 }

@@ -10,7 +10,7 @@ mod names;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,11 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::crypto::memory;
 use crate::os::nice::step_back;
 use crate::store::NodeId;
+use crate::sync::{Mutex, Rank};
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 
 use super::Attr;
-use super::attr::Attributes;
+use super::getattr::Attributes;
 use super::kernel::Kernel;
 use super::table::Table;
 use super::touch::{Touched, Touches};
@@ -64,15 +65,14 @@ impl Follower {
             .spawn(move || comparing.run())?;
         Ok(Self {
             stop,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::MountThread, Some(thread)),
         })
     }
 
     /// Ends the thread, once what it is about is done.
     pub(super) fn stop(&self) {
         let _ = self.stop.shutdown(std::net::Shutdown::Both);
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {
@@ -135,15 +135,15 @@ impl Comparing {
         if !self.parts.vault.await_service() {
             return;
         }
-        let mut told = None;
+        let mut logged = None;
         let mut looks = 0;
         loop {
             let began = Instant::now();
             let failed = self.look().err().map(|error| error.to_string());
-            if let Some(error) = failed.as_ref().filter(|_| failed != told) {
+            if let Some(error) = failed.as_ref().filter(|_| failed != logged) {
                 tracing::warn!("{error}; who watches files may not be told of a change");
             }
-            told = failed;
+            logged = failed;
             // However much there is to compare.
             if !self.sleep(began.elapsed() * 9) {
                 return;

@@ -1,88 +1,24 @@
 //! What is open: handles, the nodes they belong to, their drafts and the versions they pin.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::Node;
+use crate::vault::{Node, Timestamp, Whose};
 
+use super::authors::{Authors, Place};
 use super::draft::Draft;
+use super::handle_state::Handles;
 use super::handoff::answered_elsewhere;
 use super::loaded::{InMemory, Pin};
-use super::pages::Pages;
-use super::queue::Whose;
-use super::readings::{Reading, Told};
+use super::mapped::Mapped;
+use super::pages::{Pages, Source};
+use super::readers::Readers;
+use super::readings::Told;
 use super::{Access, FileHandle};
 
 /// Bytes of extended attributes that are held of a file that is open beside a writer.
 const FEW_XATTRS: usize = 2 * 1024;
-
-/// What a handle has of its own.
-#[derive(Debug, Default)]
-pub(super) struct HandleState {
-    pub(super) write: bool,
-    /// It may be mapped for writing.
-    pub(super) maps: bool,
-    /// The process that opened it; `None` when it cannot be seen, or only reads.
-    pub(super) opener: Option<u32>,
-    /// The user who opened it.
-    pub(super) whose: Whose,
-    /// A replacement of its own.
-    pub(super) own: Option<Draft>,
-    pub(super) pin: Option<Pin>,
-    /// What its process may have been told of; of those that only read.
-    pub(super) reading: Reading,
-    /// Since when the reader knows the end of what it has pinned.
-    ended: Option<Instant>,
-    /// A descriptor of it was closed: it may have been the last.
-    pub(super) flushed: bool,
-    /// Number of the last change that came through it, in the draft it writes to.
-    pub(super) wrote: u64,
-    /// Lock owners that wrote, for when process ids are not to be seen.
-    pub(super) owners: HashSet<u64>,
-    /// Processes that wrote, other than the opener.
-    pub(super) groups: Vec<u32>,
-    /// It was read by way of the page cache.
-    pub(super) paged: bool,
-    /// When its draft's length was last asked for through it.
-    pub(super) sought: Option<Instant>,
-    /// The kernel has thrown away pages that were written to: the draft may lack what they had.
-    pub(super) spoiled: bool,
-}
-
-impl HandleState {
-    /// Of a handle that process `opener` of `user` opens.
-    pub(super) fn new(access: Access, opener: Option<u32>, user: u32) -> Self {
-        Self {
-            write: access.write,
-            maps: access.write && access.read,
-            opener,
-            whose: Whose::of(user),
-            ..Self::default()
-        }
-    }
-
-    /// Whether a reader at `offset` has been waiting for `patience` at the end of what it has
-    /// pinned.
-    pub(super) fn waits_at_end(&mut self, offset: u64, patience: Duration) -> bool {
-        match &self.pin {
-            Some(pin) if offset >= pin.length => {
-                self.ended.get_or_insert_with(Instant::now).elapsed() >= patience
-            }
-            _ => {
-                self.ended = None;
-                false
-            }
-        }
-    }
-
-    /// Settles on a version.
-    pub(super) fn settle(&mut self, pin: Option<Pin>) {
-        (self.pin, self.ended) = (pin, None);
-    }
-}
 
 /// What goes on when publications are over.
 type Waiting = Vec<Box<dyn FnOnce() + Send>>;
@@ -90,7 +26,7 @@ type Waiting = Vec<Box<dyn FnOnce() + Send>>;
 /// What all handles of a node share.
 #[derive(Default)]
 pub(super) struct NodeState {
-    pub(super) handles: HashMap<FileHandle, HandleState>,
+    pub(super) handles: Handles,
     /// The draft of those that write in place.
     pub(super) shared: Option<Draft>,
     /// Publications under way.
@@ -118,6 +54,21 @@ pub(super) struct NodeState {
 }
 
 impl NodeState {
+    /// Those who write it.
+    pub(super) fn authors(&self) -> Authors<'_> {
+        Authors::new(&self.handles, self.shared.as_ref(), &self.pages)
+    }
+
+    /// Those who read it.
+    pub(super) fn readers(&mut self) -> Readers<'_> {
+        Readers::new(&mut self.handles, &mut self.told)
+    }
+
+    /// Whose its pages in the kernel's cache are.
+    pub(super) fn mapped(&mut self) -> Mapped<'_> {
+        Mapped::new(&mut self.handles, &mut self.shared, &mut self.pages)
+    }
+
     /// The draft that a handle writes to, if it has begun.
     pub(super) fn draft_of(&mut self, handle: FileHandle) -> Option<&mut Draft> {
         let state = self.handles.get_mut(&handle)?;
@@ -139,7 +90,7 @@ impl NodeState {
         let handles = self.handles.values();
         let pins = handles.filter_map(|h| h.pin.as_ref().map(|pin| pin.version));
         let mut versions: Vec<_> = pins.collect();
-        self.add_promised(&mut versions);
+        self.readers().add_promised(&mut versions);
         self.kept |= !versions.is_empty();
         versions
     }
@@ -209,6 +160,31 @@ impl NodeState {
         }
         self.resuming = true;
         Some(std::mem::take(&mut self.waiting))
+    }
+
+    /// The kernel takes the file to reach at least so far.
+    pub(super) fn note_reach(&mut self, end: u64) {
+        self.believed = self.believed.map(|believed| believed.max(end));
+    }
+
+    /// A modification time is set: for what its process is writing, with which it is told to others.
+    /// `false` when that is what is published, and the drafts of others, which do not move it again.
+    pub(super) fn set_modified(&mut self, thread: u32, node: &Place, time: Timestamp) -> bool {
+        let own = self.authors().draft_of_process(thread, node);
+        let own = own.filter(|(_, draft)| draft.is_unpublished());
+        let draft = match own.map(|(source, _)| source) {
+            Some(Source::Own(fh)) => self.handles.get_mut(&fh).and_then(|own| own.own.as_mut()),
+            Some(Source::Shared) => self.shared.as_mut(),
+            Some(Source::Content(_)) | None => None,
+        };
+        if let Some(draft) = draft {
+            draft.modified = Some(time);
+            return true;
+        }
+        let own = self.handles.values_mut().filter_map(|own| own.own.as_mut());
+        own.chain(&mut self.shared)
+            .for_each(|draft| draft.modified = Some(time));
+        false
     }
 
     pub(super) fn has_writers(&self) -> bool {

@@ -2,9 +2,10 @@
 //! transport, as in tests, there is no kernel that remembers anything.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, Rank};
 
 /// Brings the requests of a kernel, and tells it things.
 pub trait Transport: Send + Sync {
@@ -37,7 +38,7 @@ impl Kernel {
     pub(super) fn attach(&self, transport: &Arc<dyn Transport>) -> mpsc::Receiver<NodeId> {
         let (sender, receiver) = mpsc::channel();
         // A second transport would only do the same.
-        let _ = self.stale.set(Mutex::new(sender));
+        let _ = self.stale.set(Mutex::new(Rank::StalePages, sender));
         let _ = self.transport.set(Arc::clone(transport));
         receiver
     }
@@ -57,9 +58,8 @@ impl Kernel {
         if !self.has_ended()
             && let Some(sender) = self.stale.get()
         {
-            let sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
             // The thread that receives ends with the file system, which has this sender.
-            let _ = sender.send(node);
+            let _ = sender.lock().send(node);
         }
     }
 

@@ -4,13 +4,15 @@
 //! somebody reads it. Beside a writer, in another process, who does not know what is read here, it has
 //! to be held from the open on: once for all who have it open, and as part of the share of each.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::crypto::SecretBytes;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Content, FileBody, LastChunk, Node, Version};
 
 use super::Errno;
 use super::budget::{Reservation, Share};
+use super::errno::file_of;
 
 /// A version's content in memory, or what is needed to read it piece by piece.
 #[derive(Debug)]
@@ -62,7 +64,22 @@ pub(super) struct LastRead {
     pub(super) room: Option<Reservation>,
 }
 
-pub(super) type LastPiece = Arc<Mutex<LastRead>>;
+/// That of a handle, and of whatever else holds the same version for it.
+#[derive(Clone, Debug)]
+pub(super) struct LastPiece(Arc<Mutex<LastRead>>);
+
+impl Default for LastPiece {
+    fn default() -> Self {
+        let nothing = LastRead::default();
+        Self(Arc::new(Mutex::new(Rank::LastPiece, nothing)))
+    }
+}
+
+impl LastPiece {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LastRead> {
+        self.0.lock()
+    }
+}
 
 /// The version that a reader has settled on.
 #[derive(Clone, Debug)]
@@ -85,7 +102,7 @@ pub(super) fn pin_of(
     content: Content,
     room: Result<Room, Errno>,
 ) -> Result<Option<Pin>, Errno> {
-    let file = node.file()?;
+    let file = file_of(node)?;
     let bytes = match content {
         Content::Whole { bytes, .. } => bytes,
         Content::Unpublished => return Ok(None),

@@ -8,6 +8,7 @@ use crate::vault::{FileBody, Node, Vault};
 
 use super::askers::Askers;
 use super::budget::{Account, Budget, Refused, SMALL};
+use super::errno::file_of;
 use super::handles::{Handle, OpenNode};
 use super::kernel::Kernel;
 use super::loaded::{Loaded, Pin, Room, Shown, pin_of};
@@ -68,8 +69,8 @@ impl Loader {
         open: &OpenNode,
         user: u32,
     ) -> Result<(Arc<Node>, Option<Pin>), Errno> {
-        let node = self.nodes.present(open.id)?;
-        let file = *node.file()?;
+        let node = self.nodes.stored(open.id)?;
+        let file = *file_of(&node)?;
         let is_large = file.size > SMALL;
         if let Some(pin) = self.known_pin(open, &file, user)? {
             return Ok((node, Some(pin)));
@@ -86,7 +87,7 @@ impl Loader {
             room = self.room_for(user, file.size);
             room.as_ref().map_or(0, |_| file.size)
         });
-        let (node, content) = content.map_err(|error| self.nodes.gone(error))?;
+        let (node, content) = content.map_err(|error| self.nodes.errno(error))?;
         let pin = pin_of(&node, content, room)?;
         if let Some(pin) = &pin
             && let Some(loaded) = &pin.loaded
@@ -147,11 +148,11 @@ impl Loader {
     /// Makes the kernel forget attributes of any version but `version`. The note is changed afterwards:
     /// whoever finds it changed may rely on the kernel having forgotten.
     pub(super) fn forget_other_versions(&self, ino: NodeId, version: u64) {
-        if let Some(told) = self.table.told(ino)
-            && told != version
+        if let Some(remembered) = self.table.remembered_version(ino)
+            && remembered != version
         {
             self.kernel.forget_attributes(ino);
-            self.table.replace_told(ino, told, version);
+            self.table.replace_remembered(ino, remembered, version);
         }
     }
 }

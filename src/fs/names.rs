@@ -3,20 +3,22 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
+use crate::vault::{Body, Kind, NewNode, RenameMode, Ticket, Vault};
 
-use super::attr::Attributes;
 use super::beside::Beside;
 use super::commits::Commits;
+use super::errno::directory_of;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::reaping::Reaping;
 use super::table::Table;
-use super::{Attr, Caller, Done, Errno, to_errno};
+use super::{Attr, Caller, Done, Errno};
 
 /// See the module.
 pub(super) struct Names {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) attributes: Arc<Attributes>,
@@ -61,9 +63,9 @@ impl Names {
                 self.attributes.settled_attr(node.id, then);
             }
             // What is absent may be the directory itself.
-            Err(error) => done(Err(match self.nodes.node(parent) {
+            Err(error) => done(Err(match self.nodes.stored_or_held(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
-                _ => error.into(),
+                _ => self.failures.errno(&error),
             })),
         }
     }
@@ -71,7 +73,7 @@ impl Names {
     /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
     /// kernel has forgotten it. Without a name it is gone.
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        match self.nodes.present(id) {
+        match self.nodes.stored(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
                 self.attributes.settled_attr(id, done);
             }
@@ -84,8 +86,8 @@ impl Names {
     fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self
             .nodes
-            .present(id)
-            .and_then(|node| Ok(node.directory()?.parent))
+            .stored(id)
+            .and_then(|node| Ok(directory_of(&node)?.parent))
         {
             Ok(parent) => self.lookup_number(parent, done),
             Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
@@ -112,7 +114,8 @@ impl Names {
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = to_errno(made).and_then(|id| names.nodes.node(id));
+                let attr = names.failures.to_errno(made);
+                let attr = attr.and_then(|id| names.nodes.stored_or_held(id));
                 done(attr.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -136,7 +139,8 @@ impl Names {
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = to_errno(outcome).and_then(|()| names.nodes.node(ino));
+                let node = names.failures.to_errno(outcome);
+                let node = node.and_then(|()| names.nodes.stored_or_held(ino));
                 done(node.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -188,7 +192,7 @@ impl Names {
                 if let Ok(node) = &removed {
                     names.reap_if_closed(*node);
                 }
-                done(to_errno(removed.map(drop)));
+                done(names.failures.to_errno(removed.map(drop)));
             },
         );
     }
@@ -229,7 +233,7 @@ impl Names {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
                     names.reap_if_closed(replaced);
                 }
-                done(to_errno(outcome));
+                done(names.failures.to_errno(outcome));
             },
         );
     }
@@ -249,7 +253,7 @@ impl Names {
 
     /// The target of a symbolic link.
     pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.nodes.node(ino)?;
+        let node = self.nodes.stored_or_held(ino)?;
         match (&node.attributes.body, node.kind) {
             (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),

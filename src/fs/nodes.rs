@@ -10,6 +10,7 @@ use crate::vault::{Node, Vault, VaultError};
 
 use super::Errno;
 use super::askers::Askers;
+use super::failures::Failures;
 use super::table::Table;
 
 /// See the module.
@@ -17,42 +18,49 @@ pub(super) struct Nodes {
     vault: Arc<Vault>,
     table: Arc<Table>,
     askers: Arc<Askers>,
+    failures: Arc<Failures>,
 }
 
 impl Nodes {
-    pub(super) fn new(vault: &Arc<Vault>, table: &Arc<Table>, askers: &Arc<Askers>) -> Self {
+    pub(super) fn new(
+        vault: &Arc<Vault>,
+        table: &Arc<Table>,
+        askers: &Arc<Askers>,
+        failures: &Arc<Failures>,
+    ) -> Self {
         Self {
             vault: Arc::clone(vault),
             table: Arc::clone(table),
             askers: Arc::clone(askers),
+            failures: Arc::clone(failures),
         }
     }
 
-    /// A node that is there.
+    /// What is stored of a node.
     ///
     /// # Errors
     /// When it is gone: `ENOENT`; beside a writer `ESTALE`.
-    pub(super) fn present(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.vault.node(id).map_err(|error| self.gone(error))
+    pub(super) fn stored(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.vault.node(id).map_err(|error| self.errno(error))
     }
 
-    /// A node that is there, or that is held for somebody who was told `ESTALE`.
+    /// What is stored of a node, or is held for somebody who was told `ESTALE`.
     ///
     /// # Errors
-    /// As for [`present`](Self::present).
-    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.present(id).or_else(|error| match error {
+    /// As for [`stored`](Self::stored).
+    pub(super) fn stored_or_held(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.stored(id).or_else(|error| match error {
             Errno(libc::ESTALE) => self.askers.node(id).ok_or(error),
             error => Err(error),
         })
     }
 
-    /// A node, or what it was when it was opened.
+    /// The same, or the node as it was when it was opened.
     ///
     /// # Errors
-    /// As for [`present`](Self::present).
-    pub(super) fn node_or_opened(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.node(id).or_else(|error| match error {
+    /// As for [`stored`](Self::stored).
+    pub(super) fn stored_held_or_opened(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.stored_or_held(id).or_else(|error| match error {
             Errno(libc::ESTALE) => {
                 let open = self.table.node(id);
                 let opened = open.and_then(|open| {
@@ -68,11 +76,11 @@ impl Nodes {
         })
     }
 
-    /// The errno of a failure to find a node that the kernel has seen.
-    pub(super) fn gone(&self, error: VaultError) -> Errno {
+    /// The errno of a failure to find a node that the kernel knows, which is noted.
+    pub(super) fn errno(&self, error: VaultError) -> Errno {
         match error {
             VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
-            other => other.into(),
+            other => self.failures.errno(&other),
         }
     }
 

@@ -10,6 +10,7 @@ use super::beside::Beside;
 use super::blocks::Blocks;
 use super::budget::Budget;
 use super::drafts::Drafts;
+use super::errno::file_of;
 use super::handles::Handle;
 use super::kernel::Kernel;
 use super::loaded::Shown;
@@ -120,13 +121,13 @@ impl Opens {
             return Ok(true);
         }
         if truncate {
-            self.nodes.node(ino)?.file()?;
+            file_of(&*self.nodes.stored_or_held(ino)?)?;
             self.room.must_be_left()?;
         }
         let mut state = handle.node.lock();
         // Looked at under the lock: a version may have been published until just now, or be about to
         // go.
-        let file = *self.nodes.node(ino)?.file()?;
+        let file = *file_of(&*self.nodes.stored_or_held(ino)?)?;
         let settled = state.publishing == 0;
         if !settled && !handle.access.write {
             return Ok(false);
@@ -135,7 +136,7 @@ impl Opens {
             own.reading.thread = thread;
         }
         if truncate {
-            state.spoil_mapped();
+            state.mapped().spoil();
             state.believed = Some(0);
         } else {
             state.believed.get_or_insert(file.size);

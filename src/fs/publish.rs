@@ -5,21 +5,25 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{PIECE, Publication, Timestamp, Tx, Vault, VaultError, pieces_of};
+use crate::vault::{
+    PIECE, Publication, Ticket, Timestamp, Tx, Vault, VaultError, Whose, pieces_of, publish_staged,
+    stage_piece,
+};
 
 use super::appends::Appends;
 use super::blocks::Image;
 use super::commits::Commits;
 use super::counters::Counters;
 use super::draft::Draft;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{NodeState, OpenNode};
 use super::kernel::Kernel;
 use super::nodes::Nodes;
-use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::watchers::Watchers;
-use super::{Done, Errno, FileHandle, to_errno};
+use super::{Done, Errno, FileHandle};
 
 /// How often a publication is tried again that nobody waits for, and how long after.
 pub(super) const RETRIES: u32 = 3;
@@ -83,6 +87,7 @@ pub(super) enum Awaited {
 /// See the module.
 pub(super) struct Publisher {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) commits: Arc<Commits>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) reaping: Arc<Reaping>,
@@ -168,7 +173,7 @@ impl Publisher {
             let parts = job.image.parts();
             let (publication, modified) = (job.publication, job.modified);
             if piece + 1 < pieces {
-                tx.stage(id, &parts, piece)?;
+                stage_piece(tx, id, &parts, piece)?;
                 return Ok(None);
             }
             let published = match pieces {
@@ -176,7 +181,7 @@ impl Publisher {
                 _ => {
                     // What is read by now, which others may have begun since the first piece.
                     let keep = open.lock().keep_pinned();
-                    tx.publish_staged(id, &parts, publication, modified, &keep)
+                    publish_staged(tx, id, &parts, publication, modified, &keep)
                 }
             };
             published.map(Some)
@@ -194,10 +199,10 @@ impl Publisher {
                     if matches!(source, Source::Shared | Source::Appended)
                         && let Ok(content) = publisher
                             .nodes
-                            .node(id)
-                            .and_then(|now| Ok(now.file()?.replaced))
+                            .stored_or_held(id)
+                            .and_then(|now| Ok(file_of(&now)?.replaced))
                     {
-                        node.lock().name_pages(content);
+                        node.lock().mapped().name_pages(content);
                     }
                 }
                 Ok(None) => {}
@@ -213,7 +218,7 @@ impl Publisher {
             if is_left {
                 publisher.reaping.reap(id);
             }
-            done(match to_errno(outcome) {
+            done(match publisher.failures.to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),

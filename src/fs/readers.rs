@@ -6,9 +6,9 @@ use crate::vault::FileBody;
 use super::FileHandle;
 use super::authors::Place;
 use super::descriptors::{self, For};
-use super::handles::{HandleState, NodeState};
+use super::handle_state::{HandleState, Handles};
 use super::loaded::{Pin, Shown};
-use super::readings::same_process;
+use super::readings::{Told, same_process};
 use crate::os::process;
 
 impl HandleState {
@@ -35,7 +35,17 @@ impl HandleState {
     }
 }
 
-impl NodeState {
+/// A node's handles, as far as they tell who reads what, and what their processes were told.
+pub(super) struct Readers<'a> {
+    handles: &'a mut Handles,
+    told: &'a mut Told,
+}
+
+impl<'a> Readers<'a> {
+    pub(super) fn new(handles: &'a mut Handles, told: &'a mut Told) -> Self {
+        Self { handles, told }
+    }
+
     /// Versions that somebody was told of, and may read first.
     pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
         if !self.handles.values().any(|own| !own.write) {
@@ -47,7 +57,7 @@ impl NodeState {
     }
 
     /// Whether a reader is going to read another version than the one that is current.
-    pub(super) fn has_outdated_readers(&self, current: u64) -> bool {
+    pub(super) fn has_outdated(&self, current: u64) -> bool {
         self.handles.values().any(|own| own.is_outdated(current))
     }
 
@@ -118,9 +128,7 @@ impl NodeState {
         let mut handles = self.handles.values().filter(|own| !own.write);
         thread != 0 && handles.any(|own| own.reading.thread == thread && own.pin.is_some())
     }
-}
 
-impl NodeState {
     /// Whether what a handle reads next is its own, and not what is current.
     fn reads_on(own: &HandleState, file: &FileBody) -> bool {
         let is_behind = |pin: &Pin| pin.version < file.replaced;

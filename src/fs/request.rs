@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::vault::{Kind, Timestamp};
+use crate::vault::{Kind, Timestamp, Whose};
 
 use super::errno::Errno;
-use super::queue::Whose;
 
 /// What an operation tells its caller, when it is done.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;

@@ -1,13 +1,13 @@
 //! Threads that do something now and then, for as long as a mount is there: keeping the host's anchor
 //! of the vault, and looking at a vault that others may change.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::crypto::memory;
+use crate::sync::{Condvar, Mutex, Rank};
 
-#[derive(Default)]
 struct Shared {
     stop: Mutex<bool>,
     wake: Condvar,
@@ -26,7 +26,10 @@ impl Routine {
         pause: Duration,
         mut deed: impl FnMut() + Send + 'static,
     ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            stop: Mutex::new(Rank::Routine, false),
+            wake: Condvar::new(),
+        });
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
@@ -38,17 +41,15 @@ impl Routine {
             })?;
         Ok(Self {
             shared,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::MountThread, Some(thread)),
         })
     }
 
     /// Ends the thread, once what it is about is done.
     pub(super) fn stop(&self) {
-        let stop = self.shared.stop.lock();
-        *stop.unwrap_or_else(PoisonError::into_inner) = true;
+        *self.shared.stop.lock() = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {
@@ -60,12 +61,8 @@ impl Routine {
 impl Shared {
     /// False when it is the end.
     fn sleep(&self, pause: Duration) -> bool {
-        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .wake
-            .wait_timeout_while(stop, pause, |stop| !*stop)
-            .unwrap_or_else(PoisonError::into_inner);
-        !*waited.0
+        let stop = self.stop.lock();
+        !*self.wake.wait_timeout_while(stop, pause, |stop| !*stop)
     }
 }
 

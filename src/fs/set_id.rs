@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{AttributeChange, Kind};
+use crate::vault::{AttributeChange, Kind, Ticket, Whose};
 
 use super::commits::Commits;
 use super::nodes::Nodes;
-use super::queue::{Ticket, Whose};
 use super::table::Table;
 use super::{Caller, Done, FileHandle};
 
@@ -58,7 +57,7 @@ impl SetIdBits {
     }
 
     fn clear(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
-        let Ok(node) = self.nodes.node(ino) else {
+        let Ok(node) = self.nodes.stored_or_held(ino) else {
             return then();
         };
         let mode = node.attributes.mode;

@@ -2,14 +2,15 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::store::NodeId;
-use crate::sync::{self, Rank};
+use crate::sync::{Mutex, MutexGuard, Rank, RwLock};
 use crate::vault::{Kind, OpenFiles, ROOT};
 
-use super::handles::{Handle, HandleState, OpenNode};
+use super::handle_state::HandleState;
+use super::handles::{Handle, OpenNode};
 use super::{Access, Attr, Errno, FileHandle};
 
 /// Several answers with different versions are on their way, and the kernel may not have the node yet: it
@@ -22,7 +23,7 @@ const SEVERAL: u64 = u64::MAX;
 struct Known {
     lookups: u64,
     /// The version of a file whose attributes the kernel may remember, or [`SEVERAL`].
-    told: u64,
+    remembered: u64,
     /// It lost its last name and is deleted when the kernel forgets it.
     kept: bool,
 }
@@ -50,7 +51,7 @@ impl Nodes {
 
 /// All that is open.
 pub(super) struct Table {
-    nodes: sync::Mutex<Nodes>,
+    nodes: Mutex<Nodes>,
     handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
     next: AtomicU64,
     /// The kernel was told of directories that it did not know.
@@ -65,14 +66,14 @@ impl Table {
             ..Nodes::default()
         };
         Self {
-            nodes: sync::Mutex::new(Rank::OpenNodes, nodes),
-            handles: RwLock::default(),
+            nodes: Mutex::new(Rank::OpenNodes, nodes),
+            handles: RwLock::new(Rank::OpenHandles, HashMap::new()),
             next: AtomicU64::default(),
             new_directories: AtomicBool::default(),
         }
     }
 
-    fn lock(&self) -> sync::MutexGuard<'_, Nodes> {
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock()
     }
 
@@ -103,8 +104,7 @@ impl Table {
             user,
         });
         drop(nodes);
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        handles.insert(fh, Arc::clone(&handle));
+        self.handles.write().insert(fh, Arc::clone(&handle));
         Ok((fh, handle))
     }
 
@@ -114,15 +114,14 @@ impl Table {
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
-        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        let handles = self.handles.read();
         handles.get(&fh).cloned().ok_or(Errno(libc::EBADF))
     }
 
     /// Takes a handle out. Its state stays with the node, which must not be forgotten before what
     /// the handle leaves behind is seen to be published.
     pub(super) fn take(&self, fh: FileHandle) -> Option<Arc<Handle>> {
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        handles.remove(&fh)
+        self.handles.write().remove(&fh)
     }
 
     /// Takes out a handle that nobody has used.
@@ -172,12 +171,12 @@ impl Table {
             }
         }
         let known = nodes.known.entry(attr.ino).or_insert_with(|| Known {
-            told: attr.version,
+            remembered: attr.version,
             ..Known::default()
         });
         known.lookups += 1;
-        if known.told != attr.version {
-            known.told = SEVERAL;
+        if known.remembered != attr.version {
+            known.remembered = SEVERAL;
         }
     }
 
@@ -188,16 +187,16 @@ impl Table {
     }
 
     /// Of a node that the kernel knows: the version whose attributes it may remember.
-    pub(super) fn told(&self, id: NodeId) -> Option<u64> {
-        self.lock().known.get(&id).map(|known| known.told)
+    pub(super) fn remembered_version(&self, id: NodeId) -> Option<u64> {
+        self.lock().known.get(&id).map(|known| known.remembered)
     }
 
     /// From now on the kernel may remember those of another version, unless that has changed meanwhile.
-    pub(super) fn replace_told(&self, id: NodeId, before: u64, version: u64) {
+    pub(super) fn replace_remembered(&self, id: NodeId, before: u64, version: u64) {
         let mut nodes = self.lock();
         let known = nodes.known.get_mut(&id);
-        if let Some(known) = known.filter(|known| known.told == before) {
-            known.told = version;
+        if let Some(known) = known.filter(|known| known.remembered == before) {
+            known.remembered = version;
         }
     }
 
@@ -249,10 +248,7 @@ impl Table {
 
     /// Number of open handles.
     pub(super) fn len(&self) -> usize {
-        self.handles
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.handles.read().len()
     }
 
     /// The transaction that was deleting nodes is over.
@@ -274,7 +270,7 @@ impl Reaper {
     pub(super) fn new(table: Arc<Table>) -> Self {
         Self {
             table,
-            doomed: Mutex::default(),
+            doomed: Mutex::new(Rank::DyingNodes, Vec::new()),
         }
     }
 }
@@ -286,20 +282,14 @@ impl OpenFiles for Reaper {
             return true;
         }
         nodes.dying.insert(node);
-        self.doomed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(node);
+        self.doomed.lock().push(node);
         false
     }
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        let doomed = self
-            .doomed
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.table.revive(doomed);
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        self.table.revive(&doomed);
     }
 }

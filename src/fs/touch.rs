@@ -9,10 +9,10 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
+use crate::sync::{Condvar, Mutex, Rank};
 use crate::vault::Timestamp;
 
 use super::Attr;
@@ -58,29 +58,26 @@ struct Queue {
 
 impl Default for Touches {
     fn default() -> Self {
+        let queue = Queue {
+            waiting: Vec::new(),
+            listed: HashSet::new(),
+            silent: Some("nothing is mounted".to_owned()),
+            over: false,
+        };
         Self {
-            queue: Mutex::new(Queue {
-                waiting: Vec::new(),
-                listed: HashSet::new(),
-                silent: Some("nothing is mounted".to_owned()),
-                over: false,
-            }),
+            queue: Mutex::new(Rank::Touches, queue),
             wake: Condvar::new(),
             served: AtomicBool::new(false),
-            token: Mutex::default(),
-            gone: Mutex::default(),
+            token: Mutex::new(Rank::Touch, None),
+            gone: Mutex::new(Rank::GoneNodes, HashMap::new()),
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Touches {
     /// Somebody is about to [`serve`](Self::serve).
     pub fn begin(&self) {
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         if !queue.over {
             queue.silent = None;
             self.served.store(true, Ordering::Release);
@@ -89,7 +86,7 @@ impl Touches {
 
     /// Nobody will touch, for this reason; or nobody will from now on.
     pub fn end(&self, why: impl Into<String>) {
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         self.served.store(false, Ordering::Release);
         if !queue.over {
             queue.silent = Some(why.into());
@@ -114,13 +111,13 @@ impl Touches {
                     return;
                 }
                 let outcome = token().and_then(|token| {
-                    *locked(&self.token) = Some((token, Instant::now()));
+                    *self.token.lock() = Some((token, Instant::now()));
                     touch(&touched, token)
                 });
-                *locked(&self.token) = None;
+                *self.token.lock() = None;
                 self.note(&touched, outcome);
             }
-            let queue = locked(&self.queue);
+            let queue = self.queue.lock();
             let paused = self
                 .wake
                 .wait_timeout_while(queue, PAUSE, |queue| !queue.over);
@@ -130,12 +127,10 @@ impl Touches {
 
     /// All that waits, once there is something; nothing at the end.
     fn next(&self) -> Option<Vec<Touched>> {
-        let queue = locked(&self.queue);
-        let idle = |queue: &mut Queue| !queue.over && queue.waiting.is_empty();
-        let mut queue = self
-            .wake
-            .wait_while(queue, idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
+        while !queue.over && queue.waiting.is_empty() {
+            queue = self.wake.wait(queue);
+        }
         if queue.over {
             return None;
         }
@@ -146,7 +141,7 @@ impl Touches {
 
     fn note(&self, touched: &Touched, outcome: io::Result<()>) {
         if let Touched::Node(node) = touched {
-            locked(&self.gone).remove(node);
+            self.gone.lock().remove(node);
         }
         let silent = match outcome {
             Ok(()) => None,
@@ -156,7 +151,7 @@ impl Touches {
             }
             Err(error) => Some(format!("the kernel refuses to touch a file: {error}")),
         };
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         if !queue.over {
             queue.silent = silent;
         }
@@ -167,7 +162,7 @@ impl Touches {
         if !self.is_served() {
             return;
         }
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         if queue.over || !queue.listed.insert(touched.clone()) {
             return;
         }
@@ -181,23 +176,23 @@ impl Touches {
 
     /// The same for a node that is gone.
     pub(super) fn add_gone(&self, attr: Attr) {
-        locked(&self.gone).insert(attr.ino, attr);
+        self.gone.lock().insert(attr.ino, attr);
         self.add(Touched::Node(attr.ino));
     }
 
     pub(super) fn is_token(&self, time: Timestamp) -> bool {
-        locked(&self.token).is_some_and(|(token, _)| token == time)
+        self.token.lock().is_some_and(|(token, _)| token == time)
     }
 
     /// A node that is gone and to be touched, as it was.
     pub(super) fn gone(&self, node: NodeId) -> Option<Attr> {
-        locked(&self.gone).get(&node).copied()
+        self.gone.lock().get(&node).copied()
     }
 
     /// How it goes, for `status`.
     pub(super) fn said(&self) -> String {
-        let since = locked(&self.token).map(|(_, since)| since.elapsed());
-        match (&locked(&self.queue).silent, since) {
+        let since = self.token.lock().map(|(_, since)| since.elapsed());
+        match (&self.queue.lock().silent, since) {
             (Some(why), _) => format!("not woken: {why}"),
             (None, Some(since)) if since >= LATE => {
                 let seconds = since.as_secs();
@@ -251,11 +246,11 @@ mod tests {
             Ok(())
         });
         assert_eq!(seen, [2, 3, 3].map(Touched::Node));
-        assert_eq!(*locked(&touches.token), None);
+        assert_eq!(*touches.token.lock(), None);
         assert_eq!(touches.said(), "not woken: over");
         touches.begin();
         touches.add(Touched::Node(4));
-        assert!(!touches.is_served() && locked(&touches.queue).waiting.is_empty());
+        assert!(!touches.is_served() && touches.queue.lock().waiting.is_empty());
     }
 
     #[test]

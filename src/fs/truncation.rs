@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::vault::Whose;
+
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
+use super::errno::file_of;
 use super::nodes::Nodes;
 use super::publish::Publisher;
-use super::queue::Whose;
 use super::settling::Settling;
 use super::table::Table;
 use super::{Access, Done, Errno, FileHandle};
@@ -60,8 +62,8 @@ impl Truncation {
             };
             let is_file = truncation
                 .nodes
-                .node(ino)
-                .and_then(|node| Ok(node.file().map(drop)?));
+                .stored_or_held(ino)
+                .and_then(|node| file_of(&node).map(drop));
             let edited = match is_file {
                 Ok(()) => truncation
                     .drafts

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::store::NodeId;
 use crate::vault::{Vault, VaultError};
 
-use super::attr::Attributes;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::set_attributes::SetAttributes;
 use super::table::Table;
 use super::touch::{Touched, Touches};
@@ -14,6 +15,7 @@ use super::{Attr, Errno, FileHandle};
 /// See the module.
 pub(super) struct Watchers {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) attributes: Arc<Attributes>,
     pub(super) touches: Arc<Touches>,
@@ -50,7 +52,7 @@ impl Watchers {
             Err(VaultError::NotFound) => {
                 return Some(self.touches.gone(ino).ok_or(Errno(libc::ESTALE)));
             }
-            Err(error) => return Some(Err(error.into())),
+            Err(error) => return Some(Err(self.failures.errno(&error))),
         };
         let mut attr = self.attributes.attr_of(&node);
         if let Some(open) = self.table.node(ino) {

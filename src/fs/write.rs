@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use crate::crypto::SecretBytes;
 use crate::os::process;
+use crate::vault::Whose;
 
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
 use super::handles::Handle;
-use super::queue::Whose;
 use super::set_id::SetIdBits;
 use super::settling::Settling;
 use super::table::Table;
@@ -128,9 +128,10 @@ impl Writes {
         handle: Arc<Handle>,
     ) -> Result<(FileHandle, Arc<Handle>), Errno> {
         let writer = {
-            let state = handle.node.lock();
-            let writer = state.writer_of_pages(fh);
-            if state.is_spoiled(writer) {
+            let mut state = handle.node.lock();
+            let mapped = state.mapped();
+            let writer = mapped.writer_of_pages(fh);
+            if mapped.is_spoiled(writer) {
                 return Err(Errno(libc::EIO));
             }
             writer
@@ -196,7 +197,7 @@ fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer, end: u64) {
     let mut state = handle.node.lock();
     let Some(owner) = transfer.lock_owner else {
         state.paged = true;
-        return state.note_changed_pages(fh);
+        return state.mapped().note_changed_pages(fh);
     };
     state.note_reach(end);
     // What it was told before is not what it reads next.

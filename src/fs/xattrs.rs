@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Body, Node, Timestamp, Tx, VaultError};
+use crate::vault::{Body, Node, Ticket, Timestamp, Tx, VaultError};
 
 use super::commits::Commits;
+use super::failures::Failures;
 use super::nodes::Nodes;
-use super::queue::Ticket;
-use super::{Caller, Done, Errno, to_errno};
+use super::{Caller, Done, Errno};
 
 /// Names of extended attributes that programs may set.
 pub(super) const USER: &[u8] = b"user.";
@@ -17,6 +17,7 @@ const VIRTUAL: &[u8] = b"user.secretfs.";
 /// See the module.
 pub(super) struct Xattrs {
     pub(super) is_read_only: bool,
+    pub(super) failures: Arc<Failures>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) commits: Arc<Commits>,
 }
@@ -28,7 +29,7 @@ impl Xattrs {
         if !name.starts_with(USER) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
-        let node = self.nodes.node_or_opened(ino)?;
+        let node = self.nodes.stored_held_or_opened(ino)?;
         if let Some(name) = name.strip_prefix(VIRTUAL) {
             return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
         }
@@ -42,7 +43,7 @@ impl Xattrs {
     /// The names of all that programs have set, each ended by a NUL. The computed ones are not
     /// among them, or copying a file would fail to set them.
     pub(super) fn list(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.nodes.node_or_opened(ino)?;
+        let node = self.nodes.stored_held_or_opened(ino)?;
         let names = node.attributes.xattrs.iter();
         Ok(names
             .flat_map(|(name, _)| name.iter().copied().chain([0]))
@@ -95,7 +96,9 @@ impl Xattrs {
         };
         match allowed {
             Ok(queue) => {
-                queue.submit(ticket, job, move |outcome| done(to_errno(outcome)));
+                let failures = Arc::clone(&self.failures);
+                let done = move |outcome| done(failures.to_errno(outcome));
+                queue.submit(ticket, job, done);
             }
             Err(error) => done(Err(error)),
         }

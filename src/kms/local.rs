@@ -23,7 +23,7 @@ mod service;
 pub use credential::CREDENTIALS_VARIABLE;
 use credential::Credentials;
 use dir::{Created, DirLock, KeyDir};
-pub use place::DIR_VARIABLE;
+pub use place::{DIR_VARIABLE, usual_dir};
 pub use record::LocalState;
 use record::{MAX_VERSIONS, Material, Record, now};
 use refusal::{fail, pending, serving};

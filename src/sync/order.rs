@@ -19,20 +19,27 @@ macro_rules! ranks {
 }
 
 ranks! {
+    /// Of a control socket: its controller. Held over each use of it.
+    ControlSocket,
+    /// Of an open directory: the position of the listing. Held while more of it is read.
+    DirectoryReading,
+    /// Of a handle: the last piece of a content. Held while another is read.
+    LastPiece,
     /// Of a vault: the thread that begins or drives a rotation. Held over everything it does.
     Driving,
     /// Of a vault: whether a thread follows the keyring of the writer.
     Follower,
     /// Of a vault: the keyring record that could not be followed.
     FollowFailed,
-    /// Of a vault: the state. Held over a whole write transaction.
-    State,
+    /// Of a vault: the turn to commit, with the state. Held over a whole write transaction. It is
+    /// the only one for which threads do not wait at the lock: see `src/vault/commit.rs`.
+    Turn,
     /// Of a vault: readers that take up marks share it. One that must not be overtaken holds it
     /// alone, over a whole read.
     Following,
     /// Of a vault: this host's memory of it.
     HostMemory,
-    /// Of a store: the turn to write in this process.
+    /// Of a store: keeps the checkpoint that restarts the WAL apart from write transactions.
     Writes,
     /// Of a store: the connection that writes. Held over a whole transaction, with everything that
     /// its jobs do.
@@ -84,8 +91,52 @@ ranks! {
     /// Of a file system: its open nodes. Jobs take it while they run, and the remains of a job when
     /// it is dropped.
     OpenNodes,
-    /// Of a file system: the jobs to commit.
+    /// Of a file system: its open handles.
+    OpenHandles,
+    /// Of a job: nodes that it is deleting.
+    DyingNodes,
+    /// Of a file system: its open directories.
+    OpenDirectories,
+    /// Of a file system: threads that got `ESTALE`, and the nodes held for them.
+    Askers,
+    /// Of a file system: nodes with appended data.
+    Appends,
+    /// Of a vault: the jobs to commit, and the turn to commit them.
     CommitQueue,
+    /// Of a mount: the thread that commits.
+    CommitThread,
+    /// The result of a job, until the caller gets it.
+    JobResult,
+    /// Of a file system: the memory that each user has taken.
+    Budget,
+    /// Of a file system: nodes whose pages the kernel must drop.
+    StalePages,
+    /// Of a transport: the threads that read requests.
+    RequestThreads,
+    /// Of a file system: the nodes to touch.
+    Touches,
+    /// Of a file system: the touch under way.
+    Touch,
+    /// Of a file system: deleted nodes to touch.
+    GoneNodes,
+    /// Of a mount: the last command.
+    LastCommand,
+    /// Of a mount: the texts of its control files.
+    ControlTexts,
+    /// Of a mount: its open control files.
+    ControlHandles,
+    /// The thread that renders control files.
+    Renderer,
+    /// Of a rotation driver: whether a rotation may be waiting to begin.
+    RotationWanted,
+    /// Of a control socket: the connections being served.
+    Connections,
+    /// Of a control socket: peers that wait for the end of the mount.
+    Farewells,
+    /// Of a routine: whether it has to stop.
+    Routine,
+    /// A thread of a mount, for the thread that ends it.
+    MountThread,
     /// Work shared among threads.
     Crew,
     /// The thread that runs calls of AWS KMS.
@@ -98,17 +149,21 @@ ranks! {
     Slabs,
     /// Free mappings for secrets.
     Spares,
+    /// When something was logged last.
+    LogLimiter,
+    /// The log file. Something may be logged while any other lock is held.
+    LogFile,
 }
 
 #[cfg(debug_assertions)]
 thread_local! {
     /// One bit for each rank. It needs no destructor, so a thread may take locks until its very
     /// end.
-    static HELD: Cell<u64> = const { Cell::new(0) };
+    static HELD: Cell<u128> = const { Cell::new(0) };
 }
 
 #[cfg(debug_assertions)]
-const _: () = assert!(RANKS.len() <= u64::BITS as usize);
+const _: () = assert!(RANKS.len() <= u128::BITS as usize);
 
 /// The rank of a lock; empty in release builds.
 pub(super) struct Place {
@@ -156,7 +211,7 @@ impl Place {
 }
 
 /// Clears the lock's bit when the lock is released.
-pub(super) struct Held(#[cfg(debug_assertions)] u64);
+pub(super) struct Held(#[cfg(debug_assertions)] u128);
 
 #[cfg(debug_assertions)]
 impl Drop for Held {

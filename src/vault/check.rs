@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use crate::crypto::schedule::VaultId;
-use crate::keyring::{History, Keyring};
+use crate::keyring::{History, Keyring, KeyringError, UnverifiedKeyring};
 use crate::store::{self, NodeId, Read};
 
 use super::content::Version;
 use super::entry::DirectoryKeys;
 use super::node::{Body, Kind, Node, ROOT, SYSTEM};
+use super::records::Records;
 use super::state::{State, SystemKeys};
 use super::{OpenOptions, Vault, VaultError};
 
@@ -30,36 +31,47 @@ pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultErr
         salvage: true,
         ..options.clone()
     };
-    Vault::open(path, &options)?.check()
+    check_records(Vault::open(path, &options)?.records())
 }
 
-impl Vault {
-    /// Checks all that is stored.
-    ///
-    /// # Errors
-    /// As for [`check`].
-    pub(super) fn check(&self) -> Result<CheckReport, VaultError> {
-        self.read(|records| {
-            let keyring = self.keyring();
-            self.must_be_current(records, &keyring)?;
-            let system = self.system_in(records)?;
-            // What is wrong with it is told when all was counted.
-            let mut recount = State::empty(ROOT);
-            if let Ok(state) = self.stored_state(records) {
-                recount = state.uncounted();
-                recount.next_node = ROOT;
-            }
-            let mut check = Check {
-                system: &system,
-                keyring: &keyring,
-                report: CheckReport::default(),
-                nodes: HashMap::new(),
-                recount,
-            };
-            check.report.vault = check.id().to_string();
-            check.run(records)?;
-            Ok(check.report)
-        })
+/// Checks all that is stored.
+///
+/// # Errors
+/// As for [`check`].
+pub(super) fn check_records(vault: &Records) -> Result<CheckReport, VaultError> {
+    vault.read(|records| {
+        let keyring = vault.keyring();
+        must_be_current(records, &keyring)?;
+        let system = vault.system_in(records)?;
+        // What is wrong with it is told when all was counted.
+        let mut recount = State::empty(ROOT);
+        if let Ok(state) = vault.stored_state(records) {
+            recount = state.uncounted();
+            recount.next_node = ROOT;
+        }
+        let mut check = Check {
+            system: &system,
+            keyring: &keyring,
+            report: CheckReport::default(),
+            nodes: HashMap::new(),
+            recount,
+        };
+        check.report.vault = check.id().to_string();
+        check.run(records)?;
+        Ok(check.report)
+    })
+}
+
+/// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
+/// than `keyring`.
+fn must_be_current(records: &mut dyn Read, keyring: &Keyring) -> Result<(), VaultError> {
+    let (header, stored) = (records.header()?, records.keyring()?);
+    let stored = header
+        .zip(stored)
+        .map(|(h, k)| UnverifiedKeyring::parse(&h, &k));
+    match stored.transpose()? {
+        Some(stored) if stored.sequence() == keyring.body().sequence => Ok(()),
+        _ => Err(KeyringError::unknown(0, "the snapshot").into()),
     }
 }
 

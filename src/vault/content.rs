@@ -13,7 +13,7 @@ use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 
 use super::VaultError;
-use super::error::UNAUTHENTIC;
+use super::error::{CUT_OUT, UNAUTHENTIC};
 
 /// Plain bytes in a chunk; the last one may have fewer.
 pub const CHUNK: usize = 64 * 1024;
@@ -312,11 +312,38 @@ impl Version {
         index: u32,
         plain: &mut [u8],
     ) -> Result<(), VaultError> {
+        match self.find_chunk(records, index, plain)? {
+            true => Ok(()),
+            false => Err(self.bad(index, "is missing")),
+        }
+    }
+
+    /// As [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a chunk
+    /// that is missing there was cut out.
+    pub(super) fn read_chunk_beside(
+        &self,
+        records: &mut dyn Read,
+        index: u32,
+        plain: &mut [u8],
+    ) -> Result<(), VaultError> {
+        match self.find_chunk(records, index, plain)? {
+            true => Ok(()),
+            false => Err(self.bad(index, CUT_OUT)),
+        }
+    }
+
+    /// False when there is no such chunk.
+    fn find_chunk(
+        &self,
+        records: &mut dyn Read,
+        index: u32,
+        plain: &mut [u8],
+    ) -> Result<bool, VaultError> {
         let mut opened = None;
         records.with_chunk((self.node, self.number, index), &mut |sealed| {
             opened = Some(self.open_chunk(index, sealed, plain));
         })?;
-        opened.unwrap_or_else(|| Err(self.bad(index, "is missing")))
+        opened.transpose().map(|opened| opened.is_some())
     }
 
     pub(super) fn open_chunk(
@@ -367,7 +394,8 @@ impl Version {
         Ok(plain)
     }
 
-    /// The whole content. `first` is the first chunk if the caller has it already.
+    /// The whole content, from the snapshot that has the version's record. `first` is the first chunk if
+    /// the caller has it already.
     pub(super) fn whole(
         &self,
         records: &mut dyn Read,
@@ -375,7 +403,7 @@ impl Version {
     ) -> Result<SecretBytes, VaultError> {
         self.assemble(|index, plain| match (index, first) {
             (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
-            _ => self.read_chunk(records, index, plain),
+            _ => self.read_chunk_beside(records, index, plain),
         })
     }
 

@@ -2,6 +2,8 @@
 //! replayed, inserted or deleted. What was counted, and confirmed by the sums, is what is known to be
 //! current from then on.
 
+pub(super) mod names;
+
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -9,13 +11,17 @@ use std::sync::Arc;
 use crate::keyring::KeyringError;
 use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
 
+use super::VaultError;
+use super::commit::transact::Transactions;
 use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
+use super::integrity::Guard;
 use super::keys::{BATCH, Key, keys_after};
 use super::node::{DirectoryBody, Node};
+use super::records::Records;
 use super::state::{State, SystemKeys};
-use super::{Vault, VaultError};
+use names::must_agree;
 
 /// Nodes and versions that are so few that one thread counts them as fast as several.
 pub(super) const FEW: u64 = 2000;
@@ -70,13 +76,55 @@ impl Counting {
 
 type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 
-impl Vault {
-    /// Counts all records, compares with the sealed state, and goes on knowing them.
+/// See the module.
+pub(super) struct Counter {
+    records: Arc<Records>,
+    transactions: Arc<Transactions>,
+    guard: Arc<Guard>,
+}
+
+impl Counter {
+    pub(super) fn new(
+        records: Arc<Records>,
+        transactions: Arc<Transactions>,
+        guard: Arc<Guard>,
+    ) -> Self {
+        Self {
+            records,
+            transactions,
+            guard,
+        }
+    }
+
+    /// Counts a vault that another process may have written since, and serves nothing more of it if it
+    /// is not what its sums say.
     ///
     /// # Errors
-    /// `Integrity` when part of the vault was replayed, inserted or deleted.
-    pub fn recount(&self) -> Result<(), VaultError> {
-        self.count(&|| ControlFlow::Continue(())).map(drop)
+    /// When it is not, or could not be counted.
+    pub(super) fn count_afresh(&self) -> Result<(), VaultError> {
+        // Its pages may have been changed under those that were read before.
+        self.records.store().forget_pages();
+        match self.count(&|| self.guard.go_on()) {
+            Ok(counted) => {
+                if let Some(state) = counted.continue_value() {
+                    self.guard.note_verified(state.commit);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if error.is_damage() {
+                    self.guard.condemn(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether what is stored is again what this process has written last.
+    pub(super) fn is_right_again(&self) -> bool {
+        let counted = self.count(&|| self.guard.go_on());
+        let counted = counted.ok().and_then(ControlFlow::continue_value);
+        counted.is_some_and(|state| state.commit == self.transactions.queue().turn().commit)
     }
 
     /// Counts everything, on all processors, until `go_on` says no. Returns the state that the sums
@@ -85,38 +133,38 @@ impl Vault {
         &self,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
+        let records = &*self.records;
         // What came after it is not held against a count; what came before it must not be missing.
-        let floor = self.seen().commit;
+        let floor = records.seen().commit;
         let counted = loop {
-            if !self.salvage {
-                let _quiet = self.lock_state();
-                self.current.begin();
+            if !records.is_salvage() {
+                let _quiet = self.transactions.queue().turn();
+                records.current().begin();
             }
-            let before = self.keyring().body().sequence;
-            let read = |records: &mut dyn Read| self.count_in(records, floor, go_on);
-            match store::read(&self.store, read) {
+            let before = records.keyring().body().sequence;
+            let read = |found: &mut dyn Read| self.count_in(found, floor, go_on);
+            match store::read(records.store(), read) {
                 Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
-                    if self.has_newer_keyring(before)? => {}
+                    if records.has_newer_keyring(before)? => {}
                 other => break other,
             }
         };
         match &counted {
-            Ok(ControlFlow::Continue(state)) if !self.salvage => {
+            Ok(ControlFlow::Continue(state)) if !records.is_salvage() => {
                 // What is committed by this process is taken up before or after.
-                let now = self.lock_state();
-                if !self.read_only && now.commit < state.commit {
-                    self.current.give_up();
+                let now = self.transactions.queue().turn();
+                if !records.is_read_only() && now.commit < state.commit {
+                    records.current().give_up();
                     return Err(VaultError::went_back(state.commit, now.commit));
                 }
-                self.current.confirm(state.commit, state.next_node);
+                records.current().confirm(state.commit, state.next_node);
                 // What was read before was compared with nothing.
-                self.cache.clear();
-                self.sealed.clear();
-                if self.read_only {
-                    self.has_come_to(state);
+                records.forget_all();
+                if records.is_read_only() {
+                    records.has_come_to(state);
                 }
             }
-            Ok(_) | Err(_) => self.current.give_up(),
+            Ok(_) | Err(_) => records.current().give_up(),
         }
         counted
     }
@@ -127,21 +175,21 @@ impl Vault {
         floor: u64,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
-        let state = self.stored_state(records)?;
+        let state = self.records.stored_state(records)?;
         if state.commit < floor {
             return Err(VaultError::went_back(floor, state.commit));
         }
-        let system = self.system_in(records)?;
-        self.current
-            .reserve(state.nodes.saturating_add(state.versions));
+        let system = self.records.system_in(records)?;
+        let current = self.records.current();
+        current.reserve(state.nodes.saturating_add(state.versions));
         let work = |piece| match piece {
             Piece::Records(batch) => Found::Records(Box::new(count_records(
-                &self.current,
+                current,
                 &system,
                 state.uncounted(),
                 &batch,
             ))),
-            Piece::Names(batches) => Found::Names(count_names(&self.current, batches)),
+            Piece::Names(batches) => Found::Names(count_names(current, batches)),
         };
         let threads = match state.nodes.saturating_add(state.versions) <= FEW {
             true => 1,
@@ -194,8 +242,9 @@ impl Vault {
                 return Ok(ControlFlow::Break(()));
             }
             let record = records.node(id)?.ok_or(VaultError::NotFound)?;
-            let node = Node::open(&self.keyring(), id, &record)?;
-            let keys = Arc::new(DirectoryKeys::of(self.keyring().vault(), &node)?);
+            let keyring = self.records.keyring();
+            let node = Node::open(&keyring, id, &record)?;
+            let keys = Arc::new(DirectoryKeys::of(keyring.vault(), &node)?);
             let said = node.directory()?.clone();
             let (found, names) = (said.uncounted(), Names::with_room(said.entries));
             counting.insert(
@@ -250,46 +299,9 @@ impl Vault {
             return Ok(());
         };
         must_agree(id, &counted.said, &counted.found)?;
-        self.current
-            .adopt(id, &counted.record, counted.names, false);
+        let current = self.records.current();
+        current.adopt(id, &counted.record, counted.names, false);
         Ok(())
-    }
-
-    /// Compares a directory's names with what the directory says of them.
-    pub(super) fn recount_names(
-        &self,
-        records: &mut dyn Read,
-        id: NodeId,
-    ) -> Result<(), VaultError> {
-        let record = records.node(id)?.ok_or(VaultError::NotFound)?;
-        self.names_in(records, id, &record).map(drop)
-    }
-
-    /// All names of a directory, whose record is given, as they are confirmed by the sum in it.
-    pub(super) fn names_in(
-        &self,
-        records: &mut dyn Read,
-        id: NodeId,
-        record: &KeyedRecord,
-    ) -> Result<Names, VaultError> {
-        let node = Node::open(&self.keyring(), id, record)?;
-        let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
-        let said = node.directory()?;
-        let (mut found, mut names) = (said.uncounted(), Names::with_room(said.entries));
-        let mut after = None;
-        loop {
-            let batch = records.entries(id, after.as_ref(), BATCH)?;
-            for row in &batch {
-                keys.count(&mut found, &row.tag, &row.value, false);
-                names.add(self.current.name(row));
-            }
-            after = batch.last().map(|row| row.tag);
-            if batch.len() < BATCH {
-                break;
-            }
-        }
-        must_agree(id, said, &found)?;
-        Ok(names)
     }
 }
 
@@ -359,16 +371,4 @@ fn count_names(current: &Current, batches: Vec<SomeNames>) -> Vec<CountedNames> 
         }
     };
     batches.into_iter().map(count).collect()
-}
-
-fn must_agree(id: NodeId, said: &DirectoryBody, found: &DirectoryBody) -> Result<(), VaultError> {
-    if said.agrees_with(found) {
-        return Ok(());
-    }
-    Err(VaultError::Integrity(format!(
-        "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
-         {}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
-         moves it aside",
-        said.entries, found.entries,
-    )))
 }

@@ -1,10 +1,13 @@
 //! What can go wrong with a vault, and which class of failure each is for a caller's exit code.
 
 use crate::crypto::{MemoryError, RandomError, SealError};
-use crate::error::{Class, Error};
+use crate::error::Error;
 use crate::keyring::KeyringError;
 use crate::kms::{KmsError, KmsErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
+
+/// The class of what failed here: one of those that a command exits by.
+pub use crate::error::Class as Failure;
 
 /// An operation on a vault failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -83,27 +86,10 @@ pub enum VaultError {
     OutOfNodes,
 }
 
-/// The classes of failure that scripts can tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
-    /// Anything else.
-    Failed,
-    /// There is no vault.
-    NotAVault,
-    /// Access to the KMS key is denied, or the key does not serve.
-    KeyDenied,
-    /// KMS does not answer.
-    KmsUnreachable,
-    /// What is stored is not what was stored.
-    Integrity,
-    /// Somebody else has the vault.
-    Busy,
-    /// There is a vault already.
-    Exists,
-}
-
 /// What is said of a record that is not what was sealed under its key, in its place.
 pub(crate) const UNAUTHENTIC: &str = "does not authenticate";
+/// What is said of a chunk that is missing in the snapshot that has its version.
+pub(super) const CUT_OUT: &str = "is missing, though its version is there";
 
 impl VaultError {
     /// The class.
@@ -186,9 +172,14 @@ impl VaultError {
         ))
     }
 
-    /// Whether a record was opened that is certainly not what was sealed.
-    pub(super) fn is_unauthentic(&self) -> bool {
-        matches!(self, Self::Integrity(what) if what.ends_with(UNAUTHENTIC))
+    /// Whether a reader that met this has met damage for certain. A record that is only missing may have
+    /// been removed since the reader asked for it.
+    pub(super) fn is_certain_damage(&self) -> bool {
+        match self {
+            Self::Integrity(what) => what.ends_with(UNAUTHENTIC) || what.ends_with(CUT_OUT),
+            Self::Store(error) => error.kind == StoreErrorKind::Corrupt,
+            _ => false,
+        }
     }
 
     /// An integrity failure of a record, named by kind and number.
@@ -211,15 +202,6 @@ impl From<KmsError> for VaultError {
 
 impl From<VaultError> for Error {
     fn from(error: VaultError) -> Self {
-        let class = match error.failure() {
-            Failure::Failed => Class::Failed,
-            Failure::NotAVault => Class::NotAVault,
-            Failure::KeyDenied => Class::KeyDenied,
-            Failure::KmsUnreachable => Class::KmsUnreachable,
-            Failure::Integrity => Class::Integrity,
-            Failure::Busy => Class::Busy,
-            Failure::Exists => Class::Exists,
-        };
-        Self::new(class, error)
+        Self::new(error.failure(), error)
     }
 }

@@ -78,10 +78,13 @@ pub(super) struct Guard {
     /// Those that the history does not have yet.
     unrecorded: Mutex<Findings>,
     alarm: OnceLock<Alarm>,
+    /// What is left of the vault is to be got out: nothing is refused.
+    salvage: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
+impl Guard {
+    /// Of a vault that was just opened, to be salvaged or to be used.
+    pub(super) fn new(salvage: bool) -> Self {
         Self {
             integrity: Mutex::new(Rank::Verdict, Integrity::Counting),
             failure: Mutex::new(Rank::VerdictFailure, None),
@@ -93,11 +96,10 @@ impl Default for Guard {
             findings: Mutex::new(Rank::Findings, Findings::default()),
             unrecorded: Mutex::new(Rank::Unrecorded, Findings::default()),
             alarm: OnceLock::new(),
+            salvage,
         }
     }
-}
 
-impl Guard {
     fn integrity_now(&self) -> MutexGuard<'_, Integrity> {
         self.integrity.lock()
     }
@@ -184,6 +186,23 @@ impl Guard {
         }
     }
 
+    /// Waits until it is known whether the vault may be served, if that is to be known first. False when
+    /// that is never known, because the vault is to be closed.
+    pub(super) fn await_verdict_or_end(&self) -> bool {
+        !self.is_gated() || self.await_verdict(None).is_some()
+    }
+
+    /// Whether whoever uses the vault would have to wait for a verdict.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_gated() && self.integrity() == Integrity::Counting
+    }
+
+    /// Waits until something of the vault may be served, or is to be written, by whoever has not been
+    /// asked for it. Whether it may.
+    pub(super) fn await_service(&self) -> bool {
+        !self.is_gated() || matches!(self.await_verdict(None), Some(Ok(())))
+    }
+
     /// Ends a count that is under way; what it was to show is never known then.
     pub(super) fn stop_counting(&self) {
         {
@@ -215,12 +234,12 @@ impl Guard {
 
     /// Serves nothing more of a vault of which part was found to have been replayed, inserted or
     /// deleted: what is read may be old. Salvaging goes on.
-    pub(super) fn condemn(&self, error: &VaultError, salvage: bool) {
-        if self.condemned.swap(!salvage, Ordering::Relaxed) {
+    pub(super) fn condemn(&self, error: &VaultError) {
+        if self.condemned.swap(!self.salvage, Ordering::Relaxed) {
             return;
         }
         let why = error.to_string();
-        match salvage {
+        match self.salvage {
             true => tracing::error!("{why}"),
             false => tracing::error!("nothing more is served: {why}"),
         }
@@ -239,6 +258,27 @@ impl Guard {
     /// Whether nothing of it is served any more.
     pub(super) fn is_condemned(&self) -> bool {
         self.condemned.load(Ordering::Relaxed)
+    }
+
+    /// Refuses everything once nothing of the vault is served any more.
+    pub(super) fn must_serve(&self) -> Result<(), VaultError> {
+        if self.is_condemned() {
+            return Err(VaultError::Integrity(
+                "part of the vault was replayed, inserted or deleted, so nothing of it is served; \
+                 restore it from a backup, or get out what is left with `-o ro,salvage`"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Damage that a reader met stays known, as what is not current does.
+    pub(super) fn noted<T>(&self, result: Result<T, VaultError>) -> Result<T, VaultError> {
+        result.inspect_err(|error| {
+            if !self.salvage && error.is_certain_damage() {
+                self.note_damage(error);
+            }
+        })
     }
 
     /// Notes that records were found not to fit together, if that is what is wrong.

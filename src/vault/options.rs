@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::config::Settings;
 use crate::kms::{KeyUri, KmsSettings};
 
 use super::VaultError;
@@ -50,6 +51,33 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
+    /// As a mount is to open its vault, save for where it is going to be mounted.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            read_only: settings.read_only,
+            accept_rollback: settings.accept_rollback,
+            pinned_keys: settings.kms_keys.clone(),
+            pinned_vault_id: settings.vault_id.clone(),
+            require_anchor: settings.require_anchor,
+            min_commit: settings.min_commit,
+            salvage: settings.salvage,
+            unsafe_filesystem: settings.unsafe_filesystem,
+            kms: settings.kms.clone(),
+            anchor_dir: settings.anchor_dir.clone(),
+            mountpoint: None,
+        }
+    }
+
+    /// For commands that only look.
+    pub fn to_look(settings: &Settings) -> Self {
+        Self {
+            read_only: true,
+            accept_rollback: false,
+            salvage: false,
+            ..Self::of(settings)
+        }
+    }
+
     pub(super) fn must_fit(&self) -> Result<(), VaultError> {
         match self.salvage && !self.read_only {
             true => Err(VaultError::Setting(

@@ -4,7 +4,8 @@ use crate::crypto::SecretBytes;
 use crate::store::Read;
 
 use super::content::{CHUNK, Version};
-use super::{Failure, Vault, VaultError};
+use super::records::Records;
+use super::{Failure, VaultError};
 
 /// The chunk that was last read in part, for the small reads that go on in it.
 #[derive(Debug, Default)]
@@ -27,32 +28,24 @@ impl LastChunk {
         out[..length].copy_from_slice(&part[..length]);
         length
     }
-}
 
-fn position(at: u64) -> (u32, usize) {
-    let chunk = CHUNK as u64;
-    let index = u32::try_from(at / chunk).unwrap_or(u32::MAX);
-    (index, (at % chunk) as usize)
-}
-
-impl Vault {
     /// Fills `out` with a version's content from `offset` on, which must have that much. After an
     /// error nothing of what is in `out` may be used.
     ///
     /// # Errors
     /// When a chunk is missing or does not authenticate.
-    pub fn read_at(
-        &self,
+    pub(super) fn read(
+        &mut self,
+        from: &Records,
         version: &Version,
         offset: u64,
         out: &mut [u8],
-        last: &mut LastChunk,
     ) -> Result<(), VaultError> {
-        let held = last.copy_to(offset, out);
+        let held = self.copy_to(offset, out);
         if held == out.len() {
             return Ok(());
         }
-        self.read(|records| {
+        from.read(|records| {
             let mut filled = held;
             while filled < out.len() {
                 let at = offset + filled as u64;
@@ -64,36 +57,42 @@ impl Vault {
                 }
                 // A chunk that is wanted whole is opened where it is wanted.
                 filled += if skip == 0 && length <= rest.len() {
-                    self.chunk_into(records, version, index, &mut rest[..length])?;
+                    chunk_into(records, from, version, index, &mut rest[..length])?;
                     length
                 } else {
                     let mut plain = SecretBytes::zeroed(length)?;
-                    self.chunk_into(records, version, index, &mut plain)?;
-                    last.0 = Some((index, plain));
-                    last.copy_to(at, rest)
+                    chunk_into(records, from, version, index, &mut plain)?;
+                    self.0 = Some((index, plain));
+                    self.copy_to(at, rest)
                 };
             }
             Ok(())
         })
     }
+}
 
-    /// Opens one chunk into `plain`, padding and all.
-    fn chunk_into(
-        &self,
-        records: &mut dyn Read,
-        version: &Version,
-        index: u32,
-        plain: &mut [u8],
-    ) -> Result<(), VaultError> {
-        match version.read_chunk(records, index, plain) {
-            // The same content may stand under another key by now.
-            Err(error) if error.failure() == Failure::Integrity => {
-                let (node, number) = (version.node(), version.number());
-                let record = records.version(node, number)?.ok_or(error)?;
-                Version::open(&self.keyring(), node, number, &record)?
-                    .read_chunk(records, index, plain)
-            }
-            other => other,
+fn position(at: u64) -> (u32, usize) {
+    let chunk = CHUNK as u64;
+    let index = u32::try_from(at / chunk).unwrap_or(u32::MAX);
+    (index, (at % chunk) as usize)
+}
+
+/// Opens one chunk into `plain`, padding and all.
+fn chunk_into(
+    records: &mut dyn Read,
+    from: &Records,
+    version: &Version,
+    index: u32,
+    plain: &mut [u8],
+) -> Result<(), VaultError> {
+    match version.read_chunk(records, index, plain) {
+        // The same content may stand under another key by now.
+        Err(error) if error.failure() == Failure::Integrity => {
+            let (node, number) = (version.node(), version.number());
+            let record = records.version(node, number)?.ok_or(error)?;
+            Version::open(&from.keyring(), node, number, &record)?
+                .read_chunk_beside(records, index, plain)
         }
+        other => other,
     }
 }

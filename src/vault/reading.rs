@@ -9,8 +9,10 @@ use crate::store::{NameTag, NodeId, Read};
 use super::cache::SealedVersion;
 use super::content::Version;
 use super::entry::{DirectoryKeys, Entry};
+use super::integrity::Guard;
 use super::node::{FileBody, Node};
-use super::{Failure, Vault, VaultError};
+use super::records::Records;
+use super::{Failure, VaultError};
 
 /// Contents up to this many bytes are fetched when they are looked up.
 const AHEAD: u64 = 4 << 10;
@@ -46,77 +48,96 @@ pub struct Listing {
     pub directory: Arc<Node>,
 }
 
-impl Vault {
+/// What has become of a node.
+#[derive(Debug)]
+pub enum Since {
+    /// It has the revision that it had.
+    Same,
+    /// It has another. The node comes without its extended attributes: many are asked about at once, and
+    /// those of a few hundred would be megabytes.
+    Changed(Arc<Node>),
+    /// There is none.
+    Gone,
+}
+
+/// See the module.
+pub(super) struct Reader {
+    records: Arc<Records>,
+    guard: Arc<Guard>,
+}
+
+impl Reader {
+    pub(super) fn new(records: Arc<Records>, guard: Arc<Guard>) -> Self {
+        Self { records, guard }
+    }
+
     /// A node.
     ///
     /// # Errors
     /// `NotFound` when there is none.
-    pub fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
-        self.must_serve()?;
-        self.refresh()?;
-        if let Some(node) = self.cache.get(id) {
+    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        self.guard.must_serve()?;
+        self.records.refresh()?;
+        if let Some(node) = self.records.cache().get(id) {
             return Ok(node);
         }
-        let epoch = self.cache.epoch();
-        self.read(|records| self.node_in(records, id, epoch))
+        let epoch = self.records.cache().epoch();
+        self.records
+            .read(|records| self.node_in(records, id, epoch))
     }
 
     /// A node inside a read transaction, from the cache if it is there. `epoch` is the cache's
     /// from before the transaction: what was committed since, its snapshot may not have.
-    pub(super) fn node_in(
+    fn node_in(
         &self,
         records: &mut dyn Read,
         id: NodeId,
         epoch: u64,
     ) -> Result<Arc<Node>, VaultError> {
-        if let Some(node) = self.cache.get(id) {
+        if let Some(node) = self.records.cache().get(id) {
             return Ok(node);
         }
         let node = self.read_node(records, id)?;
-        self.cache.offer(epoch, &node);
+        self.records.cache().offer(epoch, &node);
         Ok(node)
     }
 
     /// A node as the transaction's snapshot has it.
-    pub(super) fn read_node(
-        &self,
-        records: &mut dyn Read,
-        id: NodeId,
-    ) -> Result<Arc<Node>, VaultError> {
+    fn read_node(&self, records: &mut dyn Read, id: NodeId) -> Result<Arc<Node>, VaultError> {
         let record = records.node(id)?.ok_or(VaultError::NotFound)?;
-        Ok(Arc::new(Node::open(&self.keyring(), id, &record)?))
+        Ok(Arc::new(Node::open(&self.records.keyring(), id, &record)?))
     }
 
     /// The node that `name` names in `directory`.
     ///
     /// # Errors
     /// `NotFound` when there is no such name.
-    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
+    pub(super) fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
         // The directory's key may be replaced between the two reads, here or by the writer beside.
-        let may_move = self.read_only || self.keyring().renews_data_keys();
+        let may_move = self.records.is_read_only() || self.records.keyring().renews_data_keys();
         let parent = self.node(directory)?;
-        self.must_serve()?;
-        let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+        self.guard.must_serve()?;
+        let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
         let tag = keys.tag(name)?;
         if !may_move && let Some(found) = self.lookup_kept(&parent, &keys, &tag) {
             return found;
         }
-        let epoch = self.cache.epoch();
-        let found = self.read(|records| {
+        let epoch = self.records.cache().epoch();
+        let found = self.records.read(|records| {
             let node = self.lookup_in(records, &keys, tag, name, epoch)?;
             self.fetch_small(records, &node);
             Ok(node)
         });
         match found {
             Err(error)
-                if (may_move || self.keyring().renews_data_keys())
+                if (may_move || self.records.keyring().renews_data_keys())
                     && (matches!(error, VaultError::NotFound)
                         || error.failure() == Failure::Integrity) =>
             {
                 // With the key that the snapshot has.
-                self.read(|records| {
+                self.records.read(|records| {
                     let parent = self.read_node(records, directory)?;
-                    let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+                    let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
                     self.lookup_in(records, &keys, keys.tag(name)?, name, epoch)
                 })
             }
@@ -128,24 +149,24 @@ impl Vault {
     /// has at most as many bytes as `whole` says, which is told what it is.
     ///
     /// # Errors
-    /// As `lookup`, and for the content as [`content`](Self::content).
-    pub fn lookup_with_content(
+    /// As `lookup`, and for the content as [`content_within`](Self::content_within).
+    pub(super) fn lookup_with_content(
         &self,
         directory: NodeId,
         name: &[u8],
         whole: &mut dyn FnMut(&FileBody) -> u64,
     ) -> Result<(Arc<Node>, Result<Content, VaultError>), VaultError> {
-        self.refresh()?;
-        let epoch = self.cache.epoch();
-        self.read(|records| {
+        self.records.refresh()?;
+        let epoch = self.records.cache().epoch();
+        self.records.read(|records| {
             let parent = self.read_node(records, directory)?;
-            let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+            let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
             let tag = keys.tag(name)?;
             let found = self.lookup_in(records, &keys, tag, name, epoch)?;
             // The one that was found may be as it was cached.
             let node = self.read_node(records, found.id)?;
             let content = self.content_of(records, &node, &mut *whole);
-            Ok((node, self.noted(content)))
+            Ok((node, self.guard.noted(content)))
         })
     }
 
@@ -156,15 +177,15 @@ impl Vault {
         keys: &DirectoryKeys,
         tag: &NameTag,
     ) -> Option<Result<Arc<Node>, VaultError>> {
-        let Some(record) = self.cache.entry(parent.id, tag)? else {
+        let Some(record) = self.records.cache().entry(parent.id, tag)? else {
             // It may be filed elsewhere since, if the directory has changed.
-            let now = self.cache.get(parent.id)?;
+            let now = self.records.cache().get(parent.id)?;
             let is_same = Arc::ptr_eq(&now, parent) && parent.previous.is_none();
             return is_same.then_some(Err(VaultError::NotFound));
         };
         // What is wrong with them is told when they are had from the store.
         let entry = keys.open(tag, &record).ok()?;
-        let node = self.cache.get(entry.node)?;
+        let node = self.records.cache().get(entry.node)?;
         (node.kind == entry.kind).then_some(Ok(node))
     }
 
@@ -174,11 +195,17 @@ impl Vault {
         let Ok(file) = node.file() else { return };
         let version = (node.id, file.version);
         // What another process may change is not kept.
-        if self.read_only || file.version == 0 || file.size > AHEAD || self.sealed.holds(version) {
+        if self.records.is_read_only()
+            || file.version == 0
+            || file.size > AHEAD
+            || self.records.sealed().holds(version)
+        {
             return;
         }
         if let Ok(Some((record, first))) = records.version_and_first_chunk(node.id, file.version) {
-            self.sealed.offer(version, SealedVersion { record, first });
+            self.records
+                .sealed()
+                .offer(version, SealedVersion { record, first });
         }
     }
 
@@ -193,8 +220,10 @@ impl Vault {
         let found = keys.find_filed(&mut *records, tag, name)?;
         let (entry, record) = found.ok_or(VaultError::NotFound)?;
         let directory = keys.directory();
-        if !self.read_only {
-            self.cache.offer_entry(epoch, directory, entry.tag, &record);
+        if !self.records.is_read_only() {
+            self.records
+                .cache()
+                .offer_entry(epoch, directory, entry.tag, &record);
         }
         self.node_of(records, directory, &entry, epoch)
     }
@@ -223,18 +252,18 @@ impl Vault {
     ///
     /// # Errors
     /// When it is no directory, or an entry does not authenticate.
-    pub fn list(
+    pub(super) fn list(
         &self,
         directory: NodeId,
         after: Option<&NameTag>,
         limit: usize,
         with_nodes: bool,
     ) -> Result<Listing, VaultError> {
-        self.refresh()?;
-        let epoch = self.cache.epoch();
-        self.read(|records| {
+        self.records.refresh()?;
+        let epoch = self.records.cache().epoch();
+        self.records.read(|records| {
             let node = self.read_node(records, directory)?;
-            let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
+            let keys = DirectoryKeys::of(self.records.keyring().vault(), &node)?;
             let rows = records.entries(directory, after, limit)?;
             let mut sum = SetSum::default();
             let complete = rows.len() < limit;
@@ -244,7 +273,9 @@ impl Vault {
                 sum.add(&keys.element(&row.tag, &row.value));
                 match keys.open(&row.tag, &row.value) {
                     Ok(entry) => entries.push(entry),
-                    Err(error) if self.salvage => tracing::error!("passed over: {error}"),
+                    Err(error) if self.records.is_salvage() => {
+                        tracing::error!("passed over: {error}")
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -263,29 +294,22 @@ impl Vault {
         })
     }
 
-    /// A file's current content and the node it belongs to: whole if it has at most `whole` bytes.
+    /// A file's current content and the node it belongs to: whole if it has at most as many bytes as
+    /// `whole` says, which is told what it is before any of it is read, perhaps more than once. It must
+    /// not wait.
     ///
     /// # Errors
     /// When it is no file, or does not authenticate.
-    pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
-        self.content_within(id, &mut |_| whole)
-    }
-
-    /// The same, whole if it has at most as many bytes as `whole` says, which is told what it is before
-    /// any of it is read, perhaps more than once. It must not wait.
-    ///
-    /// # Errors
-    /// As [`content`](Self::content).
-    pub fn content_within(
+    pub(super) fn content_within(
         &self,
         id: NodeId,
         whole: &mut dyn FnMut(&FileBody) -> u64,
     ) -> Result<(Arc<Node>, Content), VaultError> {
-        self.refresh()?;
-        let epoch = self.cache.epoch();
-        self.read(|records| {
+        self.records.refresh()?;
+        let epoch = self.records.cache().epoch();
+        self.records.read(|records| {
             // Only a writer's cache is as new as the snapshot.
-            let node = match self.read_only {
+            let node = match self.records.is_read_only() {
                 true => self.read_node(records, id)?,
                 false => self.node_in(records, id, epoch)?,
             };
@@ -324,10 +348,15 @@ impl Vault {
     ///
     /// # Errors
     /// When it is missing or does not authenticate.
-    pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
-        self.must_serve()?;
-        let keyring = self.keyring();
-        if let Some(sealed) = self.sealed.get((id, number), keyring.active())
+    pub(super) fn version(
+        &self,
+        id: NodeId,
+        number: u64,
+        whole: u64,
+    ) -> Result<Content, VaultError> {
+        self.guard.must_serve()?;
+        let keyring = self.records.keyring();
+        if let Some(sealed) = self.records.sealed().get((id, number), keyring.active())
             && let Ok(Some(bytes)) = open_kept(&keyring, (id, number), &sealed, whole)
         {
             return Ok(Content::Whole {
@@ -335,10 +364,11 @@ impl Vault {
                 bytes,
             });
         }
-        self.read(|records| self.version_in(records, id, number, whole))
+        self.records
+            .read(|records| self.version_in(records, id, number, whole))
     }
 
-    pub(super) fn version_in(
+    fn version_in(
         &self,
         records: &mut dyn Read,
         id: NodeId,
@@ -350,18 +380,41 @@ impl Vault {
             .ok_or_else(|| {
                 VaultError::tampered(format_args!("version {number} of node {id}"), "is missing")
             })?;
-        let version = Version::open(&self.keyring(), id, number, &record)?;
+        let version = Version::open(&self.records.keyring(), id, number, &record)?;
         if version.length() > whole {
             return Ok(Content::Pieces(version));
         }
         let bytes = version.whole(records, first.as_deref())?;
-        if !self.read_only && version.chunks() <= 1 {
+        if !self.records.is_read_only() && version.chunks() <= 1 {
             let sealed = SealedVersion { record, first };
-            self.sealed.offer((id, number), sealed);
+            self.records.sealed().offer((id, number), sealed);
         }
         Ok(Content::Whole {
             version: number,
             bytes,
+        })
+    }
+
+    /// What has become of nodes since they had these revisions: in one transaction, and without
+    /// opening those that have them still.
+    ///
+    /// # Errors
+    /// When the store fails, or a node does not authenticate.
+    pub(super) fn since(&self, nodes: &[(NodeId, Option<u64>)]) -> Result<Vec<Since>, VaultError> {
+        self.records.read(|records| {
+            let nodes = nodes.iter();
+            nodes
+                .map(|(id, revision)| match records.node(*id)? {
+                    None => Ok(Since::Gone),
+                    Some(record) if Some(Node::revision_of(&record)) == *revision => {
+                        Ok(Since::Same)
+                    }
+                    Some(record) => {
+                        let node = Node::open(&self.records.keyring(), *id, &record)?;
+                        Ok(Since::Changed(Arc::new(node.without_xattrs())))
+                    }
+                })
+                .collect()
         })
     }
 }

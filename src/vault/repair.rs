@@ -12,16 +12,18 @@ mod seen;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
-use crate::keyring::{Event, EventKind, Keyring};
-use crate::store::{self, Durability, NodeId};
+use crate::keyring::{Event, EventKind};
+use crate::store::NodeId;
 
+use super::check::check_records;
+use super::commit::transact::Transactions;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
-use super::writing::Rollback;
+use super::records::Records;
+use super::tx::mend;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
@@ -43,68 +45,38 @@ const LOST_FOUND: &str = "lost+found";
 /// repaired is in the report.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
     let vault = Vault::open_to_mend(path, options)?;
-    let repairs = vault.repair()?;
-    let check = vault.check()?;
+    let repairs = repair_records(vault.records(), vault.transactions())?;
+    let check = check_records(vault.records())?;
     Ok(RepairReport { repairs, check })
 }
 
-impl Vault {
-    fn repair(&self) -> Result<Repairs, VaultError> {
-        let mut state = self.lock_state();
-        let (keyring, system) = (self.keyring(), self.system());
-        let now = Timestamp::now().seconds;
-        let mut aside = Aside::of(self.path(), now);
-        let mut outcome = None;
-        let finished = store::write(&self.store, Durability::Now, |records| {
-            aside.restart()?;
-            let mut next = Keyring::clone(&keyring);
-            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
-            let mut repair = Repair::new(&mut aside);
-            repair.run(&mut tx)?;
-            let repairs = repair.repairs;
-            if repairs.count == 0 {
-                outcome = Some((repairs, None));
-                return Err(Rollback::Untouched);
-            }
-            aside.sync()?;
-            let event = next.record_event(&Event {
-                at: now,
-                late: false,
-                kind: EventKind::Repaired {
-                    count: repairs.count,
-                    done: repairs.done.iter().take(MAX_RECORDED).cloned().collect(),
-                },
-            });
-            tx.keyring = &next;
-            tx.put_keyring(std::slice::from_ref(&event))?;
-            let (committed, _) = tx.finish()?;
-            outcome = Some((repairs, Some((next, event))));
-            Ok(committed)
-        });
-        let (mut repairs, changed) = match (finished, outcome) {
-            (Ok(committed), Some((repairs, Some(changed)))) => {
-                self.show(&committed);
-                *state = committed;
-                (repairs, changed)
-            }
-            (Err(Rollback::Failed(error)), _) => {
-                self.look_again(&mut state, Vec::new());
-                return Err(error);
-            }
-            (_, outcome) => {
-                aside.discard();
-                return Ok(outcome.map(|(repairs, _)| repairs).unwrap_or_default());
-            }
-        };
-        let (next, event) = changed;
-        self.cache.clear();
-        *self.keyring.write() = Arc::new(next);
-        drop(state);
-        self.lock_chronicle().take(Some(&event));
-        self.host.note_keyring(|| self.keyring());
-        repairs.taken_out = aside.path().map(Path::to_owned);
-        Ok(repairs)
+fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repairs, VaultError> {
+    let now = Timestamp::now().seconds;
+    let mut aside = Aside::of(records.path(), now);
+    let mut repairs = Repairs::default();
+    let is_changed = transactions.mend(|tx| {
+        aside.restart()?;
+        let mut repair = Repair::new(&mut aside);
+        repair.run(tx)?;
+        repairs = repair.repairs;
+        if repairs.count == 0 {
+            return Ok(None);
+        }
+        aside.sync()?;
+        Ok(Some(Event {
+            at: now,
+            late: false,
+            kind: EventKind::Repaired {
+                count: repairs.count,
+                done: repairs.done.iter().take(MAX_RECORDED).cloned().collect(),
+            },
+        }))
+    })?;
+    match is_changed {
+        true => repairs.taken_out = aside.path().map(Path::to_owned),
+        false => aside.discard(),
     }
+    Ok(repairs)
 }
 
 struct Repair<'a> {
@@ -159,7 +131,7 @@ impl<'a> Repair<'a> {
         for id in ids {
             tx.run(&mut |tx| self.place(tx, id))??;
         }
-        let strays = tx.records.delete_stray_chunks()?;
+        let strays = tx.records().delete_stray_chunks()?;
         if strays > 0 {
             self.did(format_args!(
                 "removed {strays} chunks that belonged to no version"
@@ -186,11 +158,11 @@ impl<'a> Repair<'a> {
         if self.lost.remove(&ROOT) || self.nodes.remove(&ROOT).is_some() {
             self.keep_node_aside(tx, ROOT)?;
             tx.run(&mut |tx| {
-                tx.discard_node(ROOT);
+                mend::discard_node(tx, ROOT);
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| tx.found_root())??;
+        tx.run(&mut |tx| mend::found_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -209,7 +181,7 @@ impl<'a> Repair<'a> {
     }
 
     fn keep_node_aside(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
-        match tx.records.node(id)? {
+        match tx.records().node(id)? {
             Some(record) => self.aside.record("node", &[id], &record),
             None => Ok(()),
         }
@@ -219,7 +191,7 @@ impl<'a> Repair<'a> {
     /// by its versions.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         self.keep_node_aside(tx, id)?;
-        tx.discard_node(id);
+        mend::discard_node(tx, id);
         self.did(format_args!("took out node {id}, which does not open"));
         Ok(())
     }
@@ -231,10 +203,10 @@ impl<'a> Repair<'a> {
             _ => (0, 0, true),
         };
         let mut content = None;
-        let versions = tx.records.versions_of(id)?;
+        let versions = tx.records().versions_of(id)?;
         for version in &versions {
             let version = *version;
-            let Some(record) = tx.records.version(id, version)? else {
+            let Some(record) = tx.records().version(id, version)? else {
                 continue;
             };
             if version == current && whole {
@@ -247,7 +219,7 @@ impl<'a> Repair<'a> {
                 Some(left) if version == current => {
                     let complete = left.missing.is_empty();
                     if complete && left.content.len() as u64 == size {
-                        tx.replace_content(id, version, record, &left.content)?;
+                        mend::replace_content(tx, id, version, record, &left.content)?;
                         if let Some(seen) = self.nodes.get_mut(&id) {
                             seen.whole = true;
                         }
@@ -284,15 +256,15 @@ impl<'a> Repair<'a> {
         match content {
             Some((version, record, left)) => {
                 self.keep_version_aside(tx, id, version, &left.missing)?;
-                tx.replace_content(id, version, record, &left.content)?;
-                tx.set_file(id, version, left.content.len() as u64)?;
+                mend::replace_content(tx, id, version, record, &left.content)?;
+                mend::set_file(tx, id, version, left.content.len() as u64)?;
                 self.did(format_args!(
                     "node {id} has lost part of its content{}",
                     missing(&left.missing)
                 ));
             }
             None => {
-                tx.set_file(id, 0, 0)?;
+                mend::set_file(tx, id, 0, 0)?;
                 self.did(format_args!(
                     "node {id} has lost its content, version {current}"
                 ));
@@ -308,7 +280,7 @@ impl<'a> Repair<'a> {
         id: NodeId,
         number: u64,
     ) -> Result<Option<Left>, VaultError> {
-        let Some(record) = tx.records.version(id, number)? else {
+        let Some(record) = tx.records().version(id, number)? else {
             return Ok(None);
         };
         let Some(version) = opened(Version::open(tx.keyring, id, number, &record))? else {
@@ -318,7 +290,7 @@ impl<'a> Repair<'a> {
         let mut content = SecretBytes::zeroed(padded.sum())?;
         let mut missing = Vec::new();
         for (index, plain) in (0..version.chunks()).zip(content.chunks_mut(CHUNK)) {
-            if !found_chunk(tx.records, &version, index, plain)? {
+            if !found_chunk(tx.records(), &version, index, plain)? {
                 missing.push(index);
             }
         }
@@ -336,12 +308,12 @@ impl<'a> Repair<'a> {
         version: u64,
         chunks: &[u32],
     ) -> Result<(), VaultError> {
-        if let Some(record) = tx.records.version(id, version)? {
+        if let Some(record) = tx.records().version(id, version)? {
             self.aside.record("version", &[id, version], &record)?;
         }
         for index in chunks {
             if let Some(Some(sealed)) = opened(
-                tx.records
+                tx.records()
                     .chunk((id, version, *index))
                     .map_err(VaultError::from),
             )? {

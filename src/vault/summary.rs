@@ -1,14 +1,19 @@
 //! What can be told of an open vault without telling secrets.
 
-use serde::Serialize;
-use std::os::unix::fs::PermissionsExt as _;
-
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde::Serialize;
 
 use crate::keyring::{ChangeKind, PastEvent};
+use crate::kms::Kms;
+use crate::sync::Mutex;
 
-use super::host::memory::AnchorSummary;
-use super::{Progress, RetiredGeneration, Vault};
+use super::chronicle::{Chronicle, RetiredGeneration};
+use super::host::memory::{AnchorSummary, HostMemory};
+use super::records::Records;
+use super::rotation::{Progress, Rotation};
 
 /// A vault as `status` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -81,91 +86,96 @@ pub struct WrapSummary {
     pub created: i64,
 }
 
-impl Vault {
-    fn warnings(&self, body: &crate::keyring::KeyringBody) -> Vec<String> {
-        let wraps = body.generations.iter().flat_map(|g| &g.wraps);
-        let uris = wraps.map(|wrap| wrap.uri.as_str());
-        let mut warnings = match self.kms.local() {
-            Ok(local) => super::host::apart::warnings(local, self.path(), uris),
-            // There is no place for keys on this host.
-            Err(_) => Vec::new(),
-        };
-        let found = std::fs::metadata(self.path());
-        if let Some(mode) = found.ok().map(|found| found.permissions().mode() & 0o7777)
-            && mode & 0o077 != 0
-        {
-            warnings.push(format!(
-                "other users can look into {} (mode {mode:o}), and lock it; keep them out with `chmod 700`",
-                self.path().display()
-            ));
-        }
-        warnings
-    }
+/// What tells of a vault.
+pub(super) struct Parts<'a> {
+    pub(super) records: &'a Records,
+    pub(super) rotation: &'a Rotation,
+    pub(super) host: &'a HostMemory,
+    pub(super) chronicle: &'a Mutex<Chronicle>,
+    pub(super) kms: &'a Kms,
+}
 
-    /// What can be told of it.
-    pub fn summary(&self) -> Summary {
-        use crate::keyring::GenerationState;
-        let keyring = self.keyring();
-        let body = keyring.body();
-        let state = self.state();
-        let (rotation, anchor) = (self.progress(), self.anchor_summary());
-        // It looks at files, and whoever commits needs the lock below.
-        let warnings = self.warnings(body);
-        let chronicle = self.lock_chronicle().clone();
-        let generations = body.generations.iter().map(|generation| GenerationSummary {
-            generation: generation.number,
-            state: match generation.state {
-                GenerationState::Pending => "pending",
-                GenerationState::Active => "active",
-                GenerationState::DecryptOnly => "decrypt-only",
-            },
-            keys: match &rotation {
-                None => Some(state.nodes + state.versions),
-                Some(rotation) if rotation.from == rotation.to => {
-                    Some(state.nodes + state.versions)
-                }
-                Some(rotation) if rotation.total == 0 => None,
-                Some(rotation) if generation.number == rotation.to => Some(rotation.done),
-                Some(rotation) => Some(rotation.total.saturating_sub(rotation.done)),
-            },
-            created: generation.created,
-            wraps: generation
-                .wraps
-                .iter()
-                .map(|wrap| WrapSummary {
-                    kms_key: wrap.uri.clone(),
-                    key_id: wrap.key_id.clone(),
-                    created: wrap.created,
-                })
-                .collect(),
-        });
-        Summary {
-            vault: keyring.vault().to_string(),
-            path: self.path().display().to_string(),
-            mode: if self.is_read_only() {
-                "read-only"
-            } else {
-                "read-write"
-            },
-            format: crate::keyring::FORMAT,
-            unlocked_by: keyring.unlocked_by().to_owned(),
-            credentials: self.kms.credentials(),
-            active_generation: keyring.active(),
-            generations: generations.collect(),
-            keyring_sequence: body.sequence,
-            commit_sequence: state.commit,
-            nodes: state.nodes,
-            versions: state.versions,
-            rotation: rotation.clone(),
-            last_rotations: chronicle.finished,
-            retired_generations: chronicle.retired,
-            events: body.history.length,
-            last_event: chronicle.last,
-            anchored: anchor
-                .as_ref()
-                .is_some_and(|a| a.commit.is_some() && a.trouble.is_none()),
-            anchor,
-            warnings,
-        }
+fn warnings(path: &Path, kms: &Kms, body: &crate::keyring::KeyringBody) -> Vec<String> {
+    let wraps = body.generations.iter().flat_map(|g| &g.wraps);
+    let uris = wraps.map(|wrap| wrap.uri.as_str());
+    let mut warnings = match kms.local() {
+        Ok(local) => super::host::apart::warnings(local, path, uris),
+        // There is no place for keys on this host.
+        Err(_) => Vec::new(),
+    };
+    let found = std::fs::metadata(path);
+    if let Some(mode) = found.ok().map(|found| found.permissions().mode() & 0o7777)
+        && mode & 0o077 != 0
+    {
+        warnings.push(format!(
+            "other users can look into {} (mode {mode:o}), and lock it; keep them out with `chmod 700`",
+            path.display()
+        ));
+    }
+    warnings
+}
+
+/// What can be told of a vault.
+pub(super) fn summary(of: &Parts<'_>) -> Summary {
+    use crate::keyring::GenerationState;
+    let keyring = of.records.keyring();
+    let body = keyring.body();
+    let state = of.records.state();
+    let (rotation, anchor) = (of.rotation.progress(), of.host.summary());
+    // It looks at files, and whoever commits needs the lock below.
+    let warnings = warnings(of.records.path(), of.kms, body);
+    let chronicle = of.chronicle.lock().clone();
+    let generations = body.generations.iter().map(|generation| GenerationSummary {
+        generation: generation.number,
+        state: match generation.state {
+            GenerationState::Pending => "pending",
+            GenerationState::Active => "active",
+            GenerationState::DecryptOnly => "decrypt-only",
+        },
+        keys: match &rotation {
+            None => Some(state.nodes + state.versions),
+            Some(rotation) if rotation.from == rotation.to => Some(state.nodes + state.versions),
+            Some(rotation) if rotation.total == 0 => None,
+            Some(rotation) if generation.number == rotation.to => Some(rotation.done),
+            Some(rotation) => Some(rotation.total.saturating_sub(rotation.done)),
+        },
+        created: generation.created,
+        wraps: generation
+            .wraps
+            .iter()
+            .map(|wrap| WrapSummary {
+                kms_key: wrap.uri.clone(),
+                key_id: wrap.key_id.clone(),
+                created: wrap.created,
+            })
+            .collect(),
+    });
+    Summary {
+        vault: keyring.vault().to_string(),
+        path: of.records.path().display().to_string(),
+        mode: if of.records.is_read_only() {
+            "read-only"
+        } else {
+            "read-write"
+        },
+        format: crate::keyring::FORMAT,
+        unlocked_by: keyring.unlocked_by().to_owned(),
+        credentials: of.kms.credentials(),
+        active_generation: keyring.active(),
+        generations: generations.collect(),
+        keyring_sequence: body.sequence,
+        commit_sequence: state.commit,
+        nodes: state.nodes,
+        versions: state.versions,
+        rotation: rotation.clone(),
+        last_rotations: chronicle.finished,
+        retired_generations: chronicle.retired,
+        events: body.history.length,
+        last_event: chronicle.last,
+        anchored: anchor
+            .as_ref()
+            .is_some_and(|a| a.commit.is_some() && a.trouble.is_none()),
+        anchor,
+        warnings,
     }
 }

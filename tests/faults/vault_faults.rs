@@ -267,6 +267,25 @@ fn what_cannot_be_stored_any_more_is_refused_when_a_file_is_opened_for_replacing
     check(&place).succeeded();
 }
 
+#[test]
+fn a_limit_of_file_sizes_that_stops_writing_is_named_with_what_to_do() {
+    let place = Place::with_vault();
+    let server = place.serve(&[]);
+    let mut ledger = written(&place);
+    prlimit(server.pid(), "--fsize=1000000:");
+    assert!(!ledger.write("large", &content(1, 4 << 20)), "it fits");
+    server.signal(libc::SIGTERM);
+    let (_, log) = server.ended(SOON);
+    for part in [
+        "the process may write no larger file",
+        "raise the limit (`ulimit -f`",
+    ] {
+        assert!(log.contains(part), "{log}");
+    }
+    place.mount(&[]).succeeded();
+    ledger.holds("mounted again");
+}
+
 /// It tells ENOMEM or ENOSPC where a content finds no room. Where its own small needs find none, it
 /// ends, as every program does that cannot go on; that is a crash like any other.
 #[test]

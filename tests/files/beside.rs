@@ -202,7 +202,8 @@ fn nobody_sees_a_mixture_while_files_are_replaced_renamed_and_removed() {
         }
         let end = Instant::now() + Duration::from_secs(10);
         let mut number = 0;
-        while Instant::now() < end {
+        // On a busy disk a round takes long.
+        while Instant::now() < end || number <= 3 {
             number += 1;
             write(&written.join("replaced"), &content(number));
             write(&written.join("new"), &content(number));
@@ -213,7 +214,6 @@ fn nobody_sees_a_mixture_while_files_are_replaced_renamed_and_removed() {
                 fs::remove_file(written.join("fleeting")).expect("removed");
             }
         }
-        assert!(number > 3, "only {number} rounds");
         std::thread::sleep(Duration::from_secs(2));
         done.store(true, Ordering::Relaxed);
     });

@@ -328,3 +328,66 @@ fn damage_to_a_content_is_a_finding_and_whoever_reads_it_again_and_again_fills_n
         assert_eq!(audit.contains("tampering-found"), mode == "rw", "{audit}");
     }
 }
+
+#[test]
+fn a_chunk_that_is_cut_out_under_a_mount_is_a_finding() {
+    for (mode, chunk) in [("rw", 0), ("rw", 1), ("ro", 0), ("ro", 1)] {
+        let place = Place::with_vault();
+        write_once(&place, &"large".repeat(50_000));
+        let node = newest(&place);
+        place.mount(&["-o", mode]).succeeded();
+        let point = place.point();
+        execute(
+            &place,
+            &format!("DELETE FROM chunk WHERE node = {node} AND idx = {chunk}"),
+        );
+        let read = fs::read(point.join("secret")).expect_err("it is not whole");
+        assert_eq!(read.raw_os_error(), Some(libc::EIO));
+        let listed = status(&point)["findings"]["listed"].to_string();
+        let is_named = listed.contains(&format!("of node {node} "));
+        assert!(is_named, "{mode}, chunk {chunk}: {listed}");
+        unmount(&place);
+    }
+}
+
+/// As `cp` writes over them: the files stay the same ones.
+#[test]
+fn a_writer_whose_files_are_overwritten_with_older_ones_serves_nothing_older_and_says_what_it_found()
+ {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let point = place.point();
+    let write = |text: &str| {
+        for n in 0..50 {
+            fs::write(point.join(format!("secret-{n}")), text.repeat(200)).expect("written");
+        }
+    };
+    write("OLD");
+    let files = ["vault.db", "vault.db-wal"];
+    let kept = place.path().join("kept");
+    fs::create_dir(&kept).expect("made");
+    for file in files {
+        fs::copy(place.vault().join(file), kept.join(file)).expect("kept");
+    }
+    write("NEWER");
+    for file in files {
+        fs::copy(kept.join(file), place.vault().join(file)).expect("overwritten");
+    }
+    let mut refused = 0;
+    for n in 0..50 {
+        match fs::read(point.join(format!("secret-{n}"))) {
+            Ok(text) => assert_eq!(text, "NEWER".repeat(200).as_bytes()),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "all was still in memory");
+    let told = status(&point);
+    let findings = told["findings"]["listed"].as_array().expect("a list");
+    assert!(!findings.is_empty(), "{told:#}");
+    let integrity = told["integrity"].as_str().expect("text");
+    assert!(integrity.starts_with("failed: "), "{integrity}");
+    place.run(["umount".as_ref(), point.as_os_str()]);
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::support::process::{Place, Server, system, wait_for};
+use crate::support::process::{Place, Server, abort, system, wait_for};
 use crate::support::tree::closed;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -304,17 +304,4 @@ fn an_abort_under_writes_loses_nothing_that_a_close_acknowledged() {
         let possible = load.ended();
         nothing_was_lost(&place, &possible);
     }
-}
-
-/// Cuts the connection to the kernel.
-fn abort(place: &Place) {
-    let stat = std::fs::metadata(place.point()).expect("stat");
-    let device = libc::minor(stat.dev());
-    let control = place.path().join("fusectl");
-    std::fs::create_dir_all(&control).expect("made");
-    let args = ["-t", "fusectl", "none"].map(AsRef::<std::ffi::OsStr>::as_ref);
-    system("mount", &[args[0], args[1], args[2], control.as_os_str()]);
-    let written = std::fs::write(control.join(device.to_string()).join("abort"), "1");
-    system("umount", &[control.as_os_str()]);
-    written.expect("aborted");
 }

@@ -361,36 +361,46 @@ fn an_ordinary_user_who_may_lock_8_mib_has_keys_names_and_contents_of_that_size_
     mount.ended();
 }
 
+/// Each thread that takes requests keeps its last one of a length: these are the longest there are, under
+/// way at the same time so that every thread gets some.
+fn write_over_requests(point: &Path) {
+    std::thread::scope(|scope| {
+        for name in ["others", "more", "still more", "the rest"] {
+            let path = point.join(name);
+            scope.spawn(move || {
+                for _ in 0..8 {
+                    fs::write(&path, vec![b'.'; 1 << 20]).expect("written");
+                }
+                fs::remove_file(&path).expect("removed");
+            });
+        }
+    });
+}
+
 /// What is closed is gone from memory, but for the request that was served last.
 #[test]
 fn closed_contents_and_names_are_wiped_from_the_memory_of_the_daemon() {
     for who in [Who::Root, Who::Nobody] {
         let mount = Mount::of(who);
         drop(mount.with(|point| Secrets::in_use(point, 1 << 20)));
-        mount.with(|point| {
-            // Each thread of fuser keeps its last request of a length: these are the longest there
-            // are, under way at the same time so that every thread gets some.
-            std::thread::scope(|scope| {
-                for name in ["others", "more", "still more", "the rest"] {
-                    let path = point.join(name);
-                    scope.spawn(move || {
-                        for _ in 0..8 {
-                            fs::write(&path, vec![b'.'; 1 << 20]).expect("written");
-                        }
-                        fs::remove_file(&path).expect("removed");
-                    });
-                }
-            });
-        });
-        let mut found = mount.search();
         let known = [
             "the content of link target",
             "the content of attribute",
             "the key that wraps",
         ];
-        found
-            .hits
-            .retain(|(what, ..)| !known.contains(&what.as_str()));
+        let mut rounds = 0;
+        let found = loop {
+            mount.with(write_over_requests);
+            let mut found = mount.search();
+            found
+                .hits
+                .retain(|(what, ..)| !known.contains(&what.as_str()));
+            rounds += 1;
+            // On a busy machine a thread may have got none of those requests.
+            if found.hits.is_empty() || rounds == 10 {
+                break found;
+            }
+        };
         assert!(found.hits.is_empty(), "{who:?}: {:#?}", found.hits);
         mount.ended();
     }

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use crate::support::process::{
-    Place, Ran, detach, in_own_namespace, kill, root_of, system, wait_for,
+    Place, Ran, abort, detach, in_own_namespace, kill, root_of, system, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(30);
@@ -441,4 +441,72 @@ fn umount_says_so_when_it_cannot_tell_whether_the_vault_is_still_held() {
         "{said}"
     );
     wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+}
+
+/// A bind says that it is read-only, its daemon says nothing, and the vault is no longer at its path.
+#[test]
+fn umount_of_a_read_only_bind_whose_daemon_is_silent_does_not_say_that_the_vault_is_free() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let bind = Bind::of(&place);
+    let read_only = ["-o", "remount,bind,ro"].map(AsRef::as_ref);
+    system("mount", &[read_only[0], read_only[1], bind.0.as_os_str()]);
+    system("umount", &[place.point().as_os_str()]);
+    fs::rename(place.vault(), place.path().join("moved")).expect("moved");
+    let daemons = place.daemons();
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+    let mut command = place.command();
+    command.arg("umount").arg(&bind.0);
+    let ran = Ran(command.output().expect("it runs"));
+    daemons.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+    let said = ran.succeeded().stdout();
+    assert!(said.contains("may still be writing"), "{said}");
+    wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+}
+
+#[test]
+fn umount_of_an_aborted_mount_whose_vault_is_not_seen_does_not_say_that_it_is_free() {
+    for is_killed in [false, true] {
+        let place = Place::with_vault();
+        place.mount(&[]).succeeded();
+        let daemons = place.daemons();
+        daemons.iter().for_each(|pid| kill(*pid, libc::SIGSTOP));
+        abort(&place);
+        let moved = place.path().join("moved");
+        match is_killed {
+            true => daemons.iter().for_each(|pid| kill(*pid, libc::SIGKILL)),
+            false => fs::rename(place.vault(), &moved).expect("moved"),
+        }
+        let ran = umount(&place, &[]);
+        daemons.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
+        let said = ran.succeeded().stdout();
+        // That nobody has the vault which is at its path is seen.
+        assert_eq!(said.contains("may still be writing"), !is_killed, "{said}");
+        wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+    }
+}
+
+/// A bind of a directory is without `.secretfs`.
+#[test]
+fn the_status_of_a_bind_of_a_directory_is_that_of_its_mount_where_that_can_be_asked() {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        place.mount(&[]).succeeded();
+        fs::create_dir(place.point().join("sub")).expect("made");
+        umount(&place, &[]).succeeded();
+        place.mount(&["-o", mode]).succeeded();
+        let bind = place.path().join("bind");
+        fs::create_dir(&bind).expect("made");
+        let sub = place.point().join("sub");
+        let args = ["--bind".as_ref(), sub.as_os_str(), bind.as_os_str()];
+        system("mount", &args);
+        let bind = Bind(bind);
+        let ran = place.run(["status".as_ref(), bind.0.as_os_str()]);
+        match mode {
+            "rw" => assert!(ran.succeeded().stdout().contains("mode: read-write")),
+            _ => drop(ran.failed(1, "name that mount, or the vault")),
+        }
+        drop(bind);
+        umount(&place, &[]).succeeded();
+    }
 }

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::process::{Place, Server, kill, system, types_at, wait_for};
+use crate::support::process::{Place, Server, abort, kill, system, types_at, wait_for};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -190,23 +190,7 @@ fn an_unrelated_mount_on_the_same_path_is_never_unmounted() {
 fn an_aborted_connection_leaves_no_dead_mount() {
     let place = Place::with_vault();
     let server = place.serve(&[]);
-    let device =
-        std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(place.point()).expect("stat"));
-    let control = place.path().join("fusectl");
-    std::fs::create_dir(&control).expect("made");
-    system(
-        "mount",
-        &[
-            "-t".as_ref(),
-            "fusectl".as_ref(),
-            "none".as_ref(),
-            control.as_os_str(),
-        ],
-    );
-    let abort = control.join(libc::minor(device).to_string()).join("abort");
-    let written = std::fs::write(abort, "1");
-    system("umount", &[control.as_os_str()]);
-    written.expect("aborted");
+    abort(&place);
     let (code, log) = server.ended(SOON);
     assert_eq!(code, Some(1), "{log}");
     assert!(log.contains("aborted"), "{log}");

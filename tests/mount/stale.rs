@@ -2,11 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
-use crate::support::process::{Place, Server, kill, system, types_at, wait_for};
+use crate::support::process::{Place, Server, abort, kill, system, types_at, wait_for};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -193,18 +192,6 @@ fn hear(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer).expect("a message");
     String::from_utf8_lossy(&buffer[..length]).into_owned()
-}
-
-/// Cuts the connection to the kernel, as an operator does.
-fn abort(place: &Place) {
-    let device = libc::minor(fs::metadata(place.point()).expect("stat").dev());
-    let control = place.path().join("fusectl");
-    fs::create_dir_all(&control).expect("made");
-    let args = ["-t", "fusectl", "none"].map(AsRef::<std::ffi::OsStr>::as_ref);
-    system("mount", &[args[0], args[1], args[2], control.as_os_str()]);
-    let written = fs::write(control.join(device.to_string()).join("abort"), "1");
-    system("umount", &[control.as_os_str()]);
-    written.expect("aborted");
 }
 
 #[test]

@@ -6,13 +6,14 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::unistd::gettid;
 
 use super::busy_poll::{BusyPoll, Recent};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 /// fuser names its threads so, with a number behind.
 const NAME: &str = "fuser-";
@@ -138,13 +139,13 @@ impl RequestThreads {
     pub(super) fn new(count: usize, busy_poll: BusyPoll) -> Self {
         Self {
             count,
-            known: Mutex::default(),
+            known: Mutex::new(Rank::RequestThreads, Vec::new()),
             busy_poll,
         }
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<Arc<RequestThread>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     fn named(&self, thread: i32) -> Arc<RequestThread> {

@@ -33,6 +33,14 @@ pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
     })
 }
 
+/// The usual directory, for settings that name none; `None` when it cannot be told.
+pub fn usual_dir() -> Option<PathBuf> {
+    default_dir(user::may_use_as_root(Path::new(OF_ROOT)), |name| {
+        std::env::var_os(name)
+    })
+    .ok()
+}
+
 pub(super) fn default_dir(
     root: bool,
     variable: impl Fn(&str) -> Option<OsString>,

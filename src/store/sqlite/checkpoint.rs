@@ -63,8 +63,12 @@ pub(super) struct CheckpointGate {
     pages: AtomicI32,
     /// The writer refuses to write until the vault is reopened.
     stopped: AtomicBool,
-    /// Held by each writer in this process, including the checkpoint that restarts the WAL.
-    /// SQLite's own lock would make a waiting thread sleep for at least a millisecond.
+    /// Held by a write transaction, or by the checkpoint that restarts the WAL: SQLite's own lock
+    /// between them would make a waiting thread sleep for at least a millisecond.
+    ///
+    /// The vault runs one write transaction at a time, but does not know of checkpoints. The lock
+    /// of the connection cannot take the place of this one: a sync takes it, too, for a moment
+    /// before and after, and need not wait for a checkpoint.
     writes: Mutex<()>,
 }
 
@@ -96,8 +100,10 @@ impl CheckpointGate {
         self.pass_if_not(&self.held_up);
     }
 
-    /// The same for a write transaction, which holds the guard until it ends.
-    pub(super) fn turn_to_write(&self) -> MutexGuard<'_, ()> {
+    /// The same for a write transaction: no checkpoint restarts the WAL while it holds the guard.
+    /// A checkpoint that waits for this goes first, or a steady writer would take the lock from it
+    /// each time.
+    pub(super) fn keep_off_checkpoint(&self) -> MutexGuard<'_, ()> {
         self.pass_if_not(&self.held_up);
         self.pass_if_not(&self.writes_held_up);
         self.writes.lock()

@@ -16,16 +16,33 @@ pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -
             format!("{what} in {path}: {why}; the file was damaged or tampered with"),
         ),
         Fault::Sql(error) => {
-            let kind = classify(&error, || errno::of(connection));
+            let errno = || errno::of(connection);
+            let kind = classify(&error, errno);
             let next = match kind {
                 Kind::Corrupt => "; the file was damaged or tampered with",
                 Kind::Full => "; free some space and try again",
                 Kind::Busy => "; another program keeps the database locked",
+                Kind::Io if errno() == libc::EFBIG => {
+                    "; raise the limit (`ulimit -f`, LimitFSIZE= of a systemd unit) and mount again"
+                }
                 _ => "",
             };
-            let error = printable(&error.to_string());
-            StoreError::new(kind, format!("{what} in {path}: {error}{next}"))
+            let why = plainly(&error, errno).unwrap_or_else(|| printable(&error.to_string()));
+            StoreError::new(kind, format!("{what} in {path}: {why}{next}"))
         }
+    }
+}
+
+/// A description in our own words of I/O errors for which SQLite has only one text.
+fn plainly(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Option<String> {
+    let failure = error.sqlite_error()?;
+    if failure.code != ErrorCode::SystemIoFailure {
+        return None;
+    }
+    match (failure.extended_code, errno()) {
+        (ffi::SQLITE_IOERR_SHORT_READ, _) => Some("the file ends too soon".to_owned()),
+        (_, libc::EFBIG) => Some("the process may write no larger file".to_owned()),
+        _ => None,
     }
 }
 

@@ -89,6 +89,7 @@ struct ForeignChanges {
 enum Side {
     Write {
         holder: Holder,
+        /// Only one write transaction runs at a time; the lock is for threads that sync beside it.
         /// After a panic in a body it has no connection, and returns errors.
         writer: Mutex<WriteConnection>,
         wal: Arc<Wal>,
@@ -321,12 +322,12 @@ impl Store for SqliteStore {
         let Side::Write { writer, .. } = &self.side else {
             return Err(self.read_only());
         };
-        // A turn: commits without a pause would keep the checkpoint from its lock, as readers do.
-        let turn = self.gate.turn_to_write();
+        // Commits without a pause would keep the checkpoint from its lock, as readers do.
+        let no_checkpoint = self.gate.keep_off_checkpoint();
         let written = writer
             .lock()
             .write(&self.place, &self.opened, durability, body)?;
-        drop(turn);
+        drop(no_checkpoint);
         match (written, durability) {
             (Ok(()), Durability::Now) => self.sync().map(Ok),
             (written, _) => Ok(written),

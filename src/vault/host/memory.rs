@@ -59,19 +59,28 @@ pub(in crate::vault) struct Seen<'a> {
     pub(in crate::vault) read_only: bool,
 }
 
-/// See the module. There is nothing in it until the vault is in use, and where there is no place for
-/// anchors.
-pub(in crate::vault) struct HostMemory(Mutex<Option<Kept>>);
-
-impl Default for HostMemory {
-    fn default() -> Self {
-        Self(Mutex::new(Rank::HostMemory, None))
-    }
+/// See the module.
+pub(in crate::vault) struct HostMemory {
+    /// `None` until the vault is in use, and where there is no place for anchors.
+    kept: Mutex<Option<Kept>>,
+    /// KMS keys that might be asked when it was opened.
+    pins: Vec<KeyUri>,
+    /// Those of them that were named by whoever opened it.
+    named: Vec<KeyUri>,
 }
 
 impl HostMemory {
+    /// Of a vault for which KMS keys `pins` may be asked, and that was opened by whoever has `named` some.
+    pub(in crate::vault) fn new(pins: Vec<KeyUri>, named: Vec<KeyUri>) -> Self {
+        Self {
+            kept: Mutex::new(Rank::HostMemory, None),
+            pins,
+            named,
+        }
+    }
+
     fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
-        self.0.lock()
+        self.kept.lock()
     }
 
     /// Remembers what was opened. `lower`: also if that is older than what was remembered. `sync` makes
@@ -186,16 +195,26 @@ impl HostMemory {
         })
     }
 
-    /// The KMS keys that are stored now: another mount may have moved the vault to others.
-    pub(in crate::vault) fn kms_keys(&self, vault: VaultId) -> Vec<KeyUri> {
+    /// The KMS keys that this host allows now: another mount may have moved the vault to others.
+    pub(in crate::vault) fn allowed_keys(&self, vault: VaultId) -> Vec<KeyUri> {
+        let mut allowed = self.pins.clone();
         let guard = self.kept();
-        match guard.as_ref().map(|kept| kept.anchors.load(vault)) {
-            Some(Ok(Some(anchor))) => {
-                let uris = anchor.kms_keys.iter();
-                uris.filter_map(|uri| uri.parse().ok()).collect()
-            }
-            _ => Vec::new(),
+        if let Some(Ok(Some(anchor))) = guard.as_ref().map(|kept| kept.anchors.load(vault)) {
+            let uris = anchor.kms_keys.iter();
+            allowed.extend(uris.filter_map(|uri| uri.parse().ok()));
         }
+        allowed
+    }
+
+    /// The first of `keys` that is not among those that the vault is `now_under`, and that was not named
+    /// when it was opened. What is stored is not asked: the vault may have left it for a reason.
+    pub(in crate::vault) fn first_unknown_key<'k>(
+        &self,
+        keys: &'k [KeyUri],
+        now_under: &[KeyUri],
+    ) -> Option<&'k KeyUri> {
+        let known = |key: &KeyUri| now_under.contains(key) || self.named.contains(key);
+        keys.iter().find(|key| !known(key))
     }
 
     /// Allows KMS keys that the vault is about to be wrapped by.

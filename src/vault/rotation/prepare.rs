@@ -4,12 +4,13 @@ use crate::crypto::Nonces;
 use crate::keyring::Keyring;
 use crate::store::{KeyedRecord, NodeId, Read};
 
+use super::super::VaultError;
 use super::super::content::{self, Version};
 use super::super::keys::Key;
 use super::super::node::Node;
+use super::super::records::Records;
 use super::super::state::SystemKeys;
 use super::super::tx::Exchange;
-use super::super::{Vault, VaultError};
 
 /// Contents are sealed anew outside of a transaction up to this many bytes at a time.
 const CONTENTS: u64 = 1 << 20;
@@ -28,74 +29,77 @@ pub(super) struct Prepared {
     pub(super) left: Vec<Keyed>,
 }
 
-impl Vault {
-    /// Makes what takes the place of `records` under the active master key.
-    pub(super) fn prepare(
-        &self,
-        keyring: &Keyring,
-        system: &SystemKeys,
-        records: Vec<Keyed>,
-    ) -> Prepared {
-        if keyring.renews_data_keys() && records.iter().any(|(key, _)| key.node().is_none()) {
-            return self.seal_anew(keyring, system, records);
-        }
-        let elements = system.elements();
-        let mut prepared = Prepared::default();
-        let Ok(mut nonces) = Nonces::draw(records.len()) else {
-            prepared.rest = records.into_iter().map(|(key, _)| key).collect();
-            return prepared;
+/// Makes what takes the place of the records of a batch under the active master key.
+pub(super) fn prepare(
+    records: &Records,
+    keyring: &Keyring,
+    system: &SystemKeys,
+    batch: Vec<Keyed>,
+) -> Prepared {
+    if keyring.renews_data_keys() && batch.iter().any(|(key, _)| key.node().is_none()) {
+        return seal_anew(records, keyring, system, batch);
+    }
+    let elements = system.elements();
+    let mut prepared = Prepared::default();
+    let Ok(mut nonces) = Nonces::draw(batch.len()) else {
+        prepared.rest = batch.into_iter().map(|(key, _)| key).collect();
+        return prepared;
+    };
+    for (key, old) in batch {
+        let new = match (key, keyring.renews_data_keys()) {
+            (Key::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
+            (Key::Node(id), true) => renewed(keyring, id, &old),
+            (Key::Version(node, version), _) => {
+                content::rewrap(keyring, &mut nonces, node, version, &old)
+            }
         };
-        for (key, old) in records {
-            let new = match (key, keyring.renews_data_keys()) {
-                (Key::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
-                (Key::Node(id), true) => renewed(keyring, id, &old),
-                (Key::Version(node, version), _) => {
-                    content::rewrap(keyring, &mut nonces, node, version, &old)
-                }
+        match new {
+            Ok(new) => {
+                let exchange = Exchange::new(&elements, key, old, new, None);
+                prepared.exchanges.push(exchange);
+            }
+            Err(_) => prepared.rest.push(key),
+        }
+    }
+    prepared
+}
+
+/// Seals the contents of versions under other content keys.
+fn seal_anew(
+    records: &Records,
+    keyring: &Keyring,
+    system: &SystemKeys,
+    versions: Vec<Keyed>,
+) -> Prepared {
+    let elements = system.elements();
+    let done = records.read(|records| {
+        let mut prepared = Prepared::default();
+        let mut bytes = 0;
+        for (key, old) in &versions {
+            let Key::Version(node, version) = *key else {
+                prepared.rest.push(*key);
+                continue;
             };
-            match new {
-                Ok(new) => {
-                    let exchange = Exchange::new(&elements, key, old, new, None);
+            if bytes >= CONTENTS {
+                prepared.left.push((*key, old.clone()));
+                continue;
+            }
+            match content_anew(keyring, records, (node, version), old) {
+                Ok(Some((length, new, chunks))) => {
+                    bytes += length;
+                    let (old, chunks) = (old.clone(), Some(chunks));
+                    let exchange = Exchange::new(&elements, *key, old, new, chunks);
                     prepared.exchanges.push(exchange);
                 }
-                Err(_) => prepared.rest.push(key),
+                Ok(None) | Err(_) => prepared.rest.push(*key),
             }
         }
-        prepared
-    }
-
-    /// Seals the contents of versions under other content keys.
-    fn seal_anew(&self, keyring: &Keyring, system: &SystemKeys, versions: Vec<Keyed>) -> Prepared {
-        let elements = system.elements();
-        let done = self.read(|records| {
-            let mut prepared = Prepared::default();
-            let mut bytes = 0;
-            for (key, old) in &versions {
-                let Key::Version(node, version) = *key else {
-                    prepared.rest.push(*key);
-                    continue;
-                };
-                if bytes >= CONTENTS {
-                    prepared.left.push((*key, old.clone()));
-                    continue;
-                }
-                match content_anew(keyring, records, (node, version), old) {
-                    Ok(Some((length, new, chunks))) => {
-                        bytes += length;
-                        let (old, chunks) = (old.clone(), Some(chunks));
-                        let exchange = Exchange::new(&elements, *key, old, new, chunks);
-                        prepared.exchanges.push(exchange);
-                    }
-                    Ok(None) | Err(_) => prepared.rest.push(*key),
-                }
-            }
-            Ok(prepared)
-        });
-        done.unwrap_or_else(|_| Prepared {
-            rest: versions.iter().map(|(key, _)| *key).collect(),
-            ..Prepared::default()
-        })
-    }
+        Ok(prepared)
+    });
+    done.unwrap_or_else(|_| Prepared {
+        rest: versions.iter().map(|(key, _)| *key).collect(),
+        ..Prepared::default()
+    })
 }
 
 /// A node's record under another metadata key.

@@ -1,14 +1,14 @@
 //! How far a rotation has come, and what this process knows of it besides what is stored.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::keyring::{ChangeKind, ChangePhase};
-use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
+use crate::keyring::{Change, ChangeKind, ChangePhase};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
-use super::super::VaultError;
+use super::super::{Failure, VaultError};
 use super::damage::Damage;
 
 /// Where a rotation is.
@@ -54,23 +54,6 @@ pub enum Outcome {
     Stopped,
 }
 
-/// What this process knows of the rotation besides what is stored.
-pub(in crate::vault) struct Rotation {
-    /// Held by whoever begins or drives one.
-    pub(super) driving: Mutex<()>,
-    /// Somebody insists that the old key goes although records do not open. Not remembered beyond
-    /// this process.
-    pub(super) despite: AtomicBool,
-    /// The generation under which this process has replaced the system node's key last.
-    pub(super) renewed: AtomicU64,
-    damage: Mutex<Damage>,
-    figures: Mutex<Figures>,
-    pub(super) follower: Mutex<bool>,
-    /// The keyring record that could not be followed last, by its digest, and why.
-    pub(super) failed: Mutex<Option<([u8; 32], VaultError)>>,
-    pub(super) followed: Condvar,
-}
-
 #[derive(Clone, Default)]
 pub(super) struct Figures {
     pub(super) done: u64,
@@ -81,22 +64,26 @@ pub(super) struct Figures {
     pub(super) blocked: bool,
 }
 
-impl Default for Rotation {
+/// What this process knows of a rotation besides what is stored.
+pub(super) struct Standing {
+    /// Somebody insists that the old key goes although records do not open. Not remembered beyond
+    /// this process.
+    despite: AtomicBool,
+    damage: Mutex<Damage>,
+    figures: Mutex<Figures>,
+}
+
+impl Default for Standing {
     fn default() -> Self {
         Self {
-            driving: Mutex::new(Rank::Driving, ()),
             despite: AtomicBool::new(false),
-            renewed: AtomicU64::new(0),
             damage: Mutex::new(Rank::Damage, Damage::default()),
             figures: Mutex::new(Rank::Figures, Figures::default()),
-            follower: Mutex::new(Rank::Follower, false),
-            failed: Mutex::new(Rank::FollowFailed, None),
-            followed: Condvar::new(),
         }
     }
 }
 
-impl Rotation {
+impl Standing {
     pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
         self.figures.lock()
     }
@@ -105,11 +92,62 @@ impl Rotation {
         self.damage.lock()
     }
 
+    /// Whether the old key goes although records do not open.
     pub(super) fn is_despite(&self) -> bool {
         self.despite.load(Ordering::Relaxed)
     }
 
-    pub(super) fn drive(&self) -> Option<MutexGuard<'_, ()>> {
-        self.driving.try_lock()
+    /// Somebody insists on that, or nobody does any more.
+    pub(super) fn insist(&self, despite: bool) {
+        self.despite.store(despite, Ordering::Relaxed);
+    }
+
+    /// What has stopped the rotation, or that nothing does.
+    pub(super) fn note_trouble(&self, error: Option<&VaultError>) {
+        let mut figures = self.figures();
+        figures.trouble = error.map(ToString::to_string);
+        figures.blocked = error.is_some_and(|error| error.failure() == Failure::Integrity);
+    }
+
+    /// Notes an integrity failure, and passes on any other.
+    pub(super) fn verified(
+        &self,
+        what: impl std::fmt::Display,
+        result: Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        match result {
+            Err(error) if error.failure() == Failure::Integrity => {
+                self.damage().note(what, error);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// How far `change` has come.
+    pub(super) fn progress_of(&self, change: &Change) -> Progress {
+        let figures = self.figures().clone();
+        let damage = self.damage().clone();
+        let rate = figures.since.map_or(0.0, |(since, done)| {
+            figures.done.saturating_sub(done) as f64 / since.elapsed().as_secs_f64().max(1e-3)
+        });
+        let left = figures.total.saturating_sub(figures.done);
+        let eta_seconds =
+            (rate > 0.0 && figures.trouble.is_none()).then(|| (left as f64 / rate).ceil() as u64);
+        Progress {
+            change: change.kind,
+            phase: change.phase,
+            from: change.from,
+            to: change.to,
+            started: change.started,
+            done: figures.done,
+            total: figures.total,
+            rate,
+            eta_seconds,
+            trouble: figures.trouble,
+            blocked: figures.blocked,
+            damaged: damage.count,
+            records: damage.named,
+        }
     }
 }

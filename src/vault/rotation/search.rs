@@ -1,5 +1,7 @@
 //! Finding the keys that are not under a generation, a few at a time.
 
+use std::time::Duration;
+
 use crate::store::{KeyedRecord, Read};
 
 use super::super::VaultError;
@@ -7,6 +9,9 @@ use super::super::keys::Key;
 
 /// Keys looked for in one read, and changed in one transaction if it does not take too long.
 pub(super) const BATCH: usize = 256;
+
+/// How long a transaction may keep others from writing.
+pub(super) const SLICE: Duration = Duration::from_millis(20);
 
 /// A search among the nodes, and then among the versions.
 pub(super) struct Search {

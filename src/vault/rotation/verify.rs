@@ -8,12 +8,18 @@ use std::sync::Arc;
 use crate::keyring::{Change, Keyring};
 use crate::store::{self, MANY_BYTES, NodeId, Read};
 
+use super::super::VaultError;
+use super::super::commit::transact::Transactions;
+use super::super::content::{self, Version};
+use super::super::counting::names::recount_names;
 use super::super::crew::Crew;
+use super::super::integrity::Guard;
 use super::super::keys::{Key, keys_after};
 use super::super::node::{Node, SYSTEM};
+use super::super::records::Records;
 use super::super::state::{State, SystemKeys};
-use super::super::{Failure, Vault, VaultError, Version, content};
 use super::prepare::Keyed;
+use super::progress::Standing;
 use super::search::BATCH;
 
 /// Something to be looked at.
@@ -33,18 +39,26 @@ enum Found {
     Names(Result<(), VaultError>),
 }
 
-impl Vault {
+/// See the module. One run.
+pub(super) struct Verification<'a> {
+    pub(super) records: &'a Records,
+    pub(super) transactions: &'a Transactions,
+    pub(super) guard: &'a Guard,
+    pub(super) standing: &'a Standing,
+}
+
+impl Verification<'_> {
     /// Opens every key with the new master key, and recounts the vault, under both keys of the system
     /// node if it has two. Names what does not open or does not fit.
-    pub(super) fn verify(
+    pub(super) fn run(
         &self,
         change: &Change,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
-        let keyring = self.keyring();
-        self.must_serve()?;
-        // The sums tell what is current. A read that is in doubt would wait for the state, as this does.
-        let verified = store::read(&self.store, |records| {
+        let keyring = self.records.keyring();
+        self.guard.must_serve()?;
+        // The sums tell what is current. A read that is in doubt would wait for the turn, as this does.
+        let verified = store::read(self.records.store(), |records| {
             let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
                 Piece::Records(batch) => {
@@ -102,14 +116,15 @@ impl Vault {
             return Ok(ControlFlow::Break(()));
         };
         for (key, error) in &broken {
-            self.verified(key, Err(error.clone()))?;
+            self.standing.verified(key, Err(error.clone()))?;
         }
         let named = |key: &Key| broken.contains_key(key);
         let search = || self.name_what_does_not_open(&keyring, &named, go_on);
         if sums.is_err() && search()?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.verified("the sums over all records", sums.and(names))?;
+        let standing = self.standing;
+        standing.verified("the sums over all records", sums.and(names))?;
         Ok(ControlFlow::Continue(recount))
     }
 
@@ -117,9 +132,9 @@ impl Vault {
     /// keys, what others write from now on is counted beside.
     fn counted_from(&self, records: &mut dyn Read) -> Result<(State, Arc<SystemKeys>), VaultError> {
         // Nobody commits meanwhile.
-        let mut now = self.lock_state();
-        let state = self.stored_state(records)?;
-        let system = self.system_in(records)?;
+        let mut now = self.transactions.queue().turn();
+        let state = self.records.stored_state(records)?;
+        let system = self.records.system_in(records)?;
         if state.commit != now.commit {
             return Err(VaultError::tampered(
                 "the state record",
@@ -134,7 +149,11 @@ impl Vault {
 
     /// Whether a directory holds the names that it should, as of now.
     fn names_agree(&self, directory: NodeId) -> Result<(), VaultError> {
-        match self.read(|records| self.recount_names(records, directory)) {
+        let found = self.records.read(|records| {
+            let keyring = self.records.keyring();
+            recount_names(records, (&keyring, self.records.current()), directory)
+        });
+        match found {
             // It was removed meanwhile.
             Err(VaultError::NotFound) => Ok(()),
             found => found,
@@ -151,7 +170,9 @@ impl Vault {
     ) -> Result<ControlFlow<()>, VaultError> {
         let (mut after, mut limit) = (None, BATCH);
         loop {
-            let batch = self.read(|records| keys_after(records, after, limit))?;
+            let batch = self
+                .records
+                .read(|records| keys_after(records, after, limit))?;
             after = batch.last().map(|(key, _)| *key).or(after);
             limit = as_many(&batch);
             for (key, record) in &batch {
@@ -165,7 +186,7 @@ impl Vault {
                         (*key, opened.map(drop))
                     }
                 };
-                self.verified(key, opened)?;
+                self.standing.verified(key, opened)?;
             }
             if go_on().is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -173,21 +194,6 @@ impl Vault {
             if batch.is_empty() {
                 return Ok(ControlFlow::Continue(()));
             }
-        }
-    }
-
-    /// Notes an integrity failure, and passes on any other.
-    fn verified(
-        &self,
-        what: impl std::fmt::Display,
-        result: Result<(), VaultError>,
-    ) -> Result<(), VaultError> {
-        match result {
-            Err(error) if error.failure() == Failure::Integrity => {
-                self.rotation.damage().note(what, error);
-                Ok(())
-            }
-            result => result,
         }
     }
 }

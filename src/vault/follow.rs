@@ -4,12 +4,17 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
-use crate::store::Read;
+use crate::kms::Kms;
+use crate::store::{self, SqliteStore};
+use crate::sync::{Condvar, Mutex, Rank};
 
-use super::super::chronicle::Chronicle;
-use super::super::{Vault, VaultError};
-use super::pause;
+use super::VaultError;
+use super::cache::RecordCache;
+use super::chronicle::Chronicle;
+use super::host::memory::HostMemory;
+use super::integrity::Guard;
+use super::pause::pause;
+use super::unlocked::{Unlocked, stored_keyring};
 
 /// How often a mount that only reads looks for a new master key.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
@@ -18,33 +23,60 @@ const WAIT_FOR_KEY: Duration = Duration::from_secs(10);
 /// And how often at least, while it cannot be had.
 const FOLLOW_AT_LEAST: Duration = Duration::from_secs(30);
 
-impl Vault {
+/// What following takes.
+pub(super) struct Sources {
+    pub(super) store: Arc<SqliteStore>,
+    pub(super) keys: Arc<Unlocked>,
+    pub(super) cache: Arc<RecordCache>,
+    pub(super) chronicle: Arc<Mutex<Chronicle>>,
+    pub(super) guard: Arc<Guard>,
+    pub(super) host: Arc<HostMemory>,
+    pub(super) kms: Arc<Kms>,
+}
+
+/// See the module.
+pub(super) struct Follower {
+    from: Sources,
+    /// A thread follows.
+    running: Mutex<bool>,
+    /// The keyring record that could not be followed last, by its digest, and why.
+    failed: Mutex<Option<([u8; 32], VaultError)>>,
+    followed: Condvar,
+}
+
+impl Follower {
+    pub(super) fn new(from: Sources) -> Self {
+        Self {
+            from,
+            running: Mutex::new(Rank::Follower, false),
+            failed: Mutex::new(Rank::FollowFailed, None),
+            followed: Condvar::new(),
+        }
+    }
+
     /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
     /// Asks KMS only if the stored keyring is another, and never for what it does not name.
-    pub(in crate::vault) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
-        if self.keyring().body().sequence != before {
+    pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
+        if self.sequence() != before {
             return Ok(true);
         }
-        if !self.is_read_only() {
-            return Ok(false);
-        }
-        let stored = self.stored_keyring()?;
+        let stored = stored_keyring(&self.from.store)?;
         if stored.sequence() == before {
             return Ok(false);
         }
-        let mut follower = self.rotation.follower.lock();
-        if !*follower {
-            drop(follower);
+        let mut running = self.running.lock();
+        if !*running {
+            drop(running);
             self.follow_once()?;
-            return Ok(self.keyring().body().sequence != before);
+            return Ok(self.sequence() != before);
         }
         let deadline = Instant::now() + WAIT_FOR_KEY;
         loop {
-            if self.keyring().body().sequence != before {
+            if self.sequence() != before {
                 return Ok(true);
             }
             // What could not be had a moment ago is not waited for again.
-            let failed = self.rotation.failed.lock();
+            let failed = self.failed.lock();
             if let Some((digest, error)) = &*failed
                 && *digest == stored.digest()
             {
@@ -55,31 +87,18 @@ impl Vault {
             if left.is_zero() {
                 return Ok(false);
             }
-            follower = self.rotation.followed.wait_timeout(follower, left);
+            running = self.followed.wait_timeout(running, left);
         }
     }
 
-    /// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
-    /// than `keyring`.
-    pub(in crate::vault) fn must_be_current(
-        &self,
-        records: &mut dyn Read,
-        keyring: &Keyring,
-    ) -> Result<(), VaultError> {
-        let (header, stored) = (records.header()?, records.keyring()?);
-        let stored = header
-            .zip(stored)
-            .map(|(h, k)| UnverifiedKeyring::parse(&h, &k));
-        match stored.transpose()? {
-            Some(stored) if stored.sequence() == keyring.body().sequence => Ok(()),
-            _ => Err(KeyringError::unknown(0, "the snapshot").into()),
-        }
+    fn sequence(&self) -> u64 {
+        self.from.keys.keyring().body().sequence
     }
 
     /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
-    pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
+    pub(super) fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
         let set = |running| {
-            *self.rotation.follower.lock() = running;
+            *self.running.lock() = running;
         };
         set(true);
         let mut wait = FOLLOW_EVERY;
@@ -99,17 +118,19 @@ impl Vault {
     }
 
     fn follow_once(&self) -> Result<(), VaultError> {
-        let stored = self.stored_keyring()?;
-        let known = self.keyring();
+        let from = &self.from;
+        let stored = stored_keyring(&from.store)?;
+        let known = from.keys.keyring();
         if stored.sequence() == known.body().sequence {
             return Ok(());
         }
         let digest = stored.digest();
-        let followed = stored.follow(&known, &self.pins_now(), &self.kms);
+        let allowed = from.host.allowed_keys(known.vault());
+        let followed = stored.follow(&known, &allowed, &*from.kms);
         let note = |failed| {
-            *self.rotation.failed.lock() = failed;
-            drop(self.rotation.follower.lock());
-            self.rotation.followed.notify_all();
+            *self.failed.lock() = failed;
+            drop(self.running.lock());
+            self.followed.notify_all();
         };
         let keyring = match followed {
             Ok(keyring) => keyring,
@@ -119,14 +140,16 @@ impl Vault {
             }
         };
         let head = keyring.body().history.clone();
-        *self.keyring.write() = Arc::new(keyring);
+        from.keys.use_keyring(keyring);
         // What was retired is wiped; nothing in the cache needs it.
-        self.cache.clear();
+        from.cache.clear();
         note(None);
-        let chronicle = self.read(|records| Chronicle::read(records, &head));
         // It may have grown again meanwhile; the next round reads that.
-        if let Ok(chronicle) = chronicle {
-            *self.lock_chronicle() = chronicle;
+        if from.guard.must_serve().is_ok() {
+            let read = store::read(&*from.store, |records| Chronicle::read(records, &head));
+            if let Ok(chronicle) = from.guard.noted(read) {
+                *from.chronicle.lock() = chronicle;
+            }
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::queue::Whose;
+use super::ticket::Whose;
 
 /// A user who has not waited for the disk for so long is not about.
 const ABOUT: Duration = Duration::from_secs(2);

@@ -1,6 +1,6 @@
 //! Reading through handles: which version or draft a read sees, and how it is decrypted.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crypto::SecretBytes;
@@ -9,6 +9,8 @@ use crate::vault::{Content, FileBody, LastChunk, Vault, Version};
 use super::blocks::Window;
 use super::budget::{Budget, SMALL, UNKNOWN};
 use super::descriptors;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{Handle, NodeState};
 use super::kernel::Device;
 use super::loaded::{LastRead, Loaded, Pin, Shown};
@@ -47,6 +49,7 @@ pub(super) struct Reads {
     /// A reader that asks again at the end of a replaced content after this long waits for more.
     pub(super) end_patience: Duration,
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) loader: Arc<Loader>,
@@ -120,10 +123,10 @@ impl Reads {
             return Ok(View::Draft(draft.image().window(offset, size)));
         }
         let beside_writer = self.vault.is_read_only();
-        let file = match self.nodes.present(handle.node.id) {
+        let file = match self.nodes.stored(handle.node.id) {
             // Removed by the writer: what was opened can still be read.
             Err(Errno(libc::ESTALE)) if beside_writer => None,
-            node => Some(*node?.file()?),
+            node => Some(*file_of(&*node?)?),
         };
         if file.is_some_and(|file| state.shows_draft(file.version)) {
             return Ok(match &state.shared {
@@ -161,7 +164,7 @@ impl Reads {
         };
         let mut locked = state;
         let state = &mut *locked;
-        state.forget_told(fh, transfer.pid);
+        state.readers().forget_told(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
@@ -206,7 +209,7 @@ impl Reads {
         let Some(file) = file else {
             // Removed: what its process was told of since, or what was opened.
             let fresh = reading.fresh;
-            let told = fresh.and_then(|fresh| state.told_since(fh, fresh, transfer.pid));
+            let told = fresh.and_then(|fresh| state.readers().told_since(fh, fresh, transfer.pid));
             return told.or(pin).map_or(Next::Current, Next::Pinned);
         };
         if let Some(fresh) = reading.fresh {
@@ -216,7 +219,7 @@ impl Reads {
                     .map_or(Next::Current, Next::Pinned);
             }
             // Replaced since it was opened.
-            return match state.told_since(fh, fresh, transfer.pid) {
+            return match state.readers().told_since(fh, fresh, transfer.pid) {
                 Some(told) => Next::Pinned(told),
                 None if self.is_locked(handle.node.id) => Next::Current,
                 None => Next::Pinned(pin.unwrap_or_else(|| fresh.pin())),
@@ -236,7 +239,9 @@ impl Reads {
             }
             // The beginning again: what was told last, or the newest. A page may be missing from a
             // mapping of the one before, so for pages it must have been told.
-            let told = state.told_again(Shown::of_pin(&pin), transfer.pid);
+            let told = state
+                .readers()
+                .told_again(Shown::of_pin(&pin), transfer.pid);
             return match told.filter(|_| !self.is_locked(handle.node.id)) {
                 Some(told) => Next::Pinned(told),
                 None if by_page => Next::Pinned(pin),
@@ -278,7 +283,7 @@ impl Reads {
                 Loaded::Shared { .. } | Loaded::Pieces(_) => done(Err(Errno(libc::EIO))),
             },
             Ok(Loaded::Pieces(version)) => {
-                let mut last = pin.last.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut last = pin.last.lock();
                 match self.read_pieces(version, &mut last, offset, size) {
                     Ok(bytes) => done(Ok(&bytes)),
                     Err(error) => done(Err(error)),
@@ -295,8 +300,8 @@ impl Reads {
         let loaded = match known {
             Some(loaded) => loaded,
             None => {
-                let content = self.vault.version(handle.node.id, version, WHOLE)?;
-                self.hold(content, handle.node.id)?
+                let content = self.vault.version(handle.node.id, version, WHOLE);
+                self.hold(self.failures.to_errno(content)?, handle.node.id)?
             }
         };
         remember(&mut handle.node.lock(), fh, (version, user), &loaded);
@@ -320,7 +325,10 @@ impl Reads {
                     bytes,
                     _reservation: reservation,
                 },
-                None => match self.vault.version(node, version, 0)? {
+                None => match self
+                    .failures
+                    .to_errno(self.vault.version(node, version, 0))?
+                {
                     Content::Pieces(version) => Loaded::Pieces(version),
                     Content::Whole { .. } | Content::Unpublished => {
                         return Err(Errno(libc::ENOMEM));
@@ -342,8 +350,10 @@ impl Reads {
     ) -> Result<SecretBytes, Errno> {
         let end = offset.saturating_add(size.into()).min(version.length());
         let mut out = SecretBytes::zeroed(end.saturating_sub(offset) as usize)?;
-        self.vault
-            .read_at(version, offset, &mut out, &mut last.chunk)?;
+        let read = self
+            .vault
+            .read_at(version, offset, &mut out, &mut last.chunk);
+        self.failures.to_errno(read)?;
         let size = last.chunk.size();
         if last.room.as_ref().is_none_or(|room| room.bytes() < size) {
             last.room = self.budget.keep_if_half_is_free(size);

@@ -1,11 +1,17 @@
 //! Which jobs are committed next: whoever waits for the disk is given a share of its time, however
 //! much the others ask of it.
 //!
-//! There is a share for each user; those who are not known have one together. What the daemon does of
-//! its own accord is not in here. A job costs what its user has had more of then, and the one comes
-//! next with which its user has had least. So a user with many large contents delays the small one of
-//! another by that which is being stored, and not by those that wait; who comes back has not saved
-//! anything up meanwhile, and who stays away owes nothing, so nobody waits for ever.
+//! There is a share for each user; those who are not known have one together. A job costs what its user
+//! has had more of then, and the one comes next with which its user has had least. So a user with many
+//! large contents delays the small one of another by that which is being stored, and not by those that
+//! wait; who comes back has not saved anything up meanwhile, and who stays away owes nothing, so nobody
+//! waits for ever.
+//!
+//! What the vault does of its own accord has a share like a user's. Threads that wait for a [turn of their
+//! own](Queue::push_turn) have theirs in the order in which they came, each for the price of a full batch:
+//! a rotation that always wants the next turn delays a user by one of them, and users who always have
+//! more jobs delay it by as much as they could store in the time of one. Jobs that [nobody waits
+//! for](Queue::push_later) cost nothing and go along with others.
 //!
 //! Within that, order is kept where programs can tell:
 //!
@@ -31,128 +37,14 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use crate::store::NodeId;
 
+use super::ticket::{Kind, Ticket, Whose};
+
 /// Most jobs in a transaction: bounds what one failure makes run again.
 pub(super) const MAX_BATCH: usize = 256;
 /// Most bytes of contents in a transaction of several jobs: bounds how long others wait for it.
 const MAX_BYTES: u64 = 1 << 20;
-
-/// What a job costs beside the bytes of its content: as long as it takes, so many could be stored.
-const QUICK: u64 = 16 << 10;
-const SYNCED: u64 = 256 << 10;
-
-/// Who has caused a job.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Whose {
-    /// Nobody can tell.
-    #[default]
-    Unknown,
-    User(u32),
-}
-
-impl Whose {
-    /// As the kernel names the user of a request.
-    pub(super) fn of(uid: u32) -> Self {
-        match uid {
-            u32::MAX => Self::Unknown,
-            uid => Self::User(uid),
-        }
-    }
-}
-
-/// When a job is done, and what may be done before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// It need not be on disk.
-    Quick,
-    /// On disk. Whoever made it waits for it and asks for nothing else before.
-    Awaited,
-    /// On disk, and nobody waits for it.
-    Unattended,
-}
-
-/// What a job is queued by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ticket {
-    kind: Kind,
-    whose: Whose,
-    node: Option<NodeId>,
-    /// Of content, in the next step.
-    bytes: u64,
-    /// Steps after the next one.
-    more: u32,
-}
-
-impl Ticket {
-    fn new(kind: Kind, whose: Whose) -> Self {
-        Self {
-            kind,
-            whose,
-            node: None,
-            bytes: 0,
-            more: 0,
-        }
-    }
-
-    /// For what need not be on disk.
-    pub(super) fn quick(whose: Whose) -> Self {
-        Self::new(Kind::Quick, whose)
-    }
-
-    /// For what is to be on disk, and somebody waits for that and asks for nothing else before.
-    pub(super) fn awaited(whose: Whose) -> Self {
-        Self::new(Kind::Awaited, whose)
-    }
-
-    /// For what is to be on disk, and nobody waits for: what its program does next comes after it.
-    pub(super) fn unattended(whose: Whose) -> Self {
-        Self::new(Kind::Unattended, whose)
-    }
-
-    /// After what was submitted before on this node.
-    pub(super) fn on(self, node: NodeId) -> Self {
-        Self {
-            node: Some(node),
-            ..self
-        }
-    }
-
-    /// With so much content.
-    pub(super) fn with_bytes(self, bytes: u64) -> Self {
-        Self { bytes, ..self }
-    }
-
-    /// In so many steps, each with that much content.
-    pub(super) fn in_steps(self, steps: u32) -> Self {
-        let more = steps.saturating_sub(1);
-        Self { more, ..self }
-    }
-
-    /// For what is left after a step; `None` if that was the last.
-    pub(super) fn next_step(self) -> Option<Self> {
-        let more = self.more.checked_sub(1)?;
-        Some(Self { more, ..self })
-    }
-
-    pub(super) fn whose(&self) -> Whose {
-        self.whose
-    }
-
-    pub(super) fn is_quick(&self) -> bool {
-        self.kind == Kind::Quick
-    }
-
-    pub(super) fn is_unattended(&self) -> bool {
-        self.kind == Kind::Unattended
-    }
-
-    fn cost(&self) -> u64 {
-        let beside = match self.kind {
-            Kind::Quick => QUICK,
-            Kind::Awaited | Kind::Unattended => SYNCED,
-        };
-        self.bytes.saturating_add(beside)
-    }
-}
+/// What a turn costs that a thread has to itself: as much as a full batch.
+const TURN: u64 = MAX_BYTES;
 
 struct Item<J> {
     /// In the order of submission.
@@ -207,12 +99,34 @@ enum Place {
     Synced(usize),
 }
 
+/// A job that may be taken next.
+struct First {
+    /// What its user has had with it.
+    had: u64,
+    number: u64,
+    ticket: Ticket,
+    whose: Whose,
+    place: Place,
+}
+
+/// What the vault does of its own accord.
+struct Own<J> {
+    /// As of a user's share.
+    had: u64,
+    /// Threads that wait for a turn, by the numbers that they were given.
+    turns: VecDeque<u64>,
+    /// Jobs that go along with others, with their numbers.
+    later: VecDeque<(u64, J)>,
+}
+
 /// See the module.
 pub(super) struct Queue<J> {
     shares: BTreeMap<Whose, Share<J>>,
+    own: Own<J>,
     /// The numbers of the jobs on a node, in their order.
     nodes: HashMap<NodeId, VecDeque<u64>>,
     next: u64,
+    /// Of users' jobs.
     length: usize,
     quick: usize,
     /// What whoever was served last has had by then: there, who comes begins.
@@ -223,6 +137,11 @@ impl<J> Default for Queue<J> {
     fn default() -> Self {
         Self {
             shares: BTreeMap::new(),
+            own: Own {
+                had: 0,
+                turns: VecDeque::new(),
+                later: VecDeque::new(),
+            },
             nodes: HashMap::new(),
             next: 0,
             length: 0,
@@ -233,6 +152,7 @@ impl<J> Default for Queue<J> {
 }
 
 impl<J> Queue<J> {
+    /// Whether no user's job waits.
     pub(super) fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -255,8 +175,7 @@ impl<J> Queue<J> {
     }
 
     pub(super) fn push(&mut self, ticket: Ticket, job: J) {
-        let number = self.next;
-        self.next += 1;
+        let number = self.next_number();
         if let Some(node) = ticket.node {
             self.nodes.entry(node).or_default().push_back(number);
         }
@@ -279,6 +198,12 @@ impl<J> Queue<J> {
         if let (Some(node), Some(_)) = (ticket.node, ticket.next_step()) {
             self.leave_node(node);
         }
+    }
+
+    fn next_number(&mut self) -> u64 {
+        let number = self.next;
+        self.next += 1;
+        number
     }
 
     fn insert(&mut self, ticket: Ticket, number: u64, job: J) {
@@ -305,9 +230,64 @@ impl<J> Queue<J> {
         }
     }
 
+    /// Has a thread wait for a turn of its own; returns the number by which it is named when that has
+    /// [come](Self::take_turn).
+    pub(super) fn push_turn(&mut self) -> u64 {
+        let number = self.next_number();
+        if self.own.turns.is_empty() {
+            self.own.had = self.had;
+        }
+        self.own.turns.push_back(number);
+        number
+    }
+
+    /// Whether a thread is to have a turn of its own before anything else is taken.
+    pub(super) fn is_turn_next(&self) -> bool {
+        let Some(turn) = self.own.turns.front() else {
+            return false;
+        };
+        match self.first(|queue, share| queue.next_of(share)) {
+            Some(job) => (self.own.had.saturating_add(TURN), *turn) < (job.had, job.number),
+            None => self.own.later.front().is_none_or(|(job, _)| turn < job),
+        }
+    }
+
+    /// Lets the thread that has waited longest have its turn, whoever else waits.
+    pub(super) fn take_turn(&mut self) -> Option<u64> {
+        let number = self.own.turns.pop_front()?;
+        self.own.had = self.own.had.saturating_add(TURN);
+        self.had = self.had.max(self.own.had);
+        Some(number)
+    }
+
+    /// How many threads wait for a turn.
+    #[cfg(test)]
+    pub(super) fn turns(&self) -> usize {
+        self.own.turns.len()
+    }
+
+    /// Queues a job that nobody waits for.
+    pub(super) fn push_later(&mut self, job: J) {
+        let number = self.next_number();
+        self.own.later.push_back((number, job));
+    }
+
+    /// How many jobs wait that nobody waits for.
+    pub(super) fn later(&self) -> usize {
+        self.own.later.len()
+    }
+
     /// What is committed next; nothing if there is nothing.
     pub(super) fn take(&mut self) -> Vec<J> {
-        self.take_of(|queue, share| queue.next_of(share))
+        let mut batch = self.take_of(|queue, share| queue.next_of(share));
+        // Programs wait for no more of the vault's own than as many jobs make, and one.
+        let room = match batch.len() {
+            count if count > 0 && self.later() < MAX_BATCH => count + 1,
+            _ => MAX_BATCH,
+        };
+        let room = room.min(MAX_BATCH - batch.len()).min(self.later());
+        batch.extend(self.own.later.drain(..room).map(|(_, job)| job));
+        batch
     }
 
     /// The same of quick jobs alone.
@@ -318,40 +298,53 @@ impl<J> Queue<J> {
         }
     }
 
-    /// All that is left, in no order.
+    /// All jobs that are left, in no order. Threads go on to wait for their turns.
     pub(super) fn drain(&mut self) -> Vec<J> {
-        let shares = std::mem::take(self).shares;
+        let later = std::mem::take(&mut self.own.later);
+        let shares = std::mem::take(&mut self.shares);
+        self.nodes.clear();
+        (self.length, self.quick) = (0, 0);
         let items = shares
             .into_values()
             .flat_map(|share| share.quick.into_iter().chain(share.synced));
-        items.map(|item| item.job).collect()
+        let jobs = items.map(|item| item.job);
+        jobs.chain(later.into_iter().map(|(_, job)| job)).collect()
     }
 
     fn take_of(&mut self, next_of: impl Fn(&Self, &Share<J>) -> Option<Place>) -> Vec<J> {
         let (mut batch, mut bytes) = (Vec::new(), 0_u64);
         while batch.len() < MAX_BATCH {
-            let candidates = self.shares.iter().filter_map(|(whose, share)| {
-                let place = next_of(self, share)?;
-                let item = share.at(place)?;
-                let had = share.had.saturating_add(item.ticket.cost());
-                Some((had, item.number, item.ticket, *whose, place))
-            });
-            let first = candidates.min_by_key(|(had, number, ..)| (*had, *number));
-            let Some((had, _, ticket, whose, place)) = first else {
+            let Some(first) = self.first(&next_of) else {
                 break;
             };
-            bytes = bytes.saturating_add(ticket.bytes);
+            bytes = bytes.saturating_add(first.ticket.bytes);
             if bytes > MAX_BYTES && !batch.is_empty() {
                 break;
             }
-            self.had = self.had.max(had);
-            batch.extend(self.remove(whose, place, had));
+            self.had = self.had.max(first.had);
+            batch.extend(self.remove(first.whose, first.place, first.had));
             // What may not overtake it waits for all its steps.
-            if ticket.next_step().is_some() {
+            if first.ticket.next_step().is_some() {
                 break;
             }
         }
         batch
+    }
+
+    /// The job with which its user has had least, of those that `next_of` says.
+    fn first(&self, next_of: impl Fn(&Self, &Share<J>) -> Option<Place>) -> Option<First> {
+        let candidates = self.shares.iter().filter_map(|(whose, share)| {
+            let place = next_of(self, share)?;
+            let item = share.at(place)?;
+            Some(First {
+                had: share.had.saturating_add(item.ticket.cost()),
+                number: item.number,
+                ticket: item.ticket,
+                whose: *whose,
+                place,
+            })
+        });
+        candidates.min_by_key(|first| (first.had, first.number))
     }
 
     /// The next job of a share, if any need not wait for its node.

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vault::{AttributeChange, Kind, Node};
+use crate::vault::{AttributeChange, Kind, Node, Ticket};
 
-use super::attr::Attributes;
 use super::commits::Commits;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::set_attributes::SetAttributes;
 use super::set_id::{SetIdBits, without_set_id};
 use super::table::Table;
 use super::truncation::Truncation;
 use super::watchers::Watchers;
-use super::{Attr, Caller, Done, Errno, FileHandle, to_errno};
+use super::{Attr, Caller, Done, Errno, FileHandle};
 
 /// The kernel takes the length in the answer to a change for that of the file, whatever it knows by
 /// then; of what it has only asked for, it drops what is of before. A publication may end while the answer
@@ -34,6 +34,7 @@ fn not_remembered(done: Done<Attr>) -> Done<Attr> {
 /// See the module.
 pub(super) struct AttributeChanges {
     pub(super) is_read_only: bool,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) commits: Arc<Commits>,
@@ -69,12 +70,13 @@ impl AttributeChanges {
         let changes = Arc::clone(self);
         let then: Done<()> = Box::new(move |resized| match resized {
             Ok(()) => {
-                let told = Arc::clone(&changes);
+                let own = Arc::clone(&changes);
                 // The kernel takes what this tells for the length of the file.
-                let done: Done<Attr> = Box::new(move |attr| match (attr, told.nodes.node(ino)) {
-                    (Ok(_), Ok(node)) => done(Ok(told.attributes.attr_through(fh, &node))),
-                    (attr, _) => done(attr),
-                });
+                let done: Done<Attr> =
+                    Box::new(move |attr| match (attr, own.nodes.stored_or_held(ino)) {
+                        (Ok(_), Ok(node)) => done(Ok(own.attributes.attr_through(fh, &node))),
+                        (attr, _) => done(attr),
+                    });
                 changes.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
             }
             Err(error) => done(Err(error)),
@@ -88,7 +90,7 @@ impl AttributeChanges {
 
     /// Everything but the length.
     fn set_plain(self: &Arc<Self>, caller: Caller, ino: u64, set: SetAttributes, done: Done<Attr>) {
-        let node = match self.nodes.node(ino) {
+        let node = match self.nodes.stored_or_held(ino) {
             Ok(node) => node,
             Err(error) => return done(Err(error)),
         };
@@ -120,7 +122,7 @@ impl AttributeChanges {
         queue.submit(
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
-            move |outcome| match to_errno(outcome) {
+            move |outcome| match changes.failures.to_errno(outcome) {
                 Ok(()) => changes.attributes.settled_attr(ino, done),
                 Err(error) => done(Err(error)),
             },

@@ -87,8 +87,8 @@ impl Attributes {
             && let Some(open) = self.table.node(node.id)
         {
             let mut state = open.lock();
-            self.mark_unsettled(&mut attr, &state);
-            match state.sizing_draft() {
+            self.mark_unsettled(&mut attr, &mut state);
+            match state.authors().sizing_draft() {
                 Some(draft) if !state.shows_draft(attr.version) => attr.size = draft.len(),
                 _ => show_first_draft(&mut attr, &state),
             }
@@ -99,11 +99,11 @@ impl Attributes {
 
     /// Whatever may change with the next request, or without one, or is not the same for all, is not
     /// to be remembered.
-    fn mark_unsettled(&self, attr: &mut Attr, state: &NodeState) {
+    fn mark_unsettled(&self, attr: &mut Attr, state: &mut NodeState) {
         if state.has_writers()
             || state.shared.is_some()
             || state.publishing > 0
-            || state.has_outdated_readers(attr.version)
+            || state.readers().has_outdated(attr.version)
         {
             attr.ttl = Duration::ZERO;
         }
@@ -119,12 +119,12 @@ impl Attributes {
     ) {
         match ino {
             ROOT => self.settled_attr(ino, done),
-            _ => self.told_attr(caller, ino, fh, done),
+            _ => self.attr_for(caller, ino, fh, done),
         }
     }
 
     /// What `stat` or `fstat` shows to a process, or what asking for the end of a handle finds.
-    fn told_attr(
+    fn attr_for(
         self: &Arc<Self>,
         caller: Caller,
         ino: NodeId,
@@ -135,23 +135,23 @@ impl Attributes {
         if let Some(fh) = fh
             && let Some(length) = self.seek_in_draft(fh)
         {
-            return done(self.nodes.node(ino).map(|node| {
+            return done(self.nodes.stored_or_held(ino).map(|node| {
                 let attr = self.stored_attr(&node);
                 self.with_draft_through(fh, attr, length)
             }));
         }
         let attributes = Arc::clone(self);
         self.settling
-            .when_settled(ino, move || match attributes.tell(caller, ino, fh) {
+            .when_settled(ino, move || match attributes.answer(caller, ino, fh) {
                 Ok(Some(answer)) => {
                     match answer.for_all {
-                        true => attributes.note_told(&answer.attr),
+                        true => attributes.note_remembered(&answer.attr),
                         false => attributes.kernel.forget_attributes(ino),
                     }
                     done(Ok(answer.attr));
                 }
                 // Somebody has begun to publish since.
-                Ok(None) => attributes.told_attr(caller, ino, fh, done),
+                Ok(None) => attributes.attr_for(caller, ino, fh, done),
                 Err(error) => done(Err(error)),
             });
     }
@@ -163,7 +163,7 @@ impl Attributes {
             done(
                 attributes
                     .nodes
-                    .node_or_opened(id)
+                    .stored_held_or_opened(id)
                     .map(|node| attributes.attr_of(&node)),
             );
         });
@@ -212,7 +212,7 @@ impl Attributes {
     }
 
     /// `None` while something is being published.
-    fn tell(
+    fn answer(
         &self,
         caller: Caller,
         ino: NodeId,
@@ -223,26 +223,26 @@ impl Attributes {
             for_all: true,
         };
         let Some(open) = self.table.node(ino) else {
-            let attr = self.stored_attr(&*self.nodes.node(ino)?);
+            let attr = self.stored_attr(&*self.nodes.stored_or_held(ino)?);
             return Ok(Some(for_all(attr)));
         };
         let mut state = open.lock();
         if state.publishing > 0 {
             return Ok(None);
         }
-        let node = match (self.nodes.present(ino), &state.opened) {
+        let node = match (self.nodes.stored(ino), &state.opened) {
             (Err(Errno(libc::ESTALE)), Some(_)) => {
-                let attr = self.attr_of_removed(&state, caller, fh)?;
+                let attr = self.attr_of_removed(&mut state, caller, fh)?;
                 return Ok(Some(for_all(attr)));
             }
-            (Err(Errno(libc::ESTALE)), None) => self.nodes.node(ino)?,
+            (Err(Errno(libc::ESTALE)), None) => self.nodes.stored_or_held(ino)?,
             (node, _) => node?,
         };
         let mut attr = self.stored_attr(&node);
         let Ok(file) = node.file() else {
             return Ok(Some(for_all(attr)));
         };
-        self.mark_unsettled(&mut attr, &state);
+        self.mark_unsettled(&mut attr, &mut state);
         if state.shows_draft(file.version) {
             show_first_draft(&mut attr, &state);
             state.believed = Some(attr.size);
@@ -250,7 +250,7 @@ impl Attributes {
         }
         if let Some(fh) = fh {
             let mut end = Shown::of(file).pin();
-            if self.is_beside_writer && state.settles_elsewhere(fh, file) {
+            if self.is_beside_writer && state.readers().settles_elsewhere(fh, file) {
                 drop(state);
                 let handle = self.table.get(fh);
                 let user = handle.map_or(caller.uid, |handle| handle.user);
@@ -258,14 +258,14 @@ impl Attributes {
                 end = match self.loader.load_current_of(&open, user) {
                     Ok((_, current)) => current.unwrap_or(end),
                     Err(Errno(libc::ESTALE)) => {
-                        let attr = self.attr_of_removed(&open.lock(), caller, Some(fh))?;
+                        let attr = self.attr_of_removed(&mut open.lock(), caller, Some(fh))?;
                         return Ok(Some(for_all(attr)));
                     }
                     Err(error) => return Err(error),
                 };
                 state = open.lock();
             }
-            attr.size = state.seek_in_version(fh, file, end);
+            attr.size = state.readers().seek_in_version(fh, file, end);
             if self.is_beside_writer {
                 // The kernel must believe it, and it may be of another version than `file`.
                 attr.ttl = Duration::ZERO;
@@ -273,7 +273,8 @@ impl Attributes {
             state.believed = Some(attr.size);
             return Ok(Some(for_all(attr)));
         }
-        let draft = state.draft_of_process(caller.pid, &self.place(ino));
+        let authors = state.authors();
+        let draft = authors.draft_of_process(caller.pid, &self.place(ino));
         // What is published is the same for all.
         let is_own = |draft: &Draft| draft.is_unpublished() || draft.len() != attr.size;
         if let Some((_, draft)) = draft.filter(|(_, draft)| is_own(draft)) {
@@ -282,13 +283,14 @@ impl Attributes {
             state.believed = Some(attr.size);
             return Ok(Some(for_all(attr)));
         }
-        if let Some(length) = state.drained_by(caller.pid, file) {
+        if let Some(length) = state.readers().drained_by(caller.pid, file) {
             attr.size = length;
-        } else if state.has_outdated_fresh(file.version) {
+        } else if state.readers().has_outdated_fresh(file.version) {
             let mut pin = Some(Shown::of(file).pin());
             if self.is_beside_writer {
                 // Nothing is held for others, who cannot read it first.
-                let may_read = state.may_read_first(caller.pid, &self.place(ino));
+                let place = self.place(ino);
+                let may_read = state.readers().may_read_first(caller.pid, &place);
                 drop(state);
                 let current = may_read.then(|| self.loader.load_current_of(&open, caller.uid));
                 pin = match current {
@@ -296,7 +298,7 @@ impl Attributes {
                     // It reads what was there when it has opened the file.
                     None | Some(Err(Errno(libc::ENOMEM))) => None,
                     Some(Err(Errno(libc::ESTALE))) => {
-                        let attr = self.attr_of_removed(&open.lock(), caller, fh)?;
+                        let attr = self.attr_of_removed(&mut open.lock(), caller, fh)?;
                         return Ok(Some(for_all(attr)));
                     }
                     Some(Err(error)) => return Err(error),
@@ -310,10 +312,10 @@ impl Attributes {
         } else if self.is_beside_writer {
             // Nobody is going to read another version.
             state.told = Told::default();
-        } else if state.may_read_again(caller.pid) {
+        } else if state.readers().may_read_again(caller.pid) {
             state.told.note(caller.pid, Shown::of(file).pin());
         }
-        let sizing = state.sizing_draft().map(Draft::len);
+        let sizing = state.authors().sizing_draft().map(Draft::len);
         let believed_by_all = sizing.is_none_or(|length| length == attr.size);
         if believed_by_all {
             state.believed = Some(attr.size);
@@ -327,13 +329,14 @@ impl Attributes {
     /// The attributes of an open file that the writer beside has removed: as it was when it was opened.
     fn attr_of_removed(
         &self,
-        state: &NodeState,
+        state: &mut NodeState,
         caller: Caller,
         fh: Option<FileHandle>,
     ) -> Result<Attr, Errno> {
         let opened = state.opened.as_ref().ok_or(Errno(libc::ESTALE))?;
         let mut attr = self.stored_attr(&opened.without_name());
-        attr.size = state.length_read_by(fh, caller.pid).unwrap_or(attr.size);
+        let length = state.readers().length_read_by(fh, caller.pid);
+        attr.size = length.unwrap_or(attr.size);
         attr.ttl = Duration::ZERO;
         Ok(attr)
     }
@@ -361,7 +364,7 @@ impl Attributes {
         let Some(fresh) = own.reading.fresh else {
             return pinned;
         };
-        let Some(told) = state.told_since(fh, fresh, thread) else {
+        let Some(told) = state.readers().told_since(fh, fresh, thread) else {
             return Some(fresh.length);
         };
         let length = told.length;
@@ -384,7 +387,7 @@ impl Attributes {
         let handle = self.table.get(fh)?;
         let size = match self.size_through(fh, caller.pid) {
             Some(size) => size,
-            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
+            None => self.size_for_all(&*self.nodes.stored_or_held(handle.node.id)?),
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
@@ -400,7 +403,7 @@ impl Attributes {
     /// An opener settles on a version, and then looks at the note; this notes first, and then looks at who
     /// has settled. One of the two sees the other, so the kernel remembers no length of another version than
     /// what is read. An answer that is not to be remembered is believed at once, and needs no note.
-    fn note_told(&self, attr: &Attr) {
+    fn note_remembered(&self, attr: &Attr) {
         if !self.is_beside_writer || attr.kind != Kind::File || attr.ttl.is_zero() {
             return;
         }
@@ -413,7 +416,7 @@ impl Attributes {
         if self.is_beside_writer
             && !attr.ttl.is_zero()
             && let Some(open) = self.table.node(attr.ino)
-            && open.lock().has_outdated_readers(attr.version)
+            && open.lock().readers().has_outdated(attr.version)
         {
             self.kernel.forget_attributes(attr.ino);
         }

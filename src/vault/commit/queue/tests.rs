@@ -281,3 +281,80 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_rotation_and_users_who_always_want_more_both_go_on() {
+    for users in [1, 2, 16] {
+        let mut queue = Queue::default();
+        let mut jobs = vec![0; users];
+        let mut turns = 0;
+        (0..users).for_each(|one| queue.push(small(one as u32), one));
+        queue.push_turn();
+        for _ in 0..1000 {
+            if queue.is_turn_next() {
+                assert!(queue.take_turn().is_some());
+                turns += 1;
+                queue.push_turn();
+                continue;
+            }
+            for one in queue.take() {
+                jobs[one] += 1;
+                queue.push(small(one as u32), one);
+            }
+        }
+        // A turn costs about as much as four of the jobs, of which a batch has one of each user.
+        assert!((150..=250).contains(&turns), "{turns} turns");
+        let expected = turns * 3..=turns * 5;
+        assert!(jobs.iter().all(|n| expected.contains(n)), "{jobs:?}");
+    }
+}
+
+#[test]
+fn a_user_who_comes_waits_for_one_turn_at_most() {
+    let mut queue = Queue::default();
+    for _ in 0..100 {
+        queue.push_turn();
+        assert!(queue.is_turn_next() && queue.take_turn().is_some());
+    }
+    // While the last one is under way, more of them come, and a user.
+    queue.push_turn();
+    queue.push_turn();
+    queue.push(small(1), "small");
+    assert!(!queue.is_turn_next());
+    assert_eq!(queue.take(), ["small"]);
+    assert!(queue.is_turn_next());
+}
+
+#[test]
+fn threads_have_their_turns_in_the_order_in_which_they_came_whoever_waits() {
+    let mut queue = Queue::default();
+    let first = queue.push_turn();
+    queue.push(large(1), ());
+    let second = queue.push_turn();
+    // Nobody is there to take the job.
+    assert_eq!(queue.take_turn(), Some(first));
+    assert_eq!(queue.take_turn(), Some(second));
+    assert_eq!(queue.take_turn(), None);
+    assert_eq!(queue.drain().len(), 1);
+}
+
+#[test]
+fn what_nobody_waits_for_goes_along_with_as_many_jobs_and_one_and_fills_a_batch_alone() {
+    let mut queue = Queue::default();
+    (0..6).for_each(|_| queue.push_later("later"));
+    assert!(queue.is_empty() && queue.later() == 6);
+    queue.push(small(1), "job");
+    assert_eq!(queue.take(), ["job", "later", "later"]);
+    assert_eq!(queue.take(), ["later"; 4]);
+    (0..MAX_BATCH).for_each(|_| queue.push_later("later"));
+    queue.push(small(1), "job");
+    // By now there are too many of them.
+    assert_eq!(queue.take().len(), MAX_BATCH);
+    assert_eq!(queue.later(), 1);
+    let turn = queue.push_turn();
+    // Its turn, but for the one that came before.
+    assert!(!queue.is_turn_next());
+    assert_eq!(queue.take(), ["later"]);
+    assert!(queue.is_turn_next());
+    assert_eq!(queue.take_turn(), Some(turn));
+}

@@ -22,7 +22,7 @@ pub(super) fn start(
     reaping: &Arc<Reaping>,
     verify_every: Duration,
 ) -> std::io::Result<[Routine; 2]> {
-    let mut told = None;
+    let mut logged = None;
     let (anchored, askers) = (Arc::clone(vault), Arc::clone(askers));
     let anchor = move || {
         let vault = &anchored;
@@ -31,7 +31,7 @@ pub(super) fn start(
             return;
         }
         // What a writer has acknowledged is certain, whatever became of it.
-        tell_once(&mut told, vault.keep_anchor());
+        log_once(&mut logged, vault.keep_anchor());
         if !vault.is_condemned() {
             record_findings(vault);
         }
@@ -51,12 +51,12 @@ pub(super) fn start(
 }
 
 /// Logs a failure, but not the same one every time.
-fn tell_once(told: &mut Option<String>, result: Result<(), VaultError>) {
+fn log_once(logged: &mut Option<String>, result: Result<(), VaultError>) {
     let failed = result.err().map(|error| error.to_string());
-    if let Some(error) = failed.as_ref().filter(|_| failed != *told) {
+    if let Some(error) = failed.as_ref().filter(|_| failed != *logged) {
         tracing::warn!("{error}; this host does not remember how far the vault has come");
     }
-    *told = failed;
+    *logged = failed;
 }
 
 fn record_findings(vault: &Vault) {
@@ -99,7 +99,7 @@ impl Lookback {
         };
         match self.vault.count_afresh() {
             Ok(()) => self.counted = Some(now),
-            // It has been told.
+            // It has been logged.
             Err(_) if self.vault.is_condemned() => {}
             Err(error) => tracing::warn!("the vault cannot be counted anew: {error}"),
         }

@@ -1,48 +1,37 @@
-//! Making a vault, and the way from a directory to an unlocked one. Read [`Vault::open`] from top
-//! to bottom: nothing is trusted before the line that verifies it, nothing is sent to a KMS key
-//! that is not pinned, and nothing is written before everything was verified.
+//! The way from a directory to an unlocked vault. Read [`Vault::open`] from top to bottom: nothing is
+//! trusted before the line that verifies it, nothing is sent to a KMS key that is not pinned, and
+//! nothing is written before everything was verified.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crate::crypto::schedule::VaultId;
-use crate::crypto::secret::fill_random;
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
-use crate::kms::{self, KeyUri, Provider};
-use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore, Store as _};
-use crate::sync::{Mutex, Rank, RwLock};
+use crate::kms::{self, Provider};
+use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore};
+use crate::sync::{Mutex, Rank};
 
-use super::cache::{RecordCache, SealedCache};
-use super::chronicle::Chronicle;
-use super::counting::FEW;
-use super::current::Current;
-use super::host::anchor::{Anchor, Anchors, hex};
-use super::host::apart::{self, must_be_apart};
-use super::host::guard::RollbackGuard;
-use super::host::memory::{HostMemory, Seen};
-use super::integrity::Guard;
-use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
-use super::options::{InitOptions, OpenOptions};
-use super::state::{State, SystemKeys};
-use super::turns::Turns;
-use super::tx::Tx;
-use super::{Vault, VaultError};
-
-/// A vault was made.
-#[derive(Clone, Debug)]
-pub struct Created {
-    /// Its id, in hexadecimal.
-    pub vault_id: String,
-    /// The KMS keys that wrap its master key.
-    pub kms_keys: Vec<KeyUri>,
-    /// Where keys of the local KMS had to be made.
-    pub local_keys_created: Option<PathBuf>,
-    /// What makes the vault less secret than it could be, in words for people.
-    pub warnings: Vec<String>,
-}
+use super::super::VaultError;
+use super::super::cache::RecordCache;
+use super::super::chronicle::Chronicle;
+use super::super::commit::CommitQueue;
+use super::super::commit::transact::Transactions;
+use super::super::counting::{Counter, FEW};
+use super::super::follow::{self, Follower};
+use super::super::host::apart::must_be_apart;
+use super::super::host::guard::RollbackGuard;
+use super::super::host::memory::{HostMemory, Seen};
+use super::super::integrity::Guard;
+use super::super::leftovers::Leftovers;
+use super::super::node::{Kind, Node, SYSTEM, Timestamp};
+use super::super::options::OpenOptions;
+use super::super::reading::Reader;
+use super::super::records::{self, Records};
+use super::super::rotation::{self, Rotation};
+use super::super::state::SystemKeys;
+use super::super::unlocked::Unlocked;
+use super::Vault;
 
 /// When a vault that is going to be served is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,160 +46,6 @@ pub enum Verify {
 struct Opening {
     guard: RollbackGuard,
     rollback: Option<EventKind>,
-}
-
-/// Makes a vault in `path`, which must not exist or be an empty directory: a whole one or none.
-///
-/// # Errors
-/// When there is something already, a KMS key does not serve, or a medium fails.
-pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
-    let path = std::path::absolute(path).map_err(|e| {
-        VaultError::Setting(format!("cannot tell where {} is: {e}", path.display()))
-    })?;
-    must_be_free(&path)?;
-    let anchors = options.anchor_dir.as_ref().map(Anchors::at);
-    if let Some(anchors) = &anchors {
-        anchors.must_be_writable()?;
-    }
-    let kms = kms::connect(&options.kms);
-    let mut local_keys_created = None;
-    for uri in options
-        .kms_keys
-        .iter()
-        .filter(|uri| uri.provider() == Provider::Local)
-    {
-        must_be_apart(kms.local()?.dir(), &path)?;
-        if kms.local()?.ensure(uri.key())? {
-            local_keys_created = Some(kms.local()?.dir().to_owned());
-        }
-    }
-
-    let mut id = [0; 16];
-    fill_random(&mut id)?;
-    let vault = VaultId(id);
-    let now = Timestamp::now();
-    let mut keyring = Keyring::create(&Header::new(vault), &options.kms_keys, &kms, now.seconds)?;
-    let uris: Vec<String> = options.kms_keys.iter().map(ToString::to_string).collect();
-    let created = EventKind::Created {
-        kms_keys: uris.clone(),
-    };
-    let event = keyring.record_event(&Event {
-        at: now.seconds,
-        late: false,
-        kind: created,
-    });
-
-    let mut failure = None;
-    let made = SqliteStore::create(&path, &mut |records| {
-        let mut found = || -> Result<(), VaultError> {
-            records.put_header(keyring.header_bytes())?;
-            let (system, root) = first_nodes(&keyring, options, now)?;
-            let keys = SystemKeys::of(&system);
-            let cache = RecordCache::default();
-            let mut tx = Tx::new(&keyring, &keys, &cache, records, State::empty(ROOT));
-            tx.put_keyring(std::slice::from_ref(&event))?;
-            tx.found(system, root)?;
-            let commit = tx.finish()?.0.commit;
-            // Before there is a vault: one that was not remembered would not be a whole one.
-            let Some(anchors) = &anchors else {
-                return Ok(());
-            };
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let mut anchor = Anchor::new(vault, &path, uris.clone());
-            anchor.keyring_sequence = keyring.body().sequence;
-            anchor.keyring_digest = hex(&crate::crypto::schedule::digest(&[&keyring.encode()]));
-            anchor.commit_sequence = commit;
-            anchors.take_over(&anchor)
-        };
-        found().map_err(|error| {
-            failure = Some(error);
-            store::Abort
-        })
-    });
-    if !matches!(made, Ok(Ok(())))
-        && let Some(anchors) = &anchors
-    {
-        anchors.forget(vault);
-    }
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    // That something is missing does not mean that a vault is: there is to be none yet.
-    let made = made.map_err(|error| match error.kind {
-        store::StoreErrorKind::NotAVault => {
-            store::StoreError::new(store::StoreErrorKind::Io, error)
-        }
-        _ => error,
-    })?;
-    if made.is_err() {
-        return Err(VaultError::Setting("the vault was not made".into()));
-    }
-
-    Ok(Created {
-        vault_id: vault.to_string(),
-        kms_keys: options.kms_keys.clone(),
-        local_keys_created,
-        warnings: kms.local().map_or_else(
-            |_| Vec::new(),
-            |local| apart::warnings(local, &path, uris.iter().map(String::as_str)),
-        ),
-    })
-}
-
-fn first_nodes(
-    keyring: &Keyring,
-    options: &InitOptions,
-    now: Timestamp,
-) -> Result<(Node, Attributes), VaultError> {
-    let owner = (options.uid, options.gid);
-    let attributes = |body, mode| Attributes::of_new(mode, owner, now, body);
-    let system = Node::create(
-        keyring,
-        SYSTEM,
-        Kind::System,
-        attributes(Body::Special(0), 0),
-    )?;
-    let root = attributes(Body::Directory(DirectoryBody::new(ROOT, [0; 32])), 0o755);
-    Ok((system, root))
-}
-
-/// Refuses a path that has something already, before any key is made for it.
-fn must_be_free(path: &Path) -> Result<(), VaultError> {
-    let refused = |kind, why: &str| {
-        VaultError::Store(store::StoreError::new(
-            kind,
-            format_args!(
-                "cannot make a vault at {}: {why}; choose a path that does not exist or an empty directory",
-                path.display()
-            ),
-        ))
-    };
-    let taken = |why: &str| refused(store::StoreErrorKind::Occupied, why);
-    match std::fs::read_dir(path) {
-        Ok(_) if path.join("vault.db").exists() => Err(refused(
-            store::StoreErrorKind::Exists,
-            "there is a vault already",
-        )),
-        Ok(mut entries) => {
-            match entries.all(|entry| entry.is_ok_and(|entry| store::is_left_over(&entry))) {
-                true => Ok(()),
-                false => Err(taken("the directory is not empty")),
-            }
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && path.is_symlink() => {
-            Err(taken("it is a symbolic link to nothing"))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => match path.parent() {
-            Some(parent) if !parent.is_dir() => Err(VaultError::Setting(format!(
-                "cannot make a vault at {}: the directory {} does not exist; make it first",
-                path.display(),
-                parent.display()
-            ))),
-            _ => Ok(()),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => Err(taken("it is no directory")),
-        Err(e) => Err(taken(&e.to_string())),
-    }
 }
 
 /// What the vault at `path` calls itself, in hexadecimal. Nothing is unlocked for that, so nothing of it
@@ -302,7 +137,7 @@ impl Vault {
     ) -> Result<Arc<Self>, VaultError> {
         options.must_fit()?;
         let (vault, opening) = Self::unlock(path, options)?;
-        let seen = vault.seen();
+        let seen = vault.records.seen();
         if matches!(verify, Verify::Before(_))
             && !options.salvage
             && seen.nodes.saturating_add(seen.versions) <= FEW
@@ -330,7 +165,7 @@ impl Vault {
             let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(verify));
             let internal = |_| Err(VaultError::Setting("internal error in the count".into()));
             if let Err(error) = verified.unwrap_or_else(internal) {
-                counting.condemn(&error);
+                counting.guard.condemn(&error);
             }
         };
         let thread = std::thread::Builder::new()
@@ -400,39 +235,81 @@ impl Vault {
         }
         let rollback = guard.compare(&keyring, &state, options)?;
 
-        let vault = Self {
-            foreign: AtomicU64::new(store.foreign_changes()?),
+        let read_only = options.read_only;
+        let store = Arc::new(store);
+        let keys = Arc::new(Unlocked::new(keyring, system));
+        let cache = Arc::new(RecordCache::default());
+        let integrity = Arc::new(Guard::new(options.salvage));
+        let host = HostMemory::new(guard.pins.clone(), options.pinned_keys.clone());
+        let (host, kms) = (Arc::new(host), Arc::new(kms));
+        let chronicle = Arc::new(Mutex::new(Rank::Chronicle, Chronicle::default()));
+        let follower = read_only.then(|| {
+            Arc::new(Follower::new(follow::Sources {
+                store: Arc::clone(&store),
+                keys: Arc::clone(&keys),
+                cache: Arc::clone(&cache),
+                chronicle: Arc::clone(&chronicle),
+                guard: Arc::clone(&integrity),
+                host: Arc::clone(&host),
+                kms: Arc::clone(&kms),
+            }))
+        });
+        let queue = Arc::new(CommitQueue::new(state));
+        let sources = records::Sources {
             store,
-            keyring: RwLock::new(Rank::Keyring, Arc::new(keyring)),
+            keys,
+            cache,
+            guard: Arc::clone(&integrity),
+            queue: Arc::clone(&queue),
+            follower: follower.clone(),
+        };
+        let records = Arc::new(Records::new(sources, options.salvage)?);
+        let transactions = Arc::new(Transactions::new(
+            queue,
+            Arc::clone(&records),
+            Arc::clone(&integrity),
+            Arc::clone(&host),
+            Arc::clone(&chronicle),
+        ));
+        let parts = || {
+            (
+                Arc::clone(&records),
+                Arc::clone(&transactions),
+                Arc::clone(&integrity),
+            )
+        };
+        let (of_counter, of_leftovers) = (parts(), parts());
+        let vault = Self {
+            reader: Reader::new(Arc::clone(&records), Arc::clone(&integrity)),
+            counter: Counter::new(of_counter.0, of_counter.1, of_counter.2),
+            leftovers: Leftovers::new(of_leftovers.0, of_leftovers.1, of_leftovers.2),
+            rotation: Rotation::new(rotation::Parts {
+                records: Arc::clone(&records),
+                transactions: Arc::clone(&transactions),
+                guard: Arc::clone(&integrity),
+                host: Arc::clone(&host),
+                chronicle: Arc::clone(&chronicle),
+                kms: Arc::clone(&kms),
+            }),
+            records,
+            transactions,
+            follower,
+            guard: integrity,
+            host,
+            chronicle,
             kms,
-            pins: guard.pins.clone(),
-            named_keys: options.pinned_keys.clone(),
-            rotation: super::rotation::Rotation::default(),
-            system: RwLock::new(Rank::SystemKeys, Arc::new(system)),
-            cache: RecordCache::default(),
-            sealed: SealedCache::default(),
-            seen: RwLock::new(Rank::Seen, state.clone()),
-            state: Mutex::new(Rank::State, state),
-            turns: Turns::default(),
-            path,
-            read_only: options.read_only,
-            salvage: options.salvage,
-            current: Current::new(),
-            guard: Guard::default(),
-            host: HostMemory::default(),
-            chronicle: Mutex::new(Rank::Chronicle, Chronicle::default()),
         };
         // `check` says what is wrong with the history, too.
         match vault.read_history() {
             Err(_) if options.salvage && options.read_only => {}
-            chronicle => *vault.lock_chronicle() = chronicle?,
+            chronicle => *vault.chronicle.lock() = chronicle?,
         }
         Ok((vault, Opening { guard, rollback }))
     }
 
     /// Counts everything that was stored, and takes it into use if that is still to be done.
     fn verify_and_settle_in(&self, opening: Option<Opening>) -> Result<(), VaultError> {
-        let ControlFlow::Continue(state) = self.count(&|| self.guard.go_on())? else {
+        let ControlFlow::Continue(state) = self.counter.count(&|| self.guard.go_on())? else {
             return Ok(());
         };
         if let Some(opening) = opening {
@@ -450,35 +327,36 @@ impl Vault {
             // Or the next mount would be refused again, the event notwithstanding.
             anchors.must_be_writable()?;
         }
-        if !self.read_only {
+        if !self.is_read_only() {
             self.settle(rollback)?;
         }
         let keyring = self.keyring();
         let seen = Seen {
             // As it is by now: a rotation may have been followed, and an accepted rollback changes it.
             keyring: &keyring,
-            commit: self.seen().commit,
-            read_only: self.read_only,
+            commit: self.records.seen().commit,
+            read_only: self.is_read_only(),
         };
         self.host.begin(guard, seen, lower, || self.sync())
     }
 
     /// A writer's first deeds: says who it is, and finishes what the last one left.
     fn settle(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
-        self.store.announce()?;
+        self.records.store().announce()?;
         if let Some(kind) = rollback {
             let event = Event {
                 at: Timestamp::now().seconds,
                 late: false,
                 kind,
             };
-            self.change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
+            let record = |keyring: &mut Keyring| Ok(Some(keyring.record_event(&event)));
+            self.transactions.change_keyring(record, |_| Ok(()))?;
         }
         // What does not fit must not decide what goes.
-        match self.salvage {
+        match self.is_salvage() {
             true => self.sync(),
             false => {
-                self.store.adopt_wal();
+                self.records.store().adopt_wal();
                 self.reap_orphans()
             }
         }
@@ -486,6 +364,7 @@ impl Vault {
 
     /// Reads the key-management history and verifies it, as far as the keyring goes.
     fn read_history(&self) -> Result<Chronicle, VaultError> {
-        self.read(|records| Chronicle::read(records, &self.keyring().body().history))
+        let head = &self.keyring().body().history.clone();
+        self.records.read(|records| Chronicle::read(records, head))
     }
 }

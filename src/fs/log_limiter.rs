@@ -1,0 +1,112 @@
+//! Bounds what somebody can have logged. Lines are told apart by a key: the first of a key is logged at once,
+//! then one in a minute, which counts those that were left out. Beyond so many keys the rest counts as one.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use crate::sync::{Mutex, Rank};
+
+/// One key gets one line in this time.
+pub(crate) const EVERY: Duration = Duration::from_secs(60);
+
+/// See the module.
+pub(crate) struct LogLimiter<K> {
+    /// Most keys that are told apart.
+    most: usize,
+    /// `None` for the rest.
+    keys: Mutex<HashMap<Option<K>, Logged>>,
+}
+
+/// A key of which something was logged.
+struct Logged {
+    at: Instant,
+    /// Lines since then that were not.
+    left_out: u64,
+}
+
+impl Logged {
+    fn now(now: Instant) -> Self {
+        Self {
+            at: now,
+            left_out: 0,
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) >= EVERY
+    }
+}
+
+/// A line that is to be logged now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Due {
+    /// Lines before it that were left out.
+    pub(crate) left_out: u64,
+    /// It counts for the rest.
+    pub(crate) is_of_rest: bool,
+}
+
+impl<K: Eq + Hash> LogLimiter<K> {
+    /// Tells `most` keys apart.
+    pub(crate) fn new(most: usize) -> Self {
+        Self {
+            most,
+            keys: Mutex::new(Rank::LogLimiter, HashMap::new()),
+        }
+    }
+
+    /// Notes a line of `key`; `None` when it is to be left out.
+    pub(crate) fn note(&self, key: K, now: Instant) -> Option<Due> {
+        let mut keys = self.keys.lock();
+        let mut key = Some(key);
+        if keys.len() >= self.most && !keys.contains_key(&key) {
+            make_room(&mut keys, now);
+            if keys.len() >= self.most {
+                key = None;
+            }
+        }
+        let is_of_rest = key.is_none();
+        let due = |left_out| Due {
+            left_out,
+            is_of_rest,
+        };
+        let Some(logged) = keys.get_mut(&key) else {
+            keys.insert(key, Logged::now(now));
+            return Some(due(0));
+        };
+        if !logged.is_due(now) {
+            logged.left_out += 1;
+            return None;
+        }
+        logged.at = now;
+        Some(due(std::mem::take(&mut logged.left_out)))
+    }
+
+    /// Forgets all keys; each with the number of its lines that were left out, `None` for the rest.
+    pub(crate) fn take(&self) -> Vec<(Option<K>, u64)> {
+        let keys = std::mem::take(&mut *self.keys.lock());
+        let left_out = keys.into_iter().map(|(key, one)| (key, one.left_out));
+        left_out.collect()
+    }
+
+    /// Number of keys that are remembered.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.keys.lock().len()
+    }
+}
+
+/// Forgets keys of which a line is due; what was left out of them counts for the rest.
+fn make_room<K: Eq + Hash>(keys: &mut HashMap<Option<K>, Logged>, now: Instant) {
+    let mut left_out = 0;
+    keys.retain(|key, logged| {
+        let stays = key.is_none() || !logged.is_due(now);
+        left_out += if stays { 0 } else { logged.left_out };
+        stays
+    });
+    if left_out > 0 {
+        let rest = keys.entry(None).or_insert_with(|| Logged::now(now));
+        rest.left_out += left_out;
+    }
+}

@@ -1,0 +1,126 @@
+//! Of which content or draft a node's pages in the kernel's cache are, and what becomes of changes in
+//! them.
+
+use super::FileHandle;
+use super::draft::Draft;
+use super::handle_state::{HandleState, Handles};
+use super::pages::{Pages, Source};
+
+/// A node's pages, beside the handles and drafts that they may be of.
+pub(super) struct Mapped<'a> {
+    handles: &'a mut Handles,
+    /// The draft of those that write in place.
+    shared: &'a mut Option<Draft>,
+    pages: &'a mut Pages,
+}
+
+impl<'a> Mapped<'a> {
+    pub(super) fn new(
+        handles: &'a mut Handles,
+        shared: &'a mut Option<Draft>,
+        pages: &'a mut Pages,
+    ) -> Self {
+        Self {
+            handles,
+            shared,
+            pages,
+        }
+    }
+
+    /// Whether a handle may be served pages of what it reads, of `content` or of its draft, without
+    /// finding others among them. `last` is the handle that was opened last.
+    pub(super) fn admit(&mut self, fh: FileHandle, content: Option<u64>, last: FileHandle) -> bool {
+        let Some(own) = self.handles.get(&fh) else {
+            return false;
+        };
+        let wanted = match content {
+            Some(content) => Source::Content(content),
+            None => self.written_through(fh, own).unwrap_or(Source::Shared),
+        };
+        let contested = content
+            .filter(|_| !own.write)
+            .is_some_and(|content| self.is_contested(fh, content));
+        !self.is_spoiled(fh) && !contested && self.pages.admit(fh, wanted, last)
+    }
+
+    /// Somebody empties the file, and the kernel throws away all pages, those with changes too.
+    pub(super) fn spoil(&mut self) {
+        if matches!(self.pages.source, None | Some(Source::Content(_))) {
+            return;
+        }
+        for user in &self.pages.users {
+            if let Some(own) = self.handles.get_mut(user) {
+                own.spoiled = own.write;
+            }
+        }
+        // Whoever else writes it would publish it without what was in those pages.
+        if self.pages.source == Some(Source::Shared)
+            && let Some(shared) = &mut *self.shared
+        {
+            shared.is_spoiled = true;
+        }
+    }
+
+    /// Whether what a handle would publish may lack what was written to a mapping.
+    pub(super) fn is_spoiled(&self, fh: FileHandle) -> bool {
+        let shared = || self.shared.as_ref().is_some_and(|draft| draft.is_spoiled);
+        let own = self.handles.get(&fh);
+        own.is_some_and(|own| own.spoiled || own.write && own.own.is_none() && shared())
+    }
+
+    /// The draft in place was published, as part of `content`; if it has gone, its pages are of that.
+    pub(super) fn name_pages(&mut self, content: u64) {
+        if self.shared.is_none() && self.pages.source == Some(Source::Shared) {
+            self.pages.source = Some(Source::Content(content));
+        }
+    }
+
+    /// What the pages are of that a writing handle asks for, or has changed.
+    fn written_through(&self, fh: FileHandle, own: &HandleState) -> Option<Source> {
+        match (&own.own, &*self.shared) {
+            (Some(_), _) => Some(Source::Own(fh)),
+            (None, Some(_)) => Some(Source::Shared),
+            (None, None) => None,
+        }
+    }
+
+    /// Pages were changed: they are those of the draft now that has taken them.
+    pub(super) fn note_changed_pages(&mut self, fh: FileHandle) {
+        let Some(own) = self.handles.get(&fh) else {
+            return;
+        };
+        let draft = self.written_through(fh, own);
+        if matches!(self.pages.source, None | Some(Source::Content(_))) {
+            self.pages.source = draft;
+            self.pages.users.insert(fh);
+        }
+    }
+
+    /// Whether somebody else reads a newer content by pages, or is about to read one: in the cache, who
+    /// reads the older one would find pages of that without asking for them. The newest is never
+    /// refused for the sake of older ones.
+    fn is_contested(&self, fh: FileHandle, content: u64) -> bool {
+        let may_page = |own: &HandleState| own.paged || own.reading.fresh.is_some();
+        let others = self.handles.iter().filter(|(other, _)| **other != fh);
+        let mut others = others.filter(|(_, own)| !own.write && may_page(own));
+        others.any(|(_, own)| own.content().is_some_and(|other| other > content))
+    }
+
+    /// Whose draft changed pages belong to: the kernel sends them through any handle that has the file
+    /// mapped.
+    pub(super) fn writer_of_pages(&self, fh: FileHandle) -> FileHandle {
+        let in_place = || {
+            let mut users = self.pages.users.iter();
+            let in_place = |user: &&FileHandle| {
+                let own = self.handles.get(user);
+                own.is_some_and(|own| own.write && own.own.is_none())
+            };
+            users.find(in_place).copied()
+        };
+        match self.pages.source {
+            Some(Source::Own(own)) if self.handles.contains_key(&own) => own,
+            Some(Source::Shared) => in_place().unwrap_or(fh),
+            _ => fh,
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! What commits the jobs of a mount: they are gathered and committed in one transaction and one fsync.
+//!
+//! A job that need not be on disk at once runs on the caller's thread when nobody has the turn, because
+//! waking another thread costs more than the job. Everything else goes to the committer's own thread, so
+//! that nothing that waits for the disk stops the thread that reads requests. While that one syncs, others
+//! commit, and what is to be on disk gathers for the next sync.
+//!
+//! A large content is stored in several steps, each in a transaction of its own. While several users
+//! are about, each is synced before the next begins: what others wait for is on disk when no more than
+//! one step is.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::crypto::memory;
+use crate::sync::{Mutex, Rank};
+use crate::vault::{Tx, VaultError};
+
+use super::batch::{Committed, Finished, commit, finish};
+use super::job::{Done, Job, Refusal};
+use super::queue::MAX_BATCH;
+use super::ticket::{Ticket, Whose};
+use super::transact::Transactions;
+use super::waiting::{InLine, Thread};
+use super::{CommitQueue, Turn};
+
+/// Names and attributes are on disk after this long at the latest.
+const SYNC_AFTER: Duration = Duration::from_millis(900);
+/// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
+/// others wait for.
+const LOOKS: usize = 8;
+
+/// See the module.
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    on: Arc<Transactions>,
+    /// Called by whoever leaves a job to another thread, which is going to tell what came of it.
+    left_to_another: fn(),
+}
+
+impl Committer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the vault has one already.
+    pub(in crate::vault) fn start(
+        on: Arc<Transactions>,
+        left_to_another: fn(),
+    ) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared {
+            on,
+            left_to_another,
+        });
+        shared.open()?;
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("writer".into())
+                .spawn(move || {
+                    memory::keep_stack_in();
+                    shared.serve_or_fail()
+                })
+        };
+        let thread = thread.inspect_err(|_| shared.leave())?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Rank::CommitThread, Some(thread)),
+        })
+    }
+
+    /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
+    /// may be run more than once; the last result counts.
+    pub(crate) fn submit<T: Send + 'static>(
+        &self,
+        ticket: Ticket,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) {
+        self.shared.submit(Job::new(ticket, run, done));
+    }
+
+    /// As [`submit`](Self::submit), for what is to be on disk, and may have [several
+    /// steps](Ticket::in_steps), each in a transaction of its own: `run` is told which, counted from 0,
+    /// and the last one's result counts. The first step that fails is the last. `done` is called by
+    /// another thread, so that the caller may hold locks which `done` takes.
+    ///
+    /// # Errors
+    /// When nothing more is written: to be told once those locks are let go of.
+    pub(crate) fn enqueue<T: Send + 'static>(
+        &self,
+        ticket: Ticket,
+        run: impl FnMut(&mut Tx<'_>, u32) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) -> Result<(), Refusal> {
+        self.shared.enqueue(Job::in_steps(ticket, run, done))
+    }
+
+    /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
+    /// next, so that it costs no transaction of its own.
+    pub(crate) fn submit_later<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
+        done: impl FnOnce(Result<T, VaultError>) + Send + 'static,
+    ) {
+        self.shared
+            .submit_later(Job::new(Ticket::quick(Whose::Unknown), run, done));
+    }
+
+    /// Makes durable what was committed before, then calls `done`.
+    pub(crate) fn barrier(
+        &self,
+        ticket: Ticket,
+        done: impl FnOnce(Result<(), VaultError>) + Send + 'static,
+    ) {
+        self.submit(ticket, |_| Ok(()), done);
+    }
+
+    /// Runs what is queued, makes everything durable and ends the thread.
+    pub(crate) fn close(&self) {
+        self.shared.queue().lock().is_closed = true;
+        self.shared.queue().work.notify_all();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the writer's thread has panicked");
+        }
+    }
+}
+
+/// What there is to do for the thread.
+struct Task<'q> {
+    /// In which `jobs` are committed; `None` when there are none.
+    turn: Option<Turn<'q>>,
+    jobs: Vec<Job>,
+    /// What is committed but not on disk is to be synced.
+    is_overdue: bool,
+    /// No jobs come but those that are queued.
+    is_closed: bool,
+}
+
+impl Shared {
+    fn queue(&self) -> &CommitQueue {
+        self.on.queue()
+    }
+
+    fn submit(&self, job: Job) {
+        let is_quick = job.ticket.is_quick();
+        if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
+            let committed = commit(&self.on, vec![job], turn);
+            finish(committed.soon);
+            if committed.has_quick {
+                self.help(CommitQueue::taken);
+            }
+            return;
+        }
+        if let Err(refusal) = self.enqueue(job) {
+            return refusal.tell();
+        }
+        // The thread may be waiting for the disk, on behalf of others.
+        if is_quick {
+            self.help(CommitQueue::taken);
+        }
+    }
+
+    /// The turn for a quick job that may be done at once, since nobody is in line and it overtakes nothing
+    /// that programs could tell.
+    fn turn_before_all(&self, ticket: &Ticket) -> Option<Turn<'_>> {
+        let mut waiting = self.queue().lock();
+        let may = !waiting.is_closed && waiting.jobs.may_overtake(ticket);
+        let is_taken = may && waiting.take_if_free();
+        drop(waiting);
+        is_taken.then(|| self.queue().taken())
+    }
+
+    fn enqueue(&self, job: Job) -> Result<(), Refusal> {
+        let ticket = job.ticket;
+        let mut waiting = self.queue().lock();
+        if waiting.is_closed {
+            drop(waiting);
+            return Err(Refusal(job.done));
+        }
+        waiting.users.note(ticket.whose(), Instant::now());
+        waiting.jobs.push(ticket, job);
+        let is_at_rest = waiting.is_thread_at_rest();
+        drop(waiting);
+        if !ticket.is_unattended() {
+            (self.left_to_another)();
+        }
+        if is_at_rest {
+            self.queue().work.notify_one();
+        }
+        Ok(())
+    }
+
+    fn submit_later(&self, job: Job) {
+        let mut waiting = self.queue().lock();
+        if waiting.is_closed {
+            drop(waiting);
+            return job.done.tell(Err(VaultError::Closed));
+        }
+        waiting.jobs.push_later(job);
+        // With nothing else to do, the thread comes by when it is time to sync.
+        waiting.unsynced.get_or_insert_with(Instant::now);
+        let is_to_come = match waiting.jobs.later() < MAX_BATCH {
+            true => waiting.thread == Thread::Asleep,
+            false => waiting.is_thread_at_rest(),
+        };
+        drop(waiting);
+        if is_to_come {
+            self.queue().work.notify_one();
+        }
+    }
+
+    /// Commits quick jobs that are queued, unless somebody has the turn or is in line: who has it looks for
+    /// them when it is through, and so does the thread when its turn has come.
+    fn help(&self, taken: fn(&CommitQueue) -> Turn<'_>) {
+        for _ in 0..LOOKS {
+            let mut waiting = self.queue().lock();
+            if !waiting.jobs.has_quick() || !waiting.take_if_free() {
+                return;
+            }
+            let jobs = waiting.jobs.take_quick();
+            drop(waiting);
+            let turn = taken(self.queue());
+            if jobs.is_empty() {
+                return;
+            }
+            finish(commit(&self.on, jobs, turn).soon);
+        }
+    }
+
+    // --- the thread --------------------------------------------------------------------------
+
+    /// Jobs are taken in from now on, for the thread that is about to be.
+    fn open(&self) -> std::io::Result<()> {
+        let mut waiting = self.queue().lock();
+        if waiting.thread != Thread::Absent {
+            return Err(std::io::Error::other(
+                "the vault has a thread that commits already",
+            ));
+        }
+        waiting.is_closed = self.queue().has_failed();
+        waiting.thread = Thread::Busy;
+        Ok(())
+    }
+
+    /// The thread is no more: nobody would do the jobs that come.
+    fn leave(&self) {
+        let mut waiting = self.queue().lock();
+        waiting.is_closed = true;
+        waiting.thread = Thread::Absent;
+    }
+
+    /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
+    fn serve_or_fail(&self) {
+        let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
+        if served.is_err() {
+            tracing::error!("internal error in the writer: nothing more is written");
+            self.queue().fail(&mut self.queue().lock());
+        }
+        self.leave();
+        let left = self.queue().lock().jobs.drain();
+        for job in left {
+            job.done.tell(Err(VaultError::Closed));
+        }
+    }
+
+    fn serve(&self) {
+        loop {
+            let task = self.next_task();
+            let is_idle = task.jobs.is_empty();
+            let committed = match task.turn {
+                Some(turn) => {
+                    fail::fail_point!("writer-commits");
+                    commit(&self.on, task.jobs, turn)
+                }
+                None => Committed::default(),
+            };
+            finish(committed.soon);
+            if committed.has_more {
+                fail::fail_point!("dies-between-steps", |_| std::process::abort());
+                fail::fail_point!("writer-between-steps");
+            }
+            self.help(CommitQueue::taken_by_committer);
+            // Who comes is not to wait for all that was committed so far. With nobody else about, that
+            // would be to no purpose.
+            let is_shared = committed.has_more && self.are_several_users_about();
+            if task.is_overdue || is_shared || !committed.now.is_empty() {
+                finish(self.sync(committed.now));
+            }
+            if is_idle && task.is_closed {
+                return;
+            }
+        }
+    }
+
+    fn are_several_users_about(&self) -> bool {
+        self.queue().lock().users.are_several(Instant::now())
+    }
+
+    /// Waits until there is something to do, and for the turn if that needs one.
+    fn next_task(&self) -> Task<'_> {
+        let queue = self.queue();
+        let mut waiting = queue.lock();
+        // What others commit meanwhile is not older than this.
+        let mut idle = Instant::now();
+        let is_overdue = loop {
+            let later = waiting.jobs.later();
+            if waiting.is_closed || !waiting.jobs.is_empty() || later >= MAX_BATCH {
+                break waiting.is_closed;
+            }
+            if later > 0 {
+                waiting.unsynced.get_or_insert_with(Instant::now);
+            }
+            let since = waiting.unsynced.unwrap_or(idle);
+            let rest = SYNC_AFTER.saturating_sub(since.elapsed());
+            waiting = match (rest.is_zero(), waiting.unsynced) {
+                (true, Some(_)) => break true,
+                (true, None) => {
+                    waiting.thread = Thread::Asleep;
+                    let waiting = queue.work.wait(waiting);
+                    idle = Instant::now();
+                    waiting
+                }
+                (false, _) => {
+                    waiting.thread = Thread::Resting;
+                    queue.work.wait_timeout(waiting, rest)
+                }
+            };
+            waiting.thread = Thread::Busy;
+        };
+        let mut task = Task {
+            turn: None,
+            jobs: Vec::new(),
+            is_overdue,
+            is_closed: waiting.is_closed,
+        };
+        if waiting.jobs.is_empty() && waiting.jobs.later() == 0 {
+            return task;
+        }
+        if !waiting.take_if_free() {
+            waiting.thread = Thread::InLine;
+            while !waiting.take_if_given_to(InLine::Committer) {
+                waiting = queue.given.wait(waiting);
+            }
+            waiting.thread = Thread::Busy;
+        }
+        task.jobs = waiting.jobs.take();
+        let since = waiting.unsynced;
+        drop(waiting);
+        task.is_overdue |= since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
+        task.turn = Some(queue.taken_by_committer());
+        task
+    }
+
+    /// Makes durable all that was committed, and `committed` with it.
+    fn sync(&self, committed: Finished) -> Finished {
+        // What is committed from now on is not certain to go along.
+        let since = self.queue().lock().unsynced.take();
+        if !committed.is_empty() {
+            fail::fail_point!("writer-syncs");
+        }
+        match self.on.sync() {
+            Ok(()) => committed,
+            Err(error) => {
+                let mut waiting = self.queue().lock();
+                waiting.unsynced.get_or_insert_with(Instant::now);
+                drop(waiting);
+                if committed.is_empty() && since.is_some() {
+                    tracing::error!("names and attributes could not be made durable: {error}");
+                }
+                let failed =
+                    |(done, outcome): (Done, Result<_, _>)| (done, outcome.and(Err(error.clone())));
+                committed.into_iter().map(failed).collect()
+            }
+        }
+    }
+}

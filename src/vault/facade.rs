@@ -1,0 +1,488 @@
+//! The vault as everybody outside of it sees it: which of its parts answers what.
+//!
+//! Nothing but this and its [opening](open) reaches into it. Each part has what it needs of the others from
+//! its constructor.
+
+mod open;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::keyring::{HistoryHead, Keyring};
+use crate::kms::{KeyUri, Kms};
+use crate::store::{Durability, Footprint, NameTag, NodeId, Store as _};
+use crate::sync::Mutex;
+
+use super::VaultError;
+use super::chronicle::Chronicle;
+use super::commit::Committer;
+use super::commit::transact::Transactions;
+use super::content::Version;
+use super::counting::Counter;
+use super::findings;
+use super::follow::Follower;
+use super::history::{self, HistoryLine};
+use super::host::memory::HostMemory;
+use super::integrity::{Findings, Guard, Integrity};
+use super::leftovers::Leftovers;
+use super::node::{FileBody, Node};
+use super::pieces::LastChunk;
+use super::reading::{Content, Listing, Reader, Since};
+use super::records::Records;
+use super::rotation::{Outcome, Progress, Request, Rotation};
+use super::state::State;
+use super::summary::{self, Summary};
+use super::tx::Job;
+pub use open::{Verify, id_at};
+
+/// An open, unlocked vault.
+pub struct Vault {
+    records: Arc<Records>,
+    reader: Reader,
+    transactions: Arc<Transactions>,
+    counter: Counter,
+    leftovers: Leftovers,
+    rotation: Rotation,
+    /// Of a vault that was opened for reading.
+    follower: Option<Arc<Follower>>,
+    guard: Arc<Guard>,
+    host: Arc<HostMemory>,
+    /// What the key-management history comes to.
+    chronicle: Arc<Mutex<Chronicle>>,
+    /// What unwraps and wraps its master keys, and which keys it may be asked for.
+    kms: Arc<Kms>,
+}
+
+impl std::fmt::Debug for Vault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vault({})", self.path().display())
+    }
+}
+
+impl Vault {
+    /// What is stored of it.
+    pub(super) fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// What writes to it.
+    pub(super) fn transactions(&self) -> &Transactions {
+        &self.transactions
+    }
+
+    // --- what it is --------------------------------------------------------------------------
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.records.path()
+    }
+
+    /// Its directory, which nobody else writes to; not for a vault opened for reading.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn locked_directory(&self) -> Result<std::fs::File, VaultError> {
+        Ok(self.records.store().locked_directory()?)
+    }
+
+    /// Fails when what is at its path is no longer this vault.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn check_unmoved(&self) -> Result<(), VaultError> {
+        Ok(self.records.store().check_unmoved()?)
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn is_read_only(&self) -> bool {
+        self.records.is_read_only()
+    }
+
+    /// Whether what does not fit together is passed over and not an error.
+    pub fn is_salvage(&self) -> bool {
+        self.records.is_salvage()
+    }
+
+    /// The keyring as it is now.
+    pub fn keyring(&self) -> Arc<Keyring> {
+        self.records.keyring()
+    }
+
+    /// The state as of the last commit: of this process, or of the writer that this one reads
+    /// beside.
+    pub fn state(&self) -> State {
+        self.records.state()
+    }
+
+    /// Bytes that are taken to remember what is current, and of how many records.
+    pub fn known_records(&self) -> (u64, u64) {
+        self.records.current().size()
+    }
+
+    /// What can be told of it.
+    pub fn summary(&self) -> Summary {
+        summary::summary(&summary::Parts {
+            records: &self.records,
+            rotation: &self.rotation,
+            host: &self.host,
+            chronicle: &self.chronicle,
+            kms: &self.kms,
+        })
+    }
+
+    // --- reading -----------------------------------------------------------------------------
+
+    /// A node.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        self.reader.node(id)
+    }
+
+    /// The node that `name` names in `directory`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such name.
+    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
+        self.reader.lookup(directory, name)
+    }
+
+    /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
+    /// has at most as many bytes as `whole` says, which is told what it is.
+    ///
+    /// # Errors
+    /// As `lookup`, and for the content as [`content`](Self::content).
+    pub fn lookup_with_content(
+        &self,
+        directory: NodeId,
+        name: &[u8],
+        whole: &mut dyn FnMut(&FileBody) -> u64,
+    ) -> Result<(Arc<Node>, Result<Content, VaultError>), VaultError> {
+        self.reader.lookup_with_content(directory, name, whole)
+    }
+
+    /// At most `limit` entries of a directory, those filed after `after`. Who is going to ask for
+    /// their nodes has them read `with_nodes`, in one transaction instead of many.
+    ///
+    /// # Errors
+    /// When it is no directory, or an entry does not authenticate.
+    pub fn list(
+        &self,
+        directory: NodeId,
+        after: Option<&NameTag>,
+        limit: usize,
+        with_nodes: bool,
+    ) -> Result<Listing, VaultError> {
+        self.reader.list(directory, after, limit, with_nodes)
+    }
+
+    /// A file's current content and the node it belongs to: whole if it has at most `whole` bytes.
+    ///
+    /// # Errors
+    /// When it is no file, or does not authenticate.
+    pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
+        self.content_within(id, &mut |_| whole)
+    }
+
+    /// The same, whole if it has at most as many bytes as `whole` says, which is told what it is before
+    /// any of it is read, perhaps more than once. It must not wait.
+    ///
+    /// # Errors
+    /// As [`content`](Self::content).
+    pub fn content_within(
+        &self,
+        id: NodeId,
+        whole: &mut dyn FnMut(&FileBody) -> u64,
+    ) -> Result<(Arc<Node>, Content), VaultError> {
+        self.reader.content_within(id, whole)
+    }
+
+    /// One version of a file's content.
+    ///
+    /// # Errors
+    /// When it is missing or does not authenticate.
+    pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
+        self.reader.version(id, number, whole)
+    }
+
+    /// Fills `out` with a version's content from `offset` on, which must have that much. After an
+    /// error nothing of what is in `out` may be used.
+    ///
+    /// # Errors
+    /// When a chunk is missing or does not authenticate.
+    pub fn read_at(
+        &self,
+        version: &Version,
+        offset: u64,
+        out: &mut [u8],
+        last: &mut LastChunk,
+    ) -> Result<(), VaultError> {
+        last.read(&self.records, version, offset, out)
+    }
+
+    /// What has become of nodes since they had these revisions: in one transaction, and without
+    /// opening those that have them still.
+    ///
+    /// # Errors
+    /// When the store fails, or a node does not authenticate.
+    pub fn since(&self, nodes: &[(NodeId, Option<u64>)]) -> Result<Vec<Since>, VaultError> {
+        self.reader.since(nodes)
+    }
+
+    // --- beside another process --------------------------------------------------------------
+
+    /// A number that changes whenever another process has committed. Cheap.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn changes_of_others(&self) -> Result<u64, VaultError> {
+        Ok(self.records.store().foreign_changes()?)
+    }
+
+    /// How its files are now. They cannot be changed and be the same.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub fn footprint(&self) -> Result<Footprint, VaultError> {
+        Ok(self.records.store().footprint()?)
+    }
+
+    /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
+    pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
+        if let Some(follower) = &self.follower {
+            follower.follow(go_on);
+        }
+    }
+
+    // --- writing -----------------------------------------------------------------------------
+
+    /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
+    /// on disk.
+    pub fn has_stopped_writing(&self) -> bool {
+        self.transactions.has_stopped_writing()
+    }
+
+    /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
+    /// none of them did anything, or that it is not known whether they are on disk.
+    ///
+    /// # Errors
+    /// When the vault is open for reading only, or the store fails.
+    pub fn transact(
+        &self,
+        durability: Durability,
+        jobs: &mut [Job<'_>],
+    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
+        self.transactions.transact(durability, jobs)
+    }
+
+    /// Starts the thread that commits the jobs of a mount. `left_to_another` is called by whoever leaves
+    /// a job to it.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the vault has one already.
+    pub(crate) fn start_committer(&self, left_to_another: fn()) -> std::io::Result<Committer> {
+        Committer::start(Arc::clone(&self.transactions), left_to_another)
+    }
+
+    /// Makes durable all that was committed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn sync(&self) -> Result<(), VaultError> {
+        self.records.sync()
+    }
+
+    /// Nodes registered for reaping: at most `limit` of those after `after`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn orphans(&self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, VaultError> {
+        self.leftovers.listed(after, limit)
+    }
+
+    /// Removes what is on the list of what is to be reaped, when nothing is open: before a mount is
+    /// served, and when it has ended.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn reap_orphans(&self) -> Result<(), VaultError> {
+        self.leftovers.reap()
+    }
+
+    /// Nodes of which something is kept that nothing names, and that are not on the list of what is to
+    /// be reaped: somebody has taken them off it. They are noted as findings; to reap them is left to
+    /// the caller, who knows what is open.
+    ///
+    /// # Errors
+    /// When the store fails, or a node does not authenticate.
+    pub fn left_over(&self) -> Result<Vec<NodeId>, VaultError> {
+        self.leftovers.find()
+    }
+
+    // --- integrity ---------------------------------------------------------------------------
+
+    /// What is known of the vault as a whole.
+    pub fn integrity(&self) -> Integrity {
+        self.guard.integrity()
+    }
+
+    /// Records that were not what they should be.
+    pub fn findings(&self) -> Findings {
+        self.guard.findings()
+    }
+
+    /// Tells whom to tell, in words, when something is found.
+    pub fn on_alarm(&self, alarm: impl Fn(&str) + Send + Sync + 'static) {
+        self.guard.on_alarm(Box::new(alarm));
+    }
+
+    /// Waits until it is known whether the vault is what its sums say, at most so long; `None`: it is
+    /// not known yet.
+    ///
+    /// # Errors
+    /// When it is not, or could not be counted.
+    pub fn await_verdict(&self, patience: Option<Duration>) -> Option<Result<(), VaultError>> {
+        self.guard.await_verdict(patience)
+    }
+
+    /// Waits until it is known whether the vault may be served, if that is to be known first. False when
+    /// that is never known, because it is to end.
+    pub fn await_verdict_or_end(&self) -> bool {
+        self.guard.await_verdict_or_end()
+    }
+
+    /// Whether who uses the vault would have to wait for a verdict.
+    pub fn is_awaited(&self) -> bool {
+        self.guard.is_awaited()
+    }
+
+    /// Waits until something of the vault may be served, or is to be written, by whoever has not been
+    /// asked for it. Whether it may.
+    pub fn await_service(&self) -> bool {
+        self.guard.await_service()
+    }
+
+    /// Ends a count that is under way; what it was to show is never known then.
+    pub fn stop_counting(&self) {
+        self.guard.stop_counting();
+    }
+
+    /// Notes that records were found not to fit together, if that is what is wrong.
+    pub fn note_damage(&self, error: &VaultError) {
+        self.guard.note_damage(error);
+    }
+
+    /// Whether nothing of it is served any more.
+    pub fn is_condemned(&self) -> bool {
+        self.guard.is_condemned()
+    }
+
+    /// Counts all records, compares with the sealed state, and goes on knowing them.
+    ///
+    /// # Errors
+    /// `Integrity` when part of the vault was replayed, inserted or deleted.
+    pub fn recount(&self) -> Result<(), VaultError> {
+        self.counter.count(&|| ControlFlow::Continue(())).map(drop)
+    }
+
+    /// Counts a vault that another process may have written since, and serves nothing more of it if it
+    /// is not what its sums say.
+    ///
+    /// # Errors
+    /// When it is not, or could not be counted.
+    pub fn count_afresh(&self) -> Result<(), VaultError> {
+        self.counter.count_afresh()
+    }
+
+    /// Writes into the history what was found since the last time. A vault opened for reading has
+    /// none to write to; one that is condemned has when it is as it should be again, by a count.
+    ///
+    /// # Errors
+    /// When it cannot be written; it is tried again the next time.
+    pub fn record_findings(&self) -> Result<(), VaultError> {
+        match self.is_read_only() {
+            true => Ok(()),
+            false => findings::record(&self.guard, &self.counter, &self.transactions),
+        }
+    }
+
+    /// Where the key-management history ends. It only grows, and another of the same length has another
+    /// hash.
+    pub fn history_head(&self) -> HistoryHead {
+        self.keyring().body().history.clone()
+    }
+
+    /// The key-management history, its chain verified.
+    ///
+    /// # Errors
+    /// `Integrity` when an event was changed, removed or reordered.
+    pub fn history(&self) -> Result<Vec<HistoryLine>, VaultError> {
+        history::read_all(&self.records)
+    }
+
+    // --- what this host remembers ------------------------------------------------------------
+
+    /// Remembers on this host how far the vault has come, if it has come further: to be called every
+    /// few seconds. What is remembered is on disk first, or a power cut would look like an attack.
+    ///
+    /// # Errors
+    /// When the vault cannot be read or synced, or the anchor cannot be written.
+    pub fn keep_anchor(&self) -> Result<(), VaultError> {
+        self.records.look()?;
+        // Before the sync.
+        let commit = self.records.seen().commit;
+        self.host.keep(commit, || self.sync())
+    }
+
+    /// The first of `keys` that the vault is not under, and that was not named when it was opened.
+    ///
+    /// # Errors
+    /// When the keyring names something that is no KMS key.
+    pub fn first_unknown_key<'k>(
+        &self,
+        keys: &'k [KeyUri],
+    ) -> Result<Option<&'k KeyUri>, VaultError> {
+        let now_under = self.keyring().kms_keys()?;
+        Ok(self.host.first_unknown_key(keys, &now_under))
+    }
+
+    // --- rotations ---------------------------------------------------------------------------
+
+    /// How far the rotation under way has come; `None` when there is none.
+    pub fn progress(&self) -> Option<Progress> {
+        self.rotation.progress()
+    }
+
+    /// Whether a rotation is under way.
+    pub fn is_rotating(&self) -> bool {
+        self.rotation.is_rotating()
+    }
+
+    /// How long it is until the master key is `every` old.
+    pub fn until_rotation(&self, every: Duration) -> Duration {
+        self.rotation.until_rotation(every)
+    }
+
+    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
+    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
+    ///
+    /// # Errors
+    /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
+    /// the intent cannot be stored. Then nothing has changed.
+    pub fn begin(&self, request: &Request) -> Result<(), VaultError> {
+        self.rotation.begin(request)
+    }
+
+    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
+    /// and batches.
+    ///
+    /// # Errors
+    /// When a record does not authenticate, or the store fails. The rotation stays where it is and
+    /// goes on the next time.
+    pub fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
+        self.rotation.drive(go_on)
+    }
+}
