@@ -49,13 +49,8 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// Without locking: nobody else can have it.
-    pub(crate) fn get_mut(&mut self) -> &mut T {
-        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Checks that the calling thread may wait for this lock. For a thread that waits by other means until
-    /// the lock is free.
+    /// Checks that the calling thread may wait for this lock, for callers that wait for it by other
+    /// means.
     pub(crate) fn check_order(&self) {
         drop(self.place.take());
     }
@@ -94,7 +89,8 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// Like [`std::sync::Condvar`]. A thread that waits holds no lock that the thread that wakes it needs.
+/// Like [`std::sync::Condvar`]. While it waits, a thread must hold no lock that the waking thread
+/// needs.
 #[derive(Debug)]
 pub(crate) struct Condvar(std::sync::Condvar);
 

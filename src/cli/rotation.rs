@@ -72,7 +72,7 @@ fn is_denied(error: &VaultError) -> bool {
     matches!(error, VaultError::Store(error) if error.kind == StoreErrorKind::Denied)
 }
 
-/// Whether a daemon that holds the vault goes on to: one that is just letting go of it cannot be asked.
+/// Whether a daemon holds the vault and will keep it: one that is releasing it does not answer.
 pub(super) fn is_served(path: &Path) -> bool {
     !matches!(DaemonClient::of(path), Ok(None))
 }

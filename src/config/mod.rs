@@ -216,7 +216,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Fills in the default places where no setting names one. Nothing else resolves them.
+    /// Fills in the default directories that no setting names. Nothing else resolves them.
     fn fill_in_places(&mut self) {
         if self.kms.local_dir.is_none() {
             self.kms.local_dir = local::usual_dir();

@@ -19,11 +19,11 @@ macro_rules! ranks {
 }
 
 ranks! {
-    /// Of a control socket: what it controls. Held over each use of that.
+    /// Of a control socket: its controller. Held over each use of it.
     ControlSocket,
-    /// Of an open directory: how far it was read. Held while more of it is read.
+    /// Of an open directory: the position of the listing. Held while more of it is read.
     DirectoryReading,
-    /// Of a handle: the piece of a content that was read last. Held while another is read.
+    /// Of a handle: the last piece of a content. Held while another is read.
     LastPiece,
     /// Of a vault: the thread that begins or drives a rotation. Held over everything it does.
     Driving,
@@ -31,8 +31,8 @@ ranks! {
     Follower,
     /// Of a vault: the keyring record that could not be followed.
     FollowFailed,
-    /// Of a vault: the turn to commit, with the state. Held over a whole write transaction. The only one
-    /// that no thread waits for at the lock: see `src/vault/commit.rs`.
+    /// Of a vault: the turn to commit, with the state. Held over a whole write transaction. It is
+    /// the only one for which threads do not wait at the lock: see `src/vault/commit.rs`.
     Turn,
     /// Of a vault: readers that take up marks share it. One that must not be overtaken holds it
     /// alone, over a whole read.
@@ -97,47 +97,47 @@ ranks! {
     DyingNodes,
     /// Of a file system: its open directories.
     OpenDirectories,
-    /// Of a file system: threads that were told `ESTALE`, and what is held for them.
+    /// Of a file system: threads that got `ESTALE`, and the nodes held for them.
     Askers,
-    /// Of a file system: nodes to which something was appended.
+    /// Of a file system: nodes with appended data.
     Appends,
-    /// Of a vault: what waits to be committed, and whose turn it is.
+    /// Of a vault: the jobs to commit, and the turn to commit them.
     CommitQueue,
     /// Of a mount: the thread that commits.
     CommitThread,
-    /// What came of a job, until it is told.
+    /// The result of a job, until the caller gets it.
     JobResult,
-    /// Of a file system: who has taken how much memory.
+    /// Of a file system: the memory that each user has taken.
     Budget,
-    /// Of a file system: nodes whose pages the kernel is to drop.
+    /// Of a file system: nodes whose pages the kernel must drop.
     StalePages,
     /// Of a transport: the threads that read requests.
     RequestThreads,
-    /// Of a file system: what is to be touched.
+    /// Of a file system: the nodes to touch.
     Touches,
     /// Of a file system: the touch under way.
     Touch,
-    /// Of a file system: nodes that are gone and are to be touched.
+    /// Of a file system: deleted nodes to touch.
     GoneNodes,
     /// Of a mount: the last command.
     LastCommand,
     /// Of a mount: the texts of its control files.
     ControlTexts,
-    /// Of a mount: its control files that are open.
+    /// Of a mount: its open control files.
     ControlHandles,
     /// The thread that renders control files.
     Renderer,
-    /// Of a rotation driver: whether something may be begun.
+    /// Of a rotation driver: whether a rotation may be waiting to begin.
     RotationWanted,
-    /// Of a control socket: connections that are served.
+    /// Of a control socket: the connections being served.
     Connections,
     /// Of a control socket: peers that wait for the end of the mount.
     Farewells,
-    /// Of a routine: whether it is to stop.
+    /// Of a routine: whether it has to stop.
     Routine,
-    /// A thread of a mount, for whoever ends it.
+    /// A thread of a mount, for the thread that ends it.
     MountThread,
-    /// Work that is shared among threads.
+    /// Work shared among threads.
     Crew,
     /// The thread that runs calls of AWS KMS.
     AwsWorker,

@@ -63,12 +63,12 @@ pub(super) struct CheckpointGate {
     pages: AtomicI32,
     /// The writer refuses to write until the vault is reopened.
     stopped: AtomicBool,
-    /// Held by a transaction that writes, or by the checkpoint that restarts the WAL. SQLite's own lock
-    /// would make a waiting thread sleep for at least a millisecond.
+    /// Held by a write transaction, or by the checkpoint that restarts the WAL: SQLite's own lock
+    /// between them would make a waiting thread sleep for at least a millisecond.
     ///
-    /// The vault runs one write transaction at a time, but it knows nothing of checkpoints. The lock of
-    /// the connection cannot take this one's place: a sync takes it, too, for a moment before and after,
-    /// and need not wait for a checkpoint.
+    /// The vault runs one write transaction at a time, but does not know of checkpoints. The lock
+    /// of the connection cannot take the place of this one: a sync takes it, too, for a moment
+    /// before and after, and need not wait for a checkpoint.
     writes: Mutex<()>,
 }
 
@@ -100,9 +100,9 @@ impl CheckpointGate {
         self.pass_if_not(&self.held_up);
     }
 
-    /// The same for a transaction that writes: no checkpoint begins the WAL anew while this is held. A
-    /// checkpoint that waits for that is let in first, or a steady writer would take the lock from it each
-    /// time.
+    /// The same for a write transaction: no checkpoint restarts the WAL while it holds the guard.
+    /// A checkpoint that waits for this goes first, or a steady writer would take the lock from it
+    /// each time.
     pub(super) fn keep_off_checkpoint(&self) -> MutexGuard<'_, ()> {
         self.pass_if_not(&self.held_up);
         self.pass_if_not(&self.writes_held_up);

@@ -33,7 +33,7 @@ pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -
     }
 }
 
-/// Names two failures that SQLite calls an I/O error, like all others.
+/// A description in our own words of I/O errors for which SQLite has only one text.
 fn plainly(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Option<String> {
     let failure = error.sqlite_error()?;
     if failure.code != ErrorCode::SystemIoFailure {

@@ -89,8 +89,8 @@ struct ForeignChanges {
 enum Side {
     Write {
         holder: Holder,
-        /// The vault runs one write transaction at a time; the lock is for those that sync beside it. After
-        /// a panic in a body it has no connection, and returns errors.
+        /// Only one write transaction runs at a time; the lock is for threads that sync beside it.
+        /// After a panic in a body it has no connection, and returns errors.
         writer: Mutex<WriteConnection>,
         wal: Arc<Wal>,
         foreign: AtomicU64,
