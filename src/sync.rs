@@ -49,6 +49,11 @@ impl<T> Mutex<T> {
         }
     }
 
+    /// Without locking: no other thread can have it.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Checks that the calling thread may wait for this lock, for callers that wait for it by other
     /// means.
     pub(crate) fn check_order(&self) {
