@@ -62,7 +62,7 @@ use waiting::{InLine, Waiting};
 
 /// See the module.
 pub(super) struct CommitQueue {
-    /// No job is dropped under it: what a job holds takes locks when it goes.
+    /// No job may be dropped while this is locked: dropping a job's parts takes locks.
     waiting: Mutex<Waiting>,
     /// Wakes the committer's thread when there is work.
     work: Condvar,

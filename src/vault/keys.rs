@@ -1,4 +1,4 @@
-//! The records that carry data keys, whatever they belong to, in one order.
+//! The records that carry data keys, of nodes and of versions, in one order.
 
 use bincode::{Decode, Encode};
 
@@ -6,10 +6,11 @@ use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::VaultError;
 
-/// Rows that are read at a time: so many that to hand them over costs little beside counting them.
+/// Number of rows read at a time: enough that passing them on takes little time beside counting
+/// them.
 pub(super) const BATCH: usize = 1024;
 
-/// What a data key belongs to.
+/// The owner of a data key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub(super) enum Key {
     Node(NodeId),
@@ -17,7 +18,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// The node whose it is; `None` for that of a version.
+    /// The node; `None` for a version.
     pub(super) fn node(self) -> Option<NodeId> {
         match self {
             Key::Node(node) => Some(node),
@@ -35,7 +36,7 @@ impl std::fmt::Display for Key {
     }
 }
 
-/// The records that carry data keys, in order, those after `after`; none at the end.
+/// The next records that carry data keys after `after`, in order; empty at the end.
 pub(super) fn keys_after(
     records: &mut (impl Read + ?Sized),
     after: Option<Key>,
@@ -58,7 +59,7 @@ pub(super) fn keys_after(
     Ok(versions.map(|(id, record)| (key(id), record)).collect())
 }
 
-/// Hands all records that carry data keys to `take`, in order.
+/// Passes all records that carry data keys to `take`, in order.
 pub(super) fn for_each_key(
     records: &mut (impl Read + ?Sized),
     mut take: impl FnMut(Key, &KeyedRecord),

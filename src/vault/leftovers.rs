@@ -13,7 +13,7 @@ use super::ops::NothingOpen;
 use super::records::Records;
 use super::tx::Tx;
 
-/// Nodes looked at in one transaction.
+/// Number of nodes in one transaction.
 const BATCH: usize = 256;
 
 /// See the module.
@@ -36,7 +36,7 @@ impl Leftovers {
         }
     }
 
-    /// Nodes registered for reaping: at most `limit` of those after `after`.
+    /// At most `limit` nodes registered for reaping, after `after`.
     ///
     /// # Errors
     /// When the store fails.
@@ -49,9 +49,9 @@ impl Leftovers {
             .read(|records| Ok(records.orphans(after, limit)?))
     }
 
-    /// Nodes of which something is kept that nothing names, and that are not on the list of what is to
-    /// be reaped: somebody has taken them off it. They are noted as findings; to reap them is left to
-    /// the caller, who knows what is open.
+    /// Nodes that have no name, or stored versions that nothing refers to, and are not on the list
+    /// for reaping: an attacker has removed them from it. Notes them as findings. The caller, who
+    /// knows which nodes are open, reaps them.
     ///
     /// # Errors
     /// When the store fails, or a node does not authenticate.
@@ -86,8 +86,8 @@ impl Leftovers {
         }
     }
 
-    /// Removes what is on the list of what is to be reaped, when nothing is open: before a mount is
-    /// served, and when it has ended.
+    /// Reaps all nodes on the list. Callers do this while no node is open: before a mount is
+    /// served, and after it ends.
     ///
     /// # Errors
     /// When the store fails.
@@ -103,7 +103,7 @@ impl Leftovers {
                     .transactions
                     .transact(Durability::Soon, &mut [&mut job])?
                 {
-                    // A damaged node must not keep the others from being mounted.
+                    // A damaged node must not prevent the mount of the others.
                     if let Err(error) = outcome {
                         tracing::error!("cannot reap node {node}: {error}");
                     }
@@ -129,7 +129,7 @@ fn is_left_over(records: &mut dyn Read, node: &Node) -> Result<bool, VaultError>
     Ok(versions.iter().any(|version| *version != file.version))
 }
 
-/// Whether a node is on the list of what is to be reaped.
+/// Whether a node is on the list for reaping.
 pub(super) fn is_listed(
     records: &mut (impl Read + ?Sized),
     id: NodeId,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// How often whoever waits looks whether to go on.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Waits, and looks often whether to go on.
+/// Waits, and often checks whether to go on.
 pub(super) fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> ControlFlow<()> {
     let until = Instant::now() + time;
     loop {

@@ -38,12 +38,12 @@ pub(super) struct Sources {
 /// See the module.
 pub(super) struct Records {
     from: Sources,
-    /// Of a writer only: what another process may change is read again.
+    /// Used by a writer only: a reader must read again what another process may have changed.
     sealed: SealedCache,
-    /// What is current of it, once it was counted.
+    /// The marks of its current records, after a count.
     current: Current,
     foreign: AtomicU64,
-    /// What is left of it is to be got out: what does not fit together is passed over.
+    /// The vault is open for salvage: records that do not match are passed over.
     salvage: bool,
 }
 
@@ -70,12 +70,12 @@ impl Records {
         self.from.store.directory()
     }
 
-    /// Whether it was opened for reading only.
+    /// Whether the vault was opened for reading only.
     pub(super) fn is_read_only(&self) -> bool {
         self.from.follower.is_some()
     }
 
-    /// Whether what does not fit together is passed over and not an error.
+    /// Whether records that do not match are passed over instead of being errors.
     pub(super) fn is_salvage(&self) -> bool {
         self.salvage
     }
@@ -111,7 +111,7 @@ impl Records {
         &self.from.keys
     }
 
-    /// Makes durable all that was committed.
+    /// Makes all commits durable.
     ///
     /// # Errors
     /// When the store fails.
@@ -121,9 +121,8 @@ impl Records {
 
     // --- reading -----------------------------------------------------------------------------
 
-    /// Runs `body` in a read transaction. What it finds may stand under a master key that was
-    /// retired since its snapshot was taken, or that this process has not fetched yet: then it is
-    /// run again.
+    /// Runs `body` in a read transaction. Runs it again if a record is under a master key that was
+    /// retired since the snapshot, or that this process does not have yet.
     pub(super) fn read<T>(
         &self,
         mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
@@ -148,8 +147,8 @@ impl Records {
         }
     }
 
-    /// Runs `body` on records that are current. That one is not can be because another thread has
-    /// committed, or read, what came after this snapshot: then once more.
+    /// Runs `body` on current records. A record may be stale because another thread has committed,
+    /// or read, a newer one since the snapshot; then `body` runs again.
     fn read_current<T>(
         &self,
         body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
@@ -164,7 +163,7 @@ impl Records {
             if self.is_read_only() {
                 break;
             }
-            // No lock is taken for that: whoever reads may hold what a job waits for.
+            // This takes no lock: a reader may hold a lock that a job waits for.
             let now = self.current.commits();
             match (now.is_multiple_of(2), now == commits) {
                 (true, true) => return Err(guard.found(&doubt)),
@@ -226,7 +225,7 @@ impl Records {
         self.sealed.clear();
     }
 
-    /// Forgets what was cached if another process has written since the last time.
+    /// Clears the caches if another process has written since the last call.
     pub(super) fn refresh(&self) -> Result<(), VaultError> {
         if self.is_read_only() {
             let changes = self.store().foreign_changes()?;
@@ -240,8 +239,7 @@ impl Records {
 
     // --- the state ---------------------------------------------------------------------------
 
-    /// The state as of the last commit: of this process, or of the writer that this one reads
-    /// beside.
+    /// The state of the last commit, by this process or by the writer beside it.
     pub(super) fn state(&self) -> State {
         if self.is_read_only()
             && !self.from.guard.is_condemned()
@@ -274,10 +272,10 @@ impl Records {
         }
     }
 
-    /// Of a mount that only reads: how far the vault has come. It never goes back.
+    /// In a read-only mount: reads the present state, and refuses one that goes back.
     fn look_at_writer(&self) -> Result<(), VaultError> {
         let guard = &self.from.guard;
-        // Before the snapshot: what came after it is not held against it.
+        // Read this before the snapshot, which may miss later commits.
         let floor = self.seen().commit;
         let state = self.read(|records| self.stored_state(records))?;
         if state.commit < floor {
@@ -298,8 +296,8 @@ impl Records {
         Ok(())
     }
 
-    /// Of a mount that writes: whether the keyring and the state record are those that it has stored
-    /// last. If not, that is noted; the next change of the keyring stores both anew.
+    /// In a mount for writing: checks that keyring and state record are those that it has stored
+    /// last, and notes a finding if not. The next change of the keyring stores both again.
     fn look_at_own(&self) -> Result<(), VaultError> {
         loop {
             let commits = self.current.commits();
@@ -336,7 +334,7 @@ impl Records {
         system.open(self.keyring().vault(), &sealed)
     }
 
-    /// The system node's keys as the transaction's snapshot has them.
+    /// The system node's keys in the transaction's snapshot.
     pub(super) fn system_in(&self, records: &mut dyn Read) -> Result<Arc<SystemKeys>, VaultError> {
         let known = self.system();
         let record = records

@@ -1,8 +1,9 @@
-//! Repairing a vault: what is whole stays where it is; what has lost a part goes to `lost+found`
-//! with all that is left of it; what cannot be opened at all goes to a file beside the vault. All in
-//! one transaction, which sets the sums to what is there then and says in the history what was done.
+//! Repairs a vault. Intact records stay where they are; a file that has lost a part goes to
+//! `lost+found` with the rest of it; records that do not open go to a file beside the vault. One
+//! transaction does everything, sets the sums to the remaining records, and records the repair in
+//! the history.
 //!
-//! It destroys nothing that could still be opened, and shows nothing as whole that is not.
+//! A repair must never destroy a record that still opens, nor show an incomplete content as whole.
 
 mod aside;
 mod left;
@@ -31,18 +32,18 @@ use aside::Aside;
 use left::{Left, found_chunk, missing, opened};
 use seen::Seen;
 
-/// More deeds than these are counted, not listed.
+/// Limit on listed repairs; more are only counted.
 const MAX_LISTED: usize = 1000;
-/// As many of them stand in the history.
+/// Limit on repairs listed in the history.
 const MAX_RECORDED: usize = 100;
-/// Where parts of what was damaged are to be found.
+/// The directory for parts of damaged files.
 const LOST_FOUND: &str = "lost+found";
 
 /// Opens the vault in `path` for writing and repairs it.
 ///
 /// # Errors
-/// When it cannot be opened, is in use, or a medium fails; then nothing was changed. What cannot be
-/// repaired is in the report.
+/// When the vault cannot be opened, is in use, or a medium fails; nothing was changed then. The
+/// report lists what cannot be repaired.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
     let vault = Vault::open_to_mend(path, options)?;
     let repairs = repair_records(vault.records(), vault.transactions())?;
@@ -85,9 +86,9 @@ struct Repair<'a> {
     nodes: HashMap<NodeId, Seen>,
     /// Nodes whose records do not open.
     lost: BTreeSet<NodeId>,
-    /// Files, there or not, of which some version is not as it should be.
+    /// Files, existing or not, with a damaged version.
     troubled: BTreeSet<NodeId>,
-    /// Names under which what is damaged was found.
+    /// Names under which damaged nodes were found.
     names: HashMap<NodeId, Vec<u8>>,
     lost_found: Option<NodeId>,
 }
@@ -146,7 +147,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Without a root directory nothing has a place.
+    /// Makes a new root directory if it is lost: without one, nothing has a place.
     fn root(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         if self
             .nodes
@@ -187,8 +188,8 @@ impl<'a> Repair<'a> {
         }
     }
 
-    /// A node whose record does not open: what it was called is known by its entries, what it held
-    /// by its versions.
+    /// Handles a node whose record does not open: its entries give its name, its versions its
+    /// content.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         self.keep_node_aside(tx, id)?;
         mend::discard_node(tx, id);
@@ -196,7 +197,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// A file with versions that are not as they should be, or versions of what is no file.
+    /// Handles a file with damaged versions, or versions of a node that is not a file.
     fn troubled_file(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let (current, size, whole) = match self.nodes.get(&id) {
             Some(seen) if seen.kind == Kind::File => (seen.version, seen.size, seen.whole),
@@ -213,7 +214,7 @@ impl<'a> Repair<'a> {
                 continue;
             }
             let left = self.left_of(tx, id, version)?;
-            // One that was replaced, of a file that has what it needs: it goes when it is reaped.
+            // An old version of a file whose current version is whole: reaping removes it.
             let replaced = version < current && whole;
             match left {
                 Some(left) if version == current => {
@@ -273,7 +274,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// What can be opened of a version, wherever its chunks are; `None` when nothing can.
+    /// The part of a version that opens, wherever its chunks are; `None` if no part does.
     fn left_of(
         &self,
         tx: &mut Tx<'_>,
@@ -324,7 +325,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// A content that belongs to nothing, as a new file.
+    /// Makes a new file of a content that belongs to no node.
     fn found(
         &mut self,
         tx: &mut Tx<'_>,
@@ -355,7 +356,8 @@ impl<'a> Repair<'a> {
         )
     }
 
-    /// Sees that a node that opens has the names and the place that it says, or one in `lost+found`.
+    /// Gives a node that opens the names and the place that its record states, or a name in
+    /// `lost+found`.
     fn place(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let Some(seen) = self.nodes.get(&id) else {
             return Ok(());
@@ -397,7 +399,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Gives a node a name in `lost+found`; says which, but for what it was called.
+    /// Gives a node a name in `lost+found`, and reports it without its old name.
     fn adopt(
         &mut self,
         tx: &mut Tx<'_>,
@@ -430,7 +432,7 @@ impl<'a> Repair<'a> {
         Err(VaultError::Exists)
     }
 
-    /// The directory of what has lost its place, made when it is needed.
+    /// The directory `lost+found`, created when needed.
     fn lost_found(&mut self, tx: &mut Tx<'_>) -> Result<NodeId, VaultError> {
         if let Some(directory) = self.lost_found {
             return Ok(directory);

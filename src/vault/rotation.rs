@@ -1,8 +1,8 @@
-//! The rotations, driven from one durable state to the next, each step a transaction of its own.
+//! Drives the rotations from one durable state to the next; each step is a transaction of its own.
 //!
-//! Every step begins from what the keyring record says and from what a query finds, never from
-//! what this process remembers, so it does not matter who did the steps before. One at a time
-//! drives. KMS is never asked while a transaction is open.
+//! Every step begins from the keyring record and from the results of a query, never from this
+//! process's memory, so it does not matter which process did the earlier steps. One thread drives
+//! at a time. KMS is never asked inside a transaction.
 
 mod damage;
 mod migrate;
@@ -41,12 +41,12 @@ use progress::{Figures, Standing};
 use system::Renewal;
 use verify::Verification;
 
-/// How long a new key is on offer before it is used, if somebody reads beside: those have it by then,
-/// and need not wait for it.
+/// Time between storing a new key and using it, if other processes read the vault: they fetch the
+/// key meanwhile, and never wait for it.
 const OFFER: Duration = Duration::from_millis(600);
-/// How often what is in the way of the end is tried again.
+/// First pause before another attempt to end, if readers are in the way.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// And how often at least.
+/// Limit on that pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 fn offer() -> Duration {
@@ -54,7 +54,7 @@ fn offer() -> Duration {
     OFFER
 }
 
-/// What can be done about a rotation that is blocked.
+/// The remedies for a blocked rotation.
 pub const BLOCKED: &str = "restore what is damaged, have `secretfs check --repair` move it aside while \
                            the vault is not mounted, or give it up with --retire-despite";
 
@@ -80,7 +80,7 @@ pub(super) struct Rotation {
     host: Arc<HostMemory>,
     chronicle: Arc<Mutex<Chronicle>>,
     kms: Arc<Kms>,
-    /// Held by whoever begins or drives one.
+    /// Held by the thread that begins or drives a rotation.
     driving: Mutex<()>,
     standing: Standing,
     renewal: Renewal,
@@ -113,18 +113,19 @@ impl Rotation {
         self.records.keyring().body().change.clone()
     }
 
-    /// How far the rotation under way has come; `None` when there is none.
+    /// The progress of the rotation under way, if any.
     pub(super) fn progress(&self) -> Option<Progress> {
         let change = self.under_way()?;
         Some(self.standing.progress_of(&change))
     }
 
-    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
-    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
+    /// Begins a rotation, and asks KMS. After this returns, the rotation will be finished whatever
+    /// happens, unless KMS does not unwrap what it has just wrapped. [`drive`](Self::drive) does
+    /// the rest.
     ///
     /// # Errors
-    /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
-    /// the intent cannot be stored. Then nothing has changed.
+    /// `Busy` when a rotation is under way; and when KMS does not wrap, does not unwrap what it
+    /// wrapped, or the intent cannot be stored. Nothing has changed then.
     pub(super) fn begin(&self, request: &Request) -> Result<(), VaultError> {
         if self.records.is_read_only() {
             return Err(VaultError::ReadOnly);
@@ -142,13 +143,13 @@ impl Rotation {
         if self.is_rotating() {
             return Err(self.busy());
         }
-        // Whoever drove the last one is just leaving.
+        // Wait for the thread that drove the last rotation to leave.
         let _driving = self.driving.lock();
         let keyring = self.records.keyring();
         if keyring.body().change.is_some() {
             return Err(self.busy());
         }
-        // Whoever begins must be able to go back to the copies that exist.
+        // This host must be able to open existing copies of the vault.
         keyring.prove_active(&*self.kms)?;
         *self.standing.figures() = Figures::default();
         *self.standing.damage() = Damage::default();
@@ -163,7 +164,8 @@ impl Rotation {
                     }
                     _ => ChangeKind::Rotate,
                 };
-                // The history may tell of the one in use in words that only a later program knows.
+                // A later program may have recorded the active generation in an event that this one
+                // does not know.
                 let newest = self.chronicle.lock().newest_generation;
                 let number = newest.max(keyring.active()).saturating_add(1);
                 let new =
@@ -191,7 +193,8 @@ impl Rotation {
                     must_be_apart(self.kms.local()?.dir(), self.records.path())?;
                 }
                 let wraps = keyring.make_wraps(&to, &*self.kms, now())?;
-                // First: a host that does not know the new keys could not mount it any more.
+                // Pin first: this host could no longer mount the vault if it did not know the new
+                // keys.
                 self.host.pin(&to)?;
                 self.transactions.change_keyring(
                     |keyring| Ok(Some(keyring.replace_wraps(wraps, now())?)),
@@ -201,13 +204,13 @@ impl Rotation {
         }
     }
 
-    /// Whether `request` is to insist on the rotation that is under way.
+    /// Whether `request` insists on the rotation that is under way.
     fn insists(&self, request: &Request) -> bool {
         let change = self.under_way();
         let joins = change.is_some_and(|change| *request == Request::Despite(change.kind));
         if joins {
             self.standing.insist(true);
-            // It is no longer, until it is again.
+            // No longer blocked; `drive` sets it again if it still is.
             self.standing.note_trouble(None);
         }
         joins
@@ -218,11 +221,11 @@ impl Rotation {
         self.records.keyring().body().change.is_some()
     }
 
-    /// How long it is until the master key is `every` old.
+    /// The time until the master key is `every` old.
     pub(super) fn until_rotation(&self, every: Duration) -> Duration {
         let keyring = self.records.keyring();
         let made = keyring.body().active().map_or(0, |active| active.created);
-        // A clock that was set back makes it no longer than that.
+        // Even if the clock was set back, the time is at most `every`.
         let age = u64::try_from(now().saturating_sub(made)).unwrap_or(0);
         every.saturating_sub(Duration::from_secs(age))
     }
@@ -244,12 +247,12 @@ impl Rotation {
         })
     }
 
-    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
-    /// and batches.
+    /// Drives the rotation under way to its end, whichever process began it. Asks `go_on` between
+    /// steps and batches.
     ///
     /// # Errors
-    /// When a record does not authenticate, or the store fails. The rotation stays where it is and
-    /// goes on the next time.
+    /// When a record does not authenticate, or the store fails. The rotation keeps its state, and
+    /// the next call continues.
     pub(super) fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
         let _driving = self.driving.try_lock().ok_or_else(|| self.busy())?;
         self.standing.note_trouble(None);
@@ -264,7 +267,7 @@ impl Rotation {
                 Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
                 Err(error) => {
                     self.standing.note_trouble(Some(&error));
-                    // Somebody may have come to insist meanwhile: once more, for them.
+                    // A user may have insisted meanwhile: try again for that user.
                     let insists = !despite && self.standing.is_despite();
                     if !insists || error.failure() != Failure::Integrity {
                         return Err(error);
@@ -277,7 +280,7 @@ impl Rotation {
         Ok(Outcome::Done)
     }
 
-    /// Takes one step.
+    /// Does one step.
     fn step(
         &self,
         change: &Change,
@@ -320,7 +323,7 @@ impl Rotation {
         self.transactions.change_keyring(advance, |_| Ok(()))
     }
 
-    /// Proves the stored wraps of the pending key and puts it into use.
+    /// Proves the stored wraps of the pending key, and activates it.
     fn activate(
         &self,
         change: &Change,
@@ -351,7 +354,7 @@ impl Rotation {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Shows that the old key wraps nothing but the system node's, replaces that, and removes the old
+    /// Shows that the old key wraps only the system node's key, replaces that, and removes the old
     /// key.
     fn retire(
         &self,
@@ -373,7 +376,7 @@ impl Rotation {
             None => {}
         }
         if !self.renewal.end(change, &counted, damage.count > 0)? {
-            // Once more from there.
+            // Back to migrating.
             return Ok(ControlFlow::Continue(()));
         }
         let left = std::cell::Cell::new(0);
@@ -396,17 +399,18 @@ impl Rotation {
             },
         );
         match retired {
-            // Something was put back meanwhile, by whatever way: once more from there.
+            // Old records have appeared meanwhile: back to migrating.
             Err(_) if left.get() > 0 => self.advance(ChangePhase::Migrating)?,
             other => other?,
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Removes what was replaced from the medium.
+    /// Removes replaced records from the medium.
     fn scrub(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<ControlFlow<()>, VaultError> {
         die_at!("scrub-before");
-        // Readers may be in the way, and while it is tried nobody can write: less and less often.
+        // Readers may be in the way, and an attempt blocks writers, so attempts get rarer and
+        // rarer.
         let mut wait = TRY_AGAIN;
         let truncate = || {
             // Nobody can write meanwhile, so nobody is to try.

@@ -12,17 +12,17 @@ use super::waiting::Thread;
 /// What came of a turn.
 #[derive(Default)]
 pub(super) struct Committed {
-    /// What is done.
+    /// Jobs that are done.
     pub(super) soon: Finished,
-    /// What is done when it is on disk.
+    /// Jobs that are done once they are on disk.
     pub(super) now: Finished,
-    /// Something has further steps.
+    /// Some job has further steps.
     pub(super) has_more: bool,
     /// Quick jobs wait by now.
     pub(super) has_quick: bool,
 }
 
-/// Jobs that have run, and what came of them.
+/// Jobs that have run, with their results.
 pub(super) type Finished = Vec<(Done, Result<(), VaultError>)>;
 
 pub(super) fn finish(finished: Finished) {
@@ -36,7 +36,7 @@ pub(super) fn finish(finished: Finished) {
 pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> Committed {
     let (outcomes, is_unsynced) = run(on, &mut turn, &mut jobs);
     let mut committed = Committed::default();
-    // Dropped after the queue is let go of.
+    // Dropped after the queue is released.
     let mut over = Vec::with_capacity(jobs.len());
     let is_asleep = turn.end(|waiting| {
         for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
@@ -62,8 +62,8 @@ pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) 
         }
         is_unsynced && waiting.thread == Thread::Asleep
     });
-    // There is something to sync: the thread must know, unless it looks soon. To wake it for nothing
-    // would cost as much as a commit.
+    // Wakes the thread to sync, unless it looks soon anyway. A needless wake would take as long as
+    // a commit.
     if is_asleep {
         on.queue().work.notify_one();
     }

@@ -5,9 +5,9 @@
 //! that nothing that waits for the disk stops the thread that reads requests. While that one syncs, others
 //! commit, and what is to be on disk gathers for the next sync.
 //!
-//! A large content is stored in several steps, each in a transaction of its own. While several users
-//! are about, each is synced before the next begins: what others wait for is on disk when no more than
-//! one step is.
+//! A large content is stored in several steps, each in a transaction of its own. While several
+//! users write, each step is synced before the next begins, so that other users wait for at most
+//! one step.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,10 +25,9 @@ use super::transact::Transactions;
 use super::waiting::{InLine, Thread};
 use super::{CommitQueue, Turn};
 
-/// Names and attributes are on disk after this long at the latest.
+/// Names and attributes are on disk within this time.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
-/// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
-/// others wait for.
+/// How often a thread that has committed looks for new quick jobs, before it goes on.
 const LOOKS: usize = 8;
 
 /// See the module.
@@ -73,8 +72,8 @@ impl Committer {
         })
     }
 
-    /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
-    /// may be run more than once; the last result counts.
+    /// Runs `run` in a transaction and passes the result to `done`, on any thread. `run` may run
+    /// more than once; the last result counts.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         ticket: Ticket,
@@ -84,13 +83,13 @@ impl Committer {
         self.shared.submit(Job::new(ticket, run, done));
     }
 
-    /// As [`submit`](Self::submit), for what is to be on disk, and may have [several
-    /// steps](Ticket::in_steps), each in a transaction of its own: `run` is told which, counted from 0,
-    /// and the last one's result counts. The first step that fails is the last. `done` is called by
-    /// another thread, so that the caller may hold locks which `done` takes.
+    /// As [`submit`](Self::submit), for a job that must be on disk, and may have [several
+    /// steps](Ticket::in_steps), each in a transaction of its own. `run` gets the step, counted
+    /// from 0, and the result of the last step counts. The first step that fails is the last.
+    /// Another thread calls `done`, so the caller may hold locks that `done` takes.
     ///
     /// # Errors
-    /// When nothing more is written: to be told once those locks are let go of.
+    /// When the queue is closed. The caller reports the error after it has released those locks.
     pub(crate) fn enqueue<T: Send + 'static>(
         &self,
         ticket: Ticket,
@@ -100,8 +99,8 @@ impl Committer {
         self.shared.enqueue(Job::in_steps(ticket, run, done))
     }
 
-    /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
-    /// next, so that it costs no transaction of its own.
+    /// As [`submit`](Self::submit), for a job that nobody waits for: it joins the next commit, and
+    /// needs no transaction of its own.
     pub(crate) fn submit_later<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
@@ -111,7 +110,7 @@ impl Committer {
             .submit_later(Job::new(Ticket::quick(Whose::Unknown), run, done));
     }
 
-    /// Makes durable what was committed before, then calls `done`.
+    /// Makes all earlier commits durable, then calls `done`.
     pub(crate) fn barrier(
         &self,
         ticket: Ticket,
@@ -120,7 +119,7 @@ impl Committer {
         self.submit(ticket, |_| Ok(()), done);
     }
 
-    /// Runs what is queued, makes everything durable and ends the thread.
+    /// Runs the queued jobs, makes everything durable, and ends the thread.
     pub(crate) fn close(&self) {
         self.shared.queue().lock().is_closed = true;
         self.shared.queue().work.notify_all();
@@ -205,7 +204,7 @@ impl Shared {
             return job.done.tell(Err(VaultError::Closed));
         }
         waiting.jobs.push_later(job);
-        // With nothing else to do, the thread comes by when it is time to sync.
+        // Without other work, the thread wakes when it is time to sync.
         waiting.unsynced.get_or_insert_with(Instant::now);
         let is_to_come = match waiting.jobs.later() < MAX_BATCH {
             true => waiting.thread == Thread::Asleep,
@@ -257,7 +256,7 @@ impl Shared {
         waiting.thread = Thread::Absent;
     }
 
-    /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
+    /// Serves the queue. After a panic, all waiting and later jobs get an error.
     fn serve_or_fail(&self) {
         let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
         if served.is_err() {
@@ -288,8 +287,8 @@ impl Shared {
                 fail::fail_point!("writer-between-steps");
             }
             self.help(CommitQueue::taken_by_committer);
-            // Who comes is not to wait for all that was committed so far. With nobody else about, that
-            // would be to no purpose.
+            // Sync between steps, so that a new job need not wait for all commits so far. With a
+            // lone user that would be useless.
             let is_shared = committed.has_more && self.are_several_users_about();
             if task.is_overdue || is_shared || !committed.now.is_empty() {
                 finish(self.sync(committed.now));
@@ -308,7 +307,7 @@ impl Shared {
     fn next_task(&self) -> Task<'_> {
         let queue = self.queue();
         let mut waiting = queue.lock();
-        // What others commit meanwhile is not older than this.
+        // Commits by others meanwhile are not older than this.
         let mut idle = Instant::now();
         let is_overdue = loop {
             let later = waiting.jobs.later();
@@ -361,7 +360,7 @@ impl Shared {
 
     /// Makes durable all that was committed, and `committed` with it.
     fn sync(&self, committed: Finished) -> Finished {
-        // What is committed from now on is not certain to go along.
+        // Commits from now on may miss this sync.
         let since = self.queue().lock().unsynced.take();
         if !committed.is_empty() {
             fail::fail_point!("writer-syncs");

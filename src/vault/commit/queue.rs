@@ -1,5 +1,5 @@
-//! Which jobs are committed next: whoever waits for the disk is given a share of its time, however
-//! much the others ask of it.
+//! The order of commits: each user who waits for the disk gets a share of its time, however much
+//! the others ask for.
 //!
 //! There is a share for each user; those who are not known have one together. A job costs what its user
 //! has had more of then, and the one comes next with which its user has had least. So a user with many
@@ -13,22 +13,22 @@
 //! more jobs delay it by as much as they could store in the time of one. Jobs that [nobody waits
 //! for](Queue::push_later) cost nothing and go along with others.
 //!
-//! Within that, order is kept where programs can tell:
+//! Within that, jobs keep their order where programs can see it:
 //!
-//! - Of one user, quick jobs among each other, and all others among each other, are taken in the order
-//!   in which they were submitted. A job that nobody awaits is overtaken by nothing that its user
-//!   submits later: its program may have gone on. One that is awaited may be overtaken by quick ones, and
-//!   by any while it waits for its node.
-//! - On one node, jobs are taken in the order in which they were submitted, whoever's they are: of two
-//!   publications the later one stays, and a time that is set after a content was closed is not undone.
-//! - Beyond that, users are not held to each other's order: what one is told to be done is committed by
-//!   then, so that whatever another begins after that comes later. Only what nobody awaits is not told.
+//! - Of one user, quick jobs keep their order among each other, and so do all others. A job that
+//!   nobody awaits is overtaken by no later job of its user, because its program may have gone on.
+//!   An awaited job may be overtaken by quick jobs, and by any job while it waits for its node.
+//! - On one node, jobs of all users keep their order: of two publications the later one stays, and
+//!   a time that is set after a close is not undone.
+//! - Between users there is no other order: a job that is reported as done is committed by then, so
+//!   anything that another user begins after that comes later. Only jobs that nobody awaits are not
+//!   reported.
 //!
-//! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more. A job
-//! that is done in several steps comes [back](Queue::resume) after each but the last, and keeps its
-//! place until then: on its node, and among what its user has submitted. Others come in between.
+//! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more. A
+//! job with several steps comes [back](Queue::resume) after each step except the last. It keeps its
+//! place on its node and among its user's jobs until then; other jobs run in between.
 //!
-//! It must know of no threads and no clocks.
+//! This module must not know threads or clocks.
 
 #[cfg(test)]
 mod tests;
@@ -39,27 +39,28 @@ use crate::store::NodeId;
 
 use super::ticket::{Kind, Ticket, Whose};
 
-/// Most jobs in a transaction: bounds what one failure makes run again.
+/// Limit on jobs in a transaction, which bounds how many run again after a failure.
 pub(super) const MAX_BATCH: usize = 256;
-/// Most bytes of contents in a transaction of several jobs: bounds how long others wait for it.
+/// Limit on bytes of contents in a transaction of several jobs, which bounds the wait of others.
 const MAX_BYTES: u64 = 1 << 20;
 /// What a turn costs that a thread has to itself: as much as a full batch.
 const TURN: u64 = MAX_BYTES;
 
 struct Item<J> {
-    /// In the order of submission.
+    /// The number in order of submission.
     number: u64,
     ticket: Ticket,
     job: J,
 }
 
-/// What one user waits for.
+/// The waiting jobs of one user.
 struct Share<J> {
-    /// The cost of what the user has had, counted from where everybody was who came at the same time.
+    /// The cost of the user's jobs so far, on a scale that all users who came at the same time
+    /// share.
     had: u64,
     quick: VecDeque<Item<J>>,
     synced: VecDeque<Item<J>>,
-    /// How many of the latter nobody awaits.
+    /// Number of jobs in `synced` that nobody awaits.
     unattended: usize,
 }
 
@@ -73,7 +74,7 @@ impl<J> Share<J> {
         }
     }
 
-    /// The number of the first job that nothing overtakes.
+    /// The number of the first job that no other may overtake.
     fn bar(&self) -> u64 {
         let mut synced = self.synced.iter();
         match self.unattended {
@@ -92,7 +93,7 @@ impl<J> Share<J> {
     }
 }
 
-/// Where in a share a job is.
+/// The place of a job in a share.
 #[derive(Clone, Copy)]
 enum Place {
     Quick,
@@ -119,17 +120,17 @@ struct Own<J> {
     later: VecDeque<(u64, J)>,
 }
 
-/// See the module.
+/// The queue, as the module describes.
 pub(super) struct Queue<J> {
     shares: BTreeMap<Whose, Share<J>>,
     own: Own<J>,
-    /// The numbers of the jobs on a node, in their order.
+    /// The numbers of the jobs on each node, in order.
     nodes: HashMap<NodeId, VecDeque<u64>>,
     next: u64,
     /// Of users' jobs.
     length: usize,
     quick: usize,
-    /// What whoever was served last has had by then: there, who comes begins.
+    /// The cost of the last served user, at which a new user begins.
     had: u64,
 }
 
@@ -162,7 +163,7 @@ impl<J> Queue<J> {
         self.quick > 0
     }
 
-    /// Whether a quick job may be done before all that is queued.
+    /// Whether a quick job may overtake all queued jobs.
     pub(super) fn may_overtake(&self, ticket: &Ticket) -> bool {
         if self.is_empty() {
             return true;
@@ -182,18 +183,17 @@ impl<J> Queue<J> {
         self.insert(ticket, number, job);
     }
 
-    /// Takes back a job that was taken and has [further steps](Ticket::next_step), before anything else
-    /// is taken.
+    /// Takes back a job that has [further steps](Ticket::next_step), before any other job is taken.
     pub(super) fn resume(&mut self, ticket: Ticket, job: J) {
         let numbers = ticket.node.and_then(|node| self.nodes.get(&node));
         match numbers.and_then(VecDeque::front) {
             Some(number) => self.insert(ticket, *number, job),
-            // Of no node: there is no order to be kept but its user's.
+            // Without a node, only the order of its user matters.
             None => self.push(ticket, job),
         }
     }
 
-    /// A job that was taken and has further steps will not come back.
+    /// Notes that a job with further steps will not come back.
     pub(super) fn give_up(&mut self, ticket: &Ticket) {
         if let (Some(node), Some(_)) = (ticket.node, ticket.next_step()) {
             self.leave_node(node);
@@ -277,7 +277,7 @@ impl<J> Queue<J> {
         self.own.later.len()
     }
 
-    /// What is committed next; nothing if there is nothing.
+    /// The next batch; empty without jobs.
     pub(super) fn take(&mut self) -> Vec<J> {
         let mut batch = self.take_of(|queue, share| queue.next_of(share));
         // Programs wait for no more of the vault's own than as many jobs make, and one.
@@ -290,7 +290,7 @@ impl<J> Queue<J> {
         batch
     }
 
-    /// The same of quick jobs alone.
+    /// The next batch of quick jobs only.
     pub(super) fn take_quick(&mut self) -> Vec<J> {
         match self.has_quick() {
             true => self.take_of(|queue, share| queue.next_quick_of(share)),
@@ -323,7 +323,7 @@ impl<J> Queue<J> {
             }
             self.had = self.had.max(first.had);
             batch.extend(self.remove(first.whose, first.place, first.had));
-            // What may not overtake it waits for all its steps.
+            // Jobs that must not overtake it wait for all its steps.
             if first.ticket.next_step().is_some() {
                 break;
             }
@@ -347,7 +347,7 @@ impl<J> Queue<J> {
         candidates.min_by_key(|first| (first.had, first.number))
     }
 
-    /// The next job of a share, if any need not wait for its node.
+    /// The next job of a share that need not wait for its node.
     fn next_of(&self, share: &Share<J>) -> Option<Place> {
         let (mut synced, mut bar) = (None, u64::MAX);
         for (at, item) in share.synced.iter().enumerate() {
@@ -372,7 +372,7 @@ impl<J> Queue<J> {
         (self.is_in_turn(item) && item.number < share.bar()).then_some(Place::Quick)
     }
 
-    /// Whether nothing is to be done before on the same node.
+    /// Whether the job is the next one on its node.
     fn is_in_turn(&self, item: &Item<J>) -> bool {
         let node = item.ticket.node.and_then(|node| self.nodes.get(&node));
         node.is_none_or(|numbers| numbers.front() == Some(&item.number))
@@ -399,7 +399,7 @@ impl<J> Queue<J> {
         Some(item.job)
     }
 
-    /// What is first on a node is done.
+    /// Removes the first job of a node.
     fn leave_node(&mut self, node: NodeId) {
         if let Some(numbers) = self.nodes.get_mut(&node) {
             numbers.pop_front();

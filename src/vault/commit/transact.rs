@@ -1,4 +1,4 @@
-//! Writing: transactions of jobs, and the two that change what everything else stands under.
+//! Write transactions: of jobs, and of changes to the keyring.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(in crate::vault) struct Transactions {
     records: Arc<Records>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
-    /// What the key-management history comes to.
+    /// The summary of its key-management history.
     chronicle: Arc<Mutex<Chronicle>>,
 }
 
@@ -57,7 +57,7 @@ impl Transactions {
         self.records.store().has_stopped_writing() || self.queue.has_failed()
     }
 
-    /// Makes durable all that was committed.
+    /// Makes all commits durable.
     ///
     /// # Errors
     /// When the store fails.
@@ -65,8 +65,8 @@ impl Transactions {
         self.records.sync()
     }
 
-    /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
-    /// none of them did anything, or that it is not known whether they are on disk.
+    /// Runs `jobs` in one transaction. Each succeeds or fails alone. The outer error means that
+    /// none had an effect, or that it is unknown whether they are on disk.
     ///
     /// # Errors
     /// When the vault is open for reading only, or the store fails.
@@ -79,7 +79,7 @@ impl Transactions {
         let mut turn = self.queue.turn_to_write()?;
         let outcomes = self.transact_in(&mut turn, jobs)?;
         drop(turn);
-        // Others go on to commit while this one waits for the disk.
+        // Other threads commit while this one waits for the disk.
         if durability == Durability::Now {
             self.sync()?;
         }
@@ -118,7 +118,7 @@ impl Transactions {
                 jobs,
                 &mut outcomes,
             );
-            // Nobody else writes meanwhile, so there is no doubt.
+            // Nobody else writes meanwhile, so a stale record is certain.
             doubt = checked.doubt.take();
             marks = checked.into_changed();
             committing.get_or_insert_with(|| records.current().committing());
@@ -143,8 +143,8 @@ impl Transactions {
         Ok(outcomes)
     }
 
-    /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
-    /// what was to be committed.
+    /// Reads the state again after an error in a commit: only the store knows whether it happened.
+    /// `marks` are those of the commit.
     fn look_again(&self, turn: &mut Turn<'_>, marks: Vec<Changed>) {
         self.records.cache().clear();
         let before = turn.commit;
@@ -163,8 +163,8 @@ impl Transactions {
         }
     }
 
-    /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
-    /// `guard` is asked inside the transaction whether that is still right.
+    /// Stores the keyring as `edit` changes it, with its event, and then uses it. Inside the
+    /// transaction, `guard` checks whether the change is still right.
     pub(in crate::vault) fn change_keyring(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
@@ -174,7 +174,7 @@ impl Transactions {
         self.change_keyring_all_the_same(edit, guard)
     }
 
-    /// The same for a vault of which nothing more is served.
+    /// The same for a condemned vault.
     pub(in crate::vault) fn change_keyring_all_the_same(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
@@ -280,7 +280,7 @@ impl Transactions {
         Ok(done)
     }
 
-    /// An error after the commit leaves open whether it was one.
+    /// Reads the keys again after an error in a commit, which may have happened.
     fn take_system_again(&self) {
         // Whoever calls has the turn, which a read that is in doubt would wait for.
         let records = &*self.records;
@@ -333,7 +333,7 @@ impl Transactions {
     }
 }
 
-/// Runs the jobs of a transaction, and ends it if there is anything to commit.
+/// Runs the jobs of a transaction, and seals it if there is anything to commit.
 fn run_all(
     mut tx: Tx<'_>,
     jobs: &mut [Job<'_>],
@@ -343,7 +343,7 @@ fn run_all(
         .iter_mut()
         .map(|job| tx.run(*job))
         .collect::<Result<_, VaultError>>()?;
-    // Nothing to commit is not worth a commit; the error only rolls back.
+    // Without changes no commit is needed; the error only rolls back.
     if !tx.is_touched() {
         return Err(Rollback::Untouched);
     }

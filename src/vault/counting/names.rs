@@ -9,7 +9,7 @@ use super::super::entry::DirectoryKeys;
 use super::super::keys::BATCH;
 use super::super::node::{DirectoryBody, Node};
 
-/// Compares a directory's names with what the directory says of them.
+/// Compares a directory's names with the sum in the directory.
 pub(in crate::vault) fn recount_names(
     records: &mut dyn Read,
     (keyring, current): (&Keyring, &Current),
@@ -19,7 +19,7 @@ pub(in crate::vault) fn recount_names(
     names_in(records, (keyring, current), id, &record).map(drop)
 }
 
-/// All names of a directory, whose record is given, as they are confirmed by the sum in it.
+/// All names of a directory, confirmed by the sum in its record.
 pub(in crate::vault) fn names_in(
     records: &mut dyn Read,
     (keyring, current): (&Keyring, &Current),

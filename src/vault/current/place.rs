@@ -1,4 +1,4 @@
-//! Where a record is, and what is doubted of one.
+//! Places of records, and doubts about records.
 
 use crate::store::{NameTag, NodeId, StoreError, StoreErrorKind};
 
@@ -31,7 +31,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// The place of a node or a version; that of an entry as directory and tag.
+/// The key of a node or a version; the error is the directory and tag of an entry.
 pub(super) fn key_of(place: &Place) -> Result<Key, (NodeId, NameTag)> {
     match *place {
         Place::Node(node) => Ok(Key::Node(node)),
@@ -40,7 +40,7 @@ pub(super) fn key_of(place: &Place) -> Result<Key, (NodeId, NameTag)> {
     }
 }
 
-/// A record is not what it should be, as far as one transaction can tell.
+/// A record is not as it should be, as far as one transaction can tell.
 #[derive(Clone, Debug)]
 pub(in crate::vault) struct Doubt {
     place: Place,

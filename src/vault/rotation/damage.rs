@@ -1,4 +1,4 @@
-//! Records that do not open and are in the way of a rotation: named, and counted.
+//! Records that do not open and block a rotation.
 
 use std::collections::BTreeSet;
 
@@ -7,28 +7,28 @@ use crate::store::Read;
 use super::super::VaultError;
 use super::super::keys::Key;
 
-/// More are counted, not named.
+/// Limit on named records; more are only counted.
 const MAX_NAMED: usize = 100;
 
-/// What one run has found.
+/// The damage that one run has found.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Damage {
-    /// What does not open is given up. Whoever insists on that while a run is under way does so for
-    /// the next one: in this one, whole directories wait for an entry that does not open.
+    /// Records that do not open are given up. A request for that during a run counts for the next
+    /// run: in this one, whole directories wait for an entry that does not open.
     pub(super) despite: bool,
     /// Keys that stay under the old master key.
     left: BTreeSet<Key>,
-    /// Number of records and sums.
+    /// Number of damaged records and sums.
     pub(super) count: u64,
     /// Some of them, by number.
     pub(super) named: Vec<String>,
     first: Option<VaultError>,
-    /// What may be otherwise another time.
+    /// A transient error.
     pub(super) passing: Option<VaultError>,
 }
 
 impl Damage {
-    /// None yet.
+    /// No damage yet.
     pub(super) fn of_a_run(despite: bool) -> Self {
         Self {
             despite,
@@ -36,14 +36,14 @@ impl Damage {
         }
     }
 
-    /// A key that cannot be put under the new master key.
+    /// Notes a key that cannot be moved to the new master key.
     pub(super) fn leave(&mut self, key: Key, error: VaultError) {
         if self.left.insert(key) {
             self.note(key, error);
         }
     }
 
-    /// Anything else that is not as it was stored.
+    /// Notes any other damage.
     pub(super) fn note(&mut self, what: impl std::fmt::Display, error: VaultError) {
         self.count += 1;
         if self.named.len() < MAX_NAMED {
@@ -52,12 +52,12 @@ impl Damage {
         self.first.get_or_insert(error);
     }
 
-    /// The first of it.
+    /// The first damage.
     pub(super) fn first(&self) -> Option<VaultError> {
         self.first.clone()
     }
 
-    /// How many keys are under another generation than `to`, besides those that are known to stay.
+    /// Number of keys under other generations than `to`, without those that are known to stay.
     pub(super) fn others_left(&self, records: &mut dyn Read, to: u64) -> Result<u64, VaultError> {
         const BATCH: usize = 256;
         let (under, total) = records.keys_under(to)?;

@@ -1,4 +1,4 @@
-//! Moving a directory's names from one key to another, a few in each transaction, however many there
+//! Moves a directory's names from one key to another, a few in each transaction, however many there
 //! are.
 
 use std::ops::ControlFlow;
@@ -14,8 +14,7 @@ use super::super::{Failure, VaultError};
 use super::damage::Damage;
 use super::search::SLICE;
 
-/// Goes on with a directory that was begun, to its end. `damage` names it if it keeps its
-/// previous key.
+/// Finishes a directory that was begun. `damage` names it if it keeps its previous key.
 pub(super) fn move_names(
     transactions: &Transactions,
     key: Key,

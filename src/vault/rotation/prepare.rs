@@ -1,4 +1,4 @@
-//! Making the records that take the place of others, outside of any transaction and on any thread.
+//! Makes replacement records, outside any transaction and on any thread.
 
 use crate::crypto::Nonces;
 use crate::keyring::Keyring;
@@ -12,20 +12,19 @@ use super::super::records::Records;
 use super::super::state::SystemKeys;
 use super::super::tx::Exchange;
 
-/// Contents are sealed anew outside of a transaction up to this many bytes at a time.
+/// Limit on the contents that are sealed again at a time outside a transaction, in bytes.
 const CONTENTS: u64 = 1 << 20;
 
-/// A record, and what it belongs to.
+/// A record, and its owner.
 pub(super) type Keyed = (Key, KeyedRecord);
 
-/// What became of some records.
+/// The outcome of preparing some records.
 #[derive(Default)]
 pub(super) struct Prepared {
     pub(super) exchanges: Vec<Exchange>,
-    /// Those that a transaction has to look at by itself: it finds out what is wrong with them, or
-    /// they are large.
+    /// Records for a transaction to handle itself: it finds their defect, or they are large.
     pub(super) rest: Vec<Key>,
-    /// Those for which there was no more room here.
+    /// Records that did not fit here.
     pub(super) left: Vec<Keyed>,
 }
 
@@ -64,7 +63,7 @@ pub(super) fn prepare(
     prepared
 }
 
-/// Seals the contents of versions under other content keys.
+/// Seals the contents of versions under new content keys.
 fn seal_anew(
     records: &Records,
     keyring: &Keyring,
@@ -102,18 +101,18 @@ fn seal_anew(
     })
 }
 
-/// A node's record under another metadata key.
+/// A node's record under a new metadata key.
 fn renewed(keyring: &Keyring, id: NodeId, old: &KeyedRecord) -> Result<KeyedRecord, VaultError> {
     let mut node = Node::open(keyring, id, old)?;
     node.renew_key(keyring)?;
     let new = node.seal(keyring.vault())?;
-    // What it takes the place of is gone then.
+    // Open it before it replaces the only other record.
     Node::open(keyring, id, &new)?;
     Ok(new)
 }
 
-/// A version under another content key, and the length of its content. `None` for one that is not
-/// what it was, or is long.
+/// A version under a new content key, and the length of its content. `None` for a version that has
+/// changed or is long.
 #[allow(clippy::type_complexity)]
 fn content_anew(
     keyring: &Keyring,

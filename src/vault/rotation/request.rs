@@ -1,23 +1,23 @@
-//! What can be asked of a vault's keys.
+//! Requests about a vault's keys.
 
 use crate::keyring::ChangeKind;
 use crate::kms::KeyUri;
 
-/// What is asked for.
+/// A request about a vault's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A new master key; every data key is wrapped by it.
+    /// A new master key, which wraps every data key.
     Rotate,
-    /// New data keys and a new master key; everything is encrypted anew.
+    /// New data keys and a new master key; everything is encrypted again.
     Reencrypt,
-    /// That one of these two, which is under way or begins now, removes the old master key although
-    /// records do not open.
+    /// One of these two, under way or new, which removes the old master key even if records do not
+    /// open.
     Despite(ChangeKind),
     /// New wraps of the same master key.
     Rewrap {
-        /// Under these KMS keys; none: under those that it has.
+        /// By these KMS keys; if empty, by the present ones.
         to: Vec<KeyUri>,
-        /// It may leave AWS for a key on this host.
+        /// Allows a move from AWS KMS to a key on this host.
         leave_aws: bool,
     },
 }
@@ -36,7 +36,7 @@ impl Request {
 }
 
 impl std::fmt::Display for Request {
-    /// As the control file takes it.
+    /// The request in the syntax of the control file.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())?;
         if let Request::Despite(_) = self {

@@ -1,4 +1,4 @@
-//! Finding the keys that are not under a generation, a few at a time.
+//! Finds the keys that are not under a generation, a few at a time.
 
 use std::time::Duration;
 
@@ -7,25 +7,25 @@ use crate::store::{KeyedRecord, Read};
 use super::super::VaultError;
 use super::super::keys::Key;
 
-/// Keys looked for in one read, and changed in one transaction if it does not take too long.
+/// Limit on keys in one read, and in one transaction if it does not take too long.
 pub(super) const BATCH: usize = 256;
 
-/// How long a transaction may keep others from writing.
+/// Limit on the time that a transaction keeps others from writing.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
 
-/// A search among the nodes, and then among the versions.
+/// A search through the nodes, and then the versions.
 pub(super) struct Search {
-    /// Of which generation none is looked for.
+    /// Skip records under this generation.
     but: u64,
     after: Option<Key>,
-    /// No node comes any more.
+    /// All nodes are done.
     past_nodes: bool,
-    /// Nothing does.
+    /// All records are done.
     ended: bool,
 }
 
 impl Search {
-    /// For what stands under any other generation.
+    /// A search for all records under other generations.
     pub(super) fn for_all_but(generation: u64) -> Self {
         Self {
             but: generation,
@@ -35,13 +35,13 @@ impl Search {
         }
     }
 
-    /// Goes on after `key`.
+    /// Continues after `key`.
     pub(super) fn after(&mut self, key: Key) {
         self.past_nodes |= key.node().is_none();
         self.after = Some(key);
     }
 
-    /// The next ones with their records; none at the end.
+    /// The next keys with their records; empty at the end.
     pub(super) fn with_records(
         &mut self,
         records: &mut dyn Read,
@@ -63,7 +63,7 @@ impl Search {
         Ok(versions.into_iter().map(keyed).collect())
     }
 
-    /// The next ones alone.
+    /// The next keys without their records.
     pub(super) fn without_records(
         &mut self,
         records: &mut dyn Read,

@@ -1,5 +1,5 @@
-//! Records that were prepared outside of the transaction, and take the place of those that they were
-//! made from if these are still there.
+//! Records prepared outside the transaction, which replace their originals if those are still
+//! there.
 
 use crate::store::{KeyedRecord, Write};
 
@@ -7,12 +7,12 @@ use super::super::VaultError;
 use super::super::keys::Key;
 use super::super::state::{Element, Elements};
 
-/// A record under the active master key, beside the one that it was made from.
+/// A record under the active master key, with its original.
 pub(in crate::vault) struct Exchange {
     pub(in crate::vault) key: Key,
     old: KeyedRecord,
     new: KeyedRecord,
-    /// The chunks of a version whose content was sealed anew.
+    /// The chunks of a version whose content was sealed again.
     chunks: Option<Vec<Vec<u8>>>,
     elements: [Element; 2],
 }

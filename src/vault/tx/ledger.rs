@@ -15,9 +15,9 @@ pub(super) struct Ledger<'a> {
     system: &'a SystemKeys,
     records: &'a mut dyn Write,
     state: State,
-    /// Nodes of which another record was put in the place of the one that was there.
+    /// Nodes whose record was exchanged.
     exchanged: Vec<NodeId>,
-    /// Entries that were stored and deleted.
+    /// Entries that were stored or deleted.
     entries: Vec<ChangedEntry>,
 }
 
@@ -58,7 +58,7 @@ impl<'a> Ledger<'a> {
         self.state.next_node = id;
     }
 
-    /// No number up to `id` is given out any more.
+    /// Makes sure that no new node gets a number up to `id`.
     pub(super) fn has_seen(&mut self, id: NodeId) {
         self.state.next_node = self.state.next_node.max(id + 1);
     }
@@ -200,7 +200,7 @@ impl<'a> Ledger<'a> {
 
     // --- the end -----------------------------------------------------------------------------
 
-    /// Counts all that is there, and goes on from that. Whether it was what the state said.
+    /// Counts all records, and continues with that count. Returns whether it matched the state.
     pub(super) fn recount(&mut self) -> Result<bool, VaultError> {
         let mut found = self.state.uncounted();
         let elements = self.system.elements();
