@@ -1,4 +1,4 @@
-//! What programs are told: one exhaustive table from failures to errno. It only maps.
+//! The errno for each failure: one exhaustive table. It only maps.
 
 use crate::crypto::MemoryError;
 use crate::keyring::KeyringError;
@@ -11,7 +11,7 @@ use crate::vault::{DirectoryBody, FileBody, Node, VaultError};
 pub struct Errno(pub i32);
 
 impl Errno {
-    /// Its name, `EBUSY` for one.
+    /// Its name, such as `EBUSY`.
     pub fn name(self) -> String {
         format!("{:?}", nix::errno::Errno::from_raw(self.0))
     }

@@ -32,7 +32,8 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// How often something read was not what was stored: `status` must not call it verified then.
+    /// Number of reads that met damage. If there are any, `status` must not call the vault
+    /// verified.
     pub(crate) fn unauthentic(&self) -> u64 {
         self.unauthentic.load(Ordering::Relaxed)
     }
@@ -56,8 +57,8 @@ impl Failures {
         self.log(error);
     }
 
-    /// Logs a failure, if programs are told no more than EIO. Failed authentication and failing media are
-    /// never silent. The texts name records by number.
+    /// Logs a failure, if programs are told no more than EIO. Failed authentication and failing
+    /// media are always logged. The texts identify records by number.
     pub(crate) fn log(&self, error: &VaultError) {
         if Errno::from(error) != Errno(libc::EIO) {
             return;

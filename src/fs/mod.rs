@@ -1,8 +1,8 @@
-//! The file system: what open, read, write, rename and the rest mean for secrets.
+//! The file system: the meaning of open, read, write, rename and so on for secrets.
 //!
-//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation takes a
-//! `done` that is called exactly once, on whichever thread: what can wait (for the disk, for a publication
-//! under way) never keeps the thread that reads requests.
+//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation
+//! takes a `done` that is called exactly once, on any thread. A wait, for the disk or for a
+//! publication under way, never blocks the thread that reads requests.
 //!
 //! A request goes from `transport` through the front door (`entry`) to the part that answers it. Each part
 //! is a type that holds what it needs, and nothing more; `file_system` puts them together.
