@@ -1,6 +1,6 @@
-//! Commands, as programs write them to `.secretfs/control` and send them to the socket.
+//! Commands, as programs write them to `.secretfs/control` and send them over the socket.
 //!
-//! One write is one command. It is answered once the intent is durable, or has failed.
+//! One write is one command. The answer comes once the intent is durable, or has failed.
 
 use crate::error::Class;
 use crate::fs::Errno;
@@ -19,7 +19,7 @@ const INTEGRITY: &str = "integrity failure: ";
 /// Parses a command.
 ///
 /// # Errors
-/// In words, when it is none.
+/// The reason, when `text` is no command.
 pub fn parse(text: &[u8]) -> Result<Request, String> {
     let text = match text {
         [.., _] if text.len() > MAX_COMMAND => return Err("the command is too long".into()),
@@ -59,14 +59,14 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
     }
 }
 
-/// Why a command was not begun.
+/// The reason that a command did not begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// The exit code of the program follows from it.
     pub(crate) class: Class,
     /// The errno for the program that writes to the control file.
     pub(crate) errno: Errno,
-    /// In words.
+    /// The reason, for people.
     pub(crate) why: String,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Commander {
     pub(crate) right: Right,
 }
 
-/// Called once, when a command is begun or refused.
+/// The function that is called once, when a command has begun or is refused.
 pub(crate) type OnReply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 
 #[cfg(test)]

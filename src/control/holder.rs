@@ -1,5 +1,5 @@
-//! The holder of a vault: the daemon that has it mounted. It is asked through the socket in the vault's
-//! directory, or where there is none through the control files of its mount.
+//! The holder of a vault: the daemon that has it mounted. Commands reach it through the socket in
+//! the vault's directory, or, where there is none, through the control files of its mount.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -17,15 +17,15 @@ use crate::vault::Request;
 /// command does.
 const MAX_REFUSAL: u64 = 64 << 10;
 
-/// The daemon that has the vault mounted, by the way in which it is asked.
+/// The daemon that has the vault mounted, by the way to reach it.
 pub(crate) enum Holder {
-    /// The mount here.
+    /// The mount at this path.
     Mount(PathBuf),
-    /// The daemon that listens in the directory of the vault that this path stands for.
+    /// The daemon that listens in the directory of the vault that this path names.
     Vault(PathBuf, DaemonClient),
 }
 
-/// A command that was not begun.
+/// A command that did not begin.
 pub(crate) struct NotBegun {
     pub(crate) class: Class,
     pub(crate) why: String,
@@ -56,9 +56,9 @@ fn class_before(errno: &str) -> Class {
 }
 
 impl Holder {
-    /// The holder of the vault that is mounted on `point`, under this device number. The mount names
-    /// `source` as its vault, but may name what it likes: the daemon that listens in that directory counts
-    /// only if it serves this device. `user` has mounted it.
+    /// The holder of the vault that is mounted on `point`, under this device number. `user` mounted
+    /// it. The mount names `source` as its vault, but a mount may name anything: the daemon that
+    /// listens in that directory counts only if it serves this device.
     pub(crate) fn of_mount(
         point: PathBuf,
         device: (u32, u32),
@@ -72,7 +72,7 @@ impl Holder {
         }
     }
 
-    /// The path by which it was named.
+    /// The path by which the caller named it.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Mount(path) | Self::Vault(path, _) => path,
@@ -82,7 +82,7 @@ impl Holder {
     /// The status of the mount.
     ///
     /// # Errors
-    /// When the holder cannot be asked.
+    /// When the holder does not answer.
     pub(crate) fn status(&self) -> Result<Value, Error> {
         match self {
             Self::Mount(point) => status_of_mount(point),
@@ -93,10 +93,10 @@ impl Holder {
         }
     }
 
-    /// Has the holder begin a command.
+    /// Asks the holder to begin a command.
     ///
     /// # Errors
-    /// When the holder cannot be asked.
+    /// When the holder does not answer.
     pub(crate) fn command(&self, request: &Request) -> Result<Result<(), NotBegun>, Error> {
         let request = request.to_string();
         match self {
@@ -155,8 +155,8 @@ fn serves(client: &DaemonClient, device: &str) -> bool {
     }
 }
 
-/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that may be
-/// asked and believed.
+/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that
+/// this user may ask and trust.
 ///
 /// # Errors
 /// When it refuses.
