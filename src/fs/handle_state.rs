@@ -1,4 +1,4 @@
-//! What an open handle has of its own.
+//! The state of an open handle.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

@@ -1,15 +1,15 @@
-//! Of which content or draft a node's pages in the kernel's cache are, and what becomes of changes in
-//! them.
+//! The source of a node's pages in the kernel's cache, a content or a draft, and the fate of
+//! changes in them.
 
 use super::FileHandle;
 use super::draft::Draft;
 use super::handle_state::{HandleState, Handles};
 use super::pages::{Pages, Source};
 
-/// A node's pages, beside the handles and drafts that they may be of.
+/// A node's pages, with the handles and drafts that they may belong to.
 pub(super) struct Mapped<'a> {
     handles: &'a mut Handles,
-    /// The draft of those that write in place.
+    /// The in-place draft.
     shared: &'a mut Option<Draft>,
     pages: &'a mut Pages,
 }
@@ -27,8 +27,8 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    /// Whether a handle may be served pages of what it reads, of `content` or of its draft, without
-    /// finding others among them. `last` is the handle that was opened last.
+    /// Whether a handle may read through the page cache, `content` or its draft, without meeting
+    /// pages of another source. `last` is the handle that was opened last.
     pub(super) fn admit(&mut self, fh: FileHandle, content: Option<u64>, last: FileHandle) -> bool {
         let Some(own) = self.handles.get(&fh) else {
             return false;

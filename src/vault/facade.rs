@@ -1,7 +1,7 @@
-//! The vault as everybody outside of it sees it: which of its parts answers what.
+//! The vault as other modules see it: each question goes to the part that answers it.
 //!
-//! Nothing but this and its [opening](open) reaches into it. Each part has what it needs of the others from
-//! its constructor.
+//! Only this and its [opening](open) reach into its fields. Each part gets the other parts that it
+//! needs in its constructor.
 
 mod open;
 
@@ -45,13 +45,13 @@ pub struct Vault {
     counter: Counter,
     leftovers: Leftovers,
     rotation: Rotation,
-    /// Of a vault that was opened for reading.
+    /// For a vault that is open for reading only.
     follower: Option<Arc<Follower>>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
-    /// The summary of its key-management history.
+    /// A summary of the key-management history.
     chronicle: Arc<Mutex<Chronicle>>,
-    /// The KMS that wraps its master keys, and the keys that it may be asked for.
+    /// The KMS that wraps the master keys, and the KMS keys that it may use.
     kms: Arc<Kms>,
 }
 
@@ -62,19 +62,19 @@ impl std::fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// What is stored of it.
+    /// The stored records.
     pub(super) fn records(&self) -> &Records {
         &self.records
     }
 
-    /// What writes to it.
+    /// The write transactions.
     pub(super) fn transactions(&self) -> &Transactions {
         &self.transactions
     }
 
     // --- what it is --------------------------------------------------------------------------
 
-    /// Where it is.
+    /// The vault's directory.
     pub fn path(&self) -> &Path {
         self.records.path()
     }
@@ -106,7 +106,7 @@ impl Vault {
         self.records.is_salvage()
     }
 
-    /// The keyring as it is now.
+    /// The present keyring.
     pub fn keyring(&self) -> Arc<Keyring> {
         self.records.keyring()
     }
@@ -150,8 +150,8 @@ impl Vault {
         self.reader.lookup(directory, name)
     }
 
-    /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
-    /// has at most as many bytes as `whole` says, which is told what it is.
+    /// Like [`lookup`](Self::lookup), with the content of the node from the same snapshot. The
+    /// content is whole if it has at most the bytes that `whole` returns for the node.
     ///
     /// # Errors
     /// As for [`lookup`](Self::lookup), and for the content as for [`content`](Self::content).
@@ -164,11 +164,11 @@ impl Vault {
         self.reader.lookup_with_content(directory, name, whole)
     }
 
-    /// At most `limit` entries of a directory, those filed after `after`. Who is going to ask for
-    /// their nodes has them read `with_nodes`, in one transaction instead of many.
+    /// At most `limit` entries of a directory, those filed after `after`. `with_nodes` also reads
+    /// their nodes, in one transaction instead of many.
     ///
     /// # Errors
-    /// When it is no directory, or an entry does not authenticate.
+    /// When the node is no directory, or an entry does not authenticate.
     pub fn list(
         &self,
         directory: NodeId,
@@ -182,7 +182,7 @@ impl Vault {
     /// A file's current content and its node. The content is whole if it has at most `whole` bytes.
     ///
     /// # Errors
-    /// When it is no file, or does not authenticate.
+    /// When the node is no file, or does not authenticate.
     pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
         self.content_within(id, &mut |_| whole)
     }
@@ -208,8 +208,8 @@ impl Vault {
         self.reader.version(id, number, whole)
     }
 
-    /// Fills `out` with a version's content from `offset` on, which must have that much. After an
-    /// error nothing of what is in `out` may be used.
+    /// Fills `out` with a version's content from `offset` on; the version must be that long. After
+    /// an error, callers must not use `out`.
     ///
     /// # Errors
     /// When a chunk is missing or does not authenticate.
@@ -242,7 +242,7 @@ impl Vault {
         Ok(self.records.store().foreign_changes()?)
     }
 
-    /// How its files are now. They cannot be changed and be the same.
+    /// The present state of the vault's files. Any change makes it differ.
     ///
     /// # Errors
     /// When the files cannot be examined.
@@ -250,7 +250,7 @@ impl Vault {
         Ok(self.records.store().footprint()?)
     }
 
-    /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
+    /// Follows the writer's keyring until `go_on` breaks. It needs a thread of its own.
     pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
         if let Some(follower) = &self.follower {
             follower.follow(go_on);
@@ -278,11 +278,11 @@ impl Vault {
         self.transactions.transact(durability, jobs)
     }
 
-    /// Starts the thread that commits the jobs of a mount. `left_to_another` is called by whoever leaves
-    /// a job to it.
+    /// Starts the thread that commits the jobs of a mount. A caller that leaves a job to it calls
+    /// `left_to_another`.
     ///
     /// # Errors
-    /// When it cannot be started, or the vault has one already.
+    /// When the thread cannot start, or the vault has one already.
     pub(crate) fn start_committer(&self, left_to_another: fn()) -> std::io::Result<Committer> {
         Committer::start(Arc::clone(&self.transactions), left_to_another)
     }
@@ -342,7 +342,7 @@ impl Vault {
     /// Waits for the verdict, at most `patience`; `None` without one by then.
     ///
     /// # Errors
-    /// When it is not, or could not be counted.
+    /// When the vault does not match its sums, or counting failed.
     pub fn await_verdict(&self, patience: Option<Duration>) -> Option<Result<(), VaultError>> {
         self.guard.await_verdict(patience)
     }
@@ -390,7 +390,7 @@ impl Vault {
     /// the mount serves nothing more.
     ///
     /// # Errors
-    /// When it is not, or could not be counted.
+    /// When the vault does not match its sums, or counting failed.
     pub fn count_afresh(&self) -> Result<(), VaultError> {
         self.counter.count_afresh()
     }
@@ -436,7 +436,8 @@ impl Vault {
         self.host.keep(commit, || self.sync())
     }
 
-    /// The first of `keys` that the vault is not under, and that was not named when it was opened.
+    /// The first of `keys` that neither wraps the vault's master key nor was named when it was
+    /// opened.
     ///
     /// # Errors
     /// When the keyring names an invalid KMS key.
@@ -450,7 +451,7 @@ impl Vault {
 
     // --- rotations ---------------------------------------------------------------------------
 
-    /// How far the rotation under way has come; `None` when there is none.
+    /// The progress of the rotation under way; `None` when there is none.
     pub fn progress(&self) -> Option<Progress> {
         self.rotation.progress()
     }
@@ -460,13 +461,14 @@ impl Vault {
         self.rotation.is_rotating()
     }
 
-    /// How long it is until the master key is `every` old.
+    /// The time until the master key is `every` old.
     pub fn until_rotation(&self, every: Duration) -> Duration {
         self.rotation.until_rotation(every)
     }
 
-    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
-    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
+    /// Begins a rotation, which calls the KMS. Once this returns, the rotation will complete, even
+    /// after a crash, unless the KMS does not unwrap what it has just wrapped.
+    /// [`drive`](Self::drive) does the rest.
     ///
     /// # Errors
     /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
@@ -475,8 +477,8 @@ impl Vault {
         self.rotation.begin(request)
     }
 
-    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
-    /// and batches.
+    /// Continues the rotation under way to its end, whichever process began it. It calls `go_on`
+    /// between steps and batches.
     ///
     /// # Errors
     /// When a record does not authenticate, or the store fails. The rotation stays where it is and

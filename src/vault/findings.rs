@@ -1,4 +1,4 @@
-//! Writing what was found to be wrong into the history.
+//! Recording findings in the key-management history.
 
 use crate::keyring::{Event, EventKind};
 

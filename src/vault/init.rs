@@ -1,4 +1,4 @@
-//! Making a vault: a whole one or none.
+//! Creating a vault, completely or not at all.
 
 use std::path::{Path, PathBuf};
 

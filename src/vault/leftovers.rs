@@ -1,5 +1,5 @@
-//! What is left over of files and replaced contents: what is on the list of what is to be reaped, and
-//! what somebody has taken off that list, so that nobody would ever remove it.
+//! The remains of deleted files and replaced contents: nodes on the list for reaping, and nodes
+//! that an attacker has taken off that list, which would otherwise stay for ever.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::tx::Tx;
 /// Number of nodes in one transaction.
 const BATCH: usize = 256;
 
-/// See the module.
+/// The remains in a vault, as the module describes.
 pub(super) struct Leftovers {
     records: Arc<Records>,
     transactions: Arc<Transactions>,

@@ -1,7 +1,7 @@
-//! What is stored, opened and current: every read of an open vault goes through here.
+//! The stored records: every read of an open vault goes through here.
 //!
-//! A record is handed on once it is known to be the current one. What it says is opened by whoever asked,
-//! with the keys of [`keyring`](Records::keyring).
+//! Callers get a record only once it is known to be current. They open it themselves, with the keys
+//! of [`keyring`](Records::keyring).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,19 +23,19 @@ use super::node::{Node, SYSTEM};
 use super::state::{State, SystemKeys};
 use super::unlocked::{Unlocked, stored_keyring};
 
-/// What a vault is read from, and with.
+/// The parts that a vault's records come from.
 pub(super) struct Sources {
     pub(super) store: Arc<SqliteStore>,
     pub(super) keys: Arc<Unlocked>,
     pub(super) cache: Arc<RecordCache>,
     pub(super) guard: Arc<Guard>,
-    /// The state as of the last commit, too.
+    /// Has the state of the last commit, too.
     pub(super) queue: Arc<CommitQueue>,
-    /// Who takes over what the writer does to the keys; none in the process that writes.
+    /// Takes over the writer's changes of the keyring; `None` in the writer itself.
     pub(super) follower: Option<Arc<Follower>>,
 }
 
-/// See the module.
+/// The stored records of an open vault.
 pub(super) struct Records {
     from: Sources,
     /// Used by a writer only: a reader must read again what another process may have changed.
@@ -48,7 +48,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// Of a vault that was unlocked.
+    /// The records of an unlocked vault.
     ///
     /// # Errors
     /// The store's.
@@ -65,7 +65,7 @@ impl Records {
 
     // --- what it is made of ------------------------------------------------------------------
 
-    /// Where the vault is.
+    /// The vault's directory.
     pub(super) fn path(&self) -> &Path {
         self.from.store.directory()
     }
@@ -96,17 +96,17 @@ impl Records {
         &self.current
     }
 
-    /// The keyring as it is now.
+    /// The present keyring.
     pub(super) fn keyring(&self) -> Arc<Keyring> {
         self.from.keys.keyring()
     }
 
-    /// The system node's keys as they are now.
+    /// The present keys of the system node.
     pub(super) fn system(&self) -> Arc<SystemKeys> {
         self.from.keys.system()
     }
 
-    /// The keys in use, for whoever changes them.
+    /// The keys in use, for callers that change them.
     pub(super) fn keys(&self) -> &Unlocked {
         &self.from.keys
     }
@@ -139,7 +139,7 @@ impl Records {
         }
     }
 
-    /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
+    /// Whether a later keyring than the one with sequence `before` exists and is in use now.
     pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
         match &self.from.follower {
             Some(follower) => follower.has_newer_keyring(before),
@@ -219,7 +219,7 @@ impl Records {
         }
     }
 
-    /// Forgets all that was kept of what was read.
+    /// Clears all caches of records.
     pub(super) fn forget_all(&self) {
         self.cache().clear();
         self.sealed.clear();
@@ -250,21 +250,21 @@ impl Records {
         self.seen()
     }
 
-    /// The state as this process has seen it last. Waits for nobody.
+    /// The state that this process has seen last. It does not wait.
     pub(super) fn seen(&self) -> State {
         self.from.queue.seen()
     }
 
-    /// Takes note of a state that another process has committed. What is known never goes back.
+    /// Notes a state that another process has committed. The known state never goes back.
     pub(super) fn has_come_to(&self, state: &State) {
         self.from.queue.has_come_to(state);
     }
 
-    /// Whether what is stored beside the records is what it should be: the vault has come no less far
-    /// than it had, and what a writer has stored last is there.
+    /// Checks the keyring and the state on disk: the vault must not have gone back, and in the
+    /// writer, both must be those that it stored last.
     ///
     /// # Errors
-    /// When it cannot be read, or the vault has gone back.
+    /// When they are unreadable, or the vault has gone back.
     pub(super) fn look(&self) -> Result<(), VaultError> {
         match self.is_read_only() {
             true => self.look_at_writer(),
@@ -354,7 +354,7 @@ impl Records {
         Ok(keys)
     }
 
-    /// The keyring record that is stored now. Nothing of it was verified.
+    /// The keyring record on disk, unverified.
     pub(super) fn stored_keyring(&self) -> Result<UnverifiedKeyring, VaultError> {
         stored_keyring(self.store())
     }

@@ -1,9 +1,9 @@
-//! What commits the jobs of a mount: they are gathered and committed in one transaction and one fsync.
+//! The committer of a mount: it gathers jobs and commits them in one transaction and one fsync.
 //!
-//! A job that need not be on disk at once runs on the caller's thread when nobody has the turn, because
-//! waking another thread costs more than the job. Everything else goes to the committer's own thread, so
-//! that nothing that waits for the disk stops the thread that reads requests. While that one syncs, others
-//! commit, and what is to be on disk gathers for the next sync.
+//! A job that need not be on disk at once runs on the caller's thread if the turn is free, because
+//! waking another thread costs more than the job. Everything else goes to the committer's own
+//! thread, so that waiting for the disk never blocks the thread that reads requests. While the
+//! committer syncs, other threads commit, and jobs that must be on disk gather for the next sync.
 //!
 //! A large content is stored in several steps, each in a transaction of its own. While several
 //! users write, each step is synced before the next begins, so that other users wait for at most
@@ -30,7 +30,7 @@ const SYNC_AFTER: Duration = Duration::from_millis(900);
 /// How often a thread that has committed looks for new quick jobs, before it goes on.
 const LOOKS: usize = 8;
 
-/// See the module.
+/// The committer of a mount, as the module describes.
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -38,7 +38,7 @@ pub(crate) struct Committer {
 
 struct Shared {
     on: Arc<Transactions>,
-    /// Called by whoever leaves a job to another thread, which is going to tell what came of it.
+    /// A caller that leaves a job to another thread calls this; that thread will report the result.
     left_to_another: fn(),
 }
 
@@ -46,7 +46,7 @@ impl Committer {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When it cannot be started, or the vault has one already.
+    /// When the thread cannot start, or the vault has one already.
     pub(in crate::vault) fn start(
         on: Arc<Transactions>,
         left_to_another: fn(),
@@ -83,10 +83,10 @@ impl Committer {
         self.shared.submit(Job::new(ticket, run, done));
     }
 
-    /// As [`submit`](Self::submit), for a job that must be on disk, and may have [several
-    /// steps](Ticket::in_steps), each in a transaction of its own. `run` gets the step, counted
-    /// from 0, and the result of the last step counts. The first step that fails is the last.
-    /// Another thread calls `done`, so the caller may hold locks that `done` takes.
+    /// Like [`submit`](Self::submit), for a job that must be on disk, and may have [several
+    /// steps](Ticket::in_steps), each in its own transaction. `run` gets the step, counted from 0,
+    /// and the result of the last step counts. The first step that fails is the last. Another
+    /// thread calls `done`, so the caller may hold locks that `done` takes.
     ///
     /// # Errors
     /// When the queue is closed. The caller reports the error after it has released those locks.
@@ -99,8 +99,8 @@ impl Committer {
         self.shared.enqueue(Job::in_steps(ticket, run, done))
     }
 
-    /// As [`submit`](Self::submit), for a job that nobody waits for: it joins the next commit, and
-    /// needs no transaction of its own.
+    /// Like [`submit`](Self::submit), for a job that no program waits for: it joins the next
+    /// commit, and needs no transaction of its own.
     pub(crate) fn submit_later<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
@@ -132,14 +132,14 @@ impl Committer {
     }
 }
 
-/// What there is to do for the thread.
+/// A task of the committer's thread.
 struct Task<'q> {
-    /// In which `jobs` are committed; `None` when there are none.
+    /// The turn in which to commit `jobs`; `None` when there are none.
     turn: Option<Turn<'q>>,
     jobs: Vec<Job>,
-    /// What is committed but not on disk is to be synced.
+    /// Commits have waited long enough for a sync.
     is_overdue: bool,
-    /// No jobs come but those that are queued.
+    /// No new jobs come.
     is_closed: bool,
 }
 
@@ -161,14 +161,14 @@ impl Shared {
         if let Err(refusal) = self.enqueue(job) {
             return refusal.tell();
         }
-        // The thread may be waiting for the disk, on behalf of others.
+        // The thread may be waiting for the disk, for other users.
         if is_quick {
             self.help(CommitQueue::taken);
         }
     }
 
-    /// The turn for a quick job that may be done at once, since nobody is in line and it overtakes nothing
-    /// that programs could tell.
+    /// The turn for a quick job that may run at once, because no thread is in line and programs
+    /// cannot observe what it overtakes.
     fn turn_before_all(&self, ticket: &Ticket) -> Option<Turn<'_>> {
         let mut waiting = self.queue().lock();
         let may = !waiting.is_closed && waiting.jobs.may_overtake(ticket);
@@ -216,8 +216,8 @@ impl Shared {
         }
     }
 
-    /// Commits quick jobs that are queued, unless somebody has the turn or is in line: who has it looks for
-    /// them when it is through, and so does the thread when its turn has come.
+    /// Commits queued quick jobs, unless another thread has the turn or is in line: it looks for
+    /// quick jobs at the end of its turn, and so does the committer's thread in its own.
     fn help(&self, taken: fn(&CommitQueue) -> Turn<'_>) {
         for _ in 0..LOOKS {
             let mut waiting = self.queue().lock();
@@ -236,7 +236,7 @@ impl Shared {
 
     // --- the thread --------------------------------------------------------------------------
 
-    /// Jobs are taken in from now on, for the thread that is about to be.
+    /// Accepts jobs from now on, for the thread that is about to start.
     fn open(&self) -> std::io::Result<()> {
         let mut waiting = self.queue().lock();
         if waiting.thread != Thread::Absent {
@@ -249,7 +249,7 @@ impl Shared {
         Ok(())
     }
 
-    /// The thread is no more: nobody would do the jobs that come.
+    /// Accepts no more jobs, because the thread is gone.
     fn leave(&self) {
         let mut waiting = self.queue().lock();
         waiting.is_closed = true;
@@ -303,7 +303,7 @@ impl Shared {
         self.queue().lock().users.are_several(Instant::now())
     }
 
-    /// Waits until there is something to do, and for the turn if that needs one.
+    /// Waits for the next task, and for the turn if the task needs one.
     fn next_task(&self) -> Task<'_> {
         let queue = self.queue();
         let mut waiting = queue.lock();
@@ -358,7 +358,7 @@ impl Shared {
         task
     }
 
-    /// Makes durable all that was committed, and `committed` with it.
+    /// Makes all commits durable, and returns `committed` with the outcome.
     fn sync(&self, committed: Finished) -> Finished {
         // Commits from now on may miss this sync.
         let since = self.queue().lock().unsynced.take();

@@ -1,28 +1,27 @@
 //! The order of commits: each user who waits for the disk gets a share of its time, however much
 //! the others ask for.
 //!
-//! There is a share for each user; those who are not known have one together. A job costs what its user
-//! has had more of then, and the one comes next with which its user has had least. So a user with many
-//! large contents delays the small one of another by that which is being stored, and not by those that
-//! wait; who comes back has not saved anything up meanwhile, and who stays away owes nothing, so nobody
-//! waits for ever.
+//! Each user has a share; all unknown users have one together. A job adds its cost to what its user
+//! has had, and the user who has had least comes next. So a user with many large contents delays
+//! another user's small one only by the content being stored, not by those that wait. A user who
+//! comes back has saved up nothing, and one who stays away owes nothing, so no user waits for ever.
 //!
-//! What the vault does of its own accord has a share like a user's. Threads that wait for a [turn of their
-//! own](Queue::push_turn) have theirs in the order in which they came, each for the price of a full batch:
-//! a rotation that always wants the next turn delays a user by one of them, and users who always have
-//! more jobs delay it by as much as they could store in the time of one. Jobs that [nobody waits
-//! for](Queue::push_later) cost nothing and go along with others.
+//! The vault's own work has a share like a user's. Threads that wait for a [turn of their
+//! own](Queue::push_turn) get it in order of arrival, each for the price of a full batch: a rotation
+//! that always wants the next turn delays a user by one turn at a time, and users who always have
+//! more jobs delay the rotation by as much as they can store in the time of one turn. Jobs that
+//! [no program waits for](Queue::push_later) cost nothing and join others.
 //!
-//! Within that, jobs keep their order where programs can see it:
+//! Within that, jobs keep their order where programs can observe it:
 //!
-//! - Of one user, quick jobs keep their order among each other, and so do all others. A job that
-//!   nobody awaits is overtaken by no later job of its user, because its program may have gone on.
-//!   An awaited job may be overtaken by quick jobs, and by any job while it waits for its node.
+//! - Of one user, quick jobs keep their order among each other, and so do all others. No later job
+//!   of the same user overtakes a job that no program awaits, because its program may have gone on.
+//!   Quick jobs may overtake an awaited job, and so may any job while it waits for its node.
 //! - On one node, jobs of all users keep their order: of two publications the later one stays, and
-//!   a time that is set after a close is not undone.
+//!   a close does not undo a time that is set after it.
 //! - Between users there is no other order: a job that is reported as done is committed by then, so
-//!   anything that another user begins after that comes later. Only jobs that nobody awaits are not
-//!   reported.
+//!   anything that another user begins after that comes later. Only jobs that no program awaits are
+//!   not reported.
 //!
 //! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more. A
 //! job with several steps comes [back](Queue::resume) after each step except the last. It keeps its
@@ -43,7 +42,7 @@ use super::ticket::{Kind, Ticket, Whose};
 pub(super) const MAX_BATCH: usize = 256;
 /// Limit on bytes of contents in a transaction of several jobs, which bounds the wait of others.
 const MAX_BYTES: u64 = 1 << 20;
-/// What a turn costs that a thread has to itself: as much as a full batch.
+/// The cost of a thread's turn: that of a full batch.
 const TURN: u64 = MAX_BYTES;
 
 struct Item<J> {
@@ -102,7 +101,7 @@ enum Place {
 
 /// A job that may be taken next.
 struct First {
-    /// What its user has had with it.
+    /// What its user will have had after it.
     had: u64,
     number: u64,
     ticket: Ticket,
@@ -110,13 +109,13 @@ struct First {
     place: Place,
 }
 
-/// What the vault does of its own accord.
+/// The vault's own work.
 struct Own<J> {
-    /// As of a user's share.
+    /// As in a user's share.
     had: u64,
-    /// Threads that wait for a turn, by the numbers that they were given.
+    /// Threads that wait for a turn, by their numbers.
     turns: VecDeque<u64>,
-    /// Jobs that go along with others, with their numbers.
+    /// Jobs that join others, with their numbers.
     later: VecDeque<(u64, J)>,
 }
 
@@ -127,7 +126,7 @@ pub(super) struct Queue<J> {
     /// The numbers of the jobs on each node, in order.
     nodes: HashMap<NodeId, VecDeque<u64>>,
     next: u64,
-    /// Of users' jobs.
+    /// Number of users' jobs.
     length: usize,
     quick: usize,
     /// The cost of the last served user, at which a new user begins.
@@ -230,8 +229,8 @@ impl<J> Queue<J> {
         }
     }
 
-    /// Has a thread wait for a turn of its own; returns the number by which it is named when that has
-    /// [come](Self::take_turn).
+    /// Queues a thread for a turn of its own; returns its number, by which
+    /// [`take_turn`](Self::take_turn) names it.
     pub(super) fn push_turn(&mut self) -> u64 {
         let number = self.next_number();
         if self.own.turns.is_empty() {
@@ -241,7 +240,7 @@ impl<J> Queue<J> {
         number
     }
 
-    /// Whether a thread is to have a turn of its own before anything else is taken.
+    /// Whether the next turn belongs to a thread.
     pub(super) fn is_turn_next(&self) -> bool {
         let Some(turn) = self.own.turns.front() else {
             return false;
@@ -252,7 +251,7 @@ impl<J> Queue<J> {
         }
     }
 
-    /// Lets the thread that has waited longest have its turn, whoever else waits.
+    /// Takes the thread that has waited longest out of the queue, for its turn.
     pub(super) fn take_turn(&mut self) -> Option<u64> {
         let number = self.own.turns.pop_front()?;
         self.own.had = self.own.had.saturating_add(TURN);
@@ -260,19 +259,19 @@ impl<J> Queue<J> {
         Some(number)
     }
 
-    /// How many threads wait for a turn.
+    /// Number of threads that wait for a turn.
     #[cfg(test)]
     pub(super) fn turns(&self) -> usize {
         self.own.turns.len()
     }
 
-    /// Queues a job that nobody waits for.
+    /// Queues a job that no program waits for.
     pub(super) fn push_later(&mut self, job: J) {
         let number = self.next_number();
         self.own.later.push_back((number, job));
     }
 
-    /// How many jobs wait that nobody waits for.
+    /// Number of queued jobs that no program waits for.
     pub(super) fn later(&self) -> usize {
         self.own.later.len()
     }
@@ -280,7 +279,7 @@ impl<J> Queue<J> {
     /// The next batch; empty without jobs.
     pub(super) fn take(&mut self) -> Vec<J> {
         let mut batch = self.take_of(|queue, share| queue.next_of(share));
-        // Programs wait for no more of the vault's own than as many jobs make, and one.
+        // Programs wait for at most as many of the vault's own jobs as of theirs, plus one.
         let room = match batch.len() {
             count if count > 0 && self.later() < MAX_BATCH => count + 1,
             _ => MAX_BATCH,
@@ -298,7 +297,7 @@ impl<J> Queue<J> {
         }
     }
 
-    /// All jobs that are left, in no order. Threads go on to wait for their turns.
+    /// All remaining jobs, in no order. Threads still wait for their turns.
     pub(super) fn drain(&mut self) -> Vec<J> {
         let later = std::mem::take(&mut self.own.later);
         let shares = std::mem::take(&mut self.shares);
@@ -331,7 +330,7 @@ impl<J> Queue<J> {
         batch
     }
 
-    /// The job with which its user has had least, of those that `next_of` says.
+    /// Of the jobs that `next_of` returns, the one whose user will have had least.
     fn first(&self, next_of: impl Fn(&Self, &Share<J>) -> Option<Place>) -> Option<First> {
         let candidates = self.shares.iter().filter_map(|(whose, share)| {
             let place = next_of(self, share)?;

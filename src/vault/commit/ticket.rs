@@ -1,4 +1,4 @@
-//! What a job is queued by: whose it is, when it is done, and what it costs.
+//! The ticket of a job: its user, when it counts as done, and its cost.
 
 use crate::store::NodeId;
 
@@ -33,7 +33,7 @@ pub(super) enum Kind {
     Quick,
     /// Done when on disk. Its program waits for it, and sends nothing else before.
     Awaited,
-    /// Done when on disk, and nobody waits for it.
+    /// Done when on disk. No program waits for it.
     Unattended,
 }
 
@@ -70,7 +70,7 @@ impl Ticket {
         Self::new(Kind::Awaited, whose)
     }
 
-    /// For a job that must be on disk, and that nobody waits for: its program's next job comes
+    /// For a job that must be on disk, and that no program waits for: its program's next job comes
     /// after it.
     pub(crate) fn unattended(whose: Whose) -> Self {
         Self::new(Kind::Unattended, whose)

@@ -19,13 +19,13 @@ use super::super::state::State;
 use super::super::tx::{Job, Tx};
 use super::{CommitQueue, Turn};
 
-/// See the module.
+/// The write transactions of a vault.
 pub(in crate::vault) struct Transactions {
     queue: Arc<CommitQueue>,
     records: Arc<Records>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
-    /// The summary of its key-management history.
+    /// A summary of the key-management history.
     chronicle: Arc<Mutex<Chronicle>>,
 }
 
@@ -46,13 +46,13 @@ impl Transactions {
         }
     }
 
-    /// Whose turn it is.
+    /// The commit queue.
     pub(in crate::vault) fn queue(&self) -> &CommitQueue {
         &self.queue
     }
 
-    /// Whether nothing is written any more until the vault is opened anew, after a failure that left open
-    /// what is on disk.
+    /// Whether the vault refuses to write until it is reopened, because a failure left unknown what
+    /// is on disk.
     pub(in crate::vault) fn has_stopped_writing(&self) -> bool {
         self.records.store().has_stopped_writing() || self.queue.has_failed()
     }
@@ -93,7 +93,8 @@ impl Transactions {
         }
     }
 
-    /// As [`transact`](Self::transact), for whoever has the turn. It is not on disk yet.
+    /// Like [`transact`](Self::transact), for the holder of the turn. The commit is not on disk
+    /// yet.
     pub(in crate::vault) fn transact_in(
         &self,
         turn: &mut Turn<'_>,
@@ -101,7 +102,7 @@ impl Transactions {
     ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
         self.must_write()?;
         let records = &*self.records;
-        // Not before: whoever changes the keyring has the turn.
+        // Not before the turn: only its holder changes the keyring.
         let (keyring, system) = (records.keyring(), records.system());
         let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
         let mut committing = None;
@@ -118,7 +119,7 @@ impl Transactions {
                 jobs,
                 &mut outcomes,
             );
-            // Nobody else writes meanwhile, so a stale record is certain.
+            // No other thread writes meanwhile, so a stale record is certain.
             doubt = checked.doubt.take();
             marks = checked.into_changed();
             committing.get_or_insert_with(|| records.current().committing());
@@ -163,8 +164,8 @@ impl Transactions {
         }
     }
 
-    /// Stores the keyring as `edit` changes it, with its event, and then uses it. Inside the
-    /// transaction, `guard` checks whether the change is still right.
+    /// Stores the keyring that `edit` makes, with its event, and then uses it. Inside the
+    /// transaction, `guard` checks that the change is still right.
     pub(in crate::vault) fn change_keyring(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
@@ -210,7 +211,7 @@ impl Transactions {
                 Some(error)
             }
         };
-        // Stored first, used then. Nothing can be written under it before the turn ends.
+        // Store first, then use. No thread can write under it before the turn ends.
         if turn.keyring == next.body().sequence {
             records.keys().use_keyring(next);
         }
@@ -280,17 +281,18 @@ impl Transactions {
         Ok(done)
     }
 
-    /// Reads the keys again after an error in a commit, which may have happened.
+    /// Reads the keys again after an error in a commit, which may have taken effect.
     fn take_system_again(&self) {
-        // Whoever calls has the turn, which a read that is in doubt would wait for.
+        // The caller holds the turn, and a checked read that met a stale record would wait for it.
         let records = &*self.records;
         if let Ok(keys) = store::read(records.store(), |stored| records.system_in(stored)) {
             records.keys().use_system(keys);
         }
     }
 
-    /// Runs `body` in a transaction of its own in which nothing is compared with what was current, and
-    /// records what it says it has done; `false` when it had nothing to do, and nothing was stored.
+    /// Runs `body` in its own transaction, which compares no record with the current ones, and
+    /// records the event that it returns; `false` when `body` had nothing to do and nothing was
+    /// stored.
     pub(in crate::vault) fn mend(
         &self,
         mut body: impl FnMut(&mut Tx<'_>) -> Result<Option<Event>, VaultError>,
@@ -350,7 +352,7 @@ fn run_all(
     Ok(tx.finish()?)
 }
 
-/// Why a transaction was rolled back.
+/// The reason that a transaction was rolled back.
 enum Rollback {
     Untouched,
     Failed(VaultError),

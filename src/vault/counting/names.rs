@@ -1,4 +1,4 @@
-//! Counting the names of one directory, and comparing them with the sum that the directory has of them.
+//! Counts the names of one directory and compares them with the sum in the directory's record.
 
 use crate::keyring::Keyring;
 use crate::store::{KeyedRecord, NodeId, Read};
@@ -46,7 +46,7 @@ pub(in crate::vault) fn names_in(
     Ok(names)
 }
 
-/// Refuses names that are not those which their directory should have.
+/// Fails if the names do not match the sum of their directory.
 pub(in crate::vault) fn must_agree(
     id: NodeId,
     said: &DirectoryBody,

@@ -1,6 +1,6 @@
-//! The way from a directory to an unlocked vault. Read [`Vault::open`] from top to bottom: nothing is
-//! trusted before the line that verifies it, nothing is sent to a KMS key that is not pinned, and
-//! nothing is written before everything was verified.
+//! The way from a directory to an unlocked vault. Read [`Vault::open`] from top to bottom: nothing
+//! is trusted before the line that verifies it, nothing is sent to a KMS key that is not pinned,
+//! and nothing is written before everything is verified.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -126,7 +126,7 @@ impl Vault {
 
     /// Opens and unlocks a vault to serve it. With [`Verify::Before`], nothing may be served or
     /// written before the [verdict](Self::await_verdict). This function returns with the verdict,
-    /// or after the time in `Verify::Before`; then a thread goes on to count.
+    /// or after the time in `Verify::Before`; in that case a thread continues the count.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -307,7 +307,7 @@ impl Vault {
         Ok((vault, Opening { guard, rollback }))
     }
 
-    /// Counts all records, and takes the vault into use if that is still left to do.
+    /// Counts all records, and takes the vault into use unless that is done already.
     fn verify_and_settle_in(&self, opening: Option<Opening>) -> Result<(), VaultError> {
         let ControlFlow::Continue(state) = self.counter.count(&|| self.guard.go_on())? else {
             return Ok(());
