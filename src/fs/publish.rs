@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
 use crate::vault::{
-    PIECE, Publication, Ticket, Timestamp, Tx, Vault, VaultError, Whose, pieces_of,
+    PIECE, Publication, Ticket, Timestamp, Tx, Vault, VaultError, Whose, pieces_of, publish_staged,
+    stage_piece,
 };
 
 use super::appends::Appends;
@@ -169,7 +170,7 @@ impl Publisher {
             let parts = job.image.parts();
             let (publication, modified) = (job.publication, job.modified);
             if piece + 1 < pieces {
-                tx.stage(id, &parts, piece)?;
+                stage_piece(tx, id, &parts, piece)?;
                 return Ok(None);
             }
             let published = match pieces {
@@ -177,7 +178,7 @@ impl Publisher {
                 _ => {
                     // What is read by now, which others may have begun since the first piece.
                     let keep = open.lock().keep_pinned();
-                    tx.publish_staged(id, &parts, publication, modified, &keep)
+                    publish_staged(tx, id, &parts, publication, modified, &keep)
                 }
             };
             published.map(Some)

@@ -78,4 +78,4 @@ pub use repair::{RepairReport, Repairs, repair};
 pub use rotation::{BLOCKED, Outcome, Phase, Progress, Request};
 pub use state::State;
 pub use summary::{GenerationSummary, Summary, WrapSummary};
-pub use tx::{Job, PIECE, Tx, pieces_of};
+pub use tx::{Job, PIECE, Tx, pieces_of, publish_staged, stage_piece};

@@ -285,6 +285,16 @@ impl Tx<'_> {
         Ok(self.node(node)?.file()?.version)
     }
 
+    /// The number of a version that is there, and that the node does not name yet.
+    ///
+    /// # Errors
+    /// When the node is gone or no regular file, or the store fails.
+    pub fn begun_version(&mut self, node: NodeId) -> Result<Option<u64>, VaultError> {
+        let current = self.node(node)?.file()?.version;
+        let last = self.records().versions_of(node)?.pop();
+        Ok(last.filter(|last| *last > current))
+    }
+
     /// Publishes `content` as the node's next version and returns its number. Versions before it
     /// go, but for those in `keep`, which open handles still read.
     ///
@@ -314,7 +324,7 @@ impl Tx<'_> {
         keep: &[u64],
     ) -> Result<u64, VaultError> {
         let version = self.node(node)?.file()?.version + 1;
-        let stored = self.records.versions_of(node)?;
+        let stored = self.records().versions_of(node)?;
         // It was begun in pieces, and came to no end.
         if stored.contains(&version) {
             self.delete_version(node, version);
@@ -399,7 +409,7 @@ impl Tx<'_> {
         }
         let current = found.file().map_or(0, |file| file.version);
         let mut kept = false;
-        for version in self.records.versions_of(node)? {
+        for version in self.records().versions_of(node)? {
             if version == current {
                 continue;
             }

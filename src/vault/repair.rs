@@ -23,6 +23,7 @@ use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
 use super::records::Records;
+use super::tx::mend;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
@@ -130,7 +131,7 @@ impl<'a> Repair<'a> {
         for id in ids {
             tx.run(&mut |tx| self.place(tx, id))??;
         }
-        let strays = tx.records.delete_stray_chunks()?;
+        let strays = tx.records().delete_stray_chunks()?;
         if strays > 0 {
             self.did(format_args!(
                 "removed {strays} chunks that belonged to no version"
@@ -157,11 +158,11 @@ impl<'a> Repair<'a> {
         if self.lost.remove(&ROOT) || self.nodes.remove(&ROOT).is_some() {
             self.keep_node_aside(tx, ROOT)?;
             tx.run(&mut |tx| {
-                tx.discard_node(ROOT);
+                mend::discard_node(tx, ROOT);
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| tx.found_root())??;
+        tx.run(&mut |tx| mend::found_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -180,7 +181,7 @@ impl<'a> Repair<'a> {
     }
 
     fn keep_node_aside(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
-        match tx.records.node(id)? {
+        match tx.records().node(id)? {
             Some(record) => self.aside.record("node", &[id], &record),
             None => Ok(()),
         }
@@ -190,7 +191,7 @@ impl<'a> Repair<'a> {
     /// by its versions.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         self.keep_node_aside(tx, id)?;
-        tx.discard_node(id);
+        mend::discard_node(tx, id);
         self.did(format_args!("took out node {id}, which does not open"));
         Ok(())
     }
@@ -202,10 +203,10 @@ impl<'a> Repair<'a> {
             _ => (0, 0, true),
         };
         let mut content = None;
-        let versions = tx.records.versions_of(id)?;
+        let versions = tx.records().versions_of(id)?;
         for version in &versions {
             let version = *version;
-            let Some(record) = tx.records.version(id, version)? else {
+            let Some(record) = tx.records().version(id, version)? else {
                 continue;
             };
             if version == current && whole {
@@ -218,7 +219,7 @@ impl<'a> Repair<'a> {
                 Some(left) if version == current => {
                     let complete = left.missing.is_empty();
                     if complete && left.content.len() as u64 == size {
-                        tx.replace_content(id, version, record, &left.content)?;
+                        mend::replace_content(tx, id, version, record, &left.content)?;
                         if let Some(seen) = self.nodes.get_mut(&id) {
                             seen.whole = true;
                         }
@@ -255,15 +256,15 @@ impl<'a> Repair<'a> {
         match content {
             Some((version, record, left)) => {
                 self.keep_version_aside(tx, id, version, &left.missing)?;
-                tx.replace_content(id, version, record, &left.content)?;
-                tx.set_file(id, version, left.content.len() as u64)?;
+                mend::replace_content(tx, id, version, record, &left.content)?;
+                mend::set_file(tx, id, version, left.content.len() as u64)?;
                 self.did(format_args!(
                     "node {id} has lost part of its content{}",
                     missing(&left.missing)
                 ));
             }
             None => {
-                tx.set_file(id, 0, 0)?;
+                mend::set_file(tx, id, 0, 0)?;
                 self.did(format_args!(
                     "node {id} has lost its content, version {current}"
                 ));
@@ -279,7 +280,7 @@ impl<'a> Repair<'a> {
         id: NodeId,
         number: u64,
     ) -> Result<Option<Left>, VaultError> {
-        let Some(record) = tx.records.version(id, number)? else {
+        let Some(record) = tx.records().version(id, number)? else {
             return Ok(None);
         };
         let Some(version) = opened(Version::open(tx.keyring, id, number, &record))? else {
@@ -289,7 +290,7 @@ impl<'a> Repair<'a> {
         let mut content = SecretBytes::zeroed(padded.sum())?;
         let mut missing = Vec::new();
         for (index, plain) in (0..version.chunks()).zip(content.chunks_mut(CHUNK)) {
-            if !found_chunk(tx.records, &version, index, plain)? {
+            if !found_chunk(tx.records(), &version, index, plain)? {
                 missing.push(index);
             }
         }
@@ -307,12 +308,12 @@ impl<'a> Repair<'a> {
         version: u64,
         chunks: &[u32],
     ) -> Result<(), VaultError> {
-        if let Some(record) = tx.records.version(id, version)? {
+        if let Some(record) = tx.records().version(id, version)? {
             self.aside.record("version", &[id, version], &record)?;
         }
         for index in chunks {
             if let Some(Some(sealed)) = opened(
-                tx.records
+                tx.records()
                     .chunk((id, version, *index))
                     .map_err(VaultError::from),
             )? {

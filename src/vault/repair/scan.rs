@@ -7,6 +7,7 @@ use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
 use super::super::leftovers::is_listed;
 use super::super::node::{Body, Kind, Node, SYSTEM};
+use super::super::tx::mend;
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
 
@@ -37,7 +38,7 @@ impl Repair<'_> {
     pub(super) fn scan_nodes(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after = None;
         loop {
-            let batch = tx.records.scan_nodes(after, BATCH)?;
+            let batch = tx.records().scan_nodes(after, BATCH)?;
             for (id, record) in &batch {
                 tx.has_seen(*id);
                 match opened(Node::open(tx.keyring, *id, record))? {
@@ -56,19 +57,21 @@ impl Repair<'_> {
     pub(super) fn scan_versions(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after = None;
         loop {
-            let batch = tx.records.scan_versions(after, BATCH)?;
+            let batch = tx.records().scan_versions(after, BATCH)?;
             for ((id, number), record) in &batch {
                 tx.has_seen(*id);
                 let version = opened(Version::open(tx.keyring, *id, *number, record))?;
                 let length = match &version {
-                    Some(version) if all_chunks_open(tx.records, version)? => {
+                    Some(version) if all_chunks_open(tx.records(), version)? => {
                         Some(version.length())
                     }
                     _ => None,
                 };
                 // On its way to be the next one, and cut off: it goes when it is reaped.
                 let is_begun = match &version {
-                    Some(version) => !version.has_end(tx.records)? && is_listed(tx.records, *id)?,
+                    Some(version) => {
+                        !version.has_end(tx.records())? && is_listed(tx.records(), *id)?
+                    }
                     None => false,
                 };
                 match self.nodes.get_mut(id) {
@@ -100,7 +103,7 @@ impl Repair<'_> {
     pub(super) fn scan_orphans(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after = None;
         loop {
-            let batch = tx.records.orphans(after, BATCH)?;
+            let batch = tx.records().orphans(after, BATCH)?;
             for id in &batch {
                 if let Some(seen) = self.nodes.get_mut(id) {
                     seen.is_orphan = true;
@@ -141,7 +144,7 @@ impl Repair<'_> {
         let mut counted = said.uncounted();
         let mut after: Option<NameTag> = None;
         loop {
-            let batch = tx.records.entries(id, after.as_ref(), BATCH)?;
+            let batch = tx.records().entries(id, after.as_ref(), BATCH)?;
             for row in &batch {
                 let why = match opened(keys.open(&row.tag, &row.value))? {
                     None => "an entry that does not open",
@@ -155,7 +158,7 @@ impl Repair<'_> {
                     },
                 };
                 self.aside.entry(id, &row.tag, &row.value)?;
-                tx.discard_entry(id, row.tag);
+                mend::discard_entry(tx, id, row.tag);
                 self.did(format_args!("took out of directory {id} {why}"));
             }
             after = batch.last().map(|row| row.tag);
@@ -168,7 +171,7 @@ impl Repair<'_> {
                 "directory {id} has {} entries, and says so now; it said {}",
                 counted.entries, said.entries
             ));
-            tx.set_directory(id, counted)?;
+            mend::set_directory(tx, id, counted)?;
         }
         Ok(())
     }
@@ -184,7 +187,7 @@ impl Repair<'_> {
         let here = (directory, entry.tag);
         // Of a name that has moved, what stands under the previous key was put back.
         let tag = keys.tag(&entry.name)?;
-        if tag != entry.tag && tx.records.entry(directory, &tag)?.is_some() {
+        if tag != entry.tag && tx.records().entry(directory, &tag)?.is_some() {
             return Ok(Some("a name that is there twice"));
         }
         let damaged = match self.nodes.get(&entry.node) {
@@ -240,7 +243,7 @@ impl Repair<'_> {
             return Ok(false);
         }
         let keys = tx.directory_keys(directory)?;
-        let Some(record) = tx.records.entry(directory, &tag)? else {
+        let Some(record) = tx.records().entry(directory, &tag)? else {
             return Ok(false);
         };
         Ok(opened(keys.open(&tag, &record))?.is_some_and(|entry| entry.node == id))
@@ -251,7 +254,7 @@ impl Repair<'_> {
         let mut after: Option<(NodeId, NameTag)> = None;
         loop {
             let from = after.as_ref().map(|(id, tag)| (*id, tag));
-            let batch = tx.records.scan_entries(from, BATCH)?;
+            let batch = tx.records().scan_entries(from, BATCH)?;
             for row in &batch {
                 let seen = self.nodes.get(&row.directory);
                 if seen.is_some_and(|seen| seen.kind == Kind::Directory) {
@@ -260,7 +263,7 @@ impl Repair<'_> {
                 self.aside.entry(row.directory, &row.tag, &row.value)?;
                 let (directory, tag) = (row.directory, row.tag);
                 tx.run(&mut |tx| {
-                    tx.discard_entry(directory, tag);
+                    mend::discard_entry(tx, directory, tag);
                     Ok(())
                 })??;
                 self.did(format_args!(

@@ -14,7 +14,8 @@ use super::super::crew::Crew;
 use super::super::keys::Key;
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
-use super::super::tx::{Exchange, Job, Migrated, Tx};
+use super::super::tx::directory::{Migrated, migrate_node};
+use super::super::tx::{Exchange, Job, Tx};
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
 use super::names::move_names;
@@ -30,7 +31,7 @@ impl Key {
         until: Instant,
     ) -> Result<Migrated, VaultError> {
         match self {
-            Key::Node(node) => tx.migrate_node(node, despite, until),
+            Key::Node(node) => migrate_node(tx, node, despite, until),
             Key::Version(node, version) => {
                 tx.migrate_version(node, version).map(|()| Migrated::Done)
             }

@@ -8,7 +8,8 @@ use crate::store::Durability;
 
 use super::super::commit::transact::Transactions;
 use super::super::keys::Key;
-use super::super::tx::{Migrated, Tx};
+use super::super::tx::Tx;
+use super::super::tx::directory::{self, Migrated};
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
 use super::search::SLICE;
@@ -46,7 +47,7 @@ pub(super) fn move_names(
         let mut job = |tx: &mut Tx<'_>| {
             die_at!("names-within");
             let from = (Some(&after), trouble.clone());
-            moved = tx.move_names(node, from, despite, Instant::now() + SLICE)?;
+            moved = directory::move_names(tx, node, from, despite, Instant::now() + SLICE)?;
             Ok(())
         };
         die_at!("names-before");
