@@ -1,5 +1,5 @@
 //! The plan of the house, and that the sources keep to it: which room stands above which, who may know
-//! what of the world outside, and how long a file may be.
+//! what of the world outside, in how many files a type may be written, and how long a file may be.
 
 mod reader;
 
@@ -32,6 +32,10 @@ const TOKIO_AND_AWS: &[&str] = &["aws/", "kms/"];
 /// Files that still import from each other in a circle. A list to be emptied: who takes part no longer
 /// must be taken off it, and nobody may be put on it.
 const IN_CIRCLES: &[&str] = &[];
+
+/// Most files in which the functions of one type are written: one, and another for how it is made, or for
+/// what is asked of it from outside. What a third would add is a type or a function of its own.
+const MOST_FILES: usize = 2;
 
 /// Most lines of a file.
 const LONGEST: usize = 500;
@@ -247,6 +251,51 @@ fn a_circle_is_seen_also_through_a_third_file_and_between_a_module_and_its_child
         ("fs/b.rs", "use super::A; pub struct B;"),
     ];
     assert!(in_circles(&built_of(&handed_on)).is_empty());
+}
+
+/// Types that are written in too many files, with these.
+fn strewn(house: &House) -> Vec<String> {
+    let all = house.extended().into_iter();
+    let strewn = all.filter(|(_, files)| files.len() > MOST_FILES);
+    strewn
+        .map(|(name, files)| format!("{name} is written in {files:?}"))
+        .collect()
+}
+
+#[test]
+fn no_type_is_written_in_more_than_two_files() {
+    let house = house();
+    let all = house.extended();
+    assert!(all.len() > 200, "the reader sees too little: {}", all.len());
+    let vault: Vec<_> = all["vault::facade::Vault"].iter().copied().collect();
+    assert_eq!(vault, ["vault/facade.rs", "vault/facade/open.rs"]);
+    let wrong = strewn(&house);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_type_that_is_strewn_over_files_is_seen_by_whatever_path_it_is_reached() {
+    let vault = ("vault/mod.rs", "mod facade; pub use facade::Vault;");
+    let facade = ("vault/facade.rs", "pub struct Vault; impl Vault {}");
+    let one = ("vault/one.rs", "use super::Vault; impl Vault {}");
+    for text in [
+        "use super::Vault; impl Vault {}",
+        "use super::facade::Vault as Whole; impl Whole {}",
+        "impl crate::vault::Vault {}",
+        "impl super::facade::Vault {}",
+        "fn f() { impl super::Vault {} }",
+    ] {
+        let house = built_of(&[vault, facade, one, ("vault/two.rs", text)]);
+        assert_eq!(strewn(&house).len(), 1, "{text}");
+    }
+    for text in [
+        "pub struct Vault; impl Vault {}",
+        "use super::Vault; impl Drop for Vault { fn drop(&mut self) {} }",
+        "#[cfg(test)] mod tests { use super::Vault; impl Vault {} }",
+    ] {
+        let house = built_of(&[vault, facade, one, ("vault/two.rs", text)]);
+        assert!(strewn(&house).is_empty(), "{text}");
+    }
 }
 
 /// Files that are longer than they may be, and those that have become shorter than the list says.

@@ -23,6 +23,8 @@ struct File {
     uses: Vec<Use>,
     /// Paths of more than one segment, wherever they stand.
     paths: Vec<Vec<String>>,
+    /// The types to which it adds functions of their own, not those of a trait.
+    extended: Vec<Vec<String>>,
 }
 
 /// A name that a `use` brings in.
@@ -102,6 +104,33 @@ impl House {
             .collect();
         files.sort_unstable();
         files
+    }
+
+    /// Every type that has functions of its own, by the path of its module and its name, with the files
+    /// in which these are written.
+    pub fn extended(&self) -> BTreeMap<String, BTreeSet<&str>> {
+        let mut found: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for (module, file) in self.program() {
+            for path in &file.extended {
+                let definition = self.type_at(module, file, path);
+                let written = found.entry(definition.join("::")).or_default();
+                written.insert(&file.path);
+            }
+        }
+        found
+    }
+
+    /// Where the type is defined that `path` leads to from a file.
+    fn type_at(&self, module: &Module, file: &File, path: &[String]) -> Vec<String> {
+        let here = || [module, path].concat();
+        let known = file.uses.iter().find(|one| one.name == path[0]);
+        let whole = match path {
+            [name] if file.defined.contains(name) => return here(),
+            [_] => known.and_then(|one| self.absolute(module, &one.path)),
+            _ => self.absolute(module, path),
+        };
+        let definition = whole.and_then(|whole| self.definition(&whole, 0));
+        definition.map_or_else(here, |(module, name)| [module, vec![name]].concat())
     }
 
     fn program(&self) -> impl Iterator<Item = (&Module, &File)> {
@@ -307,6 +336,13 @@ impl<'a> Visit<'a> for File {
                 "src/{}: a module within a file",
                 self.path
             );
+        }
+        if let Item::Impl(one) = item
+            && one.trait_.is_none()
+            && let syn::Type::Path(of) = &*one.self_ty
+        {
+            let names = of.path.segments.iter().map(|part| part.ident.to_string());
+            self.extended.push(names.collect());
         }
         visit::visit_item(self, item);
     }
