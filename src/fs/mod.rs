@@ -16,7 +16,7 @@
 //! | `closing` | flush, fsync, release |
 //!
 //! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
-//! is only appended to; `commits` is the way to the one queue that commits; `reaping` deletes; `loading`
+//! is only appended to; `commits` is the way to the vault's queue; `reaping` deletes; `loading`
 //! takes contents into memory; `settling` waits for publications; `nodes` and `table` find what is there
 //! and what is open; `kernel` is told to forget.
 

@@ -5,28 +5,36 @@
 //! of work wait for it:
 //!
 //! - *Jobs* of programs, which a mount's [`Committer`] gathers into batches. A quick job runs on the
-//!   caller's thread if nobody has the turn; all others run on the thread of the committer.
+//!   caller's thread if nobody has the turn; all others run on the committer's thread.
 //! - *Threads* that do something of the vault's own: a rotation, a change of the keyring or of the system
 //!   node, the moment of quiet that a count needs, a repair. Such a thread waits in [`CommitQueue::turn`]
 //!   and then works on its own stack, so that what it does may borrow. A vault without a mount has these
-//!   only, and no other thread.
+//!   only, and no committer.
 //!
-//! What this file and those below it promise, and why that holds:
+//! | file | knows |
+//! |---|---|
+//! | `ticket`, `queue` | what comes next; no threads, no clocks |
+//! | `waiting` | who has the turn, and who gets it next; no locks |
+//! | this one | how a thread waits for the turn, holds it and passes it on |
+//! | `committer`, `batch`, `job` | when jobs run, on which thread, and whom they are told |
+//! | `transact` | what a transaction does to the store and to what is cached |
+//!
+//! What the queue promises, and why it holds:
 //!
 //! - **Nobody waits in a circle.** The turn has a rank among the locks (`src/sync/order.rs`), and debug
 //!   builds check it before a thread waits. Whoever has the turn takes only locks that rank after it, and
-//!   waits for no other thread of the queue: what a batch leaves to be told is told after the turn.
-//! - **Nobody starves.** Whoever ends a turn [passes it on](Waiting::pass_on) under the same lock, to the
-//!   one that the [`Queue`] names: so the turn is free only when nobody is in line, and who comes by can
-//!   take it out of order only then. The queue gives every user a share, and one to the threads.
-//!   While the committer's thread waits for the disk it is not in line, and others do not wait for it.
-//! - **What programs can tell apart stays in order.** The rules are those of the [`Queue`]. Jobs are taken
-//!   from it by whoever has the turn, and what has further steps is put back before the turn ends.
-//! - **What is acknowledged as stored is on disk.** A job that asks for that is told what came of it after
-//!   a sync that began when it was committed, and is told the error if the sync fails.
-//! - **A panic ends nobody else's wait.** The turn ends with the stack that it is on, and the state is as it
-//!   was, since a transaction changes a copy. If the committer's thread panics, nothing more is written:
-//!   that is noted before anybody else has the turn, and everybody who waits is told.
+//!   waits for no thread of the queue: what came of a batch is told after its turn.
+//! - **Nobody starves.** Whoever ends a turn [passes it on](Waiting::pass_on) under one lock, to the one
+//!   that the [`Queue`](queue::Queue) names. The turn is free only while nobody is in line, so whoever takes
+//!   a free turn passes nobody. The queue gives a share to every user, and one to the threads. While the
+//!   committer waits for the disk it is not in line, and nobody waits for it.
+//! - **What programs can tell stays in order.** The queue keeps that order; only the holder of the turn
+//!   takes jobs from it, and puts back what has further steps before the turn ends.
+//! - **What is acknowledged as stored is on disk.** A job that asks for that is told its outcome after a
+//!   sync that began when it was committed, and the sync's error if there is one.
+//! - **A panic leaves nobody waiting.** The turn ends with the stack that holds it. The state is as it was,
+//!   since a transaction changes a copy. Jobs that the panic cuts off are told so. If it was on the
+//!   committer's thread, nothing more is written: that is noted before anybody else has the turn.
 
 mod batch;
 mod committer;
@@ -81,7 +89,7 @@ pub(super) struct Turn<'q> {
 struct Baton<'q> {
     queue: &'q CommitQueue,
     /// The committer's thread has it.
-    is_committers: bool,
+    is_committer: bool,
     is_over: bool,
 }
 
@@ -100,7 +108,7 @@ impl CommitQueue {
 
     /// Waits for the turn, in the order in which threads come, and beside jobs.
     pub(super) fn turn(&self) -> Turn<'_> {
-        let forward = nice::forward();
+        let _forward = nice::forward();
         // Before the thread waits, since it might wait for ever.
         self.state.check_order();
         let mut waiting = self.waiting.lock();
@@ -111,7 +119,7 @@ impl CommitQueue {
             }
         }
         drop(waiting);
-        self.taken(forward)
+        self.taken()
     }
 
     /// The same for who is going to write.
@@ -125,19 +133,20 @@ impl CommitQueue {
     }
 
     /// The turn that the calling thread has taken from those who wait.
-    fn taken(&self, forward: nice::Forward) -> Turn<'_> {
-        self.made_of(forward, false)
+    fn taken(&self) -> Turn<'_> {
+        self.turn_of(false)
     }
 
     /// The same for the committer's thread.
     fn taken_by_committer(&self) -> Turn<'_> {
-        self.made_of(nice::forward(), true)
+        self.turn_of(true)
     }
 
-    fn made_of(&self, forward: nice::Forward, is_committers: bool) -> Turn<'_> {
+    fn turn_of(&self, is_committer: bool) -> Turn<'_> {
+        let forward = nice::forward();
         let baton = Baton {
             queue: self,
-            is_committers,
+            is_committer,
             is_over: false,
         };
         Turn {
@@ -241,7 +250,7 @@ impl Drop for Baton<'_> {
             return;
         }
         let queue = self.queue;
-        let has_failed = self.is_committers && std::thread::panicking();
+        let has_failed = self.is_committer && std::thread::panicking();
         self.pass(|waiting| {
             if has_failed {
                 queue.fail(waiting);

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::fairness::alone;
@@ -100,10 +101,14 @@ fn nothing_is_written_after_a_panic_of_the_thread_that_commits_and_everybody_is_
     assert!(!vault.has_stopped_writing());
     fail::cfg("writer-commits", "panic").expect("a point");
     served.write(fh, 0, b"lost__").expect("written");
-    // In the batch that is cut off, or refused: told in any case.
-    served.0.fsync(fh, Box::new(|_| {}));
-    wait_for("the panic", SOON, || vault.has_stopped_writing());
+    let (sender, receiver) = mpsc::channel();
+    let told = move |outcome| sender.send(outcome).expect("awaited");
+    served.0.fsync(fh, Box::new(told));
+    // It is in the batch that is cut off.
+    let outcome = receiver.recv_timeout(SOON).expect("told");
+    assert_eq!(outcome, Err(Errno(libc::EIO)));
     fail::remove("writer-commits");
+    assert!(vault.has_stopped_writing());
     assert!(served.fsync(fh).is_err());
     assert!(served.make(ROOT, b"directory", Kind::Directory).is_err());
     let again = served.open(ino, libc::O_WRONLY | libc::O_TRUNC);

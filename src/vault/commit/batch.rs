@@ -27,12 +27,13 @@ pub(super) type Finished = Vec<(Done, Result<(), VaultError>)>;
 
 pub(super) fn finish(finished: Finished) {
     for (done, outcome) in finished {
-        done(outcome);
+        done.tell(outcome);
     }
 }
 
 /// Commits jobs, and ends the turn. What is not through with all its steps is queued again before that.
-pub(super) fn commit(on: &Transactions, mut turn: Turn<'_>, mut jobs: Vec<Job>) -> Committed {
+/// The jobs are given first, so that a panic drops them, which tells somebody, when the turn has ended.
+pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> Committed {
     let (outcomes, is_unsynced) = run(on, &mut turn, &mut jobs);
     let mut committed = Committed::default();
     // Dropped after the queue is let go of.

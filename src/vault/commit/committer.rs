@@ -14,7 +14,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
-use crate::os::nice;
 use crate::sync::{Mutex, Rank};
 use crate::vault::{Tx, VaultError};
 
@@ -153,10 +152,10 @@ impl Shared {
     fn submit(&self, job: Job) {
         let is_quick = job.ticket.is_quick();
         if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
-            let committed = commit(&self.on, turn, vec![job]);
+            let committed = commit(&self.on, vec![job], turn);
             finish(committed.soon);
             if committed.has_quick {
-                self.help();
+                self.help(CommitQueue::taken);
             }
             return;
         }
@@ -165,7 +164,7 @@ impl Shared {
         }
         // The thread may be waiting for the disk, on behalf of others.
         if is_quick {
-            self.help();
+            self.help(CommitQueue::taken);
         }
     }
 
@@ -176,7 +175,7 @@ impl Shared {
         let may = !waiting.is_closed && waiting.jobs.may_overtake(ticket);
         let is_taken = may && waiting.take_if_free();
         drop(waiting);
-        is_taken.then(|| self.queue().taken(nice::forward()))
+        is_taken.then(|| self.queue().taken())
     }
 
     fn enqueue(&self, job: Job) -> Result<(), Refusal> {
@@ -203,7 +202,7 @@ impl Shared {
         let mut waiting = self.queue().lock();
         if waiting.is_closed {
             drop(waiting);
-            return (job.done)(Err(VaultError::Closed));
+            return job.done.tell(Err(VaultError::Closed));
         }
         waiting.jobs.push_later(job);
         // With nothing else to do, the thread comes by when it is time to sync.
@@ -220,7 +219,7 @@ impl Shared {
 
     /// Commits quick jobs that are queued, unless somebody has the turn or is in line: who has it looks for
     /// them when it is through, and so does the thread when its turn has come.
-    fn help(&self) {
+    fn help(&self, taken: fn(&CommitQueue) -> Turn<'_>) {
         for _ in 0..LOOKS {
             let mut waiting = self.queue().lock();
             if !waiting.jobs.has_quick() || !waiting.take_if_free() {
@@ -228,11 +227,11 @@ impl Shared {
             }
             let jobs = waiting.jobs.take_quick();
             drop(waiting);
-            let turn = self.queue().taken(nice::forward());
+            let turn = taken(self.queue());
             if jobs.is_empty() {
                 return;
             }
-            finish(commit(&self.on, turn, jobs).soon);
+            finish(commit(&self.on, jobs, turn).soon);
         }
     }
 
@@ -268,7 +267,7 @@ impl Shared {
         self.leave();
         let left = self.queue().lock().jobs.drain();
         for job in left {
-            (job.done)(Err(VaultError::Closed));
+            job.done.tell(Err(VaultError::Closed));
         }
     }
 
@@ -279,7 +278,7 @@ impl Shared {
             let committed = match task.turn {
                 Some(turn) => {
                     fail::fail_point!("writer-commits");
-                    commit(&self.on, turn, task.jobs)
+                    commit(&self.on, task.jobs, turn)
                 }
                 None => Committed::default(),
             };
@@ -288,7 +287,7 @@ impl Shared {
                 fail::fail_point!("dies-between-steps", |_| std::process::abort());
                 fail::fail_point!("writer-between-steps");
             }
-            self.help();
+            self.help(CommitQueue::taken_by_committer);
             // Who comes is not to wait for all that was committed so far. With nobody else about, that
             // would be to no purpose.
             let is_shared = committed.has_more && self.are_several_users_about();

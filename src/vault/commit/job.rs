@@ -9,7 +9,27 @@ use super::ticket::Ticket;
 
 /// Does a step of a job, counted from 0.
 type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
-pub(super) type Done = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
+type Tell = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
+
+/// Whom to tell what came of a job. Whoever would never hear of it is told that nothing more is written:
+/// also when a panic drops what was being committed.
+pub(super) struct Done(Option<Tell>);
+
+impl Done {
+    pub(super) fn tell(mut self, outcome: Result<(), VaultError>) {
+        if let Some(done) = self.0.take() {
+            done(outcome);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(VaultError::Closed));
+        }
+    }
+}
 
 /// What is to be committed, and whom it is told.
 pub(super) struct Job {
@@ -26,7 +46,7 @@ pub(crate) struct Refusal(pub(super) Done);
 
 impl Refusal {
     pub(crate) fn tell(self) {
-        (self.0)(Err(VaultError::Closed));
+        self.0.tell(Err(VaultError::Closed));
     }
 }
 
@@ -54,11 +74,11 @@ impl Job {
                 *slot.lock() = Some(result);
                 Ok(())
             }),
-            done: Box::new(move |outcome| {
+            done: Done(Some(Box::new(move |outcome| {
                 let value = value.lock().take();
                 // A job that succeeded has left its value.
                 done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
-            }),
+            }))),
         }
     }
 }
