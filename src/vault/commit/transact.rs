@@ -1,4 +1,5 @@
-//! Writing: transactions of jobs, and the two that change what everything else stands under.
+//! Writing: transactions of jobs, those that change what everything else stands under, and that of a
+//! repair.
 
 use std::sync::Arc;
 
