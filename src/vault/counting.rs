@@ -85,14 +85,14 @@ pub(super) struct Counter {
 
 impl Counter {
     pub(super) fn new(
-        records: Arc<Records>,
-        transactions: Arc<Transactions>,
-        guard: Arc<Guard>,
+        records: &Arc<Records>,
+        transactions: &Arc<Transactions>,
+        guard: &Arc<Guard>,
     ) -> Self {
         Self {
-            records,
-            transactions,
-            guard,
+            records: Arc::clone(records),
+            transactions: Arc::clone(transactions),
+            guard: Arc::clone(guard),
         }
     }
 

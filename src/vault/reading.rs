@@ -67,8 +67,11 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(records: Arc<Records>, guard: Arc<Guard>) -> Self {
-        Self { records, guard }
+    pub(super) fn new(records: &Arc<Records>, guard: &Arc<Guard>) -> Self {
+        Self {
+            records: Arc::clone(records),
+            guard: Arc::clone(guard),
+        }
     }
 
     /// A node.

@@ -36,8 +36,6 @@ const LOCKS_WITHOUT_RANK: &[(&str, &str)] = &[
         "daemon/panics.rs",
         "the panic hook takes one whatever is held",
     ),
-    ("fs/commit_queue.rs", "to be ranked with the one queue"),
-    ("fs/job.rs", "to be ranked with the one queue"),
     ("fs/handles.rs", "to be ranked: the state of an open node"),
     ("fs/publish.rs", "is handed that state, locked"),
 ];

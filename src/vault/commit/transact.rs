@@ -1,4 +1,5 @@
-//! Write transactions: of jobs, and of changes to the keyring.
+//! Write transactions: those of jobs, those that change the keyring or the system node, and that of
+//! a repair.
 
 use std::sync::Arc;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
-use crate::kms::{self, Provider};
+use crate::kms::{self, Kms, Provider};
 use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore};
 use crate::sync::{Mutex, Rank};
 
@@ -29,7 +29,7 @@ use super::super::options::OpenOptions;
 use super::super::reading::Reader;
 use super::super::records::{self, Records};
 use super::super::rotation::{self, Rotation};
-use super::super::state::SystemKeys;
+use super::super::state::{State, SystemKeys};
 use super::super::unlocked::Unlocked;
 use super::Vault;
 
@@ -235,21 +235,38 @@ impl Vault {
         }
         let rollback = guard.compare(&keyring, &state, options)?;
 
-        let read_only = options.read_only;
-        let store = Arc::new(store);
-        let keys = Arc::new(Unlocked::new(keyring, system));
-        let cache = Arc::new(RecordCache::default());
-        let integrity = Arc::new(Guard::new(options.salvage));
+        let unlocked = Unlocked::new(keyring, system);
         let host = HostMemory::new(guard.pins.clone(), options.pinned_keys.clone());
+        let vault = Self::assemble(store, unlocked, state, (host, kms), options)?;
+        // `check` says what is wrong with the history, too.
+        match vault.read_history() {
+            Err(_) if options.salvage && options.read_only => {}
+            chronicle => *vault.chronicle.lock() = chronicle?,
+        }
+        Ok((vault, Opening { guard, rollback }))
+    }
+
+    /// Puts together the parts of a vault that was unlocked and verified: each gets those before it that it
+    /// needs.
+    fn assemble(
+        store: SqliteStore,
+        unlocked: Unlocked,
+        state: State,
+        (host, kms): (HostMemory, Kms),
+        options: &OpenOptions,
+    ) -> Result<Self, VaultError> {
+        let (store, keys) = (Arc::new(store), Arc::new(unlocked));
         let (host, kms) = (Arc::new(host), Arc::new(kms));
+        let cache = Arc::new(RecordCache::default());
+        let guard = Arc::new(Guard::new(options.salvage));
         let chronicle = Arc::new(Mutex::new(Rank::Chronicle, Chronicle::default()));
-        let follower = read_only.then(|| {
+        let follower = options.read_only.then(|| {
             Arc::new(Follower::new(follow::Sources {
                 store: Arc::clone(&store),
                 keys: Arc::clone(&keys),
                 cache: Arc::clone(&cache),
                 chronicle: Arc::clone(&chronicle),
-                guard: Arc::clone(&integrity),
+                guard: Arc::clone(&guard),
                 host: Arc::clone(&host),
                 kms: Arc::clone(&kms),
             }))
@@ -259,7 +276,7 @@ impl Vault {
             store,
             keys,
             cache,
-            guard: Arc::clone(&integrity),
+            guard: Arc::clone(&guard),
             queue: Arc::clone(&queue),
             follower: follower.clone(),
         };
@@ -267,26 +284,18 @@ impl Vault {
         let transactions = Arc::new(Transactions::new(
             queue,
             Arc::clone(&records),
-            Arc::clone(&integrity),
+            Arc::clone(&guard),
             Arc::clone(&host),
             Arc::clone(&chronicle),
         ));
-        let parts = || {
-            (
-                Arc::clone(&records),
-                Arc::clone(&transactions),
-                Arc::clone(&integrity),
-            )
-        };
-        let (of_counter, of_leftovers) = (parts(), parts());
-        let vault = Self {
-            reader: Reader::new(Arc::clone(&records), Arc::clone(&integrity)),
-            counter: Counter::new(of_counter.0, of_counter.1, of_counter.2),
-            leftovers: Leftovers::new(of_leftovers.0, of_leftovers.1, of_leftovers.2),
+        Ok(Self {
+            reader: Reader::new(&records, &guard),
+            counter: Counter::new(&records, &transactions, &guard),
+            leftovers: Leftovers::new(&records, &transactions, &guard),
             rotation: Rotation::new(rotation::Parts {
                 records: Arc::clone(&records),
                 transactions: Arc::clone(&transactions),
-                guard: Arc::clone(&integrity),
+                guard: Arc::clone(&guard),
                 host: Arc::clone(&host),
                 chronicle: Arc::clone(&chronicle),
                 kms: Arc::clone(&kms),
@@ -294,17 +303,11 @@ impl Vault {
             records,
             transactions,
             follower,
-            guard: integrity,
+            guard,
             host,
             chronicle,
             kms,
-        };
-        // `check` reports defects of the history, too.
-        match vault.read_history() {
-            Err(_) if options.salvage && options.read_only => {}
-            chronicle => *vault.chronicle.lock() = chronicle?,
-        }
-        Ok((vault, Opening { guard, rollback }))
+        })
     }
 
     /// Counts all records, and takes the vault into use unless that is done already.
