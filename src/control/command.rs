@@ -85,7 +85,7 @@ impl From<&VaultError> for Refusal {
         let errno = Errno::from(error);
         let class = error.failure();
         let mut why = error.to_string();
-        // EIO alone does not tell people a failing disk from a record that somebody changed.
+        // EIO alone does not distinguish a failing disk from a changed record.
         if class == Class::Integrity && !why.starts_with(INTEGRITY) {
             why.insert_str(0, INTEGRITY);
         }

@@ -49,7 +49,7 @@ pub struct Controller {
     driver: RotationDriver,
     reporter: Reporter,
     last: Mutex<LastCommand>,
-    /// The texts of the control files. An answer to a command makes lengths stale that users were told.
+    /// The texts of the control files. A command makes the lengths that callers were given stale.
     texts: Texts,
 }
 

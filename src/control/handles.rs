@@ -29,7 +29,7 @@ pub(super) struct OpenControl {
 }
 
 impl OpenControl {
-    /// What reading it shows.
+    /// The text that a read returns.
     pub(super) fn shown(&self) -> &Text {
         self.answer.as_ref().unwrap_or(&self.text)
     }

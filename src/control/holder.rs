@@ -42,8 +42,8 @@ impl NotBegun {
     }
 }
 
-/// The class of a refusal of which nothing but the errno is told: by a daemon of before classes, or by
-/// the kernel.
+/// The class of a refusal that has only an errno: from an older daemon without classes, or from the
+/// kernel.
 fn class_before(errno: &str) -> Class {
     match errno {
         "EINVAL" => Class::Usage,

@@ -8,9 +8,9 @@
 //! the client means, in case a socket was moved elsewhere. Each side checks the user of the other.
 //! Nothing secret is sent.
 //!
-//! Members are added to answers, and none is changed or taken away: client and daemon may be of different
-//! versions. Whoever writes a command to `.secretfs/control` reads the same answer through the same
-//! descriptor.
+//! New versions add members to answers, and never change or remove one: client and daemon may
+//! differ in version. A program that writes a command to `.secretfs/control` reads the same answer
+//! through the same descriptor.
 
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;

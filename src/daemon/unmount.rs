@@ -164,8 +164,9 @@ impl Held {
         }
     }
 
-    /// What is known without an answer. A daemon whose mount was aborted may still be writing, and one that
-    /// was killed may not: who has the vault tells that, where it is seen.
+    /// The holder, as far as it is known without an answer. A daemon whose mount was aborted may
+    /// still be writing, one that was killed is not: the vault's lock tells which, where it is
+    /// visible.
     fn unless_dead(mount: &mountinfo::Mount) -> Self {
         let is_dead = Point::open(&mount.point).is_ok_and(|point| point.is_dead());
         match is_dead && store::holder(&mount.source).is_ok() {

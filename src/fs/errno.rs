@@ -83,18 +83,18 @@ impl From<&VaultError> for Errno {
     }
 }
 
-/// What a file holds.
+/// The body of a file.
 ///
 /// # Errors
-/// When `node` is none.
+/// When `node` is of another kind.
 pub(super) fn file_of(node: &Node) -> Result<&FileBody, Errno> {
     node.file().map_err(|error| Errno::from(&error))
 }
 
-/// What a directory holds.
+/// The body of a directory.
 ///
 /// # Errors
-/// When `node` is none.
+/// When `node` is of another kind.
 pub(super) fn directory_of(node: &Node) -> Result<&DirectoryBody, Errno> {
     node.directory().map_err(|error| Errno::from(&error))
 }

@@ -470,7 +470,7 @@ impl FileSystem {
         }
     }
 
-    /// What has failed, for those who read of the vault without a request.
+    /// The failures of the mount, for threads that read from the vault without a request.
     pub(crate) fn failures(&self) -> &Arc<Failures> {
         &self.failures
     }

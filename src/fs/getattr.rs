@@ -30,7 +30,7 @@ struct Answer {
     for_all: bool,
 }
 
-/// See the module.
+/// The attributes of a mount's nodes.
 pub(super) struct Attributes {
     pub(super) is_beside_writer: bool,
     /// How long the kernel may keep attributes.
@@ -52,7 +52,7 @@ impl Attributes {
         }
     }
 
-    /// What is stored of a node.
+    /// The attributes of a stored node.
     fn stored_attr(&self, node: &Node) -> Attr {
         let a = &node.attributes;
         let mut attr = Attr {
@@ -398,7 +398,7 @@ impl Attributes {
     }
 
     /// Called beside a writer, before the kernel gets `attr` and may store it. If the kernel may
-    /// have stored another version, it is told to forget that, and ignores this answer, too.
+    /// have stored another version, this tells it to forget that; it then ignores this answer, too.
     ///
     /// An opener pins a version and then reads the note; this writes the note and then looks at the
     /// pins. One of the two sees the other, so the kernel never keeps the length of another version

@@ -64,7 +64,7 @@ impl NodeState {
         Readers::new(&mut self.handles, &mut self.told)
     }
 
-    /// Whose its pages in the kernel's cache are.
+    /// The node's pages in the kernel's cache, with their sources.
     pub(super) fn mapped(&mut self) -> Mapped<'_> {
         Mapped::new(&mut self.handles, &mut self.shared, &mut self.pages)
     }

@@ -64,7 +64,7 @@ pub(super) struct LastRead {
     pub(super) room: Option<Reservation>,
 }
 
-/// That of a handle, and of whatever else holds the same version for it.
+/// The last piece that a handle read, shared with the other holders of the same version for it.
 #[derive(Clone, Debug)]
 pub(super) struct LastPiece(Arc<Mutex<LastRead>>);
 

@@ -36,7 +36,7 @@ impl Nodes {
         }
     }
 
-    /// What is stored of a node.
+    /// The stored node.
     ///
     /// # Errors
     /// `ENOENT` when it is gone; beside a writer `ESTALE`.
@@ -44,7 +44,7 @@ impl Nodes {
         self.vault.node(id).map_err(|error| self.errno(error))
     }
 
-    /// What is stored of a node, or is held for somebody who was told `ESTALE`.
+    /// The stored node, or the one held for a thread that got `ESTALE`.
     ///
     /// # Errors
     /// As for [`stored`](Self::stored).

@@ -44,7 +44,7 @@ enum Next {
     Pinned(Pin),
 }
 
-/// See the module.
+/// The reads of a mount.
 pub(super) struct Reads {
     /// A reader that asks again at the end of a replaced content after this long is waiting for
     /// more.

@@ -35,7 +35,8 @@ impl HandleState {
     }
 }
 
-/// A node's handles, as far as they tell who reads what, and what their processes were told.
+/// A node's handles, for the versions that their readers see, and the lengths that their processes
+/// were given.
 pub(super) struct Readers<'a> {
     handles: &'a mut Handles,
     told: &'a mut Told,

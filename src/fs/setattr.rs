@@ -32,7 +32,7 @@ fn not_remembered(done: Done<Attr>) -> Done<Attr> {
     })
 }
 
-/// See the module.
+/// The changes of attributes in a mount.
 pub(super) struct AttributeChanges {
     pub(super) is_read_only: bool,
     pub(super) failures: Arc<Failures>,
@@ -132,7 +132,7 @@ impl AttributeChanges {
     }
 }
 
-/// chown(2) clears set-id bits, except on directories, whoever calls it.
+/// chown(2) clears set-id bits for every caller, except on directories.
 fn mode_after_chown(node: &Node, caller: Caller, set: &SetAttributes) -> Option<u32> {
     if node.kind == Kind::Directory || (set.uid.is_none() && set.gid.is_none()) {
         return None;

@@ -76,7 +76,7 @@ impl Counting {
 
 type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 
-/// See the module.
+/// Counts the records of a vault, as the module describes.
 pub(super) struct Counter {
     records: Arc<Records>,
     transactions: Arc<Transactions>,

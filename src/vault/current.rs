@@ -383,7 +383,7 @@ impl Current {
         self.commits.load(Ordering::Acquire)
     }
 
-    /// While the guard is held, nobody else takes up marks.
+    /// While a thread holds this guard, no other takes up marks.
     pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
         self.following.write()
     }

@@ -89,7 +89,7 @@ pub enum VaultError {
 
 /// The reason for a record that was not sealed under its key in its place.
 pub(crate) const UNAUTHENTIC: &str = "does not authenticate";
-/// What is said of a chunk that is missing in the snapshot that has its version.
+/// The reason for a chunk that is missing in a snapshot that has its version.
 pub(super) const CUT_OUT: &str = "is missing, though its version is there";
 
 impl VaultError {

@@ -23,7 +23,7 @@ const WAIT_FOR_KEY: Duration = Duration::from_secs(10);
 /// Limit on that interval while the key is unavailable.
 const FOLLOW_AT_LEAST: Duration = Duration::from_secs(30);
 
-/// What following takes.
+/// The parts that a follower needs.
 pub(super) struct Sources {
     pub(super) store: Arc<SqliteStore>,
     pub(super) keys: Arc<Unlocked>,
@@ -34,7 +34,7 @@ pub(super) struct Sources {
     pub(super) kms: Arc<Kms>,
 }
 
-/// See the module.
+/// Follows the writer's keyring, as the module describes.
 pub(super) struct Follower {
     from: Sources,
     /// A thread follows.

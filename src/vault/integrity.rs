@@ -79,12 +79,12 @@ pub(super) struct Guard {
     /// Findings that are not in the history yet.
     unrecorded: Mutex<Findings>,
     alarm: OnceLock<Alarm>,
-    /// What is left of the vault is to be got out: nothing is refused.
+    /// A salvage reads what is left of the vault, so nothing is refused.
     salvage: bool,
 }
 
 impl Guard {
-    /// Of a vault that was just opened, to be salvaged or to be used.
+    /// The integrity of a vault that was just opened, for salvage or for use.
     pub(super) fn new(salvage: bool) -> Self {
         Self {
             integrity: Mutex::new(Rank::Verdict, Integrity::Counting),
@@ -186,13 +186,13 @@ impl Guard {
         }
     }
 
-    /// Waits until it is known whether the vault may be served, if that is to be known first. False when
-    /// that is never known, because the vault is to be closed.
+    /// Waits for the verdict if service must wait for it. False if the vault is closed before there
+    /// is one.
     pub(super) fn await_verdict_or_end(&self) -> bool {
         !self.is_gated() || self.await_verdict(None).is_some()
     }
 
-    /// Whether whoever uses the vault would have to wait for a verdict.
+    /// Whether a user of the vault would have to wait for the verdict.
     pub(super) fn is_awaited(&self) -> bool {
         self.is_gated() && self.integrity() == Integrity::Counting
     }

@@ -60,7 +60,7 @@ pub enum Since {
     Gone,
 }
 
-/// See the module.
+/// Reads an open vault, as the module describes.
 pub(super) struct Reader {
     records: Arc<Records>,
     guard: Arc<Guard>,
@@ -298,9 +298,9 @@ impl Reader {
         })
     }
 
-    /// A file's current content and the node it belongs to: whole if it has at most as many bytes as
-    /// `whole` says, which is told what it is before any of it is read, perhaps more than once. It must
-    /// not wait.
+    /// A file's current content and its node. The content is whole if it has at most the bytes that
+    /// `whole` returns. `whole` gets the node before any content is read, perhaps more than once,
+    /// and must not wait.
     ///
     /// # Errors
     /// When the node is not a file, or does not authenticate.

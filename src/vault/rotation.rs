@@ -62,7 +62,7 @@ fn now() -> i64 {
     Timestamp::now().seconds
 }
 
-/// What a rotation needs.
+/// The parts that a rotation needs.
 pub(super) struct Parts {
     pub(super) records: Arc<Records>,
     pub(super) transactions: Arc<Transactions>,
@@ -72,7 +72,7 @@ pub(super) struct Parts {
     pub(super) kms: Arc<Kms>,
 }
 
-/// See the module.
+/// The rotations of a vault, as the module describes.
 pub(super) struct Rotation {
     records: Arc<Records>,
     transactions: Arc<Transactions>,
@@ -413,7 +413,7 @@ impl Rotation {
         // rarer.
         let mut wait = TRY_AGAIN;
         let truncate = || {
-            // Nobody can write meanwhile, so nobody is to try.
+            // Hold the turn, because no other thread can write meanwhile.
             let _turn = self.transactions.queue().turn_to_write()?;
             Ok::<_, VaultError>(self.records.store().truncate_wal()?)
         };

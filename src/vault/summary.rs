@@ -86,7 +86,7 @@ pub struct WrapSummary {
     pub created: i64,
 }
 
-/// What tells of a vault.
+/// The parts that a summary reads.
 pub(super) struct Parts<'a> {
     pub(super) records: &'a Records,
     pub(super) rotation: &'a Rotation,
@@ -115,7 +115,7 @@ fn warnings(path: &Path, kms: &Kms, body: &crate::keyring::KeyringBody) -> Vec<S
     warnings
 }
 
-/// What can be told of a vault.
+/// The facts about a vault that `status` shows.
 pub(super) fn summary(of: &Parts<'_>) -> Summary {
     use crate::keyring::GenerationState;
     let keyring = of.records.keyring();

@@ -142,7 +142,7 @@ impl<'a> Tx<'a> {
         self.ledger.records()
     }
 
-    /// Notes what is to be stored if the job succeeds.
+    /// Notes a change to store if the job succeeds.
     fn push(&mut self, op: Op) {
         self.ops.push(op);
     }

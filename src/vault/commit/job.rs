@@ -11,8 +11,8 @@ use super::ticket::Ticket;
 type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
 type Tell = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
 
-/// Whom to tell what came of a job. Whoever would never hear of it is told that nothing more is written:
-/// also when a panic drops what was being committed.
+/// The callback that gets the result of a job. If this is dropped without a result, for example by
+/// a panic during the commit, the callback gets an error: nothing more is written.
 pub(super) struct Done(Option<Tell>);
 
 impl Done {

@@ -59,7 +59,7 @@ struct Share<J> {
     had: u64,
     quick: VecDeque<Item<J>>,
     synced: VecDeque<Item<J>>,
-    /// Number of jobs in `synced` that nobody awaits.
+    /// Number of jobs in `synced` that no program awaits.
     unattended: usize,
 }
 
@@ -101,7 +101,7 @@ enum Place {
 
 /// A job that may be taken next.
 struct First {
-    /// What its user will have had after it.
+    /// The cost of its user's jobs, with this one.
     had: u64,
     number: u64,
     ticket: Ticket,

@@ -22,7 +22,7 @@ pub(in crate::vault) struct Following<'a> {
     pub(in crate::vault) is_authentic: &'a dyn Fn(&Place, &KeyedRecord) -> bool,
     /// Counts the names of a directory against the sum in its record, and takes up their marks.
     pub(in crate::vault) count_names: CountNames<'a>,
-    /// Nobody else takes up marks during the transaction.
+    /// No other thread takes up marks during the transaction.
     pub(in crate::vault) alone: bool,
 }
 

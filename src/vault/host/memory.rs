@@ -60,18 +60,19 @@ pub(in crate::vault) struct Seen<'a> {
     pub(in crate::vault) read_only: bool,
 }
 
-/// See the module.
+/// This host's memory of one vault, as the module describes.
 pub(in crate::vault) struct HostMemory {
     /// `None` until the vault is in use, and where there is no place for anchors.
     kept: Mutex<Option<Kept>>,
-    /// KMS keys that might be asked when it was opened.
+    /// KMS keys that the vault might use when it was opened.
     pins: Vec<KeyUri>,
-    /// Those of them that were named by whoever opened it.
+    /// Those of them that the caller named when it opened the vault.
     named: Vec<KeyUri>,
 }
 
 impl HostMemory {
-    /// Of a vault for which KMS keys `pins` may be asked, and that was opened by whoever has `named` some.
+    /// The memory of a vault that may use the KMS keys `pins`, of which its opener has `named`
+    /// some.
     pub(in crate::vault) fn new(pins: Vec<KeyUri>, named: Vec<KeyUri>) -> Self {
         Self {
             kept: Mutex::new(Rank::HostMemory, None),

@@ -39,7 +39,7 @@ impl Key {
     }
 }
 
-/// See the module. One run.
+/// One run of the migration that the module describes.
 pub(super) struct Migration<'a> {
     pub(super) records: &'a Records,
     pub(super) transactions: &'a Transactions,

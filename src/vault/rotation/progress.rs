@@ -64,7 +64,7 @@ pub(super) struct Figures {
     pub(super) blocked: bool,
 }
 
-/// What this process knows of a rotation besides what is stored.
+/// The facts about a rotation that only this process knows.
 pub(super) struct Standing {
     /// A user insists on removing the old key although records do not open. It is not stored.
     despite: AtomicBool,
@@ -96,12 +96,12 @@ impl Standing {
         self.despite.load(Ordering::Relaxed)
     }
 
-    /// Somebody insists on that, or nobody does any more.
+    /// Sets whether a user insists on removing the old key.
     pub(super) fn insist(&self, despite: bool) {
         self.despite.store(despite, Ordering::Relaxed);
     }
 
-    /// What has stopped the rotation, or that nothing does.
+    /// Sets the error that stops the rotation; `None` when it goes on.
     pub(super) fn note_trouble(&self, error: Option<&VaultError>) {
         let mut figures = self.figures();
         figures.trouble = error.map(ToString::to_string);
@@ -123,7 +123,7 @@ impl Standing {
         }
     }
 
-    /// How far `change` has come.
+    /// The progress of `change`.
     pub(super) fn progress_of(&self, change: &Change) -> Progress {
         let figures = self.figures().clone();
         let damage = self.damage().clone();

@@ -13,7 +13,7 @@ use super::super::node::Node;
 use super::super::renewing::Step;
 use super::super::state::State;
 
-/// See the module.
+/// Renews the system node's key, as the module describes.
 pub(super) struct Renewal {
     transactions: Arc<Transactions>,
     /// The generation under which this process last replaced the system node's key.

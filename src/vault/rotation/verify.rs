@@ -39,7 +39,7 @@ enum Found {
     Names(Result<(), VaultError>),
 }
 
-/// See the module. One run.
+/// One run of the verification that the module describes.
 pub(super) struct Verification<'a> {
     pub(super) records: &'a Records,
     pub(super) transactions: &'a Transactions,
@@ -131,7 +131,7 @@ impl Verification<'_> {
     /// The state and its keys in a snapshot taken here. If the system node has two keys, later
     /// writes are counted, too.
     fn counted_from(&self, records: &mut dyn Read) -> Result<(State, Arc<SystemKeys>), VaultError> {
-        // Under the lock, nobody commits.
+        // Under the lock, no other thread commits.
         let mut now = self.transactions.queue().turn();
         let state = self.records.stored_state(records)?;
         let system = self.records.system_in(records)?;

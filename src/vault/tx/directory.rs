@@ -76,7 +76,7 @@ pub(in crate::vault) fn move_names(
     }
     let keys = tx.directory_keys(id)?;
     let (rows, limit) = match next_entries(tx, id, after) {
-        // Nobody knows what follows an invalid row.
+        // The rows after an invalid one are unknown.
         Err(error) if despite && error.failure() == Failure::Integrity => {
             trouble.get_or_insert(error);
             (Vec::new(), 0)

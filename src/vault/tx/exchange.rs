@@ -35,12 +35,12 @@ impl Exchange {
         }
     }
 
-    /// What it comes to, before and after.
+    /// The elements of the sum for the old and the new record.
     pub(super) fn elements(&self) -> &[Element; 2] {
         &self.elements
     }
 
-    /// Stores it if what it was made from is still there; whether it was.
+    /// Stores the new record if the old one is still there; returns whether it was.
     pub(super) fn store(&self, records: &mut dyn Write) -> Result<bool, VaultError> {
         let Self { old, new, .. } = self;
         Ok(match (self.key, &self.chunks) {
