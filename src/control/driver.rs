@@ -128,7 +128,7 @@ impl RotationDriver {
                 match vault.is_read_only() {
                     true => vault.follow(&|| driver.go_on()),
                     false => {
-                        nice::step_back_but_for_locks();
+                        nice::lower_priority_outside_locks();
                         driver.drive(&vault, every);
                     }
                 }

@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::crypto::memory;
-use crate::os::nice::step_back;
+use crate::os::nice::lower_priority;
 use crate::store::NodeId;
 use crate::sync::{Mutex, Rank};
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
@@ -132,7 +132,7 @@ struct Comparing {
 impl Comparing {
     fn run(mut self) {
         memory::keep_stack_in();
-        step_back();
+        lower_priority();
         if !self.parts.vault.await_service() {
             return;
         }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::os::nice::step_back;
+use crate::os::nice::lower_priority;
 use crate::vault::{Footprint, Vault, VaultError};
 
 use super::askers::Askers;
@@ -76,7 +76,7 @@ struct Lookback {
 impl Lookback {
     fn look(&mut self) {
         if !std::mem::replace(&mut self.is_begun, true) {
-            step_back();
+            lower_priority();
             let is_served = self.vault.await_service() && !self.vault.is_condemned();
             if is_served && !self.vault.is_read_only() {
                 self.reap_left_overs();

@@ -66,7 +66,7 @@ impl<T: Send, U: Send> Crew<T, U> {
                 // Without this thread there is less help, and nothing is lost.
                 let _ = Builder::new().name("crew".into()).spawn_scoped(scope, || {
                     if is_modest {
-                        nice::step_back();
+                        nice::lower_priority();
                     }
                     crew.help(work);
                 });
