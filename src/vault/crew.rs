@@ -14,13 +14,13 @@ pub(super) const MOST: usize = 4;
 
 /// Pieces of work, and their results.
 pub(super) struct Crew<T, U> {
-    desk: Mutex<Desk<T, U>>,
+    queue: Mutex<WorkQueue<T, U>>,
     given: Condvar,
     done: Condvar,
     threads: usize,
 }
 
-struct Desk<T, U> {
+struct WorkQueue<T, U> {
     given: VecDeque<T>,
     /// `None` for a piece whose thread panicked.
     done: VecDeque<Option<U>>,
@@ -47,9 +47,9 @@ impl<T: Send, U: Send> Crew<T, U> {
     ) -> R {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let crew = Self {
-            desk: Mutex::new(
+            queue: Mutex::new(
                 Rank::Crew,
-                Desk {
+                WorkQueue {
                     given: VecDeque::new(),
                     done: VecDeque::new(),
                     held: 0,
@@ -78,51 +78,51 @@ impl<T: Send, U: Send> Crew<T, U> {
 
     /// Number of pieces worth handing out before the driver takes a result.
     pub(super) fn room(&self) -> usize {
-        let desk = self.desk();
-        let under_way = desk.given.len() + desk.held + desk.done.len();
+        let queue = self.queue();
+        let under_way = queue.given.len() + queue.held + queue.done.len();
         (2 * self.threads).saturating_sub(under_way)
     }
 
     /// Hands out a piece of work.
     pub(super) fn give(&self, piece: T) {
-        self.desk().given.push_back(piece);
+        self.queue().given.push_back(piece);
         self.given.notify_one();
     }
 
     /// The result of a piece, in any order; `None` if nothing is under way.
     pub(super) fn take(&self, work: &(dyn Fn(T) -> U + Sync)) -> Option<U> {
-        let mut desk = self.desk();
+        let mut queue = self.queue();
         loop {
-            if let Some(done) = desk.done.pop_front() {
+            if let Some(done) = queue.done.pop_front() {
                 // The panic would have reached here, too.
                 return Some(done.unwrap_or_else(|| panic!("a thread of the crew panicked")));
             }
-            if let Some(piece) = desk.given.pop_front() {
-                drop(desk);
+            if let Some(piece) = queue.given.pop_front() {
+                drop(queue);
                 return Some(work(piece));
             }
-            if desk.held == 0 {
+            if queue.held == 0 {
                 return None;
             }
-            desk = self.done.wait(desk);
+            queue = self.done.wait(queue);
         }
     }
 
     fn help(&self, work: &(dyn Fn(T) -> U + Sync)) {
         memory::keep_stack_in();
         loop {
-            let mut desk = self.desk();
+            let mut queue = self.queue();
             let piece = loop {
-                if desk.closed {
+                if queue.closed {
                     return;
                 }
-                if let Some(piece) = desk.given.pop_front() {
+                if let Some(piece) = queue.given.pop_front() {
                     break piece;
                 }
-                desk = self.given.wait(desk);
+                queue = self.given.wait(queue);
             };
-            desk.held += 1;
-            drop(desk);
+            queue.held += 1;
+            drop(queue);
             let mut held = Held {
                 crew: self,
                 done: None,
@@ -131,8 +131,8 @@ impl<T: Send, U: Send> Crew<T, U> {
         }
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk<T, U>> {
-        self.desk.lock()
+    fn queue(&self) -> MutexGuard<'_, WorkQueue<T, U>> {
+        self.queue.lock()
     }
 }
 
@@ -144,10 +144,10 @@ struct Held<'c, T: Send, U: Send> {
 
 impl<T: Send, U: Send> Drop for Held<'_, T, U> {
     fn drop(&mut self) {
-        let mut desk = self.crew.desk();
-        desk.held -= 1;
-        desk.done.push_back(self.done.take());
-        drop(desk);
+        let mut queue = self.crew.queue();
+        queue.held -= 1;
+        queue.done.push_back(self.done.take());
+        drop(queue);
         self.crew.done.notify_one();
     }
 }
@@ -157,7 +157,7 @@ struct Closed<'c, T: Send, U: Send>(&'c Crew<T, U>);
 
 impl<T: Send, U: Send> Drop for Closed<'_, T, U> {
     fn drop(&mut self) {
-        self.0.desk().closed = true;
+        self.0.queue().closed = true;
         self.0.given.notify_all();
     }
 }
