@@ -81,7 +81,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             let cache = RecordCache::default();
             let mut tx = Tx::new(&keyring, &keys, &cache, records, State::empty(ROOT));
             tx.put_keyring(std::slice::from_ref(&event))?;
-            tx.found(system, root)?;
+            tx.write_genesis(system, root)?;
             let commit = tx.finish()?.0.commit;
             // Check this before there is a vault: one without an anchor would be incomplete.
             let Some(anchors) = &anchors else {

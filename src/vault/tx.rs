@@ -408,7 +408,11 @@ impl<'a> Tx<'a> {
     }
 
     /// Puts the system node and the root directory into an empty vault.
-    pub(super) fn found(&mut self, system: Node, root: Attributes) -> Result<(), VaultError> {
+    pub(super) fn write_genesis(
+        &mut self,
+        system: Node,
+        root: Attributes,
+    ) -> Result<(), VaultError> {
         self.touched = true;
         self.ledger.begin_at(super::node::ROOT);
         self.nodes.insert(super::node::SYSTEM, Slot::made(system));
