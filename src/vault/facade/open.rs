@@ -118,8 +118,8 @@ impl Vault {
     fn open_as(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
         let (vault, opening) = Self::unlock(path, options)?;
         match options.salvage {
-            true => vault.settle_in(opening)?,
-            false => vault.verify_and_settle_in(Some(opening))?,
+            true => vault.adopt(opening)?,
+            false => vault.verify_and_adopt(Some(opening))?,
         }
         Ok(vault)
     }
@@ -143,7 +143,7 @@ impl Vault {
             && seen.nodes.saturating_add(seen.versions) <= FEW
         {
             // No other thread has begun yet.
-            vault.verify_and_settle_in(Some(opening))?;
+            vault.verify_and_adopt(Some(opening))?;
             return Ok(Arc::new(vault));
         }
         let vault = Arc::new(vault);
@@ -154,14 +154,14 @@ impl Vault {
             }
             // A salvage reports defects, and serves the rest.
             Verify::Before(_) | Verify::Background => {
-                vault.settle_in(opening)?;
+                vault.adopt(opening)?;
                 (None, None)
             }
         };
         let counting = Arc::clone(&vault);
         let count = move || {
             // Callers that wait for the verdict must get one, even after a panic.
-            let verify = || counting.verify_and_settle_in(opening);
+            let verify = || counting.verify_and_adopt(opening);
             let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(verify));
             let internal = |_| Err(VaultError::Setting("internal error in the count".into()));
             if let Err(error) = verified.unwrap_or_else(internal) {
@@ -311,19 +311,19 @@ impl Vault {
     }
 
     /// Counts all records, and takes the vault into use unless that is done already.
-    fn verify_and_settle_in(&self, opening: Option<Opening>) -> Result<(), VaultError> {
+    fn verify_and_adopt(&self, opening: Option<Opening>) -> Result<(), VaultError> {
         let ControlFlow::Continue(state) = self.counter.count(&|| self.guard.go_on())? else {
             return Ok(());
         };
         if let Some(opening) = opening {
-            self.settle_in(opening)?;
+            self.adopt(opening)?;
         }
         self.guard.note_verified(state.commit);
         Ok(())
     }
 
     /// Takes a verified vault into use, and stores its anchor on this host.
-    fn settle_in(&self, opening: Opening) -> Result<(), VaultError> {
+    fn adopt(&self, opening: Opening) -> Result<(), VaultError> {
         let Opening { guard, rollback } = opening;
         let lower = rollback.is_some();
         if lower && let Some(anchors) = &guard.anchors {
@@ -331,7 +331,7 @@ impl Vault {
             anchors.must_be_writable()?;
         }
         if !self.is_read_only() {
-            self.settle(rollback)?;
+            self.adopt_as_writer(rollback)?;
         }
         let keyring = self.keyring();
         let seen = Seen {
@@ -344,7 +344,7 @@ impl Vault {
     }
 
     /// The first steps of a writer: announces itself, and finishes what the last one left.
-    fn settle(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
+    fn adopt_as_writer(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
         self.records.store().announce()?;
         if let Some(kind) = rollback {
             let event = Event {
