@@ -123,7 +123,7 @@ impl Beside {
         let held = held.ok_or(Errno(libc::ESTALE))?;
         let pin = held.content?;
         let (fh, handle) = self.table.open(ino, access, None, caller.uid)?;
-        self.loader.settle(fh, &handle, caller.pid, held.node, pin);
+        self.loader.pin(fh, &handle, caller.pid, held.node, pin);
         Ok(Opened { fh, flushes: false })
     }
 

@@ -72,7 +72,7 @@ impl HandleState {
     }
 
     /// Pins a version.
-    pub(super) fn settle(&mut self, pin: Option<Pin>) {
+    pub(super) fn pin_to(&mut self, pin: Option<Pin>) {
         (self.pin, self.ended) = (pin, None);
     }
 }

@@ -117,7 +117,7 @@ impl NodeState {
     }
 
     /// Beside a writer: pins a handle to the version that was read with the node.
-    pub(super) fn settle_beside_writer(
+    pub(super) fn pin_beside_writer(
         &mut self,
         handle: FileHandle,
         node: Arc<Node>,
@@ -125,7 +125,7 @@ impl NodeState {
     ) {
         self.remember_opened(node);
         if let Some(own) = self.handles.get_mut(&handle) {
-            own.settle(pin);
+            own.pin_to(pin);
         }
     }
 

@@ -35,12 +35,12 @@ impl Loader {
         thread: u32,
     ) -> Result<(), Errno> {
         let (node, pin) = self.load_current_of(&handle.node, handle.user)?;
-        self.settle(fh, handle, thread, node, pin);
+        self.pin(fh, handle, thread, node, pin);
         Ok(())
     }
 
     /// Beside a writer: pins a handle, which `thread` opens, to the version that was read.
-    pub(super) fn settle(
+    pub(super) fn pin(
         &self,
         fh: FileHandle,
         handle: &Handle,
@@ -51,7 +51,7 @@ impl Loader {
         let fresh = pin.as_ref().map(Shown::of_pin);
         let version = fresh.map_or(0, |fresh| fresh.version);
         let mut state = handle.node.lock();
-        state.settle_beside_writer(fh, node, pin);
+        state.pin_beside_writer(fh, node, pin);
         if let Some(own) = state.handles.get_mut(&fh) {
             own.reading.thread = thread;
             own.reading.fresh = fresh;

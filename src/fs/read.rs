@@ -175,7 +175,7 @@ impl Reads {
             let user = self.holder(handle);
             let known = || state.loaded.get(pin.version, user);
             let loaded = pin.loaded.clone().or_else(known);
-            own.settle(Some(Pin { loaded, ..pin }));
+            own.pin_to(Some(Pin { loaded, ..pin }));
         }
         let Some(pin) = own.pin.clone() else {
             return Ok(View::Nothing);

@@ -160,7 +160,7 @@ impl<'a> Readers<'a> {
             own.reading.held = true;
         }
         if moves && is_settled {
-            own.settle(Some(end));
+            own.pin_to(Some(end));
             own.reading.read_to = 0;
         }
         let fresh = own.reading.fresh.map(|fresh| fresh.length);
