@@ -5,8 +5,8 @@
 //!
 //! A repair must never destroy a record that still opens, nor show an incomplete content as whole.
 
-mod aside;
 mod left;
+mod quarantine;
 mod report;
 mod scan;
 mod seen;
@@ -28,8 +28,8 @@ use super::tx::mend;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
-use aside::Aside;
 use left::{Left, found_chunk, missing, opened};
+use quarantine::Quarantine;
 use seen::Seen;
 
 /// Limit on listed repairs; more are only counted.
@@ -53,17 +53,17 @@ pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultE
 
 fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repairs, VaultError> {
     let now = Timestamp::now().seconds;
-    let mut aside = Aside::of(records.path(), now);
+    let mut quarantine = Quarantine::of(records.path(), now);
     let mut repairs = Repairs::default();
     let is_changed = transactions.mend(|tx| {
-        aside.restart()?;
-        let mut repair = Repair::new(&mut aside);
+        quarantine.restart()?;
+        let mut repair = Repair::new(&mut quarantine);
         repair.run(tx)?;
         repairs = repair.repairs;
         if repairs.count == 0 {
             return Ok(None);
         }
-        aside.sync()?;
+        quarantine.sync()?;
         Ok(Some(Event {
             at: now,
             late: false,
@@ -74,14 +74,14 @@ fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repa
         }))
     })?;
     match is_changed {
-        true => repairs.taken_out = aside.path().map(Path::to_owned),
-        false => aside.discard(),
+        true => repairs.taken_out = quarantine.path().map(Path::to_owned),
+        false => quarantine.discard(),
     }
     Ok(repairs)
 }
 
 struct Repair<'a> {
-    aside: &'a mut Aside,
+    quarantine: &'a mut Quarantine,
     repairs: Repairs,
     nodes: HashMap<NodeId, Seen>,
     /// Nodes whose records do not open.
@@ -94,9 +94,9 @@ struct Repair<'a> {
 }
 
 impl<'a> Repair<'a> {
-    fn new(aside: &'a mut Aside) -> Self {
+    fn new(quarantine: &'a mut Quarantine) -> Self {
         Self {
-            aside,
+            quarantine,
             repairs: Repairs::default(),
             nodes: HashMap::new(),
             lost: BTreeSet::new(),
@@ -183,7 +183,7 @@ impl<'a> Repair<'a> {
 
     fn keep_node_aside(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         match tx.records().node(id)? {
-            Some(record) => self.aside.record("node", &[id], &record),
+            Some(record) => self.quarantine.record("node", &[id], &record),
             None => Ok(()),
         }
     }
@@ -310,7 +310,7 @@ impl<'a> Repair<'a> {
         chunks: &[u32],
     ) -> Result<(), VaultError> {
         if let Some(record) = tx.records().version(id, version)? {
-            self.aside.record("version", &[id, version], &record)?;
+            self.quarantine.record("version", &[id, version], &record)?;
         }
         for index in chunks {
             if let Some(Some(sealed)) = opened(
@@ -318,7 +318,7 @@ impl<'a> Repair<'a> {
                     .chunk((id, version, *index))
                     .map_err(VaultError::from),
             )? {
-                self.aside
+                self.quarantine
                     .chunk(&[id, version, u64::from(*index)], &sealed)?;
             }
         }

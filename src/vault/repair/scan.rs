@@ -157,7 +157,7 @@ impl Repair<'_> {
                         }
                     },
                 };
-                self.aside.entry(id, &row.tag, &row.value)?;
+                self.quarantine.entry(id, &row.tag, &row.value)?;
                 mend::discard_entry(tx, id, row.tag);
                 self.did(format_args!("took out of directory {id} {why}"));
             }
@@ -261,7 +261,7 @@ impl Repair<'_> {
                 if seen.is_some_and(|seen| seen.kind == Kind::Directory) {
                     continue;
                 }
-                self.aside.entry(row.directory, &row.tag, &row.value)?;
+                self.quarantine.entry(row.directory, &row.tag, &row.value)?;
                 let (directory, tag) = (row.directory, row.tag);
                 tx.run(&mut |tx| {
                     mend::discard_entry(tx, directory, tag);

@@ -14,12 +14,12 @@ use super::super::VaultError;
 use super::super::host::anchor::hex;
 
 /// The file, created with the first record.
-pub(super) struct Aside {
+pub(super) struct Quarantine {
     path: PathBuf,
     file: Option<BufWriter<File>>,
 }
 
-impl Aside {
+impl Quarantine {
     /// The file for the vault in `vault`, beside it.
     pub(super) fn of(vault: &Path, now: i64) -> Self {
         let mut name = vault.as_os_str().to_owned();
