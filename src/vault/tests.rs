@@ -1,7 +1,7 @@
 //! Records in wrong contexts, and the bytes of the format.
 //!
-//! `format1.py` has computed the records in `tests/vectors/format1.txt` beside it, with none of the
-//! code here. A change of them makes every existing vault unreadable.
+//! `tests/vectors/format1.py` computes the records in `format1.txt` beside it, with none of the code
+//! here. A change of them makes every existing vault unreadable.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::crypto::SecretKey;
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{
     Change, ChangeKind, ChangePhase, Event, EventKind, Header, History, HistoryHead, Keyring,
-    PastEvent, UnverifiedKeyring,
+    KeyringBody, PastEvent, UnverifiedKeyring,
 };
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsErrorKind, Wrapped,
@@ -351,8 +351,7 @@ fn a_directory_with_two_keys_opens_with_both_of_them_and_no_others() {
         other[at..at + bytes.len()].copy_from_slice(bytes);
         other
     };
-    // The keys exchanged; one of them twice; another node's; without the new one, or with more
-    // bytes.
+    // The keys exchanged; one of them twice; another node's; without the new one, or longer.
     let exchanged = [&moving[..9], new, &moving[81..end + 8], old].concat();
     assert!(fails(&exchanged));
     assert!(fails(&put(end + 8, old)));
@@ -479,8 +478,7 @@ fn foreign_vault() -> Keyring {
     header[14] ^= 1;
     let mut keyring: Vec<u8> = v["keyring"].clone();
     let length = usize::try_from(u64::from_le_bytes(keyring[..8].try_into().unwrap())).unwrap();
-    let mut body: crate::keyring::KeyringBody =
-        codec::decode(&keyring[8..8 + length], "body").unwrap();
+    let mut body: KeyringBody = codec::decode(&keyring[8..8 + length], "body").unwrap();
     let master = crate::crypto::schedule::MasterKey(SecretKey::from_slice(&[7; 32]).unwrap());
     let vault = Header::decode(&header).unwrap().vault();
     body.generations[0].check = master.check_value(&header, vault, 1);
