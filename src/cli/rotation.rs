@@ -35,7 +35,7 @@ pub(super) fn run(
     };
     let despite = matches!(request, Request::Despite(_));
     let open = || match despite {
-        true => Vault::open_to_mend(path, &options),
+        true => Vault::open_to_repair(path, &options),
         false => Vault::open(path, &options),
     };
     let opened = daemon::patiently(open, || is_served(path));

@@ -24,7 +24,7 @@ use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
 use super::records::Records;
-use super::tx::mend;
+use super::tx::repair_tx;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
@@ -45,7 +45,7 @@ const LOST_FOUND: &str = "lost+found";
 /// When the vault cannot be opened, is in use, or a medium fails; nothing was changed then. The
 /// report lists what cannot be repaired.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
-    let vault = Vault::open_to_mend(path, options)?;
+    let vault = Vault::open_to_repair(path, options)?;
     let repairs = repair_records(vault.records(), vault.transactions())?;
     let check = check_records(vault.records())?;
     Ok(RepairReport { repairs, check })
@@ -55,7 +55,7 @@ fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repa
     let now = Timestamp::now().seconds;
     let mut quarantine = Quarantine::of(records.path(), now);
     let mut repairs = Repairs::default();
-    let is_changed = transactions.mend(|tx| {
+    let is_changed = transactions.repair(|tx| {
         quarantine.restart()?;
         let mut repair = Repair::new(&mut quarantine);
         repair.run(tx)?;
@@ -159,11 +159,11 @@ impl<'a> Repair<'a> {
         if self.lost.remove(&ROOT) || self.nodes.remove(&ROOT).is_some() {
             self.keep_node_aside(tx, ROOT)?;
             tx.run(&mut |tx| {
-                mend::discard_node(tx, ROOT);
+                repair_tx::discard_node(tx, ROOT);
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| mend::found_root(tx))??;
+        tx.run(&mut |tx| repair_tx::found_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -192,7 +192,7 @@ impl<'a> Repair<'a> {
     /// content.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         self.keep_node_aside(tx, id)?;
-        mend::discard_node(tx, id);
+        repair_tx::discard_node(tx, id);
         self.did(format_args!("took out node {id}, which does not open"));
         Ok(())
     }
@@ -220,7 +220,7 @@ impl<'a> Repair<'a> {
                 Some(left) if version == current => {
                     let complete = left.missing.is_empty();
                     if complete && left.content.len() as u64 == size {
-                        mend::replace_content(tx, id, version, record, &left.content)?;
+                        repair_tx::replace_content(tx, id, version, record, &left.content)?;
                         if let Some(seen) = self.nodes.get_mut(&id) {
                             seen.whole = true;
                         }
@@ -257,15 +257,15 @@ impl<'a> Repair<'a> {
         match content {
             Some((version, record, left)) => {
                 self.keep_version_aside(tx, id, version, &left.missing)?;
-                mend::replace_content(tx, id, version, record, &left.content)?;
-                mend::set_file(tx, id, version, left.content.len() as u64)?;
+                repair_tx::replace_content(tx, id, version, record, &left.content)?;
+                repair_tx::set_file(tx, id, version, left.content.len() as u64)?;
                 self.did(format_args!(
                     "node {id} has lost part of its content{}",
                     missing(&left.missing)
                 ));
             }
             None => {
-                mend::set_file(tx, id, 0, 0)?;
+                repair_tx::set_file(tx, id, 0, 0)?;
                 self.did(format_args!(
                     "node {id} has lost its content, version {current}"
                 ));

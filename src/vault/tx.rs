@@ -7,8 +7,8 @@
 pub(super) mod directory;
 mod exchange;
 mod ledger;
-pub(super) mod mend;
 mod op;
+pub(super) mod repair_tx;
 mod stage;
 
 use std::collections::HashMap;

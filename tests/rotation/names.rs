@@ -367,7 +367,7 @@ fn who_insists_in_the_middle_of_a_run_loses_no_more_than_who_insists_before_it()
         1
     );
     drop(database);
-    let vault = Vault::open_to_mend(&layer.vault(), &layer.options()).expect("opened");
+    let vault = Vault::open_to_repair(&layer.vault(), &layer.options()).expect("opened");
     vault.begin(&Request::Reencrypt).expect("begun");
     let insisted = Cell::new(false);
     let go_on = || {

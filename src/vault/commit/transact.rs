@@ -294,7 +294,7 @@ impl Transactions {
     /// Runs `body` in its own transaction, which compares no record with the current ones, and
     /// records the event that it returns; `false` when `body` had nothing to do and nothing was
     /// stored.
-    pub(in crate::vault) fn mend(
+    pub(in crate::vault) fn repair(
         &self,
         mut body: impl FnMut(&mut Tx<'_>) -> Result<Option<Event>, VaultError>,
     ) -> Result<bool, VaultError> {

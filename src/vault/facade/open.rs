@@ -106,7 +106,7 @@ impl Vault {
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn open_to_mend(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
+    pub fn open_to_repair(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
         let options = OpenOptions {
             read_only: false,
             salvage: true,

@@ -7,7 +7,7 @@ use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
 use super::super::leftovers::is_listed;
 use super::super::node::{Body, Kind, Node, SYSTEM};
-use super::super::tx::mend;
+use super::super::tx::repair_tx;
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
 
@@ -158,7 +158,7 @@ impl Repair<'_> {
                     },
                 };
                 self.quarantine.entry(id, &row.tag, &row.value)?;
-                mend::discard_entry(tx, id, row.tag);
+                repair_tx::discard_entry(tx, id, row.tag);
                 self.did(format_args!("took out of directory {id} {why}"));
             }
             after = batch.last().map(|row| row.tag);
@@ -171,7 +171,7 @@ impl Repair<'_> {
                 "directory {id} has {} entries, and says so now; it said {}",
                 counted.entries, said.entries
             ));
-            mend::set_directory(tx, id, counted)?;
+            repair_tx::set_directory(tx, id, counted)?;
         }
         Ok(())
     }
@@ -264,7 +264,7 @@ impl Repair<'_> {
                 self.quarantine.entry(row.directory, &row.tag, &row.value)?;
                 let (directory, tag) = (row.directory, row.tag);
                 tx.run(&mut |tx| {
-                    mend::discard_entry(tx, directory, tag);
+                    repair_tx::discard_entry(tx, directory, tag);
                     Ok(())
                 })??;
                 self.did(format_args!(
