@@ -4,7 +4,7 @@
 
 use crate::error::Class;
 use crate::fs::Errno;
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::kms::KeyUri;
 use crate::vault::{Request, VaultError};
 
@@ -32,8 +32,8 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
             None => Ok(Request::Reencrypt),
             Some("--retire-despite") if words.next().is_none() => {
                 Ok(Request::Despite(match name {
-                    "rotate" => ChangeKind::Rotate,
-                    _ => ChangeKind::Reencrypt,
+                    "rotate" => RotationKind::Rotate,
+                    _ => RotationKind::Reencrypt,
                 }))
             }
             Some(_) => Err(format!("`{name}` takes no argument but --retire-despite")),
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn commands_are_taken_apart_and_anything_else_is_refused_in_words() {
         assert_eq!(parse(b"rotate\n"), Ok(Request::Rotate));
-        let despite = Request::Despite(ChangeKind::Reencrypt);
+        let despite = Request::Despite(RotationKind::Reencrypt);
         assert_eq!(parse(despite.to_string().as_bytes()), Ok(despite));
         let to = vec!["local-kms://b".parse().expect("a URI")];
         assert_eq!(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::keyring::{ChangeKind, EventKind, EventRow, History, HistoryHead, PastEvent};
+use crate::keyring::{EventKind, EventRow, History, HistoryHead, PastEvent, RotationKind};
 use crate::store::Read;
 
 use super::VaultError;
@@ -25,7 +25,7 @@ pub(super) struct Chronicle {
     /// The newest event.
     pub(super) last: Option<PastEvent>,
     /// When each kind of rotation last ended.
-    pub(super) finished: BTreeMap<ChangeKind, i64>,
+    pub(super) finished: BTreeMap<RotationKind, i64>,
     /// Master keys that were retired.
     pub(super) retired: Vec<RetiredGeneration>,
     /// The highest generation ever made.

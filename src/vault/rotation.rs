@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crypto::schedule::digest;
-use crate::keyring::{Change, ChangeKind, ChangePhase, Keyring, is_final};
+use crate::keyring::{self, Keyring, RotationKind, RotationPhase, is_final};
 use crate::kms::{KeyUri, Kms, Provider};
 use crate::sync::{Mutex, Rank};
 
@@ -109,7 +109,7 @@ impl Rotation {
         }
     }
 
-    fn under_way(&self) -> Option<Change> {
+    fn under_way(&self) -> Option<keyring::Rotation> {
         self.records.keyring().body().change.clone()
     }
 
@@ -156,13 +156,13 @@ impl Rotation {
         let despite = matches!(request, Request::Despite(_));
         self.standing.insist(despite);
         match request {
-            Request::Despite(ChangeKind::Rewrap) => Err(VaultError::Invalid),
+            Request::Despite(RotationKind::Rewrap) => Err(VaultError::Invalid),
             Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
                 let kind = match request {
-                    Request::Reencrypt | Request::Despite(ChangeKind::Reencrypt) => {
-                        ChangeKind::Reencrypt
+                    Request::Reencrypt | Request::Despite(RotationKind::Reencrypt) => {
+                        RotationKind::Reencrypt
                     }
-                    _ => ChangeKind::Rotate,
+                    _ => RotationKind::Rotate,
                 };
                 // A later program may have recorded the active generation in an event that this one
                 // does not know.
@@ -283,20 +283,20 @@ impl Rotation {
     /// Does one step.
     fn step(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let proceed = |()| ControlFlow::Continue(());
         match change.phase {
-            ChangePhase::Prepared => self.activate(change, go_on),
-            ChangePhase::Active => self.advance(ChangePhase::Migrating).map(proceed),
-            ChangePhase::Migrating => match self.migration(go_on).run(change)? {
-                ControlFlow::Continue(()) => self.advance(ChangePhase::Verifying).map(proceed),
+            RotationPhase::Prepared => self.activate(change, go_on),
+            RotationPhase::Active => self.advance(RotationPhase::Migrating).map(proceed),
+            RotationPhase::Migrating => match self.migration(go_on).run(change)? {
+                ControlFlow::Continue(()) => self.advance(RotationPhase::Verifying).map(proceed),
                 stopped => Ok(stopped),
             },
-            ChangePhase::Verifying => self.retire(change, go_on),
-            ChangePhase::Retired => self.advance(ChangePhase::Scrubbing).map(proceed),
-            ChangePhase::Scrubbing => self.scrub(go_on),
+            RotationPhase::Verifying => self.retire(change, go_on),
+            RotationPhase::Retired => self.advance(RotationPhase::Scrubbing).map(proceed),
+            RotationPhase::Scrubbing => self.scrub(go_on),
         }
     }
 
@@ -318,7 +318,7 @@ impl Rotation {
         }
     }
 
-    fn advance(&self, to: ChangePhase) -> Result<(), VaultError> {
+    fn advance(&self, to: RotationPhase) -> Result<(), VaultError> {
         let advance = |keyring: &mut Keyring| keyring.advance(to).map(|()| None);
         self.transactions.change_keyring(advance, |_| Ok(()))
     }
@@ -326,7 +326,7 @@ impl Rotation {
     /// Proves the stored wraps of the pending key, and activates it.
     fn activate(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let (stored, keyring) = (self.records.stored_keyring()?, self.records.keyring());
@@ -358,7 +358,7 @@ impl Rotation {
     /// key.
     fn retire(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         self.renewal.begin(change)?;
@@ -400,7 +400,7 @@ impl Rotation {
         );
         match retired {
             // Old records have appeared meanwhile: back to migrating.
-            Err(_) if left.get() > 0 => self.advance(ChangePhase::Migrating)?,
+            Err(_) if left.get() > 0 => self.advance(RotationPhase::Migrating)?,
             other => other?,
         }
         Ok(ControlFlow::Continue(()))

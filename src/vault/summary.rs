@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::keyring::{ChangeKind, PastEvent};
+use crate::keyring::{PastEvent, RotationKind};
 use crate::kms::Kms;
 use crate::sync::Mutex;
 
@@ -45,7 +45,7 @@ pub struct Summary {
     /// The rotation under way.
     pub rotation: Option<Progress>,
     /// When each kind of rotation last ended, in seconds since 1970.
-    pub last_rotations: BTreeMap<ChangeKind, i64>,
+    pub last_rotations: BTreeMap<RotationKind, i64>,
     /// Master keys that only earlier copies of the vault need.
     pub retired_generations: Vec<RetiredGeneration>,
     /// Number of events in the key-management history.

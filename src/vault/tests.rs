@@ -9,8 +9,8 @@ use crate::codec;
 use crate::crypto::SecretKey;
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{
-    Change, ChangeKind, ChangePhase, Event, EventKind, Header, History, HistoryHead, Keyring,
-    KeyringBody, PastEvent, UnverifiedKeyring,
+    Event, EventKind, Header, History, HistoryHead, Keyring, KeyringBody, PastEvent, Rotation,
+    RotationKind, RotationPhase, UnverifiedKeyring,
 };
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsErrorKind, Wrapped,
@@ -161,9 +161,9 @@ fn the_header_and_the_keyring_are_pinned() {
 
 #[test]
 fn what_a_rotation_and_a_rollback_store_is_pinned() {
-    let change = Change {
-        kind: ChangeKind::Reencrypt,
-        phase: ChangePhase::Scrubbing,
+    let change = Rotation {
+        kind: RotationKind::Reencrypt,
+        phase: RotationPhase::Scrubbing,
         from: 1,
         to: 2,
         started: -1,

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::keyring::Change;
+use crate::keyring::Rotation;
 use crate::os::nice;
 use crate::store::Durability;
 
@@ -51,7 +51,7 @@ pub(super) struct Migration<'a> {
 impl Migration<'_> {
     /// Re-wraps all records under the old key. It queries for them from the beginning, and so skips
     /// records that any process has already done.
-    pub(super) fn run(&self, change: &Change) -> Result<ControlFlow<()>, VaultError> {
+    pub(super) fn run(&self, change: &Rotation) -> Result<ControlFlow<()>, VaultError> {
         let (under, total) = self
             .records
             .read(|records| Ok(records.keys_under(change.to)?))?;
@@ -83,7 +83,7 @@ impl Migration<'_> {
     /// them.
     fn exchange_all(
         &self,
-        change: &Change,
+        change: &Rotation,
         damage: &mut Damage,
     ) -> Result<ControlFlow<()>, VaultError> {
         let records = self.records;

@@ -5,20 +5,20 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::keyring::{Change, ChangeKind, ChangePhase};
+use crate::keyring::{Rotation, RotationKind, RotationPhase};
 use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
 
 /// The phase of a rotation.
-pub type Phase = ChangePhase;
+pub type Phase = RotationPhase;
 
 /// The progress of a rotation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Progress {
     /// Its kind.
-    pub change: ChangeKind,
+    pub change: RotationKind,
     /// Its durable state.
     pub phase: Phase,
     /// The generation that it leaves.
@@ -124,7 +124,7 @@ impl Standing {
     }
 
     /// The progress of `change`.
-    pub(super) fn progress_of(&self, change: &Change) -> Progress {
+    pub(super) fn progress_of(&self, change: &Rotation) -> Progress {
         let figures = self.figures().clone();
         let damage = self.damage().clone();
         let rate = figures.since.map_or(0.0, |(since, done)| {

@@ -1,6 +1,6 @@
 //! Requests about a vault's keys.
 
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::kms::KeyUri;
 
 /// A request about a vault's keys.
@@ -12,7 +12,7 @@ pub enum Request {
     Reencrypt,
     /// One of these two, under way or new, which removes the old master key even if records do not
     /// open.
-    Despite(ChangeKind),
+    Despite(RotationKind),
     /// New wraps of the same master key.
     Rewrap {
         /// By these KMS keys; if empty, by the present ones.
@@ -28,9 +28,9 @@ impl Request {
         match self {
             Request::Rotate => "rotate",
             Request::Reencrypt => "reencrypt",
-            Request::Despite(ChangeKind::Rotate) => "rotate",
-            Request::Despite(ChangeKind::Reencrypt) => "reencrypt",
-            Request::Rewrap { .. } | Request::Despite(ChangeKind::Rewrap) => "rewrap",
+            Request::Despite(RotationKind::Rotate) => "rotate",
+            Request::Despite(RotationKind::Reencrypt) => "reencrypt",
+            Request::Rewrap { .. } | Request::Despite(RotationKind::Rewrap) => "rewrap",
         }
     }
 }

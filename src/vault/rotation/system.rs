@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::keyring::{Change, ChangeKind};
+use crate::keyring::{Rotation, RotationKind};
 
 use super::super::VaultError;
 use super::super::commit::transact::Transactions;
@@ -30,7 +30,7 @@ impl Renewal {
 
     /// Adds a new key to the system node beside the present one, unless this rotation has already
     /// done so. From now on the state is sealed under the new key.
-    pub(super) fn begin(&self, change: &Change) -> Result<(), VaultError> {
+    pub(super) fn begin(&self, change: &Rotation) -> Result<(), VaultError> {
         self.transactions
             .change_system(|renewing, node| match node.previous {
                 Some(_) if renewing.state.renewed_upto().is_some() => renewing.begin_again(),
@@ -45,7 +45,7 @@ impl Renewal {
     /// be counted again. With `despite`, records that did not match still do not match.
     pub(super) fn end(
         &self,
-        change: &Change,
+        change: &Rotation,
         counted: &State,
         despite: bool,
     ) -> Result<bool, VaultError> {
@@ -64,8 +64,8 @@ impl Renewal {
     /// Whether this rotation has replaced the system node's key. A wrap under the new master key
     /// does not show that, since earlier programs only re-wrapped the key in a `rotate`. A process
     /// that did not see the replacement replaces it.
-    fn is_renewed(&self, change: &Change, node: &Node) -> bool {
+    fn is_renewed(&self, change: &Rotation, node: &Node) -> bool {
         let seen = self.renewed.load(Ordering::Relaxed) == change.to;
-        node.is_under(change.to) && (seen || change.kind == ChangeKind::Reencrypt)
+        node.is_under(change.to) && (seen || change.kind == RotationKind::Reencrypt)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::keyring::{Change, Keyring};
+use crate::keyring::{Keyring, Rotation};
 use crate::store::{self, MANY_BYTES, NodeId, Read};
 
 use super::super::VaultError;
@@ -52,7 +52,7 @@ impl Verification<'_> {
     /// system node if it has two. Names the records that do not open or do not match.
     pub(super) fn run(
         &self,
-        change: &Change,
+        change: &Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let keyring = self.records.keyring();
