@@ -65,7 +65,8 @@ impl Class {
         Self::ALL.into_iter().find(|class| class.as_str() == name)
     }
 
-    /// Its name, for answers of a daemon. Part of the interface: names are added, and never changed.
+    /// Its name, for answers of a daemon. It is part of the interface: new names may come, but none
+    /// changes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Failed => "failed",

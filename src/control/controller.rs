@@ -103,7 +103,7 @@ impl Controller {
     /// The key-management history, one object per event.
     ///
     /// # Errors
-    /// When the history is unreadable, or is not what was stored. That is logged and counted.
+    /// When the history is unreadable, or is not what was stored. This logs and counts the error.
     pub(crate) fn audit(&self) -> Result<Vec<Value>, VaultError> {
         let events = self.vault.history();
         let events = events.inspect_err(|error| self.failures.note(error))?;
@@ -174,7 +174,7 @@ impl Controller {
         }
     }
 
-    /// Begins what is asked for, if `by` may have it done.
+    /// Begins the command, if `by` has the right to it.
     fn begin(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
         // Until the vault is counted, no command changes it.
         self.vault.await_verdict_or_end();
@@ -184,8 +184,9 @@ impl Controller {
         begun.map_err(|error| self.refuse(&error))
     }
 
-    /// The refusal for a failure, which is logged. It is not counted among reads of what was not stored:
-    /// nothing is shown to anybody, and a KMS that answers with another key says nothing of the vault.
+    /// Logs a failure, and returns the refusal for it. The failure does not count as a damaged
+    /// read: no reader got anything, and a KMS that answers with another key proves nothing about
+    /// the vault.
     pub(super) fn refuse(&self, error: &VaultError) -> Refusal {
         self.failures.log(error);
         Refusal::from(error)

@@ -23,8 +23,8 @@ pub(super) struct OpenControl {
     pub(super) uid: u32,
     /// Whether it takes commands.
     pub(super) commands: bool,
-    /// The answer to the last command that was written through it, which it shows from then on. Not counted
-    /// in bytes: it is as short as a command, and there are only so many handles.
+    /// The answer to the last command written through it, which reads return from then on. Its
+    /// bytes do not count: it is as short as a command, and the number of handles is limited.
     pub(super) answer: Option<Text>,
 }
 

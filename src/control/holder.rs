@@ -13,8 +13,8 @@ use super::protocol::Answer;
 use crate::error::{Class, Error};
 use crate::vault::Request;
 
-/// Most bytes of a refusal that are read from the control file: its words may name as many KMS keys as a
-/// command does.
+/// Limit on the bytes of a refusal that a client reads from the control file: its text may name as
+/// many KMS keys as a command does.
 const MAX_REFUSAL: u64 = 64 << 10;
 
 /// The daemon that has the vault mounted, by the way to reach it.
@@ -140,8 +140,8 @@ fn command_by_mount(point: &Path, request: &str) -> Result<Result<(), NotBegun>,
     }))
 }
 
-/// The answer to what was written through a descriptor of the control file; `None` when there is none, as
-/// from a daemon of before, which shows something else there.
+/// The answer to the command written through a descriptor of the control file; `None` when there is
+/// none, as from an older daemon, which shows another text there.
 fn answer_through(control: &File) -> Option<Answer> {
     let mut line = Vec::new();
     control.take(MAX_REFUSAL).read_to_end(&mut line).ok()?;

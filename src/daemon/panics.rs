@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Class, Error};
 
-/// The place of the last panic. A lock without a rank: the hook takes it whatever the thread that panics
-/// holds.
+/// The place of the last panic. The lock has no rank, because the hook takes it whatever locks the
+/// panicking thread holds.
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
 /// Replaces the default hook, which prints payloads.

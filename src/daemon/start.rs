@@ -243,8 +243,8 @@ fn mount_and_serve(
     Ok((mount, ready))
 }
 
-/// Opens the vault. A vault that is held, but not mounted for writing anywhere we can see, is being let go
-/// of.
+/// Opens the vault. If another process holds it but no visible mount writes to it, its daemon is
+/// about to release it.
 fn open_vault(plan: &Plan) -> Result<Arc<vault::Vault>, Error> {
     let options = vault::OpenOptions {
         mountpoint: plan.target.point().map(Into::into),

@@ -4,8 +4,8 @@
 //! takes a `done` that is called exactly once, on any thread. A wait, for the disk or for a
 //! publication under way, never blocks the thread that reads requests.
 //!
-//! A request goes from `transport` through the front door (`entry`) to the part that answers it. Each part
-//! is a type that holds what it needs, and nothing more; `file_system` puts them together.
+//! A request goes from `transport` through the front door (`entry`) to the part that answers it.
+//! Each part is a type that holds only what it needs; `file_system` assembles them.
 //!
 //! | part | answers |
 //! |---|---|

@@ -1,9 +1,9 @@
 //! The header and the keyring record as stored, and the one way from the bytes read to a keyring
 //! that is trusted.
 //!
-//! An [`UnverifiedKeyring`](super::UnverifiedKeyring) is what the disk says. Callers may use only its
-//! wraps under keys that they pinned; only
-//! [`unlock`](super::UnverifiedKeyring::unlock) turns it into a [`Keyring`](super::Keyring).
+//! An [`UnverifiedKeyring`](super::UnverifiedKeyring) is what the disk says. Callers may use only
+//! its wraps under keys that they pinned; only [`unlock`](super::UnverifiedKeyring::unlock) turns it
+//! into a [`Keyring`](super::Keyring).
 
 use bincode::{Decode, Encode};
 

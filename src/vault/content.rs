@@ -318,8 +318,8 @@ impl Version {
         }
     }
 
-    /// As [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a chunk
-    /// that is missing there was cut out.
+    /// Like [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a
+    /// chunk that is missing there counts as cut out.
     pub(super) fn read_chunk_beside(
         &self,
         records: &mut dyn Read,

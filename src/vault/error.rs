@@ -6,7 +6,7 @@ use crate::keyring::KeyringError;
 use crate::kms::{KmsError, KmsErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
 
-/// The class of what failed here: one of those that a command exits by.
+/// The class of this failure, which decides a command's exit code.
 pub use crate::error::Class as Failure;
 
 /// An operation on a vault failed.
@@ -173,8 +173,8 @@ impl VaultError {
         ))
     }
 
-    /// Whether a reader that met this has met damage for certain. A record that is only missing may have
-    /// been removed since the reader asked for it.
+    /// Whether this error proves damage. A writer may have removed a record that is only missing
+    /// since the reader asked for it.
     pub(super) fn is_certain_damage(&self) -> bool {
         match self {
             Self::Integrity(what) => what.ends_with(UNAUTHENTIC) || what.ends_with(CUT_OUT),

@@ -238,7 +238,7 @@ impl Vault {
         let unlocked = Unlocked::new(keyring, system);
         let host = HostMemory::new(guard.pins.clone(), options.pinned_keys.clone());
         let vault = Self::assemble(store, unlocked, state, (host, kms), options)?;
-        // `check` says what is wrong with the history, too.
+        // `check` reports defects of the history, too.
         match vault.read_history() {
             Err(_) if options.salvage && options.read_only => {}
             chronicle => *vault.chronicle.lock() = chronicle?,
@@ -246,7 +246,7 @@ impl Vault {
         Ok((vault, Opening { guard, rollback }))
     }
 
-    /// Puts together the parts of a vault that was unlocked and verified: each gets those before it that it
+    /// Assembles the parts of an unlocked, verified vault; each gets the earlier parts that it
     /// needs.
     fn assemble(
         store: SqliteStore,

@@ -209,8 +209,9 @@ impl HostMemory {
         allowed
     }
 
-    /// The first of `keys` that is not among those that the vault is `now_under`, and that was not named
-    /// when it was opened. What is stored is not asked: the vault may have left it for a reason.
+    /// The first of `keys` that neither wraps the master key (`now_under`) nor was named when the
+    /// vault was opened. Keys in the stored anchor do not count: the vault may have left one for a
+    /// reason.
     pub(in crate::vault) fn first_unknown_key<'k>(
         &self,
         keys: &'k [KeyUri],

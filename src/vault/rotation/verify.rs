@@ -57,7 +57,8 @@ impl Verification<'_> {
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let keyring = self.records.keyring();
         self.guard.must_serve()?;
-        // The sums tell what is current. A read that is in doubt would wait for the turn, as this does.
+        // Read the store directly: the sums show which records are current. A checked read that met
+        // a stale record would wait for the turn, too.
         let verified = store::read(self.records.store(), |records| {
             let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
