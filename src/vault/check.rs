@@ -379,7 +379,7 @@ impl Check<'_> {
                     Some(seen) => seen.is_orphan = true,
                     None => self
                         .report
-                        .add(Some(*id), "is to be reaped but does not exist"),
+                        .add(Some(*id), "is on the orphan list but does not exist"),
                 }
             }
             after = batch.last().copied();

@@ -72,8 +72,7 @@ impl Leftovers {
             })?;
             for id in &more {
                 let what = format!(
-                    "node {id} has left-overs that are not on the list of what is to be reaped: it was \
-                     taken off that list"
+                    "node {id} has left-overs but is not on the orphan list: it was taken off that list"
                 );
                 tracing::error!("{what}");
                 self.guard.note_finding(what);
