@@ -17,7 +17,7 @@ use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
 use super::integrity::Guard;
-use super::keys::{BATCH, Key, keys_after};
+use super::keys::{BATCH, RecordId, keys_after};
 use super::node::{DirectoryBody, Node};
 use super::records::Records;
 use super::state::{State, SystemKeys};
@@ -46,7 +46,7 @@ struct CountedNames {
 
 /// A piece of work for any free thread.
 enum Piece {
-    Records(Vec<(Key, KeyedRecord)>),
+    Records(Vec<(RecordId, KeyedRecord)>),
     Names(Vec<SomeNames>),
 }
 
@@ -341,7 +341,7 @@ fn count_records(
     current: &Current,
     system: &SystemKeys,
     mut sums: State,
-    batch: &[(Key, KeyedRecord)],
+    batch: &[(RecordId, KeyedRecord)],
 ) -> Result<(State, Vec<NodeId>), VaultError> {
     let taken = current.counted(batch);
     taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
@@ -349,7 +349,7 @@ fn count_records(
     let mut directories = Vec::new();
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
-        if let Key::Node(id) = key
+        if let RecordId::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
 use crate::sync::{Mutex, Rank, RwLock, RwLockWriteGuard};
 
-use super::keys::Key;
+use super::keys::RecordId;
 use super::node::Node;
 pub(super) use checked::{Checked, Following};
 use mark::{Age, Mark, SEEN};
@@ -152,10 +152,10 @@ impl Current {
     }
 
     /// The place of a record's mark: the part, and its key there.
-    fn at(&self, key: Key) -> (usize, u64) {
+    fn at(&self, key: RecordId) -> (usize, u64) {
         let hash = match key {
-            Key::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
-            Key::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
+            RecordId::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
+            RecordId::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
         };
         // The table uses the highest bits.
         ((hash % PARTS as u64) as usize, hash.max(1))
@@ -247,7 +247,7 @@ impl Current {
     ///
     /// # Errors
     /// When a record differs from the known one of the same age.
-    pub(super) fn counted(&self, records: &[(Key, KeyedRecord)]) -> Result<(), Doubt> {
+    pub(super) fn counted(&self, records: &[(RecordId, KeyedRecord)]) -> Result<(), Doubt> {
         if self.is_off() {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
-use super::keys::Key;
+use super::keys::RecordId;
 use super::node::Node;
 
 /// The contents of the state record.
@@ -61,7 +61,7 @@ bincode::impl_borrow_decode!(Counting);
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Renewal {
     /// The last record that was counted.
-    upto: Option<Key>,
+    upto: Option<RecordId>,
     nodes: u64,
     versions: u64,
     /// Sum over these records under the old key; at the end it must equal the sum of the state.
@@ -71,7 +71,7 @@ struct Renewal {
 }
 
 impl Renewal {
-    fn begun_at(upto: Option<Key>) -> Self {
+    fn begun_at(upto: Option<RecordId>) -> Self {
         Self {
             upto,
             nodes: 0,
@@ -83,8 +83,8 @@ impl Renewal {
 
     fn count(&mut self, element: &Element, present: bool) {
         let number = match element.key {
-            Key::Node(_) => &mut self.nodes,
-            Key::Version(..) => &mut self.versions,
+            RecordId::Node(_) => &mut self.nodes,
+            RecordId::Version(..) => &mut self.versions,
         };
         // Among the changes since the recount began, more records may go than come.
         *number = match present {
@@ -106,10 +106,10 @@ impl Renewal {
     }
 }
 
-fn change_number(nodes: &mut u64, versions: &mut u64, key: Key, present: bool) {
+fn change_number(nodes: &mut u64, versions: &mut u64, key: RecordId, present: bool) {
     let counter = match key {
-        Key::Node(_) => nodes,
-        Key::Version(..) => versions,
+        RecordId::Node(_) => nodes,
+        RecordId::Version(..) => versions,
     };
     *counter = match present {
         true => counter.saturating_add(1),
@@ -180,7 +180,7 @@ impl State {
     }
 
     /// The last record that was counted again.
-    pub(super) fn renewed_upto(&self) -> Option<Key> {
+    pub(super) fn renewed_upto(&self) -> Option<RecordId> {
         self.renewal.as_ref().and_then(|renewal| renewal.upto)
     }
 
@@ -258,7 +258,7 @@ impl State {
 
 /// A record's part in the sum.
 pub(super) struct Element {
-    key: Key,
+    key: RecordId,
     hash: [u8; 32],
     /// The same under the new key, while the sum is recomputed.
     renewed: Option<[u8; 32]>,
@@ -271,11 +271,11 @@ pub(super) struct Elements {
 }
 
 impl Elements {
-    pub(super) fn of(&self, key: Key, record: &KeyedRecord) -> Element {
+    pub(super) fn of(&self, key: RecordId, record: &KeyedRecord) -> Element {
         let record = RecordDigest::of(record.generation, &record.value);
         let hash = |hash: &RecordHash| match key {
-            Key::Node(id) => hash.node(id, &record),
-            Key::Version(node, version) => hash.version(node, version, &record),
+            RecordId::Node(id) => hash.node(id, &record),
+            RecordId::Version(node, version) => hash.version(node, version, &record),
         };
         Element {
             key,
@@ -325,16 +325,16 @@ impl SystemKeys {
     }
 
     /// A record's part in the sum.
-    pub(super) fn element(&self, key: Key, record: &KeyedRecord) -> Element {
+    pub(super) fn element(&self, key: RecordId, record: &KeyedRecord) -> Element {
         self.elements().of(key, record)
     }
 
     pub(super) fn node(&self, id: NodeId, record: &KeyedRecord) -> Element {
-        self.element(Key::Node(id), record)
+        self.element(RecordId::Node(id), record)
     }
 
     pub(super) fn version(&self, node: NodeId, version: u64, record: &KeyedRecord) -> Element {
-        self.element(Key::Version(node, version), record)
+        self.element(RecordId::Version(node, version), record)
     }
 
     pub(super) fn seal(&self, vault: VaultId, state: &State) -> Result<Vec<u8>, VaultError> {

@@ -19,7 +19,7 @@ use crate::store::{self, KeyedRecord, SqliteStore};
 
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
-use super::keys::Key;
+use super::keys::RecordId;
 use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::state::{Element, State, SystemKeys};
 
@@ -422,7 +422,7 @@ fn a_state_whose_sums_are_being_made_anew_is_pinned() {
     };
     elements().for_each(|element| recount.count(&element, true));
     assert_eq!(state, recount);
-    assert_eq!(state.renewed_upto(), Some(Key::Node(ROOT)));
+    assert_eq!(state.renewed_upto(), Some(RecordId::Node(ROOT)));
     // Everything is counted under both keys, beside a write meanwhile: here the version.
     let counted = |elements: &mut dyn Iterator<Item = Element>| {
         let mut counted = state.uncounted();

@@ -14,7 +14,7 @@ fn who_follows_takes_up_only_what_is_older_in_no_way() {
     let current = Current::new();
     current.begin();
     current
-        .counted(&[(Key::Node(5), record(6, 2, 1))])
+        .counted(&[(RecordId::Node(5), record(6, 2, 1))])
         .expect("nothing was known");
     current.confirm(9, 6);
     let place = Place::Node(5);
@@ -59,7 +59,7 @@ fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
     current.commit(3, changed(&old));
     current.commit(4, changed(&new));
     current
-        .counted(&[(Key::Node(5), old)])
+        .counted(&[(RecordId::Node(5), old)])
         .expect("nothing was known");
     current.confirm(3, 6);
     assert_eq!(
@@ -72,7 +72,7 @@ fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
     let other = Current::new();
     other.begin();
     other
-        .counted(&[(Key::Node(5), new)])
+        .counted(&[(RecordId::Node(5), new)])
         .expect("nothing was known");
     other.give_up();
     assert!(other.known(&place).is_none() && other.is_off());
@@ -85,7 +85,7 @@ fn what_a_count_does_not_find_any_more_is_forgotten() {
         current.begin();
         for id in round {
             current
-                .counted(&[(Key::Node(*id), record(1, 1, 1))])
+                .counted(&[(RecordId::Node(*id), record(1, 1, 1))])
                 .expect("as before");
         }
         current.confirm(1, 8);

@@ -11,7 +11,7 @@ use crate::store::Durability;
 use super::super::cache::Changes;
 use super::super::commit::transact::Transactions;
 use super::super::crew::Crew;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
 use super::super::tx::directory::{Migrated, migrate_node};
@@ -23,7 +23,7 @@ use super::prepare::{Keyed, prepare};
 use super::progress::Standing;
 use super::search::{BATCH, SLICE, Search};
 
-impl Key {
+impl RecordId {
     fn migrate(
         self,
         tx: &mut Tx<'_>,
@@ -31,8 +31,8 @@ impl Key {
         until: Instant,
     ) -> Result<Migrated, VaultError> {
         match self {
-            Key::Node(node) => migrate_node(tx, node, despite, until),
-            Key::Version(node, version) => {
+            RecordId::Node(node) => migrate_node(tx, node, despite, until),
+            RecordId::Version(node, version) => {
                 tx.migrate_version(node, version).map(|()| Migrated::Done)
             }
         }
@@ -134,7 +134,7 @@ impl Migration<'_> {
     fn next_batch(
         &self,
         search: &mut Search,
-    ) -> Result<Option<(Vec<Keyed>, Vec<Key>)>, VaultError> {
+    ) -> Result<Option<(Vec<Keyed>, Vec<RecordId>)>, VaultError> {
         let found = match self.records.read(|records| search.with_records(records)) {
             // A record that cannot be read must not block the others.
             Err(error) if error.failure() == Failure::Integrity => {
@@ -153,10 +153,12 @@ impl Migration<'_> {
         for (key, record) in found {
             match (key, record) {
                 // The sums of the vault are under the system node's key, which is replaced last.
-                (Key::Node(SYSTEM), _) => {}
+                (RecordId::Node(SYSTEM), _) => {}
                 (_, None) => slow.push(key),
                 // The directory's names are under its key.
-                (Key::Node(_), Some(record)) if Node::says_directory(&record) => slow.push(key),
+                (RecordId::Node(_), Some(record)) if Node::says_directory(&record) => {
+                    slow.push(key)
+                }
                 (_, Some(record)) => fast.push((key, record)),
             }
         }
@@ -205,7 +207,11 @@ impl Migration<'_> {
 
     /// Re-wraps `keys` in short transactions. Skips records that do not authenticate; `damage`
     /// names them.
-    fn rewrap_all(&self, keys: &[Key], damage: &mut Damage) -> Result<ControlFlow<()>, VaultError> {
+    fn rewrap_all(
+        &self,
+        keys: &[RecordId],
+        damage: &mut Damage,
+    ) -> Result<ControlFlow<()>, VaultError> {
         let mut rest = keys;
         while !rest.is_empty() {
             if (self.go_on)().is_break() {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::store::Durability;
 
 use super::super::commit::transact::Transactions;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::tx::Tx;
 use super::super::tx::directory::{self, Migrated};
 use super::super::{Failure, VaultError};
@@ -17,7 +17,7 @@ use super::search::SLICE;
 /// Finishes a directory that was begun. `damage` names it if it keeps its previous key.
 pub(super) fn move_names(
     transactions: &Transactions,
-    key: Key,
+    key: RecordId,
     begun: Migrated,
     damage: &mut Damage,
     go_on: &dyn Fn() -> ControlFlow<()>,
@@ -36,7 +36,7 @@ pub(super) fn move_names(
                 damage.note(&what, error);
                 return Ok(ControlFlow::Continue(()));
             }
-            (Migrated::GoOn(after, trouble), Key::Node(node)) => (after, trouble, node),
+            (Migrated::GoOn(after, trouble), RecordId::Node(node)) => (after, trouble, node),
             (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
         };
         if go_on().is_break() {

@@ -6,7 +6,7 @@ use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::super::VaultError;
 use super::super::content::{self, Version};
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::node::Node;
 use super::super::records::Records;
 use super::super::state::SystemKeys;
@@ -16,14 +16,14 @@ use super::super::tx::Exchange;
 const CONTENTS: u64 = 1 << 20;
 
 /// A record, and its owner.
-pub(super) type Keyed = (Key, KeyedRecord);
+pub(super) type Keyed = (RecordId, KeyedRecord);
 
 /// The outcome of preparing some records.
 #[derive(Default)]
 pub(super) struct Prepared {
     pub(super) exchanges: Vec<Exchange>,
     /// Records for a transaction to handle itself: it finds their defect, or they are large.
-    pub(super) rest: Vec<Key>,
+    pub(super) rest: Vec<RecordId>,
     /// Records that did not fit here.
     pub(super) left: Vec<Keyed>,
 }
@@ -46,9 +46,9 @@ pub(super) fn prepare(
     };
     for (key, old) in batch {
         let new = match (key, keyring.renews_data_keys()) {
-            (Key::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
-            (Key::Node(id), true) => renewed(keyring, id, &old),
-            (Key::Version(node, version), _) => {
+            (RecordId::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
+            (RecordId::Node(id), true) => renewed(keyring, id, &old),
+            (RecordId::Version(node, version), _) => {
                 content::rewrap(keyring, &mut nonces, node, version, &old)
             }
         };
@@ -75,7 +75,7 @@ fn seal_anew(
         let mut prepared = Prepared::default();
         let mut bytes = 0;
         for (key, old) in &versions {
-            let Key::Version(node, version) = *key else {
+            let RecordId::Version(node, version) = *key else {
                 prepared.rest.push(*key);
                 continue;
             };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::store::{KeyedRecord, Read};
 
 use super::super::VaultError;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 
 /// Limit on keys in one read, and in one transaction if it does not take too long.
 pub(super) const BATCH: usize = 256;
@@ -17,7 +17,7 @@ pub(super) const SLICE: Duration = Duration::from_millis(20);
 pub(super) struct Search {
     /// Skip records under this generation.
     but: u64,
-    after: Option<Key>,
+    after: Option<RecordId>,
     /// All nodes are done.
     past_nodes: bool,
     /// All records are done.
@@ -36,7 +36,7 @@ impl Search {
     }
 
     /// Continues after `key`.
-    pub(super) fn after(&mut self, key: Key) {
+    pub(super) fn after(&mut self, key: RecordId) {
         self.past_nodes |= key.node().is_none();
         self.after = Some(key);
     }
@@ -45,7 +45,7 @@ impl Search {
     pub(super) fn with_records(
         &mut self,
         records: &mut dyn Read,
-    ) -> Result<Vec<(Key, Option<KeyedRecord>)>, VaultError> {
+    ) -> Result<Vec<(RecordId, Option<KeyedRecord>)>, VaultError> {
         if self.ended {
             return Ok(Vec::new());
         }
@@ -53,13 +53,13 @@ impl Search {
             let nodes = records.node_records_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
             if !self.past_nodes {
-                let keyed = |(id, record)| (Key::Node(id), Some(record));
+                let keyed = |(id, record)| (RecordId::Node(id), Some(record));
                 return Ok(nodes.into_iter().map(keyed).collect());
             }
         }
         let versions = records.version_records_not_under(self.but, self.version(), BATCH)?;
         self.ended = versions.is_empty();
-        let keyed = |((node, version), record)| (Key::Version(node, version), Some(record));
+        let keyed = |((node, version), record)| (RecordId::Version(node, version), Some(record));
         Ok(versions.into_iter().map(keyed).collect())
     }
 
@@ -67,30 +67,30 @@ impl Search {
     pub(super) fn without_records(
         &mut self,
         records: &mut dyn Read,
-    ) -> Result<Vec<Key>, VaultError> {
+    ) -> Result<Vec<RecordId>, VaultError> {
         if !self.past_nodes {
             let nodes = records.nodes_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
             if !self.past_nodes {
-                return Ok(nodes.into_iter().map(Key::Node).collect());
+                return Ok(nodes.into_iter().map(RecordId::Node).collect());
             }
         }
         let versions = records.versions_not_under(self.but, self.version(), BATCH)?;
         self.ended = versions.is_empty();
-        let key = |(node, version)| Key::Version(node, version);
+        let key = |(node, version)| RecordId::Version(node, version);
         Ok(versions.into_iter().map(key).collect())
     }
 
     fn node(&self) -> Option<u64> {
         match self.after {
-            Some(Key::Node(node)) => Some(node),
+            Some(RecordId::Node(node)) => Some(node),
             _ => None,
         }
     }
 
     fn version(&self) -> Option<(u64, u64)> {
         match self.after {
-            Some(Key::Version(node, version)) => Some((node, version)),
+            Some(RecordId::Version(node, version)) => Some((node, version)),
             _ => None,
         }
     }

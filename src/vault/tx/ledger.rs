@@ -5,7 +5,7 @@ use crate::store::{KeyedRecord, MAX_ID, NodeId, Write};
 
 use super::super::VaultError;
 use super::super::cache::{ChangedEntry, Changes};
-use super::super::keys::{Key, for_each_key};
+use super::super::keys::{RecordId, for_each_key};
 use super::super::state::{State, SystemKeys};
 use super::exchange::Exchange;
 use super::op::Op;
@@ -191,7 +191,7 @@ impl<'a> Ledger<'a> {
             let [old, new] = exchange.elements();
             self.state.count(old, false);
             self.state.count(new, true);
-            if let Key::Node(id) = exchange.key {
+            if let RecordId::Node(id) = exchange.key {
                 self.exchanged.push(id);
             }
         }
