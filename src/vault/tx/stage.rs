@@ -71,7 +71,7 @@ pub fn stage_piece(
 /// Stores the last piece of a content, and publishes it as [`publish`](Tx::publish) does.
 ///
 /// # Errors
-/// As for [`publish`](Self::publish).
+/// As for [`publish`](Tx::publish).
 pub fn publish_staged(
     tx: &mut Tx<'_>,
     node: NodeId,
