@@ -209,13 +209,13 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Ends the turn, and runs `settle` before the next holder gets it.
-    fn end<T>(self, settle: impl FnOnce(&mut Waiting) -> T) -> T {
+    /// Ends the turn, and runs `finish` before the next holder gets it.
+    fn end<T>(self, finish: impl FnOnce(&mut Waiting) -> T) -> T {
         let Self {
             state, mut baton, ..
         } = self;
         drop(state);
-        baton.pass(settle)
+        baton.pass(finish)
     }
 }
 
@@ -234,9 +234,9 @@ impl DerefMut for Turn<'_> {
 }
 
 impl Baton<'_> {
-    fn pass<T>(&mut self, settle: impl FnOnce(&mut Waiting) -> T) -> T {
+    fn pass<T>(&mut self, finish: impl FnOnce(&mut Waiting) -> T) -> T {
         let mut waiting = self.queue.lock();
-        let settled = settle(&mut waiting);
+        let finished = finish(&mut waiting);
         waiting.pass_on();
         self.is_over = true;
         let is_awaited = waiting.is_given();
@@ -244,7 +244,7 @@ impl Baton<'_> {
         if is_awaited {
             self.queue.given.notify_all();
         }
-        settled
+        finished
     }
 }
 

@@ -157,7 +157,7 @@ impl<'a> Repair<'a> {
             return Ok(());
         }
         if self.lost.remove(&ROOT) || self.nodes.remove(&ROOT).is_some() {
-            self.keep_node_aside(tx, ROOT)?;
+            self.quarantine_node(tx, ROOT)?;
             tx.run(&mut |tx| {
                 repair_tx::discard_node(tx, ROOT);
                 Ok(())
@@ -181,7 +181,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    fn keep_node_aside(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
+    fn quarantine_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         match tx.records().node(id)? {
             Some(record) => self.quarantine.record("node", &[id], &record),
             None => Ok(()),
@@ -191,7 +191,7 @@ impl<'a> Repair<'a> {
     /// Handles a node whose record does not open: its entries give its name, its versions its
     /// content.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
-        self.keep_node_aside(tx, id)?;
+        self.quarantine_node(tx, id)?;
         repair_tx::discard_node(tx, id);
         self.did(format_args!("took out node {id}, which does not open"));
         Ok(())
@@ -233,7 +233,7 @@ impl<'a> Repair<'a> {
                 }
                 Some(left) if replaced && left.missing.is_empty() => {}
                 Some(left) => {
-                    self.keep_version_aside(tx, id, version, &left.missing)?;
+                    self.quarantine_version(tx, id, version, &left.missing)?;
                     tx.delete_version(id, version);
                     let parts = missing(&left.missing);
                     let name = self.found(tx, id, version, &left.content)?;
@@ -243,7 +243,7 @@ impl<'a> Repair<'a> {
                     ));
                 }
                 None => {
-                    self.keep_version_aside(tx, id, version, &[])?;
+                    self.quarantine_version(tx, id, version, &[])?;
                     tx.delete_version(id, version);
                     self.did(format_args!(
                         "took out version {version} of node {id}, which does not open"
@@ -256,7 +256,7 @@ impl<'a> Repair<'a> {
         }
         match content {
             Some((version, record, left)) => {
-                self.keep_version_aside(tx, id, version, &left.missing)?;
+                self.quarantine_version(tx, id, version, &left.missing)?;
                 repair_tx::replace_content(tx, id, version, record, &left.content)?;
                 repair_tx::set_file(tx, id, version, left.content.len() as u64)?;
                 self.did(format_args!(
@@ -302,7 +302,7 @@ impl<'a> Repair<'a> {
         Ok(Some(Left { content, missing }))
     }
 
-    fn keep_version_aside(
+    fn quarantine_version(
         &mut self,
         tx: &mut Tx<'_>,
         id: NodeId,
