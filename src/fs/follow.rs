@@ -3,7 +3,7 @@
 //! kernel knows are compared with the vault, and touched if they have changed. A touch also makes
 //! the kernel ask again.
 //!
-//! The comparing thread steps back behind all others, and works for at most a tenth of the time.
+//! The comparing thread has the lowest priority, and works for at most a tenth of the time.
 
 mod names;
 

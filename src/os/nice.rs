@@ -1,10 +1,11 @@
-//! Background threads: they step back behind all others by lowering their priority, and come
-//! forward while others wait for them. A module of its own, because the system calls need `unsafe`.
+//! Background threads: they lower their priority, and raise it again while others wait for them. A
+//! module of its own, because the system calls need `unsafe`.
 //!
-//! A busy processor gives little time to a thread that has stepped back. If it held a lock
-//! meanwhile, every thread that needs the lock would wait that long, so it comes forward before it
-//! takes one. That needs CAP_SYS_NICE, or a limit (`LimitNICE`) that [`permit_return`] raises if it
-//! may. Without either, a thread that takes such locks never steps back.
+//! A busy processor gives little time to a thread with lower priority. If it held a lock meanwhile,
+//! every thread that needs the lock would wait that long, so it comes forward, to its former
+//! priority, before it takes one. That needs CAP_SYS_NICE, or a limit (`LimitNICE`) that
+//! [`permit_return`] raises if it may. Without either, a thread that takes such locks never lowers
+//! its priority.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -12,8 +13,8 @@ use std::marker::PhantomData;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// The niceness of a thread that has stepped back. With it, the 99th percentile of reads stays
-/// below twice its usual time.
+/// The niceness of a thread with lower priority. With it, the 99th percentile of reads stays below
+/// twice its usual time.
 const BY: libc::c_int = 10;
 
 thread_local! {
@@ -39,14 +40,14 @@ fn limit_for(nice: libc::c_int) -> u64 {
     u64::try_from(20 - nice).unwrap_or(0)
 }
 
-/// Lets the threads of this process return to its present niceness after they step back. Callers do
-/// this while the process still has its privileges; ordinary users need `LimitNICE`.
+/// Lets the threads of this process return to its present niceness after they lower their priority.
+/// Callers do this while the process still has its privileges; ordinary users need `LimitNICE`.
 pub fn permit_return() {
     let needed = limit_for(niceness());
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NICE)
         && soft < needed
     {
-        // If it is refused, threads that take locks do not step back.
+        // If it is refused, threads that take locks do not lower their priority.
         let _ = setrlimit(Resource::RLIMIT_NICE, needed, hard.max(needed));
     }
 }
@@ -60,7 +61,7 @@ pub fn lower_priority() {
 
 /// Lowers the priority of a thread that takes locks at times, and [comes forward](forward) while it
 /// holds them. If the thread may not come forward, its priority stays; only the threads that work
-/// for it step back.
+/// for it lower theirs.
 pub fn lower_priority_outside_locks() {
     MODEST.set(true);
     let now = niceness();
@@ -70,8 +71,8 @@ pub fn lower_priority_outside_locks() {
     }
 }
 
-/// Whether a thread that has stepped back may come forward again. Only an attempt shows that, and a
-/// thread that may not would stay back for good, so a new thread tries.
+/// Whether a thread with lower priority may come forward again. Only an attempt shows that, and a
+/// thread that may not would keep the lower priority, so a new thread tries.
 fn may_come_forward() -> bool {
     let now = niceness();
     let tried = std::thread::Builder::new().spawn(move || {
@@ -82,7 +83,7 @@ fn may_come_forward() -> bool {
     tried.is_ok_and(|tried| tried.join().unwrap_or(false))
 }
 
-/// Whether this thread is one that steps back, even if it has come forward.
+/// Whether this thread has lowered its priority, even if it has come forward since.
 pub fn is_modest() -> bool {
     MODEST.get()
 }
@@ -92,7 +93,7 @@ pub fn is_modest() -> bool {
 pub struct Forward(PhantomData<*const ()>);
 
 /// Brings this thread forward; callers do so before they take a lock that others wait for. Does
-/// nothing on a thread that has not stepped back.
+/// nothing on a thread that has not lowered its priority.
 pub fn forward() -> Forward {
     if let Some(nice) = FORWARD.get() {
         let holds = HOLDS.get();
