@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Class;
 use crate::fs::{
     self, Attr, Caller, DirectoryEntry, Done, Errno, FileHandle, Opened, ReadDone, SetAttributes,
     VIRTUAL_DIRECTORY, VirtualDirectory,
@@ -280,7 +279,7 @@ impl VirtualDirectory for ControlFiles {
 
     /// One write is one command, at whatever offset. The writer may be another than the opener, and is
     /// checked, too. Nobody knows the writer of what comes out of the page cache (`mmap`). The answer is
-    /// read through the same descriptor: an errno alone does not tell the class of a refusal.
+    /// read through the same descriptor, at offset 0: an errno alone does not tell the class of a refusal.
     fn write(
         &self,
         caller: Caller,
@@ -294,16 +293,6 @@ impl VirtualDirectory for ControlFiles {
             return done(Err(Errno(libc::EBADF)));
         };
         let (uid, pid) = (caller.uid, caller.pid);
-        let files = Arc::clone(&self.0);
-        let count = data.len() as u32;
-        let reply = move |begun: Result<(), Refusal>| {
-            let written = begun.as_ref().map(|()| count);
-            let written = written.map_err(|refusal| refusal.errno);
-            if let Ok(line) = Answer::from(begun).line() {
-                files.open.note_answer(fh, Arc::new(line));
-            }
-            done(written);
-        };
         if from_cache || !self.0.may_command(uid) {
             // A mapping tells only who has opened it.
             let whose = if from_cache { open.uid } else { uid };
@@ -320,13 +309,19 @@ impl VirtualDirectory for ControlFiles {
                     ),
                 }
             });
-            let why = format!(
-                "user {uid} may not command; {}",
-                self.0.controller.commanders()
-            );
-            let refusal = Refusal::new(Class::NotPermitted, libc::EPERM, why);
-            return reply(Err(refusal));
+            // What the opener reads is the answer to a command, and stays that.
+            return done(Err(Errno(libc::EPERM)));
         }
+        let files = Arc::clone(&self.0);
+        let count = data.len() as u32;
+        let reply = move |begun: Result<(), Refusal>| {
+            let written = begun.as_ref().map(|()| count);
+            let written = written.map_err(|refusal| refusal.errno);
+            if let Ok(line) = Answer::from(begun).line() {
+                files.open.note_answer(fh, Arc::new(line));
+            }
+            done(written);
+        };
         // Whoever the user is: any program of that user may write here.
         let right = Right::KnownKeys;
         let by = Commander { uid, right };
