@@ -27,13 +27,14 @@
 //! - **Nobody starves.** Whoever ends a turn [passes it on](Waiting::pass_on) under one lock, to the one
 //!   that the [`Queue`](queue::Queue) names. The turn is free only while nobody is in line, so whoever takes
 //!   a free turn passes nobody. The queue gives a share to every user, and one to the threads. While the
-//!   committer waits for the disk it is not in line, and nobody waits for it.
+//!   committer waits for the disk it is not in line, and no thread waits for it; a job that cannot run on
+//!   its caller's thread then does.
 //! - **What programs can tell stays in order.** The queue keeps that order; only the holder of the turn
 //!   takes jobs from it, and puts back what has further steps before the turn ends.
 //! - **What is acknowledged as stored is on disk.** A job that asks for that is told its outcome after a
 //!   sync that began when it was committed, and the sync's error if there is one.
-//! - **A panic leaves nobody waiting.** The turn ends with the stack that holds it. The state is as it was,
-//!   since a transaction changes a copy. Jobs that the panic cuts off are told so. If it was on the
+//! - **A panic leaves nobody waiting.** The turn ends with the stack that holds it. The state is that of the
+//!   last commit: a transaction changes a copy, which is taken up first once it is stored. Jobs that the panic cuts off are told so. If it was on the
 //!   committer's thread, nothing more is written: that is noted before anybody else has the turn.
 
 mod batch;
@@ -47,6 +48,7 @@ pub(super) mod transact;
 mod users;
 mod waiting;
 
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -76,6 +78,11 @@ pub(super) struct CommitQueue {
     has_failed: AtomicBool,
 }
 
+thread_local! {
+    /// Whether this is a committer's thread, after whose panic nothing more is written.
+    static IS_COMMITTER: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The turn to commit: the state, which nobody else sees meanwhile. It stays with the thread that has it.
 pub(super) struct Turn<'q> {
     // Let go of first: who comes next must not wait for it.
@@ -88,8 +95,6 @@ pub(super) struct Turn<'q> {
 /// Passes the turn on when it is dropped.
 struct Baton<'q> {
     queue: &'q CommitQueue,
-    /// The committer's thread has it.
-    is_committer: bool,
     is_over: bool,
 }
 
@@ -134,19 +139,9 @@ impl CommitQueue {
 
     /// The turn that the calling thread has taken from those who wait.
     fn taken(&self) -> Turn<'_> {
-        self.turn_of(false)
-    }
-
-    /// The same for the committer's thread.
-    fn taken_by_committer(&self) -> Turn<'_> {
-        self.turn_of(true)
-    }
-
-    fn turn_of(&self, is_committer: bool) -> Turn<'_> {
         let forward = nice::forward();
         let baton = Baton {
             queue: self,
-            is_committer,
             is_over: false,
         };
         Turn {
@@ -250,7 +245,7 @@ impl Drop for Baton<'_> {
             return;
         }
         let queue = self.queue;
-        let has_failed = self.is_committer && std::thread::panicking();
+        let has_failed = IS_COMMITTER.get() && std::thread::panicking();
         self.pass(|waiting| {
             if has_failed {
                 queue.fail(waiting);

@@ -23,7 +23,7 @@ use super::queue::MAX_BATCH;
 use super::ticket::{Ticket, Whose};
 use super::transact::Transactions;
 use super::waiting::{InLine, Thread};
-use super::{CommitQueue, Turn};
+use super::{CommitQueue, IS_COMMITTER, Turn};
 
 /// Names and attributes are on disk after this long at the latest.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
@@ -135,7 +135,7 @@ impl Committer {
 
 /// What there is to do for the thread.
 struct Task<'q> {
-    /// In which `jobs` are committed; `None` when there are none.
+    /// In which `jobs` are committed; without jobs, it only shows that nobody else is committing.
     turn: Option<Turn<'q>>,
     jobs: Vec<Job>,
     /// What is committed but not on disk is to be synced.
@@ -150,12 +150,13 @@ impl Shared {
     }
 
     fn submit(&self, job: Job) {
-        let is_quick = job.ticket.is_quick();
-        if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
+        // A rotation fills the WAL: the thread that takes requests would wait for its checkpoints.
+        let may_run_here = job.ticket.is_quick() && !self.on.is_rotating();
+        if may_run_here && let Some(turn) = self.turn_before_all(&job.ticket) {
             let committed = commit(&self.on, vec![job], turn);
             finish(committed.soon);
             if committed.has_quick {
-                self.help(CommitQueue::taken);
+                self.help();
             }
             return;
         }
@@ -163,8 +164,8 @@ impl Shared {
             return refusal.tell();
         }
         // The thread may be waiting for the disk, on behalf of others.
-        if is_quick {
-            self.help(CommitQueue::taken);
+        if may_run_here {
+            self.help();
         }
     }
 
@@ -217,9 +218,9 @@ impl Shared {
         }
     }
 
-    /// Commits quick jobs that are queued, unless somebody has the turn or is in line: who has it looks for
-    /// them when it is through, and so does the thread when its turn has come.
-    fn help(&self, taken: fn(&CommitQueue) -> Turn<'_>) {
+    /// Commits quick jobs that are queued, unless somebody has the turn or is in line: whoever runs jobs
+    /// looks for them when it is through, and so does the thread when its turn has come.
+    fn help(&self) {
         for _ in 0..LOOKS {
             let mut waiting = self.queue().lock();
             if !waiting.jobs.has_quick() || !waiting.take_if_free() {
@@ -227,7 +228,7 @@ impl Shared {
             }
             let jobs = waiting.jobs.take_quick();
             drop(waiting);
-            let turn = taken(self.queue());
+            let turn = self.queue().taken();
             if jobs.is_empty() {
                 return;
             }
@@ -259,10 +260,15 @@ impl Shared {
 
     /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
     fn serve_or_fail(&self) {
+        IS_COMMITTER.set(true);
         let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
         if served.is_err() {
             tracing::error!("internal error in the writer: nothing more is written");
             self.queue().fail(&mut self.queue().lock());
+            // What was told to be done, and was to be on disk soon, is to be there.
+            if let Err(error) = self.on.sync() {
+                tracing::error!("names and attributes could not be made durable: {error}");
+            }
         }
         self.leave();
         let left = self.queue().lock().jobs.drain();
@@ -276,6 +282,10 @@ impl Shared {
             let task = self.next_task();
             let is_idle = task.jobs.is_empty();
             let committed = match task.turn {
+                Some(turn) if is_idle => {
+                    drop(turn);
+                    Committed::default()
+                }
                 Some(turn) => {
                     fail::fail_point!("writer-commits");
                     commit(&self.on, task.jobs, turn)
@@ -287,7 +297,7 @@ impl Shared {
                 fail::fail_point!("dies-between-steps", |_| std::process::abort());
                 fail::fail_point!("writer-between-steps");
             }
-            self.help(CommitQueue::taken_by_committer);
+            self.help();
             // Who comes is not to wait for all that was committed so far. With nobody else about, that
             // would be to no purpose.
             let is_shared = committed.has_more && self.are_several_users_about();
@@ -341,7 +351,9 @@ impl Shared {
             is_overdue,
             is_closed: waiting.is_closed,
         };
-        if waiting.jobs.is_empty() && waiting.jobs.later() == 0 {
+        // At the end the turn is waited for in any case: whoever has it may be committing a quick job, and
+        // the last sync must come after that.
+        if waiting.jobs.is_empty() && waiting.jobs.later() == 0 && !waiting.is_closed {
             return task;
         }
         if !waiting.take_if_free() {
@@ -355,7 +367,7 @@ impl Shared {
         let since = waiting.unsynced;
         drop(waiting);
         task.is_overdue |= since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
-        task.turn = Some(queue.taken_by_committer());
+        task.turn = Some(queue.taken());
         task
     }
 
