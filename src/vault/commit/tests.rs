@@ -1,7 +1,7 @@
 //! The turn: one has it, those in line get it in order, and a panic keeps nobody from it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::kms::{KeyUri, KmsSettings};
@@ -182,33 +182,25 @@ fn vault(dir: &std::path::Path) -> Vault {
 }
 
 #[test]
-fn the_end_waits_for_a_quick_job_that_runs_on_another_thread() {
+fn the_end_waits_for_whoever_has_the_turn() {
     let dir = tempfile::tempdir().expect("a directory");
     let vault = vault(dir.path());
     let committer = vault.start_committer(|| {}).expect("started");
-    let (begun, has_begun) = mpsc::channel();
-    let (go_on, may_go_on) = mpsc::channel::<()>();
-    let is_through = Arc::new(AtomicBool::new(false));
+    let queue = vault.transactions().queue();
+    // As a quick job has it on the thread of its caller.
+    let turn = queue.turn();
     std::thread::scope(|scope| {
-        let through = Arc::clone(&is_through);
-        let committer = &committer;
-        scope.spawn(move || {
-            let run = move |_: &mut Tx<'_>| {
-                begun.send(()).expect("awaited");
-                may_go_on.recv().expect("told");
-                // As long as the end would take if it did not wait.
-                std::thread::sleep(Duration::from_millis(50));
-                through.store(true, Ordering::SeqCst);
-                Ok(())
-            };
-            committer.submit(Ticket::quick(Whose::of(1)), run, |done| {
-                done.expect("committed");
-            });
-        });
-        has_begun.recv().expect("begun");
-        go_on.send(()).expect("it waits");
-        committer.close();
-        assert!(is_through.load(Ordering::SeqCst));
+        let end = scope.spawn(|| committer.close());
+        let thread = loop {
+            match queue.lock().thread {
+                Thread::Resting | Thread::Asleep | Thread::Busy => {}
+                thread => break thread,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(thread == Thread::InLine);
+        drop(turn);
+        end.join().expect("no panic");
     });
 }
 
