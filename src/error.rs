@@ -1,10 +1,10 @@
-//! Why a command failed: a class, to which exit codes and callers answer, and one line for people.
-//! The line says what was attempted, on what, why it failed and what to do next; it never holds a
-//! secret, a key or the name of a file in a vault.
+//! The error of a command: a class, which decides the exit code and what callers do, and one line
+//! for people. The line says what was attempted, on what, why it failed and what to do next; it
+//! never holds a secret, a key or the name of a file in a vault.
 
 use std::fmt;
 
-/// The classes of failure to which an answer differs.
+/// The classes of failure that callers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Class {
@@ -18,11 +18,11 @@ pub enum Class {
     KeyDenied = 4,
     /// The KMS did not answer.
     KmsUnreachable = 5,
-    /// What is stored is not what was written.
+    /// The stored data is not what was written.
     Integrity = 6,
-    /// Somebody else has the vault or the mount point.
+    /// Another process has the vault or the mount point.
     Busy = 7,
-    /// The system does not allow it to this user.
+    /// The system does not permit it to this user.
     NotPermitted = 8,
     /// The system lacks something (memory, processes, a device).
     System = 9,
@@ -30,7 +30,7 @@ pub enum Class {
     Internal = 10,
     /// The user interrupted it.
     Interrupted = 11,
-    /// There is a vault already.
+    /// A vault exists already.
     Exists = 12,
 }
 
@@ -65,7 +65,8 @@ impl Class {
         Self::ALL.into_iter().find(|class| class.as_str() == name)
     }
 
-    /// Its name, for answers of a daemon. Part of the interface: names are added, and never changed.
+    /// Its name, for answers of a daemon. It is part of the interface: new names may come, but none
+    /// changes.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Failed => "failed",

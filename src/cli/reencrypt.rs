@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::vault::{OpenOptions, Request};
 
 use super::flags::{Flags, ForOpen};
@@ -42,7 +42,7 @@ impl Reencrypt {
         let (settings, _) = self.flags.load(config)?;
         let options = OpenOptions::to_look(&settings);
         let request = match self.retire_despite {
-            true => Request::Despite(ChangeKind::Reencrypt),
+            true => Request::Despite(RotationKind::Reencrypt),
             false => Request::Reencrypt,
         };
         super::rotation::run(&self.path, &request, options, self.wait)

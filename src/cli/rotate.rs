@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::vault::{OpenOptions, Request};
 
 use super::flags::{Flags, ForOpen};
@@ -49,7 +49,7 @@ impl Rotate {
         let (settings, _) = self.flags.load(config)?;
         let options = OpenOptions::to_look(&settings);
         let request = match self.retire_despite {
-            true => Request::Despite(ChangeKind::Rotate),
+            true => Request::Despite(RotationKind::Rotate),
             false => Request::Rotate,
         };
         super::rotation::run(&self.path, &request, options, self.wait)

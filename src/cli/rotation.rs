@@ -12,7 +12,7 @@ use super::progress::{LOOK_EVERY, Shown, blocked};
 use crate::control::{DaemonClient, Holder};
 use crate::daemon;
 use crate::error::{Class, Error};
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
@@ -35,7 +35,7 @@ pub(super) fn run(
     };
     let despite = matches!(request, Request::Despite(_));
     let open = || match despite {
-        true => Vault::open_to_mend(path, &options),
+        true => Vault::open_to_repair(path, &options),
         false => Vault::open(path, &options),
     };
     let opened = daemon::patiently(open, || is_served(path));
@@ -101,7 +101,7 @@ const NOT_UNDONE: &str = "data keys are what they were: whoever had the old mast
 fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
     let keeps = matches!(
         request,
-        Request::Rotate | Request::Despite(ChangeKind::Rotate)
+        Request::Rotate | Request::Despite(RotationKind::Rotate)
     );
     super::output::print(&match keeps {
         true => format!("{outcome}\n{NOT_UNDONE}\n"),

@@ -1,10 +1,10 @@
-//! Commands, as programs write them to `.secretfs/control` and send them to the socket.
+//! Commands, as programs write them to `.secretfs/control` and send them over the socket.
 //!
-//! One write is one command. It is answered once the intent is durable, or has failed.
+//! One write is one command. The answer comes once the intent is durable, or has failed.
 
 use crate::error::Class;
 use crate::fs::Errno;
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::kms::KeyUri;
 use crate::vault::{Request, VaultError};
 
@@ -19,7 +19,7 @@ const INTEGRITY: &str = "integrity failure: ";
 /// Parses a command.
 ///
 /// # Errors
-/// In words, when it is none.
+/// The reason, when `text` is no command.
 pub fn parse(text: &[u8]) -> Result<Request, String> {
     let text = match text {
         [.., _] if text.len() > MAX_COMMAND => return Err("the command is too long".into()),
@@ -32,8 +32,8 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
             None => Ok(Request::Reencrypt),
             Some("--retire-despite") if words.next().is_none() => {
                 Ok(Request::Despite(match name {
-                    "rotate" => ChangeKind::Rotate,
-                    _ => ChangeKind::Reencrypt,
+                    "rotate" => RotationKind::Rotate,
+                    _ => RotationKind::Reencrypt,
                 }))
             }
             Some(_) => Err(format!("`{name}` takes no argument but --retire-despite")),
@@ -59,14 +59,14 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
     }
 }
 
-/// Why a command was not begun.
+/// The reason that a command did not begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// The exit code of the program follows from it.
     pub(crate) class: Class,
     /// The errno for the program that writes to the control file.
     pub(crate) errno: Errno,
-    /// In words.
+    /// The reason, for people.
     pub(crate) why: String,
 }
 
@@ -85,7 +85,7 @@ impl From<&VaultError> for Refusal {
         let errno = Errno::from(error);
         let class = error.failure();
         let mut why = error.to_string();
-        // EIO alone does not tell people a failing disk from a record that somebody changed.
+        // EIO alone does not distinguish a failing disk from a changed record.
         if class == Class::Integrity && !why.starts_with(INTEGRITY) {
             why.insert_str(0, INTEGRITY);
         }
@@ -100,7 +100,7 @@ pub(crate) struct Commander {
     pub(crate) right: Right,
 }
 
-/// Called once, when a command is begun or refused.
+/// The function that is called once, when a command has begun or is refused.
 pub(crate) type OnReply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn commands_are_taken_apart_and_anything_else_is_refused_in_words() {
         assert_eq!(parse(b"rotate\n"), Ok(Request::Rotate));
-        let despite = Request::Despite(ChangeKind::Reencrypt);
+        let despite = Request::Despite(RotationKind::Reencrypt);
         assert_eq!(parse(despite.to_string().as_bytes()), Ok(despite));
         let to = vec!["local-kms://b".parse().expect("a URI")];
         assert_eq!(

@@ -1,5 +1,5 @@
-//! The controller of one mount: it takes commands to the keys, and reports status and history. The control
-//! files and the socket are two doors to it.
+//! The controller of one mount: it takes commands for the keys, and reports status and history.
+//! Programs reach it through the control files and the socket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,31 +17,31 @@ use super::driver::RotationDriver;
 use super::status::{Reporter, Shown};
 use super::texts::Texts;
 
-/// The control file shows this before the first command.
+/// The content of the control file before the first command.
 const HELP: &str = "no command yet; write one of: rotate, reencrypt (both with --retire-despite, to give up what \
      does not open), rewrap [--yes-leave-aws] [KMS-KEY-URI ...]\n";
 
 /// The settings of the control plane.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The master key is replaced so long after its last replacement; `None`: on command only.
+    /// The time after which the master key is replaced again; `None`: on command only.
     pub rotate_every: Option<Duration>,
     /// One more user who may command the keys.
     pub control_uid: Option<u32>,
-    /// Facts that only `status` shows.
+    /// Facts for `status` only.
     pub shown: Shown,
 }
 
 /// The last command.
 #[derive(Default)]
 struct LastCommand {
-    /// Its name and its outcome.
+    /// Its time, name and outcome.
     outcome: Option<String>,
-    /// It is being begun.
+    /// A command is beginning.
     busy: bool,
 }
 
-/// See the module.
+/// The controller of one mount, as the module describes.
 pub struct Controller {
     vault: Arc<Vault>,
     failures: Arc<Failures>,
@@ -49,15 +49,15 @@ pub struct Controller {
     driver: RotationDriver,
     reporter: Reporter,
     last: Mutex<LastCommand>,
-    /// The texts of the control files. An answer to a command makes lengths stale that users were told.
+    /// The texts of the control files. A command makes the lengths that callers were given stale.
     texts: Texts,
 }
 
 impl Controller {
-    /// Controls what `fs` serves. Starts the thread that drives rotations.
+    /// Controls the vault that `fs` serves. Starts the thread that drives rotations.
     ///
     /// # Errors
-    /// When that cannot be started.
+    /// When that thread cannot start.
     pub fn start(fs: &Arc<FileSystem>, settings: Settings) -> std::io::Result<Arc<Self>> {
         let vault = Arc::clone(fs.vault());
         Ok(Arc::new(Self {
@@ -71,7 +71,7 @@ impl Controller {
         }))
     }
 
-    /// The vault whose keys are commanded.
+    /// The vault whose keys the commands change.
     pub(crate) fn vault(&self) -> &Arc<Vault> {
         &self.vault
     }
@@ -95,15 +95,15 @@ impl Controller {
         self.reporter.full()
     }
 
-    /// The part of it that everybody may see.
+    /// The part of the status that every user may see.
     pub(super) fn public_status(&self) -> Value {
         self.reporter.public()
     }
 
-    /// The key-management history, an object for each event.
+    /// The key-management history, one object per event.
     ///
     /// # Errors
-    /// When it cannot be read, or is not what was stored. That is logged and counted.
+    /// When the history is unreadable, or is not what was stored. This logs and counts the error.
     pub(crate) fn audit(&self) -> Result<Vec<Value>, VaultError> {
         let events = self.vault.history();
         let events = events.inspect_err(|error| self.failures.note(error))?;
@@ -123,7 +123,7 @@ impl Controller {
         self.lock_last().outcome = Some(format!("{at} {time} {command}: {outcome}\n"));
     }
 
-    /// Tells the rotation driver to stop. A rotation stays where it is; the next mount continues it.
+    /// Asks the rotation driver to stop. A rotation stays where it is; the next mount continues it.
     pub(super) fn begin_to_end(&self) {
         self.driver.begin_to_stop();
     }
@@ -133,8 +133,8 @@ impl Controller {
         self.driver.stop();
     }
 
-    /// Takes a command, from the control file or the socket. `reply` is called once, perhaps from
-    /// another thread, perhaps before this returns.
+    /// Takes a command from the control file or the socket. It calls `reply` once, perhaps from
+    /// another thread, perhaps before it returns.
     pub(crate) fn command(self: &Arc<Self>, text: &[u8], by: Commander, reply: OnReply) {
         let controller = Arc::clone(self);
         let reply = move |begun: Result<(), Refusal>| {
@@ -169,14 +169,14 @@ impl Controller {
             .name("command".into())
             .spawn(worker);
         if let Err(error) = started {
-            // Dropping the worker answers the caller.
+            // Dropping the closure answers the caller.
             tracing::error!("no thread for a command: {error}");
         }
     }
 
-    /// Begins what is asked for, if `by` may have it done.
+    /// Begins the command, if `by` has the right to it.
     fn begin(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
-        // Nothing is changed in a vault that was not counted yet.
+        // Until the vault is counted, no command changes it.
         self.vault.await_verdict_or_end();
         fail::fail_point!("command-begins");
         self.must_be_taken_from(by, request)?;
@@ -184,16 +184,17 @@ impl Controller {
         begun.map_err(|error| self.refuse(&error))
     }
 
-    /// The refusal for a failure, which is logged. It is not counted among reads of what was not stored:
-    /// nothing is shown to anybody, and a KMS that answers with another key says nothing of the vault.
+    /// Logs a failure, and returns the refusal for it. The failure does not count as a damaged
+    /// read: no reader got anything, and a KMS that answers with another key proves nothing about
+    /// the vault.
     pub(super) fn refuse(&self, error: &VaultError) -> Refusal {
         self.failures.log(error);
         Refusal::from(error)
     }
 
-    /// Refuses what takes the vault to KMS keys that nobody has named for it, or away from AWS, and is
-    /// not asked for by root or the user who mounted, by the command: whoever has those keys can then
-    /// read the vault.
+    /// Refuses a rewrap to KMS keys that the mount does not name, or away from AWS, unless root or
+    /// the user who mounted asks for it with the command: a holder of the new keys can read the
+    /// vault.
     fn must_be_taken_from(&self, by: Commander, request: &Request) -> Result<(), Refusal> {
         let (Request::Rewrap { to, leave_aws }, Right::KnownKeys) = (request, by.right) else {
             return Ok(());
@@ -220,12 +221,12 @@ impl Controller {
     }
 }
 
-/// A command that is being begun: no other is meanwhile. However that ends, also if it panics, the next
-/// one may be begun, and whoever asked is told.
+/// A command that is beginning, the only one at a time. However this ends, even by a panic, the
+/// caller gets an answer and the next command may begin.
 struct Beginning {
     controller: Arc<Controller>,
     name: &'static str,
-    /// `None` once it was called.
+    /// `None` once it is called.
     reply: Option<OnReply>,
 }
 
@@ -241,7 +242,7 @@ impl Beginning {
         let controller = &self.controller;
         controller.lock_last().busy = false;
         controller.note(self.name, &in_words(&outcome));
-        // One that is blocked is tried again when somebody asks for another.
+        // A new command makes the driver try a blocked rotation again.
         controller.driver.wake();
         reply(outcome);
     }

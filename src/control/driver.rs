@@ -1,4 +1,5 @@
-//! The rotation driver: a thread that takes rotations to their end, and begins those that are due.
+//! The rotation driver: a thread that continues rotations to their end, and begins those that are
+//! due.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,14 +12,14 @@ use crate::os::nice;
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Vault};
 
-/// A rotation continues so long after a failure.
+/// The pause before a rotation continues after a failure.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-/// A due rotation that could not begin is tried again after this.
+/// The pause before a due rotation that did not begin is tried again.
 const BEGIN_AGAIN: Duration = Duration::from_secs(60);
-/// The clock may be set meanwhile, so it is looked at now and then.
+/// The longest sleep: the operator may set the clock, so the thread reads it now and then.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// The thread that drives rotations, or follows those of the writer.
+/// The thread that drives this mount's rotations, or follows those of the writer.
 pub(super) struct RotationDriver {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -26,7 +27,7 @@ pub(super) struct RotationDriver {
 
 struct Shared {
     stop: AtomicBool,
-    /// Something may be begun.
+    /// A rotation may be waiting to begin.
     wanted: Mutex<bool>,
     wake: Condvar,
 }
@@ -43,7 +44,7 @@ impl Shared {
         }
     }
 
-    /// Waits for an order, at most until `until`; false when it is the end.
+    /// Waits for a wake-up, at most until `until`; false when the thread is to stop.
     fn wait(&self, until: Option<Instant>) -> bool {
         let mut wanted = self.wanted();
         loop {
@@ -61,7 +62,7 @@ impl Shared {
         }
     }
 
-    /// Drives what is begun, and begins what is due.
+    /// Continues a rotation that has begun, and begins one that is due.
     fn drive(&self, vault: &Vault, every: Option<Duration>) {
         let mut again = None;
         let mut not_before = Instant::now();
@@ -93,7 +94,7 @@ impl Shared {
                     None
                 }
                 Ok(Outcome::Stopped) => return,
-                // Asking again would find the same.
+                // A retry would find the same records.
                 Err(error) if error.failure() == Failure::Integrity => {
                     tracing::error!("the rotation is blocked: {error}; {BLOCKED}");
                     not_before = Instant::now() + LONGEST_WAIT;
@@ -127,7 +128,7 @@ impl RotationDriver {
                 match vault.is_read_only() {
                     true => vault.follow(&|| driver.go_on()),
                     false => {
-                        nice::step_back_but_for_locks();
+                        nice::lower_priority_outside_locks();
                         driver.drive(&vault, every);
                     }
                 }
@@ -138,19 +139,19 @@ impl RotationDriver {
         })
     }
 
-    /// Something may be begun.
+    /// A rotation may be waiting to begin.
     pub(super) fn wake(&self) {
         *self.shared.wanted() = true;
         self.shared.wake.notify_all();
     }
 
-    /// Tells the thread to end. A rotation stays where it is; the next mount continues it.
+    /// Asks the thread to stop. A rotation stays where it is; the next mount continues it.
     pub(super) fn begin_to_stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();
     }
 
-    /// Ends the thread.
+    /// Stops the thread, and waits for it.
     pub(super) fn stop(&self) {
         self.begin_to_stop();
         let thread = self.thread.lock().take();

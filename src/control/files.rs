@@ -1,10 +1,10 @@
-//! The control directory `.secretfs` at the root of a mount: reachable by name, not listed, so
-//! that `cp -a`, `tar` and `rm -rf *` never meet it.
+//! The control directory `.secretfs` at the root of a mount. It is reachable by name, but no
+//! listing shows it, so `cp -a`, `tar` and `rm -rf *` never meet it.
 //!
-//! It belongs to the user of the daemon, whoever owns the vault's root. Every open and every write checks
-//! here whether the caller may command: the kernel checks modes, but a passed descriptor has passed that
-//! check already. An open renders the file. A commander sees files of his own, with inode numbers of their
-//! own: the kernel keeps one owner and one length for each number.
+//! The user of the daemon owns it, whoever owns the vault's root. Every open and every write checks
+//! here whether the caller may command: the kernel checks modes, but not for a passed descriptor.
+//! An open renders the file. Each kind of reader sees files with inode numbers of their own,
+//! because the kernel keeps one owner and one length per number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +25,10 @@ use super::refusals::Refusals;
 use super::renderers::Renderers;
 use super::texts::Texts;
 
-/// See the module.
+/// The control directory of one mount, as the module describes.
 pub struct ControlFiles(Arc<Files>);
 
-/// The directory and the threads that render for it share this.
+/// The state that the directory and its rendering threads share.
 struct Files {
     controller: Arc<Controller>,
     open: Openings,
@@ -37,7 +37,7 @@ struct Files {
 }
 
 impl ControlFiles {
-    /// The files of what `controller` controls.
+    /// The control files of `controller`.
     pub fn of(controller: &Arc<Controller>) -> Self {
         let is_read_only = controller.vault().is_read_only();
         Self(Arc::new(Files {
@@ -66,7 +66,7 @@ impl Files {
         }
     }
 
-    /// The key-management history, one JSON object a line.
+    /// The key-management history, one JSON object per line.
     fn render_audit(&self) -> Result<Text, Errno> {
         let vault = self.controller.vault();
         let head = vault.history_head();
@@ -79,7 +79,7 @@ impl Files {
         let events = events.map_err(|error| Errno::from(&error))?;
         let lines = events.iter().map(|event| format!("{event}\n").into_bytes());
         let text = Arc::new(lines.flatten().collect());
-        // It may have grown meanwhile.
+        // The history may have grown meanwhile.
         if events.len() as u64 == head.length {
             self.texts().note_history(head, &text);
         }
@@ -96,7 +96,8 @@ impl Files {
         Ok(self.texts().share(file, in_full, text.into_bytes()))
     }
 
-    /// Has a file rendered, which may wait for the disk, and goes on with its text on another thread.
+    /// Renders a file on another thread, because rendering may wait for the disk, and calls the
+    /// continuation there with the text.
     fn when_rendered(
         self: &Arc<Self>,
         file: File,
@@ -109,7 +110,7 @@ impl Files {
             then(&files, text);
         };
         match file {
-            // It looks at nothing but what is in memory.
+            // The control file shows only what is in memory.
             File::Control => job(Ok(())),
             File::Status | File::Audit => {
                 fs::answered_elsewhere();
@@ -118,7 +119,7 @@ impl Files {
         }
     }
 
-    /// The length of a file for who asks. `by_number`: perhaps of one that is open.
+    /// The length of a file for a caller. `by_number`: the caller may mean a file that is open.
     fn length_for(
         self: &Arc<Self>,
         caller: Caller,
@@ -129,7 +130,7 @@ impl Files {
         let texts = self.texts();
         let in_full = self.may_command(caller.uid);
         let known = match in_full {
-            // There is nothing in it that changes from one moment to the next.
+            // The public status has no member that changes every second.
             false if file == File::Status => None,
             false => return done(self, 0),
             true => texts.promised(caller.uid, file),
@@ -146,7 +147,7 @@ impl Files {
             if in_full && let Ok(text) = &text {
                 files.texts().promise(caller.uid, file, text);
             }
-            // Opening it tells what is wrong.
+            // An open reports the error.
             done(files, text.map_or(0, |text| text.len() as u64));
         });
     }
@@ -232,7 +233,7 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// The length is that of the newest text that was rendered.
+    /// The length is that of the newest rendered text.
     fn attr_for_anybody(&self, ino: u64) -> Result<Attr, Errno> {
         match file_of(ino) {
             Some((file, sight)) => {
@@ -245,7 +246,7 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// Changes nothing: `echo rotate > control` may truncate first.
+    /// Accepts a truncation and changes nothing: `echo rotate > control` truncates first.
     fn set_attr(&self, caller: Caller, ino: u64, set: &SetAttributes, done: Done<Attr>) {
         let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         match refused || !self.0.may_command(caller.uid) {
@@ -277,9 +278,9 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// One write is one command, at whatever offset. The writer may be another than the opener, and is
-    /// checked, too. Nobody knows the writer of what comes out of the page cache (`mmap`). The answer is
-    /// read through the same descriptor, at offset 0: an errno alone does not tell the class of a refusal.
+    /// One write is one command, at any offset. The writer may differ from the opener; both are
+    /// checked. The writer of data from the page cache (`mmap`) is unknown. The answer is read
+    /// through the same descriptor, at offset 0: an errno alone does not tell the class of a refusal.
     fn write(
         &self,
         caller: Caller,
@@ -294,7 +295,7 @@ impl VirtualDirectory for ControlFiles {
         };
         let (uid, pid) = (caller.uid, caller.pid);
         if from_cache || !self.0.may_command(uid) {
-            // A mapping tells only who has opened it.
+            // For a mapping, only the opener is known.
             let whose = if from_cache { open.uid } else { uid };
             self.0.refused_commands.log(whose, || {
                 let (opener, who) = (open.uid, self.0.controller.commanders());
@@ -322,7 +323,7 @@ impl VirtualDirectory for ControlFiles {
             }
             done(written);
         };
-        // Whoever the user is: any program of that user may write here.
+        // Even for root: any program of that user may write here.
         let right = Right::KnownKeys;
         let by = Commander { uid, right };
         self.0.controller.command(data, by, Box::new(reply));

@@ -1,5 +1,5 @@
-//! The holder of a vault: the daemon that has it mounted. It is asked through the socket in the vault's
-//! directory, or where there is none through the control files of its mount.
+//! The holder of a vault: the daemon that has it mounted. Commands reach it through the socket in
+//! the vault's directory, or, where there is none, through the control files of its mount.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -14,19 +14,19 @@ use super::protocol::Answer;
 use crate::error::{Class, Error};
 use crate::vault::Request;
 
-/// Most bytes of a refusal that are read from the control file: its words may name as many KMS keys as a
-/// command does.
+/// Limit on the bytes of a refusal that a client reads from the control file: its text may name as
+/// many KMS keys as a command does.
 const MAX_REFUSAL: usize = 64 << 10;
 
-/// The daemon that has the vault mounted, by the way in which it is asked.
+/// The daemon that has the vault mounted, by the way to reach it.
 pub(crate) enum Holder {
-    /// The mount here.
+    /// The mount at this path.
     Mount(PathBuf),
-    /// The daemon that listens in the directory of the vault that this path stands for.
+    /// The daemon that listens in the directory of the vault that this path names.
     Vault(PathBuf, DaemonClient),
 }
 
-/// A command that was not begun.
+/// A command that did not begin.
 pub(crate) struct NotBegun {
     pub(crate) class: Class,
     pub(crate) why: String,
@@ -43,8 +43,8 @@ impl NotBegun {
     }
 }
 
-/// The class of a refusal of which nothing but the errno is told: by a daemon of before classes, or by
-/// the kernel.
+/// The class of a refusal that has only an errno: from an older daemon without classes, or from the
+/// kernel.
 fn class_before(errno: &str) -> Class {
     match errno {
         "EINVAL" => Class::Usage,
@@ -57,9 +57,9 @@ fn class_before(errno: &str) -> Class {
 }
 
 impl Holder {
-    /// The holder of the vault that is mounted on `point`, under this device number. The mount names
-    /// `source` as its vault, but may name what it likes: the daemon that listens in that directory counts
-    /// only if it serves this device. `user` has mounted it.
+    /// The holder of the vault that is mounted on `point`, under this device number. `user` mounted
+    /// it. The mount names `source` as its vault, but a mount may name anything: the daemon that
+    /// listens in that directory counts only if it serves this device.
     pub(crate) fn of_mount(
         point: PathBuf,
         device: (u32, u32),
@@ -73,7 +73,7 @@ impl Holder {
         }
     }
 
-    /// The path by which it was named.
+    /// The path by which the caller named it.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Mount(path) | Self::Vault(path, _) => path,
@@ -83,7 +83,7 @@ impl Holder {
     /// The status of the mount.
     ///
     /// # Errors
-    /// When the holder cannot be asked.
+    /// When the holder does not answer.
     pub(crate) fn status(&self) -> Result<Value, Error> {
         match self {
             Self::Mount(point) => status_of_mount(point),
@@ -94,10 +94,10 @@ impl Holder {
         }
     }
 
-    /// Has the holder begin a command.
+    /// Asks the holder to begin a command.
     ///
     /// # Errors
-    /// When the holder cannot be asked.
+    /// When the holder does not answer.
     pub(crate) fn command(&self, request: &Request) -> Result<Result<(), NotBegun>, Error> {
         let request = request.to_string();
         match self {
@@ -146,8 +146,8 @@ fn command_by_mount(point: &Path, request: &str) -> Result<Result<(), NotBegun>,
     }))
 }
 
-/// The answer to what was written through a descriptor of the control file; `None` when there is none, as
-/// from a daemon of before, which shows something else there.
+/// The answer to the command written through a descriptor of the control file; `None` when there is
+/// none, as from an older daemon, which shows another text there.
 fn answer_through(control: &File) -> Option<Answer> {
     let mut line = vec![0; MAX_REFUSAL];
     // From its beginning, wherever a write has left the descriptor. An answer comes in one read.
@@ -162,8 +162,8 @@ fn serves(client: &DaemonClient, device: &str) -> bool {
     }
 }
 
-/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that may be
-/// asked and believed.
+/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that
+/// this user may ask and trust.
 ///
 /// # Errors
 /// When it refuses.

@@ -1,16 +1,16 @@
-//! The protocol of `control.sock`, in the directory of a vault that is mounted for writing. It is a second
-//! door to the control plane, for users who do not see the mount (it is in a container, or in another
-//! mount namespace).
+//! The protocol of `control.sock`, in the directory of a vault that is mounted for writing. It is a
+//! second way to the control plane, for users who do not see the mount (because it is in a
+//! container, or in another mount namespace).
 //!
-//! A connection is one question in one line, `DEVICE:INODE status`, `DEVICE:INODE audit`,
-//! `DEVICE:INODE end` or `DEVICE:INODE control COMMAND`, and one answer, a JSON value in one line; to
-//! `end` it is two, of which the second comes when the mount has ended. The numbers are those of
-//! the directory that is meant: a socket may have been moved to where it does not belong. Each side
-//! looks at who the other is. Nothing secret goes either way.
+//! A connection carries one question in one line, `DEVICE:INODE status`, `DEVICE:INODE audit`,
+//! `DEVICE:INODE end` or `DEVICE:INODE control COMMAND`, and one answer, a JSON value in one line;
+//! `end` has two answers, the second when the mount has ended. The numbers name the directory that
+//! the client means, in case a socket was moved elsewhere. Each side checks the user of the other.
+//! Nothing secret is sent.
 //!
-//! Members are added to answers, and none is changed or taken away: client and daemon may be of different
-//! versions. Whoever writes a command to `.secretfs/control` reads the same answer through the same
-//! descriptor.
+//! New versions add members to answers, and never change or remove one: client and daemon may
+//! differ in version. A program that writes a command to `.secretfs/control` reads the same answer
+//! through the same descriptor.
 
 use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
@@ -25,14 +25,14 @@ use crate::error::Class;
 
 /// Longest question, in bytes.
 pub(super) const MAX_QUESTION: usize = MAX_COMMAND + 64;
-/// Longest answer: the history grows for as long as there is a vault.
+/// Longest answer, in bytes. The history grows as long as the vault exists.
 pub(super) const MAX_ANSWER: usize = 64 << 20;
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
-    /// The command is begun, and sure to be done.
+    /// The command has begun, and will complete.
     Begun,
     /// The mount has ended, and everything is on disk.
     Ended {
@@ -43,14 +43,14 @@ pub(crate) enum Answer {
     Status(Value),
     /// The content of `.secretfs/audit`.
     Audit(Vec<Value>),
-    /// The daemon does not do it.
+    /// The daemon refuses.
     Refused {
         /// The class, by its name. A daemon of before does not tell it.
         #[serde(default, serialize_with = "as_name", deserialize_with = "by_name")]
         class: Option<Class>,
         /// The errno's name, `EBUSY` for one.
         errno: String,
-        /// In words.
+        /// The reason, for people.
         why: String,
     },
 }
@@ -93,12 +93,12 @@ fn by_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Class>, D::Error
     Ok(name.and_then(|name| Class::from_name(&name)))
 }
 
-/// Names a directory, by its device and inode number.
+/// The name of a directory on the wire: its device and inode number.
 pub(super) fn mark(directory: &Metadata) -> String {
     format!("{}:{}", directory.dev(), directory.ino())
 }
 
-/// A path of an open file, however long its own path is, and wherever it has moved.
+/// A short path to an open file, even if its own path is long or has changed.
 pub(super) fn path_of(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }

@@ -1,11 +1,11 @@
-//! Refusals in the log. The first refusal of a user is logged at once, then one line a minute, which counts
-//! those that were left out: nobody fills the log by being refused.
+//! Refusals in the log. The first refusal of a user is logged at once, then one line a minute with
+//! the number of those left out, so that a refused user cannot fill the log.
 
 use std::time::Instant;
 
 use crate::fs::LogLimiter;
 
-/// At most so many users are counted one by one; the others are counted together.
+/// Most users with a count of their own; the others share one.
 const USERS: usize = 64;
 
 /// Refusals of one kind.
@@ -18,7 +18,7 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// Logs a refusal, or counts it.
+    /// Logs a refusal, or only counts it.
     pub(crate) fn log(&self, user: u32, said: impl FnOnce() -> String) {
         match self.note(user, Instant::now()) {
             None => {}
@@ -27,12 +27,13 @@ impl Refusals {
         }
     }
 
-    /// Notes a refusal; how many before it were left out, when it is to be logged.
+    /// Counts a refusal. When it is due for the log, returns the number left out since the last
+    /// line.
     fn note(&self, user: u32, now: Instant) -> Option<u64> {
         self.0.note(user, now).map(|due| due.left_out)
     }
 
-    /// Logs the counts of those that were left out, at the end. `what` was refused.
+    /// Logs the remaining counts at the end; `what` names what was refused.
     pub(crate) fn end(&self, what: &str) {
         for (user, left_out) in self.0.take() {
             let whose =
@@ -64,7 +65,7 @@ mod tests {
             let now = begun + Duration::from_secs(second);
             assert_eq!(refusals.note(7, now), None);
         }
-        // Of another nothing is left out because of that.
+        // Another user's refusals are unaffected.
         assert_eq!(refusals.note(8, begun), Some(0));
         assert_eq!(refusals.note(7, begun + EVERY), Some(60));
         assert_eq!(refusals.note(7, begun + EVERY), None);
@@ -81,7 +82,7 @@ mod tests {
         };
         assert_eq!(logged(0, begun), USERS + 1);
         assert!(refusals.0.len() <= USERS + 1);
-        // Those of before make room, also those of whom something was left out.
+        // Earlier users make room, even those with refusals left out.
         assert_eq!(logged(0, begun), 0);
         assert!(logged(20_000, begun + EVERY) >= USERS - 1);
         assert!(refusals.0.len() <= USERS + 1);

@@ -1,6 +1,6 @@
-//! The server of the socket. It takes every peer for hostile: a connection has a thread of its own, a time
-//! in which it must ask, and one in which it must take the answer; the number of connections is bounded;
-//! and none of them ever holds a thread that serves the file system.
+//! The server of the socket. It treats every peer as hostile: each connection has its own thread, a
+//! deadline for the question and one for reading the answer; the number of connections is limited;
+//! and none ever blocks a thread that serves the file system.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
@@ -26,16 +26,16 @@ use crate::error::Class;
 use crate::store::SOCKET;
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank, RwLock, RwLockReadGuard};
 
-/// A peer must ask within this.
+/// The time that a peer has to ask.
 const TO_ASK: Duration = Duration::from_secs(2);
-/// A peer must take the answer within this.
+/// The time that a peer has to read the answer.
 const TO_TAKE: Duration = Duration::from_secs(5);
-/// Connections that are served at once; others wait.
+/// Most connections that are served at the same time; others wait.
 const AT_ONCE: usize = 8;
-/// Connections that wait.
+/// Most connections that wait.
 const WAITING: i32 = 64;
 
-/// The socket of a vault that is mounted for writing. Gone when dropped.
+/// The socket of a vault that is mounted for writing. Dropping this removes it.
 pub(crate) struct Socket {
     shared: Arc<Shared>,
     directory: File,
@@ -43,15 +43,15 @@ pub(crate) struct Socket {
 
 struct Shared {
     listener: UnixListener,
-    /// Which directory it is in.
+    /// The directory of the socket, as clients name it.
     mark: String,
-    /// `None` once the mount ends. A lock on it is held while it is used, so that no use outlasts it.
+    /// `None` once the mount ends. Each use holds the lock, so that no use outlasts the controller.
     controller: RwLock<Option<Arc<Controller>>>,
     busy: Mutex<usize>,
     free: Condvar,
     /// Peers that wait for the end of the mount.
     farewells: Mutex<Vec<UnixStream>>,
-    /// Refusals of users who may not ask. With `control-uid` everybody can connect.
+    /// Refusals of users who may not ask. With `control-uid`, every user can connect.
     refusals: Refusals,
 }
 
@@ -59,17 +59,18 @@ struct Shared {
 pub(crate) struct Farewells(Vec<UnixStream>);
 
 impl Farewells {
-    /// Tells them that it has come.
+    /// Tells the peers that the mount has ended.
     pub(crate) fn send(&self, commit: u64) {
         for stream in &self.0 {
-            // A peer that has gone is not waited for.
+            // A peer may have left.
             let _ = send(stream, &Answer::Ended { commit });
         }
     }
 }
 
 impl Socket {
-    /// Listens, if the vault may be written. That it cannot is no reason not to mount.
+    /// Listens, if the vault is mounted for writing. A failure to listen does not prevent the
+    /// mount.
     pub(crate) fn open(controller: Arc<Controller>) -> Option<Self> {
         let vault = controller.vault();
         if vault.is_read_only() {
@@ -105,7 +106,7 @@ impl Socket {
             .ok()
     }
 
-    /// Stops answering all but those who wait for the end.
+    /// Stops answering, and returns the peers that wait for the end.
     pub(crate) fn close(self) -> Farewells {
         Farewells(std::mem::take(&mut self.shared.farewells()))
     }
@@ -113,7 +114,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // While this process has the vault, which is for as long as its name is its own.
+        // This process still holds the vault, so the name is still its own.
         let path = path_of(&self.directory).join(SOCKET);
         if let Err(error) = fs::symlink_metadata(&path).and_then(|found| remove(&path, &found)) {
             tracing::debug!("cannot remove {SOCKET}: {error}");
@@ -132,9 +133,9 @@ fn remove(path: &std::path::Path, found: &Metadata) -> io::Result<()> {
     }
 }
 
-/// A socket in `directory`, in place of one that a killed daemon left: nobody listens there while
-/// this process holds the writer's lock. `for_more`: somebody may connect who is neither root nor this
-/// user; everybody can then, and is asked who he is.
+/// Listens on a socket in `directory`, in place of one that a killed daemon left: no other process
+/// listens there while this one holds the writer's lock. `for_more`: users besides root and this
+/// user may ask; then every user can connect, and the server checks the uid.
 fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     let path = path_of(directory).join(SOCKET);
     match fs::symlink_metadata(&path) {
@@ -144,7 +145,7 @@ fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     }
     let flags = SockFlag::SOCK_CLOEXEC;
     let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    // What bind(2) makes has the mode of the socket, so that it never has another.
+    // bind(2) gives the file the socket's mode, so the file never has another.
     fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR)?;
     bind(made.as_raw_fd(), &UnixAddr::new(&path)?)?;
     if for_more {
@@ -154,7 +155,7 @@ fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     Ok(UnixListener::from(made))
 }
 
-/// Lets everybody connect to the socket at `path`: what is there itself, never what a link leads to.
+/// Lets every user connect to the socket at `path` itself; never follows a link.
 fn open_to_all(path: &std::path::Path) -> io::Result<()> {
     let there = fs::OpenOptions::new()
         .read(true)
@@ -191,13 +192,13 @@ impl Shared {
                 std::thread::Builder::new()
                     .name("asked".to_owned())
                     .spawn(move || {
-                        // A peer that leaves early, or dawdles, is not waited for.
+                        // A peer that leaves early or dawdles gets no answer.
                         let _ = turn.shared.serve(&stream);
                     })
             };
             if let Err(error) = accepted.and_then(|(stream, _)| serve(stream)) {
                 tracing::warn!("cannot serve who asks at {SOCKET}: {error}");
-                // Descriptors or memory may be had again in a moment.
+                // Descriptors or memory may be available again in a moment.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
@@ -236,14 +237,14 @@ impl Shared {
             return Ok(());
         };
         let answer = match question.split_once(' ') {
-            // It is answered from the thread that asks KMS.
+            // The thread that calls the KMS sends the answer.
             Some(("control", command)) => {
                 let stream = stream.try_clone()?;
                 controller.command(
                     command.as_bytes(),
                     by,
                     Box::new(move |begun| {
-                        // The peer may have left. The command is done all the same.
+                        // The peer may have left; the command runs anyway.
                         let _ = send(&stream, &begun.into());
                     }),
                 );
@@ -262,22 +263,22 @@ impl Shared {
             }
             _ => look(controller, question),
         };
-        // The answer may take its time to be read.
+        // The peer may read the answer slowly.
         drop(guard);
         send(stream, &answer.unwrap_or_else(Answer::from))
     }
 }
 
-/// Whether who is at the other end has closed it.
+/// Whether the peer has closed the connection.
 fn has_left(stream: &UnixStream) -> bool {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-    // Nobody says anything more who waits.
+    // A waiting peer sends nothing more, so only its end makes this readable.
     poll(&mut polled, PollTimeout::ZERO) != Ok(0)
 }
 
-/// Answers a question that changes nothing.
+/// Answers a question that changes no keys.
 fn look(controller: &Controller, question: &str) -> Result<Answer, Refusal> {
-    // The peer asked by the vault's path, and means the vault that is there.
+    // The peer found this socket by the vault's path, and means the vault at that path.
     let unmoved = controller.vault().check_unmoved();
     unmoved.map_err(|error| controller.refuse(&error))?;
     match question {
@@ -296,7 +297,7 @@ fn no_question(why: &str) -> Refusal {
     Refusal::new(Class::Usage, nix::libc::EINVAL, why)
 }
 
-/// One line, without its end; `None` for what is too long or not text.
+/// Reads one line, without its end; `None` if it is too long or no text.
 fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     let mut piece = [0; 1024];
@@ -334,7 +335,7 @@ fn send(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     Ok(())
 }
 
-/// Time until `until`, of which there must be some.
+/// The time until `until`; an error when none is left.
 fn left(until: Instant) -> io::Result<Duration> {
     match until.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
@@ -342,13 +343,13 @@ fn left(until: Instant) -> io::Result<Duration> {
     }
 }
 
-/// One of the connections that are served at once.
+/// One of the places for connections that are served at the same time.
 struct Turn {
     shared: Arc<Shared>,
 }
 
 impl Turn {
-    /// Waits until one is free.
+    /// Waits for a free place.
     fn take(shared: &Arc<Shared>) -> Self {
         let mut busy = shared.busy.lock();
         while *busy >= AT_ONCE {

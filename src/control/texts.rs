@@ -1,5 +1,5 @@
-//! The texts of control files. Readers of equal texts share one; and a user who was told a length then
-//! reads a text of that length.
+//! The texts of control files. Readers of equal texts share one, and a user who got a length from
+//! `stat` then reads a text of that length.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -11,12 +11,12 @@ use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::directory::{File, Text};
 
-/// A user who was told a length opens that text within this time.
+/// The time in which a user who got a length can open the text of that length.
 const AFTER_PROMISE: Duration = Duration::from_secs(1);
-/// Opens that are remembered, for `fstat`.
+/// Most opens to remember for `fstat`.
 const REMEMBERED: usize = 64;
 
-/// See the module. Never locked while something is rendered.
+/// The texts, as the module describes. No thread renders while it holds this lock.
 pub(super) struct Texts(Mutex<State>);
 
 impl Default for Texts {
@@ -27,11 +27,12 @@ impl Default for Texts {
 
 #[derive(Default)]
 struct State {
-    /// The newest text of each file: in full, or its public part.
+    /// The newest text of each file, full (`true`) or public.
     newest: HashMap<(File, bool), Text>,
-    /// The history as it is shown, up to where it is.
+    /// The rendered history, and the head of the history that it ends at.
     history: Option<(HistoryHead, Text)>,
-    /// Lengths that were told, and not opened since. Only of those who may command: they are three.
+    /// Lengths that commanders got, and whose text they have not opened. There are at most three
+    /// commanders.
     promised: Vec<Promise>,
     opened: VecDeque<OpenText>,
 }
@@ -46,7 +47,7 @@ struct Promise {
 struct OpenText {
     by: Caller,
     file: File,
-    /// Gone when it is closed.
+    /// Gone when the file is closed.
     text: Weak<Vec<u8>>,
 }
 
@@ -55,7 +56,7 @@ impl Texts {
         self.0.lock()
     }
 
-    /// The text of these bytes: the newest, if that has the same.
+    /// A text with these bytes: the newest, if it is equal.
     pub(super) fn share(&self, file: File, in_full: bool, bytes: Vec<u8>) -> Text {
         let mut state = self.state();
         match state.newest.get(&(file, in_full)) {
@@ -75,7 +76,7 @@ impl Texts {
         newest.map_or(0, |text| text.len() as u64)
     }
 
-    /// The history that ends at `head`, if that was shown before.
+    /// The rendered history that ends at `head`, if there is one.
     pub(super) fn history(&self, head: &HistoryHead) -> Option<Text> {
         let state = self.state();
         let known = state.history.as_ref().filter(|(known, _)| known == head);
@@ -86,7 +87,7 @@ impl Texts {
         self.state().history = Some((head, Arc::clone(text)));
     }
 
-    /// The text whose length a user was just told.
+    /// The text whose length a user just got.
     pub(super) fn promised(&self, uid: u32, file: File) -> Option<Text> {
         let state = self.state();
         let promised = state.promised.iter();
@@ -96,7 +97,7 @@ impl Texts {
             .map(|one| Arc::clone(&one.text))
     }
 
-    /// A user is told the length of `text`.
+    /// Notes that a user gets the length of `text`.
     pub(super) fn promise(&self, uid: u32, file: File, text: &Text) {
         let mut state = self.state();
         state
@@ -110,7 +111,7 @@ impl Texts {
         });
     }
 
-    /// Takes the text whose length a user was just told; the next open gets another.
+    /// Takes the text whose length a user just got; the next open gets another.
     pub(super) fn take_promised(&self, uid: u32, file: File) -> Option<Text> {
         let promised = self.promised(uid, file);
         let mut state = self.state();
@@ -120,12 +121,12 @@ impl Texts {
         promised
     }
 
-    /// Something else is shown from now on.
+    /// Forgets the given lengths, because the files now show something else.
     pub(super) fn forget_promises(&self) {
         self.state().promised.clear();
     }
 
-    /// `by` has opened `text`.
+    /// Notes that `by` opened `text`.
     pub(super) fn note_opened(&self, by: Caller, file: File, text: &Text) {
         let mut state = self.state();
         if state.opened.len() >= REMEMBERED {
@@ -135,8 +136,8 @@ impl Texts {
         state.opened.push_back(OpenText { by, file, text });
     }
 
-    /// The text that this thread, or else this user, has opened last and not closed: `fstat` does not say
-    /// which descriptor it means.
+    /// The text that this thread, or else this user, opened last and has not closed: `fstat` does
+    /// not tell which descriptor it means.
     pub(super) fn opened_by(&self, caller: Caller, file: File) -> Option<Text> {
         let state = self.state();
         let newest_first = || {

@@ -1,6 +1,6 @@
-//! The process: start order, hardening, mounting, signals and the end. It knows nothing of what is
-//! stored or how it is encrypted. Must never report a mount that is not served, leave a mount that
-//! nobody serves, or unmount what it did not mount.
+//! The process: start order, hardening, mounting, signals and the end. It does not know what is
+//! stored or how it is encrypted. It must never report a mount that is not served, leave a mount
+//! that no process serves, or unmount another process' mount.
 
 mod detach;
 mod fusermount;

@@ -1,16 +1,17 @@
-//! Opening a vault that a daemon is just letting go of: `umount` does not wait for that, so whoever comes next
-//! does.
+//! Opening a vault that a daemon is about to release: umount(8) does not wait for the daemon, so
+//! the next process does.
 
 use std::time::{Duration, Instant};
 
 use crate::vault::{Failure, VaultError};
 
-/// A daemon that has just been unmounted lets go of its vault within this.
+/// The time that a just unmounted daemon has to release its vault.
 const GRACE: Duration = Duration::from_secs(5);
-/// It is tried again so often.
+/// The time between two attempts.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Opens a vault, and tries again for a while if somebody holds it, unless `is_served` says that he goes on to.
+/// Opens a vault, and retries for a while if another process holds it, unless `is_served` returns
+/// that the holder keeps it.
 ///
 /// # Errors
 /// Those of `open`.

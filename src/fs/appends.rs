@@ -1,9 +1,9 @@
-//! Logs that are kept open: what was only added at the end of a file is published some seconds later,
-//! without any fsync or close, so that others can read it and a crash does not take it.
+//! Logs that stay open: data that was only appended to a file is published some seconds later,
+//! without fsync or close, so that others can read it and a crash does not lose it.
 //!
-//! Never what was written over or cut, and never a replacement: half of a new secret would be served
-//! as if it were one. What is added to the first content of a new file is stored as well; whoever may
-//! read the file is shown its draft until the file is closed, as if it were not.
+//! This never publishes overwritten or truncated data, nor a replacement: half of a new secret
+//! would be served as if it were complete. Data appended to the first content of a new file is
+//! stored, too; until the file is closed, readers still see its draft, as if nothing were stored.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -21,7 +21,7 @@ use super::handles::NodeState;
 
 #[derive(Default)]
 struct Watched {
-    /// When nodes are to be looked at; the first comes first.
+    /// The times at which nodes are due, the earliest first.
     due: BinaryHeap<Reverse<(Instant, NodeId)>>,
     stop: bool,
 }
@@ -31,11 +31,12 @@ struct Shared {
     wake: Condvar,
 }
 
-/// See the module. Its thread sleeps as long as nothing was appended. Ends when dropped.
+/// The thread for appended data, as the module describes. It sleeps while nothing is appended, and
+/// ends when this is dropped.
 pub(super) struct Appends {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// The last attempt failed, and that is logged.
+    /// The last attempt failed, and the log says so.
     is_failing: AtomicBool,
     after: Duration,
 }
@@ -45,7 +46,7 @@ impl Shared {
         self.watched.lock()
     }
 
-    /// Waits for a node to be looked at; `None` at the end.
+    /// Waits for the next node that is due; `None` at the end.
     fn next(&self) -> Option<NodeId> {
         let mut watched = self.lock();
         loop {
@@ -68,7 +69,7 @@ impl Shared {
 }
 
 impl Appends {
-    /// How long what was appended may wait is `after`.
+    /// Appended data waits at most `after`.
     pub(super) fn new(after: Duration) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -81,7 +82,7 @@ impl Appends {
         }
     }
 
-    /// Starts the thread, which has `publish` publish what was appended to a node, until that is false.
+    /// Starts the thread. It calls `publish` for each node that is due, until that returns false.
     pub(super) fn start(
         &self,
         publish: impl Fn(NodeId) -> bool + Send + 'static,
@@ -100,8 +101,8 @@ impl Appends {
         Ok(())
     }
 
-    /// To be called, with the node locked, when its in-place draft may have become one of which
-    /// something that was appended is to be stored.
+    /// Watches a node whose in-place draft may have appended data to store. The caller holds the
+    /// node's lock.
     pub(super) fn watch(&self, node: NodeId, state: &mut NodeState) {
         if state.is_watched {
             return;
@@ -113,17 +114,17 @@ impl Appends {
         }
     }
 
-    /// Whether what was appended since `since` may not wait any longer.
+    /// Whether data appended since `since` is due.
     pub(super) fn is_due(&self, since: Instant) -> bool {
         since.elapsed() >= self.after
     }
 
-    /// An attempt to publish went well.
+    /// Notes that an attempt to publish succeeded.
     pub(super) fn note_success(&self) {
         self.is_failing.store(false, Ordering::Relaxed);
     }
 
-    /// An attempt has failed; whether the one before had not.
+    /// Notes that an attempt failed; returns whether the one before succeeded.
     pub(super) fn note_failure(&self) -> bool {
         !self.is_failing.swap(true, Ordering::Relaxed)
     }
@@ -131,13 +132,13 @@ impl Appends {
     fn look_at(&self, node: NodeId, due: Instant) {
         let mut watched = self.shared.lock();
         watched.due.push(Reverse((due, node)));
-        // It wakes by itself for those that come first.
+        // Wake the thread only for the earliest node; it wakes itself for the others.
         if watched.due.peek() == Some(&Reverse((due, node))) {
             self.shared.wake.notify_one();
         }
     }
 
-    /// Ends the thread: nothing more is published without being asked for.
+    /// Ends the thread: nothing more is published unasked.
     pub(super) fn stop(&self) {
         self.shared.lock().stop = true;
         self.shared.wake.notify_one();

@@ -1,4 +1,4 @@
-//! Who writes which draft, and of which draft the kernel must have the length.
+//! The writers of drafts, and the draft whose length the kernel must have.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use super::draft::Draft;
 use super::handle_state::{HandleState, Handles};
 use super::pages::{Pages, Source};
 
-/// How long after its writer has asked for the end of a draft the kernel is told of no other: it may
-/// still be on its way to take that for the end.
+/// For this long after a writer has asked for the end of its draft, the kernel gets no other
+/// length: it may still be about to use the draft's.
 const SOUGHT: Duration = Duration::from_secs(1);
 
 /// A node's handles and drafts, as far as they tell who writes what.
@@ -33,7 +33,7 @@ impl<'a> Authors<'a> {
         }
     }
 
-    /// The draft that a handle writes to, and where it is.
+    /// The draft that a handle writes to, and its source.
     fn draft_through(self, fh: FileHandle, own: &'a HandleState) -> Option<(Source, &'a Draft)> {
         match &own.own {
             Some(draft) => Some((Source::Own(fh), draft)),
@@ -44,16 +44,16 @@ impl<'a> Authors<'a> {
         }
     }
 
-    /// The drafts of those handles that `are`, the one that was changed last.
+    /// Among the drafts of the handles for which `are` is true, the one changed last.
     fn latest_draft(self, are: impl Fn(&HandleState) -> bool) -> Option<(Source, &'a Draft)> {
         let handles = self.handles.iter().filter(|(_, own)| are(own));
         let drafts = handles.filter_map(|(fh, own)| self.draft_through(*fh, own));
         drafts.max_by_key(|(_, draft)| (draft.is_unpublished(), draft.edited_at))
     }
 
-    /// The draft of a process: of several, the one that was changed last.
+    /// The draft of a process; among several, the one changed last.
     pub(super) fn draft_of_process(self, thread: u32, node: &Place) -> Option<(Source, &'a Draft)> {
-        // Who asks about a file that nobody writes is not asked who he is.
+        // Without writers, do not look up the process that asks.
         let any = self.latest_draft(|_| true)?;
         let group = process::thread_group(thread)?;
         let writes = |own: &HandleState| own.opener == Some(group) || own.groups.contains(&group);
@@ -61,13 +61,14 @@ impl<'a> Authors<'a> {
         if known.is_some() && self.only_reads(thread) {
             return None;
         }
-        // It may have been given the descriptor by another.
+        // Another process may have passed the descriptor to it.
         let given =
             || descriptors::has_one(For::Writing, group, node.id, node.device).then_some(any);
         known.or_else(given)
     }
 
-    /// Whether a thread has just read, or opened for reading, in a process in which others write.
+    /// Whether a thread has just read, or opened for reading, in a process whose other threads
+    /// write.
     fn only_reads(self, thread: u32) -> bool {
         let mut reads = false;
         for own in self
@@ -83,8 +84,8 @@ impl<'a> Authors<'a> {
         reads
     }
 
-    /// The draft whose length the kernel must have: one that is mapped, can be mapped, or of which the
-    /// end was just asked for.
+    /// The draft whose length the kernel must have: one that is mapped or can be mapped, or whose
+    /// end a writer has just asked for.
     pub(super) fn sizing_draft(self) -> Option<&'a Draft> {
         let sizes =
             |own: &HandleState| own.maps || own.sought.is_some_and(|at| at.elapsed() < SOUGHT);
@@ -95,7 +96,7 @@ impl<'a> Authors<'a> {
         self.mapped_draft().or_else(latest)
     }
 
-    /// The draft that pages may be of.
+    /// The draft that may have pages in the page cache.
     fn mapped_draft(self) -> Option<&'a Draft> {
         match self.pages.source()? {
             Source::Content(_) => None,
@@ -105,7 +106,7 @@ impl<'a> Authors<'a> {
     }
 }
 
-/// A node, and the device number of its mount if that is known.
+/// A node, and the device number of its mount if known.
 pub(super) struct Place {
     pub(super) id: NodeId,
     pub(super) device: Option<(u32, u32)>,

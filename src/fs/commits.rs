@@ -1,4 +1,4 @@
-//! The way to what commits: there is none in a mount that only reads, nor in one whose vault is condemned.
+//! Access to the commit queue, which a read-only mount lacks, and a condemned vault refuses.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::failures::Failures;
 use super::handoff::answered_elsewhere;
 use super::{Done, Errno};
 
-/// See the module.
+/// Access to the commit queue.
 pub(super) struct Commits {
     vault: Arc<Vault>,
     failures: Arc<Failures>,
@@ -16,7 +16,7 @@ pub(super) struct Commits {
 }
 
 impl Commits {
-    /// Starts the thread that commits, if the vault may be written.
+    /// Starts the thread that commits, if the vault is open for writing.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -32,10 +32,10 @@ impl Commits {
         })
     }
 
-    /// What commits contents and attributes.
+    /// The queue for contents and attributes.
     ///
     /// # Errors
-    /// `EIO` when the vault is condemned, `EROFS` when it is only read.
+    /// `EIO` when the vault is condemned, `EROFS` when it is open for reading.
     pub(super) fn queue(&self) -> Result<&Committer, Errno> {
         if self.vault.is_condemned() {
             return Err(Errno(libc::EIO));
@@ -43,7 +43,7 @@ impl Commits {
         self.queue.as_ref().ok_or(Errno(libc::EROFS))
     }
 
-    /// What commits names.
+    /// The queue for names.
     ///
     /// # Errors
     /// As for [`queue`](Self::queue), but `EROFS` comes first.
@@ -54,7 +54,7 @@ impl Commits {
         }
     }
 
-    /// Makes durable what was acknowledged before.
+    /// Makes everything acknowledged before durable.
     pub(super) fn barrier(&self, ticket: Ticket, done: Done<()>) {
         match &self.queue {
             Some(queue) => {
@@ -66,7 +66,8 @@ impl Commits {
         }
     }
 
-    /// Commits what is queued, makes everything durable and ends the thread; false when there is none.
+    /// Commits queued jobs, makes everything durable, and ends the thread; false if there is no
+    /// queue.
     pub(super) fn close(&self) -> bool {
         if let Some(queue) = &self.queue {
             queue.close();

@@ -1,5 +1,5 @@
-//! Reading directories: in the order of the name tags, so that a position stays valid whatever is
-//! made and removed meanwhile.
+//! Reads directories in the order of the name tags, so that a position stays valid whatever names
+//! come and go meanwhile.
 
 mod reading;
 
@@ -25,7 +25,7 @@ use reading::{FIRST_NAME, Found, Reading};
 /// Entries opened at a time.
 const BATCH: usize = 64;
 
-/// See the module.
+/// The open directories.
 pub(super) struct Directories {
     open: Mutex<HashMap<FileHandle, Arc<Mutex<Reading>>>>,
     vault: Arc<Vault>,
@@ -65,7 +65,7 @@ impl Directories {
 
     /// Opens a directory.
     pub(super) fn open(&self, ino: u64) -> Result<FileHandle, Errno> {
-        // Registered like a file, so that a directory that is removed while open stays readable.
+        // Register it like a file, so that a directory removed while open stays readable.
         let access = Access {
             read: true,
             write: false,
@@ -95,7 +95,7 @@ impl Directories {
         self.closing.release(fh);
     }
 
-    /// Passes entries from `position` on to `take`, until there are no more or it returns true.
+    /// Passes entries from `position` on to `take`, until the end or until it returns true.
     pub(super) fn read(
         &self,
         ino: u64,
@@ -106,7 +106,7 @@ impl Directories {
         self.read_entries(ino, fh, position, false, take)
     }
 
-    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
+    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each entry.
     pub(super) fn read_plus(
         &self,
         ino: u64,
@@ -167,7 +167,7 @@ impl Directories {
         let after = reading.after.as_ref();
         let listing = match self.vault.list(ino, after, BATCH, with_nodes) {
             Ok(listing) => listing,
-            // Removed while it is open: nothing is in it.
+            // The directory was removed while open: it is empty.
             Err(VaultError::NotFound) => {
                 reading.is_gone = true;
                 return Ok(());
@@ -214,12 +214,12 @@ impl Directories {
         Ok(())
     }
 
-    /// The attributes of an entry of a directory for readdir, without waiting for anything.
+    /// The attributes of a directory's entry for readdir, without waiting.
     pub(super) fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
         let node = match self.nodes.stored(entry.ino) {
-            // Both at once: an entry names a node that is there, or is gone together with it.
+            // Look up both at once: an entry and its node exist together, or neither does.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
-                // It was removed, or there is another of that name; and a dot is no name.
+                // The name was removed, or names another node; and a dot is not a name.
                 Ok(_) | Err(VaultError::NotFound | VaultError::Invalid) => {
                     return Err(Errno(libc::ESTALE));
                 }

@@ -1,4 +1,4 @@
-//! What programs are told: one exhaustive table from failures to errno. It only maps.
+//! The errno for each failure: one exhaustive table. It only maps.
 
 use crate::crypto::MemoryError;
 use crate::keyring::KeyringError;
@@ -11,7 +11,7 @@ use crate::vault::{DirectoryBody, FileBody, Node, VaultError};
 pub struct Errno(pub i32);
 
 impl Errno {
-    /// Its name, `EBUSY` for one.
+    /// Its name, such as `EBUSY`.
     pub fn name(self) -> String {
         format!("{:?}", nix::errno::Errno::from_raw(self.0))
     }
@@ -83,18 +83,18 @@ impl From<&VaultError> for Errno {
     }
 }
 
-/// What a file holds.
+/// The body of a file.
 ///
 /// # Errors
-/// When `node` is none.
+/// When `node` is of another kind.
 pub(super) fn file_of(node: &Node) -> Result<&FileBody, Errno> {
     node.file().map_err(|error| Errno::from(&error))
 }
 
-/// What a directory holds.
+/// The body of a directory.
 ///
 /// # Errors
-/// When `node` is none.
+/// When `node` is of another kind.
 pub(super) fn directory_of(node: &Node) -> Result<&DirectoryBody, Errno> {
     node.directory().map_err(|error| Errno::from(&error))
 }

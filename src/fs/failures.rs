@@ -1,9 +1,8 @@
-//! Failures of a mounted vault, where they become an errno and lose their words.
+//! Failures of a mounted vault, at the point where they become an errno and lose their text.
 //!
-//! Each passes here once, whether a program waits for its answer or it comes from work that nobody waits
-//! for: so it is logged once, and counted once if what was read is not what was stored. The front door could
-//! do neither: an errno has no words, and what fails in the background never comes to it. `Errno::from` only
-//! maps.
+//! Each failure passes here once, whether it belongs to a request or to background work, so it is
+//! logged once, and counted once if it is damage. The front door could do neither: an errno has no
+//! text, and failures in the background never reach it. `Errno::from` only maps.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -13,10 +12,11 @@ use crate::vault::{Failure, VaultError};
 use super::errno::Errno;
 use super::log_limiter::LogLimiter;
 
-/// Most failures that are told apart in the log: whoever may read a damaged secret could fill it.
+/// Most failures with a line of their own in the log, which a user who may read a damaged secret
+/// could otherwise fill.
 const MOST: usize = 256;
 
-/// See the module. Every mount has its own.
+/// The failures of one mount.
 pub(crate) struct Failures {
     unauthentic: AtomicU64,
     logged: LogLimiter<String>,
@@ -32,12 +32,13 @@ impl Default for Failures {
 }
 
 impl Failures {
-    /// How often something read was not what was stored: `status` must not call it verified then.
+    /// Number of reads that met damage. If there are any, `status` must not call the vault
+    /// verified.
     pub(crate) fn unauthentic(&self) -> u64 {
         self.unauthentic.load(Ordering::Relaxed)
     }
 
-    /// The errno of a failure, which is noted.
+    /// Notes a failure, and returns its errno.
     pub(super) fn errno(&self, error: &VaultError) -> Errno {
         self.note(error);
         Errno::from(error)
@@ -48,7 +49,7 @@ impl Failures {
         result.map_err(|error| self.errno(&error))
     }
 
-    /// Logs a failure to read, and counts it if what was read is not what was stored.
+    /// Logs a failure to read, and counts it if it is damage.
     pub(crate) fn note(&self, error: &VaultError) {
         if error.failure() == Failure::Integrity {
             self.unauthentic.fetch_add(1, Ordering::Relaxed);
@@ -56,8 +57,8 @@ impl Failures {
         self.log(error);
     }
 
-    /// Logs a failure, if programs are told no more than EIO. Failed authentication and failing media are
-    /// never silent. The texts name records by number.
+    /// Logs a failure if programs see only EIO. Failed authentication and failing media are always
+    /// logged. The texts identify records by number.
     pub(crate) fn log(&self, error: &VaultError) {
         if Errno::from(error) != Errno(libc::EIO) {
             return;
@@ -93,7 +94,7 @@ mod tests {
         assert_eq!(failures.to_errno::<()>(Err(damage)), Err(Errno(libc::EIO)));
         assert_eq!(failures.errno(&VaultError::NotFound), Errno(libc::ENOENT));
         assert_eq!(failures.unauthentic(), 2);
-        // Of another mount nothing is known.
+        // Another mount has its own count.
         assert_eq!(Failures::default().unauthentic(), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! A mounted vault as a whole: its parts put together, what works by itself, and its end. What answers
-//! requests stands in the parts.
+//! A mounted vault as a whole: it puts the parts together, runs the background threads, and ends
+//! the mount. The parts answer requests.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -43,26 +43,26 @@ use super::watchers::Watchers;
 use super::write::Writes;
 use super::xattrs::Xattrs;
 
-/// What a file system is about at a moment.
+/// The activity of a file system at one moment.
 pub(crate) struct Activity {
-    /// The device number of the mount, as `major, minor`; none when somebody else has mounted it.
+    /// The device number of the mount, as `major, minor`; `None` if another program has mounted it.
     pub(crate) device: Option<(u32, u32)>,
     pub(crate) open_files: usize,
-    /// `woken`, or why those who watch files are not.
+    /// `woken`, or the reason why watchers of files are not.
     pub(crate) watchers: String,
     pub(crate) published: u64,
     pub(crate) failed_publications: u64,
-    /// Bytes of drafts and snapshots, and most of them.
+    /// Bytes of drafts and snapshots, and the limit on them.
     pub(crate) memory_used: u64,
     pub(crate) memory_limit: u64,
 }
 
-/// A file system of which what was left is published, as far as that could be done.
+/// A file system whose remaining data was published, as far as possible.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "it is to be closed"]
 pub(super) struct Drained {
     ending: Ending,
-    /// Publications that had failed before.
+    /// Number of publications that failed before.
     failed: u64,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Drained {
 pub struct FileSystem {
     vault: Arc<Vault>,
     max_memory: u64,
-    // What answers requests.
+    // The parts that answer requests.
     pub(super) names: Arc<Names>,
     pub(super) directories: Directories,
     pub(super) attributes: Arc<Attributes>,
@@ -83,7 +83,7 @@ pub struct FileSystem {
     pub(super) closing: Arc<Closing>,
     pub(super) beside: Arc<Beside>,
     pub(super) room: Arc<DiskRoom>,
-    // What they share.
+    // The parts that those share.
     table: Arc<Table>,
     budget: Arc<Budget>,
     counters: Arc<Counters>,
@@ -92,9 +92,9 @@ pub struct FileSystem {
     device: Arc<Device>,
     page_cache: Arc<PageCache>,
     commits: Arc<Commits>,
-    // What works by itself.
+    // The background threads.
     appends: Arc<Appends>,
-    /// The thread of `appends` publishes by this for as long as it is here.
+    /// The thread of `appends` publishes through this until it is dropped.
     _appended: Arc<Appended>,
     routines: [Routine; 2],
     touches: Arc<Touches>,
@@ -109,8 +109,8 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and those that keep anchor and integrity, and that
-    /// publish what was appended.
+    /// Serves `vault`. Starts the writer's thread, those that update anchor and integrity, and the
+    /// one that publishes appended data.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -345,13 +345,13 @@ impl FileSystem {
         }))
     }
 
-    /// Tells what brings the requests. Starts the thread that has the kernel drop pages.
+    /// Sets the transport. Starts the thread that makes the kernel drop pages.
     ///
     /// # Errors
-    /// When that cannot be started.
+    /// When the thread cannot be started.
     pub(super) fn attach(&self, transport: Arc<dyn Transport>) -> std::io::Result<()> {
         let stale = self.kernel.attach(&transport);
-        // The thread ends with the file system, which has the sender.
+        // The thread ends with the file system, which owns the sender.
         let page_cache = Arc::downgrade(&self.page_cache);
         std::thread::Builder::new()
             .name("notifier".into())
@@ -367,17 +367,17 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Tells the device number of the mount.
+    /// Sets the device number of the mount.
     pub fn attach_device(&self, device: (u32, u32)) {
         self.device.attach(device);
     }
 
-    /// What is to be touched when somebody may watch it.
+    /// The queue of files to touch for watchers.
     pub fn touches(&self) -> &Arc<Touches> {
         &self.touches
     }
 
-    /// Those who watch files are woken from now on, by whoever serves [`touches`](Self::touches).
+    /// From now on, the thread that serves [`touches`](Self::touches) wakes watchers of files.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -391,14 +391,13 @@ impl FileSystem {
                 touches: Arc::clone(&self.touches),
                 kernel: Arc::clone(&self.kernel),
             };
-            // There is none yet.
+            // There is no follower yet.
             let _ = self.follower.set(Follower::start(followed)?);
         }
         Ok(())
     }
 
-    /// Publishes what is left if the mount ended in an orderly way, and waits for what is being
-    /// published.
+    /// Publishes the data left as `ending` allows, and waits for publications under way.
     pub(super) fn drain(&self, ending: Ending) -> Drained {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
         self.appends.stop();
@@ -410,10 +409,10 @@ impl FileSystem {
         Drained { ending, failed }
     }
 
-    /// Makes everything durable, and remembers how far the vault has come.
+    /// Makes everything durable, and stores the vault's commit in the anchor.
     ///
     /// # Errors
-    /// When something could not be published or made durable.
+    /// When data could not be published or made durable.
     pub(super) fn close(&self, drained: Drained) -> Result<(), VaultError> {
         let Drained { ending, failed } = drained;
         self.kernel.end();
@@ -427,8 +426,8 @@ impl FileSystem {
         if !self.commits.close() {
             return Ok(());
         }
-        // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
-        // told any more.
+        // No program returns to open files now, and the kernel may not have reported the last nodes
+        // that it forgot.
         if ending != Ending::Aborted
             && !self.vault.is_condemned()
             && let Err(error) = self.vault.reap_orphans()
@@ -458,7 +457,7 @@ impl FileSystem {
         self.table.len()
     }
 
-    /// What it is about, for `status`.
+    /// Its present activity, for `status`.
     pub(crate) fn activity(&self) -> Activity {
         Activity {
             device: self.device.get(),
@@ -471,7 +470,7 @@ impl FileSystem {
         }
     }
 
-    /// What has failed, for those who read of the vault without a request.
+    /// The failures of the mount, for threads that read from the vault without a request.
     pub(crate) fn failures(&self) -> &Arc<Failures> {
         &self.failures
     }

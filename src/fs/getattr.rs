@@ -1,10 +1,10 @@
-//! Who is told of which length and times, so that what `fstat` tells and what is read or written are
-//! of one content.
+//! The length and times that each process sees, so that `fstat` agrees with the content that the
+//! process reads or writes.
 //!
-//! A file that is being written has two lengths: that of the draft, for the processes that write it,
-//! and that of what is published, for everybody else. The kernel has room for one. It keeps that
-//! of the draft where that matters: where the draft can be mapped, or its end was just asked for. The
-//! others are told theirs in an answer that the kernel passes on without believing it.
+//! A file that is being written has two lengths: that of the draft, for the processes that write
+//! it, and that of the published content, for all others. The kernel has room for one. It keeps the
+//! draft's where that matters: if the draft can be mapped, or a writer has just asked for its end.
+//! Other processes get theirs in an answer that the kernel passes on without storing it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,16 +24,16 @@ use super::settling::Settling;
 use super::table::Table;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 
-/// An answer, and whether the kernel may take it for what is true for all.
+/// An answer, and whether the kernel may use it for all processes.
 struct Answer {
     attr: Attr,
     for_all: bool,
 }
 
-/// See the module.
+/// The attributes of a mount's nodes.
 pub(super) struct Attributes {
     pub(super) is_beside_writer: bool,
-    /// How long the kernel may remember them.
+    /// How long the kernel may keep attributes.
     pub(super) ttl: Duration,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -44,7 +44,7 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// A node of this mount.
+    /// The node `id` of this mount.
     pub(super) fn place(&self, id: NodeId) -> Place {
         Place {
             id,
@@ -52,7 +52,7 @@ impl Attributes {
         }
     }
 
-    /// What is stored of a node.
+    /// The attributes of a stored node.
     fn stored_attr(&self, node: &Node) -> Attr {
         let a = &node.attributes;
         let mut attr = Attr {
@@ -79,8 +79,8 @@ impl Attributes {
         attr
     }
 
-    /// What the kernel is told of a node that nobody has asked about: with a name, or after a change.
-    /// If there is more to know it asks itself before it tells anybody.
+    /// The attributes for the kernel when no process has asked for them: with a name, or after a
+    /// change. If they may differ for some process, the kernel asks again before it uses them.
     pub(super) fn attr_of(&self, node: &Node) -> Attr {
         let mut attr = self.stored_attr(node);
         if node.kind == Kind::File
@@ -97,8 +97,8 @@ impl Attributes {
         attr
     }
 
-    /// Whatever may change with the next request, or without one, or is not the same for all, is not
-    /// to be remembered.
+    /// Keeps the kernel from storing attributes that may change with the next request, or without
+    /// one, or differ between processes.
     fn mark_unsettled(&self, attr: &mut Attr, state: &mut NodeState) {
         if state.has_writers()
             || state.shared.is_some()
@@ -109,7 +109,7 @@ impl Attributes {
         }
     }
 
-    /// Attributes of a node, or of what a handle sees.
+    /// Attributes of a node, or of the content that a handle sees.
     pub(super) fn getattr(
         self: &Arc<Self>,
         caller: Caller,
@@ -123,7 +123,7 @@ impl Attributes {
         }
     }
 
-    /// What `stat` or `fstat` shows to a process, or what asking for the end of a handle finds.
+    /// The answer to `stat` or `fstat` of a process, or to a seek to the end of a handle.
     fn attr_for(
         self: &Arc<Self>,
         caller: Caller,
@@ -131,7 +131,7 @@ impl Attributes {
         fh: Option<FileHandle>,
         done: Done<Attr>,
     ) {
-        // Who writes does not wait for what is being published of it.
+        // A writer does not wait for its own publication.
         if let Some(fh) = fh
             && let Some(length) = self.seek_in_draft(fh)
         {
@@ -150,13 +150,13 @@ impl Attributes {
                     }
                     done(Ok(answer.attr));
                 }
-                // Somebody has begun to publish since.
+                // A new publication has begun since.
                 Ok(None) => attributes.attr_for(caller, ino, fh, done),
                 Err(error) => done(Err(error)),
             });
     }
 
-    /// The attributes of a node, once what was closed is published.
+    /// The attributes of a node, after pending publications.
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let attributes = Arc::clone(self);
         self.settling.when_settled(id, move || {
@@ -169,7 +169,7 @@ impl Attributes {
         });
     }
 
-    /// The length of the draft of a handle, which its process is asking for.
+    /// The length of a handle's draft, if its process is seeking to the end.
     fn seek_in_draft(&self, fh: FileHandle) -> Option<u64> {
         let handle = self.table.get(fh).ok()?;
         let mut state = handle.node.lock();
@@ -181,7 +181,7 @@ impl Attributes {
         Some(length)
     }
 
-    /// After a change through a handle: the length and times of its draft.
+    /// The attributes after a change through a handle, with the length and times of its draft.
     pub(super) fn attr_through(&self, fh: Option<FileHandle>, node: &Node) -> Attr {
         let attr = self.attr_of(node);
         let handle = fh.and_then(|fh| Some((fh, self.table.get(fh).ok()?)));
@@ -211,7 +211,7 @@ impl Attributes {
         attr
     }
 
-    /// `None` while something is being published.
+    /// `None` while a publication is under way.
     fn answer(
         &self,
         caller: Caller,
@@ -254,7 +254,7 @@ impl Attributes {
                 drop(state);
                 let handle = self.table.get(fh);
                 let user = handle.map_or(caller.uid, |handle| handle.user);
-                // It may be gone when it is read.
+                // The content may be gone when it is read.
                 end = match self.loader.load_current_of(&open, user) {
                     Ok((_, current)) => current.unwrap_or(end),
                     Err(Errno(libc::ESTALE)) => {
@@ -267,7 +267,7 @@ impl Attributes {
             }
             attr.size = state.readers().seek_in_version(fh, file, end);
             if self.is_beside_writer {
-                // The kernel must believe it, and it may be of another version than `file`.
+                // The kernel must use this length, which may belong to another version than `file`.
                 attr.ttl = Duration::ZERO;
             }
             state.believed = Some(attr.size);
@@ -275,7 +275,7 @@ impl Attributes {
         }
         let authors = state.authors();
         let draft = authors.draft_of_process(caller.pid, &self.place(ino));
-        // What is published is the same for all.
+        // A published content is the same for all.
         let is_own = |draft: &Draft| draft.is_unpublished() || draft.len() != attr.size;
         if let Some((_, draft)) = draft.filter(|(_, draft)| is_own(draft)) {
             attr.size = draft.len();
@@ -288,14 +288,14 @@ impl Attributes {
         } else if state.readers().has_outdated_fresh(file.version) {
             let mut pin = Some(Shown::of(file).pin());
             if self.is_beside_writer {
-                // Nothing is held for others, who cannot read it first.
+                // Hold nothing for processes that are not the first to read it.
                 let place = self.place(ino);
                 let may_read = state.readers().may_read_first(caller.pid, &place);
                 drop(state);
                 let current = may_read.then(|| self.loader.load_current_of(&open, caller.uid));
                 pin = match current {
                     Some(Ok((_, current))) => current.or(pin),
-                    // It reads what was there when it has opened the file.
+                    // It reads the content from the time it opened the file.
                     None | Some(Err(Errno(libc::ENOMEM))) => None,
                     Some(Err(Errno(libc::ESTALE))) => {
                         let attr = self.attr_of_removed(&mut open.lock(), caller, fh)?;
@@ -310,7 +310,7 @@ impl Attributes {
                 state.told.note(caller.pid, pin);
             }
         } else if self.is_beside_writer {
-            // Nobody is going to read another version.
+            // No process is going to read another version.
             state.told = Told::default();
         } else if state.readers().may_read_again(caller.pid) {
             state.told.note(caller.pid, Shown::of(file).pin());
@@ -326,7 +326,7 @@ impl Attributes {
         }))
     }
 
-    /// The attributes of an open file that the writer beside has removed: as it was when it was opened.
+    /// The attributes of an open file that the writer has removed: those at the time of the open.
     fn attr_of_removed(
         &self,
         state: &mut NodeState,
@@ -341,7 +341,7 @@ impl Attributes {
         Ok(attr)
     }
 
-    /// The length that everybody sees who does not write.
+    /// The length that all processes see, except writers.
     fn size_for_all(&self, node: &Node) -> u64 {
         let mut attr = self.stored_attr(node);
         if let Some(open) = self.table.node(node.id) {
@@ -350,15 +350,15 @@ impl Attributes {
         attr.size
     }
 
-    /// The length of what a handle is going to read: its draft, or the version that it has settled on
-    /// or settles on now.
+    /// The length of the content that a handle is going to read: its draft, or the version that it
+    /// is pinned to or pins now.
     fn size_through(&self, fh: FileHandle, thread: u32) -> Option<u64> {
         let handle = self.table.get(fh).ok()?;
         let mut state = handle.node.lock();
         if let Some(draft) = state.draft_of(fh) {
             return Some(draft.len());
         }
-        // One that writes follows what is published until it has a draft.
+        // A handle for writing follows the published content until it has a draft.
         let own = state.handles.get(&fh).filter(|own| !own.write)?;
         let pinned = own.pin.as_ref().map(|pin| pin.length);
         let Some(fresh) = own.reading.fresh else {
@@ -370,7 +370,7 @@ impl Attributes {
         let length = told.length;
         if let Some(own) = state.handles.get_mut(&fh) {
             own.reading.fresh = Some(Shown::of_pin(&told));
-            // Only beside a writer there is one so early.
+            // Only beside a writer is there a pin so early.
             own.pin = own.pin.take().map(|_| told);
         }
         Some(length)
@@ -397,12 +397,12 @@ impl Attributes {
         }
     }
 
-    /// Beside a writer, before the kernel is told `attr` and may remember it. If it may remember another
-    /// version, it forgets that, and ignores this answer, too.
+    /// Called beside a writer, before the kernel gets `attr` and may store it. If the kernel may
+    /// have stored another version, this tells it to forget that; it then ignores this answer, too.
     ///
-    /// An opener settles on a version, and then looks at the note; this notes first, and then looks at who
-    /// has settled. One of the two sees the other, so the kernel remembers no length of another version than
-    /// what is read. An answer that is not to be remembered is believed at once, and needs no note.
+    /// An opener pins a version and then reads the note; this writes the note and then looks at the
+    /// pins. One of the two sees the other, so the kernel never keeps the length of another version
+    /// than the one that is read. An answer that the kernel does not store needs no note.
     fn note_remembered(&self, attr: &Attr) {
         if !self.is_beside_writer || attr.kind != Kind::File || attr.ttl.is_zero() {
             return;
@@ -411,7 +411,7 @@ impl Attributes {
         self.forget_outdated(attr);
     }
 
-    /// The second half of that: to be called once it is noted what the kernel may remember.
+    /// The second half of that, called after the note.
     pub(super) fn forget_outdated(&self, attr: &Attr) {
         if self.is_beside_writer
             && !attr.ttl.is_zero()
@@ -423,7 +423,7 @@ impl Attributes {
     }
 }
 
-/// A file that was never published shows its first content while it is written.
+/// Shows the first content of a file while it is being written, before the first publication.
 fn show_first_draft(attr: &mut Attr, state: &NodeState) {
     if state.shows_draft(attr.version)
         && let Some(shared) = &state.shared

@@ -1,4 +1,4 @@
-//! What an open handle has of its own.
+//! The state of an open handle.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -13,41 +13,41 @@ use super::{Access, FileHandle};
 /// The handles of a node.
 pub(super) type Handles = HashMap<FileHandle, HandleState>;
 
-/// What a handle has of its own.
+/// The state of one handle.
 #[derive(Debug, Default)]
 pub(super) struct HandleState {
     pub(super) write: bool,
-    /// It may be mapped for writing.
+    /// The file may be mapped for writing through it.
     pub(super) maps: bool,
-    /// The process that opened it; `None` when it cannot be seen, or only reads.
+    /// The process that opened it; `None` if it is not visible, or only reads.
     pub(super) opener: Option<u32>,
     /// The user who opened it.
     pub(super) whose: Whose,
-    /// A replacement of its own.
+    /// Its own replacement draft.
     pub(super) own: Option<Draft>,
     pub(super) pin: Option<Pin>,
-    /// What its process may have been told of; of those that only read.
+    /// The versions that its process may have seen, for a handle that only reads.
     pub(super) reading: Reading,
-    /// Since when the reader knows the end of what it has pinned.
+    /// When the reader first met the end of its pinned version.
     ended: Option<Instant>,
-    /// A descriptor of it was closed: it may have been the last.
+    /// A descriptor of it was closed, which may have been the last.
     pub(super) flushed: bool,
-    /// Number of the last change that came through it, in the draft it writes to.
+    /// Number of the last change through it, in its draft.
     pub(super) wrote: u64,
-    /// Lock owners that wrote, for when process ids are not to be seen.
+    /// Lock owners that wrote, used if process ids are not visible.
     pub(super) owners: HashSet<u64>,
-    /// Processes that wrote, other than the opener.
+    /// Processes that wrote, without the opener.
     pub(super) groups: Vec<u32>,
-    /// It was read by way of the page cache.
+    /// The page cache has read through it.
     pub(super) paged: bool,
-    /// When its draft's length was last asked for through it.
+    /// When its process last asked for the draft's length.
     pub(super) sought: Option<Instant>,
-    /// The kernel has thrown away pages that were written to: the draft may lack what they had.
+    /// The kernel has dropped dirty pages, and the draft may lack their bytes.
     pub(super) spoiled: bool,
 }
 
 impl HandleState {
-    /// Of a handle that process `opener` of `user` opens.
+    /// The state of a handle that process `opener` of `user` opens.
     pub(super) fn new(access: Access, opener: Option<u32>, user: u32) -> Self {
         Self {
             write: access.write,
@@ -58,8 +58,7 @@ impl HandleState {
         }
     }
 
-    /// Whether a reader at `offset` has been waiting for `patience` at the end of what it has
-    /// pinned.
+    /// Whether a reader at `offset` has waited for `patience` at the end of its pinned version.
     pub(super) fn waits_at_end(&mut self, offset: u64, patience: Duration) -> bool {
         match &self.pin {
             Some(pin) if offset >= pin.length => {
@@ -72,8 +71,8 @@ impl HandleState {
         }
     }
 
-    /// Settles on a version.
-    pub(super) fn settle(&mut self, pin: Option<Pin>) {
+    /// Pins a version.
+    pub(super) fn pin_to(&mut self, pin: Option<Pin>) {
         (self.pin, self.ended) = (pin, None);
     }
 }

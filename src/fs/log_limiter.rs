@@ -1,5 +1,5 @@
-//! Bounds what somebody can have logged. Lines are told apart by a key: the first of a key is logged at once,
-//! then one in a minute, which counts those that were left out. Beyond so many keys the rest counts as one.
+//! A limit on repeated log lines. Each line has a key: the first line of a key is logged at once,
+//! then one line a minute, with the number of those left out. Keys beyond a limit count together.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,23 +7,23 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{Mutex, Rank};
 
-/// One key gets one line in this time.
+/// The time between two lines of one key.
 pub(crate) const EVERY: Duration = Duration::from_secs(60);
 
-/// See the module.
+/// The limiter, as the module describes.
 pub(crate) struct LogLimiter<K> {
-    /// Most keys that are told apart.
+    /// Most keys that count separately.
     most: usize,
     /// `None` for the rest.
     keys: Mutex<HashMap<Option<K>, Logged>>,
 }
 
-/// What was logged of a key.
+/// The lines of a key.
 #[derive(Default)]
 struct Logged {
-    /// The last line; `None` when there was none yet.
+    /// The last line in the log; `None` while there is none.
     at: Option<Instant>,
-    /// Lines since then that were not.
+    /// Lines since then that were left out.
     left_out: u64,
 }
 
@@ -34,17 +34,17 @@ impl Logged {
     }
 }
 
-/// A line that is to be logged now.
+/// A line to log now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Due {
     /// Lines before it that were left out.
     pub(crate) left_out: u64,
-    /// It counts for the rest.
+    /// The line stands for the rest.
     pub(crate) is_of_rest: bool,
 }
 
 impl<K: Eq + Hash> LogLimiter<K> {
-    /// Tells `most` keys apart.
+    /// A limiter that counts `most` keys separately.
     pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
@@ -52,7 +52,7 @@ impl<K: Eq + Hash> LogLimiter<K> {
         }
     }
 
-    /// Notes a line of `key`; `None` when it is to be left out.
+    /// Notes a line of `key`; `None` when the caller must leave it out.
     pub(crate) fn note(&self, key: K, now: Instant) -> Option<Due> {
         let mut keys = self.keys.lock();
         let mut key = Some(key);
@@ -76,21 +76,22 @@ impl<K: Eq + Hash> LogLimiter<K> {
         Some(due(std::mem::take(&mut logged.left_out)))
     }
 
-    /// Forgets all keys; each with the number of its lines that were left out, `None` for the rest.
+    /// Forgets all keys, and returns each with the number of its lines left out; `None` stands for
+    /// the rest.
     pub(crate) fn take(&self) -> Vec<(Option<K>, u64)> {
         let keys = std::mem::take(&mut *self.keys.lock());
         let left_out = keys.into_iter().map(|(key, one)| (key, one.left_out));
         left_out.collect()
     }
 
-    /// Number of keys that are remembered.
+    /// Number of keys.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.keys.lock().len()
     }
 }
 
-/// Forgets keys of which a line is due; what was left out of them counts for the rest.
+/// Forgets keys whose next line is due; the lines left out of them count for the rest.
 fn make_room<K: Eq + Hash>(keys: &mut HashMap<Option<K>, Logged>, now: Instant) {
     let mut left_out = 0;
     keys.retain(|key, logged| {

@@ -1,15 +1,15 @@
-//! Of which content or draft a node's pages in the kernel's cache are, and what becomes of changes in
-//! them.
+//! The source of a node's pages in the kernel's cache, a content or a draft, and the fate of
+//! changes in them.
 
 use super::FileHandle;
 use super::draft::Draft;
 use super::handle_state::{HandleState, Handles};
 use super::pages::{Pages, Source};
 
-/// A node's pages, beside the handles and drafts that they may be of.
+/// A node's pages, with the handles and drafts that they may belong to.
 pub(super) struct Mapped<'a> {
     handles: &'a mut Handles,
-    /// The draft of those that write in place.
+    /// The in-place draft.
     shared: &'a mut Option<Draft>,
     pages: &'a mut Pages,
 }
@@ -27,8 +27,8 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    /// Whether a handle may be served pages of what it reads, of `content` or of its draft, without
-    /// finding others among them. `last` is the handle that was opened last.
+    /// Whether a handle may read through the page cache, `content` or its draft, without meeting
+    /// pages of another source. `last` is the handle that was opened last.
     pub(super) fn admit(&mut self, fh: FileHandle, content: Option<u64>, last: FileHandle) -> bool {
         let Some(own) = self.handles.get(&fh) else {
             return false;
@@ -43,7 +43,7 @@ impl<'a> Mapped<'a> {
         !self.is_spoiled(fh) && !contested && self.pages.admit(fh, wanted, last)
     }
 
-    /// Somebody empties the file, and the kernel throws away all pages, those with changes too.
+    /// Notes that a program empties the file: the kernel drops all pages, even dirty ones.
     pub(super) fn spoil(&mut self) {
         if matches!(self.pages.source, None | Some(Source::Content(_))) {
             return;
@@ -53,7 +53,7 @@ impl<'a> Mapped<'a> {
                 own.spoiled = own.write;
             }
         }
-        // Whoever else writes it would publish it without what was in those pages.
+        // Other writers would publish the draft without the bytes in those pages.
         if self.pages.source == Some(Source::Shared)
             && let Some(shared) = &mut *self.shared
         {
@@ -61,21 +61,22 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    /// Whether what a handle would publish may lack what was written to a mapping.
+    /// Whether a handle's draft may lack bytes that a program wrote to a mapping.
     pub(super) fn is_spoiled(&self, fh: FileHandle) -> bool {
         let shared = || self.shared.as_ref().is_some_and(|draft| draft.is_spoiled);
         let own = self.handles.get(&fh);
         own.is_some_and(|own| own.spoiled || own.write && own.own.is_none() && shared())
     }
 
-    /// The draft in place was published, as part of `content`; if it has gone, its pages are of that.
+    /// Notes that the in-place draft was published as part of `content`. If the draft is gone, its
+    /// pages belong to that.
     pub(super) fn name_pages(&mut self, content: u64) {
         if self.shared.is_none() && self.pages.source == Some(Source::Shared) {
             self.pages.source = Some(Source::Content(content));
         }
     }
 
-    /// What the pages are of that a writing handle asks for, or has changed.
+    /// The source of the pages that a writing handle reads or has changed.
     fn written_through(&self, fh: FileHandle, own: &HandleState) -> Option<Source> {
         match (&own.own, &*self.shared) {
             (Some(_), _) => Some(Source::Own(fh)),
@@ -84,7 +85,7 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    /// Pages were changed: they are those of the draft now that has taken them.
+    /// Notes changed pages: they belong to the draft that has taken them.
     pub(super) fn note_changed_pages(&mut self, fh: FileHandle) {
         let Some(own) = self.handles.get(&fh) else {
             return;
@@ -96,9 +97,9 @@ impl<'a> Mapped<'a> {
         }
     }
 
-    /// Whether somebody else reads a newer content by pages, or is about to read one: in the cache, who
-    /// reads the older one would find pages of that without asking for them. The newest is never
-    /// refused for the sake of older ones.
+    /// Whether another handle reads a newer content through pages, or is about to: a reader of the
+    /// older content would find those pages in the cache without a request. The newest content is
+    /// never refused because of older ones.
     fn is_contested(&self, fh: FileHandle, content: u64) -> bool {
         let may_page = |own: &HandleState| own.paged || own.reading.fresh.is_some();
         let others = self.handles.iter().filter(|(other, _)| **other != fh);
@@ -106,8 +107,8 @@ impl<'a> Mapped<'a> {
         others.any(|(_, own)| own.content().is_some_and(|other| other > content))
     }
 
-    /// Whose draft changed pages belong to: the kernel sends them through any handle that has the file
-    /// mapped.
+    /// The handle whose draft the changed pages belong to: the kernel sends them through any handle
+    /// that maps the file.
     pub(super) fn writer_of_pages(&self, fh: FileHandle) -> FileHandle {
         let in_place = || {
             let mut users = self.pages.users.iter();

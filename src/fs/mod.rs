@@ -1,11 +1,11 @@
-//! The file system: what open, read, write, rename and the rest mean for secrets.
+//! The file system: the meaning of open, read, write, rename and so on for secrets.
 //!
-//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation takes a
-//! `done` that is called exactly once, on whichever thread: what can wait (for the disk, for a publication
-//! under way) never keeps the thread that reads requests.
+//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation
+//! takes a `done` that is called exactly once, on any thread. A wait, for the disk or for a
+//! publication under way, never blocks the thread that reads requests.
 //!
-//! A request goes from `transport` through the front door (`entry`) to the part that answers it. Each part
-//! is a type that holds what it needs, and nothing more; `file_system` puts them together.
+//! A request goes from `transport` through the front door (`entry`) to the part that answers it.
+//! Each part is a type that holds only what it needs; `file_system` assembles them.
 //!
 //! | part | answers |
 //! |---|---|
@@ -15,11 +15,11 @@
 //! | `open`, `read`, `write` | open and create, read, write and allocate |
 //! | `closing` | flush, fsync, release |
 //!
-//! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
-//! is only appended to; `commits` is the way to the vault's queue; `reaping` deletes; `loading`
-//! takes contents into memory; `settling` waits for publications; `nodes` and `table` find what is there
-//! and what is open; `kernel` is told to forget. A failure of the vault passes `failures` on its way to an
-//! errno.
+//! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended`
+//! one that is only appended to; `commits` is the way to the vault's queue; `reaping` deletes;
+//! `loading` takes contents into memory; `settling` waits for publications; `nodes` and `table`
+//! find what is there and what is open; `kernel` makes the kernel forget. A failure of the vault
+//! passes `failures` on its way to an errno.
 
 mod appended;
 mod appends;

@@ -1,7 +1,7 @@
-//! Nodes, found by their number.
+//! Look-up of nodes by number.
 //!
-//! Beside a writer a node may be gone that the kernel has just looked up: `ESTALE` has the kernel look the
-//! path up anew, since another file may have the name by now.
+//! Beside a writer, a node that the kernel has just looked up may be gone. `ESTALE` makes the
+//! kernel look up the path again, since another file may have the name by now.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::askers::Askers;
 use super::failures::Failures;
 use super::table::Table;
 
-/// See the module.
+/// Look-up of nodes, as the module describes.
 pub(super) struct Nodes {
     vault: Arc<Vault>,
     table: Arc<Table>,
@@ -36,15 +36,15 @@ impl Nodes {
         }
     }
 
-    /// What is stored of a node.
+    /// The stored node.
     ///
     /// # Errors
-    /// When it is gone: `ENOENT`; beside a writer `ESTALE`.
+    /// `ENOENT` when it is gone; beside a writer `ESTALE`.
     pub(super) fn stored(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
         self.vault.node(id).map_err(|error| self.errno(error))
     }
 
-    /// What is stored of a node, or is held for somebody who was told `ESTALE`.
+    /// The stored node, or the one held for a thread that got `ESTALE`.
     ///
     /// # Errors
     /// As for [`stored`](Self::stored).
@@ -65,7 +65,7 @@ impl Nodes {
                 let open = self.table.node(id);
                 let opened = open.and_then(|open| {
                     let state = open.lock();
-                    // Without them, nothing can be said of its extended attributes.
+                    // A node stored without its extended attributes cannot answer for them.
                     state.opened.clone().filter(|_| !state.opened_bare)
                 });
                 opened
@@ -84,7 +84,7 @@ impl Nodes {
         }
     }
 
-    /// Whether a node is there that has no name any more.
+    /// Whether a node exists and has no name any more.
     pub(super) fn is_nameless(&self, id: NodeId) -> bool {
         let found = self.vault.node(id);
         found.is_ok_and(|node| node.attributes.links == 0)

@@ -10,14 +10,14 @@ use super::pages::Dropping;
 use super::table::Table;
 use super::{Errno, FileHandle};
 
-/// See the module.
+/// The page cache, as the module describes.
 pub(super) struct PageCache {
     pub(super) table: Arc<Table>,
     pub(super) kernel: Arc<Kernel>,
 }
 
 impl PageCache {
-    /// Whether a handle may be served pages of what it reads: of `content`, or of its draft.
+    /// Whether a handle may get pages of the content that it reads: `content`, or its draft.
     pub(super) fn admit(
         &self,
         node: &OpenNode,
@@ -34,7 +34,7 @@ impl PageCache {
             Some(_) => None,
             None => state.draft_of(fh).map(|draft| draft.len()),
         };
-        // The kernel would take the end of a mapping for the end of the file, and cut it off there.
+        // The kernel would cut the mapping off at its own, shorter length of the file.
         let clipped = length
             .zip(state.believed)
             .is_some_and(|(own, all)| all < own);
@@ -53,14 +53,14 @@ impl PageCache {
         }
     }
 
-    /// The kernel is about to be asked to drop all pages.
+    /// Notes that the kernel is about to be asked to drop all pages.
     pub(super) fn begin_to_drop(&self, node: NodeId) -> Option<Dropping> {
         let open = self.table.node(node)?;
         let served = open.lock().pages.served;
         Some(Dropping { served })
     }
 
-    /// It has.
+    /// Notes that the kernel has dropped them.
     pub(super) fn note_dropped(&self, node: NodeId, begun: Dropping) {
         if let Some(open) = self.table.node(node) {
             open.lock().pages.dropped(begun);

@@ -1,4 +1,4 @@
-//! Reading through handles: which version or draft a read sees, and how it is decrypted.
+//! Reads through handles: the version or draft that a read sees, and its decryption.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,32 +21,33 @@ use super::settling::Settling;
 use super::table::Table;
 use super::{Errno, FileHandle, ReadDone, Transfer, window};
 
-/// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
+/// Contents up to this many bytes are decrypted as a whole; larger ones chunk by chunk.
 const WHOLE: u64 = SMALL;
 
-/// Where a read finds its bytes.
+/// The source of a read's bytes.
 enum View {
     /// In a draft.
     Draft(Window),
-    /// Nowhere: nothing was published or written.
+    /// Nowhere, because nothing was published or written.
     Nothing,
     /// In a version.
     Version(Pin),
-    /// It has to wait for a publication.
+    /// Unknown: the read must wait for a publication.
     Unsettled,
 }
 
-/// The version that a read finds.
+/// The version that a read uses.
 enum Next {
-    /// What is published.
+    /// The published one.
     Current,
-    /// This one, whatever was published since.
+    /// This one, even if others were published since.
     Pinned(Pin),
 }
 
-/// See the module.
+/// The reads of a mount.
 pub(super) struct Reads {
-    /// A reader that asks again at the end of a replaced content after this long waits for more.
+    /// A reader that asks again at the end of a replaced content after this long is waiting for
+    /// more.
     pub(super) end_patience: Duration,
     pub(super) vault: Arc<Vault>,
     pub(super) failures: Arc<Failures>,
@@ -71,7 +72,8 @@ impl Reads {
     ) {
         let handle = match self.table.get(fh) {
             Ok(handle) if handle.access.read => handle,
-            // The page cache reads for a program that only writes, to fill a page.
+            // A handle for writing only: the page cache may read through it to fill a page, a
+            // program may not.
             Ok(handle) if transfer.lock_owner.is_none() => handle,
             Ok(_) => return done(Err(Errno(libc::EBADF))),
             Err(error) => return done(Err(error)),
@@ -88,7 +90,7 @@ impl Reads {
             if !matches!(view, View::Unsettled)
                 && let Err(error) = self.page_cache.admit(&handle.node, fh, content)
             {
-                // Nothing was read, and the kernel tries again.
+                // Nothing was read, so the kernel tries again.
                 if let Some(own) = handle.node.lock().handles.get_mut(&fh)
                     && !own.write
                 {
@@ -110,7 +112,7 @@ impl Reads {
         }
     }
 
-    /// Finds out where a read looks, and settles the handle on a version if need be.
+    /// Finds the source of a read, and pins the handle to a version if needed.
     fn view(
         &self,
         fh: FileHandle,
@@ -124,7 +126,7 @@ impl Reads {
         }
         let beside_writer = self.vault.is_read_only();
         let file = match self.nodes.stored(handle.node.id) {
-            // Removed by the writer: what was opened can still be read.
+            // The writer has removed the file, but its content at the open can still be read.
             Err(Errno(libc::ESTALE)) if beside_writer => None,
             node => Some(*file_of(&*node?)?),
         };
@@ -147,7 +149,7 @@ impl Reads {
                         state.remember_opened(node);
                         pin
                     }
-                    // Removed meanwhile.
+                    // The file was removed meanwhile.
                     Err(Errno(libc::ESTALE)) => settled,
                     Err(error) => return Err(error),
                 };
@@ -173,24 +175,24 @@ impl Reads {
             let user = self.holder(handle);
             let known = || state.loaded.get(pin.version, user);
             let loaded = pin.loaded.clone().or_else(known);
-            own.settle(Some(Pin { loaded, ..pin }));
+            own.pin_to(Some(Pin { loaded, ..pin }));
         }
         let Some(pin) = own.pin.clone() else {
             return Ok(View::Nothing);
         };
         own.reading.note(offset, size, pin.length, transfer.pid);
-        // In one step with that: whoever looks sees one or the other.
+        // Set both in one step: other threads see neither or both.
         own.paged |= transfer.lock_owner.is_none();
         drop(locked);
         if beside_writer && !settled {
-            // What the kernel remembers may be of a version in between.
+            // The kernel may have stored the attributes of a version in between.
             let ino = handle.node.id;
             self.loader.forget_other_versions(ino, pin.version);
         }
         Ok(View::Version(pin))
     }
 
-    /// Whether a read goes on in what its handle has settled on, or finds what is current.
+    /// The version for a read: the handle's pinned one, or the current one.
     fn next_version(
         &self,
         state: &mut NodeState,
@@ -207,7 +209,8 @@ impl Reads {
         let reading = own.reading;
         let pin = own.pin.clone();
         let Some(file) = file else {
-            // Removed: what its process was told of since, or what was opened.
+            // The file is removed: use the version that its process has seen since, or the opened
+            // one.
             let fresh = reading.fresh;
             let told = fresh.and_then(|fresh| state.readers().told_since(fh, fresh, transfer.pid));
             return told.or(pin).map_or(Next::Current, Next::Pinned);
@@ -218,7 +221,7 @@ impl Reads {
                     .filter(|pin| pin.version == file.version)
                     .map_or(Next::Current, Next::Pinned);
             }
-            // Replaced since it was opened.
+            // The file was replaced since it was opened.
             return match state.readers().told_since(fh, fresh, transfer.pid) {
                 Some(told) => Next::Pinned(told),
                 None if self.is_locked(handle.node.id) => Next::Current,
@@ -228,7 +231,7 @@ impl Reads {
         let Some(pin) = pin else {
             return Next::Current;
         };
-        // A mapping shows what is edited in place, whatever else its process was told of.
+        // A mapping shows in-place edits, whatever version its process has seen.
         let by_page = transfer.lock_owner.is_none();
         if by_page && pin.version != file.version && pin.version >= file.replaced {
             return Next::Current;
@@ -237,8 +240,9 @@ impl Reads {
             if reading.held && !self.is_locked(handle.node.id) {
                 return Next::Pinned(pin);
             }
-            // The beginning again: what was told last, or the newest. A page may be missing from a
-            // mapping of the one before, so for pages it must have been told.
+            // The reader begins again: use the version last seen, or the newest. A page may be
+            // missing from a mapping of the previous version, so for pages only a version that was
+            // seen counts.
             let told = state
                 .readers()
                 .told_again(Shown::of_pin(&pin), transfer.pid);
@@ -256,8 +260,9 @@ impl Reads {
         }
     }
 
-    /// Whether somebody holds a lock: who has waited for one must see what was written under it. Not
-    /// asked unless something was published since the file was opened.
+    /// Whether any process holds a lock on the file: a process that has waited for a lock must see
+    /// what was written under it. Callers check this only if a version was published since the
+    /// open.
     fn is_locked(&self, node: u64) -> bool {
         !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get())
     }
@@ -279,7 +284,7 @@ impl Reads {
             Ok(Loaded::Whole { bytes, .. }) => done(Ok(window(bytes, offset, size))),
             Ok(Loaded::Shared { of, .. }) => match &**of {
                 Loaded::Whole { bytes, .. } => done(Ok(window(bytes, offset, size))),
-                // Only what is there whole is shared.
+                // Only whole contents are shared.
                 Loaded::Shared { .. } | Loaded::Pieces(_) => done(Err(Errno(libc::EIO))),
             },
             Ok(Loaded::Pieces(version)) => {
@@ -293,7 +298,7 @@ impl Reads {
         }
     }
 
-    /// Decrypts a version, or takes it from another handle that has it.
+    /// Decrypts a version, or shares it with another handle that has it.
     fn load(&self, fh: FileHandle, handle: &Handle, version: u64) -> Result<Arc<Loaded>, Errno> {
         let user = self.holder(handle);
         let known = handle.node.lock().loaded.get(version, user);
@@ -308,8 +313,8 @@ impl Reads {
         Ok(loaded)
     }
 
-    /// For whom contents count that handles show: beside a writer, where they have to be held, for who
-    /// has opened it, elsewhere for nobody.
+    /// The user whose budget a handle's content counts in: beside a writer, where it must be held,
+    /// the user who opened the handle; otherwise nobody.
     fn holder(&self, handle: &Handle) -> u32 {
         match self.vault.is_read_only() {
             true => handle.user,
@@ -317,7 +322,7 @@ impl Reads {
         }
     }
 
-    /// Accounts for a content in memory; when there is no room, it is read piece by piece.
+    /// Accounts for a content in memory. Without room for it, it is read chunk by chunk.
     fn hold(&self, content: Content, node: u64) -> Result<Arc<Loaded>, Errno> {
         let loaded = match content {
             Content::Whole { version, bytes } => match self.budget.keep(bytes.len() as u64) {

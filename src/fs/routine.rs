@@ -1,5 +1,5 @@
-//! Threads that do something now and then, for as long as a mount is there: keeping the host's anchor
-//! of the vault, and looking at a vault that others may change.
+//! Threads with a periodic task for the life of a mount: updating the vault's anchor, and looking
+//! at a vault that others may change.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,14 +13,14 @@ struct Shared {
     wake: Condvar,
 }
 
-/// See the module. Ends when dropped.
+/// A thread with a periodic task. It ends when this is dropped.
 pub(super) struct Routine {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Routine {
-    /// Has `deed` done every `pause` on a thread of this name.
+    /// Runs `deed` every `pause` on a thread of this name.
     pub(super) fn start(
         name: &str,
         pause: Duration,
@@ -45,7 +45,7 @@ impl Routine {
         })
     }
 
-    /// Ends the thread, once what it is about is done.
+    /// Ends the thread after its present work.
     pub(super) fn stop(&self) {
         *self.shared.stop.lock() = true;
         self.shared.wake.notify_all();
@@ -59,7 +59,7 @@ impl Routine {
 }
 
 impl Shared {
-    /// False when it is the end.
+    /// False if the thread must end.
     fn sleep(&self, pause: Duration) -> bool {
         let stop = self.stop.lock();
         !*self.wake.wait_timeout_while(stop, pause, |stop| !*stop)

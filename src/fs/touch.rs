@@ -1,10 +1,10 @@
-//! Waking those who watch: the kernel tells them of a change when a program writes, and a content is
-//! published later, at the close. So each publication is followed by a touch: somebody sets the
-//! file's time of modification through the mount, for which the kernel tells them once more.
+//! Wakes watchers of files. The kernel notifies them when a program writes, but the content is
+//! published later, at the close. So a touch follows each publication: a thread sets the file's
+//! modification time through the mount, and the kernel notifies the watchers again.
 //!
-//! Who touches is another thread, which may wait for the kernel and for this file system; what
-//! arrives here of it is a request like any other, told from all others by the time that it names,
-//! which nobody else can know. It changes nothing and commits nothing. Must never be waited for.
+//! The touching thread may wait for the kernel and for this file system. Its touch arrives here as
+//! an ordinary request, which is recognized by its time, a secret random one. It changes and
+//! commits nothing. Nothing may ever wait for a touch.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,33 +17,33 @@ use crate::vault::Timestamp;
 
 use super::Attr;
 
-/// How long after some touches the next follow. A file that is replaced all the time is touched so
-/// often, and not with each replacement; one that was renamed over by then the kernel has forgotten,
-/// which costs next to nothing.
+/// Pause between two rounds of touches. A file that is replaced all the time is touched once in
+/// each round, not at each replacement. If a file was renamed over by then, the kernel has
+/// forgotten it, and the touch takes next to no time.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// A touch takes a fraction of a millisecond; one that has taken so long hangs.
+/// A touch takes a fraction of a millisecond; after this long it hangs.
 const LATE: Duration = Duration::from_secs(5);
 
-/// What is touched.
+/// A file to touch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Touched {
-    /// A node, by whatever name the kernel knows of it.
+    /// A node, by any name that the kernel knows.
     Node(NodeId),
-    /// What has this name in a directory.
+    /// The node with this name in a directory.
     Name(NodeId, Vec<u8>),
 }
 
-/// What is to be touched, and how that goes.
+/// The queue of files to touch, and its state.
 #[derive(Debug)]
 pub struct Touches {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Somebody touches.
+    /// A thread serves the queue.
     served: AtomicBool,
-    /// The time that the touch under way names, and since when it is.
+    /// The secret time of the touch under way, and its start.
     token: Mutex<Option<(Timestamp, Instant)>>,
-    /// Nodes that are gone from the vault, as the kernel is to be told of them.
+    /// Nodes that are gone from the vault, with the attributes that the kernel gets.
     gone: Mutex<HashMap<NodeId, Attr>>,
 }
 
@@ -51,7 +51,7 @@ pub struct Touches {
 struct Queue {
     waiting: Vec<Touched>,
     listed: HashSet<Touched>,
-    /// Why nothing is touched.
+    /// Why no file is touched.
     silent: Option<String>,
     over: bool,
 }
@@ -75,7 +75,7 @@ impl Default for Touches {
 }
 
 impl Touches {
-    /// Somebody is about to [`serve`](Self::serve).
+    /// Notes that a thread is about to [`serve`](Self::serve).
     pub fn begin(&self) {
         let mut queue = self.queue.lock();
         if !queue.over {
@@ -84,7 +84,7 @@ impl Touches {
         }
     }
 
-    /// Nobody will touch, for this reason; or nobody will from now on.
+    /// Ends the queue, or notes why no thread will serve it.
     pub fn end(&self, why: impl Into<String>) {
         let mut queue = self.queue.lock();
         self.served.store(false, Ordering::Release);
@@ -97,13 +97,12 @@ impl Touches {
         self.wake.notify_all();
     }
 
-    /// Whether somebody touches.
+    /// Whether a thread serves the queue.
     pub fn is_served(&self) -> bool {
         self.served.load(Ordering::Acquire)
     }
 
-    /// Has `touch` called for all that is to be touched, each with the time to name, until the
-    /// [`end`](Self::end).
+    /// Calls `touch` for each file to touch, with the time to set, until the [`end`](Self::end).
     pub fn serve(&self, mut touch: impl FnMut(&Touched, Timestamp) -> io::Result<()>) {
         while let Some(batch) = self.next() {
             for touched in batch {
@@ -125,7 +124,7 @@ impl Touches {
         }
     }
 
-    /// All that waits, once there is something; nothing at the end.
+    /// Waits for files to touch, and returns all of them; `None` at the end.
     fn next(&self) -> Option<Vec<Touched>> {
         let mut queue = self.queue.lock();
         while !queue.over && queue.waiting.is_empty() {
@@ -134,7 +133,7 @@ impl Touches {
         if queue.over {
             return None;
         }
-        // From here on what is published again is to be touched again.
+        // A file that is published again after this must be touched again.
         queue.listed.clear();
         Some(std::mem::take(&mut queue.waiting))
     }
@@ -145,7 +144,7 @@ impl Touches {
         }
         let silent = match outcome {
             Ok(()) => None,
-            // Neither the kernel nor anybody in it knows what nobody watches.
+            // The kernel does not know the file, so nobody watches it.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
                 return;
             }
@@ -157,7 +156,7 @@ impl Touches {
         }
     }
 
-    /// Puts something on the list, if it is not there.
+    /// Adds a file, if it is not in the queue.
     pub(super) fn add(&self, touched: Touched) {
         if !self.is_served() {
             return;
@@ -174,7 +173,7 @@ impl Touches {
         }
     }
 
-    /// The same for a node that is gone.
+    /// Adds a removed node.
     pub(super) fn add_gone(&self, attr: Attr) {
         self.gone.lock().insert(attr.ino, attr);
         self.add(Touched::Node(attr.ino));
@@ -184,12 +183,12 @@ impl Touches {
         self.token.lock().is_some_and(|(token, _)| token == time)
     }
 
-    /// A node that is gone and to be touched, as it was.
+    /// The last attributes of a removed node that is in the queue.
     pub(super) fn gone(&self, node: NodeId) -> Option<Attr> {
         self.gone.lock().get(&node).copied()
     }
 
-    /// How it goes, for `status`.
+    /// The state of the touches, for `status`.
     pub(super) fn said(&self) -> String {
         let since = self.token.lock().map(|(_, since)| since.elapsed());
         match (&self.queue.lock().silent, since) {
@@ -203,7 +202,7 @@ impl Touches {
     }
 }
 
-/// A time that nobody else comes to name: 2^62 are possible.
+/// A secret time, one of 2^62, which no other program can guess.
 fn token() -> io::Result<Timestamp> {
     let mut random = [0; 12];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
@@ -259,7 +258,7 @@ mod tests {
         touches.begin();
         touches.note(&Touched::Node(1), failing(libc::EROFS));
         assert!(touches.said().starts_with("not woken: the kernel refuses"));
-        // Who is not there is not watched.
+        // A missing file is not watched.
         touches.note(&Touched::Node(1), failing(libc::ESTALE));
         assert!(touches.said().starts_with("not woken: the kernel refuses"));
         touches.note(&Touched::Node(1), Ok(()));

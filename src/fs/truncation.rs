@@ -1,4 +1,4 @@
-//! Cutting and extending files: through a handle, or by the path.
+//! Truncates and extends files, through a handle or by path.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use super::settling::Settling;
 use super::table::Table;
 use super::{Access, Done, Errno, FileHandle};
 
-/// See the module.
+/// Truncates and extends files.
 pub(super) struct Truncation {
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -45,11 +45,11 @@ impl Truncation {
         }
     }
 
-    /// truncate(2): there is no handle whose closing would publish, so it happens at once.
+    /// truncate(2): there is no handle whose close would publish, so it publishes at once.
     pub(super) fn by_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
         let truncation = Arc::clone(self);
         self.settling.when_settled(ino, move || {
-            // A handle keeps the node in the table while its draft is being published.
+            // A temporary handle keeps the node in the table while its draft is published.
             let access = Access {
                 read: false,
                 write: true,
@@ -73,7 +73,7 @@ impl Truncation {
                 Err(error) => Some(Err(error)),
             };
             let Some(edited) = edited else {
-                // Somebody has begun to publish since.
+                // A new publication has begun since.
                 truncation.closing.release(fh);
                 return truncation.by_path(user, ino, size, done);
             };

@@ -1,4 +1,4 @@
-//! Those who watch files: who is to be woken, and what is answered to the touch that wakes them.
+//! Watchers of files: queues the touches that wake them, and answers those touches.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::table::Table;
 use super::touch::{Touched, Touches};
 use super::{Attr, Errno, FileHandle};
 
-/// See the module.
+/// Wakes watchers, as the module describes.
 pub(super) struct Watchers {
     pub(super) vault: Arc<Vault>,
     pub(super) failures: Arc<Failures>,
@@ -22,16 +22,16 @@ pub(super) struct Watchers {
 }
 
 impl Watchers {
-    /// What a node holds has changed for everybody who opens it from now on.
+    /// Wakes the watchers of a node whose published content has changed.
     pub(super) fn wake(&self, node: NodeId) {
-        // What the kernel does not know nobody watches.
+        // Nobody watches a node that the kernel does not know.
         if self.touches.is_served() && self.table.is_known(node) {
             self.touches.add(Touched::Node(node));
         }
     }
 
-    /// What to answer if that is a touch: the attributes as the kernel has them or should have them,
-    /// so that nothing changes.
+    /// The answer if the request is a touch: the attributes that the kernel has or should have, so
+    /// that nothing changes.
     pub(super) fn answer_to_touch(
         &self,
         ino: NodeId,
@@ -57,8 +57,8 @@ impl Watchers {
         let mut attr = self.attributes.attr_of(&node);
         if let Some(open) = self.table.node(ino) {
             let mut state = open.lock();
-            // The kernel keeps one length for all, and by now it is that of who writes: to shorten
-            // it would take from them what they have mapped.
+            // The kernel keeps one length for all processes, which is the writer's now: a shorter
+            // one would cut off the writer's mappings.
             let own = state
                 .handles
                 .values()

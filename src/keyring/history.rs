@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::codec;
 use crate::crypto::schedule::digest;
 
-use super::{ChangeKind, HistoryHead, KeyringError};
+use super::{HistoryHead, KeyringError, RotationKind};
 
 /// An event in the life of the vault's keys.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
@@ -43,7 +43,7 @@ pub enum EventKind {
     /// A new master key was stored, wrapped by every KMS key.
     ChangeStarted {
         /// The kind of rotation.
-        change: ChangeKind,
+        change: RotationKind,
         /// The generation that the rotation leaves.
         from: u64,
         /// The generation that the rotation enters.
@@ -59,7 +59,7 @@ pub enum EventKind {
     /// The new master key was unusable and was dropped; it never wrapped anything.
     ChangeAbandoned {
         /// The kind of rotation.
-        change: ChangeKind,
+        change: RotationKind,
         /// The generation that was not entered.
         generation: u64,
     },
@@ -81,7 +81,7 @@ pub enum EventKind {
     /// A rotation ended: the old wraps are gone from the medium, too.
     ChangeFinished {
         /// The kind of rotation.
-        change: ChangeKind,
+        change: RotationKind,
         /// The generation in use.
         generation: u64,
     },

@@ -4,10 +4,10 @@
 //! It never sends anything to a KMS key that the caller did not pin, and uses no part of a stored
 //! keyring before it has verified the MAC under the active master key.
 
-mod change;
 mod error;
 mod history;
 mod record;
+mod rotation;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::crypto::schedule::{
 use crate::crypto::{Nonces, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
-pub use change::{EventRow, NewGeneration, ProvedKey, is_final};
 pub use error::KeyringError;
 pub use history::{Event, EventKind, History, PastEvent, UnknownEvent};
 pub use record::{
-    Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header, HistoryHead,
-    KeyringBody, Wrap,
+    FORMAT, Generation, GenerationState, Header, HistoryHead, KeyringBody, Rotation, RotationKind,
+    RotationPhase, Wrap,
 };
+pub use rotation::{EventRow, NewGeneration, ProvedKey, is_final};
 
 use error::merge;
 

@@ -1,9 +1,9 @@
 //! The header and the keyring record as stored, and the one way from the bytes read to a keyring
 //! that is trusted.
 //!
-//! An [`UnverifiedKeyring`](super::UnverifiedKeyring) is what the disk says. Callers may use only its
-//! wraps under keys that they pinned; only
-//! [`unlock`](super::UnverifiedKeyring::unlock) turns it into a [`Keyring`](super::Keyring).
+//! An [`UnverifiedKeyring`](super::UnverifiedKeyring) is what the disk says. Callers may use only
+//! its wraps under keys that they pinned; only [`unlock`](super::UnverifiedKeyring::unlock) turns it
+//! into a [`Keyring`](super::Keyring).
 
 use bincode::{Decode, Encode};
 
@@ -118,11 +118,11 @@ pub struct Wrap {
 
 /// A rotation under way.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Change {
+pub struct Rotation {
     /// The kind of rotation.
-    pub kind: ChangeKind,
+    pub kind: RotationKind,
     /// The last durable state that it reached.
-    pub phase: ChangePhase,
+    pub phase: RotationPhase,
     /// The generation that the rotation leaves.
     pub from: u64,
     /// The generation that the rotation enters.
@@ -134,7 +134,7 @@ pub struct Change {
 /// The three rotations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ChangeKind {
+pub enum RotationKind {
     /// The same master key gets new wraps.
     Rewrap,
     /// The vault gets a new master key.
@@ -143,12 +143,12 @@ pub enum ChangeKind {
     Reencrypt,
 }
 
-impl std::fmt::Display for ChangeKind {
+impl std::fmt::Display for RotationKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            ChangeKind::Rewrap => "rewrap",
-            ChangeKind::Rotate => "rotate",
-            ChangeKind::Reencrypt => "reencrypt",
+            RotationKind::Rewrap => "rewrap",
+            RotationKind::Rotate => "rotate",
+            RotationKind::Reencrypt => "reencrypt",
         })
     }
 }
@@ -156,7 +156,7 @@ impl std::fmt::Display for ChangeKind {
 /// The durable states of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ChangePhase {
+pub enum RotationPhase {
     /// The new key is stored and proved.
     Prepared,
     /// The new key is in use.
@@ -188,7 +188,7 @@ pub struct KeyringBody {
     /// The live generations, ascending.
     pub generations: Vec<Generation>,
     /// The rotation under way.
-    pub change: Option<Change>,
+    pub change: Option<Rotation>,
     /// The end of the history.
     pub history: HistoryHead,
 }
@@ -213,11 +213,13 @@ impl KeyringBody {
         match &self.change {
             None => states == [(active, Active)],
             Some(change) => match change.phase {
-                ChangePhase::Prepared => states == [(change.from, Active), (change.to, Pending)],
-                ChangePhase::Active | ChangePhase::Migrating | ChangePhase::Verifying => {
+                RotationPhase::Prepared => states == [(change.from, Active), (change.to, Pending)],
+                RotationPhase::Active | RotationPhase::Migrating | RotationPhase::Verifying => {
                     states == [(change.from, DecryptOnly), (change.to, Active)]
                 }
-                ChangePhase::Retired | ChangePhase::Scrubbing => states == [(change.to, Active)],
+                RotationPhase::Retired | RotationPhase::Scrubbing => {
+                    states == [(change.to, Active)]
+                }
             },
         }
     }

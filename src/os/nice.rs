@@ -53,7 +53,7 @@ pub fn permit_return() {
 
 /// Lowers the priority of this thread, and of those that it starts later: they use mostly processor
 /// time that no other thread needs. The thread must never hold a lock that others wait for.
-pub fn step_back() {
+pub fn lower_priority() {
     MODEST.set(true);
     set(niceness().max(BY));
 }
@@ -61,7 +61,7 @@ pub fn step_back() {
 /// Lowers the priority of a thread that takes locks at times, and [comes forward](forward) while it
 /// holds them. If the thread may not come forward, its priority stays; only the threads that work
 /// for it step back.
-pub fn step_back_but_for_locks() {
+pub fn lower_priority_outside_locks() {
     MODEST.set(true);
     let now = niceness();
     if may_come_forward() {

@@ -1,5 +1,5 @@
-//! Checks a whole vault: opens every record, recomputes every sum, and compares everything that is
-//! said twice. All in one snapshot, so that a vault can be checked while it is mounted and written.
+//! Checks a whole vault: opens every record, recomputes every sum, and compares facts that two
+//! records state. It uses one snapshot, so a vault can be checked while it is mounted and written.
 
 mod report;
 
@@ -24,7 +24,7 @@ const BATCH: usize = 256;
 /// Opens the vault in `path` for reading and checks it.
 ///
 /// # Errors
-/// When it cannot even be opened; what is wrong inside is in the report.
+/// When the vault cannot be opened. Problems inside it are in the report.
 pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultError> {
     let options = OpenOptions {
         read_only: true,
@@ -34,7 +34,7 @@ pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultErr
     check_records(Vault::open(path, &options)?.records())
 }
 
-/// Checks all that is stored.
+/// Checks all records.
 ///
 /// # Errors
 /// As for [`check`].
@@ -43,7 +43,7 @@ pub(super) fn check_records(vault: &Records) -> Result<CheckReport, VaultError> 
         let keyring = vault.keyring();
         must_be_current(records, &keyring)?;
         let system = vault.system_in(records)?;
-        // What is wrong with it is told when all was counted.
+        // A bad state record is reported after the count.
         let mut recount = State::empty(ROOT);
         if let Ok(state) = vault.stored_state(records) {
             recount = state.uncounted();
@@ -62,8 +62,8 @@ pub(super) fn check_records(vault: &Records) -> Result<CheckReport, VaultError> 
     })
 }
 
-/// Fails, so that it is run again with the keys of now, when a snapshot has another keyring
-/// than `keyring`.
+/// Fails if a snapshot has another keyring than `keyring`, so that the caller runs again with the
+/// present keys.
 fn must_be_current(records: &mut dyn Read, keyring: &Keyring) -> Result<(), VaultError> {
     let (header, stored) = (records.header()?, records.keyring()?);
     let stored = header
@@ -75,12 +75,12 @@ fn must_be_current(records: &mut dyn Read, keyring: &Keyring) -> Result<(), Vaul
     }
 }
 
-/// What has to fit what is said elsewhere.
+/// Facts about a node that must match other records.
 #[derive(Default)]
 struct Seen {
     kind: Option<Kind>,
     links: u32,
-    /// Names found, and where a directory was found.
+    /// Number of names found; and the place where a directory was found.
     found: u32,
     found_at: Option<(NodeId, store::NameTag)>,
     said_at: Option<(NodeId, store::NameTag)>,
@@ -88,7 +88,7 @@ struct Seen {
     size: u64,
     version_found: bool,
     older_versions: bool,
-    /// A version after the current one was begun, and is not whole.
+    /// A version after the current one was begun, and is incomplete.
     begun: bool,
     chunks: u64,
     is_orphan: bool,
@@ -118,7 +118,7 @@ impl Check<'_> {
         self.state(records)
     }
 
-    /// Keeps going after an integrity failure, and stops after any other.
+    /// Notes an integrity failure and goes on; stops after any other error.
     fn note<T>(
         &mut self,
         node: NodeId,
@@ -190,7 +190,7 @@ impl Check<'_> {
         for directory in directories {
             counted += self.directory(records, directory)?;
         }
-        // Entries of directories that do not exist are found by counting all.
+        // Counting all entries finds those of directories that do not exist.
         let mut total = 0;
         let mut after: Option<(NodeId, store::NameTag)> = None;
         loop {
@@ -334,7 +334,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether a version is one that is still being stored, or was cut off in that.
+    /// Whether a version is still being stored, or its storing was interrupted.
     fn is_begun(
         &mut self,
         records: &mut dyn Read,
@@ -346,7 +346,7 @@ impl Check<'_> {
         Ok(self.nodes.get(&id).is_some_and(is_next) && !version.has_end(records)?)
     }
 
-    /// Its first chunks are there, and no others: they go when it is cleared up.
+    /// Counts the chunks of an incomplete version: only its first ones exist. Reaping removes them.
     fn begun(
         &mut self,
         records: &mut dyn Read,
@@ -357,7 +357,7 @@ impl Check<'_> {
         while found < version.chunks() {
             match version.chunk(records, found) {
                 Ok(_) => found += 1,
-                // Any after this one will be found to belong to no version.
+                // Later chunks are found as chunks of no version.
                 Err(error) if error.failure() == super::Failure::Integrity => break,
                 Err(error) => return Err(error),
             }
@@ -379,7 +379,7 @@ impl Check<'_> {
                     Some(seen) => seen.is_orphan = true,
                     None => self
                         .report
-                        .add(Some(*id), "is to be reaped but does not exist"),
+                        .add(Some(*id), "is on the orphan list but does not exist"),
                 }
             }
             after = batch.last().copied();

@@ -1,41 +1,42 @@
-//! The one queue of all that writes to a vault.
+//! The commit queue: everything that writes to a vault goes through it.
 //!
-//! Whoever runs a transaction has the [`Turn`]. There is one, and the [state](State) as of the last commit
-//! is reached through it alone, so nobody can commit to a state that somebody else is changing. Two kinds
-//! of work wait for it:
+//! A transaction needs the [`Turn`]. There is only one, and only it gives access to the
+//! [state](State) of the last commit, so no thread can commit to a state that another is changing.
+//! Two kinds of work wait for the turn:
 //!
 //! - *Jobs* of programs, which a mount's [`Committer`] gathers into batches. A quick job runs on the
-//!   caller's thread if nobody has the turn; all others run on the committer's thread.
-//! - *Threads* that do something of the vault's own: a rotation, a change of the keyring or of the system
-//!   node, the moment of quiet that a count needs, a repair. Such a thread waits in [`CommitQueue::turn`]
-//!   and then works on its own stack, so that what it does may borrow. A vault without a mount has these
-//!   only, and no committer.
+//!   caller's thread if the turn is free; all others run on the committer's thread.
+//! - *Threads* with work of the vault itself: a rotation, a change of the keyring or of the system
+//!   node, the pause in writing that a count needs, a repair. Such a thread waits in
+//!   [`CommitQueue::turn`] and then works on its own stack, so that its work may borrow. A vault
+//!   without a mount has only these, and no committer.
 //!
 //! | file | knows |
 //! |---|---|
-//! | `ticket`, `queue` | what comes next; no threads, no clocks |
-//! | `waiting` | who has the turn, and who gets it next; no locks |
+//! | `ticket`, `queue` | the order of jobs; no threads, no clocks |
+//! | `waiting` | the holder of the turn, and the next one; no locks |
 //! | this one | how a thread waits for the turn, holds it and passes it on |
-//! | `committer`, `batch`, `job` | when jobs run, on which thread, and whom they are told |
-//! | `transact` | what a transaction does to the store and to what is cached |
+//! | `committer`, `batch`, `job` | when and on which thread a job runs, and who gets its result |
+//! | `transact` | the effect of a transaction on the store and on the caches |
 //!
-//! What the queue promises, and why it holds:
+//! The queue keeps these promises, for these reasons:
 //!
-//! - **Nobody waits in a circle.** The turn has a rank among the locks (`src/sync/order.rs`), and debug
-//!   builds check it before a thread waits. Whoever has the turn takes only locks that rank after it, and
-//!   waits for no thread of the queue: what came of a batch is told after its turn.
-//! - **Nobody starves.** Whoever ends a turn [passes it on](Waiting::pass_on) under one lock, to the one
-//!   that the [`Queue`](queue::Queue) names. The turn is free only while nobody is in line, so whoever takes
-//!   a free turn passes nobody. The queue gives a share to every user, and one to the threads. While the
-//!   committer waits for the disk it is not in line, and no thread waits for it; a job that cannot run on
-//!   its caller's thread then does.
-//! - **What programs can tell stays in order.** The queue keeps that order; only the holder of the turn
-//!   takes jobs from it, and puts back what has further steps before the turn ends.
-//! - **What is acknowledged as stored is on disk.** A job that asks for that is told its outcome after a
-//!   sync that began when it was committed, and the sync's error if there is one.
-//! - **A panic leaves nobody waiting.** The turn ends with the stack that holds it. The state is that of the
-//!   last commit: a transaction changes a copy, which is taken up first once it is stored. Jobs that the panic cuts off are told so. If it was on the
-//!   committer's thread, nothing more is written: that is noted before anybody else has the turn.
+//! - **No deadlock.** The turn has a rank among the locks (`src/sync/order.rs`), and debug builds
+//!   check it before a thread waits. The holder of the turn takes only locks that rank after it, and
+//!   waits for no thread of the queue: callers get the results of a batch after its turn.
+//! - **No starvation.** The holder that ends a turn [passes it on](Waiting::pass_on) under one lock,
+//!   to the one that the [`Queue`](queue::Queue) names. The turn is free only while no one is in
+//!   line, so a thread that takes a free turn overtakes no other. The queue gives a share to each
+//!   user, and one to the threads. While the committer waits for the disk, it is not in line, and no
+//!   thread waits for it; only a job that cannot run on its caller's thread does.
+//! - **Jobs keep the order that programs can observe.** The queue keeps it; only the holder of the
+//!   turn takes jobs from it, and puts back jobs with further steps before the turn ends.
+//! - **A job that is acknowledged as stored is on disk.** Its caller gets the result after a sync
+//!   that began after the commit, and the error of that sync, if any.
+//! - **A panic leaves no thread waiting.** The turn ends with the stack that holds it. The state is
+//!   that of the last commit: a transaction changes a copy, which replaces the state as soon as it is
+//!   stored. Jobs that the panic cuts off get an error. After a panic on the committer's thread,
+//!   nothing more is written: a flag says so before the turn passes on.
 
 mod batch;
 mod committer;
@@ -62,44 +63,46 @@ pub(crate) use committer::Committer;
 pub(crate) use ticket::{Ticket, Whose};
 use waiting::{InLine, Waiting};
 
-/// See the module.
+/// The commit queue, as the module describes.
 pub(super) struct CommitQueue {
-    /// No job is dropped under it: what a job holds takes locks when it goes.
+    /// No thread may drop a job while it holds this lock: dropping a job's parts takes locks.
     waiting: Mutex<Waiting>,
     /// Wakes the committer's thread when there is work.
     work: Condvar,
-    /// Wakes those in line when the turn was given to one of them.
+    /// Wakes the threads in line when the turn goes to one of them.
     given: Condvar,
-    /// As of the last commit. Only a [`Turn`] locks it, and there is one, so nobody ever waits for this lock.
+    /// The state of the last commit. Only the [`Turn`] locks it, and there is only one, so no
+    /// thread ever waits for this lock.
     state: Mutex<State>,
-    /// A copy for those who only look, and must not wait for a disk.
+    /// A copy for threads that only look, and must not wait for the disk.
     seen: RwLock<State>,
-    /// Beside the lock, so that asking for it costs none.
+    /// Outside of the lock, so that reading it takes no lock.
     has_failed: AtomicBool,
 }
 
 thread_local! {
-    /// Whether this is a committer's thread, after whose panic nothing more is written.
+    /// Whether this is a committer's thread. After a panic there, nothing more is written.
     static IS_COMMITTER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The turn to commit: the state, which nobody else sees meanwhile. It stays with the thread that has it.
+/// The turn to commit, with the state, which no other thread sees meanwhile. It stays on its
+/// thread.
 pub(super) struct Turn<'q> {
-    // Let go of first: who comes next must not wait for it.
+    // Declared first, so dropped first: the next holder must not wait for this lock.
     state: MutexGuard<'q, State>,
     baton: Baton<'q>,
-    /// Whoever is in line waits for nobody who has stepped back.
+    /// Holds this thread's priority up, because threads in line wait for it.
     _forward: nice::Forward,
 }
 
-/// Passes the turn on when it is dropped.
+/// Passes the turn on when dropped.
 struct Baton<'q> {
     queue: &'q CommitQueue,
     is_over: bool,
 }
 
 impl CommitQueue {
-    /// That of a vault whose state is `state`.
+    /// The queue of a vault in this state.
     pub(super) fn new(state: State) -> Self {
         Self {
             waiting: Mutex::new(Rank::CommitQueue, Waiting::default()),
@@ -111,10 +114,10 @@ impl CommitQueue {
         }
     }
 
-    /// Waits for the turn, in the order in which threads come, and beside jobs.
+    /// Waits for the turn. Threads get it in order of arrival, in between jobs.
     pub(super) fn turn(&self) -> Turn<'_> {
         let _forward = nice::forward();
-        // Before the thread waits, since it might wait for ever.
+        // Check before waiting, which might last for ever.
         self.state.check_order();
         let mut waiting = self.waiting.lock();
         if !waiting.take_if_free() {
@@ -127,17 +130,17 @@ impl CommitQueue {
         self.taken()
     }
 
-    /// The same for who is going to write.
+    /// Like [`turn`](Self::turn), for a thread that will write.
     ///
     /// # Errors
-    /// When nothing more is written.
+    /// When the queue has failed, and nothing more may be written.
     pub(super) fn turn_to_write(&self) -> Result<Turn<'_>, VaultError> {
         let turn = self.turn();
         turn.must_be_good_for_writing()?;
         Ok(turn)
     }
 
-    /// The turn that the calling thread has taken from those who wait.
+    /// The turn that the calling thread has just taken from `waiting`.
     fn taken(&self) -> Turn<'_> {
         let forward = nice::forward();
         let baton = Baton {
@@ -151,12 +154,12 @@ impl CommitQueue {
         }
     }
 
-    /// The state as of the last commit. Waits for nobody.
+    /// The state of the last commit. It does not wait for the turn.
     pub(super) fn seen(&self) -> State {
         self.seen.read().clone()
     }
 
-    /// Takes note of a state that another process has committed. What is known never goes back.
+    /// Notes a state that another process has committed. The known state never goes back.
     pub(super) fn has_come_to(&self, state: &State) {
         let mut seen = self.seen.write();
         if seen.commit < state.commit {
@@ -164,7 +167,7 @@ impl CommitQueue {
         }
     }
 
-    /// Whether nothing more is written, because the committer's thread has panicked.
+    /// Whether a panic on the committer's thread has stopped all writing.
     pub(super) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Acquire)
     }
@@ -173,7 +176,7 @@ impl CommitQueue {
         self.waiting.lock()
     }
 
-    /// Takes in no more jobs, and lets nobody write who takes the turn after this.
+    /// Accepts no more jobs, and refuses writing to later holders of the turn.
     fn fail(&self, waiting: &mut Waiting) {
         waiting.is_closed = true;
         self.has_failed.store(true, Ordering::Release);
@@ -181,14 +184,14 @@ impl CommitQueue {
 }
 
 impl Turn<'_> {
-    /// Takes up the state that was committed.
+    /// Replaces the state by the one just committed.
     pub(super) fn commit(&mut self, state: State) {
         self.baton.queue.seen.write().clone_from(&state);
         *self.state = state;
     }
 
     /// # Errors
-    /// When nothing more is written.
+    /// When the queue has failed, and nothing more may be written.
     fn must_be_good_for_writing(&self) -> Result<(), VaultError> {
         if self.baton.queue.has_failed() {
             return Err(VaultError::Store(StoreError::new(
@@ -200,7 +203,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Ends it. `settle` is done before anybody else has it.
+    /// Ends the turn, and runs `settle` before the next holder gets it.
     fn end<T>(self, settle: impl FnOnce(&mut Waiting) -> T) -> T {
         let Self {
             state, mut baton, ..

@@ -1,6 +1,6 @@
-//! Counting everything and comparing with the sealed sums: shows whether part of the vault was
-//! replayed, inserted or deleted. What was counted, and confirmed by the sums, is what is known to be
-//! current from then on.
+//! Counts all records and compares them with the sealed sums, which shows whether an attacker has
+//! replayed, inserted or deleted part of the vault. The marks of counted records that the sums
+//! confirm are the vault's current state from then on.
 
 pub(super) mod names;
 
@@ -17,40 +17,40 @@ use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
 use super::integrity::Guard;
-use super::keys::{BATCH, Key, keys_after};
+use super::keys::{BATCH, RecordId, keys_after};
 use super::node::{DirectoryBody, Node};
 use super::records::Records;
 use super::state::{State, SystemKeys};
 use names::must_agree;
 
-/// Nodes and versions that are so few that one thread counts them as fast as several.
+/// Up to this many nodes and versions, one thread counts as fast as several.
 pub(super) const FEW: u64 = 2000;
-/// Directories that are counted at a time: the keys of each take locked memory.
+/// Number of directories that are counted at a time: the keys of each take locked memory.
 const DIRECTORIES: usize = 32;
 
 /// Some names of a directory.
 struct SomeNames {
     directory: NodeId,
     keys: Arc<DirectoryKeys>,
-    /// With nothing counted yet.
+    /// The count so far: nothing.
     found: DirectoryBody,
     rows: Vec<EntryRow>,
 }
 
-/// What they come to, and their marks.
+/// The count of some names, and their marks.
 struct CountedNames {
     directory: NodeId,
     found: DirectoryBody,
     marks: Vec<(u64, u64)>,
 }
 
-/// Work for whichever thread has time.
+/// A piece of work for any free thread.
 enum Piece {
-    Records(Vec<(Key, KeyedRecord)>),
+    Records(Vec<(RecordId, KeyedRecord)>),
     Names(Vec<SomeNames>),
 }
 
-/// What came of it.
+/// The result of a piece.
 enum Found {
     Records(Box<Result<(State, Vec<NodeId>), VaultError>>),
     Names(Vec<CountedNames>),
@@ -62,9 +62,9 @@ struct Counting {
     said: DirectoryBody,
     found: DirectoryBody,
     names: Names,
-    /// Pieces of work that are not done yet.
+    /// Number of pieces that are not done yet.
     pieces: usize,
-    /// All its names were read.
+    /// Whether all its names were read.
     is_read: bool,
 }
 
@@ -76,7 +76,7 @@ impl Counting {
 
 type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 
-/// See the module.
+/// Counts the records of a vault, as the module describes.
 pub(super) struct Counter {
     records: Arc<Records>,
     transactions: Arc<Transactions>,
@@ -96,13 +96,13 @@ impl Counter {
         }
     }
 
-    /// Counts a vault that another process may have written since, and serves nothing more of it if it
-    /// is not what its sums say.
+    /// Counts a vault again that another process may have written. If it does not match its sums,
+    /// the mount serves nothing more.
     ///
     /// # Errors
     /// When it is not, or could not be counted.
     pub(super) fn count_afresh(&self) -> Result<(), VaultError> {
-        // Its pages may have been changed under those that were read before.
+        // The cached pages may differ from the files.
         self.records.store().forget_pages();
         match self.count(&|| self.guard.go_on()) {
             Ok(counted) => {
@@ -120,21 +120,21 @@ impl Counter {
         }
     }
 
-    /// Whether what is stored is again what this process has written last.
+    /// Whether the vault is again as this process has last written it.
     pub(super) fn is_right_again(&self) -> bool {
         let counted = self.count(&|| self.guard.go_on());
         let counted = counted.ok().and_then(ControlFlow::continue_value);
         counted.is_some_and(|state| state.commit == self.transactions.queue().turn().commit)
     }
 
-    /// Counts everything, on all processors, until `go_on` says no. Returns the state that the sums
-    /// have confirmed.
+    /// Counts all records on all processors, as long as `go_on` says so. Returns the state that the
+    /// sums confirm.
     pub(super) fn count(
         &self,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
         let records = &*self.records;
-        // What came after it is not held against a count; what came before it must not be missing.
+        // The count may miss commits after this one, but none before it.
         let floor = records.seen().commit;
         let counted = loop {
             if !records.is_salvage() {
@@ -151,14 +151,14 @@ impl Counter {
         };
         match &counted {
             Ok(ControlFlow::Continue(state)) if !records.is_salvage() => {
-                // What is committed by this process is taken up before or after.
+                // Under this lock, this process's commits come before or after.
                 let now = self.transactions.queue().turn();
                 if !records.is_read_only() && now.commit < state.commit {
                     records.current().give_up();
                     return Err(VaultError::went_back(state.commit, now.commit));
                 }
                 records.current().confirm(state.commit, state.next_node);
-                // What was read before was compared with nothing.
+                // Records cached before were compared with nothing.
                 records.forget_all();
                 if records.is_read_only() {
                     records.has_come_to(state);
@@ -293,7 +293,7 @@ impl Counter {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Believes the names of a directory if they are those that it should have.
+    /// Accepts the names of a directory if they match its sum.
     fn settle_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
         let Some(counted) = counted else {
             return Ok(());
@@ -341,7 +341,7 @@ fn count_records(
     current: &Current,
     system: &SystemKeys,
     mut sums: State,
-    batch: &[(Key, KeyedRecord)],
+    batch: &[(RecordId, KeyedRecord)],
 ) -> Result<(State, Vec<NodeId>), VaultError> {
     let taken = current.counted(batch);
     taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
@@ -349,7 +349,7 @@ fn count_records(
     let mut directories = Vec::new();
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
-        if let Key::Node(id) = key
+        if let RecordId::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);

@@ -1,7 +1,7 @@
-//! The vault as everybody outside of it sees it: which of its parts answers what.
+//! The vault as other modules see it: each question goes to the part that answers it.
 //!
-//! Nothing but this and its [opening](open) reaches into it. Each part has what it needs of the others from
-//! its constructor.
+//! Only this and its [opening](open) reach into its fields. Each part gets the other parts that it
+//! needs in its constructor.
 
 mod open;
 
@@ -45,13 +45,13 @@ pub struct Vault {
     counter: Counter,
     leftovers: Leftovers,
     rotation: Rotation,
-    /// Of a vault that was opened for reading.
+    /// For a vault that is open for reading only.
     follower: Option<Arc<Follower>>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
-    /// What the key-management history comes to.
+    /// A summary of the key-management history.
     chronicle: Arc<Mutex<Chronicle>>,
-    /// What unwraps and wraps its master keys, and which keys it may be asked for.
+    /// The KMS that wraps the master keys, and the KMS keys that it may use.
     kms: Arc<Kms>,
 }
 
@@ -62,24 +62,25 @@ impl std::fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// What is stored of it.
+    /// The stored records.
     pub(super) fn records(&self) -> &Records {
         &self.records
     }
 
-    /// What writes to it.
+    /// The write transactions.
     pub(super) fn transactions(&self) -> &Transactions {
         &self.transactions
     }
 
     // --- what it is --------------------------------------------------------------------------
 
-    /// Where it is.
+    /// The vault's directory.
     pub fn path(&self) -> &Path {
         self.records.path()
     }
 
-    /// Its directory, which nobody else writes to; not for a vault opened for reading.
+    /// The vault's directory, to which no other process writes. Not available in a vault opened for
+    /// reading.
     ///
     /// # Errors
     /// The store's.
@@ -87,7 +88,7 @@ impl Vault {
         Ok(self.records.store().locked_directory()?)
     }
 
-    /// Fails when what is at its path is no longer this vault.
+    /// Fails if this vault is no longer at its path.
     ///
     /// # Errors
     /// The store's.
@@ -95,33 +96,32 @@ impl Vault {
         Ok(self.records.store().check_unmoved()?)
     }
 
-    /// Whether it was opened for reading only.
+    /// Whether the vault was opened for reading only.
     pub fn is_read_only(&self) -> bool {
         self.records.is_read_only()
     }
 
-    /// Whether what does not fit together is passed over and not an error.
+    /// Whether records that do not match are passed over instead of being errors.
     pub fn is_salvage(&self) -> bool {
         self.records.is_salvage()
     }
 
-    /// The keyring as it is now.
+    /// The present keyring.
     pub fn keyring(&self) -> Arc<Keyring> {
         self.records.keyring()
     }
 
-    /// The state as of the last commit: of this process, or of the writer that this one reads
-    /// beside.
+    /// The state of the last commit, by this process or by the writer beside it.
     pub fn state(&self) -> State {
         self.records.state()
     }
 
-    /// Bytes that are taken to remember what is current, and of how many records.
+    /// The bytes of the marks of current records, and their number.
     pub fn known_records(&self) -> (u64, u64) {
         self.records.current().size()
     }
 
-    /// What can be told of it.
+    /// The facts that `status` shows.
     pub fn summary(&self) -> Summary {
         summary::summary(&summary::Parts {
             records: &self.records,
@@ -150,11 +150,11 @@ impl Vault {
         self.reader.lookup(directory, name)
     }
 
-    /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
-    /// has at most as many bytes as `whole` says, which is told what it is.
+    /// Like [`lookup`](Self::lookup), with the content of the node from the same snapshot. The
+    /// content is whole if it has at most the bytes that `whole` returns for the node.
     ///
     /// # Errors
-    /// As `lookup`, and for the content as [`content`](Self::content).
+    /// As for [`lookup`](Self::lookup), and for the content as for [`content`](Self::content).
     pub fn lookup_with_content(
         &self,
         directory: NodeId,
@@ -164,11 +164,11 @@ impl Vault {
         self.reader.lookup_with_content(directory, name, whole)
     }
 
-    /// At most `limit` entries of a directory, those filed after `after`. Who is going to ask for
-    /// their nodes has them read `with_nodes`, in one transaction instead of many.
+    /// At most `limit` entries of a directory, those filed after `after`. `with_nodes` also reads
+    /// their nodes, in one transaction instead of many.
     ///
     /// # Errors
-    /// When it is no directory, or an entry does not authenticate.
+    /// When the node is no directory, or an entry does not authenticate.
     pub fn list(
         &self,
         directory: NodeId,
@@ -179,16 +179,16 @@ impl Vault {
         self.reader.list(directory, after, limit, with_nodes)
     }
 
-    /// A file's current content and the node it belongs to: whole if it has at most `whole` bytes.
+    /// A file's current content and its node. The content is whole if it has at most `whole` bytes.
     ///
     /// # Errors
-    /// When it is no file, or does not authenticate.
+    /// When the node is no file, or does not authenticate.
     pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
         self.content_within(id, &mut |_| whole)
     }
 
-    /// The same, whole if it has at most as many bytes as `whole` says, which is told what it is before
-    /// any of it is read, perhaps more than once. It must not wait.
+    /// The same, with a function for the limit: before any content is read, `whole` gets the node,
+    /// perhaps more than once, and returns the limit. It must not wait.
     ///
     /// # Errors
     /// As [`content`](Self::content).
@@ -208,8 +208,8 @@ impl Vault {
         self.reader.version(id, number, whole)
     }
 
-    /// Fills `out` with a version's content from `offset` on, which must have that much. After an
-    /// error nothing of what is in `out` may be used.
+    /// Fills `out` with a version's content from `offset` on; the version must be that long. After
+    /// an error, callers must not use `out`.
     ///
     /// # Errors
     /// When a chunk is missing or does not authenticate.
@@ -223,8 +223,8 @@ impl Vault {
         last.read(&self.records, version, offset, out)
     }
 
-    /// What has become of nodes since they had these revisions: in one transaction, and without
-    /// opening those that have them still.
+    /// The changes of nodes since these revisions, in one transaction. Nodes that still have their
+    /// revision are not opened.
     ///
     /// # Errors
     /// When the store fails, or a node does not authenticate.
@@ -234,7 +234,7 @@ impl Vault {
 
     // --- beside another process --------------------------------------------------------------
 
-    /// A number that changes whenever another process has committed. Cheap.
+    /// A number that changes whenever another process commits. Cheap.
     ///
     /// # Errors
     /// The store's.
@@ -242,15 +242,15 @@ impl Vault {
         Ok(self.records.store().foreign_changes()?)
     }
 
-    /// How its files are now. They cannot be changed and be the same.
+    /// The present state of the vault's files. Any change makes it differ.
     ///
     /// # Errors
-    /// When they cannot be looked at.
+    /// When the files cannot be examined.
     pub fn footprint(&self) -> Result<Footprint, VaultError> {
         Ok(self.records.store().footprint()?)
     }
 
-    /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
+    /// Follows the writer's keyring until `go_on` breaks. It needs a thread of its own.
     pub fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
         if let Some(follower) = &self.follower {
             follower.follow(go_on);
@@ -259,14 +259,14 @@ impl Vault {
 
     // --- writing -----------------------------------------------------------------------------
 
-    /// Whether nothing is written any more until it is opened anew, after a failure that left open what is
-    /// on disk.
+    /// Whether the vault refuses to write until it is reopened, because a failure left unknown what
+    /// is on disk.
     pub fn has_stopped_writing(&self) -> bool {
         self.transactions.has_stopped_writing()
     }
 
-    /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
-    /// none of them did anything, or that it is not known whether they are on disk.
+    /// Runs `jobs` in one transaction. Each succeeds or fails alone. The outer error means that
+    /// none had an effect, or that it is unknown whether they are on disk.
     ///
     /// # Errors
     /// When the vault is open for reading only, or the store fails.
@@ -278,16 +278,16 @@ impl Vault {
         self.transactions.transact(durability, jobs)
     }
 
-    /// Starts the thread that commits the jobs of a mount. `left_to_another` is called by whoever leaves
-    /// a job to it.
+    /// Starts the thread that commits the jobs of a mount. A caller that leaves a job to it calls
+    /// `left_to_another`.
     ///
     /// # Errors
-    /// When it cannot be started, or the vault has one already.
+    /// When the thread cannot start, or the vault has one already.
     pub(crate) fn start_committer(&self, left_to_another: fn()) -> std::io::Result<Committer> {
         Committer::start(Arc::clone(&self.transactions), left_to_another)
     }
 
-    /// Makes durable all that was committed.
+    /// Makes all commits durable.
     ///
     /// # Errors
     /// When the store fails.
@@ -295,7 +295,7 @@ impl Vault {
         self.records.sync()
     }
 
-    /// Nodes registered for reaping: at most `limit` of those after `after`.
+    /// At most `limit` nodes registered for reaping, after `after`.
     ///
     /// # Errors
     /// When the store fails.
@@ -303,8 +303,8 @@ impl Vault {
         self.leftovers.listed(after, limit)
     }
 
-    /// Removes what is on the list of what is to be reaped, when nothing is open: before a mount is
-    /// served, and when it has ended.
+    /// Reaps all nodes on the list. Callers do this while no node is open: before a mount is
+    /// served, and after it ends.
     ///
     /// # Errors
     /// When the store fails.
@@ -312,9 +312,9 @@ impl Vault {
         self.leftovers.reap()
     }
 
-    /// Nodes of which something is kept that nothing names, and that are not on the list of what is to
-    /// be reaped: somebody has taken them off it. They are noted as findings; to reap them is left to
-    /// the caller, who knows what is open.
+    /// Nodes that have no name, or stored versions that nothing refers to, and are not on the list
+    /// for reaping: an attacker has removed them from it. Notes them as findings. The caller, who
+    /// knows which nodes are open, reaps them.
     ///
     /// # Errors
     /// When the store fails, or a node does not authenticate.
@@ -324,84 +324,82 @@ impl Vault {
 
     // --- integrity ---------------------------------------------------------------------------
 
-    /// What is known of the vault as a whole.
+    /// The verdict on the vault as a whole.
     pub fn integrity(&self) -> Integrity {
         self.guard.integrity()
     }
 
-    /// Records that were not what they should be.
+    /// Records that were not as they should be.
     pub fn findings(&self) -> Findings {
         self.guard.findings()
     }
 
-    /// Tells whom to tell, in words, when something is found.
+    /// Sets the function that receives each finding, in words.
     pub fn on_alarm(&self, alarm: impl Fn(&str) + Send + Sync + 'static) {
         self.guard.on_alarm(Box::new(alarm));
     }
 
-    /// Waits until it is known whether the vault is what its sums say, at most so long; `None`: it is
-    /// not known yet.
+    /// Waits for the verdict, at most `patience`; `None` without one by then.
     ///
     /// # Errors
-    /// When it is not, or could not be counted.
+    /// When the vault does not match its sums, or counting failed.
     pub fn await_verdict(&self, patience: Option<Duration>) -> Option<Result<(), VaultError>> {
         self.guard.await_verdict(patience)
     }
 
-    /// Waits until it is known whether the vault may be served, if that is to be known first. False when
-    /// that is never known, because it is to end.
+    /// Waits for the verdict if service must wait for it. False if the mount ends without one.
     pub fn await_verdict_or_end(&self) -> bool {
         self.guard.await_verdict_or_end()
     }
 
-    /// Whether who uses the vault would have to wait for a verdict.
+    /// Whether a user of the vault would have to wait for the verdict.
     pub fn is_awaited(&self) -> bool {
         self.guard.is_awaited()
     }
 
-    /// Waits until something of the vault may be served, or is to be written, by whoever has not been
-    /// asked for it. Whether it may.
+    /// Waits until the vault may be served; for threads that read or write without a request.
+    /// Returns whether it may.
     pub fn await_service(&self) -> bool {
         self.guard.await_service()
     }
 
-    /// Ends a count that is under way; what it was to show is never known then.
+    /// Stops a count under way, which then never reaches a verdict.
     pub fn stop_counting(&self) {
         self.guard.stop_counting();
     }
 
-    /// Notes that records were found not to fit together, if that is what is wrong.
+    /// Notes a finding if the error is damage.
     pub fn note_damage(&self, error: &VaultError) {
         self.guard.note_damage(error);
     }
 
-    /// Whether nothing of it is served any more.
+    /// Whether the vault is no longer served.
     pub fn is_condemned(&self) -> bool {
         self.guard.is_condemned()
     }
 
-    /// Counts all records, compares with the sealed state, and goes on knowing them.
+    /// Counts all records, compares them with the sealed state, and keeps their marks.
     ///
     /// # Errors
-    /// `Integrity` when part of the vault was replayed, inserted or deleted.
+    /// `Integrity` when an attacker has replayed, inserted or deleted part of the vault.
     pub fn recount(&self) -> Result<(), VaultError> {
         self.counter.count(&|| ControlFlow::Continue(())).map(drop)
     }
 
-    /// Counts a vault that another process may have written since, and serves nothing more of it if it
-    /// is not what its sums say.
+    /// Counts a vault again that another process may have written. If it does not match its sums,
+    /// the mount serves nothing more.
     ///
     /// # Errors
-    /// When it is not, or could not be counted.
+    /// When the vault does not match its sums, or counting failed.
     pub fn count_afresh(&self) -> Result<(), VaultError> {
         self.counter.count_afresh()
     }
 
-    /// Writes into the history what was found since the last time. A vault opened for reading has
-    /// none to write to; one that is condemned has when it is as it should be again, by a count.
+    /// Records new findings in the history. A vault opened for reading cannot; a condemned vault
+    /// can once a count shows that it is right again.
     ///
     /// # Errors
-    /// When it cannot be written; it is tried again the next time.
+    /// When the history cannot be written; the next call tries again.
     pub fn record_findings(&self) -> Result<(), VaultError> {
         match self.is_read_only() {
             true => Ok(()),
@@ -409,8 +407,8 @@ impl Vault {
         }
     }
 
-    /// Where the key-management history ends. It only grows, and another of the same length has another
-    /// hash.
+    /// The end of the key-management history. The history only grows, and another one of the same
+    /// length has another hash.
     pub fn history_head(&self) -> HistoryHead {
         self.keyring().body().history.clone()
     }
@@ -425,22 +423,24 @@ impl Vault {
 
     // --- what this host remembers ------------------------------------------------------------
 
-    /// Remembers on this host how far the vault has come, if it has come further: to be called every
-    /// few seconds. What is remembered is on disk first, or a power cut would look like an attack.
+    /// Stores the vault's commit in this host's memory if it has grown; callers do this every few
+    /// seconds. The commit is on disk before the host remembers it: otherwise a power cut would
+    /// look like an attack.
     ///
     /// # Errors
     /// When the vault cannot be read or synced, or the anchor cannot be written.
     pub fn keep_anchor(&self) -> Result<(), VaultError> {
         self.records.look()?;
-        // Before the sync.
+        // Read the commit before the sync.
         let commit = self.records.seen().commit;
         self.host.keep(commit, || self.sync())
     }
 
-    /// The first of `keys` that the vault is not under, and that was not named when it was opened.
+    /// The first of `keys` that neither wraps the vault's master key nor was named when it was
+    /// opened.
     ///
     /// # Errors
-    /// When the keyring names something that is no KMS key.
+    /// When the keyring names an invalid KMS key.
     pub fn first_unknown_key<'k>(
         &self,
         keys: &'k [KeyUri],
@@ -451,7 +451,7 @@ impl Vault {
 
     // --- rotations ---------------------------------------------------------------------------
 
-    /// How far the rotation under way has come; `None` when there is none.
+    /// The progress of the rotation under way; `None` when there is none.
     pub fn progress(&self) -> Option<Progress> {
         self.rotation.progress()
     }
@@ -461,13 +461,14 @@ impl Vault {
         self.rotation.is_rotating()
     }
 
-    /// How long it is until the master key is `every` old.
+    /// The time until the master key is `every` old.
     pub fn until_rotation(&self, every: Duration) -> Duration {
         self.rotation.until_rotation(every)
     }
 
-    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
-    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
+    /// Begins a rotation, which calls the KMS. Once this returns, the rotation will complete, even
+    /// after a crash, unless the KMS does not unwrap what it has just wrapped.
+    /// [`drive`](Self::drive) does the rest.
     ///
     /// # Errors
     /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
@@ -476,8 +477,8 @@ impl Vault {
         self.rotation.begin(request)
     }
 
-    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
-    /// and batches.
+    /// Continues the rotation under way to its end, whichever process began it. It calls `go_on`
+    /// between steps and batches.
     ///
     /// # Errors
     /// When a record does not authenticate, or the store fails. The rotation stays where it is and

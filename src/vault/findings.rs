@@ -1,4 +1,4 @@
-//! Writing what was found to be wrong into the history.
+//! Recording findings in the key-management history.
 
 use crate::keyring::{Event, EventKind};
 
@@ -8,14 +8,14 @@ use super::counting::Counter;
 use super::integrity::Guard;
 use super::node::Timestamp;
 
-/// An event that is recorded this many seconds after what it tells of is marked as late.
+/// An event recorded this many seconds after it happened is marked as late.
 const LATE: i64 = 10;
 
-/// Writes into the history what was found since the last time. A vault opened for reading has
-/// none to write to; one that is condemned has when it is as it should be again, by a count.
+/// Records new findings in the history. A vault opened for reading cannot; a condemned vault can
+/// once a count shows that it is right again.
 ///
 /// # Errors
-/// When it cannot be written; it is tried again the next time.
+/// When the history cannot be written; the next call tries again.
 pub(super) fn record(
     guard: &Guard,
     counter: &Counter,

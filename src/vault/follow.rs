@@ -1,4 +1,4 @@
-//! For those who only read: taking over the keyring that the writer has changed.
+//! Takes over the keyring that the writer has changed, in a read-only mount.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use super::integrity::Guard;
 use super::pause::pause;
 use super::unlocked::{Unlocked, stored_keyring};
 
-/// How often a mount that only reads looks for a new master key.
+/// Interval at which a read-only mount looks for a new master key.
 const FOLLOW_EVERY: Duration = Duration::from_millis(250);
-/// How long a request of such a mount waits for a master key that it lacks.
+/// Limit on a request's wait for a master key that such a mount lacks.
 const WAIT_FOR_KEY: Duration = Duration::from_secs(10);
-/// And how often at least, while it cannot be had.
+/// Limit on that interval while the key is unavailable.
 const FOLLOW_AT_LEAST: Duration = Duration::from_secs(30);
 
-/// What following takes.
+/// The parts that a follower needs.
 pub(super) struct Sources {
     pub(super) store: Arc<SqliteStore>,
     pub(super) keys: Arc<Unlocked>,
@@ -34,12 +34,12 @@ pub(super) struct Sources {
     pub(super) kms: Arc<Kms>,
 }
 
-/// See the module.
+/// Follows the writer's keyring, as the module describes.
 pub(super) struct Follower {
     from: Sources,
     /// A thread follows.
     running: Mutex<bool>,
-    /// The keyring record that could not be followed last, by its digest, and why.
+    /// The digest of the last keyring record that could not be followed, and the reason.
     failed: Mutex<Option<([u8; 32], VaultError)>>,
     followed: Condvar,
 }
@@ -54,8 +54,8 @@ impl Follower {
         }
     }
 
-    /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
-    /// Asks KMS only if the stored keyring is another, and never for what it does not name.
+    /// Whether a keyring newer than sequence `before` is in use now. Asks KMS only if the stored
+    /// keyring differs, and only for keys that it names.
     pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
         if self.sequence() != before {
             return Ok(true);
@@ -75,7 +75,7 @@ impl Follower {
             if self.sequence() != before {
                 return Ok(true);
             }
-            // What could not be had a moment ago is not waited for again.
+            // Do not wait again for a keyring that has just failed.
             let failed = self.failed.lock();
             if let Some((digest, error)) = &*failed
                 && *digest == stored.digest()
@@ -95,7 +95,7 @@ impl Follower {
         self.from.keys.keyring().body().sequence
     }
 
-    /// Follows the writer's keyring until `go_on` says no. For a thread of its own.
+    /// Follows the writer's keyring as long as `go_on` says so, on a thread of its own.
     pub(super) fn follow(&self, go_on: &dyn Fn() -> ControlFlow<()>) {
         let set = |running| {
             *self.running.lock() = running;
@@ -109,7 +109,7 @@ impl Follower {
                     if wait == FOLLOW_EVERY {
                         tracing::error!("the vault's new keys cannot be had: {error}");
                     }
-                    // A KMS that refuses, or a forged record, is not asked about at this pace.
+                    // Ask less often if KMS refuses, or the record is forged.
                     wait = (wait * 2).min(FOLLOW_AT_LEAST);
                 }
             }
@@ -141,10 +141,10 @@ impl Follower {
         };
         let head = keyring.body().history.clone();
         from.keys.use_keyring(keyring);
-        // What was retired is wiped; nothing in the cache needs it.
+        // The retired key can be wiped: nothing in the cache needs it.
         from.cache.clear();
         note(None);
-        // It may have grown again meanwhile; the next round reads that.
+        // The history may have grown again meanwhile; the next round reads it.
         if from.guard.must_serve().is_ok() {
             let read = store::read(&*from.store, |records| Chronicle::read(records, &head));
             if let Ok(chronicle) = from.guard.noted(read) {

@@ -1,4 +1,4 @@
-//! The key-management history, as a vault shows it.
+//! The key-management history for readers.
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use super::VaultError;
 use super::chronicle::for_each_event;
 use super::records::Records;
 
-/// An event as `audit` shows it.
+/// An event in the format of `audit`.
 #[derive(Clone, Debug, Serialize)]
 pub struct HistoryLine {
     /// Its number, from 1.
@@ -18,7 +18,7 @@ pub struct HistoryLine {
     pub event: PastEvent,
 }
 
-/// The key-management history, its chain verified.
+/// The key-management history. Verifies its chain.
 ///
 /// # Errors
 /// `Integrity` when an event was changed, removed or reordered.

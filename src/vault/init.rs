@@ -1,4 +1,4 @@
-//! Making a vault: a whole one or none.
+//! Creating a vault, completely or not at all.
 
 use std::path::{Path, PathBuf};
 
@@ -17,23 +17,24 @@ use super::options::InitOptions;
 use super::state::{State, SystemKeys};
 use super::tx::Tx;
 
-/// A vault was made.
+/// A new vault.
 #[derive(Clone, Debug)]
 pub struct Created {
     /// Its id, in hexadecimal.
     pub vault_id: String,
     /// The KMS keys that wrap its master key.
     pub kms_keys: Vec<KeyUri>,
-    /// Where keys of the local KMS had to be made.
+    /// The directory in which keys of the local KMS were created, if any.
     pub local_keys_created: Option<PathBuf>,
-    /// What makes the vault less secret than it could be, in words for people.
+    /// Facts that make the vault less secret than it could be, in words for people.
     pub warnings: Vec<String>,
 }
 
-/// Makes a vault in `path`, which must not exist or be an empty directory: a whole one or none.
+/// Creates a vault in `path`, completely or not at all. `path` must not exist, or be an empty
+/// directory.
 ///
 /// # Errors
-/// When there is something already, a KMS key does not serve, or a medium fails.
+/// When `path` is occupied, a KMS key cannot be used, or a medium fails.
 pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     let path = std::path::absolute(path).map_err(|e| {
         VaultError::Setting(format!("cannot tell where {} is: {e}", path.display()))
@@ -80,9 +81,9 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             let cache = RecordCache::default();
             let mut tx = Tx::new(&keyring, &keys, &cache, records, State::empty(ROOT));
             tx.put_keyring(std::slice::from_ref(&event))?;
-            tx.found(system, root)?;
+            tx.write_genesis(system, root)?;
             let commit = tx.finish()?.0.commit;
-            // Before there is a vault: one that was not remembered would not be a whole one.
+            // Check this before there is a vault: one without an anchor would be incomplete.
             let Some(anchors) = &anchors else {
                 return Ok(());
             };
@@ -106,7 +107,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     if let Some(error) = failure {
         return Err(error);
     }
-    // That something is missing does not mean that a vault is: there is to be none yet.
+    // A missing file does not mean a missing vault here, since there is none yet.
     let made = made.map_err(|error| match error.kind {
         store::StoreErrorKind::NotAVault => {
             store::StoreError::new(store::StoreErrorKind::Io, error)
@@ -145,7 +146,7 @@ fn first_nodes(
     Ok((system, root))
 }
 
-/// Refuses a path that has something already, before any key is made for it.
+/// Refuses an occupied path before any key is made for it.
 fn must_be_free(path: &Path) -> Result<(), VaultError> {
     let refused = |kind, why: &str| {
         VaultError::Store(store::StoreError::new(

@@ -1,5 +1,5 @@
-//! What is left over of files and replaced contents: what is on the list of what is to be reaped, and
-//! what somebody has taken off that list, so that nobody would ever remove it.
+//! The remains of deleted files and replaced contents: nodes on the list for reaping, and nodes
+//! that an attacker has taken off that list, which would otherwise stay for ever.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use super::ops::NothingOpen;
 use super::records::Records;
 use super::tx::Tx;
 
-/// Nodes looked at in one transaction.
+/// Number of nodes in one transaction.
 const BATCH: usize = 256;
 
-/// See the module.
+/// The remains in a vault, as the module describes.
 pub(super) struct Leftovers {
     records: Arc<Records>,
     transactions: Arc<Transactions>,
@@ -36,7 +36,7 @@ impl Leftovers {
         }
     }
 
-    /// Nodes registered for reaping: at most `limit` of those after `after`.
+    /// At most `limit` nodes registered for reaping, after `after`.
     ///
     /// # Errors
     /// When the store fails.
@@ -49,9 +49,9 @@ impl Leftovers {
             .read(|records| Ok(records.orphans(after, limit)?))
     }
 
-    /// Nodes of which something is kept that nothing names, and that are not on the list of what is to
-    /// be reaped: somebody has taken them off it. They are noted as findings; to reap them is left to
-    /// the caller, who knows what is open.
+    /// Nodes that have no name, or stored versions that nothing refers to, and are not on the list
+    /// for reaping: an attacker has removed them from it. Notes them as findings. The caller, who
+    /// knows which nodes are open, reaps them.
     ///
     /// # Errors
     /// When the store fails, or a node does not authenticate.
@@ -72,8 +72,7 @@ impl Leftovers {
             })?;
             for id in &more {
                 let what = format!(
-                    "node {id} has left-overs that are not on the list of what is to be reaped: it was \
-                     taken off that list"
+                    "node {id} has left-overs but is not on the orphan list: it was taken off that list"
                 );
                 tracing::error!("{what}");
                 self.guard.note_finding(what);
@@ -86,8 +85,8 @@ impl Leftovers {
         }
     }
 
-    /// Removes what is on the list of what is to be reaped, when nothing is open: before a mount is
-    /// served, and when it has ended.
+    /// Reaps all nodes on the list. Callers do this while no node is open: before a mount is
+    /// served, and after it ends.
     ///
     /// # Errors
     /// When the store fails.
@@ -103,7 +102,7 @@ impl Leftovers {
                     .transactions
                     .transact(Durability::Soon, &mut [&mut job])?
                 {
-                    // A damaged node must not keep the others from being mounted.
+                    // A damaged node must not prevent the mount of the others.
                     if let Err(error) = outcome {
                         tracing::error!("cannot reap node {node}: {error}");
                     }
@@ -129,7 +128,7 @@ fn is_left_over(records: &mut dyn Read, node: &Node) -> Result<bool, VaultError>
     Ok(versions.iter().any(|version| *version != file.version))
 }
 
-/// Whether a node is on the list of what is to be reaped.
+/// Whether a node is on the list for reaping.
 pub(super) fn is_listed(
     records: &mut (impl Read + ?Sized),
     id: NodeId,

@@ -1,10 +1,10 @@
-//! What a vault is: nodes, names and contents, opened from records and sealed into them, in
-//! transactions that keep the whole provably consistent.
+//! The vault: nodes, names and contents, opened from records and sealed into them, in transactions
+//! that keep the whole provably consistent.
 //!
-//! Nothing here knows of file descriptors, kernels or processes. Every record that comes out of
-//! the store is authenticated before anything in it is used.
+//! Nothing here knows about file descriptors, kernels or processes. Every record from the store is
+//! authenticated before any part of it is used.
 
-/// Where the tests have the process die, as if it were killed there. Compiled into tests only.
+/// A point at which tests can make the process die as if it were killed. Compiled into tests only.
 macro_rules! die_at {
     ($point:literal) => {
         fail::fail_point!($point, |_| std::process::abort())

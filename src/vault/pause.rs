@@ -1,12 +1,12 @@
-//! Waiting on a thread of the vault's own, which is soon to end when it is told to.
+//! Pauses on the vault's own threads, which must end soon when asked to.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// How often whoever waits looks whether to go on.
+/// The time between two checks during a pause.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Waits, and looks often whether to go on.
+/// Waits, and often checks whether to go on.
 pub(super) fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> ControlFlow<()> {
     let until = Instant::now() + time;
     loop {

@@ -1,4 +1,4 @@
-//! Reading part of a content: what is wanted of each chunk, from one snapshot, opened and verified.
+//! Reads part of a content: the needed part of each chunk, from one snapshot, opened and verified.
 
 use crate::crypto::SecretBytes;
 use crate::store::Read;
@@ -7,17 +7,17 @@ use super::content::{CHUNK, Version};
 use super::records::Records;
 use super::{Failure, VaultError};
 
-/// The chunk that was last read in part, for the small reads that go on in it.
+/// The last chunk that was read in part, for later small reads in it.
 #[derive(Debug, Default)]
 pub struct LastChunk(Option<(u32, SecretBytes)>);
 
 impl LastChunk {
-    /// Bytes that it takes.
+    /// The bytes that it takes.
     pub fn size(&self) -> u64 {
         self.0.as_ref().map_or(0, |(_, chunk)| chunk.len() as u64)
     }
 
-    /// Copies what it has of the content from `at` on; tells how many bytes.
+    /// Copies the bytes that it has from `at` on; returns their number.
     fn copy_to(&self, at: u64, out: &mut [u8]) -> usize {
         let (index, skip) = position(at);
         let part = match &self.0 {
@@ -29,8 +29,8 @@ impl LastChunk {
         length
     }
 
-    /// Fills `out` with a version's content from `offset` on, which must have that much. After an
-    /// error nothing of what is in `out` may be used.
+    /// Fills `out` with a version's content from `offset` on. The content must be long enough.
+    /// After an error the caller must not use `out`.
     ///
     /// # Errors
     /// When a chunk is missing or does not authenticate.
@@ -55,7 +55,7 @@ impl LastChunk {
                 if skip >= length {
                     return Err(VaultError::Invalid);
                 }
-                // A chunk that is wanted whole is opened where it is wanted.
+                // Open a whole chunk directly into its place.
                 filled += if skip == 0 && length <= rest.len() {
                     chunk_into(records, from, version, index, &mut rest[..length])?;
                     length
@@ -77,7 +77,7 @@ fn position(at: u64) -> (u32, usize) {
     (index, (at % chunk) as usize)
 }
 
-/// Opens one chunk into `plain`, padding and all.
+/// Opens one chunk into `plain`, with its padding.
 fn chunk_into(
     records: &mut dyn Read,
     from: &Records,
@@ -86,7 +86,7 @@ fn chunk_into(
     plain: &mut [u8],
 ) -> Result<(), VaultError> {
     match version.read_chunk(records, index, plain) {
-        // The same content may stand under another key by now.
+        // The same content may be under another key by now.
         Err(error) if error.failure() == Failure::Integrity => {
             let (node, number) = (version.node(), version.number());
             let record = records.version(node, number)?.ok_or(error)?;

@@ -1,4 +1,4 @@
-//! Reading: nodes, names and contents, each from one snapshot, opened and verified.
+//! Reads nodes, names and contents, each from one snapshot, opened and verified.
 
 use std::sync::Arc;
 
@@ -14,22 +14,22 @@ use super::node::{FileBody, Node};
 use super::records::Records;
 use super::{Failure, VaultError};
 
-/// Contents up to this many bytes are fetched when they are looked up.
+/// A look-up also fetches contents up to this many bytes.
 const AHEAD: u64 = 4 << 10;
 
-/// What a file holds, as far as it was read.
+/// The content of a file, as far as it was read.
 #[derive(Debug)]
 pub enum Content {
-    /// Nothing was ever published.
+    /// No version was ever published.
     Unpublished,
-    /// All of it.
+    /// The whole content.
     Whole {
-        /// Which version.
+        /// The version's number.
         version: u64,
         /// Its bytes.
         bytes: SecretBytes,
     },
-    /// It is to be read chunk by chunk.
+    /// The content must be read chunk by chunk.
     Pieces(Version),
 }
 
@@ -38,29 +38,29 @@ pub enum Content {
 pub struct Listing {
     /// The entries.
     pub entries: Vec<Entry>,
-    /// Where to go on after them.
+    /// The place after the last entry.
     pub after: Option<NameTag>,
     /// Whether the directory ends here.
     pub complete: bool,
     /// Sum over the records of these entries.
     pub sum: SetSum,
-    /// The directory as of this listing.
+    /// The directory at the time of this listing.
     pub directory: Arc<Node>,
 }
 
-/// What has become of a node.
+/// The change of a node since an earlier look.
 #[derive(Debug)]
 pub enum Since {
-    /// It has the revision that it had.
+    /// Its revision is the same.
     Same,
-    /// It has another. The node comes without its extended attributes: many are asked about at once, and
-    /// those of a few hundred would be megabytes.
+    /// Its revision differs. The node comes without its extended attributes: callers ask about many
+    /// nodes at once, and the attributes of a few hundred would be megabytes.
     Changed(Arc<Node>),
     /// There is none.
     Gone,
 }
 
-/// See the module.
+/// Reads an open vault, as the module describes.
 pub(super) struct Reader {
     records: Arc<Records>,
     guard: Arc<Guard>,
@@ -77,7 +77,7 @@ impl Reader {
     /// A node.
     ///
     /// # Errors
-    /// `NotFound` when there is none.
+    /// `NotFound` when it does not exist.
     pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
         self.guard.must_serve()?;
         self.records.refresh()?;
@@ -89,8 +89,8 @@ impl Reader {
             .read(|records| self.node_in(records, id, epoch))
     }
 
-    /// A node inside a read transaction, from the cache if it is there. `epoch` is the cache's
-    /// from before the transaction: what was committed since, its snapshot may not have.
+    /// A node inside a read transaction, from the cache if possible. `epoch` is the cache's epoch
+    /// before the transaction, whose snapshot may lack later commits.
     fn node_in(
         &self,
         records: &mut dyn Read,
@@ -105,7 +105,7 @@ impl Reader {
         Ok(node)
     }
 
-    /// A node as the transaction's snapshot has it.
+    /// A node in the transaction's snapshot.
     fn read_node(&self, records: &mut dyn Read, id: NodeId) -> Result<Arc<Node>, VaultError> {
         let record = records.node(id)?.ok_or(VaultError::NotFound)?;
         Ok(Arc::new(Node::open(&self.records.keyring(), id, &record)?))
@@ -116,7 +116,8 @@ impl Reader {
     /// # Errors
     /// `NotFound` when there is no such name.
     pub(super) fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
-        // The directory's key may be replaced between the two reads, here or by the writer beside.
+        // The directory's key may be replaced between the two reads, here or by the writer beside
+        // this process.
         let may_move = self.records.is_read_only() || self.records.keyring().renews_data_keys();
         let parent = self.node(directory)?;
         self.guard.must_serve()?;
@@ -137,7 +138,7 @@ impl Reader {
                     && (matches!(error, VaultError::NotFound)
                         || error.failure() == Failure::Integrity) =>
             {
-                // With the key that the snapshot has.
+                // Use the key in the snapshot.
                 self.records.read(|records| {
                     let parent = self.read_node(records, directory)?;
                     let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
@@ -148,8 +149,8 @@ impl Reader {
         }
     }
 
-    /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
-    /// has at most as many bytes as `whole` says, which is told what it is.
+    /// As [`lookup`](Self::lookup), with the content of the node, from one snapshot. `whole` gets
+    /// the node, and returns up to how many bytes the content is read as a whole.
     ///
     /// # Errors
     /// As `lookup`, and for the content as [`content_within`](Self::content_within).
@@ -166,14 +167,14 @@ impl Reader {
             let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
             let tag = keys.tag(name)?;
             let found = self.lookup_in(records, &keys, tag, name, epoch)?;
-            // The one that was found may be as it was cached.
+            // The node that was found may come from the cache.
             let node = self.read_node(records, found.id)?;
             let content = self.content_of(records, &node, &mut *whole);
             Ok((node, self.guard.noted(content)))
         })
     }
 
-    /// What a name names, if all that it takes was kept.
+    /// The node of a name, if the caches have everything.
     fn lookup_kept(
         &self,
         parent: &Arc<Node>,
@@ -181,23 +182,23 @@ impl Reader {
         tag: &NameTag,
     ) -> Option<Result<Arc<Node>, VaultError>> {
         let Some(record) = self.records.cache().entry(parent.id, tag)? else {
-            // It may be filed elsewhere since, if the directory has changed.
+            // If the directory has changed, the name may be filed elsewhere by now.
             let now = self.records.cache().get(parent.id)?;
             let is_same = Arc::ptr_eq(&now, parent) && parent.previous.is_none();
             return is_same.then_some(Err(VaultError::NotFound));
         };
-        // What is wrong with them is told when they are had from the store.
+        // Reading from the store reports a defect.
         let entry = keys.open(tag, &record).ok()?;
         let node = self.records.cache().get(entry.node)?;
         (node.kind == entry.kind).then_some(Ok(node))
     }
 
-    /// Who looks up a secret is about to read it: one transaction for both. What is wrong with the
-    /// content is told when it is asked for.
+    /// Fetches the content of a small secret, in the transaction of its look-up, since the program
+    /// is about to read it. A later read reports a defect of the content.
     fn fetch_small(&self, records: &mut dyn Read, node: &Node) {
         let Ok(file) = node.file() else { return };
         let version = (node.id, file.version);
-        // What another process may change is not kept.
+        // Do not cache records that another process may change.
         if self.records.is_read_only()
             || file.version == 0
             || file.size > AHEAD
@@ -250,11 +251,11 @@ impl Reader {
         Ok(node)
     }
 
-    /// At most `limit` entries of a directory, those filed after `after`. Who is going to ask for
-    /// their nodes has them read `with_nodes`, in one transaction instead of many.
+    /// At most `limit` entries of a directory, after `after`. Callers that will ask for their nodes
+    /// pass `with_nodes`, which reads them in one transaction instead of many.
     ///
     /// # Errors
-    /// When it is no directory, or an entry does not authenticate.
+    /// When the node is not a directory, or an entry does not authenticate.
     pub(super) fn list(
         &self,
         directory: NodeId,
@@ -282,7 +283,7 @@ impl Reader {
                     Err(error) => return Err(error),
                 }
             }
-            // What is wrong with a node is told when it is asked for.
+            // A later read reports a defect of the node.
             let _ = entries
                 .iter()
                 .filter(|_| with_nodes)
@@ -297,12 +298,12 @@ impl Reader {
         })
     }
 
-    /// A file's current content and the node it belongs to: whole if it has at most as many bytes as
-    /// `whole` says, which is told what it is before any of it is read, perhaps more than once. It must
-    /// not wait.
+    /// A file's current content and its node. The content is whole if it has at most the bytes that
+    /// `whole` returns. `whole` gets the node before any content is read, perhaps more than once,
+    /// and must not wait.
     ///
     /// # Errors
-    /// When it is no file, or does not authenticate.
+    /// When the node is not a file, or does not authenticate.
     pub(super) fn content_within(
         &self,
         id: NodeId,
@@ -311,7 +312,7 @@ impl Reader {
         self.records.refresh()?;
         let epoch = self.records.cache().epoch();
         self.records.read(|records| {
-            // Only a writer's cache is as new as the snapshot.
+            // Only the writer's cache is as new as the snapshot.
             let node = match self.records.is_read_only() {
                 true => self.read_node(records, id)?,
                 false => self.node_in(records, id, epoch)?,
@@ -398,8 +399,8 @@ impl Reader {
         })
     }
 
-    /// What has become of nodes since they had these revisions: in one transaction, and without
-    /// opening those that have them still.
+    /// The changes of nodes since these revisions, in one transaction. Nodes that still have their
+    /// revision are not opened.
     ///
     /// # Errors
     /// When the store fails, or a node does not authenticate.
@@ -422,8 +423,7 @@ impl Reader {
     }
 }
 
-/// The whole content of a version that was kept as it is stored. `None` when it is to be read piece
-/// by piece.
+/// The whole content of a cached version; `None` if it must be read chunk by chunk.
 fn open_kept(
     keyring: &Keyring,
     (node, number): (NodeId, u64),

@@ -1,7 +1,7 @@
-//! What is stored, opened and current: every read of an open vault goes through here.
+//! The stored records: every read of an open vault goes through here.
 //!
-//! A record is handed on once it is known to be the current one. What it says is opened by whoever asked,
-//! with the keys of [`keyring`](Records::keyring).
+//! Callers get a record only once it is known to be current. They open it themselves, with the keys
+//! of [`keyring`](Records::keyring).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,32 +23,32 @@ use super::node::{Node, SYSTEM};
 use super::state::{State, SystemKeys};
 use super::unlocked::{Unlocked, stored_keyring};
 
-/// What a vault is read from, and with.
+/// The parts that a vault's records come from.
 pub(super) struct Sources {
     pub(super) store: Arc<SqliteStore>,
     pub(super) keys: Arc<Unlocked>,
     pub(super) cache: Arc<RecordCache>,
     pub(super) guard: Arc<Guard>,
-    /// The state as of the last commit, too.
+    /// Has the state of the last commit, too.
     pub(super) queue: Arc<CommitQueue>,
-    /// Who takes over what the writer does to the keys; none in the process that writes.
+    /// Takes over the writer's changes of the keyring; `None` in the writer itself.
     pub(super) follower: Option<Arc<Follower>>,
 }
 
-/// See the module.
+/// The stored records of an open vault.
 pub(super) struct Records {
     from: Sources,
-    /// Of a writer only: what another process may change is read again.
+    /// Used by a writer only: a reader must read again what another process may have changed.
     sealed: SealedCache,
-    /// What is current of it, once it was counted.
+    /// The marks of its current records, after a count.
     current: Current,
     foreign: AtomicU64,
-    /// What is left of it is to be got out: what does not fit together is passed over.
+    /// The vault is open for salvage: records that do not match are passed over.
     salvage: bool,
 }
 
 impl Records {
-    /// Of a vault that was unlocked.
+    /// The records of an unlocked vault.
     ///
     /// # Errors
     /// The store's.
@@ -65,17 +65,17 @@ impl Records {
 
     // --- what it is made of ------------------------------------------------------------------
 
-    /// Where the vault is.
+    /// The vault's directory.
     pub(super) fn path(&self) -> &Path {
         self.from.store.directory()
     }
 
-    /// Whether it was opened for reading only.
+    /// Whether the vault was opened for reading only.
     pub(super) fn is_read_only(&self) -> bool {
         self.from.follower.is_some()
     }
 
-    /// Whether what does not fit together is passed over and not an error.
+    /// Whether records that do not match are passed over instead of being errors.
     pub(super) fn is_salvage(&self) -> bool {
         self.salvage
     }
@@ -96,22 +96,22 @@ impl Records {
         &self.current
     }
 
-    /// The keyring as it is now.
+    /// The present keyring.
     pub(super) fn keyring(&self) -> Arc<Keyring> {
         self.from.keys.keyring()
     }
 
-    /// The system node's keys as they are now.
+    /// The present keys of the system node.
     pub(super) fn system(&self) -> Arc<SystemKeys> {
         self.from.keys.system()
     }
 
-    /// The keys in use, for whoever changes them.
+    /// The keys in use, for callers that change them.
     pub(super) fn keys(&self) -> &Unlocked {
         &self.from.keys
     }
 
-    /// Makes durable all that was committed.
+    /// Makes all commits durable.
     ///
     /// # Errors
     /// When the store fails.
@@ -121,9 +121,8 @@ impl Records {
 
     // --- reading -----------------------------------------------------------------------------
 
-    /// Runs `body` in a read transaction. What it finds may stand under a master key that was
-    /// retired since its snapshot was taken, or that this process has not fetched yet: then it is
-    /// run again.
+    /// Runs `body` in a read transaction. Runs it again if a record is under a master key that was
+    /// retired since the snapshot, or that this process does not have yet.
     pub(super) fn read<T>(
         &self,
         mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
@@ -140,7 +139,7 @@ impl Records {
         }
     }
 
-    /// Whether there is a later keyring than the one with sequence `before`, and it is in use now.
+    /// Whether a later keyring than the one with sequence `before` exists and is in use now.
     pub(super) fn has_newer_keyring(&self, before: u64) -> Result<bool, VaultError> {
         match &self.from.follower {
             Some(follower) => follower.has_newer_keyring(before),
@@ -148,8 +147,8 @@ impl Records {
         }
     }
 
-    /// Runs `body` on records that are current. That one is not can be because another thread has
-    /// committed, or read, what came after this snapshot: then once more.
+    /// Runs `body` on current records. A record may be stale because another thread has committed,
+    /// or read, a newer one since the snapshot; then `body` runs again.
     fn read_current<T>(
         &self,
         body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
@@ -164,7 +163,7 @@ impl Records {
             if self.is_read_only() {
                 break;
             }
-            // No lock is taken for that: whoever reads may hold what a job waits for.
+            // This takes no lock: a reader may hold a lock that a job waits for.
             let now = self.current.commits();
             match (now.is_multiple_of(2), now == commits) {
                 (true, true) => return Err(guard.found(&doubt)),
@@ -220,13 +219,13 @@ impl Records {
         }
     }
 
-    /// Forgets all that was kept of what was read.
+    /// Clears all caches of records.
     pub(super) fn forget_all(&self) {
         self.cache().clear();
         self.sealed.clear();
     }
 
-    /// Forgets what was cached if another process has written since the last time.
+    /// Clears the caches if another process has written since the last call.
     pub(super) fn refresh(&self) -> Result<(), VaultError> {
         if self.is_read_only() {
             let changes = self.store().foreign_changes()?;
@@ -240,8 +239,7 @@ impl Records {
 
     // --- the state ---------------------------------------------------------------------------
 
-    /// The state as of the last commit: of this process, or of the writer that this one reads
-    /// beside.
+    /// The state of the last commit, by this process or by the writer beside it.
     pub(super) fn state(&self) -> State {
         if self.is_read_only()
             && !self.from.guard.is_condemned()
@@ -252,21 +250,21 @@ impl Records {
         self.seen()
     }
 
-    /// The state as this process has seen it last. Waits for nobody.
+    /// The state that this process has seen last. It does not wait.
     pub(super) fn seen(&self) -> State {
         self.from.queue.seen()
     }
 
-    /// Takes note of a state that another process has committed. What is known never goes back.
+    /// Notes a state that another process has committed. The known state never goes back.
     pub(super) fn has_come_to(&self, state: &State) {
         self.from.queue.has_come_to(state);
     }
 
-    /// Whether what is stored beside the records is what it should be: the vault has come no less far
-    /// than it had, and what a writer has stored last is there.
+    /// Checks the keyring and the state on disk: the vault must not have gone back, and in the
+    /// writer, both must be those that it stored last.
     ///
     /// # Errors
-    /// When it cannot be read, or the vault has gone back.
+    /// When they are unreadable, or the vault has gone back.
     pub(super) fn look(&self) -> Result<(), VaultError> {
         match self.is_read_only() {
             true => self.look_at_writer(),
@@ -274,10 +272,10 @@ impl Records {
         }
     }
 
-    /// Of a mount that only reads: how far the vault has come. It never goes back.
+    /// In a read-only mount: reads the present state, and refuses one that goes back.
     fn look_at_writer(&self) -> Result<(), VaultError> {
         let guard = &self.from.guard;
-        // Before the snapshot: what came after it is not held against it.
+        // Read this before the snapshot, which may miss later commits.
         let floor = self.seen().commit;
         let state = self.read(|records| self.stored_state(records))?;
         if state.commit < floor {
@@ -298,8 +296,8 @@ impl Records {
         Ok(())
     }
 
-    /// Of a mount that writes: whether the keyring and the state record are those that it has stored
-    /// last. If not, that is noted; the next change of the keyring stores both anew.
+    /// In a mount for writing: checks that keyring and state record are those that it has stored
+    /// last, and notes a finding if not. The next change of the keyring stores both again.
     fn look_at_own(&self) -> Result<(), VaultError> {
         loop {
             let commits = self.current.commits();
@@ -336,7 +334,7 @@ impl Records {
         system.open(self.keyring().vault(), &sealed)
     }
 
-    /// The system node's keys as the transaction's snapshot has them.
+    /// The system node's keys in the transaction's snapshot.
     pub(super) fn system_in(&self, records: &mut dyn Read) -> Result<Arc<SystemKeys>, VaultError> {
         let known = self.system();
         let record = records
@@ -356,7 +354,7 @@ impl Records {
         Ok(keys)
     }
 
-    /// The keyring record that is stored now. Nothing of it was verified.
+    /// The keyring record on disk, unverified.
     pub(super) fn stored_keyring(&self) -> Result<UnverifiedKeyring, VaultError> {
         stored_keyring(self.store())
     }

@@ -7,13 +7,13 @@ use super::VaultError;
 use super::node::{Node, SYSTEM};
 use super::state::{State, SystemKeys};
 
-/// What a transaction did.
+/// The outcome of a transaction.
 pub(super) enum Step<T> {
-    /// Nothing; and this is what it found.
+    /// It changed nothing; its result.
     None(T),
-    /// It has changed the state alone.
+    /// It changed only the state.
     Stored(State, T),
-    /// It has changed the system node.
+    /// It changed the system node.
     Changed(State, SystemKeys, T),
 }
 
@@ -35,7 +35,7 @@ impl Renewing<'_> {
         Ok(Step::Changed(self.state, keys, ()))
     }
 
-    /// Forgets what a program counted that stored how far it had come.
+    /// Drops the count of an earlier program, which stored its progress.
     pub(super) fn begin_again(mut self) -> Result<Step<()>, VaultError> {
         self.state.begin_renewal();
         self.store(self.keys)?;
@@ -59,12 +59,12 @@ impl Renewing<'_> {
         Ok(Step::Changed(self.state, keys, true))
     }
 
-    /// Puts another record of the system node in the place of the one that is there.
+    /// Replaces the record of the system node.
     fn exchange(&mut self, node: &mut Node) -> Result<(), VaultError> {
         let missing = || VaultError::tampered("the system node", "is missing");
         let old = self.records.node(SYSTEM)?.ok_or_else(missing)?;
         let new = node.seal(self.keyring.vault())?;
-        // Nothing else has the keys: it is opened before it takes the place of the other.
+        // No other record has the keys, so open it before it replaces the old one.
         Node::open(self.keyring, SYSTEM, &new)?;
         self.state.count(&self.keys.node(SYSTEM, &old), false);
         self.state.count(&self.keys.node(SYSTEM, &new), true);

@@ -1,11 +1,12 @@
-//! Repairing a vault: what is whole stays where it is; what has lost a part goes to `lost+found`
-//! with all that is left of it; what cannot be opened at all goes to a file beside the vault. All in
-//! one transaction, which sets the sums to what is there then and says in the history what was done.
+//! Repairs a vault. Intact records stay where they are; a file that has lost a part goes to
+//! `lost+found` with the rest of it; records that do not open go to a file beside the vault. One
+//! transaction does everything, sets the sums to the remaining records, and records the repair in
+//! the history.
 //!
-//! It destroys nothing that could still be opened, and shows nothing as whole that is not.
+//! A repair must never destroy a record that still opens, nor show an incomplete content as whole.
 
-mod aside;
 mod left;
+mod quarantine;
 mod report;
 mod scan;
 mod seen;
@@ -23,28 +24,28 @@ use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
 use super::records::Records;
-use super::tx::mend;
+use super::tx::repair_tx;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
-use aside::Aside;
 use left::{Left, found_chunk, missing, opened};
+use quarantine::Quarantine;
 use seen::Seen;
 
-/// More deeds than these are counted, not listed.
+/// Limit on listed repairs; more are only counted.
 const MAX_LISTED: usize = 1000;
-/// As many of them stand in the history.
+/// Limit on repairs listed in the history.
 const MAX_RECORDED: usize = 100;
-/// Where parts of what was damaged are to be found.
+/// The directory for parts of damaged files.
 const LOST_FOUND: &str = "lost+found";
 
 /// Opens the vault in `path` for writing and repairs it.
 ///
 /// # Errors
-/// When it cannot be opened, is in use, or a medium fails; then nothing was changed. What cannot be
-/// repaired is in the report.
+/// When the vault cannot be opened, is in use, or a medium fails; nothing was changed then. The
+/// report lists what cannot be repaired.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
-    let vault = Vault::open_to_mend(path, options)?;
+    let vault = Vault::open_to_repair(path, options)?;
     let repairs = repair_records(vault.records(), vault.transactions())?;
     let check = check_records(vault.records())?;
     Ok(RepairReport { repairs, check })
@@ -52,17 +53,17 @@ pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultE
 
 fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repairs, VaultError> {
     let now = Timestamp::now().seconds;
-    let mut aside = Aside::of(records.path(), now);
+    let mut quarantine = Quarantine::of(records.path(), now);
     let mut repairs = Repairs::default();
-    let is_changed = transactions.mend(|tx| {
-        aside.restart()?;
-        let mut repair = Repair::new(&mut aside);
+    let is_changed = transactions.repair(|tx| {
+        quarantine.restart()?;
+        let mut repair = Repair::new(&mut quarantine);
         repair.run(tx)?;
         repairs = repair.repairs;
         if repairs.count == 0 {
             return Ok(None);
         }
-        aside.sync()?;
+        quarantine.sync()?;
         Ok(Some(Event {
             at: now,
             late: false,
@@ -73,29 +74,29 @@ fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repa
         }))
     })?;
     match is_changed {
-        true => repairs.taken_out = aside.path().map(Path::to_owned),
-        false => aside.discard(),
+        true => repairs.taken_out = quarantine.path().map(Path::to_owned),
+        false => quarantine.discard(),
     }
     Ok(repairs)
 }
 
 struct Repair<'a> {
-    aside: &'a mut Aside,
+    quarantine: &'a mut Quarantine,
     repairs: Repairs,
     nodes: HashMap<NodeId, Seen>,
     /// Nodes whose records do not open.
     lost: BTreeSet<NodeId>,
-    /// Files, there or not, of which some version is not as it should be.
+    /// Files, existing or not, with a damaged version.
     troubled: BTreeSet<NodeId>,
-    /// Names under which what is damaged was found.
+    /// Names under which damaged nodes were found.
     names: HashMap<NodeId, Vec<u8>>,
     lost_found: Option<NodeId>,
 }
 
 impl<'a> Repair<'a> {
-    fn new(aside: &'a mut Aside) -> Self {
+    fn new(quarantine: &'a mut Quarantine) -> Self {
         Self {
-            aside,
+            quarantine,
             repairs: Repairs::default(),
             nodes: HashMap::new(),
             lost: BTreeSet::new(),
@@ -146,7 +147,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Without a root directory nothing has a place.
+    /// Makes a new root directory if it is lost: without one, nothing has a place.
     fn root(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         if self
             .nodes
@@ -158,11 +159,11 @@ impl<'a> Repair<'a> {
         if self.lost.remove(&ROOT) || self.nodes.remove(&ROOT).is_some() {
             self.keep_node_aside(tx, ROOT)?;
             tx.run(&mut |tx| {
-                mend::discard_node(tx, ROOT);
+                repair_tx::discard_node(tx, ROOT);
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| mend::found_root(tx))??;
+        tx.run(&mut |tx| repair_tx::found_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -182,21 +183,21 @@ impl<'a> Repair<'a> {
 
     fn keep_node_aside(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         match tx.records().node(id)? {
-            Some(record) => self.aside.record("node", &[id], &record),
+            Some(record) => self.quarantine.record("node", &[id], &record),
             None => Ok(()),
         }
     }
 
-    /// A node whose record does not open: what it was called is known by its entries, what it held
-    /// by its versions.
+    /// Handles a node whose record does not open: its entries give its name, its versions its
+    /// content.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         self.keep_node_aside(tx, id)?;
-        mend::discard_node(tx, id);
+        repair_tx::discard_node(tx, id);
         self.did(format_args!("took out node {id}, which does not open"));
         Ok(())
     }
 
-    /// A file with versions that are not as they should be, or versions of what is no file.
+    /// Handles a file with damaged versions, or versions of a node that is not a file.
     fn troubled_file(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let (current, size, whole) = match self.nodes.get(&id) {
             Some(seen) if seen.kind == Kind::File => (seen.version, seen.size, seen.whole),
@@ -213,13 +214,13 @@ impl<'a> Repair<'a> {
                 continue;
             }
             let left = self.left_of(tx, id, version)?;
-            // One that was replaced, of a file that has what it needs: it goes when it is reaped.
+            // An old version of a file whose current version is whole: reaping removes it.
             let replaced = version < current && whole;
             match left {
                 Some(left) if version == current => {
                     let complete = left.missing.is_empty();
                     if complete && left.content.len() as u64 == size {
-                        mend::replace_content(tx, id, version, record, &left.content)?;
+                        repair_tx::replace_content(tx, id, version, record, &left.content)?;
                         if let Some(seen) = self.nodes.get_mut(&id) {
                             seen.whole = true;
                         }
@@ -256,15 +257,15 @@ impl<'a> Repair<'a> {
         match content {
             Some((version, record, left)) => {
                 self.keep_version_aside(tx, id, version, &left.missing)?;
-                mend::replace_content(tx, id, version, record, &left.content)?;
-                mend::set_file(tx, id, version, left.content.len() as u64)?;
+                repair_tx::replace_content(tx, id, version, record, &left.content)?;
+                repair_tx::set_file(tx, id, version, left.content.len() as u64)?;
                 self.did(format_args!(
                     "node {id} has lost part of its content{}",
                     missing(&left.missing)
                 ));
             }
             None => {
-                mend::set_file(tx, id, 0, 0)?;
+                repair_tx::set_file(tx, id, 0, 0)?;
                 self.did(format_args!(
                     "node {id} has lost its content, version {current}"
                 ));
@@ -273,7 +274,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// What can be opened of a version, wherever its chunks are; `None` when nothing can.
+    /// The part of a version that opens, wherever its chunks are; `None` if no part does.
     fn left_of(
         &self,
         tx: &mut Tx<'_>,
@@ -309,7 +310,7 @@ impl<'a> Repair<'a> {
         chunks: &[u32],
     ) -> Result<(), VaultError> {
         if let Some(record) = tx.records().version(id, version)? {
-            self.aside.record("version", &[id, version], &record)?;
+            self.quarantine.record("version", &[id, version], &record)?;
         }
         for index in chunks {
             if let Some(Some(sealed)) = opened(
@@ -317,14 +318,14 @@ impl<'a> Repair<'a> {
                     .chunk((id, version, *index))
                     .map_err(VaultError::from),
             )? {
-                self.aside
+                self.quarantine
                     .chunk(&[id, version, u64::from(*index)], &sealed)?;
             }
         }
         Ok(())
     }
 
-    /// A content that belongs to nothing, as a new file.
+    /// Makes a new file of a content that belongs to no node.
     fn found(
         &mut self,
         tx: &mut Tx<'_>,
@@ -355,7 +356,8 @@ impl<'a> Repair<'a> {
         )
     }
 
-    /// Sees that a node that opens has the names and the place that it says, or one in `lost+found`.
+    /// Gives a node that opens the names and the place that its record states, or a name in
+    /// `lost+found`.
     fn place(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let Some(seen) = self.nodes.get(&id) else {
             return Ok(());
@@ -397,7 +399,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Gives a node a name in `lost+found`; says which, but for what it was called.
+    /// Gives a node a name in `lost+found`, and reports it without its old name.
     fn adopt(
         &mut self,
         tx: &mut Tx<'_>,
@@ -430,7 +432,7 @@ impl<'a> Repair<'a> {
         Err(VaultError::Exists)
     }
 
-    /// The directory of what has lost its place, made when it is needed.
+    /// The directory `lost+found`, created when needed.
     fn lost_found(&mut self, tx: &mut Tx<'_>) -> Result<NodeId, VaultError> {
         if let Some(directory) = self.lost_found {
             return Ok(directory);

@@ -1,8 +1,8 @@
-//! The rotations, driven from one durable state to the next, each step a transaction of its own.
+//! Drives the rotations from one durable state to the next; each step is a transaction of its own.
 //!
-//! Every step begins from what the keyring record says and from what a query finds, never from
-//! what this process remembers, so it does not matter who did the steps before. One at a time
-//! drives. KMS is never asked while a transaction is open.
+//! Every step begins from the keyring record and from the results of a query, never from this
+//! process's memory, so it does not matter which process did the earlier steps. One thread drives
+//! at a time. KMS is never asked inside a transaction.
 
 mod damage;
 mod migrate;
@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crypto::schedule::digest;
-use crate::keyring::{Change, ChangeKind, ChangePhase, Keyring, is_final};
+use crate::keyring::{self, Keyring, RotationKind, RotationPhase, is_final};
 use crate::kms::{KeyUri, Kms, Provider};
 use crate::sync::{Mutex, Rank};
 
@@ -41,12 +41,12 @@ use progress::{Figures, Standing};
 use system::Renewal;
 use verify::Verification;
 
-/// How long a new key is on offer before it is used, if somebody reads beside: those have it by then,
-/// and need not wait for it.
+/// Time between storing a new key and using it, if other processes read the vault: they fetch the
+/// key meanwhile, and never wait for it.
 const OFFER: Duration = Duration::from_millis(600);
-/// How often what is in the way of the end is tried again.
+/// First pause before another attempt to end, if readers are in the way.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// And how often at least.
+/// Limit on that pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 fn offer() -> Duration {
@@ -54,7 +54,7 @@ fn offer() -> Duration {
     OFFER
 }
 
-/// What can be done about a rotation that is blocked.
+/// The remedies for a blocked rotation.
 pub const BLOCKED: &str = "restore what is damaged, have `secretfs check --repair` move it aside while \
                            the vault is not mounted, or give it up with --retire-despite";
 
@@ -62,7 +62,7 @@ fn now() -> i64 {
     Timestamp::now().seconds
 }
 
-/// What a rotation needs.
+/// The parts that a rotation needs.
 pub(super) struct Parts {
     pub(super) records: Arc<Records>,
     pub(super) transactions: Arc<Transactions>,
@@ -72,7 +72,7 @@ pub(super) struct Parts {
     pub(super) kms: Arc<Kms>,
 }
 
-/// See the module.
+/// The rotations of a vault, as the module describes.
 pub(super) struct Rotation {
     records: Arc<Records>,
     transactions: Arc<Transactions>,
@@ -80,7 +80,7 @@ pub(super) struct Rotation {
     host: Arc<HostMemory>,
     chronicle: Arc<Mutex<Chronicle>>,
     kms: Arc<Kms>,
-    /// Held by whoever begins or drives one.
+    /// Held by the thread that begins or drives a rotation.
     driving: Mutex<()>,
     standing: Standing,
     renewal: Renewal,
@@ -109,22 +109,23 @@ impl Rotation {
         }
     }
 
-    fn under_way(&self) -> Option<Change> {
+    fn under_way(&self) -> Option<keyring::Rotation> {
         self.records.keyring().body().change.clone()
     }
 
-    /// How far the rotation under way has come; `None` when there is none.
+    /// The progress of the rotation under way, if any.
     pub(super) fn progress(&self) -> Option<Progress> {
         let change = self.under_way()?;
         Some(self.standing.progress_of(&change))
     }
 
-    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
-    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
+    /// Begins a rotation, and asks KMS. After this returns, the rotation will be finished whatever
+    /// happens, unless KMS does not unwrap what it has just wrapped. [`drive`](Self::drive) does
+    /// the rest.
     ///
     /// # Errors
-    /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
-    /// the intent cannot be stored. Then nothing has changed.
+    /// `Busy` when a rotation is under way; and when KMS does not wrap, does not unwrap what it
+    /// wrapped, or the intent cannot be stored. Nothing has changed then.
     pub(super) fn begin(&self, request: &Request) -> Result<(), VaultError> {
         if self.records.is_read_only() {
             return Err(VaultError::ReadOnly);
@@ -142,28 +143,29 @@ impl Rotation {
         if self.is_rotating() {
             return Err(self.busy());
         }
-        // Whoever drove the last one is just leaving.
+        // Wait for the thread that drove the last rotation to leave.
         let _driving = self.driving.lock();
         let keyring = self.records.keyring();
         if keyring.body().change.is_some() {
             return Err(self.busy());
         }
-        // Whoever begins must be able to go back to the copies that exist.
+        // This host must be able to open existing copies of the vault.
         keyring.prove_active(&*self.kms)?;
         *self.standing.figures() = Figures::default();
         *self.standing.damage() = Damage::default();
         let despite = matches!(request, Request::Despite(_));
         self.standing.insist(despite);
         match request {
-            Request::Despite(ChangeKind::Rewrap) => Err(VaultError::Invalid),
+            Request::Despite(RotationKind::Rewrap) => Err(VaultError::Invalid),
             Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
                 let kind = match request {
-                    Request::Reencrypt | Request::Despite(ChangeKind::Reencrypt) => {
-                        ChangeKind::Reencrypt
+                    Request::Reencrypt | Request::Despite(RotationKind::Reencrypt) => {
+                        RotationKind::Reencrypt
                     }
-                    _ => ChangeKind::Rotate,
+                    _ => RotationKind::Rotate,
                 };
-                // The history may tell of the one in use in words that only a later program knows.
+                // A later program may have recorded the active generation in an event that this one
+                // does not know.
                 let newest = self.chronicle.lock().newest_generation;
                 let number = newest.max(keyring.active()).saturating_add(1);
                 let new =
@@ -191,7 +193,8 @@ impl Rotation {
                     must_be_apart(self.kms.local()?.dir(), self.records.path())?;
                 }
                 let wraps = keyring.make_wraps(&to, &*self.kms, now())?;
-                // First: a host that does not know the new keys could not mount it any more.
+                // Pin first: this host could no longer mount the vault if it did not know the new
+                // keys.
                 self.host.pin(&to)?;
                 self.transactions.change_keyring(
                     |keyring| Ok(Some(keyring.replace_wraps(wraps, now())?)),
@@ -201,13 +204,13 @@ impl Rotation {
         }
     }
 
-    /// Whether `request` is to insist on the rotation that is under way.
+    /// Whether `request` insists on the rotation that is under way.
     fn insists(&self, request: &Request) -> bool {
         let change = self.under_way();
         let joins = change.is_some_and(|change| *request == Request::Despite(change.kind));
         if joins {
             self.standing.insist(true);
-            // It is no longer, until it is again.
+            // No longer blocked; `drive` sets it again if it still is.
             self.standing.note_trouble(None);
         }
         joins
@@ -218,11 +221,11 @@ impl Rotation {
         self.records.keyring().body().change.is_some()
     }
 
-    /// How long it is until the master key is `every` old.
+    /// The time until the master key is `every` old.
     pub(super) fn until_rotation(&self, every: Duration) -> Duration {
         let keyring = self.records.keyring();
         let made = keyring.body().active().map_or(0, |active| active.created);
-        // A clock that was set back makes it no longer than that.
+        // Even if the clock was set back, the time is at most `every`.
         let age = u64::try_from(now().saturating_sub(made)).unwrap_or(0);
         every.saturating_sub(Duration::from_secs(age))
     }
@@ -244,12 +247,12 @@ impl Rotation {
         })
     }
 
-    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
-    /// and batches.
+    /// Drives the rotation under way to its end, whichever process began it. Asks `go_on` between
+    /// steps and batches.
     ///
     /// # Errors
-    /// When a record does not authenticate, or the store fails. The rotation stays where it is and
-    /// goes on the next time.
+    /// When a record does not authenticate, or the store fails. The rotation keeps its state, and
+    /// the next call continues.
     pub(super) fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
         let _driving = self.driving.try_lock().ok_or_else(|| self.busy())?;
         self.standing.note_trouble(None);
@@ -264,7 +267,7 @@ impl Rotation {
                 Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
                 Err(error) => {
                     self.standing.note_trouble(Some(&error));
-                    // Somebody may have come to insist meanwhile: once more, for them.
+                    // A user may have insisted meanwhile: try again for that user.
                     let insists = !despite && self.standing.is_despite();
                     if !insists || error.failure() != Failure::Integrity {
                         return Err(error);
@@ -277,23 +280,23 @@ impl Rotation {
         Ok(Outcome::Done)
     }
 
-    /// Takes one step.
+    /// Does one step.
     fn step(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let proceed = |()| ControlFlow::Continue(());
         match change.phase {
-            ChangePhase::Prepared => self.activate(change, go_on),
-            ChangePhase::Active => self.advance(ChangePhase::Migrating).map(proceed),
-            ChangePhase::Migrating => match self.migration(go_on).run(change)? {
-                ControlFlow::Continue(()) => self.advance(ChangePhase::Verifying).map(proceed),
+            RotationPhase::Prepared => self.activate(change, go_on),
+            RotationPhase::Active => self.advance(RotationPhase::Migrating).map(proceed),
+            RotationPhase::Migrating => match self.migration(go_on).run(change)? {
+                ControlFlow::Continue(()) => self.advance(RotationPhase::Verifying).map(proceed),
                 stopped => Ok(stopped),
             },
-            ChangePhase::Verifying => self.retire(change, go_on),
-            ChangePhase::Retired => self.advance(ChangePhase::Scrubbing).map(proceed),
-            ChangePhase::Scrubbing => self.scrub(go_on),
+            RotationPhase::Verifying => self.retire(change, go_on),
+            RotationPhase::Retired => self.advance(RotationPhase::Scrubbing).map(proceed),
+            RotationPhase::Scrubbing => self.scrub(go_on),
         }
     }
 
@@ -315,15 +318,15 @@ impl Rotation {
         }
     }
 
-    fn advance(&self, to: ChangePhase) -> Result<(), VaultError> {
+    fn advance(&self, to: RotationPhase) -> Result<(), VaultError> {
         let advance = |keyring: &mut Keyring| keyring.advance(to).map(|()| None);
         self.transactions.change_keyring(advance, |_| Ok(()))
     }
 
-    /// Proves the stored wraps of the pending key and puts it into use.
+    /// Proves the stored wraps of the pending key, and activates it.
     fn activate(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let (stored, keyring) = (self.records.stored_keyring()?, self.records.keyring());
@@ -351,11 +354,11 @@ impl Rotation {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Shows that the old key wraps nothing but the system node's, replaces that, and removes the old
+    /// Shows that the old key wraps only the system node's key, replaces that, and removes the old
     /// key.
     fn retire(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         self.renewal.begin(change)?;
@@ -373,7 +376,7 @@ impl Rotation {
             None => {}
         }
         if !self.renewal.end(change, &counted, damage.count > 0)? {
-            // Once more from there.
+            // Back to migrating.
             return Ok(ControlFlow::Continue(()));
         }
         let left = std::cell::Cell::new(0);
@@ -396,20 +399,21 @@ impl Rotation {
             },
         );
         match retired {
-            // Something was put back meanwhile, by whatever way: once more from there.
-            Err(_) if left.get() > 0 => self.advance(ChangePhase::Migrating)?,
+            // Old records have appeared meanwhile: back to migrating.
+            Err(_) if left.get() > 0 => self.advance(RotationPhase::Migrating)?,
             other => other?,
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Removes what was replaced from the medium.
+    /// Removes replaced records from the medium.
     fn scrub(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<ControlFlow<()>, VaultError> {
         die_at!("scrub-before");
-        // Readers may be in the way, and while it is tried nobody can write: less and less often.
+        // Readers may be in the way, and an attempt blocks writers, so attempts get rarer and
+        // rarer.
         let mut wait = TRY_AGAIN;
         let truncate = || {
-            // Nobody can write meanwhile, so nobody is to try.
+            // Hold the turn, because no other thread can write meanwhile.
             let _turn = self.transactions.queue().turn_to_write()?;
             Ok::<_, VaultError>(self.records.store().truncate_wal()?)
         };

@@ -1,14 +1,14 @@
 //! Write transactions: several jobs, one commit, one new state record.
 //!
-//! A job reads and changes nodes in memory and notes what is to be stored; when it fails, all it
-//! did is forgotten and the other jobs of the transaction go on. Nodes are sealed once, when the
+//! A job reads and changes nodes in memory, and notes what to store. If it fails, its changes are
+//! dropped, and the other jobs of the transaction go on. Nodes are sealed once, when the
 //! transaction ends, however often they were changed.
 
 pub(super) mod directory;
 mod exchange;
 mod ledger;
-pub(super) mod mend;
 mod op;
+pub(super) mod repair_tx;
 mod stage;
 
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ pub use stage::{PIECE, pieces_of, publish_staged, stage_piece};
 use ledger::Ledger;
 use op::{Op, Slot, is_begun};
 
-/// A job of a write transaction. It may be run more than once.
+/// A job of a write transaction, which may run more than once.
 pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
 
 /// A write transaction under way.
@@ -40,7 +40,7 @@ pub struct Tx<'a> {
     cache: &'a RecordCache,
     ledger: Ledger<'a>,
     nodes: HashMap<NodeId, Slot>,
-    /// What the current job found, to be put back if it fails.
+    /// The values before the current job, which are restored if it fails.
     undo: HashMap<NodeId, Option<Slot>>,
     ops: Vec<Op>,
     touched: bool,
@@ -66,7 +66,7 @@ impl<'a> Tx<'a> {
         }
     }
 
-    /// Runs one job; what it did stays only if it succeeds. The outer error is the transaction's.
+    /// Runs one job, whose changes stay only if it succeeds. The outer error ends the transaction.
     pub(super) fn run(
         &mut self,
         job: &mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>,
@@ -81,7 +81,7 @@ impl<'a> Tx<'a> {
                     self.ledger.execute(op)?;
                 }
             }
-            // The store's failures are the transaction's own; not what it has found in a record.
+            // A failure of the store ends the transaction; damage in a record does not.
             Err(VaultError::Store(error)) if error.kind != StoreErrorKind::Corrupt => {
                 return Err(error.clone().into());
             }
@@ -102,7 +102,7 @@ impl<'a> Tx<'a> {
         self.touched
     }
 
-    /// Seals what has changed and the state; returns the new state and what has changed.
+    /// Seals the changed nodes and the state; returns the new state and the changes.
     pub(super) fn finish(self) -> Result<(State, Changes), VaultError> {
         let Self {
             keyring,
@@ -142,7 +142,7 @@ impl<'a> Tx<'a> {
         self.ledger.records()
     }
 
-    /// Notes what is to be stored if the job succeeds.
+    /// Notes a change to store if the job succeeds.
     fn push(&mut self, op: Op) {
         self.ops.push(op);
     }
@@ -152,8 +152,8 @@ impl<'a> Tx<'a> {
         self.ledger.commits()
     }
 
-    /// Puts a record in the place of the one that it was made from. If that has changed meanwhile,
-    /// who changed it has put it under the active key, and nothing is to be done.
+    /// Replaces the original record. If that has changed meanwhile, the writer has put it under the
+    /// active key, and nothing is left to do.
     pub(super) fn exchange(&mut self, exchange: &Exchange) -> Result<(), VaultError> {
         self.touched |= self.ledger.exchange(exchange)?;
         Ok(())
@@ -164,14 +164,14 @@ impl<'a> Tx<'a> {
         self.ledger.recount()
     }
 
-    /// No number up to `id` is given out any more.
+    /// Makes sure that no new node gets a number up to `id`.
     pub(super) fn has_seen(&mut self, id: NodeId) {
         self.ledger.has_seen(id);
     }
 
     // --- nodes -------------------------------------------------------------------------------
 
-    /// A node as the transaction sees it.
+    /// A node in the transaction.
     pub(super) fn node(&mut self, id: NodeId) -> Result<Arc<Node>, VaultError> {
         if let Some(slot) = self.nodes.get(&id) {
             return slot.node.clone().ok_or(VaultError::NotFound);
@@ -192,7 +192,7 @@ impl<'a> Tx<'a> {
         Ok(node)
     }
 
-    /// A node to be changed.
+    /// A node to change.
     pub(super) fn change(&mut self, id: NodeId) -> Result<&mut Node, VaultError> {
         self.node(id)?;
         self.remember(id);
@@ -204,7 +204,7 @@ impl<'a> Tx<'a> {
             .ok_or(VaultError::NotFound)
     }
 
-    /// A new node.
+    /// Creates a node.
     pub(super) fn create_node(
         &mut self,
         kind: Kind,
@@ -222,7 +222,7 @@ impl<'a> Tx<'a> {
         self.nodes.insert(node.id, Slot::made(node));
     }
 
-    /// Deletes a node and all its versions: nothing is left of it to be reaped.
+    /// Deletes a node and all its versions, so that nothing is left to reap.
     pub(super) fn delete_node(&mut self, id: NodeId) -> Result<(), VaultError> {
         self.node(id)?;
         self.remember(id);
@@ -263,7 +263,7 @@ impl<'a> Tx<'a> {
         keys.find(self.records(), name)
     }
 
-    /// Files a name, which must be free or taken out by this job.
+    /// Files a name, which must be free, or removed by this job.
     pub(super) fn put_entry(
         &mut self,
         directory: NodeId,
@@ -292,7 +292,7 @@ impl<'a> Tx<'a> {
         Ok(tag)
     }
 
-    /// Takes out a name that [`find`](Self::find) found.
+    /// Removes a name that [`find`](Self::find) found.
     pub(super) fn take_entry(
         &mut self,
         directory: NodeId,
@@ -313,7 +313,7 @@ impl<'a> Tx<'a> {
 
     // --- versions and orphans ----------------------------------------------------------------
 
-    /// Stores a content, which lies in `parts`, as a new version.
+    /// Stores the content in `parts` as a new version.
     pub(super) fn put_version(
         &mut self,
         node: NodeId,
@@ -338,8 +338,8 @@ impl<'a> Tx<'a> {
         });
     }
 
-    /// Has a version stand under the active master key: its content key is wrapped anew, or its
-    /// content sealed under another one.
+    /// Moves a version to the active master key: wraps its content key again, or seals its content
+    /// under a new one.
     pub(super) fn migrate_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
         if !self.keyring.renews_data_keys() {
             return self.rewrap_version(node, version);
@@ -348,7 +348,7 @@ impl<'a> Tx<'a> {
             Some(old) if old.generation != self.keyring.active() => old,
             _ => return Ok(()),
         };
-        // Not whole yet: whoever stores it begins anew, with another key.
+        // The version is incomplete: its writer starts again, with another key.
         if self.node(node).is_ok_and(|node| is_begun(&node, version)) {
             self.push(Op::DeleteVersion {
                 node,
@@ -396,7 +396,7 @@ impl<'a> Tx<'a> {
 
     // --- keyring -----------------------------------------------------------------------------
 
-    /// Stores a keyring that has changed, and what it has to say.
+    /// Stores a changed keyring and its events.
     pub(super) fn put_keyring(&mut self, events: &[EventRow]) -> Result<(), VaultError> {
         self.touched = true;
         for (sequence, event) in events {
@@ -408,7 +408,11 @@ impl<'a> Tx<'a> {
     }
 
     /// Puts the system node and the root directory into an empty vault.
-    pub(super) fn found(&mut self, system: Node, root: Attributes) -> Result<(), VaultError> {
+    pub(super) fn write_genesis(
+        &mut self,
+        system: Node,
+        root: Attributes,
+    ) -> Result<(), VaultError> {
         self.touched = true;
         self.ledger.begin_at(super::node::ROOT);
         self.nodes.insert(super::node::SYSTEM, Slot::made(system));

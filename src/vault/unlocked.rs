@@ -1,4 +1,4 @@
-//! The keys that an open vault is in use with: its keyring, and those of its system node.
+//! The keys of an open vault: its keyring, and the keys of its system node.
 
 use std::sync::Arc;
 
@@ -9,7 +9,8 @@ use crate::sync::{Rank, RwLock};
 use super::VaultError;
 use super::state::SystemKeys;
 
-/// See the module. Whoever needs several keys that belong together takes one copy and uses that.
+/// The keys of an open vault. Callers that need keys that belong together take one copy and use
+/// that.
 pub(super) struct Unlocked {
     keyring: RwLock<Arc<Keyring>>,
     system: RwLock<Arc<SystemKeys>>,
@@ -23,28 +24,28 @@ impl Unlocked {
         }
     }
 
-    /// The keyring as it is now.
+    /// The present keyring.
     pub(super) fn keyring(&self) -> Arc<Keyring> {
         Arc::clone(&self.keyring.read())
     }
 
-    /// Puts another keyring into use.
+    /// Replaces the keyring in use.
     pub(super) fn use_keyring(&self, keyring: Keyring) {
         *self.keyring.write() = Arc::new(keyring);
     }
 
-    /// The system node's keys as they are now.
+    /// The present keys of the system node.
     pub(super) fn system(&self) -> Arc<SystemKeys> {
         Arc::clone(&self.system.read())
     }
 
-    /// Puts other keys of the system node into use.
+    /// Replaces the keys of the system node.
     pub(super) fn use_system(&self, keys: Arc<SystemKeys>) {
         *self.system.write() = keys;
     }
 }
 
-/// The keyring record that is stored now. Nothing of it was verified.
+/// The keyring record on disk, unverified.
 ///
 /// # Errors
 /// When it is missing, or no keyring record.

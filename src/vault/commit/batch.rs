@@ -1,4 +1,4 @@
-//! Jobs that are committed together: how they are run, and what came of each.
+//! Batches: jobs that are committed together, and the result of each.
 
 use std::time::Instant;
 
@@ -9,20 +9,20 @@ use super::job::{Done, Job};
 use super::transact::Transactions;
 use super::waiting::Thread;
 
-/// What came of a turn.
+/// The outcome of a turn.
 #[derive(Default)]
 pub(super) struct Committed {
-    /// What is done.
+    /// Jobs that are done now.
     pub(super) soon: Finished,
-    /// What is done when it is on disk.
+    /// Jobs that will be done once they are on disk.
     pub(super) now: Finished,
-    /// Something has further steps.
+    /// A job has further steps.
     pub(super) has_more: bool,
-    /// Quick jobs wait by now.
+    /// Quick jobs are waiting.
     pub(super) has_quick: bool,
 }
 
-/// Jobs that have run, and what came of them.
+/// Jobs that have run, with their results.
 pub(super) type Finished = Vec<(Done, Result<(), VaultError>)>;
 
 pub(super) fn finish(finished: Finished) {
@@ -31,8 +31,9 @@ pub(super) fn finish(finished: Finished) {
     }
 }
 
-/// Commits jobs, and ends the turn. What is not through with all its steps is queued again before that.
-/// The jobs are given first, so that a panic drops them, which tells somebody, when the turn has ended.
+/// Commits jobs, and ends the turn. Before the end, it queues jobs with further steps again. The
+/// parameter `jobs` comes before `turn`, so that a panic ends the turn first and then drops the
+/// jobs, which reports to their callers.
 pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> Committed {
     let (outcomes, is_unsynced) = run(on, &mut turn, &mut jobs);
     let mut committed = Committed::default();
@@ -46,8 +47,8 @@ pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) 
         let Job {
             ticket, run, done, ..
         } = job;
-        // Before anybody else commits, who could rely on what this one holds; and not under the queue's
-        // lock, since it takes locks.
+        // Before the turn passes on, because the next job may rely on what this one holds; and not
+        // under the queue's lock, because it takes locks.
         drop(run);
         over.push(ticket);
         match (ticket.is_quick(), &outcome) {
@@ -69,16 +70,16 @@ pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) 
         }
         is_unsynced && waiting.thread == Thread::Asleep
     });
-    // There is something to sync: the thread must know, unless it looks soon. To wake it for nothing
-    // would cost as much as a commit.
+    // Wakes the thread to sync, unless it looks soon anyway. A needless wake would take as long as
+    // a commit.
     if is_asleep {
         on.queue().work.notify_one();
     }
     committed
 }
 
-/// Runs jobs in one transaction; after a failure of the store each alone, so that one that does not
-/// fit on the disk does not take the others with it. Also tells whether any may be committed.
+/// Runs jobs in one transaction; after a failure of the store, each alone, so that a job that does
+/// not fit on the disk does not fail the others. Also returns whether any may be committed.
 fn run(
     on: &Transactions,
     turn: &mut Turn<'_>,

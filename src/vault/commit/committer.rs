@@ -1,13 +1,13 @@
-//! What commits the jobs of a mount: they are gathered and committed in one transaction and one fsync.
+//! The committer of a mount: it gathers jobs and commits them in one transaction and one fsync.
 //!
-//! A job that need not be on disk at once runs on the caller's thread when nobody has the turn, because
-//! waking another thread costs more than the job. Everything else goes to the committer's own thread, so
-//! that nothing that waits for the disk stops the thread that reads requests. While that one syncs, others
-//! commit, and what is to be on disk gathers for the next sync.
+//! A job that need not be on disk at once runs on the caller's thread if the turn is free, because
+//! waking another thread costs more than the job. Everything else goes to the committer's own
+//! thread, so that waiting for the disk never blocks the thread that reads requests. While the
+//! committer syncs, other threads commit, and jobs that must be on disk gather for the next sync.
 //!
-//! A large content is stored in several steps, each in a transaction of its own. While several users
-//! are about, each is synced before the next begins: what others wait for is on disk when no more than
-//! one step is.
+//! A large content is stored in several steps, each in a transaction of its own. While several
+//! users write, each step is synced before the next begins, so that other users wait for at most
+//! one step.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,13 +25,12 @@ use super::transact::Transactions;
 use super::waiting::{InLine, Thread};
 use super::{CommitQueue, IS_COMMITTER, Turn};
 
-/// Names and attributes are on disk after this long at the latest.
+/// Names and attributes are on disk within this time.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
-/// How often whoever has committed looks for quick jobs that came meanwhile, before it goes on to what
-/// others wait for.
+/// How often a thread that has committed looks for new quick jobs, before it goes on.
 const LOOKS: usize = 8;
 
-/// See the module.
+/// The committer of a mount, as the module describes.
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -39,7 +38,7 @@ pub(crate) struct Committer {
 
 struct Shared {
     on: Arc<Transactions>,
-    /// Called by whoever leaves a job to another thread, which is going to tell what came of it.
+    /// A caller that leaves a job to another thread calls this; that thread will report the result.
     left_to_another: fn(),
 }
 
@@ -47,7 +46,7 @@ impl Committer {
     /// Starts the thread.
     ///
     /// # Errors
-    /// When it cannot be started, or the vault has one already.
+    /// When the thread cannot start, or the vault has one already.
     pub(in crate::vault) fn start(
         on: Arc<Transactions>,
         left_to_another: fn(),
@@ -73,8 +72,8 @@ impl Committer {
         })
     }
 
-    /// Runs `run` in a transaction and tells `done` what came of it, on whichever thread. `run`
-    /// may be run more than once; the last result counts.
+    /// Runs `run` in a transaction and passes the result to `done`, on any thread. `run` may run
+    /// more than once; the last result counts.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         ticket: Ticket,
@@ -84,13 +83,13 @@ impl Committer {
         self.shared.submit(Job::new(ticket, run, done));
     }
 
-    /// As [`submit`](Self::submit), for what is to be on disk, and may have [several
-    /// steps](Ticket::in_steps), each in a transaction of its own: `run` is told which, counted from 0,
-    /// and the last one's result counts. The first step that fails is the last. `done` is called by
-    /// another thread, so that the caller may hold locks which `done` takes.
+    /// Like [`submit`](Self::submit), for a job that must be on disk, and may have [several
+    /// steps](Ticket::in_steps), each in its own transaction. `run` gets the step, counted from 0,
+    /// and the result of the last step counts. The first step that fails is the last. Another
+    /// thread calls `done`, so the caller may hold locks that `done` takes.
     ///
     /// # Errors
-    /// When nothing more is written: to be told once those locks are let go of.
+    /// When the queue is closed. The caller reports the error after it has released those locks.
     pub(crate) fn enqueue<T: Send + 'static>(
         &self,
         ticket: Ticket,
@@ -100,8 +99,8 @@ impl Committer {
         self.shared.enqueue(Job::in_steps(ticket, run, done))
     }
 
-    /// As [`submit`](Self::submit), for what nobody waits for: it goes along with what is committed
-    /// next, so that it costs no transaction of its own.
+    /// Like [`submit`](Self::submit), for a job that no program waits for: it joins the next
+    /// commit, and needs no transaction of its own.
     pub(crate) fn submit_later<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Tx<'_>) -> Result<T, VaultError> + Send + 'static,
@@ -111,7 +110,7 @@ impl Committer {
             .submit_later(Job::new(Ticket::quick(Whose::Unknown), run, done));
     }
 
-    /// Makes durable what was committed before, then calls `done`.
+    /// Makes all earlier commits durable, then calls `done`.
     pub(crate) fn barrier(
         &self,
         ticket: Ticket,
@@ -120,7 +119,7 @@ impl Committer {
         self.submit(ticket, |_| Ok(()), done);
     }
 
-    /// Runs what is queued, makes everything durable and ends the thread.
+    /// Runs the queued jobs, makes everything durable, and ends the thread.
     pub(crate) fn close(&self) {
         self.shared.queue().lock().is_closed = true;
         self.shared.queue().work.notify_all();
@@ -133,14 +132,14 @@ impl Committer {
     }
 }
 
-/// What there is to do for the thread.
+/// A task of the committer's thread.
 struct Task<'q> {
-    /// In which `jobs` are committed; without jobs, it only shows that nobody else is committing.
+    /// The turn in which to commit `jobs`. Without jobs, it shows that no other thread commits.
     turn: Option<Turn<'q>>,
     jobs: Vec<Job>,
-    /// What is committed but not on disk is to be synced.
+    /// Commits have waited long enough for a sync.
     is_overdue: bool,
-    /// No jobs come but those that are queued.
+    /// No new jobs come.
     is_closed: bool,
 }
 
@@ -163,14 +162,14 @@ impl Shared {
         if let Err(refusal) = self.enqueue(job) {
             return refusal.tell();
         }
-        // The thread may be waiting for the disk, on behalf of others.
+        // The thread may be waiting for the disk, for other users.
         if may_run_here {
             self.help();
         }
     }
 
-    /// The turn for a quick job that may be done at once, since nobody is in line and it overtakes nothing
-    /// that programs could tell.
+    /// The turn for a quick job that may run at once, because no thread is in line and programs
+    /// cannot observe what it overtakes.
     fn turn_before_all(&self, ticket: &Ticket) -> Option<Turn<'_>> {
         let mut waiting = self.queue().lock();
         let may = !waiting.is_closed && waiting.jobs.may_overtake(ticket);
@@ -206,7 +205,7 @@ impl Shared {
             return job.done.tell(Err(VaultError::Closed));
         }
         waiting.jobs.push_later(job);
-        // With nothing else to do, the thread comes by when it is time to sync.
+        // Without other work, the thread wakes when it is time to sync.
         waiting.unsynced.get_or_insert_with(Instant::now);
         let is_to_come = match waiting.jobs.later() < MAX_BATCH {
             true => waiting.thread == Thread::Asleep,
@@ -218,8 +217,8 @@ impl Shared {
         }
     }
 
-    /// Commits quick jobs that are queued, unless somebody has the turn or is in line: whoever runs jobs
-    /// looks for them when it is through, and so does the thread when its turn has come.
+    /// Commits queued quick jobs, unless another thread has the turn or is in line: threads that run
+    /// jobs look for quick jobs at the end of their turn, and so does the committer's thread.
     fn help(&self) {
         for _ in 0..LOOKS {
             let mut waiting = self.queue().lock();
@@ -238,7 +237,7 @@ impl Shared {
 
     // --- the thread --------------------------------------------------------------------------
 
-    /// Jobs are taken in from now on, for the thread that is about to be.
+    /// Accepts jobs from now on, for the thread that is about to start.
     fn open(&self) -> std::io::Result<()> {
         let mut waiting = self.queue().lock();
         if waiting.thread != Thread::Absent {
@@ -251,14 +250,14 @@ impl Shared {
         Ok(())
     }
 
-    /// The thread is no more: nobody would do the jobs that come.
+    /// Accepts no more jobs, because the thread is gone.
     fn leave(&self) {
         let mut waiting = self.queue().lock();
         waiting.is_closed = true;
         waiting.thread = Thread::Absent;
     }
 
-    /// Serves; should that ever panic, whoever waits is told, and so is whoever comes.
+    /// Serves the queue. After a panic, all waiting and later jobs get an error.
     fn serve_or_fail(&self) {
         IS_COMMITTER.set(true);
         let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
@@ -298,8 +297,8 @@ impl Shared {
                 fail::fail_point!("writer-between-steps");
             }
             self.help();
-            // Who comes is not to wait for all that was committed so far. With nobody else about, that
-            // would be to no purpose.
+            // Sync between steps, so that a new job need not wait for all commits so far. With a
+            // lone user that would be useless.
             let is_shared = committed.has_more && self.are_several_users_about();
             if task.is_overdue || is_shared || !committed.now.is_empty() {
                 finish(self.sync(committed.now));
@@ -314,11 +313,11 @@ impl Shared {
         self.queue().lock().users.are_several(Instant::now())
     }
 
-    /// Waits until there is something to do, and for the turn if that needs one.
+    /// Waits for the next task, and for the turn if the task needs one.
     fn next_task(&self) -> Task<'_> {
         let queue = self.queue();
         let mut waiting = queue.lock();
-        // What others commit meanwhile is not older than this.
+        // Commits by others meanwhile are not older than this.
         let mut idle = Instant::now();
         let is_overdue = loop {
             let later = waiting.jobs.later();
@@ -371,9 +370,9 @@ impl Shared {
         task
     }
 
-    /// Makes durable all that was committed, and `committed` with it.
+    /// Makes all commits durable, and returns `committed` with the outcome.
     fn sync(&self, committed: Finished) -> Finished {
-        // What is committed from now on is not certain to go along.
+        // Commits from now on may miss this sync.
         let since = self.queue().lock().unsynced.take();
         if !committed.is_empty() {
             fail::fail_point!("writer-syncs");

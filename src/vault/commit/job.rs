@@ -1,4 +1,4 @@
-//! A job that is to be committed, in one step or several.
+//! A job to commit, in one step or several.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use crate::vault::{Tx, VaultError};
 
 use super::ticket::Ticket;
 
-/// Does a step of a job, counted from 0.
+/// Runs a step of a job, counted from 0.
 type Run = Box<dyn FnMut(&mut Tx<'_>, u32) -> Result<(), VaultError> + Send>;
 type Tell = Box<dyn FnOnce(Result<(), VaultError>) + Send>;
 
-/// Whom to tell what came of a job. Whoever would never hear of it is told that nothing more is written:
-/// also when a panic drops what was being committed.
+/// The callback that gets the result of a job. If this is dropped without a result, for example by
+/// a panic during the commit, the callback gets an error: nothing more is written.
 pub(super) struct Done(Option<Tell>);
 
 impl Done {
@@ -31,16 +31,16 @@ impl Drop for Done {
     }
 }
 
-/// What is to be committed, and whom it is told.
+/// A job to commit, with the callback for its result.
 pub(super) struct Job {
     pub(super) ticket: Ticket,
-    /// Steps that are done.
+    /// Number of steps that are done.
     pub(super) step: u32,
     pub(super) run: Run,
     pub(super) done: Done,
 }
 
-/// A job that is not done, since nothing more is written.
+/// A refused job: the queue is closed. The caller runs its callback.
 #[must_use = "somebody waits for it"]
 pub(crate) struct Refusal(pub(super) Done);
 
@@ -76,7 +76,7 @@ impl Job {
             }),
             done: Done(Some(Box::new(move |outcome| {
                 let value = value.lock().take();
-                // A job that succeeded has left its value.
+                // A successful job has left its value.
                 done(outcome.and_then(|()| value.ok_or(VaultError::Invalid)));
             }))),
         }

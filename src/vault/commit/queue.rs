@@ -1,34 +1,33 @@
-//! Which jobs are committed next: whoever waits for the disk is given a share of its time, however
-//! much the others ask of it.
+//! The order of commits: each user who waits for the disk gets a share of its time, however much
+//! the others ask for.
 //!
-//! There is a share for each user; those who are not known have one together. A job costs what its user
-//! has had more of then, and the one comes next with which its user has had least. So a user with many
-//! large contents delays the small one of another by that which is being stored, and not by those that
-//! wait; who comes back has not saved anything up meanwhile, and who stays away owes nothing, so nobody
-//! waits for ever.
+//! Each user has a share; all unknown users have one together. A job adds its cost to what its user
+//! has had, and the user who has had least comes next. So a user with many large contents delays
+//! another user's small one only by the content being stored, not by those that wait. A user who
+//! comes back has saved up nothing, and one who stays away owes nothing, so no user waits for ever.
 //!
-//! What the vault does of its own accord has a share like a user's. Threads that wait for a [turn of their
-//! own](Queue::push_turn) have theirs in the order in which they came, each for the price of a full batch:
-//! a rotation that always wants the next turn delays a user by one of them, and users who always have
-//! more jobs delay it by as much as they could store in the time of one. Jobs that [nobody waits
-//! for](Queue::push_later) cost nothing and go along with others.
+//! The vault's own work has a share like a user's. Threads that wait for a [turn of their
+//! own](Queue::push_turn) get it in order of arrival, each for the price of a full batch: a rotation
+//! that always wants the next turn delays a user by one turn at a time, and users who always have
+//! more jobs delay the rotation by as much as they can store in the time of one turn. Jobs that
+//! [no program waits for](Queue::push_later) cost nothing and join others.
 //!
-//! Within that, order is kept where programs can tell:
+//! Within that, jobs keep their order where programs can observe it:
 //!
-//! - Of one user, quick jobs among each other, and all others among each other, are taken in the order
-//!   in which they were submitted. A job that nobody awaits is overtaken by nothing that its user
-//!   submits later: its program may have gone on. One that is awaited may be overtaken by quick ones, and
-//!   by any while it waits for its node.
-//! - On one node, jobs are taken in the order in which they were submitted, whoever's they are: of two
-//!   publications the later one stays, and a time that is set after a content was closed is not undone.
-//! - Beyond that, users are not held to each other's order: what one is told to be done is committed by
-//!   then, so that whatever another begins after that comes later. Only what nobody awaits is not told.
+//! - Of one user, quick jobs keep their order among each other, and so do all others. No later job
+//!   of the same user overtakes a job that no program awaits, because its program may have gone on.
+//!   Quick jobs may overtake an awaited job, and so may any job while it waits for its node.
+//! - On one node, jobs of all users keep their order: of two publications the later one stays, and
+//!   a close does not undo a time that is set after it.
+//! - Between users there is no other order: a job that is reported as done is committed by then, so
+//!   anything that another user begins after that comes later. Only jobs that no program awaits are
+//!   not reported.
 //!
-//! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more. A job
-//! that is done in several steps comes [back](Queue::resume) after each but the last, and keeps its
-//! place until then: on its node, and among what its user has submitted. Others come in between.
+//! A batch has at most [`MAX_BATCH`] jobs, and [`MAX_BYTES`] of contents, or one job with more. A
+//! job with several steps comes [back](Queue::resume) after each step except the last. It keeps its
+//! place on its node and among its user's jobs until then; other jobs run in between.
 //!
-//! It must know of no threads and no clocks.
+//! This module must not know threads or clocks.
 
 #[cfg(test)]
 mod tests;
@@ -39,27 +38,28 @@ use crate::store::NodeId;
 
 use super::ticket::{Kind, Ticket, Whose};
 
-/// Most jobs in a transaction: bounds what one failure makes run again.
+/// Limit on jobs in a transaction, which bounds how many run again after a failure.
 pub(super) const MAX_BATCH: usize = 256;
-/// Most bytes of contents in a transaction of several jobs: bounds how long others wait for it.
+/// Limit on bytes of contents in a transaction of several jobs, which bounds the wait of others.
 const MAX_BYTES: u64 = 1 << 20;
-/// What a turn costs that a thread has to itself: as much as a full batch.
+/// The cost of a thread's turn: that of a full batch.
 const TURN: u64 = MAX_BYTES;
 
 struct Item<J> {
-    /// In the order of submission.
+    /// The number in order of submission.
     number: u64,
     ticket: Ticket,
     job: J,
 }
 
-/// What one user waits for.
+/// The waiting jobs of one user.
 struct Share<J> {
-    /// The cost of what the user has had, counted from where everybody was who came at the same time.
+    /// The cost of the user's jobs so far, on a scale that all users who came at the same time
+    /// share.
     had: u64,
     quick: VecDeque<Item<J>>,
     synced: VecDeque<Item<J>>,
-    /// How many of the latter nobody awaits.
+    /// Number of jobs in `synced` that no program awaits.
     unattended: usize,
 }
 
@@ -73,7 +73,7 @@ impl<J> Share<J> {
         }
     }
 
-    /// The number of the first job that nothing overtakes.
+    /// The number of the first job that no other may overtake.
     fn bar(&self) -> u64 {
         let mut synced = self.synced.iter();
         match self.unattended {
@@ -92,7 +92,7 @@ impl<J> Share<J> {
     }
 }
 
-/// Where in a share a job is.
+/// The place of a job in a share.
 #[derive(Clone, Copy)]
 enum Place {
     Quick,
@@ -101,7 +101,7 @@ enum Place {
 
 /// A job that may be taken next.
 struct First {
-    /// What its user has had with it.
+    /// The cost of its user's jobs, with this one.
     had: u64,
     number: u64,
     ticket: Ticket,
@@ -109,27 +109,27 @@ struct First {
     place: Place,
 }
 
-/// What the vault does of its own accord.
+/// The vault's own work.
 struct Own<J> {
-    /// As of a user's share.
+    /// As in a user's share.
     had: u64,
-    /// Threads that wait for a turn, by the numbers that they were given.
+    /// Threads that wait for a turn, by their numbers.
     turns: VecDeque<u64>,
-    /// Jobs that go along with others, with their numbers.
+    /// Jobs that join others, with their numbers.
     later: VecDeque<(u64, J)>,
 }
 
-/// See the module.
+/// The queue, as the module describes.
 pub(super) struct Queue<J> {
     shares: BTreeMap<Whose, Share<J>>,
     own: Own<J>,
-    /// The numbers of the jobs on a node, in their order.
+    /// The numbers of the jobs on each node, in order.
     nodes: HashMap<NodeId, VecDeque<u64>>,
     next: u64,
-    /// Of users' jobs.
+    /// Number of users' jobs.
     length: usize,
     quick: usize,
-    /// What whoever was served last has had by then: there, who comes begins.
+    /// The cost of the last served user, at which a new user begins.
     had: u64,
 }
 
@@ -162,7 +162,7 @@ impl<J> Queue<J> {
         self.quick > 0
     }
 
-    /// Whether a quick job may be done before all that is queued.
+    /// Whether a quick job may overtake all queued jobs.
     pub(super) fn may_overtake(&self, ticket: &Ticket) -> bool {
         if self.is_empty() {
             return true;
@@ -182,18 +182,17 @@ impl<J> Queue<J> {
         self.insert(ticket, number, job);
     }
 
-    /// Takes back a job that was taken and has [further steps](Ticket::next_step), before anything else
-    /// is taken.
+    /// Takes back a job that has [further steps](Ticket::next_step), before any other job is taken.
     pub(super) fn resume(&mut self, ticket: Ticket, job: J) {
         let numbers = ticket.node.and_then(|node| self.nodes.get(&node));
         match numbers.and_then(VecDeque::front) {
             Some(number) => self.insert(ticket, *number, job),
-            // Of no node: there is no order to be kept but its user's.
+            // Without a node, only the order of its user matters.
             None => self.push(ticket, job),
         }
     }
 
-    /// A job that was taken and has further steps will not come back.
+    /// Notes that a job with further steps will not come back.
     pub(super) fn give_up(&mut self, ticket: &Ticket) {
         if let (Some(node), Some(_)) = (ticket.node, ticket.next_step()) {
             self.leave_node(node);
@@ -230,8 +229,8 @@ impl<J> Queue<J> {
         }
     }
 
-    /// Has a thread wait for a turn of its own; returns the number by which it is named when that has
-    /// [come](Self::take_turn).
+    /// Queues a thread for a turn of its own; returns its number, by which
+    /// [`take_turn`](Self::take_turn) names it.
     pub(super) fn push_turn(&mut self) -> u64 {
         let number = self.next_number();
         if self.own.turns.is_empty() {
@@ -241,7 +240,7 @@ impl<J> Queue<J> {
         number
     }
 
-    /// Whether a thread is to have a turn of its own before anything else is taken.
+    /// Whether the next turn belongs to a thread.
     pub(super) fn is_turn_next(&self) -> bool {
         let Some(turn) = self.own.turns.front() else {
             return false;
@@ -252,7 +251,7 @@ impl<J> Queue<J> {
         }
     }
 
-    /// Lets the thread that has waited longest have its turn, whoever else waits.
+    /// Takes the thread that has waited longest out of the queue, for its turn.
     pub(super) fn take_turn(&mut self) -> Option<u64> {
         let number = self.own.turns.pop_front()?;
         self.own.had = self.own.had.saturating_add(TURN);
@@ -263,27 +262,27 @@ impl<J> Queue<J> {
         Some(number)
     }
 
-    /// How many threads wait for a turn.
+    /// Number of threads that wait for a turn.
     #[cfg(test)]
     pub(super) fn turns(&self) -> usize {
         self.own.turns.len()
     }
 
-    /// Queues a job that nobody waits for.
+    /// Queues a job that no program waits for.
     pub(super) fn push_later(&mut self, job: J) {
         let number = self.next_number();
         self.own.later.push_back((number, job));
     }
 
-    /// How many jobs wait that nobody waits for.
+    /// Number of queued jobs that no program waits for.
     pub(super) fn later(&self) -> usize {
         self.own.later.len()
     }
 
-    /// What is committed next; nothing if there is nothing.
+    /// The next batch; empty without jobs.
     pub(super) fn take(&mut self) -> Vec<J> {
         let mut batch = self.take_of(|queue, share| queue.next_of(share));
-        // Programs wait for no more of the vault's own than as many jobs make, and one.
+        // Programs wait for at most as many of the vault's own jobs as of theirs, plus one.
         let room = match batch.len() {
             count if count > 0 && self.later() < MAX_BATCH => count + 1,
             _ => MAX_BATCH,
@@ -293,7 +292,7 @@ impl<J> Queue<J> {
         batch
     }
 
-    /// The same of quick jobs alone.
+    /// The next batch of quick jobs only.
     pub(super) fn take_quick(&mut self) -> Vec<J> {
         match self.has_quick() {
             true => self.take_of(|queue, share| queue.next_quick_of(share)),
@@ -301,7 +300,7 @@ impl<J> Queue<J> {
         }
     }
 
-    /// All jobs that are left, in no order. Threads go on to wait for their turns.
+    /// All remaining jobs, in no order. Threads still wait for their turns.
     pub(super) fn drain(&mut self) -> Vec<J> {
         let later = std::mem::take(&mut self.own.later);
         let shares = std::mem::take(&mut self.shares);
@@ -326,7 +325,7 @@ impl<J> Queue<J> {
             }
             self.had = self.had.max(first.had);
             batch.extend(self.remove(first.whose, first.place, first.had));
-            // What may not overtake it waits for all its steps.
+            // Jobs that must not overtake it wait for all its steps.
             if first.ticket.next_step().is_some() {
                 break;
             }
@@ -334,7 +333,7 @@ impl<J> Queue<J> {
         batch
     }
 
-    /// The job with which its user has had least, of those that `next_of` says.
+    /// Of the jobs that `next_of` returns, the one whose user will have had least.
     fn first(&self, next_of: impl Fn(&Self, &Share<J>) -> Option<Place>) -> Option<First> {
         let candidates = self.shares.iter().filter_map(|(whose, share)| {
             let place = next_of(self, share)?;
@@ -350,7 +349,7 @@ impl<J> Queue<J> {
         candidates.min_by_key(|first| (first.had, first.number))
     }
 
-    /// The next job of a share, if any need not wait for its node.
+    /// The next job of a share that need not wait for its node.
     fn next_of(&self, share: &Share<J>) -> Option<Place> {
         let (mut synced, mut bar) = (None, u64::MAX);
         for (at, item) in share.synced.iter().enumerate() {
@@ -375,7 +374,7 @@ impl<J> Queue<J> {
         (self.is_in_turn(item) && item.number < share.bar()).then_some(Place::Quick)
     }
 
-    /// Whether nothing is to be done before on the same node.
+    /// Whether the job is the next one on its node.
     fn is_in_turn(&self, item: &Item<J>) -> bool {
         let node = item.ticket.node.and_then(|node| self.nodes.get(&node));
         node.is_none_or(|numbers| numbers.front() == Some(&item.number))
@@ -402,7 +401,7 @@ impl<J> Queue<J> {
         Some(item.job)
     }
 
-    /// What is first on a node is done.
+    /// Removes the first job of a node.
     fn leave_node(&mut self, node: NodeId) {
         if let Some(numbers) = self.nodes.get_mut(&node) {
             numbers.pop_front();

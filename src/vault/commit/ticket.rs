@@ -1,22 +1,23 @@
-//! What a job is queued by: whose it is, when it is done, and what it costs.
+//! The ticket of a job: its user, when it counts as done, and its cost.
 
 use crate::store::NodeId;
 
-/// What a job costs beside the bytes of its content: as long as it takes, so many could be stored.
+/// The cost of a job beside the bytes of its content: the number of bytes that could be stored in
+/// the time it takes.
 const QUICK: u64 = 16 << 10;
 const SYNCED: u64 = 256 << 10;
 
-/// Who has caused a job.
+/// The user who caused a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Whose {
-    /// Nobody can tell.
+    /// The user is unknown.
     #[default]
     Unknown,
     User(u32),
 }
 
 impl Whose {
-    /// As the kernel names the user of a request.
+    /// The user as the kernel names it in a request.
     pub(crate) fn of(uid: u32) -> Self {
         match uid {
             u32::MAX => Self::Unknown,
@@ -25,26 +26,26 @@ impl Whose {
     }
 }
 
-/// When a job is done, and what may be done before it.
+/// When a job counts as done, and which jobs may overtake it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It need not be on disk.
+    /// Done when committed; it need not be on disk.
     Quick,
-    /// On disk. Whoever made it waits for it and asks for nothing else before.
+    /// Done when on disk. Its program waits for it, and sends nothing else before.
     Awaited,
-    /// On disk, and nobody waits for it.
+    /// Done when on disk. No program waits for it.
     Unattended,
 }
 
-/// What a job is queued by.
+/// The facts by which a job is queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(super) kind: Kind,
     pub(super) whose: Whose,
     pub(super) node: Option<NodeId>,
-    /// Of content, in the next step.
+    /// Bytes of content in the next step.
     pub(super) bytes: u64,
-    /// Steps after the next one.
+    /// Number of steps after the next one.
     pub(super) more: u32,
 }
 
@@ -59,22 +60,23 @@ impl Ticket {
         }
     }
 
-    /// For what need not be on disk.
+    /// For a job that need not be on disk.
     pub(crate) fn quick(whose: Whose) -> Self {
         Self::new(Kind::Quick, whose)
     }
 
-    /// For what is to be on disk, and somebody waits for that and asks for nothing else before.
+    /// For a job that must be on disk, whose program waits for it and sends nothing else before.
     pub(crate) fn awaited(whose: Whose) -> Self {
         Self::new(Kind::Awaited, whose)
     }
 
-    /// For what is to be on disk, and nobody waits for: what its program does next comes after it.
+    /// For a job that must be on disk, and that no program waits for: its program's next job comes
+    /// after it.
     pub(crate) fn unattended(whose: Whose) -> Self {
         Self::new(Kind::Unattended, whose)
     }
 
-    /// After what was submitted before on this node.
+    /// Orders the job after earlier jobs on this node.
     pub(crate) fn on(self, node: NodeId) -> Self {
         Self {
             node: Some(node),
@@ -82,18 +84,18 @@ impl Ticket {
         }
     }
 
-    /// With so much content.
+    /// Sets the bytes of content.
     pub(crate) fn with_bytes(self, bytes: u64) -> Self {
         Self { bytes, ..self }
     }
 
-    /// In so many steps, each with that much content.
+    /// Sets the number of steps, each with that much content.
     pub(crate) fn in_steps(self, steps: u32) -> Self {
         let more = steps.saturating_sub(1);
         Self { more, ..self }
     }
 
-    /// For what is left after a step; `None` if that was the last.
+    /// The ticket for the rest after a step; `None` after the last.
     pub(super) fn next_step(self) -> Option<Self> {
         let more = self.more.checked_sub(1)?;
         Some(Self { more, ..self })

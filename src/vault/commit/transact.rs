@@ -1,5 +1,5 @@
-//! Writing: transactions of jobs, those that change what everything else stands under, and that of a
-//! repair.
+//! Write transactions: those of jobs, those that change the keyring or the system node, and that of
+//! a repair.
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ use super::super::state::State;
 use super::super::tx::{Job, Tx};
 use super::{CommitQueue, Turn};
 
-/// See the module.
+/// The write transactions of a vault.
 pub(in crate::vault) struct Transactions {
     queue: Arc<CommitQueue>,
     records: Arc<Records>,
     guard: Arc<Guard>,
     host: Arc<HostMemory>,
-    /// What the key-management history comes to.
+    /// A summary of the key-management history.
     chronicle: Arc<Mutex<Chronicle>>,
 }
 
@@ -47,7 +47,7 @@ impl Transactions {
         }
     }
 
-    /// Whose turn it is.
+    /// The commit queue.
     pub(in crate::vault) fn queue(&self) -> &CommitQueue {
         &self.queue
     }
@@ -57,13 +57,13 @@ impl Transactions {
         self.records.keyring().body().change.is_some()
     }
 
-    /// Whether nothing is written any more until the vault is opened anew, after a failure that left open
-    /// what is on disk.
+    /// Whether the vault refuses to write until it is reopened, because a failure left unknown what
+    /// is on disk.
     pub(in crate::vault) fn has_stopped_writing(&self) -> bool {
         self.records.store().has_stopped_writing() || self.queue.has_failed()
     }
 
-    /// Makes durable all that was committed.
+    /// Makes all commits durable.
     ///
     /// # Errors
     /// When the store fails.
@@ -71,8 +71,8 @@ impl Transactions {
         self.records.sync()
     }
 
-    /// Runs `jobs` in one transaction. Each succeeds or fails alone; the outer error means that
-    /// none of them did anything, or that it is not known whether they are on disk.
+    /// Runs `jobs` in one transaction. Each succeeds or fails alone. The outer error means that
+    /// none had an effect, or that it is unknown whether they are on disk.
     ///
     /// # Errors
     /// When the vault is open for reading only, or the store fails.
@@ -85,7 +85,7 @@ impl Transactions {
         let mut turn = self.queue.turn_to_write()?;
         let outcomes = self.transact_in(&mut turn, jobs)?;
         drop(turn);
-        // Others go on to commit while this one waits for the disk.
+        // Other threads commit while this one waits for the disk.
         if durability == Durability::Now {
             self.sync()?;
         }
@@ -99,7 +99,8 @@ impl Transactions {
         }
     }
 
-    /// As [`transact`](Self::transact), for whoever has the turn. It is not on disk yet.
+    /// Like [`transact`](Self::transact), for the holder of the turn. The commit is not on disk
+    /// yet.
     pub(in crate::vault) fn transact_in(
         &self,
         turn: &mut Turn<'_>,
@@ -108,7 +109,7 @@ impl Transactions {
         self.must_write()?;
         turn.must_be_good_for_writing()?;
         let records = &*self.records;
-        // Not before: whoever changes the keyring has the turn.
+        // Not before the turn: only its holder changes the keyring.
         let (keyring, system) = (records.keyring(), records.system());
         let (mut outcomes, mut doubt, mut marks) = (Vec::new(), None, Vec::new());
         let mut committing = None;
@@ -125,7 +126,7 @@ impl Transactions {
                 jobs,
                 &mut outcomes,
             );
-            // Nobody else writes meanwhile, so there is no doubt.
+            // No other thread writes meanwhile, so a stale record is certain.
             doubt = checked.doubt.take();
             marks = checked.into_changed();
             committing.get_or_insert_with(|| records.current().committing());
@@ -153,8 +154,8 @@ impl Transactions {
         finished
     }
 
-    /// An error after the commit leaves open whether it was one: only the store knows. `marks` are of
-    /// what was to be committed.
+    /// Reads the state again after an error in a commit: only the store knows whether it happened.
+    /// `marks` are those of the commit.
     fn look_again(&self, turn: &mut Turn<'_>, marks: Vec<Changed>) {
         self.records.cache().clear();
         let before = turn.commit;
@@ -174,8 +175,8 @@ impl Transactions {
         }
     }
 
-    /// Stores a keyring that `edit` has changed, and what it has to say, and then uses it.
-    /// `guard` is asked inside the transaction whether that is still right.
+    /// Stores the keyring that `edit` makes, with its event, and then uses it. Inside the
+    /// transaction, `guard` checks that the change is still right.
     pub(in crate::vault) fn change_keyring(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
@@ -185,7 +186,7 @@ impl Transactions {
         self.change_keyring_all_the_same(edit, guard)
     }
 
-    /// The same for a vault of which nothing more is served.
+    /// The same for a condemned vault.
     pub(in crate::vault) fn change_keyring_all_the_same(
         &self,
         edit: impl FnOnce(&mut Keyring) -> Result<Option<EventRow>, KeyringError>,
@@ -222,7 +223,7 @@ impl Transactions {
                 Some(error)
             }
         };
-        // Stored first, used then. Nothing can be written under it before the turn ends.
+        // Store first, then use. No thread can write under it before the turn ends.
         if turn.keyring == next.body().sequence {
             records.keys().use_keyring(next);
         }
@@ -292,18 +293,19 @@ impl Transactions {
         Ok(done)
     }
 
-    /// An error after the commit leaves open whether it was one.
+    /// Reads the keys again after an error in a commit, which may have taken effect.
     fn take_system_again(&self) {
-        // Whoever calls has the turn, which a read that is in doubt would wait for.
+        // The caller holds the turn, and a checked read that met a stale record would wait for it.
         let records = &*self.records;
         if let Ok(keys) = store::read(records.store(), |stored| records.system_in(stored)) {
             records.keys().use_system(keys);
         }
     }
 
-    /// Runs `body` in a transaction of its own in which nothing is compared with what was current, and
-    /// records what it says it has done; `false` when it had nothing to do, and nothing was stored.
-    pub(in crate::vault) fn mend(
+    /// Runs `body` in its own transaction, which compares no record with the current ones, and
+    /// records the event that it returns; `false` when `body` had nothing to do and nothing was
+    /// stored.
+    pub(in crate::vault) fn repair(
         &self,
         mut body: impl FnMut(&mut Tx<'_>) -> Result<Option<Event>, VaultError>,
     ) -> Result<bool, VaultError> {
@@ -345,7 +347,7 @@ impl Transactions {
     }
 }
 
-/// Runs the jobs of a transaction, and ends it if there is anything to commit.
+/// Runs the jobs of a transaction, and seals it if there is anything to commit.
 fn run_all(
     mut tx: Tx<'_>,
     jobs: &mut [Job<'_>],
@@ -355,14 +357,14 @@ fn run_all(
         .iter_mut()
         .map(|job| tx.run(*job))
         .collect::<Result<_, VaultError>>()?;
-    // Nothing to commit is not worth a commit; the error only rolls back.
+    // Without changes no commit is needed; the error only rolls back.
     if !tx.is_touched() {
         return Err(Rollback::Untouched);
     }
     Ok(tx.finish()?)
 }
 
-/// Why a transaction was rolled back.
+/// The reason that a transaction was rolled back.
 enum Rollback {
     Untouched,
     Failed(VaultError),

@@ -1,6 +1,6 @@
-//! What waits to be committed, and where the turn is: who may take it, and whom it is passed on to.
+//! The work that waits to be committed, and the turn: who may take it, and who gets it next.
 //!
-//! The turn is free only while nobody is in line for it.
+//! The turn is free only while no thread is in line for it.
 
 use std::time::Instant;
 
@@ -8,38 +8,38 @@ use super::job::Job;
 use super::queue::Queue;
 use super::users::Users;
 
-/// What waits, and whose turn it is.
+/// The waiting work, and the turn.
 pub(super) struct Waiting {
     turn: Whereabouts,
     pub(super) jobs: Queue<Job>,
-    /// Since when something of the jobs is committed but not on disk.
+    /// The time of the first commit of jobs that is not on disk.
     pub(super) unsynced: Option<Instant>,
     pub(super) users: Users,
     pub(super) thread: Thread,
-    /// No more jobs are taken in.
+    /// The queue accepts no more jobs.
     pub(super) is_closed: bool,
 }
 
-/// Where the turn is.
+/// The place of the turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Whereabouts {
-    /// Nobody has it, and nobody is in line for it.
+    /// No thread has it, and none is in line for it.
     Free,
-    /// On its way to one who was in line, and has not woken up yet.
+    /// It is given to a thread that was in line and has not woken up yet.
     Given(InLine),
     Taken,
 }
 
-/// Who waits for the turn.
+/// A thread that waits for the turn.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum InLine {
     /// The committer's thread, for the jobs.
     Committer,
-    /// A thread of its own, by its number in the queue.
+    /// Another thread, by its number in the queue.
     Caller(u64),
 }
 
-/// What the committer's thread is at.
+/// The state of the committer's thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Thread {
     /// There is none.
@@ -50,7 +50,7 @@ pub(super) enum Thread {
     Asleep,
     /// It waits for the turn.
     InLine,
-    /// It has the turn, syncs, or tells what came of jobs.
+    /// It has the turn, syncs, or reports results.
     Busy,
 }
 
@@ -62,14 +62,14 @@ impl Default for Waiting {
             unsynced: None,
             users: Users::default(),
             thread: Thread::Absent,
-            // Nobody would do them.
+            // No thread would run the jobs.
             is_closed: true,
         }
     }
 }
 
 impl Waiting {
-    /// Takes the turn out of order, which is nobody's loss while nobody is in line.
+    /// Takes the turn if it is free. No thread is in line then, so this overtakes none.
     pub(super) fn take_if_free(&mut self) -> bool {
         let is_free = self.turn == Whereabouts::Free;
         if is_free {
@@ -86,12 +86,12 @@ impl Waiting {
         is_given
     }
 
-    /// Gives the turn, which nobody has any more, to the one whose it is next.
+    /// Gives the turn, which has just ended, to the next in line.
     pub(super) fn pass_on(&mut self) {
         let is_in_line = self.thread == Thread::InLine;
         self.turn = match is_in_line && !self.jobs.is_turn_next() {
             true => Whereabouts::Given(InLine::Committer),
-            // Also when jobs come first, but the thread that runs them waits for the disk.
+            // This also holds if jobs come first, but the thread that runs them waits for the disk.
             false => match self.jobs.take_turn() {
                 Some(number) => Whereabouts::Given(InLine::Caller(number)),
                 None => Whereabouts::Free,
@@ -99,7 +99,7 @@ impl Waiting {
         };
     }
 
-    /// Whether somebody is to wake up for the turn.
+    /// Whether the turn is given to a thread that has not woken up yet.
     pub(super) fn is_given(&self) -> bool {
         matches!(self.turn, Whereabouts::Given(_))
     }

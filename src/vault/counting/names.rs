@@ -1,4 +1,4 @@
-//! Counting the names of one directory, and comparing them with the sum that the directory has of them.
+//! Counts the names of one directory and compares them with the sum in the directory's record.
 
 use crate::keyring::Keyring;
 use crate::store::{KeyedRecord, NodeId, Read};
@@ -9,7 +9,7 @@ use super::super::entry::DirectoryKeys;
 use super::super::keys::BATCH;
 use super::super::node::{DirectoryBody, Node};
 
-/// Compares a directory's names with what the directory says of them.
+/// Compares a directory's names with the sum in the directory.
 pub(in crate::vault) fn recount_names(
     records: &mut dyn Read,
     (keyring, current): (&Keyring, &Current),
@@ -19,7 +19,7 @@ pub(in crate::vault) fn recount_names(
     names_in(records, (keyring, current), id, &record).map(drop)
 }
 
-/// All names of a directory, whose record is given, as they are confirmed by the sum in it.
+/// All names of a directory, confirmed by the sum in its record.
 pub(in crate::vault) fn names_in(
     records: &mut dyn Read,
     (keyring, current): (&Keyring, &Current),
@@ -46,7 +46,7 @@ pub(in crate::vault) fn names_in(
     Ok(names)
 }
 
-/// Refuses names that are not those which their directory should have.
+/// Fails if the names do not match the sum of their directory.
 pub(in crate::vault) fn must_agree(
     id: NodeId,
     said: &DirectoryBody,

@@ -1,6 +1,6 @@
-//! The way from a directory to an unlocked vault. Read [`Vault::open`] from top to bottom: nothing is
-//! trusted before the line that verifies it, nothing is sent to a KMS key that is not pinned, and
-//! nothing is written before everything was verified.
+//! The way from a directory to an unlocked vault. Read [`Vault::open`] from top to bottom: nothing
+//! is trusted before the line that verifies it, nothing is sent to a KMS key that is not pinned,
+//! and nothing is written before everything is verified.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -33,26 +33,26 @@ use super::super::state::{State, SystemKeys};
 use super::super::unlocked::Unlocked;
 use super::Vault;
 
-/// When a vault that is going to be served is counted.
+/// When to count a vault that is going to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
-    /// Before anything of it is used. Whoever opens it is not kept waiting for longer than this.
+    /// Before it is used. The caller that opens it waits at most this long.
     Before(Duration),
-    /// While it is used.
+    /// While it is in use.
     Background,
 }
 
-/// What is left to be done with a vault that was opened.
+/// The steps left after a vault was opened.
 struct Opening {
     guard: RollbackGuard,
     rollback: Option<EventKind>,
 }
 
-/// What the vault at `path` calls itself, in hexadecimal. Nothing is unlocked for that, so nothing of it
-/// is authentic.
+/// The id that the vault at `path` claims, in hexadecimal. It is not authentic, since nothing is
+/// unlocked for it.
 ///
 /// # Errors
-/// When there is no vault, or its header is none.
+/// When there is no vault, or no valid header.
 pub fn id_at(path: &Path) -> Result<String, VaultError> {
     let anywhere = store::OpenOptions {
         unsafe_filesystem: true,
@@ -63,7 +63,7 @@ pub fn id_at(path: &Path) -> Result<String, VaultError> {
     Ok(Header::decode(&header)?.vault().to_string())
 }
 
-/// What opening begins with, from one snapshot, all of it unverified.
+/// The records with which opening begins, from one snapshot, all unverified.
 struct Stored {
     header: Vec<u8>,
     keyring: Vec<u8>,
@@ -95,18 +95,18 @@ impl Vault {
     /// Opens and unlocks the vault in `path`.
     ///
     /// # Errors
-    /// See [`VaultError::failure`]. After an error nothing on disk has changed.
+    /// As [`VaultError::failure`] classifies them. After an error nothing on disk has changed.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
         options.must_fit()?;
         Self::open_as(path, options)
     }
 
-    /// Opens and unlocks it for writing although what is stored does not fit together: to repair it,
-    /// or to remove a key all the same.
+    /// Opens and unlocks a vault for writing although its records do not match: to repair it, or to
+    /// retire a key despite them.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
-    pub fn open_to_mend(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
+    pub fn open_to_repair(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
         let options = OpenOptions {
             read_only: false,
             salvage: true,
@@ -118,15 +118,15 @@ impl Vault {
     fn open_as(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
         let (vault, opening) = Self::unlock(path, options)?;
         match options.salvage {
-            true => vault.settle_in(opening)?,
-            false => vault.verify_and_settle_in(Some(opening))?,
+            true => vault.adopt(opening)?,
+            false => vault.verify_and_adopt(Some(opening))?,
         }
         Ok(vault)
     }
 
-    /// Opens and unlocks it to be served. With [`Verify::Before`], nothing of it may be served or
-    /// written before there is a [verdict](Self::await_verdict): this returns when there is one, or
-    /// later, with a thread that sees to it.
+    /// Opens and unlocks a vault to serve it. With [`Verify::Before`], nothing may be served or
+    /// written before the [verdict](Self::await_verdict). This function returns with the verdict,
+    /// or after the time in `Verify::Before`; in that case a thread continues the count.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -142,8 +142,8 @@ impl Vault {
             && !options.salvage
             && seen.nodes.saturating_add(seen.versions) <= FEW
         {
-            // Before another thread has begun.
-            vault.verify_and_settle_in(Some(opening))?;
+            // No other thread has begun yet.
+            vault.verify_and_adopt(Some(opening))?;
             return Ok(Arc::new(vault));
         }
         let vault = Arc::new(vault);
@@ -152,16 +152,16 @@ impl Vault {
                 vault.guard.gate();
                 (Some(opening), Some(patience))
             }
-            // What is wrong with what is left is told, and served all the same.
+            // A salvage reports defects, and serves the rest.
             Verify::Before(_) | Verify::Background => {
-                vault.settle_in(opening)?;
+                vault.adopt(opening)?;
                 (None, None)
             }
         };
         let counting = Arc::clone(&vault);
         let count = move || {
-            // Whoever waits for the verdict must get one.
-            let verify = || counting.verify_and_settle_in(opening);
+            // Callers that wait for the verdict must get one, even after a panic.
+            let verify = || counting.verify_and_adopt(opening);
             let verified = std::panic::catch_unwind(std::panic::AssertUnwindSafe(verify));
             let internal = |_| Err(VaultError::Setting("internal error in the count".into()));
             if let Err(error) = verified.unwrap_or_else(internal) {
@@ -183,7 +183,7 @@ impl Vault {
         }
     }
 
-    /// Opens and unlocks it. Nothing on disk has changed.
+    /// Opens and unlocks the vault. Changes nothing on disk.
     fn unlock(path: &Path, options: &OpenOptions) -> Result<(Self, Opening), VaultError> {
         let path = path.canonicalize().map_err(|e| {
             VaultError::Store(store::StoreError::new(
@@ -238,7 +238,7 @@ impl Vault {
         let unlocked = Unlocked::new(keyring, system);
         let host = HostMemory::new(guard.pins.clone(), options.pinned_keys.clone());
         let vault = Self::assemble(store, unlocked, state, (host, kms), options)?;
-        // `check` says what is wrong with the history, too.
+        // `check` reports defects of the history, too.
         match vault.read_history() {
             Err(_) if options.salvage && options.read_only => {}
             chronicle => *vault.chronicle.lock() = chronicle?,
@@ -246,7 +246,7 @@ impl Vault {
         Ok((vault, Opening { guard, rollback }))
     }
 
-    /// Puts together the parts of a vault that was unlocked and verified: each gets those before it that it
+    /// Assembles the parts of an unlocked, verified vault; each gets the earlier parts that it
     /// needs.
     fn assemble(
         store: SqliteStore,
@@ -310,32 +310,32 @@ impl Vault {
         })
     }
 
-    /// Counts everything that was stored, and takes it into use if that is still to be done.
-    fn verify_and_settle_in(&self, opening: Option<Opening>) -> Result<(), VaultError> {
+    /// Counts all records, and takes the vault into use unless that is done already.
+    fn verify_and_adopt(&self, opening: Option<Opening>) -> Result<(), VaultError> {
         let ControlFlow::Continue(state) = self.counter.count(&|| self.guard.go_on())? else {
             return Ok(());
         };
         if let Some(opening) = opening {
-            self.settle_in(opening)?;
+            self.adopt(opening)?;
         }
         self.guard.note_verified(state.commit);
         Ok(())
     }
 
-    /// Takes a vault that is what it should be into use, and remembers it on this host.
-    fn settle_in(&self, opening: Opening) -> Result<(), VaultError> {
+    /// Takes a verified vault into use, and stores its anchor on this host.
+    fn adopt(&self, opening: Opening) -> Result<(), VaultError> {
         let Opening { guard, rollback } = opening;
         let lower = rollback.is_some();
         if lower && let Some(anchors) = &guard.anchors {
-            // Or the next mount would be refused again, the event notwithstanding.
+            // Without an anchor the next mount would be refused again, in spite of the event.
             anchors.must_be_writable()?;
         }
         if !self.is_read_only() {
-            self.settle(rollback)?;
+            self.adopt_as_writer(rollback)?;
         }
         let keyring = self.keyring();
         let seen = Seen {
-            // As it is by now: a rotation may have been followed, and an accepted rollback changes it.
+            // The present commit: following a rotation or accepting a rollback may have changed it.
             keyring: &keyring,
             commit: self.records.seen().commit,
             read_only: self.is_read_only(),
@@ -343,8 +343,8 @@ impl Vault {
         self.host.begin(guard, seen, lower, || self.sync())
     }
 
-    /// A writer's first deeds: says who it is, and finishes what the last one left.
-    fn settle(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
+    /// The first steps of a writer: announces itself, and finishes what the last one left.
+    fn adopt_as_writer(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
         self.records.store().announce()?;
         if let Some(kind) = rollback {
             let event = Event {
@@ -355,7 +355,7 @@ impl Vault {
             let record = |keyring: &mut Keyring| Ok(Some(keyring.record_event(&event)));
             self.transactions.change_keyring(record, |_| Ok(()))?;
         }
-        // What does not fit must not decide what goes.
+        // Records that do not match must not decide which others are removed.
         match self.is_salvage() {
             true => self.sync(),
             false => {
@@ -365,7 +365,7 @@ impl Vault {
         }
     }
 
-    /// Reads the key-management history and verifies it, as far as the keyring goes.
+    /// Reads the key-management history and verifies it up to the end that the keyring names.
     fn read_history(&self) -> Result<Chronicle, VaultError> {
         let head = &self.keyring().body().history.clone();
         self.records.read(|records| Chronicle::read(records, head))

@@ -1,4 +1,4 @@
-//! Finding out what is there, and what of it is as it should be.
+//! Finds the records of the vault, and those that are as they should be.
 
 use crate::crypto::SecretBytes;
 use crate::store::{NameTag, NodeId, Read};
@@ -7,7 +7,7 @@ use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
 use super::super::leftovers::is_listed;
 use super::super::node::{Body, Kind, Node, SYSTEM};
-use super::super::tx::mend;
+use super::super::tx::repair_tx;
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
 
@@ -67,7 +67,7 @@ impl Repair<'_> {
                     }
                     _ => None,
                 };
-                // On its way to be the next one, and cut off: it goes when it is reaped.
+                // The next version, interrupted while it was stored: reaping removes it.
                 let is_begun = match &version {
                     Some(version) => {
                         !version.has_end(tx.records())? && is_listed(tx.records(), *id)?
@@ -136,8 +136,8 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Takes out of a directory what does not open or names nothing, and sees that what it says of
-    /// its entries is true.
+    /// Removes entries of a directory that do not open or name nothing, and corrects its count and
+    /// sum.
     fn directory(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let keys = tx.directory_keys(id)?;
         let said = tx.node(id)?.directory()?.clone();
@@ -157,8 +157,8 @@ impl Repair<'_> {
                         }
                     },
                 };
-                self.aside.entry(id, &row.tag, &row.value)?;
-                mend::discard_entry(tx, id, row.tag);
+                self.quarantine.entry(id, &row.tag, &row.value)?;
+                repair_tx::discard_entry(tx, id, row.tag);
                 self.did(format_args!("took out of directory {id} {why}"));
             }
             after = batch.last().map(|row| row.tag);
@@ -171,12 +171,12 @@ impl Repair<'_> {
                 "directory {id} has {} entries, and says so now; it said {}",
                 counted.entries, said.entries
             ));
-            mend::set_directory(tx, id, counted)?;
+            repair_tx::set_directory(tx, id, counted)?;
         }
         Ok(())
     }
 
-    /// Why a name cannot stay; `None` when it can.
+    /// Why a name cannot stay; `None` if it can.
     fn refused(
         &mut self,
         tx: &mut Tx<'_>,
@@ -185,7 +185,7 @@ impl Repair<'_> {
         entry: &Entry,
     ) -> Result<Option<&'static str>, VaultError> {
         let here = (directory, entry.tag);
-        // Of a name that has moved, what stands under the previous key was put back.
+        // The name has moved to the new key, and an attacker has put the old entry back.
         let tag = keys.tag(&entry.name)?;
         if tag != entry.tag && tx.records().entry(directory, &tag)?.is_some() {
             return Ok(Some("a name that is there twice"));
@@ -218,7 +218,7 @@ impl Repair<'_> {
         Ok(None)
     }
 
-    /// Whether the whole content can be had after all, from wherever its chunks are.
+    /// Whether the whole content still opens, wherever its chunks are.
     fn is_all_there(&self, tx: &mut Tx<'_>, id: NodeId) -> Result<bool, VaultError> {
         let Some(seen) = self.nodes.get(&id) else {
             return Ok(false);
@@ -228,7 +228,7 @@ impl Repair<'_> {
             .is_some_and(|left| left.missing.is_empty() && left.content.len() as u64 == seen.size))
     }
 
-    /// Whether a directory is found where it says it is.
+    /// Whether a directory is at the place that its record states.
     fn is_at(
         &self,
         tx: &mut Tx<'_>,
@@ -249,7 +249,8 @@ impl Repair<'_> {
         Ok(opened(keys.open(&tag, &record))?.is_some_and(|entry| entry.node == id))
     }
 
-    /// Entries of what is no directory, or does not open: their names went with its key.
+    /// Removes entries of nodes that are not directories, or do not open: their names are lost with
+    /// the key.
     pub(super) fn entries_of_no_directory(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after: Option<(NodeId, NameTag)> = None;
         loop {
@@ -260,10 +261,10 @@ impl Repair<'_> {
                 if seen.is_some_and(|seen| seen.kind == Kind::Directory) {
                     continue;
                 }
-                self.aside.entry(row.directory, &row.tag, &row.value)?;
+                self.quarantine.entry(row.directory, &row.tag, &row.value)?;
                 let (directory, tag) = (row.directory, row.tag);
                 tx.run(&mut |tx| {
-                    mend::discard_entry(tx, directory, tag);
+                    repair_tx::discard_entry(tx, directory, tag);
                     Ok(())
                 })??;
                 self.did(format_args!(
@@ -282,7 +283,7 @@ fn all_chunks_open(
     records: &mut (impl Read + ?Sized),
     version: &Version,
 ) -> Result<bool, VaultError> {
-    // One more than there should be is none of its own.
+    // A chunk beyond the last does not belong to the version.
     let beyond = (version.node(), version.number(), version.chunks());
     if matches!(records.chunk(beyond), Ok(Some(_))) {
         return Ok(false);

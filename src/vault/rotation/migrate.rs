@@ -1,17 +1,17 @@
-//! Putting every data key under the new master key.
+//! Moves every data key to the new master key.
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::keyring::Change;
+use crate::keyring::Rotation;
 use crate::os::nice;
 use crate::store::Durability;
 
 use super::super::cache::Changes;
 use super::super::commit::transact::Transactions;
 use super::super::crew::Crew;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
 use super::super::tx::directory::{Migrated, migrate_node};
@@ -23,7 +23,7 @@ use super::prepare::{Keyed, prepare};
 use super::progress::Standing;
 use super::search::{BATCH, SLICE, Search};
 
-impl Key {
+impl RecordId {
     fn migrate(
         self,
         tx: &mut Tx<'_>,
@@ -31,15 +31,15 @@ impl Key {
         until: Instant,
     ) -> Result<Migrated, VaultError> {
         match self {
-            Key::Node(node) => migrate_node(tx, node, despite, until),
-            Key::Version(node, version) => {
+            RecordId::Node(node) => migrate_node(tx, node, despite, until),
+            RecordId::Version(node, version) => {
                 tx.migrate_version(node, version).map(|()| Migrated::Done)
             }
         }
     }
 }
 
-/// See the module. One run.
+/// One run of the migration that the module describes.
 pub(super) struct Migration<'a> {
     pub(super) records: &'a Records,
     pub(super) transactions: &'a Transactions,
@@ -49,9 +49,9 @@ pub(super) struct Migration<'a> {
 }
 
 impl Migration<'_> {
-    /// Re-wraps what the old key wraps. Finds it by asking for it, from the beginning: what was
-    /// done before, by whomever, is not found.
-    pub(super) fn run(&self, change: &Change) -> Result<ControlFlow<()>, VaultError> {
+    /// Re-wraps all records under the old key. It queries for them from the beginning, and so skips
+    /// records that any process has already done.
+    pub(super) fn run(&self, change: &Rotation) -> Result<ControlFlow<()>, VaultError> {
         let (under, total) = self
             .records
             .read(|records| Ok(records.keys_under(change.to)?))?;
@@ -71,18 +71,19 @@ impl Migration<'_> {
         let (error, despite) = (damage.first(), damage.despite);
         *self.standing.damage() = damage;
         match error {
-            // All others are done: one bad record keeps no more than itself under the old key, and the
-            // vault's own, which is replaced last.
+            // All other records are done: a bad record keeps only itself under the old key, and the
+            // vault's own node, which comes last.
             Some(error) if !despite => return Err(error),
             _ => {}
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Reads what the old key wraps, has it put under the new one on all processors, and stores that.
+    /// Reads the records under the old key, moves them to the new one on all processors, and stores
+    /// them.
     fn exchange_all(
         &self,
-        change: &Change,
+        change: &Rotation,
         damage: &mut Damage,
     ) -> Result<ControlFlow<()>, VaultError> {
         let records = self.records;
@@ -109,7 +110,7 @@ impl Migration<'_> {
                 let Some(prepared) = crew.take(prepare) else {
                     return self.rewrap_all(&slow, damage);
                 };
-                // What is stored decides, not what was read when it was whole.
+                // The stored record decides, not the one that was read while it was intact.
                 let doubtful = prepared.rest.iter().filter_map(|key| key.node());
                 {
                     let _forward = nice::forward();
@@ -127,15 +128,15 @@ impl Migration<'_> {
         })
     }
 
-    /// The next keys that are not under the new master key: those whose records can be made anew
-    /// outside of a transaction, and the others. `None` at the end.
+    /// The next keys that are not under the new master key: those whose new records can be made
+    /// outside a transaction, and the others. `None` at the end.
     #[allow(clippy::type_complexity)]
     fn next_batch(
         &self,
         search: &mut Search,
-    ) -> Result<Option<(Vec<Keyed>, Vec<Key>)>, VaultError> {
+    ) -> Result<Option<(Vec<Keyed>, Vec<RecordId>)>, VaultError> {
         let found = match self.records.read(|records| search.with_records(records)) {
-            // One record that cannot be read keeps no other one back.
+            // A record that cannot be read must not block the others.
             Err(error) if error.failure() == Failure::Integrity => {
                 let keys = self
                     .records
@@ -151,18 +152,20 @@ impl Migration<'_> {
         let (mut fast, mut slow) = (Vec::new(), Vec::new());
         for (key, record) in found {
             match (key, record) {
-                // Sums over everything stand under the system node's key: it is replaced last.
-                (Key::Node(SYSTEM), _) => {}
+                // The sums of the vault are under the system node's key, which is replaced last.
+                (RecordId::Node(SYSTEM), _) => {}
                 (_, None) => slow.push(key),
-                // Names stand under its key.
-                (Key::Node(_), Some(record)) if Node::says_directory(&record) => slow.push(key),
+                // The directory's names are under its key.
+                (RecordId::Node(_), Some(record)) if Node::says_directory(&record) => {
+                    slow.push(key)
+                }
                 (_, Some(record)) => fast.push((key, record)),
             }
         }
         Ok(Some((fast, slow)))
     }
 
-    /// Stores what was prepared, in transactions that end in time.
+    /// Stores prepared records, in short transactions.
     fn exchange(
         &self,
         exchanges: &[Exchange],
@@ -202,9 +205,13 @@ impl Migration<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Re-wraps `keys` in transactions that end in time. What does not authenticate is passed over;
-    /// `damage` names it.
-    fn rewrap_all(&self, keys: &[Key], damage: &mut Damage) -> Result<ControlFlow<()>, VaultError> {
+    /// Re-wraps `keys` in short transactions. Skips records that do not authenticate; `damage`
+    /// names them.
+    fn rewrap_all(
+        &self,
+        keys: &[RecordId],
+        damage: &mut Damage,
+    ) -> Result<ControlFlow<()>, VaultError> {
         let mut rest = keys;
         while !rest.is_empty() {
             if (self.go_on)().is_break() {
@@ -213,7 +220,7 @@ impl Migration<'_> {
             let (begun, taken) = (Cell::new(Instant::now()), Cell::new(0));
             let unfinished = RefCell::new(Vec::new());
             let despite = damage.despite;
-            // Each a job of its own: one that fails leaves nothing half done.
+            // Each record is a job of its own, so a failed one leaves nothing half done.
             let mut jobs: Vec<_> = rest
                 .iter()
                 .enumerate()
@@ -245,7 +252,7 @@ impl Migration<'_> {
                 match outcome {
                     Ok(()) => {}
                     Err(error) if error.failure() == Failure::Integrity => {
-                        // Once in a batch: somebody may have forged them all.
+                        // Log once in a batch: an attacker may have forged them all.
                         if !std::mem::replace(&mut told, true) {
                             tracing::error!("a key cannot be replaced: {error}");
                         }

@@ -1,4 +1,4 @@
-//! Moving a directory's names from one key to another, a few in each transaction, however many there
+//! Moves a directory's names from one key to another, a few in each transaction, however many there
 //! are.
 
 use std::ops::ControlFlow;
@@ -7,18 +7,17 @@ use std::time::Instant;
 use crate::store::Durability;
 
 use super::super::commit::transact::Transactions;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::tx::Tx;
 use super::super::tx::directory::{self, Migrated};
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
 use super::search::SLICE;
 
-/// Goes on with a directory that was begun, to its end. `damage` names it if it keeps its
-/// previous key.
+/// Finishes a directory that was begun. `damage` names it if it keeps its previous key.
 pub(super) fn move_names(
     transactions: &Transactions,
-    key: Key,
+    key: RecordId,
     begun: Migrated,
     damage: &mut Damage,
     go_on: &dyn Fn() -> ControlFlow<()>,
@@ -37,7 +36,7 @@ pub(super) fn move_names(
                 damage.note(&what, error);
                 return Ok(ControlFlow::Continue(()));
             }
-            (Migrated::GoOn(after, trouble), Key::Node(node)) => (after, trouble, node),
+            (Migrated::GoOn(after, trouble), RecordId::Node(node)) => (after, trouble, node),
             (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
         };
         if go_on().is_break() {

@@ -1,4 +1,4 @@
-//! Making the records that take the place of others, outside of any transaction and on any thread.
+//! Makes replacement records, outside any transaction and on any thread.
 
 use crate::crypto::Nonces;
 use crate::keyring::Keyring;
@@ -6,26 +6,25 @@ use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::super::VaultError;
 use super::super::content::{self, Version};
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::node::Node;
 use super::super::records::Records;
 use super::super::state::SystemKeys;
 use super::super::tx::Exchange;
 
-/// Contents are sealed anew outside of a transaction up to this many bytes at a time.
+/// Limit on the contents that are sealed again at a time outside a transaction, in bytes.
 const CONTENTS: u64 = 1 << 20;
 
-/// A record, and what it belongs to.
-pub(super) type Keyed = (Key, KeyedRecord);
+/// A record, and its owner.
+pub(super) type Keyed = (RecordId, KeyedRecord);
 
-/// What became of some records.
+/// The outcome of preparing some records.
 #[derive(Default)]
 pub(super) struct Prepared {
     pub(super) exchanges: Vec<Exchange>,
-    /// Those that a transaction has to look at by itself: it finds out what is wrong with them, or
-    /// they are large.
-    pub(super) rest: Vec<Key>,
-    /// Those for which there was no more room here.
+    /// Records for a transaction to handle itself: it finds their defect, or they are large.
+    pub(super) rest: Vec<RecordId>,
+    /// Records that did not fit here.
     pub(super) left: Vec<Keyed>,
 }
 
@@ -47,9 +46,9 @@ pub(super) fn prepare(
     };
     for (key, old) in batch {
         let new = match (key, keyring.renews_data_keys()) {
-            (Key::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
-            (Key::Node(id), true) => renewed(keyring, id, &old),
-            (Key::Version(node, version), _) => {
+            (RecordId::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
+            (RecordId::Node(id), true) => renewed(keyring, id, &old),
+            (RecordId::Version(node, version), _) => {
                 content::rewrap(keyring, &mut nonces, node, version, &old)
             }
         };
@@ -64,7 +63,7 @@ pub(super) fn prepare(
     prepared
 }
 
-/// Seals the contents of versions under other content keys.
+/// Seals the contents of versions under new content keys.
 fn seal_anew(
     records: &Records,
     keyring: &Keyring,
@@ -76,7 +75,7 @@ fn seal_anew(
         let mut prepared = Prepared::default();
         let mut bytes = 0;
         for (key, old) in &versions {
-            let Key::Version(node, version) = *key else {
+            let RecordId::Version(node, version) = *key else {
                 prepared.rest.push(*key);
                 continue;
             };
@@ -102,18 +101,18 @@ fn seal_anew(
     })
 }
 
-/// A node's record under another metadata key.
+/// A node's record under a new metadata key.
 fn renewed(keyring: &Keyring, id: NodeId, old: &KeyedRecord) -> Result<KeyedRecord, VaultError> {
     let mut node = Node::open(keyring, id, old)?;
     node.renew_key(keyring)?;
     let new = node.seal(keyring.vault())?;
-    // What it takes the place of is gone then.
+    // Open it before it replaces the only other record.
     Node::open(keyring, id, &new)?;
     Ok(new)
 }
 
-/// A version under another content key, and the length of its content. `None` for one that is not
-/// what it was, or is long.
+/// A version under a new content key, and the length of its content. `None` for a version that has
+/// changed or is long.
 #[allow(clippy::type_complexity)]
 fn content_anew(
     keyring: &Keyring,

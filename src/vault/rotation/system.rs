@@ -1,11 +1,11 @@
-//! Replacing the system node's key. The state and all sums over the vault stand under it: it has both
-//! keys while all records are counted once more, under both, beside those who write. The count is that
-//! by which a rotation is verified.
+//! Replaces the system node's key, under which the state and all sums of the vault are. The node
+//! has both keys while all records are counted again, under both, beside writers. The same count
+//! verifies the rotation.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::keyring::{Change, ChangeKind};
+use crate::keyring::{Rotation, RotationKind};
 
 use super::super::VaultError;
 use super::super::commit::transact::Transactions;
@@ -13,10 +13,10 @@ use super::super::node::Node;
 use super::super::renewing::Step;
 use super::super::state::State;
 
-/// See the module.
+/// Renews the system node's key, as the module describes.
 pub(super) struct Renewal {
     transactions: Arc<Transactions>,
-    /// The generation under which this process has replaced the system node's key last.
+    /// The generation under which this process last replaced the system node's key.
     renewed: AtomicU64,
 }
 
@@ -28,9 +28,9 @@ impl Renewal {
         }
     }
 
-    /// Gives the system node another key, beside the one that it has, unless it was given one in the
-    /// course of this change. The state is sealed with that from now on.
-    pub(super) fn begin(&self, change: &Change) -> Result<(), VaultError> {
+    /// Adds a new key to the system node beside the present one, unless this rotation has already
+    /// done so. From now on the state is sealed under the new key.
+    pub(super) fn begin(&self, change: &Rotation) -> Result<(), VaultError> {
         self.transactions
             .change_system(|renewing, node| match node.previous {
                 Some(_) if renewing.state.renewed_upto().is_some() => renewing.begin_again(),
@@ -40,12 +40,12 @@ impl Renewal {
             })
     }
 
-    /// Goes on with sums under the new key, over what `counted` has found and what was written since,
-    /// and drops the key before. False when that is not known: then all has to be counted again. With
-    /// `despite`, what did not fit goes on not to fit.
+    /// Continues with sums under the new key, over the records that `counted` found and the writes
+    /// since, and drops the previous key. False if those writes are unknown: then all records must
+    /// be counted again. With `despite`, records that did not match still do not match.
     pub(super) fn end(
         &self,
-        change: &Change,
+        change: &Rotation,
         counted: &State,
         despite: bool,
     ) -> Result<bool, VaultError> {
@@ -61,11 +61,11 @@ impl Renewal {
         Ok(done)
     }
 
-    /// Whether the system node's key is one of this change. That its key is wrapped by the new master
-    /// key does not tell: there were programs whose `rotate` wrapped it anew, and no more. Who did not
-    /// see it being replaced replaces it.
-    fn is_renewed(&self, change: &Change, node: &Node) -> bool {
+    /// Whether this rotation has replaced the system node's key. A wrap under the new master key
+    /// does not show that, since earlier programs only re-wrapped the key in a `rotate`. A process
+    /// that did not see the replacement replaces it.
+    fn is_renewed(&self, change: &Rotation, node: &Node) -> bool {
         let seen = self.renewed.load(Ordering::Relaxed) == change.to;
-        node.is_under(change.to) && (seen || change.kind == ChangeKind::Reencrypt)
+        node.is_under(change.to) && (seen || change.kind == RotationKind::Reencrypt)
     }
 }

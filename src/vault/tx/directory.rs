@@ -1,6 +1,6 @@
-//! Putting nodes under the active master key. A directory whose key is replaced gets its new one at
-//! once, beside the one before; its entries are moved from that to the new one a few at a time. Each
-//! transaction leaves a directory of which all that it says is true.
+//! Moves nodes to the active master key. A directory whose key is replaced gets the new key at
+//! once, beside the previous one; its entries are then moved to the new key a few at a time. After
+//! each transaction the directory's count and sum are right.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use super::super::{Failure, VaultError};
 use super::Tx;
 use super::op::Op;
 
-/// Entries looked at in one transaction.
+/// Limit on entries in one transaction.
 fn at_most() -> usize {
     fail::fail_point!("names-at-a-time", |number| {
         number.and_then(|number| number.parse().ok()).unwrap_or(1)
@@ -20,21 +20,22 @@ fn at_most() -> usize {
     256
 }
 
-/// How far a node has come.
+/// The progress of a node.
 pub(in crate::vault) enum Migrated {
-    /// It stands under the active master key.
+    /// It is under the active master key.
     Done,
-    /// It does, and entries that cannot be moved, or that are missing, were given up.
+    /// It is under the active master key, and entries that cannot be moved or are missing were
+    /// given up.
     LeftBehind,
-    /// Its entries after this one remain to be looked at. Why one of those before cannot be moved.
+    /// Its entries after this one are left to do. The error is of an earlier entry that cannot be
+    /// moved.
     GoOn(NameTag, Option<VaultError>),
-    /// What remains cannot be moved, or is not what should be there: it keeps its previous key.
+    /// The remaining entries cannot be moved, or do not match the sum: it keeps its previous key.
     Stuck(VaultError),
 }
 
-/// Has a node stand under the active master key, with another metadata key if those are being
-/// replaced. One that is gone needs nothing. With `despite`, entries of a directory that do not
-/// open are left where they are.
+/// Moves a node to the active master key, with a new metadata key if the rotation replaces those. A
+/// node that is gone needs nothing. With `despite`, entries that do not open stay where they are.
 pub(in crate::vault) fn migrate_node(
     tx: &mut Tx<'_>,
     id: NodeId,
@@ -52,16 +53,15 @@ pub(in crate::vault) fn migrate_node(
             let keyring = tx.keyring;
             tx.change(id)?.begin_epoch(keyring)?;
         }
-        // Whatever is changed is sealed under the active key.
+        // A changed node is sealed under the active key.
         _ => return tx.change(id).map(|_| Migrated::Done),
     }
     move_names(tx, id, (None, None), despite, until)
 }
 
-/// Moves entries of a directory with two keys from the previous to the new one, those filed
-/// after the one that it had come to, with the trouble that it met before. None is filed under
-/// the previous key meanwhile, so once all were looked at, and the directory says the same, that
-/// key goes.
+/// Moves entries of a directory with two keys from the previous key to the new one, continuing
+/// after an entry, with the trouble met before. No new entry is filed under the previous key
+/// meanwhile. So once all entries were visited and the sum agrees, that key is dropped.
 pub(in crate::vault) fn move_names(
     tx: &mut Tx<'_>,
     id: NodeId,
@@ -76,7 +76,7 @@ pub(in crate::vault) fn move_names(
     }
     let keys = tx.directory_keys(id)?;
     let (rows, limit) = match next_entries(tx, id, after) {
-        // What lies behind a row that is none cannot be told.
+        // The rows after an invalid one are unknown.
         Err(error) if despite && error.failure() == Failure::Integrity => {
             trouble.get_or_insert(error);
             (Vec::new(), 0)
@@ -111,7 +111,8 @@ pub(in crate::vault) fn move_names(
             ))
         })));
     }
-    // What does not fit goes on not to fit: the sum over all entries was not made anew.
+    // Entries that did not match still do not match, because the sum over all entries was not
+    // recomputed.
     tx.change(id)?.end_epoch()?;
     Ok(match fits {
         true => Migrated::Done,
@@ -119,8 +120,8 @@ pub(in crate::vault) fn move_names(
     })
 }
 
-/// Entries after the one that was come to, and how many there would be if there were more. Up to
-/// a row that is none, one at a time.
+/// The entries after the last visited one, and the number that a full batch would have. One at a
+/// time up to an invalid row.
 fn next_entries(
     tx: &mut Tx<'_>,
     directory: NodeId,
@@ -142,7 +143,7 @@ fn move_name(
 ) -> Result<(), VaultError> {
     let mut entry = keys.open(&row.tag, &row.value)?;
     entry.tag = keys.tag(&entry.name)?;
-    // A name is under one key at a time: this one was put back after it had moved.
+    // A name is under one key at a time: an attacker has put this entry back after it had moved.
     if tx.records().entry(directory, &entry.tag)?.is_some() {
         let what = format_args!("an entry of directory {directory}");
         return Err(VaultError::tampered(what, "is there twice"));
@@ -171,7 +172,7 @@ fn move_name(
     Ok(())
 }
 
-/// Has a directory that says that it is here know the tag that its name is filed under now.
+/// Updates the tag in a subdirectory that states this place, after its name has moved.
 fn tell_child(
     tx: &mut Tx<'_>,
     id: NodeId,

@@ -1,18 +1,18 @@
-//! Records that were prepared outside of the transaction, and take the place of those that they were
-//! made from if these are still there.
+//! Records prepared outside the transaction, which replace their originals if those are still
+//! there.
 
 use crate::store::{KeyedRecord, Write};
 
 use super::super::VaultError;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::state::{Element, Elements};
 
-/// A record under the active master key, beside the one that it was made from.
+/// A record under the active master key, with its original.
 pub(in crate::vault) struct Exchange {
-    pub(in crate::vault) key: Key,
+    pub(in crate::vault) key: RecordId,
     old: KeyedRecord,
     new: KeyedRecord,
-    /// The chunks of a version whose content was sealed anew.
+    /// The chunks of a version whose content was sealed again.
     chunks: Option<Vec<Vec<u8>>>,
     elements: [Element; 2],
 }
@@ -20,7 +20,7 @@ pub(in crate::vault) struct Exchange {
 impl Exchange {
     pub(in crate::vault) fn new(
         elements: &Elements,
-        key: Key,
+        key: RecordId,
         old: KeyedRecord,
         new: KeyedRecord,
         chunks: Option<Vec<Vec<u8>>>,
@@ -35,20 +35,20 @@ impl Exchange {
         }
     }
 
-    /// What it comes to, before and after.
+    /// The elements of the sum for the old and the new record.
     pub(super) fn elements(&self) -> &[Element; 2] {
         &self.elements
     }
 
-    /// Stores it if what it was made from is still there; whether it was.
+    /// Stores the new record if the old one is still there; returns whether it was.
     pub(super) fn store(&self, records: &mut dyn Write) -> Result<bool, VaultError> {
         let Self { old, new, .. } = self;
         Ok(match (self.key, &self.chunks) {
-            (Key::Node(id), _) => records.exchange_node(id, old, new)?,
-            (Key::Version(node, version), None) => {
+            (RecordId::Node(id), _) => records.exchange_node(id, old, new)?,
+            (RecordId::Version(node, version), None) => {
                 records.exchange_version(node, version, old, new)?
             }
-            (Key::Version(node, version), Some(chunks)) => {
+            (RecordId::Version(node, version), Some(chunks)) => {
                 let is_same = records.version(node, version)?.as_ref() == Some(old);
                 if is_same {
                     let mut chunks = chunks.iter().cloned();

@@ -1,23 +1,23 @@
-//! What a transaction stores: each record is counted in the state as it comes and goes.
+//! The ledger of a transaction: it counts each record that comes or goes in the state.
 
 use crate::keyring::Keyring;
 use crate::store::{KeyedRecord, MAX_ID, NodeId, Write};
 
 use super::super::VaultError;
 use super::super::cache::{ChangedEntry, Changes};
-use super::super::keys::{Key, for_each_key};
+use super::super::keys::{RecordId, for_each_key};
 use super::super::state::{State, SystemKeys};
 use super::exchange::Exchange;
 use super::op::Op;
 
-/// See the module.
+/// The ledger of a transaction.
 pub(super) struct Ledger<'a> {
     system: &'a SystemKeys,
     records: &'a mut dyn Write,
     state: State,
-    /// Nodes of which another record was put in the place of the one that was there.
+    /// Nodes whose record was replaced.
     exchanged: Vec<NodeId>,
-    /// Entries that were stored and deleted.
+    /// Entries that were stored or deleted.
     entries: Vec<ChangedEntry>,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Ledger<'a> {
 
     // --- numbers -----------------------------------------------------------------------------
 
-    /// Gives out the number of a node.
+    /// Allocates the number of a new node.
     pub(super) fn next_node(&mut self) -> Result<NodeId, VaultError> {
         let id = self.state.next_node;
         if id >= MAX_ID {
@@ -53,12 +53,12 @@ impl<'a> Ledger<'a> {
         Ok(id)
     }
 
-    /// Of a new vault: the first number that is given out.
+    /// Sets the first number that a new vault allocates.
     pub(super) fn begin_at(&mut self, id: NodeId) {
         self.state.next_node = id;
     }
 
-    /// No number up to `id` is given out any more.
+    /// Makes sure that no new node gets a number up to `id`.
     pub(super) fn has_seen(&mut self, id: NodeId) {
         self.state.next_node = self.state.next_node.max(id + 1);
     }
@@ -161,7 +161,7 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// A node's record goes, or another comes in its place.
+    /// Subtracts a node's record, which is about to go or be replaced.
     pub(super) fn discount_node(&mut self, id: NodeId) -> Result<(), VaultError> {
         let old = self
             .records
@@ -171,19 +171,19 @@ impl<'a> Ledger<'a> {
         Ok(())
     }
 
-    /// Stores a node, of which no record is counted.
+    /// Stores and counts a node's record; none must be counted for the node.
     pub(super) fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), VaultError> {
         self.state.count(&self.system.node(id, record), true);
         self.records.put_node(id, record)?;
         Ok(())
     }
 
-    /// Removes a node, of which no record is counted.
+    /// Removes a node's record; none must be counted for the node.
     pub(super) fn delete_node(&mut self, id: NodeId) -> Result<(), VaultError> {
         Ok(self.records.delete_node(id)?)
     }
 
-    /// Puts a record in the place of the one that it was made from, if that is still there; whether it
+    /// Replaces the record that the new one was made from, if it is still there; returns whether it
     /// was.
     pub(super) fn exchange(&mut self, exchange: &Exchange) -> Result<bool, VaultError> {
         let is_done = exchange.store(self.records)?;
@@ -191,7 +191,7 @@ impl<'a> Ledger<'a> {
             let [old, new] = exchange.elements();
             self.state.count(old, false);
             self.state.count(new, true);
-            if let Key::Node(id) = exchange.key {
+            if let RecordId::Node(id) = exchange.key {
                 self.exchanged.push(id);
             }
         }
@@ -200,7 +200,7 @@ impl<'a> Ledger<'a> {
 
     // --- the end -----------------------------------------------------------------------------
 
-    /// Counts all that is there, and goes on from that. Whether it was what the state said.
+    /// Counts all records, and continues with that count. Returns whether it matched the state.
     pub(super) fn recount(&mut self) -> Result<bool, VaultError> {
         let mut found = self.state.uncounted();
         let elements = self.system.elements();
@@ -212,14 +212,14 @@ impl<'a> Ledger<'a> {
         Ok(agrees)
     }
 
-    /// What is not known any more as it was, or otherwise.
+    /// The records whose marks and cached copies are stale after this transaction.
     pub(super) fn changes(&mut self) -> Changes {
         let mut changed = Changes::forgotten(std::mem::take(&mut self.exchanged));
         changed.entries = std::mem::take(&mut self.entries);
         changed
     }
 
-    /// Stores the state, which belongs to `keyring`.
+    /// Stores the state, sealed for `keyring`.
     pub(super) fn seal(mut self, keyring: &Keyring) -> Result<State, VaultError> {
         self.state.commit += 1;
         self.state.keyring = keyring.body().sequence;

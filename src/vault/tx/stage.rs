@@ -1,12 +1,13 @@
-//! Publishing a large content in several transactions, between which others write.
+//! Publishes a large content in several transactions, between which others write.
 //!
-//! Its version is *begun*: the record is stored first, and then its chunks, a piece at a time. Its
-//! number is above that of the current version, and of no other that was begun: by the commits that the
-//! vault has had. Who reads beside has seen no other version under it. The transaction that stores the last of them has the node name
-//! it, so that nobody reads it before it is whole. Until then the node is on the list of what is to be
-//! reaped: whatever ends this in its middle, what is there goes when that is cleared up.
+//! Its version is *begun*: the record is stored first, then its chunks, a piece at a time. Its
+//! number is above that of the current version, and comes from the number of commits, so no other
+//! begun version has it, and readers have never seen another version under it. The transaction that
+//! stores the last piece makes the node name the version, so nobody reads it before it is complete.
+//! Until then the node is on the list for reaping: if the publication is interrupted, reaping
+//! removes the pieces.
 //!
-//! Of one node, no two contents may be under way at once: the caller keeps them in order.
+//! Only one content of a node may be under way at a time: the caller keeps them in order.
 
 use crate::crypto::padding::padded_content;
 use crate::store::NodeId;
@@ -18,24 +19,24 @@ use super::super::ops::Publication;
 use super::Tx;
 use super::op::Op;
 
-/// Chunks that are stored in one transaction of several: 1 MiB.
+/// Number of chunks that one of several transactions stores: 1 MiB.
 const CHUNKS: u32 = 16;
 
-/// Bytes of a piece: that much of a content, or less, is published in one transaction.
+/// Bytes of a piece. A content of at most this length is published in one transaction.
 pub const PIECE: u64 = CHUNKS as u64 * CHUNK as u64;
 
-/// In how many transactions a content of so many bytes is published: in one, unless it is large.
+/// The number of transactions that publish a content of `length` bytes.
 pub fn pieces_of(length: u64) -> u32 {
     let pieces = padded_content(length).div_ceil(PIECE);
-    // One that has too many pieces has too many chunks.
+    // A content with too many pieces has too many chunks, and is refused.
     u32::try_from(pieces).unwrap_or(1)
 }
 
-/// Stores a piece of a content that is published in [several](pieces_of), but not the last: the
-/// pieces come in their order, each in a transaction of its own.
+/// Stores a piece, except the last, of a content in [several pieces](pieces_of). The pieces come in
+/// order, each in a transaction of its own.
 ///
 /// # Errors
-/// When the node is gone or no regular file.
+/// When the node is gone, or is not a regular file.
 pub fn stage_piece(
     tx: &mut Tx<'_>,
     node: NodeId,
@@ -44,7 +45,8 @@ pub fn stage_piece(
 ) -> Result<(), VaultError> {
     let current = tx.node(node)?.file()?.version;
     if piece > 0 {
-        // Somebody who replaces all data keys has removed it: then the last piece stores all.
+        // A rotation that replaces all data keys has removed the version; the last piece then
+        // stores the whole content.
         return match begun(tx, node, parts)? {
             Some(version) => put_piece(tx, &version, parts, piece),
             None => Ok(()),
@@ -69,7 +71,7 @@ pub fn stage_piece(
 /// Stores the last piece of a content, and publishes it as [`publish`](Tx::publish) does.
 ///
 /// # Errors
-/// As there.
+/// As for [`publish`](Self::publish).
 pub fn publish_staged(
     tx: &mut Tx<'_>,
     node: NodeId,

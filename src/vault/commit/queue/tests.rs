@@ -25,7 +25,7 @@ fn a_small_job_waits_for_one_large_one_of_another_user_at_most() {
         queue.push(large(1), "large");
     }
     assert_eq!(queue.take(), ["large"]);
-    // It comes while that is being stored.
+    // The small one arrives while the large one is being stored.
     queue.push(small(2), "small");
     assert_eq!(queue.take(), ["small"]);
     queue.push(large(1), "large");
@@ -38,7 +38,7 @@ fn a_small_job_waits_for_one_large_one_of_another_user_at_most() {
 fn nobody_waits_for_ever_for_a_user_who_always_has_another_job() {
     let mut queue = Queue::default();
     queue.push(large(1), "large");
-    // The other's share is empty in between each time, and keeps nothing of what it has had.
+    // The other user's share is empty in between each time, and remembers nothing.
     let mut before = 0;
     loop {
         queue.push(small(2), "small");
@@ -136,7 +136,7 @@ fn one_node_is_published_in_the_order_of_submission_whoever_writes_it() {
     assert!(!queue.may_overtake(&Ticket::quick(user(3)).on(7)));
     queue.push(Ticket::quick(user(3)).on(7), "times");
     assert!(queue.take_quick().is_empty());
-    // Who waits for the older one does not keep other jobs of the same user waiting.
+    // A job that waits for the older one does not block other jobs of its user.
     assert_eq!(queue.take(), ["beside"]);
     assert_eq!(queue.take(), ["other node"]);
     assert_eq!(queue.take(), ["older"]);
@@ -195,7 +195,7 @@ fn those_who_are_not_known_have_one_share_together() {
     assert_eq!(order, ["unknown", "known", "unknown", "unknown"]);
 }
 
-/// What is queued by whom: user, node, kind, size, steps.
+/// Jobs by user, node, kind, size and steps.
 fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
     let ticket = (0..4_u32, 0..5_u64, 0..3, 0..3_u64, 1..4_u32);
     let ticket = ticket.prop_map(|(uid, node, kind, size, steps)| {
@@ -216,7 +216,7 @@ fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
 }
 
 proptest! {
-    /// Whatever is taken when, all of it comes out once, in an order that keeps the module's rules.
+    /// Every job comes out once, in an order that keeps the module's rules, however they are taken.
     #[test]
     fn every_job_is_taken_once_in_an_order_that_programs_may_see(
         tickets in tickets(),
@@ -225,7 +225,7 @@ proptest! {
         let mut queue = Queue::default();
         let mut order = Vec::new();
         let mut left = tickets.clone();
-        // Has what was taken come back as long as it has further steps.
+        // Returns taken jobs to the queue as long as they have further steps.
         let mut step = |queue: &mut Queue<usize>, batch: Vec<usize>| {
             for number in &batch {
                 if let Some(next) = left[*number].next_step() {
@@ -258,7 +258,7 @@ proptest! {
             step(&mut queue, batch);
         }
         prop_assert!(!queue.has_quick() && queue.nodes.is_empty() && queue.shares.is_empty());
-        // Where each begins and ends.
+        // The places at which each begins and ends.
         let mut places: HashMap<usize, Vec<usize>> = HashMap::new();
         for (at, number) in order.iter().enumerate() {
             places.entry(*number).or_default().push(at);

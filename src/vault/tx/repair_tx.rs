@@ -10,17 +10,17 @@ use super::super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, 
 use super::Tx;
 use super::op::Op;
 
-/// Takes out a node's record, and nothing else of it.
+/// Removes a node's record, and nothing else of the node.
 pub(in crate::vault) fn discard_node(tx: &mut Tx<'_>, id: NodeId) {
     tx.push(Op::DiscardNode(id));
 }
 
-/// Takes out an entry's record; what the directory says of it is made anew by the caller.
+/// Removes an entry's record. The caller recomputes the directory's count and sum.
 pub(in crate::vault) fn discard_entry(tx: &mut Tx<'_>, directory: NodeId, tag: NameTag) {
     tx.push(Op::DeleteEntry { directory, tag });
 }
 
-/// Takes out a name that does not open, or names nothing.
+/// Sets a directory's count and sum.
 pub(in crate::vault) fn set_directory(
     tx: &mut Tx<'_>,
     id: NodeId,
@@ -30,7 +30,7 @@ pub(in crate::vault) fn set_directory(
     Ok(())
 }
 
-/// An empty root directory under a new key, in the place of one that is lost.
+/// Replaces a lost root directory by an empty one under a new key.
 pub(in crate::vault) fn found_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
     let now = tx.now;
     let attributes = Attributes::of_new(
@@ -44,7 +44,7 @@ pub(in crate::vault) fn found_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
     Ok(())
 }
 
-/// Has a version be sealed anew, with another content in the place of the one that is stored.
+/// Replaces a version by the same number with another content, sealed again.
 pub(in crate::vault) fn replace_content(
     tx: &mut Tx<'_>,
     node: NodeId,
@@ -63,7 +63,7 @@ pub(in crate::vault) fn replace_content(
     Ok(())
 }
 
-/// What the node says of its content.
+/// Sets the version and size in a file's node.
 pub(in crate::vault) fn set_file(
     tx: &mut Tx<'_>,
     node: NodeId,

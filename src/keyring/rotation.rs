@@ -11,7 +11,7 @@ use crate::crypto::schedule::{MasterKey, same};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
 use super::error::merge;
-use super::record::{Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
+use super::record::{Generation, GenerationState, Rotation, RotationKind, RotationPhase, Wrap};
 use super::{Event, EventKind, Keyring, KeyringError, LiveKey, wrap_and_prove};
 
 /// A stored event: its number and its bytes.
@@ -134,7 +134,7 @@ impl Keyring {
     /// When a rotation is under way, or the key was made for another state of the keyring.
     pub fn prepare(
         &mut self,
-        kind: ChangeKind,
+        kind: RotationKind,
         new: NewGeneration,
         now: i64,
     ) -> Result<EventRow, KeyringError> {
@@ -146,9 +146,9 @@ impl Keyring {
         let kms_keys = new.generation.wraps.iter().map(|w| w.uri.clone()).collect();
         self.keys.insert(to, new.key);
         self.body.generations.push(new.generation);
-        self.body.change = Some(Change {
+        self.body.change = Some(Rotation {
             kind,
-            phase: ChangePhase::Prepared,
+            phase: RotationPhase::Prepared,
             from,
             to,
             started: now,
@@ -170,7 +170,7 @@ impl Keyring {
     /// # Errors
     /// When the rotation is not in the prepared state, or `proved` is another key.
     pub fn activate(&mut self, proved: ProvedKey, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Prepared])?.clone();
+        let change = self.change_in(&[RotationPhase::Prepared])?.clone();
         if proved.number != change.to {
             return Err(KeyringError::OutOfStep);
         }
@@ -183,7 +183,7 @@ impl Keyring {
             }
         }
         self.active = change.to;
-        self.enter(ChangePhase::Active);
+        self.enter(RotationPhase::Active);
         Ok(self.record(
             now,
             EventKind::Activated {
@@ -197,7 +197,7 @@ impl Keyring {
     /// # Errors
     /// When the rotation is not in the prepared state.
     pub fn abandon(&mut self, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Prepared])?.clone();
+        let change = self.change_in(&[RotationPhase::Prepared])?.clone();
         self.drop_generation(change.to);
         self.body.change = None;
         Ok(self.record(
@@ -213,12 +213,12 @@ impl Keyring {
     ///
     /// # Errors
     /// When the rotation cannot go from its phase to `to`.
-    pub fn advance(&mut self, to: ChangePhase) -> Result<(), KeyringError> {
+    pub fn advance(&mut self, to: RotationPhase) -> Result<(), KeyringError> {
         let before = match to {
-            ChangePhase::Migrating => &[ChangePhase::Active, ChangePhase::Verifying][..],
-            ChangePhase::Verifying => &[ChangePhase::Migrating],
-            ChangePhase::Scrubbing => &[ChangePhase::Retired],
-            ChangePhase::Prepared | ChangePhase::Active | ChangePhase::Retired => &[],
+            RotationPhase::Migrating => &[RotationPhase::Active, RotationPhase::Verifying][..],
+            RotationPhase::Verifying => &[RotationPhase::Migrating],
+            RotationPhase::Scrubbing => &[RotationPhase::Retired],
+            RotationPhase::Prepared | RotationPhase::Active | RotationPhase::Retired => &[],
         };
         self.change_in(before)?;
         self.enter(to);
@@ -232,9 +232,9 @@ impl Keyring {
     /// # Errors
     /// When the rotation is not in the verifying state.
     pub fn retire(&mut self, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Verifying])?.clone();
+        let change = self.change_in(&[RotationPhase::Verifying])?.clone();
         self.drop_generation(change.from);
-        self.enter(ChangePhase::Retired);
+        self.enter(RotationPhase::Retired);
         Ok(self.record(
             now,
             EventKind::Retired {
@@ -254,9 +254,9 @@ impl Keyring {
         records: Vec<String>,
         now: i64,
     ) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Verifying])?.clone();
+        let change = self.change_in(&[RotationPhase::Verifying])?.clone();
         self.drop_generation(change.from);
-        self.enter(ChangePhase::Retired);
+        self.enter(RotationPhase::Retired);
         Ok(self.record(
             now,
             EventKind::RetiredDespite {
@@ -293,9 +293,9 @@ impl Keyring {
             from: names(&old),
             to: names(&generation.wraps),
         };
-        self.body.change = Some(Change {
-            kind: ChangeKind::Rewrap,
-            phase: ChangePhase::Scrubbing,
+        self.body.change = Some(Rotation {
+            kind: RotationKind::Rewrap,
+            phase: RotationPhase::Scrubbing,
             from: active,
             to: active,
             started: now,
@@ -308,7 +308,7 @@ impl Keyring {
     /// # Errors
     /// When it is not in the scrubbing state.
     pub fn finish(&mut self, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Scrubbing])?.clone();
+        let change = self.change_in(&[RotationPhase::Scrubbing])?.clone();
         self.body.change = None;
         Ok(self.record(
             now,
@@ -322,7 +322,7 @@ impl Keyring {
     /// Whether the rotation replaces data keys, not only their wraps.
     pub fn renews_data_keys(&self) -> bool {
         let change = self.body.change.as_ref();
-        change.is_some_and(|change| change.kind == ChangeKind::Reencrypt)
+        change.is_some_and(|change| change.kind == RotationKind::Reencrypt)
     }
 
     /// Whether the master key of a generation is in memory.
@@ -343,14 +343,14 @@ impl Keyring {
         self.keys.remove(&number);
     }
 
-    fn change_in(&self, phases: &[ChangePhase]) -> Result<&Change, KeyringError> {
+    fn change_in(&self, phases: &[RotationPhase]) -> Result<&Rotation, KeyringError> {
         let change = self.body.change.as_ref();
         change
             .filter(|change| phases.contains(&change.phase))
             .ok_or(KeyringError::OutOfStep)
     }
 
-    fn enter(&mut self, phase: ChangePhase) {
+    fn enter(&mut self, phase: RotationPhase) {
         if let Some(change) = &mut self.body.change {
             change.phase = phase;
         }
