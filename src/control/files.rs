@@ -9,7 +9,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Class;
 use crate::fs::{
     self, Attr, Caller, DirectoryEntry, Done, Errno, FileHandle, Opened, ReadDone, SetAttributes,
     VIRTUAL_DIRECTORY, VirtualDirectory,
@@ -281,7 +280,7 @@ impl VirtualDirectory for ControlFiles {
 
     /// One write is one command, at any offset. The writer may differ from the opener; both are
     /// checked. The writer of data from the page cache (`mmap`) is unknown. The answer is read
-    /// through the same descriptor: an errno alone does not tell the class of a refusal.
+    /// through the same descriptor, at offset 0: an errno alone does not tell the class of a refusal.
     fn write(
         &self,
         caller: Caller,
@@ -295,16 +294,6 @@ impl VirtualDirectory for ControlFiles {
             return done(Err(Errno(libc::EBADF)));
         };
         let (uid, pid) = (caller.uid, caller.pid);
-        let files = Arc::clone(&self.0);
-        let count = data.len() as u32;
-        let reply = move |begun: Result<(), Refusal>| {
-            let written = begun.as_ref().map(|()| count);
-            let written = written.map_err(|refusal| refusal.errno);
-            if let Ok(line) = Answer::from(begun).line() {
-                files.open.note_answer(fh, Arc::new(line));
-            }
-            done(written);
-        };
         if from_cache || !self.0.may_command(uid) {
             // For a mapping, only the opener is known.
             let whose = if from_cache { open.uid } else { uid };
@@ -321,13 +310,19 @@ impl VirtualDirectory for ControlFiles {
                     ),
                 }
             });
-            let why = format!(
-                "user {uid} may not command; {}",
-                self.0.controller.commanders()
-            );
-            let refusal = Refusal::new(Class::NotPermitted, libc::EPERM, why);
-            return reply(Err(refusal));
+            // What the opener reads is the answer to a command, and stays that.
+            return done(Err(Errno(libc::EPERM)));
         }
+        let files = Arc::clone(&self.0);
+        let count = data.len() as u32;
+        let reply = move |begun: Result<(), Refusal>| {
+            let written = begun.as_ref().map(|()| count);
+            let written = written.map_err(|refusal| refusal.errno);
+            if let Ok(line) = Answer::from(begun).line() {
+                files.open.note_answer(fh, Arc::new(line));
+            }
+            done(written);
+        };
         // Even for root: any program of that user may write here.
         let right = Right::KnownKeys;
         let by = Commander { uid, right };

@@ -2,7 +2,8 @@
 //! the vault's directory, or, where there is none, through the control files of its mount.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -15,7 +16,7 @@ use crate::vault::Request;
 
 /// Limit on the bytes of a refusal that a client reads from the control file: its text may name as
 /// many KMS keys as a command does.
-const MAX_REFUSAL: u64 = 64 << 10;
+const MAX_REFUSAL: usize = 64 << 10;
 
 /// The daemon that has the vault mounted, by the way to reach it.
 pub(crate) enum Holder {
@@ -115,9 +116,8 @@ impl Holder {
 /// Writes a command to the control file of a mount, and reads the answer through the same descriptor.
 fn command_by_mount(point: &Path, request: &str) -> Result<Result<(), NotBegun>, Error> {
     let control = point.join(".secretfs/control");
-    let by_errno = |error: &io::Error| {
+    let by_errno = |error: &io::Error, why: String| {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-        let why = format!("{error}; {} may say why", control.display());
         NotBegun::of(None, &format!("{errno:?}"), why)
     };
     let mut options = OpenOptions::new();
@@ -129,23 +129,30 @@ fn command_by_mount(point: &Path, request: &str) -> Result<Result<(), NotBegun>,
             let message = format!("cannot open {}: {error}; {may}", control.display());
             return Err(Error::new(Class::NotPermitted, message));
         }
-        Err(error) => return Ok(Err(by_errno(&error))),
+        Err(error) => {
+            let why = format!("cannot open {}: {error}", control.display());
+            return Ok(Err(by_errno(&error, why)));
+        }
     };
     let Err(error) = file.write_all(request.as_bytes()) else {
         return Ok(Ok(()));
     };
     Ok(Err(match answer_through(&file) {
         Some(Answer::Refused { class, errno, why }) => NotBegun::of(class, &errno, why),
-        _ => by_errno(&error),
+        _ => {
+            let why = format!("{error}; {} may say why", control.display());
+            by_errno(&error, why)
+        }
     }))
 }
 
 /// The answer to the command written through a descriptor of the control file; `None` when there is
 /// none, as from an older daemon, which shows another text there.
 fn answer_through(control: &File) -> Option<Answer> {
-    let mut line = Vec::new();
-    control.take(MAX_REFUSAL).read_to_end(&mut line).ok()?;
-    serde_json::from_slice(&line).ok()
+    let mut line = vec![0; MAX_REFUSAL];
+    // From its beginning, wherever a write has left the descriptor. An answer comes in one read.
+    let length = control.read_at(&mut line, 0).ok()?;
+    serde_json::from_slice(&line[..length]).ok()
 }
 
 fn serves(client: &DaemonClient, device: &str) -> bool {

@@ -18,23 +18,19 @@ pub(crate) struct LogLimiter<K> {
     keys: Mutex<HashMap<Option<K>, Logged>>,
 }
 
-/// A key with a line in the log.
+/// The lines of a key.
+#[derive(Default)]
 struct Logged {
-    at: Instant,
+    /// The last line in the log; `None` while there is none.
+    at: Option<Instant>,
     /// Lines since then that were left out.
     left_out: u64,
 }
 
 impl Logged {
-    fn now(now: Instant) -> Self {
-        Self {
-            at: now,
-            left_out: 0,
-        }
-    }
-
     fn is_due(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.at) >= EVERY
+        let age = self.at.map(|at| now.saturating_duration_since(at));
+        age.is_none_or(|age| age >= EVERY)
     }
 }
 
@@ -71,15 +67,12 @@ impl<K: Eq + Hash> LogLimiter<K> {
             left_out,
             is_of_rest,
         };
-        let Some(logged) = keys.get_mut(&key) else {
-            keys.insert(key, Logged::now(now));
-            return Some(due(0));
-        };
+        let logged = keys.entry(key).or_default();
         if !logged.is_due(now) {
             logged.left_out += 1;
             return None;
         }
-        logged.at = now;
+        logged.at = Some(now);
         Some(due(std::mem::take(&mut logged.left_out)))
     }
 
@@ -107,7 +100,6 @@ fn make_room<K: Eq + Hash>(keys: &mut HashMap<Option<K>, Logged>, now: Instant) 
         stays
     });
     if left_out > 0 {
-        let rest = keys.entry(None).or_insert_with(|| Logged::now(now));
-        rest.left_out += left_out;
+        keys.entry(None).or_default().left_out += left_out;
     }
 }

@@ -28,15 +28,15 @@
 //!   to the one that the [`Queue`](queue::Queue) names. The turn is free only while no one is in
 //!   line, so a thread that takes a free turn overtakes no other. The queue gives a share to each
 //!   user, and one to the threads. While the committer waits for the disk, it is not in line, and no
-//!   thread waits for it.
+//!   thread waits for it; only a job that cannot run on its caller's thread does.
 //! - **Jobs keep the order that programs can observe.** The queue keeps it; only the holder of the
 //!   turn takes jobs from it, and puts back jobs with further steps before the turn ends.
 //! - **A job that is acknowledged as stored is on disk.** Its caller gets the result after a sync
 //!   that began after the commit, and the error of that sync, if any.
 //! - **A panic leaves no thread waiting.** The turn ends with the stack that holds it. The state is
-//!   unchanged, because a transaction changes a copy. Jobs that the panic cuts off get an error.
-//!   After a panic on the committer's thread, nothing more is written: a flag says so before the
-//!   turn passes on.
+//!   that of the last commit: a transaction changes a copy, which replaces the state as soon as it is
+//!   stored. Jobs that the panic cuts off get an error. After a panic on the committer's thread,
+//!   nothing more is written: a flag says so before the turn passes on.
 
 mod batch;
 mod committer;
@@ -49,6 +49,7 @@ pub(super) mod transact;
 mod users;
 mod waiting;
 
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -79,6 +80,11 @@ pub(super) struct CommitQueue {
     has_failed: AtomicBool,
 }
 
+thread_local! {
+    /// Whether this is a committer's thread. After a panic there, nothing more is written.
+    static IS_COMMITTER: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The turn to commit, with the state, which no other thread sees meanwhile. It stays on its
 /// thread.
 pub(super) struct Turn<'q> {
@@ -92,8 +98,6 @@ pub(super) struct Turn<'q> {
 /// Passes the turn on when dropped.
 struct Baton<'q> {
     queue: &'q CommitQueue,
-    /// The committer's thread holds the turn.
-    is_committer: bool,
     is_over: bool,
 }
 
@@ -138,19 +142,9 @@ impl CommitQueue {
 
     /// The turn that the calling thread has just taken from `waiting`.
     fn taken(&self) -> Turn<'_> {
-        self.turn_of(false)
-    }
-
-    /// The same for the committer's thread.
-    fn taken_by_committer(&self) -> Turn<'_> {
-        self.turn_of(true)
-    }
-
-    fn turn_of(&self, is_committer: bool) -> Turn<'_> {
         let forward = nice::forward();
         let baton = Baton {
             queue: self,
-            is_committer,
             is_over: false,
         };
         Turn {
@@ -254,7 +248,7 @@ impl Drop for Baton<'_> {
             return;
         }
         let queue = self.queue;
-        let has_failed = self.is_committer && std::thread::panicking();
+        let has_failed = IS_COMMITTER.get() && std::thread::panicking();
         self.pass(|waiting| {
             if has_failed {
                 queue.fail(waiting);

@@ -39,6 +39,7 @@ pub fn usual_dir() -> Option<PathBuf> {
         std::env::var_os(name)
     })
     .ok()
+    .and_then(|dir| std::path::absolute(dir).ok())
 }
 
 pub(super) fn default_dir(

@@ -37,25 +37,32 @@ pub(super) fn finish(finished: Finished) {
 pub(super) fn commit(on: &Transactions, mut jobs: Vec<Job>, mut turn: Turn<'_>) -> Committed {
     let (outcomes, is_unsynced) = run(on, &mut turn, &mut jobs);
     let mut committed = Committed::default();
-    // Dropped after the queue is released.
-    let mut over = Vec::with_capacity(jobs.len());
+    let (mut unfinished, mut over) = (Vec::new(), Vec::with_capacity(jobs.len()));
+    for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
+        if let (Ok(()), Some(next)) = (&outcome, job.ticket.next_step()) {
+            (job.ticket, job.step) = (next, job.step + 1);
+            unfinished.push(job);
+            continue;
+        }
+        let Job {
+            ticket, run, done, ..
+        } = job;
+        // Before the turn passes on, because the next job may rely on what this one holds; and not
+        // under the queue's lock, because it takes locks.
+        drop(run);
+        over.push(ticket);
+        match (ticket.is_quick(), &outcome) {
+            (false, Ok(())) => committed.now.push((done, outcome)),
+            _ => committed.soon.push((done, outcome)),
+        }
+    }
+    committed.has_more = !unfinished.is_empty();
     let is_asleep = turn.end(|waiting| {
-        for (mut job, outcome) in jobs.into_iter().zip(outcomes) {
-            if let (Ok(()), Some(next)) = (&outcome, job.ticket.next_step()) {
-                (job.ticket, job.step) = (next, job.step + 1);
-                waiting.jobs.resume(next, job);
-                committed.has_more = true;
-                continue;
-            }
-            let Job {
-                ticket, run, done, ..
-            } = job;
+        for job in unfinished {
+            waiting.jobs.resume(job.ticket, job);
+        }
+        for ticket in over {
             waiting.jobs.give_up(&ticket);
-            match (ticket.is_quick(), &outcome) {
-                (false, Ok(())) => committed.now.push((done, outcome)),
-                _ => committed.soon.push((done, outcome)),
-            }
-            over.push(run);
         }
         committed.has_quick = waiting.jobs.has_quick();
         if is_unsynced {

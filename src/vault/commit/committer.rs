@@ -23,7 +23,7 @@ use super::queue::MAX_BATCH;
 use super::ticket::{Ticket, Whose};
 use super::transact::Transactions;
 use super::waiting::{InLine, Thread};
-use super::{CommitQueue, Turn};
+use super::{CommitQueue, IS_COMMITTER, Turn};
 
 /// Names and attributes are on disk within this time.
 const SYNC_AFTER: Duration = Duration::from_millis(900);
@@ -134,7 +134,7 @@ impl Committer {
 
 /// A task of the committer's thread.
 struct Task<'q> {
-    /// The turn in which to commit `jobs`; `None` when there are none.
+    /// The turn in which to commit `jobs`. Without jobs, it shows that no other thread commits.
     turn: Option<Turn<'q>>,
     jobs: Vec<Job>,
     /// Commits have waited long enough for a sync.
@@ -149,12 +149,13 @@ impl Shared {
     }
 
     fn submit(&self, job: Job) {
-        let is_quick = job.ticket.is_quick();
-        if is_quick && let Some(turn) = self.turn_before_all(&job.ticket) {
+        // A rotation fills the WAL: the thread that takes requests would wait for its checkpoints.
+        let may_run_here = job.ticket.is_quick() && !self.on.is_rotating();
+        if may_run_here && let Some(turn) = self.turn_before_all(&job.ticket) {
             let committed = commit(&self.on, vec![job], turn);
             finish(committed.soon);
             if committed.has_quick {
-                self.help(CommitQueue::taken);
+                self.help();
             }
             return;
         }
@@ -162,8 +163,8 @@ impl Shared {
             return refusal.tell();
         }
         // The thread may be waiting for the disk, for other users.
-        if is_quick {
-            self.help(CommitQueue::taken);
+        if may_run_here {
+            self.help();
         }
     }
 
@@ -216,9 +217,9 @@ impl Shared {
         }
     }
 
-    /// Commits queued quick jobs, unless another thread has the turn or is in line: it looks for
-    /// quick jobs at the end of its turn, and so does the committer's thread in its own.
-    fn help(&self, taken: fn(&CommitQueue) -> Turn<'_>) {
+    /// Commits queued quick jobs, unless another thread has the turn or is in line: threads that run
+    /// jobs look for quick jobs at the end of their turn, and so does the committer's thread.
+    fn help(&self) {
         for _ in 0..LOOKS {
             let mut waiting = self.queue().lock();
             if !waiting.jobs.has_quick() || !waiting.take_if_free() {
@@ -226,7 +227,7 @@ impl Shared {
             }
             let jobs = waiting.jobs.take_quick();
             drop(waiting);
-            let turn = taken(self.queue());
+            let turn = self.queue().taken();
             if jobs.is_empty() {
                 return;
             }
@@ -258,10 +259,15 @@ impl Shared {
 
     /// Serves the queue. After a panic, all waiting and later jobs get an error.
     fn serve_or_fail(&self) {
+        IS_COMMITTER.set(true);
         let served = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.serve()));
         if served.is_err() {
             tracing::error!("internal error in the writer: nothing more is written");
             self.queue().fail(&mut self.queue().lock());
+            // What was told to be done, and was to be on disk soon, is to be there.
+            if let Err(error) = self.on.sync() {
+                tracing::error!("names and attributes could not be made durable: {error}");
+            }
         }
         self.leave();
         let left = self.queue().lock().jobs.drain();
@@ -275,6 +281,10 @@ impl Shared {
             let task = self.next_task();
             let is_idle = task.jobs.is_empty();
             let committed = match task.turn {
+                Some(turn) if is_idle => {
+                    drop(turn);
+                    Committed::default()
+                }
                 Some(turn) => {
                     fail::fail_point!("writer-commits");
                     commit(&self.on, task.jobs, turn)
@@ -286,7 +296,7 @@ impl Shared {
                 fail::fail_point!("dies-between-steps", |_| std::process::abort());
                 fail::fail_point!("writer-between-steps");
             }
-            self.help(CommitQueue::taken_by_committer);
+            self.help();
             // Sync between steps, so that a new job need not wait for all commits so far. With a
             // lone user that would be useless.
             let is_shared = committed.has_more && self.are_several_users_about();
@@ -340,7 +350,9 @@ impl Shared {
             is_overdue,
             is_closed: waiting.is_closed,
         };
-        if waiting.jobs.is_empty() && waiting.jobs.later() == 0 {
+        // At the end the turn is waited for in any case: whoever has it may be committing a quick job, and
+        // the last sync must come after that.
+        if waiting.jobs.is_empty() && waiting.jobs.later() == 0 && !waiting.is_closed {
             return task;
         }
         if !waiting.take_if_free() {
@@ -354,7 +366,7 @@ impl Shared {
         let since = waiting.unsynced;
         drop(waiting);
         task.is_overdue |= since.is_some_and(|since| since.elapsed() >= SYNC_AFTER);
-        task.turn = Some(queue.taken_by_committer());
+        task.turn = Some(queue.taken());
         task
     }
 

@@ -4,6 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::kms::{KeyUri, KmsSettings};
+use crate::vault::{InitOptions, OpenOptions, Tx, Vault};
+
 use super::super::node::ROOT;
 use super::waiting::Thread;
 use super::*;
@@ -106,7 +109,8 @@ fn nothing_is_written_after_a_panic_in_a_turn_of_the_committer() {
         });
         assert!(queue.lock().take_if_free());
         let panics = catch_unwind(AssertUnwindSafe(|| {
-            let _turn = queue.taken_by_committer();
+            super::IS_COMMITTER.set(true);
+            let _turn = queue.taken();
             queue.lock().thread = Thread::Busy;
             await_in_line(&queue, 1);
             panic!("on purpose");
@@ -154,4 +158,71 @@ fn who_has_the_turn_and_asks_for_another_panics_and_does_not_wait_for_ever() {
     let _turn = queue.turn();
     let again = catch_unwind(AssertUnwindSafe(|| drop(queue.turn())));
     assert!(again.is_err());
+}
+
+/// A vault in a directory of its own.
+fn vault(dir: &std::path::Path) -> Vault {
+    let kms = KmsSettings {
+        local_dir: Some(dir.join("kms")),
+        ..KmsSettings::default()
+    };
+    let init = InitOptions {
+        kms_keys: vec![KeyUri::default_local()],
+        uid: 0,
+        gid: 0,
+        kms: kms.clone(),
+        anchor_dir: None,
+    };
+    crate::vault::init(&dir.join("v"), &init).expect("a vault");
+    let open = OpenOptions {
+        kms,
+        ..OpenOptions::default()
+    };
+    Vault::open(&dir.join("v"), &open).expect("opened")
+}
+
+#[test]
+fn the_end_waits_for_whoever_has_the_turn() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let vault = vault(dir.path());
+    let committer = vault.start_committer(|| {}).expect("started");
+    let queue = vault.transactions().queue();
+    // As a quick job has it on the thread of its caller.
+    let turn = queue.turn();
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| committer.close());
+        let thread = loop {
+            match queue.lock().thread {
+                Thread::Resting | Thread::Asleep | Thread::Busy => {}
+                thread => break thread,
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert!(thread == Thread::InLine);
+        drop(turn);
+        end.join().expect("no panic");
+    });
+}
+
+#[test]
+fn nothing_that_was_queued_is_written_once_the_committer_has_failed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let vault = vault(dir.path());
+    let transactions = vault.transactions();
+    let queue = transactions.queue();
+    assert!(queue.lock().take_if_free());
+    // It was taken from those who wait before the failure was noted.
+    let mut turn = queue.taken();
+    queue.fail(&mut queue.lock());
+    let mut has_run = false;
+    let mut job = |_: &mut Tx<'_>| {
+        has_run = true;
+        Ok(())
+    };
+    assert!(
+        transactions
+            .transact_in(&mut turn, &mut [&mut job])
+            .is_err()
+    );
+    assert!(!has_run);
 }

@@ -52,6 +52,11 @@ impl Transactions {
         &self.queue
     }
 
+    /// Whether a rotation is under way.
+    pub(super) fn is_rotating(&self) -> bool {
+        self.records.keyring().body().change.is_some()
+    }
+
     /// Whether the vault refuses to write until it is reopened, because a failure left unknown what
     /// is on disk.
     pub(in crate::vault) fn has_stopped_writing(&self) -> bool {
@@ -102,6 +107,7 @@ impl Transactions {
         jobs: &mut [Job<'_>],
     ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
         self.must_write()?;
+        turn.must_be_good_for_writing()?;
         let records = &*self.records;
         // Not before the turn: only its holder changes the keyring.
         let (keyring, system) = (records.keyring(), records.system());
@@ -126,23 +132,26 @@ impl Transactions {
             committing.get_or_insert_with(|| records.current().committing());
             finished
         });
+        let finished = match finished {
+            Ok((committed, changed)) => {
+                // Nothing comes before this: a panic there would leave an older state in use.
+                let commit = committed.commit;
+                turn.commit(committed);
+                records.current().commit(commit, marks);
+                records.cache().commit(changed);
+                Ok(outcomes)
+            }
+            Err(Rollback::Untouched) => Ok(outcomes),
+            Err(Rollback::Failed(error)) => {
+                self.look_again(turn, marks);
+                Err(error)
+            }
+        };
+        drop(committing);
         if let Some(doubt) = doubt {
             self.guard.found(&doubt);
         }
-        match finished {
-            Ok((committed, changed)) => {
-                records.current().commit(committed.commit, marks);
-                records.cache().commit(changed);
-                turn.commit(committed);
-            }
-            Err(Rollback::Untouched) => {}
-            Err(Rollback::Failed(error)) => {
-                self.look_again(turn, marks);
-                return Err(error);
-            }
-        }
-        drop(committing);
-        Ok(outcomes)
+        finished
     }
 
     /// Reads the state again after an error in a commit: only the store knows whether it happened.
@@ -153,10 +162,11 @@ impl Transactions {
         let records = &*self.records;
         match store::read(records.store(), |stored| records.stored_state(stored)) {
             Ok(stored) if stored.commit == before || stored.commit == before + 1 => {
-                if stored.commit > before {
-                    records.current().commit(stored.commit, marks);
-                }
+                let commit = stored.commit;
                 turn.commit(stored);
+                if commit > before {
+                    records.current().commit(commit, marks);
+                }
             }
             Ok(stored) => self
                 .guard
@@ -203,8 +213,9 @@ impl Transactions {
         die_at!("keyring-stored");
         let error = match finished {
             Ok((committed, _)) => {
-                records.current().commit(committed.commit, marks);
+                let commit = committed.commit;
                 turn.commit(committed);
+                records.current().commit(commit, marks);
                 None
             }
             Err(error) => {

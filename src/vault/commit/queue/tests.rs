@@ -358,3 +358,19 @@ fn what_nobody_waits_for_goes_along_with_as_many_jobs_and_one_and_fills_a_batch_
     assert!(queue.is_turn_next());
     assert_eq!(queue.take_turn(), Some(turn));
 }
+
+/// Turns that were had while the committer was at the disk are nothing that a user could owe.
+#[test]
+fn turns_before_waiting_jobs_put_nobody_who_comes_behind_all_of_those() {
+    let mut queue = Queue::default();
+    for _ in 0..4 {
+        queue.push(large(1), "large");
+    }
+    for _ in 0..50 {
+        queue.push_turn();
+        assert!(queue.take_turn().is_some());
+    }
+    queue.push(small(2), "small");
+    assert_eq!(queue.take(), ["large"]);
+    assert_eq!(queue.take(), ["small"]);
+}
