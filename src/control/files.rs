@@ -310,7 +310,7 @@ impl VirtualDirectory for ControlFiles {
                     ),
                 }
             });
-            // What the opener reads is the answer to a command, and stays that.
+            // The opener reads the answer to its command, and that stays so.
             return done(Err(Errno(libc::EPERM)));
         }
         let files = Arc::clone(&self.0);

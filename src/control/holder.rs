@@ -150,7 +150,7 @@ fn command_by_mount(point: &Path, request: &str) -> Result<Result<(), NotBegun>,
 /// none, as from an older daemon, which shows another text there.
 fn answer_through(control: &File) -> Option<Answer> {
     let mut line = vec![0; MAX_REFUSAL];
-    // From its beginning, wherever a write has left the descriptor. An answer comes in one read.
+    // Read from offset 0, wherever a write has left the descriptor. An answer comes in one read.
     let length = control.read_at(&mut line, 0).ok()?;
     serde_json::from_slice(&line[..length]).ok()
 }

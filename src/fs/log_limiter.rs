@@ -18,7 +18,7 @@ pub(crate) struct LogLimiter<K> {
     keys: Mutex<HashMap<Option<K>, Logged>>,
 }
 
-/// The lines of a key.
+/// The log lines of one key.
 #[derive(Default)]
 struct Logged {
     /// The last line in the log; `None` while there is none.

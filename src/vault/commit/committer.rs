@@ -264,7 +264,7 @@ impl Shared {
         if served.is_err() {
             tracing::error!("internal error in the writer: nothing more is written");
             self.queue().fail(&mut self.queue().lock());
-            // What was told to be done, and was to be on disk soon, is to be there.
+            // Make durable the commits that callers already have an answer to.
             if let Err(error) = self.on.sync() {
                 tracing::error!("names and attributes could not be made durable: {error}");
             }
@@ -350,7 +350,7 @@ impl Shared {
             is_overdue,
             is_closed: waiting.is_closed,
         };
-        // At the end the turn is waited for in any case: whoever has it may be committing a quick job, and
+        // At the end, wait for the turn in any case: its holder may be committing a quick job, and
         // the last sync must come after that.
         if waiting.jobs.is_empty() && waiting.jobs.later() == 0 && !waiting.is_closed {
             return task;

@@ -255,7 +255,8 @@ impl<J> Queue<J> {
     pub(super) fn take_turn(&mut self) -> Option<u64> {
         let number = self.own.turns.pop_front()?;
         self.own.had = self.own.had.saturating_add(TURN);
-        // A turn may come before jobs that wait for the committer: who comes then must not begin behind them.
+        // A turn may come before jobs that wait for the committer; a user who comes then must not
+        // begin behind them.
         let first = self.first(|queue, share| queue.next_of(share));
         let most = first.map_or(u64::MAX, |job| job.had);
         self.had = self.had.max(self.own.had.min(most));

@@ -151,7 +151,7 @@ fn move_name(
     let is_directory = entry.kind == Kind::Directory;
     if is_directory {
         match tell_child(tx, entry.node, (directory, row.tag), entry.tag) {
-            // It stays behind by itself.
+            // Only the damaged subdirectory stays behind.
             Err(error) if despite && error.failure() == Failure::Integrity => {}
             told => told?,
         }
