@@ -10,6 +10,7 @@ use crate::crypto::padding::padded_content;
 use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, VersionKey};
 use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
+use crate::os::nice::let_others_run;
 use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 
 use super::VaultError;
@@ -278,9 +279,13 @@ impl Version {
         parts: &[&[u8]],
         chunks: std::ops::Range<u32>,
     ) -> Result<Vec<Vec<u8>>, VaultError> {
-        let mut rest = Rest::from(parts, chunks.start as usize * CHUNK);
+        let first = chunks.start;
+        let mut rest = Rest::from(parts, first as usize * CHUNK);
         chunks
             .map(|index| {
+                if index > first {
+                    let_others_run();
+                }
                 let length = self.plain_len(index);
                 let context = Context::Chunk {
                     node: self.node,
