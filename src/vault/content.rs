@@ -8,12 +8,12 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::crypto::padding::padded_content;
 use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, VersionKey};
-use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
+use crate::crypto::{Nonces, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 
 use super::VaultError;
-use super::error::{CUT_OUT, UNAUTHENTIC};
+use super::keys::RecordId;
 
 /// Plain bytes in a chunk; the last chunk may have fewer.
 pub const CHUNK: usize = 64 * 1024;
@@ -153,7 +153,8 @@ pub(super) fn rewrap(
     version: u64,
     record: &KeyedRecord,
 ) -> Result<KeyedRecord, VaultError> {
-    let bad = |why| VaultError::tampered(format_args!("version {version} of node {node}"), why);
+    let id = RecordId::Version(node, version);
+    let bad = |why| VaultError::tampered(id, why);
     let mut stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
     let role = Role::Content { version };
@@ -161,10 +162,7 @@ pub(super) fn rewrap(
     let context = Context::Version { node, version };
     VersionKey::derive(&key)
         .open(keyring.vault(), context, &stored.sealed)
-        .map_err(|error| match error {
-            OpenFailure::Open(_) => bad("does not authenticate"),
-            OpenFailure::Memory(error) => error.into(),
-        })?;
+        .map_err(|failure| VaultError::unopened(id, failure))?;
     let (generation, wrapped) = keyring.wrap_anew(nonces, node, role, &key.0)?;
     stored.wrapped = wrapped[..]
         .try_into()
@@ -194,7 +192,7 @@ pub(super) fn must_unwrap(
     version: u64,
     record: &KeyedRecord,
 ) -> Result<(), VaultError> {
-    let bad = |why| VaultError::tampered(format_args!("version {version} of node {node}"), why);
+    let bad = |why| VaultError::tampered(RecordId::Version(node, version), why);
     let stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
     let role = Role::Content { version };
@@ -221,7 +219,8 @@ impl Version {
         number: u64,
         record: &KeyedRecord,
     ) -> Result<Self, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("version {number} of node {node}"), why);
+        let id = RecordId::Version(node, number);
+        let bad = |why| VaultError::tampered(id, why);
         let stored: Stored =
             codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
         let role = Role::Content { version: number };
@@ -232,10 +231,7 @@ impl Version {
         };
         let plain = VersionKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|error| match error {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(id, failure))?;
         let extent: Extent =
             codec::decode(&plain, "extent").map_err(|_| bad("has an unknown extent"))?;
         // Later code computes with the length, so it must match the number of chunks.
@@ -314,7 +310,7 @@ impl Version {
     ) -> Result<(), VaultError> {
         match self.find_chunk(records, index, plain)? {
             true => Ok(()),
-            false => Err(self.bad(index, "is missing")),
+            false => Err(VaultError::tampered(self.chunk_id(index), "is missing")),
         }
     }
 
@@ -328,7 +324,7 @@ impl Version {
     ) -> Result<(), VaultError> {
         match self.find_chunk(records, index, plain)? {
             true => Ok(()),
-            false => Err(self.bad(index, CUT_OUT)),
+            false => Err(VaultError::cut_out(self.chunk_id(index))),
         }
     }
 
@@ -361,15 +357,13 @@ impl Version {
         };
         self.key
             .open_into(self.vault, context, sealed, plain)
-            .map_err(|_| self.bad(index, UNAUTHENTIC))
+            .map_err(|_| VaultError::unauthentic(self.chunk_id(index)))
     }
 
-    fn bad(&self, index: u32, why: &str) -> VaultError {
-        let (number, node) = (self.number, self.node);
-        VaultError::tampered(
-            format_args!("chunk {index} of version {number} of node {node}"),
-            why,
-        )
+    /// A chunk in words.
+    fn chunk_id(&self, index: u32) -> String {
+        let version = RecordId::Version(self.node, self.number);
+        format!("chunk {index} of {version}")
     }
 
     /// Whether the last chunk, which is stored last, is there.
@@ -411,7 +405,7 @@ impl Version {
     pub(super) fn only(&self, first: Option<&[u8]>) -> Result<SecretBytes, VaultError> {
         self.assemble(|index, plain| match (index, first) {
             (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
-            _ => Err(self.bad(index, "is missing")),
+            _ => Err(VaultError::tampered(self.chunk_id(index), "is missing")),
         })
     }
 

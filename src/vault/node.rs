@@ -13,11 +13,12 @@ use crate::crypto::padding::padded_attributes;
 use crate::crypto::schedule::{
     AttributesKey, Context, EntryKey, MetadataKey, NameTagKey, Role, SetKey, VaultId,
 };
-use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
+use crate::crypto::{Nonces, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
+use super::keys::RecordId;
 pub use attributes::{Attributes, Kind, Timestamp};
 pub use body::{Body, DirectoryBody, FileBody, Remainder};
 
@@ -202,7 +203,7 @@ impl Node {
         id: NodeId,
         record: &KeyedRecord,
     ) -> Result<Self, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
         let not_one = |_| bad("is not encoded as a node");
         let (stored, used) =
             codec::decode_prefix::<Stored>(&record.value, "node").map_err(not_one)?;
@@ -231,10 +232,7 @@ impl Node {
         };
         let plain = AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|error| match error {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
         let attributes = decode_attributes(&plain).ok_or_else(|| bad("has unknown attributes"))?;
         let (fits, two_keys) = match &attributes.body {
             Body::File(_) => (kind == Kind::File, false),
@@ -340,7 +338,7 @@ impl Node {
         id: NodeId,
         record: &KeyedRecord,
     ) -> Result<(), VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
         let (stored, _): (Head, _) = codec::decode_prefix(&record.value, "node")
             .map_err(|_| bad("is not encoded as a node"))?;
         keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
@@ -355,7 +353,7 @@ impl Node {
         id: NodeId,
         record: &KeyedRecord,
     ) -> Result<KeyedRecord, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
         let mut stored: Stored =
             codec::decode(&record.value, "node").map_err(|_| bad("is not encoded as a node"))?;
         let role = Role::Metadata;
@@ -367,10 +365,7 @@ impl Node {
         };
         AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|error| match error {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
         let (generation, wrapped) = keyring.wrap_anew(nonces, id, role, &key.0)?;
         stored.wrapped = wrapped[..]
             .try_into()

@@ -312,7 +312,9 @@ impl Records {
                     "the keyring record"
                 }
                 (_, Ok(stored)) if stored == commit => return Ok(()),
-                (_, Ok(_) | Err(VaultError::Integrity(_))) => "the state record",
+                (_, Ok(_) | Err(VaultError::Integrity(_) | VaultError::Damaged(_))) => {
+                    "the state record"
+                }
                 (_, Err(error)) => return Err(error),
             };
             let now = self.current.commits();
