@@ -60,7 +60,7 @@ impl Names {
                     Err(Errno(libc::ENOENT)) => names.lookup(parent, &name, done),
                     attr => done(attr),
                 });
-                self.attributes.settled_attr(node.id, then);
+                self.attributes.attr_when_stored(node.id, then);
             }
             // The directory itself may be gone.
             Err(error) => done(Err(match self.nodes.stored_or_held(parent) {
@@ -75,7 +75,7 @@ impl Names {
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self.nodes.stored(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
-                self.attributes.settled_attr(id, done);
+                self.attributes.attr_when_stored(id, done);
             }
             Ok(_) | Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
             Err(error) => done(Err(error)),

@@ -139,7 +139,7 @@ impl<'a> Readers<'a> {
     }
 
     /// Whether a handle must move to the current version when a program asks for its end.
-    pub(super) fn settles_elsewhere(&self, fh: FileHandle, file: &FileBody) -> bool {
+    pub(super) fn moves_at_end(&self, fh: FileHandle, file: &FileBody) -> bool {
         self.handles.get(&fh).is_some_and(|own| {
             let pinned = own.pin.as_ref().map(|pin| pin.version);
             !own.write && !Self::reads_on(own, file) && pinned != Some(file.version)
@@ -149,17 +149,17 @@ impl<'a> Readers<'a> {
     /// The length of the version that a handle without a draft is going to read: the one it is in
     /// the middle of, or the current one, to which `end` pins it.
     pub(super) fn seek_in_version(&mut self, fh: FileHandle, file: &FileBody, end: Pin) -> u64 {
-        let moves = self.settles_elsewhere(fh, file);
+        let moves = self.moves_at_end(fh, file);
         let Some(own) = self.handles.get_mut(&fh).filter(|own| !own.write) else {
             return file.size;
         };
-        let is_settled = own.pin.is_some();
+        let is_pinned = own.pin.is_some();
         if let Some(fresh) = &mut own.reading.fresh {
             (fresh.version, fresh.length) = (end.version, end.length);
         } else {
             own.reading.held = true;
         }
-        if moves && is_settled {
+        if moves && is_pinned {
             own.pin_to(Some(end));
             own.reading.read_to = 0;
         }
