@@ -74,13 +74,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
     let shown = mount.point.display();
     let file = mount.point.join(".secretfs/status");
-    let (tell, told) = mpsc::channel();
+    let (sender, answers) = mpsc::channel();
     // A read that hangs cannot be cancelled; its thread ends with the process.
     let asked = std::thread::Builder::new()
         .name("ask".to_owned())
-        .spawn(move || drop(tell.send(std::fs::read_to_string(file))));
+        .spawn(move || drop(sender.send(std::fs::read_to_string(file))));
     asked.map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
-    let text = match told.recv_timeout(PATIENCE) {
+    let text = match answers.recv_timeout(PATIENCE) {
         Ok(Ok(text)) => text,
         Ok(Err(e)) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => {
             return Err(Error::new(

@@ -223,7 +223,7 @@ const TO_ANSWER: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the mount answers with an error, or not in time.
 pub(crate) fn answers(point: &Path) -> Result<(), Error> {
-    let (tell, told) = std::sync::mpsc::channel();
+    let (sender, answers) = std::sync::mpsc::channel();
     let path = point.to_owned();
     let fail = |why: String| {
         Error::new(
@@ -241,10 +241,10 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
                         .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))
                 })
                 .and_then(|_| std::fs::metadata(&path).map(drop));
-            let _ = tell.send(mounted);
+            let _ = sender.send(mounted);
         })
         .map_err(|e| fail(e.to_string()))?;
-    match told.recv_timeout(TO_ANSWER) {
+    match answers.recv_timeout(TO_ANSWER) {
         Ok(Ok(())) => Ok(()),
         Ok(Err(e)) => Err(fail(e.to_string())),
         Err(_) => Err(fail(format!("no answer within {} s", TO_ANSWER.as_secs()))),

@@ -190,11 +190,11 @@ fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
 /// Whether a mount's daemon is gone. It opens the root, because the kernel caches attributes; in a
 /// thread, because a daemon that hangs would block the open, too.
 fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> bool {
-    let (tell, told) = std::sync::mpsc::channel();
-    let Ok(asking) = std::thread::Builder::new().spawn(move || drop(tell.send(open()))) else {
+    let (sender, answers) = std::sync::mpsc::channel();
+    let Ok(asking) = std::thread::Builder::new().spawn(move || drop(sender.send(open()))) else {
         return false;
     };
-    let Ok(answer) = told.recv_timeout(Duration::from_secs(2)) else {
+    let Ok(answer) = answers.recv_timeout(Duration::from_secs(2)) else {
         return false;
     };
     // Join it: a fork may come next.

@@ -20,7 +20,7 @@ use super::loaded::Shown;
 use super::loading::Loader;
 use super::nodes::Nodes;
 use super::publication_wait::PublicationWait;
-use super::readings::Told;
+use super::readings::LastSeen;
 use super::table::Table;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 
@@ -307,13 +307,13 @@ impl Attributes {
             }
             if let Some(pin) = pin {
                 (attr.size, attr.version) = (pin.length, pin.version);
-                state.told.note(caller.pid, pin);
+                state.last_seen.note(caller.pid, pin);
             }
         } else if self.is_beside_writer {
             // No process is going to read another version.
-            state.told = Told::default();
+            state.last_seen = LastSeen::default();
         } else if state.readers().may_read_again(caller.pid) {
-            state.told.note(caller.pid, Shown::of(file).pin());
+            state.last_seen.note(caller.pid, Shown::of(file).pin());
         }
         let sizing = state.authors().sizing_draft().map(Draft::len);
         let believed_by_all = sizing.is_none_or(|length| length == attr.size);
@@ -364,14 +364,14 @@ impl Attributes {
         let Some(fresh) = own.reading.fresh else {
             return pinned;
         };
-        let Some(told) = state.readers().told_since(fh, fresh, thread) else {
+        let Some(seen) = state.readers().seen_since(fh, fresh, thread) else {
             return Some(fresh.length);
         };
-        let length = told.length;
+        let length = seen.length;
         if let Some(own) = state.handles.get_mut(&fh) {
-            own.reading.fresh = Some(Shown::of_pin(&told));
+            own.reading.fresh = Some(Shown::of_pin(&seen));
             // Only beside a writer is there a pin so early.
-            own.pin = own.pin.take().map(|_| told);
+            own.pin = own.pin.take().map(|_| seen);
         }
         Some(length)
     }

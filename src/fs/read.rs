@@ -166,7 +166,7 @@ impl Reads {
         };
         let mut locked = state;
         let state = &mut *locked;
-        state.readers().forget_told(fh, transfer.pid);
+        state.readers().forget_seen(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
@@ -212,8 +212,8 @@ impl Reads {
             // The file is removed: use the version that its process has seen since, or the opened
             // one.
             let fresh = reading.fresh;
-            let told = fresh.and_then(|fresh| state.readers().told_since(fh, fresh, transfer.pid));
-            return told.or(pin).map_or(Next::Current, Next::Pinned);
+            let seen = fresh.and_then(|fresh| state.readers().seen_since(fh, fresh, transfer.pid));
+            return seen.or(pin).map_or(Next::Current, Next::Pinned);
         };
         if let Some(fresh) = reading.fresh {
             if fresh.version == file.version {
@@ -222,8 +222,8 @@ impl Reads {
                     .map_or(Next::Current, Next::Pinned);
             }
             // The file was replaced since it was opened.
-            return match state.readers().told_since(fh, fresh, transfer.pid) {
-                Some(told) => Next::Pinned(told),
+            return match state.readers().seen_since(fh, fresh, transfer.pid) {
+                Some(seen) => Next::Pinned(seen),
                 None if self.is_locked(handle.node.id) => Next::Current,
                 None => Next::Pinned(pin.unwrap_or_else(|| fresh.pin())),
             };
@@ -243,11 +243,11 @@ impl Reads {
             // The reader begins again: use the version last seen, or the newest. A page may be
             // missing from a mapping of the previous version, so for pages only a version that was
             // seen counts.
-            let told = state
+            let seen = state
                 .readers()
-                .told_again(Shown::of_pin(&pin), transfer.pid);
-            return match told.filter(|_| !self.is_locked(handle.node.id)) {
-                Some(told) => Next::Pinned(told),
+                .seen_again(Shown::of_pin(&pin), transfer.pid);
+            return match seen.filter(|_| !self.is_locked(handle.node.id)) {
+                Some(seen) => Next::Pinned(seen),
                 None if by_page => Next::Pinned(pin),
                 None => Next::Current,
             };

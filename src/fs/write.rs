@@ -201,7 +201,7 @@ fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer, end: u64) {
     };
     state.note_reach(end);
     // The version that it saw before is not the one it reads next.
-    state.told.forget(transfer.pid);
+    state.last_seen.forget(transfer.pid);
     let Some(own) = state.handles.get_mut(&fh) else {
         return;
     };

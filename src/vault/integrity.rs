@@ -177,9 +177,9 @@ impl Guard {
         }
         match &*integrity {
             Integrity::Condemned { why, .. } => {
-                let told = self.failure.lock().clone();
+                let failure = self.failure.lock().clone();
                 Some(Err(
-                    told.unwrap_or_else(|| VaultError::Integrity(why.clone()))
+                    failure.unwrap_or_else(|| VaultError::Integrity(why.clone()))
                 ))
             }
             Integrity::Counting | Integrity::Verified { .. } => Some(Ok(())),
