@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, Node, ROOT};
+use crate::vault::{Kind, Node, NodeBody, ROOT};
 
 use super::authors::Place;
 use super::draft::Draft;
@@ -71,10 +71,10 @@ impl Attributes {
             version: 0,
         };
         match &a.body {
-            Body::File(file) => (attr.size, attr.version) = (file.size, file.version),
-            Body::Directory(directory) => attr.size = directory.entries,
-            Body::Symlink(target) => attr.size = target.len() as u64,
-            Body::Special(device) => attr.device = *device,
+            NodeBody::File(file) => (attr.size, attr.version) = (file.size, file.version),
+            NodeBody::Directory(directory) => attr.size = directory.entries,
+            NodeBody::Symlink(target) => attr.size = target.len() as u64,
+            NodeBody::Special(device) => attr.device = *device,
         }
         attr
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, NewNode, RenameMode, Ticket, Vault};
+use crate::vault::{Kind, NewNode, NodeBody, RenameMode, Ticket, Vault};
 
 use super::beside::Beside;
 use super::commits::Commits;
@@ -255,7 +255,7 @@ impl Names {
     pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         let node = self.nodes.stored_or_held(ino)?;
         match (&node.attributes.body, node.kind) {
-            (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
+            (NodeBody::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),
         }
     }

@@ -8,7 +8,7 @@ use crate::store::{Durability, NodeId, Read};
 use super::VaultError;
 use super::commit::transact::Transactions;
 use super::integrity::Guard;
-use super::node::{Body, Node, ROOT};
+use super::node::{Node, NodeBody, ROOT};
 use super::ops::NothingOpen;
 use super::records::Records;
 use super::tx::Tx;
@@ -121,7 +121,7 @@ fn is_left_over(records: &mut dyn Read, node: &Node) -> Result<bool, VaultError>
     if node.attributes.links == 0 {
         return Ok(true);
     }
-    let Body::File(file) = &node.attributes.body else {
+    let NodeBody::File(file) = &node.attributes.body else {
         return Ok(false);
     };
     let versions = records.versions_of(node.id)?;

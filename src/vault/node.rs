@@ -20,7 +20,7 @@ use crate::store::{KeyedRecord, NodeId};
 use super::VaultError;
 use super::keys::RecordId;
 pub use attributes::{Attributes, Kind, Timestamp};
-pub use body::{Body, DirectoryBody, FileBody, Remainder};
+pub use body::{DirectoryBody, FileBody, NodeBody, Remainder};
 
 /// The vault's own node, which is not a file.
 pub const SYSTEM: NodeId = 0;
@@ -235,10 +235,12 @@ impl Node {
             .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
         let attributes = decode_attributes(&plain).ok_or_else(|| bad("has unknown attributes"))?;
         let (fits, two_keys) = match &attributes.body {
-            Body::File(_) => (kind == Kind::File, false),
-            Body::Directory(directory) => (kind == Kind::Directory, directory.remainder.is_some()),
-            Body::Symlink(_) => (kind == Kind::Symlink, false),
-            Body::Special(_) => {
+            NodeBody::File(_) => (kind == Kind::File, false),
+            NodeBody::Directory(directory) => {
+                (kind == Kind::Directory, directory.remainder.is_some())
+            }
+            NodeBody::Symlink(_) => (kind == Kind::Symlink, false),
+            NodeBody::Special(_) => {
                 let others = [Kind::File, Kind::Directory, Kind::Symlink];
                 // The state says whether the system node has two keys.
                 let has_two = kind == Kind::System && previous.is_some();
@@ -416,9 +418,9 @@ impl Node {
     /// When the node is not a regular file.
     pub fn file(&self) -> Result<&FileBody, VaultError> {
         match &self.attributes.body {
-            Body::File(file) => Ok(file),
-            Body::Directory(_) => Err(VaultError::IsADirectory),
-            Body::Symlink(_) | Body::Special(_) => Err(VaultError::Invalid),
+            NodeBody::File(file) => Ok(file),
+            NodeBody::Directory(_) => Err(VaultError::IsADirectory),
+            NodeBody::Symlink(_) | NodeBody::Special(_) => Err(VaultError::Invalid),
         }
     }
 
@@ -428,24 +430,30 @@ impl Node {
     /// When the node is not a directory.
     pub fn directory(&self) -> Result<&DirectoryBody, VaultError> {
         match &self.attributes.body {
-            Body::Directory(directory) => Ok(directory),
-            Body::File(_) | Body::Symlink(_) | Body::Special(_) => Err(VaultError::NotADirectory),
+            NodeBody::Directory(directory) => Ok(directory),
+            NodeBody::File(_) | NodeBody::Symlink(_) | NodeBody::Special(_) => {
+                Err(VaultError::NotADirectory)
+            }
         }
     }
 
     pub(super) fn directory_mut(&mut self) -> Result<&mut DirectoryBody, VaultError> {
         match &mut self.attributes.body {
-            Body::Directory(directory) => Ok(directory),
-            Body::File(_) | Body::Symlink(_) | Body::Special(_) => Err(VaultError::NotADirectory),
+            NodeBody::Directory(directory) => Ok(directory),
+            NodeBody::File(_) | NodeBody::Symlink(_) | NodeBody::Special(_) => {
+                Err(VaultError::NotADirectory)
+            }
         }
     }
 
     /// The number of links that `stat` shows.
     pub fn visible_links(&self) -> u32 {
         match &self.attributes.body {
-            Body::Directory(_) if self.attributes.links == 0 => 0,
-            Body::Directory(directory) => directory.subdirectories.saturating_add(2),
-            Body::File(_) | Body::Symlink(_) | Body::Special(_) => self.attributes.links,
+            NodeBody::Directory(_) if self.attributes.links == 0 => 0,
+            NodeBody::Directory(directory) => directory.subdirectories.saturating_add(2),
+            NodeBody::File(_) | NodeBody::Symlink(_) | NodeBody::Special(_) => {
+                self.attributes.links
+            }
         }
     }
 }

@@ -22,7 +22,7 @@ use super::check::check_records;
 use super::commit::transact::Transactions;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
-use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
+use super::node::{Attributes, DirectoryBody, Kind, NodeBody, ROOT, Timestamp};
 use super::records::Records;
 use super::tx::repair_tx;
 use super::{OpenOptions, Tx, Vault, VaultError};
@@ -338,7 +338,7 @@ impl<'a> Repair<'a> {
             0o600,
             (0, 0),
             now,
-            Body::File(super::FileBody {
+            NodeBody::File(super::FileBody {
                 version: 1,
                 replaced: 1,
                 size: content.len() as u64,
@@ -450,7 +450,7 @@ impl<'a> Repair<'a> {
                     0o700,
                     (0, 0),
                     now,
-                    Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
+                    NodeBody::Directory(DirectoryBody::new(ROOT, [0; 32])),
                 );
                 let id = tx.create_node(Kind::Directory, attributes)?;
                 let tag = tx.put_entry(ROOT, name.as_bytes(), id, Kind::Directory)?;

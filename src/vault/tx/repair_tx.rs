@@ -6,7 +6,7 @@ use crate::store::{KeyedRecord, NameTag, NodeId};
 
 use super::super::VaultError;
 use super::super::content;
-use super::super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT};
+use super::super::node::{Attributes, DirectoryBody, FileBody, Kind, Node, NodeBody, ROOT};
 use super::Tx;
 use super::op::Op;
 
@@ -37,7 +37,7 @@ pub(in crate::vault) fn found_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
         0o755,
         (0, 0),
         now,
-        Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
+        NodeBody::Directory(DirectoryBody::new(ROOT, [0; 32])),
     );
     let root = Node::create(tx.keyring, ROOT, Kind::Directory, attributes)?;
     tx.insert_node(root);
@@ -70,7 +70,7 @@ pub(in crate::vault) fn set_file(
     version: u64,
     size: u64,
 ) -> Result<(), VaultError> {
-    tx.change(node)?.attributes.body = Body::File(FileBody {
+    tx.change(node)?.attributes.body = NodeBody::File(FileBody {
         version,
         replaced: version,
         size,
