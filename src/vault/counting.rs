@@ -230,7 +230,7 @@ impl Counter {
                 marks.for_each(|mark| directory.names.add(mark));
                 directory.pieces -= 1;
                 if directory.is_done() {
-                    self.settle_names(id, counting.remove(&id))?;
+                    self.accept_names(id, counting.remove(&id))?;
                 }
             }
             Ok::<_, VaultError>(true)
@@ -294,7 +294,7 @@ impl Counter {
     }
 
     /// Accepts the names of a directory if they match its sum.
-    fn settle_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
+    fn accept_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
         let Some(counted) = counted else {
             return Ok(());
         };

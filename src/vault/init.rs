@@ -74,7 +74,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
 
     let mut failure = None;
     let made = SqliteStore::create(&path, &mut |records| {
-        let mut found = || -> Result<(), VaultError> {
+        let mut store_all = || -> Result<(), VaultError> {
             records.put_header(keyring.header_bytes())?;
             let (system, root) = first_nodes(&keyring, options, now)?;
             let keys = SystemKeys::of(&system);
@@ -94,7 +94,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             anchor.commit_sequence = commit;
             anchors.take_over(&anchor)
         };
-        found().map_err(|error| {
+        store_all().map_err(|error| {
             failure = Some(error);
             store::Abort
         })

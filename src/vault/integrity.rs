@@ -290,7 +290,7 @@ impl Guard {
 
     /// Notes that a record is certainly not as it should be. The finding stays, whatever happens to
     /// the record.
-    pub(super) fn found(&self, doubt: &Doubt) -> VaultError {
+    pub(super) fn note_doubt(&self, doubt: &Doubt) -> VaultError {
         let what = format!("{doubt}: it was replayed, inserted or deleted");
         if self.note_finding(what.clone()) {
             tracing::error!("integrity failure: {what}");

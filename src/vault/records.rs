@@ -166,14 +166,14 @@ impl Records {
             // This takes no lock: a reader may hold a lock that a job waits for.
             let now = self.current.commits();
             match (now.is_multiple_of(2), now == commits) {
-                (true, true) => return Err(guard.found(&doubt)),
+                (true, true) => return Err(guard.note_doubt(&doubt)),
                 (true, false) => {}
                 (false, _) => std::thread::sleep(Duration::from_micros(50)),
             }
         }
         let _no_other = self.current.alone();
         match self.read_once(body, true) {
-            (Err(_), Some(doubt)) => Err(guard.found(&doubt)),
+            (Err(_), Some(doubt)) => Err(guard.note_doubt(&doubt)),
             (result, _) => guard.noted(result),
         }
     }

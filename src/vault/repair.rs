@@ -163,7 +163,7 @@ impl<'a> Repair<'a> {
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| repair_tx::found_root(tx))??;
+        tx.run(&mut |tx| repair_tx::replace_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -236,7 +236,7 @@ impl<'a> Repair<'a> {
                     self.quarantine_version(tx, id, version, &left.missing)?;
                     tx.delete_version(id, version);
                     let parts = missing(&left.missing);
-                    let name = self.found(tx, id, version, &left.content)?;
+                    let name = self.keep_stray_content(tx, id, version, &left.content)?;
                     self.did(format_args!(
                         "moved version {version} of node {id}, which is not its content{parts}, to \
                          {name}"
@@ -326,7 +326,7 @@ impl<'a> Repair<'a> {
     }
 
     /// Makes a new file of a content that belongs to no node.
-    fn found(
+    fn keep_stray_content(
         &mut self,
         tx: &mut Tx<'_>,
         id: NodeId,

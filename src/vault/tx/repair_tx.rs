@@ -31,7 +31,7 @@ pub(in crate::vault) fn set_directory(
 }
 
 /// Replaces a lost root directory by an empty one under a new key.
-pub(in crate::vault) fn found_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
+pub(in crate::vault) fn replace_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
     let now = tx.now;
     let attributes = Attributes::of_new(
         0o755,
