@@ -200,6 +200,15 @@ pub(super) fn must_unwrap(
     Ok(())
 }
 
+/// The snapshot that a chunk is read from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Snapshot {
+    /// The one that has the version's record: a chunk that is missing in it was cut out.
+    OfRecord,
+    /// A later one, from which a writer may have removed the whole version.
+    Later,
+}
+
 /// An open version, which can be read chunk by chunk.
 #[derive(Clone, Debug)]
 pub struct Version {
@@ -306,40 +315,20 @@ impl Version {
         &self,
         records: &mut dyn Read,
         index: u32,
+        snapshot: Snapshot,
         plain: &mut [u8],
     ) -> Result<(), VaultError> {
-        match self.find_chunk(records, index, plain)? {
-            true => Ok(()),
-            false => Err(VaultError::tampered(self.chunk_id(index), "is missing")),
-        }
-    }
-
-    /// Like [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a
-    /// chunk that is missing there counts as cut out.
-    pub(super) fn read_chunk_beside(
-        &self,
-        records: &mut dyn Read,
-        index: u32,
-        plain: &mut [u8],
-    ) -> Result<(), VaultError> {
-        match self.find_chunk(records, index, plain)? {
-            true => Ok(()),
-            false => Err(VaultError::cut_out(self.chunk_id(index))),
-        }
-    }
-
-    /// False when there is no such chunk.
-    fn find_chunk(
-        &self,
-        records: &mut dyn Read,
-        index: u32,
-        plain: &mut [u8],
-    ) -> Result<bool, VaultError> {
         let mut opened = None;
         records.with_chunk((self.node, self.number, index), &mut |sealed| {
             opened = Some(self.open_chunk(index, sealed, plain));
         })?;
-        opened.transpose().map(|opened| opened.is_some())
+        opened.unwrap_or_else(|| {
+            let chunk = self.chunk_id(index);
+            Err(match snapshot {
+                Snapshot::OfRecord => VaultError::cut_out(chunk),
+                Snapshot::Later => VaultError::tampered(chunk, "is missing"),
+            })
+        })
     }
 
     pub(super) fn open_chunk(
@@ -384,7 +373,7 @@ impl Version {
         index: u32,
     ) -> Result<SecretBytes, VaultError> {
         let mut plain = SecretBytes::zeroed(self.plain_len(index))?;
-        self.read_chunk(records, index, &mut plain)?;
+        self.read_chunk(records, index, Snapshot::Later, &mut plain)?;
         Ok(plain)
     }
 
@@ -397,7 +386,7 @@ impl Version {
     ) -> Result<SecretBytes, VaultError> {
         self.assemble(|index, plain| match (index, first) {
             (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
-            _ => self.read_chunk_beside(records, index, plain),
+            _ => self.read_chunk(records, index, Snapshot::OfRecord, plain),
         })
     }
 

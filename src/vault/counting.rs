@@ -78,24 +78,12 @@ type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 
 /// Counts the records of a vault, as the module describes.
 pub(super) struct Counter {
-    records: Arc<Records>,
-    transactions: Arc<Transactions>,
-    guard: Arc<Guard>,
+    pub(super) records: Arc<Records>,
+    pub(super) transactions: Arc<Transactions>,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl Counter {
-    pub(super) fn new(
-        records: &Arc<Records>,
-        transactions: &Arc<Transactions>,
-        guard: &Arc<Guard>,
-    ) -> Self {
-        Self {
-            records: Arc::clone(records),
-            transactions: Arc::clone(transactions),
-            guard: Arc::clone(guard),
-        }
-    }
-
     /// Counts a vault again that another process may have written. If it does not match its sums,
     /// the mount serves nothing more.
     ///

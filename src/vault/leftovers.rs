@@ -18,24 +18,12 @@ const BATCH: usize = 256;
 
 /// The remains in a vault, as the module describes.
 pub(super) struct Leftovers {
-    records: Arc<Records>,
-    transactions: Arc<Transactions>,
-    guard: Arc<Guard>,
+    pub(super) records: Arc<Records>,
+    pub(super) transactions: Arc<Transactions>,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl Leftovers {
-    pub(super) fn new(
-        records: &Arc<Records>,
-        transactions: &Arc<Transactions>,
-        guard: &Arc<Guard>,
-    ) -> Self {
-        Self {
-            records: Arc::clone(records),
-            transactions: Arc::clone(transactions),
-            guard: Arc::clone(guard),
-        }
-    }
-
     /// At most `limit` nodes registered for reaping, after `after`.
     ///
     /// # Errors

@@ -52,14 +52,8 @@ pub(in crate::vault) fn replace_content(
     old: KeyedRecord,
     content: &SecretBytes,
 ) -> Result<(), VaultError> {
-    let (new, chunks) = content::seal(tx.keyring, node, version, &[content])?;
-    tx.push(Op::ReplaceVersion {
-        node,
-        version,
-        old,
-        new,
-        chunks,
-    });
+    let sealed = content::seal(tx.keyring, node, version, &[content])?;
+    tx.replace_version(node, version, old, sealed);
     Ok(())
 }
 
