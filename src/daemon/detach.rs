@@ -14,6 +14,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use crate::error::{Class, Error};
+use crate::os::asking::answer_within;
 use crate::os::{mountinfo, sys};
 
 /// The state of a mount at its start.
@@ -223,7 +224,6 @@ const TO_ANSWER: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the mount answers with an error, or not in time.
 pub(crate) fn answers(point: &Path) -> Result<(), Error> {
-    let (sender, answers) = std::sync::mpsc::channel();
     let path = point.to_owned();
     let fail = |why: String| {
         Error::new(
@@ -231,22 +231,15 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
             format!("the mount on {} does not answer: {why}", point.display()),
         )
     };
-    // A hanging stat cannot be cancelled; its thread ends with the process.
-    std::thread::Builder::new()
-        .name("ask".to_owned())
-        .spawn(move || {
-            let mounted = mountinfo::mount_at(&path)
-                .and_then(|m| {
-                    m.filter(mountinfo::Mount::is_secretfs)
-                        .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))
-                })
-                .and_then(|_| std::fs::metadata(&path).map(drop));
-            let _ = sender.send(mounted);
-        })
-        .map_err(|e| fail(e.to_string()))?;
-    match answers.recv_timeout(TO_ANSWER) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(fail(e.to_string())),
-        Err(_) => Err(fail(format!("no answer within {} s", TO_ANSWER.as_secs()))),
+    let ask = move || {
+        mountinfo::mount_at(&path)?
+            .filter(mountinfo::Mount::is_secretfs)
+            .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))?;
+        std::fs::metadata(&path).map(drop)
+    };
+    match answer_within(TO_ANSWER, ask) {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Err(e))) | Err(e) => Err(fail(e.to_string())),
+        Ok(None) => Err(fail(format!("no answer within {} s", TO_ANSWER.as_secs()))),
     }
 }
