@@ -62,6 +62,8 @@ impl Names {
                 });
                 self.attributes.attr_when_stored(node.id, then);
             }
+            // Reading the directory again would only find the damage again.
+            Err(error) if error.is_damage() => done(Err(self.failures.errno(&error))),
             // The directory itself may be gone.
             Err(error) => done(Err(match self.nodes.stored_or_held(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
