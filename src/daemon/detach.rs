@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -16,6 +17,8 @@ use nix::unistd::{ForkResult, Pid};
 use crate::error::{Class, Error};
 use crate::os::asking::answer_within;
 use crate::os::{mountinfo, sys};
+
+use super::point::Point;
 
 /// The state of a mount at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +120,7 @@ impl Child {
             Heard::Report(report) => match report.as_slice() {
                 [b'+', ..] => match point.map_or(Ok(()), answers) {
                     Ok(()) => return Ok(Ready::Served),
-                    Err(e) => e,
+                    Err(e) => short_of_memory(e),
                 },
                 [b'*', ..] => return Ok(Ready::Counting),
                 [b'-', class, message @ ..] => {
@@ -128,7 +131,7 @@ impl Child {
                         String::from_utf8_lossy(message),
                     ));
                 }
-                _ => self.died(),
+                _ => short_of_memory(self.died()),
             },
             Heard::Interrupted => Error::new(Class::Interrupted, "interrupted; nothing is mounted"),
             Heard::Nothing => Error::new(
@@ -140,7 +143,10 @@ impl Child {
             ),
         };
         self.stop();
-        Err(error)
+        Err(match point.map_or(Ok(()), take_dead_mount_away) {
+            Ok(()) => error,
+            Err(left) => Error::new(error.class, format!("{error}; {left}")),
+        })
     }
 
     fn listen(&self, patience: Duration) -> Result<Heard, Error> {
@@ -212,6 +218,30 @@ impl Child {
             Class::Failed,
             format!("the daemon {how} before it was ready; run it with -f to see its log"),
         )
+    }
+}
+
+/// Removes the mount of a daemon that has died, if it is on `point`.
+fn take_dead_mount_away(point: &Path) -> Result<(), Error> {
+    match Point::open(point) {
+        Ok(point) if point.is_dead() => point.detach_dead(),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Names the limit on memory, if there is one, in the error of a daemon that ended by itself: an
+/// allocation that fails ends the process at once.
+fn short_of_memory(error: Error) -> Error {
+    match getrlimit(Resource::RLIMIT_AS) {
+        Ok((limit, _)) if limit != RLIM_INFINITY => Error::new(
+            error.class,
+            format!(
+                "{error}; it may have no more than {} MiB of memory, which may be too little: raise the \
+                 limit (`ulimit -v`, LimitAS= of a systemd unit)",
+                limit >> 20
+            ),
+        ),
+        Ok(_) | Err(_) => error,
     }
 }
 
