@@ -24,6 +24,7 @@ mod mount_helper;
 mod output;
 mod progress;
 mod reencrypt;
+mod replacing;
 mod rewrap;
 mod rotate;
 mod rotation;

@@ -12,7 +12,7 @@ use crate::store::{self, NodeId, Read};
 
 use super::content::Version;
 use super::entry::DirectoryKeys;
-use super::node::{Body, Kind, Node, ROOT, SYSTEM};
+use super::node::{Kind, Node, NodeBody, ROOT, SYSTEM};
 use super::records::Records;
 use super::state::{State, SystemKeys};
 use super::{OpenOptions, Vault, VaultError};
@@ -484,9 +484,11 @@ impl Seen {
             ..Self::default()
         };
         match &node.attributes.body {
-            Body::File(file) => (seen.version, seen.size) = (file.version, file.size),
-            Body::Directory(directory) => seen.said_at = Some((directory.parent, directory.tag)),
-            Body::Symlink(_) | Body::Special(_) => {}
+            NodeBody::File(file) => (seen.version, seen.size) = (file.version, file.size),
+            NodeBody::Directory(directory) => {
+                seen.said_at = Some((directory.parent, directory.tag))
+            }
+            NodeBody::Symlink(_) | NodeBody::Special(_) => {}
         }
         seen
     }
