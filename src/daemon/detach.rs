@@ -104,8 +104,8 @@ enum Heard {
 }
 
 impl Child {
-    /// Waits until the daemon has reported and, if the mount point is known, until its mount
-    /// answers.
+    /// Waits until the daemon of `vault` has reported and, if the mount point is known, until its
+    /// mount answers.
     ///
     /// # Errors
     /// The daemon's own error, or one for a daemon that died or stayed silent. Then neither daemon
@@ -113,6 +113,7 @@ impl Child {
     pub(crate) fn wait_until_ready(
         self,
         point: Option<&Path>,
+        vault: &Path,
         patience: Duration,
     ) -> Result<Ready, Error> {
         let heard = self.listen(patience)?;
@@ -143,10 +144,12 @@ impl Child {
             ),
         };
         self.stop();
-        Err(match point.map_or(Ok(()), take_dead_mount_away) {
-            Ok(()) => error,
-            Err(left) => Error::new(error.class, format!("{error}; {left}")),
-        })
+        Err(
+            match point.map_or(Ok(()), |point| take_dead_mount_away(point, vault)) {
+                Ok(()) => error,
+                Err(left) => Error::new(error.class, format!("{error}; {left}")),
+            },
+        )
     }
 
     fn listen(&self, patience: Duration) -> Result<Heard, Error> {
@@ -221,10 +224,15 @@ impl Child {
     }
 }
 
-/// Removes the mount of a daemon that has died, if it is on `point`.
-fn take_dead_mount_away(point: &Path) -> Result<(), Error> {
+/// Removes the mount of a daemon of `vault` that has died, if it is on `point`, which may lead
+/// elsewhere by now.
+fn take_dead_mount_away(point: &Path, vault: &Path) -> Result<(), Error> {
+    let is_ours = |point: &Point| {
+        let mount = point.mounted().ok().flatten();
+        mount.is_some_and(|mount| mount.is_secretfs() && mount.source == vault)
+    };
     match Point::open(point) {
-        Ok(point) if point.is_dead() => point.detach_dead(),
+        Ok(point) if is_ours(&point) && point.is_dead() => point.detach_dead(),
         Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -54,7 +54,8 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     }
     match detach::fork()? {
         Side::Caller(child) => {
-            let ready = child.wait_until_ready(plan.target.point(), plan.patience())?;
+            let ready =
+                child.wait_until_ready(plan.target.point(), &plan.vault, plan.patience())?;
             announce(&announcement(ready));
             Ok(())
         }
