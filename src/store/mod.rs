@@ -3,16 +3,19 @@
 //! What comes out of it is hostile input: the layer above authenticates every byte before use.
 //! The trait is what a replicated store would have to offer; [`sqlite`] is the one there is.
 
+mod copy;
 mod error;
 mod lock;
 mod place;
 pub mod sqlite;
 mod strangers;
 
+pub use copy::{CopyError, GoOn, copy};
 pub use error::{StoreError, StoreErrorKind};
 pub use lock::{Holder, holder};
 pub use place::Footprint;
 pub use place::SOCKET;
+pub use place::refuse_unsafe_filesystem;
 pub use sqlite::{Mode, OpenOptions, SqliteStore, is_left_over};
 
 /// A node's id: what the kernel sees as inode number. Never reused. 0 is the vault's own system

@@ -150,6 +150,22 @@ impl Place {
         self.is_on_read_only_medium() && self.wal_len() == 0
     }
 
+    /// Refuses a vault of which something is not in the database yet: without making files beside it,
+    /// that cannot be read.
+    pub(super) fn must_be_in_one_file(&self) -> Result<(), StoreError> {
+        match self.wal_len() {
+            0 => Ok(()),
+            _ => Err(StoreError::new(
+                Kind::NotAVault,
+                format!(
+                    "{} is no backup: vault.db-wal beside vault.db holds what is not in vault.db yet, as \
+                     in a vault in use or a copy of one; make a backup of it with `secretfs backup`",
+                    self.directory.display()
+                ),
+            )),
+        }
+    }
+
     /// Why the database may not have been opened, where that is for what its file does not have yet.
     pub(super) fn explain(&self, error: StoreError) -> StoreError {
         if error.kind != Kind::Io || self.wal_len() == 0 || !self.is_on_read_only_medium() {
@@ -298,7 +314,11 @@ fn file_of_its_own(path: &Path) -> Result<Option<Metadata>, StoreError> {
     }
 }
 
-fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
+/// Refuses a directory in which a vault would not be safe.
+///
+/// # Errors
+/// [`UnsafeFilesystem`](Kind::UnsafeFilesystem) with the name of what it lies on.
+pub fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
     let status = statfs(directory).map_err(|error| {
         StoreError::of_file(
             "cannot look at the file system of",

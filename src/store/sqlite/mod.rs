@@ -55,6 +55,8 @@ pub enum Mode {
     Write(Holder),
     /// Reading, beside any other process. Takes no lock.
     ReadOnly,
+    /// Reading what nobody changes, such as a backup: no file is made beside it, not for a moment.
+    ReadStill,
 }
 
 /// How a vault is opened.
@@ -154,6 +156,10 @@ impl SqliteStore {
         place.look()?;
         let (lock, purpose) = match &mode {
             Mode::Write(_) => (Some(Lock::acquire(&place.lock)?), Purpose::Write),
+            Mode::ReadStill => {
+                place.must_be_in_one_file()?;
+                (None, Purpose::ReadStill)
+            }
             Mode::ReadOnly if place.is_still() => (None, Purpose::ReadStill),
             Mode::ReadOnly => (None, Purpose::Read),
         };

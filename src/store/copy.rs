@@ -1,0 +1,256 @@
+//! Copies a store: all that it holds as of one commit, as it is sealed, into an empty one.
+//!
+//! Must never look into a record, and never leave one out that something may depend on. What no
+//! version owns is left behind: nobody reads it, and nothing counts it.
+
+use std::ops::ControlFlow;
+
+use super::{
+    Abort, ChunkKey, Durability, KeyedRecord, NameTag, NodeId, Read, Store, StoreError,
+    StoreErrorKind as Kind, Write,
+};
+
+/// Rows that are had at once.
+const BATCH: usize = 64;
+/// A transaction of the copy ends after so many bytes of contents.
+const ENOUGH: usize = 4 << 20;
+
+/// Why a copy is not whole.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CopyError {
+    /// One of the two stores failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The caller wanted it to end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Asked every now and then whether to go on.
+pub type GoOn<'a> = &'a dyn Fn() -> ControlFlow<()>;
+
+/// Copies all records of `from`, as of one commit, into `to`, which has none. Header, keyring and
+/// state come last, in one transaction: until then nobody can open the copy.
+///
+/// A reader's snapshot of `from` is kept meanwhile, as by any long read: its writer goes on, and its
+/// WAL cannot be begun anew before the end. Memory is bounded by a few records.
+///
+/// A version that was begun is copied as far as it is there: its record is counted like all others.
+///
+/// # Errors
+/// [`CopyError::Interrupted`] when `go_on` breaks; else what a store says. Then `to` is good for nothing.
+pub fn copy(from: &dyn Store, to: &dyn Store, go_on: GoOn<'_>) -> Result<(), CopyError> {
+    let mut outcome = None;
+    let run = from.read(&mut |records| {
+        // What a first run has copied would be mixed with what this one sees.
+        let result = match outcome {
+            None => Copy { to, go_on }.all(records),
+            Some(_) => Err(StoreError::new(
+                Kind::Io,
+                "cannot read the vault as of one commit: another process kept it locked; try again",
+            )
+            .into()),
+        };
+        let verdict = result.as_ref().map(drop).map_err(|_| Abort);
+        outcome = Some(result);
+        verdict
+    });
+    match (run, outcome) {
+        (_, Some(Err(error))) => Err(error),
+        (Err(error), _) => Err(error.into()),
+        (Ok(_), Some(Ok(()))) => Ok(()),
+        (Ok(_), None) => {
+            Err(StoreError::new(Kind::Io, "the store did not run a transaction").into())
+        }
+    }
+}
+
+struct Copy<'a> {
+    to: &'a dyn Store,
+    go_on: GoOn<'a>,
+}
+
+impl Copy<'_> {
+    fn all(&self, from: &mut dyn Read) -> Result<(), CopyError> {
+        self.nodes(from)?;
+        self.entries(from)?;
+        self.versions(from)?;
+        self.orphans(from)?;
+        self.events(from)?;
+        let (header, keyring, state) = (from.header()?, from.keyring()?, from.state()?);
+        super::write(self.to, Durability::Now, |to| {
+            if let Some(header) = &header {
+                to.put_header(header)?;
+            }
+            if let Some(keyring) = &keyring {
+                to.put_keyring(keyring)?;
+            }
+            if let Some(state) = &state {
+                to.put_state(state)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs one transaction of the copy.
+    fn put<T>(
+        &self,
+        body: impl FnMut(&mut dyn Write) -> Result<T, CopyError>,
+    ) -> Result<T, CopyError> {
+        if (self.go_on)().is_break() {
+            return Err(CopyError::Interrupted);
+        }
+        super::write(self.to, Durability::Soon, body)
+    }
+
+    fn nodes(&self, from: &mut dyn Read) -> Result<(), CopyError> {
+        let mut after: Option<NodeId> = None;
+        loop {
+            let batch = from.scan_nodes(after, BATCH)?;
+            self.put(|to| {
+                for (id, record) in &batch {
+                    to.put_node(*id, record)?;
+                }
+                Ok(())
+            })?;
+            after = batch.last().map(|(id, _)| *id);
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn entries(&self, from: &mut dyn Read) -> Result<(), CopyError> {
+        let mut after: Option<(NodeId, NameTag)> = None;
+        loop {
+            let batch = from.scan_entries(after.as_ref().map(|(d, tag)| (*d, tag)), BATCH)?;
+            self.put(|to| {
+                for row in &batch {
+                    to.put_entry(row.directory, &row.tag, &row.value)?;
+                }
+                Ok(())
+            })?;
+            after = batch.last().map(|row| (row.directory, row.tag));
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn versions(&self, from: &mut dyn Read) -> Result<(), CopyError> {
+        let mut after: Option<(NodeId, u64)> = None;
+        loop {
+            let batch = from.scan_versions(after, BATCH)?;
+            let mut left = &batch[..];
+            while !left.is_empty() {
+                let done = self.put(|to| self.some_versions(&mut *from, to, left))?;
+                left = left.get(done..).unwrap_or_default();
+            }
+            after = batch.last().map(|(key, _)| *key);
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Copies the first of these, with their chunks; how many. At least one.
+    fn some_versions(
+        &self,
+        from: &mut dyn Read,
+        to: &mut dyn Write,
+        versions: &[((NodeId, u64), KeyedRecord)],
+    ) -> Result<usize, CopyError> {
+        let mut bytes = 0;
+        for (at, ((node, version), record)) in versions.iter().enumerate() {
+            let mut chunks = Chunks {
+                from: &mut *from,
+                go_on: self.go_on,
+                next: (*node, *version, 0),
+                bytes: 0,
+                failure: None,
+            };
+            to.insert_version(*node, *version, record, &mut chunks)?;
+            if let Some(failure) = chunks.failure {
+                return Err(failure);
+            }
+            bytes += chunks.bytes;
+            if bytes >= ENOUGH {
+                return Ok(at + 1);
+            }
+        }
+        Ok(versions.len())
+    }
+
+    fn orphans(&self, from: &mut dyn Read) -> Result<(), CopyError> {
+        let mut after = None;
+        loop {
+            let batch = from.orphans(after, BATCH)?;
+            self.put(|to| {
+                for id in &batch {
+                    to.put_orphan(*id)?;
+                }
+                Ok(())
+            })?;
+            after = batch.last().copied();
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    fn events(&self, from: &mut dyn Read) -> Result<(), CopyError> {
+        let mut next = 0;
+        loop {
+            let batch = from.events(next, BATCH)?;
+            self.put(|to| {
+                for (sequence, value) in &batch {
+                    to.insert_event(*sequence, value)?;
+                }
+                Ok(())
+            })?;
+            let Some((last, _)) = batch.last().filter(|_| batch.len() == BATCH) else {
+                return Ok(());
+            };
+            next = last + 1;
+        }
+    }
+}
+
+/// The chunks of a version from the first on, one at a time, up to where there is none of its own.
+struct Chunks<'a> {
+    from: &'a mut dyn Read,
+    go_on: GoOn<'a>,
+    next: ChunkKey,
+    bytes: usize,
+    /// Why they ended early.
+    failure: Option<CopyError>,
+}
+
+impl Iterator for Chunks<'_> {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        if self.failure.is_some() {
+            return None;
+        }
+        if (self.go_on)().is_break() {
+            self.failure = Some(CopyError::Interrupted);
+            return None;
+        }
+        match self.from.chunk(self.next) {
+            Ok(Some(chunk)) => {
+                self.next.2 = self.next.2.saturating_add(1);
+                self.bytes += chunk.len();
+                Some(chunk)
+            }
+            Ok(None) => None,
+            // Behind the last chunk, and where one is missing, lies another version's. Whoever
+            // verifies the copy knows how many there should be.
+            Err(error) if error.kind == Kind::Corrupt => None,
+            Err(error) => {
+                self.failure = Some(error.into());
+                None
+            }
+        }
+    }
+}
