@@ -84,6 +84,7 @@ pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
         require_anchor: settings.require_anchor,
         min_commit: settings.min_commit,
         salvage: false,
+        still: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
         anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),

@@ -13,8 +13,10 @@ use crate::daemon;
 use crate::error::{Class, Error};
 
 mod audit;
+mod backup;
 mod check;
 mod completions;
+mod copying;
 mod flags;
 mod init;
 mod man;
@@ -24,6 +26,7 @@ mod mount_helper;
 mod output;
 mod progress;
 mod reencrypt;
+mod restore;
 mod rewrap;
 mod rotate;
 mod rotation;
@@ -57,6 +60,8 @@ enum Command {
     Rewrap(rewrap::Rewrap),
     Reencrypt(reencrypt::Reencrypt),
     Audit(audit::Audit),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -119,6 +124,8 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
         Command::Rewrap(command) => command.run(config),
         Command::Reencrypt(command) => command.run(config),
         Command::Audit(command) => command.run(config),
+        Command::Backup(command) => command.run(config),
+        Command::Restore(command) => command.run(config),
         Command::Completions(one) => one.run(&mut command()),
         Command::Man(one) => one.run(command()),
     }

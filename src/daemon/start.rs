@@ -294,6 +294,7 @@ fn open_options(plan: &Plan) -> vault::OpenOptions {
         require_anchor: settings.require_anchor,
         min_commit: settings.min_commit,
         salvage: settings.salvage,
+        still: false,
         unsafe_filesystem: settings.unsafe_filesystem,
         kms: settings.kms.clone(),
         anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),

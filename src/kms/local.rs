@@ -77,12 +77,19 @@ impl LocalKms {
     /// The directory in which the file of the key `name` is: the credentials' or the local KMS's;
     /// `None` if it is in neither.
     pub fn directory_of(&self, name: &str) -> Option<&Path> {
+        self.place_of(name).map(|(directory, _)| directory)
+    }
+
+    /// The file of the key `name`, in either of them.
+    pub fn file_of(&self, name: &str) -> Option<PathBuf> {
+        self.place_of(name).map(|(_, file)| file)
+    }
+
+    fn place_of(&self, name: &str) -> Option<(&Path, PathBuf)> {
         let credential = self.credentials.as_ref().map(|c| (c.path(), c.file(name)));
         let own = (self.dir(), self.dir.join(dir::file_name(name)));
         let mut places = credential.into_iter().chain([own]);
-        places
-            .find(|(_, file)| file.symlink_metadata().is_ok())
-            .map(|(directory, _)| directory)
+        places.find(|(_, file)| file.symlink_metadata().is_ok())
     }
 
     /// Creates the key `name` unless it exists, and the directory with it. Tells whether it did.

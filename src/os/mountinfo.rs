@@ -61,6 +61,12 @@ pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
         .find(|m| m.id == id.id && m.point == path))
 }
 
+/// The mount that `path` is on, wherever in it.
+pub(crate) fn mount_over(path: &Path) -> io::Result<Option<Mount>> {
+    let id = super::sys::mount_id(path)?;
+    Ok(mounts()?.into_iter().find(|m| m.id == id.id))
+}
+
 /// Makes `path` absolute without asking what is mounted on it, which may be dead: links are
 /// resolved in all components but the last.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {

@@ -4,11 +4,12 @@
 mod report;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{History, Keyring};
-use crate::store::{self, NodeId, Read};
+use crate::store::{self, GoOn, NodeId, Read};
 
 use super::content::Version;
 use super::entry::DirectoryKeys;
@@ -39,6 +40,11 @@ impl Vault {
     /// # Errors
     /// As for [`check`].
     pub(super) fn check(&self) -> Result<CheckReport, VaultError> {
+        self.check_while(&|| ControlFlow::Continue(()))
+    }
+
+    /// The same. Once `go_on` breaks it comes to an end soon, and the report says nothing.
+    pub(super) fn check_while(&self, go_on: GoOn<'_>) -> Result<CheckReport, VaultError> {
         self.read(|records| {
             let keyring = self.keyring();
             self.must_be_current(records, &keyring)?;
@@ -52,6 +58,7 @@ impl Vault {
             let mut check = Check {
                 system: &system,
                 keyring: &keyring,
+                go_on,
                 report: CheckReport::default(),
                 nodes: HashMap::new(),
                 recount,
@@ -85,6 +92,7 @@ struct Seen {
 struct Check<'a> {
     system: &'a SystemKeys,
     keyring: &'a Keyring,
+    go_on: GoOn<'a>,
     report: CheckReport,
     nodes: HashMap<NodeId, Seen>,
     recount: State,
@@ -104,6 +112,10 @@ impl Check<'_> {
         self.chunks(records)?;
         self.compare();
         self.state(records)
+    }
+
+    fn is_to_end(&self) -> bool {
+        (self.go_on)().is_break()
     }
 
     /// Keeps going after an integrity failure, and stops after any other.
@@ -156,10 +168,11 @@ impl Check<'_> {
                     Some(node) => Seen::of(&node),
                     None => Seen::default(),
                 };
+                self.report.files += u64::from(seen.kind == Some(Kind::File) && seen.links > 0);
                 self.nodes.insert(*id, seen);
             }
             after = batch.last().map(|(id, _)| *id);
-            if batch.len() < BATCH {
+            if batch.len() < BATCH || self.is_to_end() {
                 return Ok(());
             }
         }
@@ -176,6 +189,9 @@ impl Check<'_> {
         };
         let mut counted = 0;
         for directory in directories {
+            if self.is_to_end() {
+                return Ok(());
+            }
             counted += self.directory(records, directory)?;
         }
         // Entries of directories that do not exist are found by counting all.
@@ -271,6 +287,9 @@ impl Check<'_> {
                     continue;
                 };
                 self.version(records, *id, &version)?;
+                if self.is_to_end() {
+                    return Ok(());
+                }
             }
             after = batch.last().map(|(key, _)| *key);
             if batch.len() < BATCH {

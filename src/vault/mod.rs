@@ -13,6 +13,7 @@ macro_rules! die_at {
 
 mod afresh;
 mod anchoring;
+mod backup;
 mod cache;
 mod check;
 mod chronicle;
@@ -57,6 +58,7 @@ use crate::store::{self, KeyedRecord, NodeId, Read, SqliteStore, Store as _};
 use crate::sync::{Mutex, MutexGuard, RwLock};
 
 pub use afresh::{Footprint, Since};
+pub use backup::{CopyReport, NeededKey, backup, restore};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::RetiredGeneration;
 pub use content::{CHUNK, Version};

@@ -359,9 +359,10 @@ impl Vault {
                 ),
             ))
         })?;
-        let mode = match options.read_only {
-            true => Mode::ReadOnly,
-            false => Mode::Write(Holder::current(options.mountpoint.as_deref())),
+        let mode = match (options.read_only, options.still) {
+            (true, true) => Mode::ReadStill,
+            (true, false) => Mode::ReadOnly,
+            (false, _) => Mode::Write(Holder::current(options.mountpoint.as_deref())),
         };
         let store_options = store::OpenOptions {
             unsafe_filesystem: options.unsafe_filesystem,

@@ -39,6 +39,8 @@ pub struct OpenOptions {
     /// Open it, for reading only, although nodes or versions were replayed, inserted or deleted: to
     /// find out which, or to get out what is left.
     pub salvage: bool,
+    /// Of one that is opened for reading: nobody changes its files, and none is made beside them.
+    pub still: bool,
     /// Accept a network or FUSE file system below the vault.
     pub unsafe_filesystem: bool,
     /// Bounds and places of KMS calls.

@@ -14,6 +14,9 @@ pub struct CheckReport {
     pub vault: String,
     /// Nodes opened, the vault's own among them.
     pub nodes: u64,
+    /// Files among them that have a name.
+    #[serde(skip)]
+    pub files: u64,
     /// Names opened.
     pub entries: u64,
     /// Versions opened.

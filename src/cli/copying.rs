@@ -1,0 +1,36 @@
+//! What `backup` and `restore` share.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::vault::{CopyReport, NeededKey};
+
+/// Whether to go on: until a signal asks for the end.
+pub(super) fn go_on(stop: &AtomicBool) -> impl Fn() -> ControlFlow<()> {
+    || match stop.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+/// Tells with which keys `what` opens, a line for each.
+pub(super) fn keys(made: &CopyReport, what: &str) -> String {
+    let mut text = match (made.kms_keys.len(), made.any_key_opens) {
+        (0 | 1, _) => format!("{what} opens with one key:\n"),
+        (_, true) => format!("{what} opens with any one of these keys:\n"),
+        (_, false) => format!("{what} opens with these keys, and may need more than one:\n"),
+    };
+    for NeededKey { uri, key_file } in &made.kms_keys {
+        let is_local = uri.starts_with("local-kms:");
+        text.push_str(&match key_file {
+            Some(file) => format!(
+                "  {uri}, in {file}, which is not in {what}: keep a copy of it, apart from it\n"
+            ),
+            None if is_local => {
+                format!("  {uri}, whose file this host does not have, and {what} neither\n")
+            }
+            None => format!("  {uri}\n"),
+        });
+    }
+    text
+}

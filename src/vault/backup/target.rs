@@ -1,0 +1,137 @@
+//! Where a copy of a vault is to be: a path at which there is nothing yet, and nothing around it that
+//! forbids it.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Class, Error};
+use crate::os::mountinfo::{self, is_under};
+use crate::store;
+
+use super::super::VaultError;
+
+/// See the module.
+pub(super) struct Target {
+    /// Absolute, the links on the way to it resolved.
+    pub(super) path: PathBuf,
+    pub(super) parent: PathBuf,
+    pub(super) name: OsString,
+}
+
+impl Target {
+    /// The target at `path`.
+    ///
+    /// # Errors
+    /// When there is anything, a link included, or its parent cannot have it.
+    pub(super) fn of(path: &Path) -> Result<Self, Error> {
+        let fail = |class, why: &dyn std::fmt::Display| {
+            Error::new(class, format!("cannot make {}: {why}", path.display()))
+        };
+        let absolute = std::path::absolute(path).map_err(|e| fail(Class::Usage, &e))?;
+        let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+            return Err(fail(
+                Class::Usage,
+                &"name a directory that does not exist yet",
+            ));
+        };
+        match absolute.symlink_metadata() {
+            Ok(_) => {
+                return Err(fail(
+                    Class::Exists,
+                    &"there is something already, and nothing is ever replaced; choose a path that does not exist",
+                ));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(fail(Class::Failed, &e)),
+        }
+        let parent = match parent.canonicalize() {
+            Ok(found) if found.is_dir() => found,
+            Ok(found) => {
+                let why = format!("{} is no directory", found.display());
+                return Err(fail(Class::Failed, &why));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let why = format!(
+                    "the directory {} does not exist; make it first",
+                    parent.display()
+                );
+                return Err(fail(Class::Failed, &why));
+            }
+            Err(e) => {
+                let why = format!("cannot look into {}: {e}", parent.display());
+                return Err(fail(Class::Failed, &why));
+            }
+        };
+        Ok(Self {
+            path: parent.join(name),
+            parent,
+            name: name.to_owned(),
+        })
+    }
+
+    /// Refuses to be inside of the vault in `directory`, or of a mount of any vault.
+    ///
+    /// # Errors
+    /// As it says, and when nobody can tell.
+    pub(super) fn must_be_outside_of(&self, directory: &Path) -> Result<(), Error> {
+        let shown = self.path.display();
+        if is_under(&self.path, directory) {
+            let why = format!(
+                "{shown} lies inside of {}, and a vault has nothing but itself in its directory; choose a path outside of it",
+                directory.display()
+            );
+            return Err(Error::new(Class::Usage, why));
+        }
+        let mount = mountinfo::mount_over(&self.parent).map_err(|e| {
+            let why = format!("cannot tell on which file system {shown} would lie: {e}");
+            Error::new(Class::Failed, why)
+        })?;
+        match mount.filter(mountinfo::Mount::is_secretfs) {
+            Some(mount) => Err(Error::new(
+                Class::Usage,
+                format!(
+                    "{shown} lies in the mount of a vault on {}: what is made there would be secrets of that; choose a path outside of it",
+                    mount.point.display()
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses a path of which somebody has a vault mounted, though it is gone from there.
+    ///
+    /// # Errors
+    /// When there is such a mount, or nobody can tell.
+    pub(super) fn must_not_be_mounted(&self) -> Result<(), Error> {
+        let shown = self.path.display();
+        let mounts = mountinfo::mounts().map_err(|e| Error::new(Class::Failed, e))?;
+        let mut of_it = mounts
+            .iter()
+            .filter(|mount| mount.is_secretfs() && mount.source == self.path);
+        match of_it.next() {
+            Some(mount) => Err(Error::new(
+                Class::Busy,
+                format!(
+                    "a vault that was at {shown} is still mounted on {}: unmount it first",
+                    mount.point.display()
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses file systems on which a vault is not safe, as `init` does.
+    ///
+    /// # Errors
+    /// With the name of such a one.
+    pub(super) fn must_be_safe(&self, unsafe_filesystem: bool) -> Result<(), Error> {
+        match unsafe_filesystem {
+            true => Ok(()),
+            false => {
+                let safe = store::refuse_unsafe_filesystem(&self.parent);
+                safe.map_err(|error| VaultError::Store(error).into())
+            }
+        }
+    }
+}
