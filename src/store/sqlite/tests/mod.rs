@@ -1,5 +1,6 @@
 //! What the store promises, on real files.
 
+mod copying;
 mod creation;
 mod disk;
 mod hostility;
