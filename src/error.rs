@@ -30,7 +30,7 @@ pub enum Class {
     Internal = 10,
     /// The user interrupted it.
     Interrupted = 11,
-    /// There is a vault already.
+    /// There is a vault already, or something else where one is to be made.
     Exists = 12,
 }
 

@@ -6,7 +6,7 @@ use crate::daemon;
 use crate::error::Error;
 use crate::vault::{self, CopyReport};
 
-use super::copying::{go_on, keys};
+use super::copying::{go_on, keys, size};
 use super::flags::{Flags, ForOpen};
 use super::output;
 
@@ -53,13 +53,11 @@ impl Backup {
 fn told(made: &CopyReport, vault: &Path) -> String {
     let opens = keys(made, "the backup");
     format!(
-        "{} is a backup of {} (id {}) at commit {}: {} secrets, {} nodes, {} bytes, every record verified\n{opens}",
+        "{} is a backup of {} (id {}) at commit {}: {}\n{opens}",
         made.path,
         vault.display(),
         made.vault,
         made.commit,
-        made.secrets,
-        made.nodes,
-        made.bytes,
+        size(made),
     )
 }

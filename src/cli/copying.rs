@@ -13,6 +13,18 @@ pub(super) fn go_on(stop: &AtomicBool) -> impl Fn() -> ControlFlow<()> {
     }
 }
 
+/// Tells how much there is in a copy.
+pub(super) fn size(made: &CopyReport) -> String {
+    let some =
+        |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    format!(
+        "{}, {}, {}, every record verified",
+        some(made.secrets, "secret"),
+        some(made.nodes, "node"),
+        some(made.bytes, "byte")
+    )
+}
+
 /// Tells with which keys `what` opens, a line for each.
 pub(super) fn keys(made: &CopyReport, what: &str) -> String {
     let mut text = match (made.kms_keys.len(), made.any_key_opens) {

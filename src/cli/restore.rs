@@ -6,7 +6,7 @@ use crate::daemon;
 use crate::error::Error;
 use crate::vault::{self, CopyReport};
 
-use super::copying::{go_on, keys};
+use super::copying::{go_on, keys, size};
 use super::flags::{Flags, ForOpen};
 use super::output;
 
@@ -52,14 +52,12 @@ impl Restore {
 fn told(made: &CopyReport, backup: &Path) -> String {
     let opens = keys(made, "the vault");
     format!(
-        "{} is restored from {} (id {}), now at commit {}: {} secrets, {} nodes, {} bytes, every record verified\n{opens}\
+        "{} is restored from {} (id {}), now at commit {}: {}\n{opens}\
          its history says that an older state was accepted; other hosts that have seen a later one refuse it until it is mounted there once for writing with --accept-rollback\n",
         made.path,
         backup.display(),
         made.vault,
         made.commit,
-        made.secrets,
-        made.nodes,
-        made.bytes,
+        size(made),
     )
 }
