@@ -13,6 +13,7 @@ mod report;
 mod target;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::crypto::schedule::{VaultId, digest};
 use crate::error::{Class, Error};
@@ -29,6 +30,9 @@ use partial::Partial;
 use target::Target;
 
 pub use report::{CopyReport, NeededKey};
+
+/// How long it may take until all of a copy is in its database.
+const CLOSING: Duration = Duration::from_secs(120);
 
 /// Copies the vault in `path`, as of one commit, to `to`, where there is nothing yet. Others may write
 /// the vault meanwhile.
@@ -168,16 +172,22 @@ fn copy(
     })?;
     die_at!("copy-copied");
     // A failure to close it would not be told.
-    match to.truncate_wal().map_err(failed)? {
-        true => Ok(()),
-        false => Err(Error::new(
-            Class::Failed,
-            format!(
+    let deadline = Instant::now() + CLOSING;
+    while !to.truncate_wal().map_err(failed)? {
+        if go_on().is_break() {
+            return Err(interrupted());
+        }
+        if Instant::now() > deadline {
+            let why = format!(
                 "cannot finish {}: another program has it open",
                 copy.display()
-            ),
-        )),
+            );
+            return Err(Error::new(Class::Failed, why));
+        }
+        // The store's own thread may just be moving what is in the WAL.
+        std::thread::sleep(Duration::from_millis(10));
     }
+    Ok(())
 }
 
 /// Opens the vault in `path`, of which nobody changes anything, and checks all of it.

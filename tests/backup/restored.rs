@@ -94,6 +94,28 @@ fn a_backup_is_checked_mounted_and_restored_from_where_nobody_can_write_and_is_l
     nothing_is_left(&place);
 }
 
+/// Of more than its WAL may have at a time, so that the copy is moved into the database meanwhile.
+#[test]
+fn a_large_vault_is_backed_up_and_restored() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let content = |n: usize| vec![n as u8 + 1; 15_000_000];
+    for n in 0..6 {
+        fs::write(place.point().join(n.to_string()), content(n)).expect("written");
+    }
+    let made = backup(&place, "backup");
+    unmount(&place);
+    let restored = place.path().join("restored");
+    run(&place, "restore", &made, &restored).succeeded();
+    mount(&place, &restored, &[]);
+    for n in 0..6 {
+        let found = fs::read(place.point().join(n.to_string())).expect("read");
+        assert!(found == content(n), "{n}");
+    }
+    unmount(&place);
+    nothing_is_left(&place);
+}
+
 #[test]
 fn a_vault_where_nobody_can_write_is_backed_up() {
     let place = with_secrets();
