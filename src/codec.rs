@@ -1,19 +1,19 @@
-//! How values are turned into bytes and back: bincode with fixed-width little-endian integers.
+//! Encodes values as bytes and back: bincode with fixed-width little-endian integers.
 //!
-//! The one place that knows the encoder. Golden vectors in the tests pin the bytes, so that
-//! another encoder can take over (bincode 2.0.1 is the last that compiles and is unmaintained).
+//! No other module knows the encoder. Golden vectors in the tests pin the bytes, so that another
+//! encoder can replace it (bincode 2.0.1, the last release that compiles, is unmaintained).
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::{Decode, Encode};
 
-/// Largest encoded value, in bytes: a node with all its extended attributes fits.
+/// Limit on an encoded value, in bytes: a node with all its extended attributes fits.
 pub const MAX_ENCODED: usize = 1 << 20;
 
-/// Bytes that are no encoded value of the type wanted.
+/// The bytes are no encoded value of the expected type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the bytes are not an encoded {what}")]
 pub struct DecodeError {
-    /// The type wanted.
+    /// The expected type.
     pub what: &'static str,
 }
 
@@ -25,14 +25,14 @@ fn config() -> Configuration<LittleEndian, Fixint, Limit<MAX_ENCODED>> {
 
 /// The bytes of `value`.
 pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
-    // Encoding into a vector fails for values that refuse to be encoded, of which there are none.
+    // Encoding into a vector fails only for types whose encoding can fail; none here can.
     bincode::encode_to_vec(value, config()).unwrap_or_else(|_| std::process::abort())
 }
 
-/// The value that `bytes` encode, all of them.
+/// Decodes a value that takes up all of `bytes`.
 ///
 /// # Errors
-/// When they encode no such value, are too many, or some are left over.
+/// When `bytes` are no such value, are longer than [`MAX_ENCODED`], or continue after it.
 pub fn decode<T: Decode<()>>(bytes: &[u8], what: &'static str) -> Result<T, DecodeError> {
     match bincode::decode_from_slice(bytes, config()) {
         Ok((value, used)) if used == bytes.len() => Ok(value),
@@ -40,10 +40,10 @@ pub fn decode<T: Decode<()>>(bytes: &[u8], what: &'static str) -> Result<T, Deco
     }
 }
 
-/// The value at the start of `bytes`, and how many bytes it took: for padded texts.
+/// Decodes the value at the start of `bytes`, and returns its length with it: for padded texts.
 ///
 /// # Errors
-/// When they begin with no such value.
+/// When `bytes` do not begin with such a value.
 pub fn decode_prefix<T: Decode<()>>(
     bytes: &[u8],
     what: &'static str,

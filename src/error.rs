@@ -1,11 +1,11 @@
-//! Why a command failed: a class, to which exit codes and callers answer, and one line for people.
-//! The line says what was attempted, on what, why it failed and what to do next; it never holds a
-//! secret, a key or the name of a file in a vault.
+//! The error of a command: a class, which decides the exit code and what callers do, and one line
+//! for people. The line says what was attempted, on what, why it failed and what to do next; it
+//! never holds a secret, a key or the name of a file in a vault.
 
 use std::fmt;
 
-/// The classes of failure to which an answer differs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The classes of failure that callers distinguish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Class {
     /// It did not work, for a reason without a class of its own.
@@ -18,11 +18,11 @@ pub enum Class {
     KeyDenied = 4,
     /// The KMS did not answer.
     KmsUnreachable = 5,
-    /// What is stored is not what was written.
+    /// The stored data is not what was written.
     Integrity = 6,
-    /// Somebody else has the vault or the mount point.
+    /// Another process has the vault or the mount point.
     Busy = 7,
-    /// The system does not allow it to this user.
+    /// The system does not permit it to this user.
     NotPermitted = 8,
     /// The system lacks something (memory, processes, a device).
     System = 9,
@@ -30,7 +30,7 @@ pub enum Class {
     Internal = 10,
     /// The user interrupted it.
     Interrupted = 11,
-    /// There is a vault already, or something else where one is to be made.
+    /// A vault, or something else, exists already where one is to be made.
     Exists = 12,
 }
 
@@ -58,6 +58,30 @@ impl Class {
     /// One byte, for the pipe between the daemon and the process that started it.
     pub fn as_byte(self) -> u8 {
         self as u8
+    }
+
+    /// The class of this [name](Self::as_str); `None` for one that only another program knows.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.as_str() == name)
+    }
+
+    /// Its name, for answers of a daemon. It is part of the interface: new names may come, but none
+    /// changes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotAVault => "not-a-vault",
+            Self::KeyDenied => "key-denied",
+            Self::KmsUnreachable => "kms-unreachable",
+            Self::Integrity => "integrity",
+            Self::Busy => "busy",
+            Self::NotPermitted => "not-permitted",
+            Self::System => "system",
+            Self::Internal => "internal",
+            Self::Interrupted => "interrupted",
+            Self::Exists => "exists",
+        }
     }
 }
 
@@ -101,3 +125,17 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_has_a_name_and_a_byte_of_its_own() {
+        for class in Class::ALL {
+            assert_eq!(Class::from_name(class.as_str()), Some(class));
+            assert_eq!(Class::from_byte(class.as_byte()), Some(class));
+        }
+        assert_eq!(Class::from_name("of-another-program"), None);
+    }
+}

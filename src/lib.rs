@@ -1,8 +1,8 @@
 //! secretfs mounts a *vault* as a directory in which every file is a secret.
 //!
-//! Each secret is encrypted under its own data keys; data keys are wrapped by a master key; the
-//! master key is wrapped by a KMS key. Data flows one way, and imports point only downward (`codec`,
-//! `error`, `os` and `sync` are at the bottom):
+//! Each secret is encrypted under its own data keys, a master key wraps the data keys, and a KMS
+//! key wraps the master key. Data flows one way, and imports point only downward (`codec`, `error`,
+//! `os` and `sync` are at the bottom):
 //!
 //! ```text
 //! cli -> daemon -> control -> fs -> vault -> keyring -> kms -> aws

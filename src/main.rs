@@ -1,6 +1,6 @@
-//! The `secretfs` command; everything is in the library.
+//! The `secretfs` command. Everything else is in the library.
 
-/// What is given back is wiped.
+/// Wipes every block before freeing it.
 #[global_allocator]
 static HEAP: secretfs::crypto::heap::Wiping = secretfs::crypto::heap::Wiping;
 

@@ -1,11 +1,13 @@
-//! Locks that do not poison, taken in one order.
+//! Locks that do not poison, and that threads take in one order.
 //!
-//! A panic is caught where a request, a job or a thread begins, and what a lock guards here is whole
-//! between any two statements that can panic. So a lock that was held meanwhile is taken like any other.
+//! A panic is caught where a request, a job or a thread begins, and the data under a lock is
+//! consistent wherever a statement can panic. So a lock that was held during a panic is taken like
+//! any other.
 //!
-//! Threads that take several locks take them in the order of [`Rank`]: each only while all that they hold
-//! stand before it. Then no two can wait for each other. Debug builds check that at every lock, and panic
-//! where it is not so, whether or not another thread was in the way; release builds know no ranks.
+//! A thread that takes several locks takes them in the order of [`Rank`]: each lock comes after all
+//! that the thread holds. Then no two threads can wait for each other. Debug builds check this at
+//! every lock and panic on a violation, even if no other thread was in the way; release builds have
+//! no ranks.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -18,15 +20,15 @@ pub(crate) use order::Rank;
 
 use order::{Held, Place};
 
-/// As that of the standard library.
+/// Like [`std::sync::Mutex`], with a rank.
 pub(crate) struct Mutex<T> {
     place: Place,
     inner: std::sync::Mutex<T>,
 }
 
-/// What it guards, for as long as this is there.
+/// Holds a [`Mutex`] until dropped.
 pub(crate) struct MutexGuard<'a, T> {
-    // Let go of first.
+    // Released first.
     inner: std::sync::MutexGuard<'a, T>,
     held: Held,
 }
@@ -47,7 +49,18 @@ impl<T> Mutex<T> {
         }
     }
 
-    /// `None` when somebody else has it. Nobody waits, so whatever else is held does not matter.
+    /// Without locking: no other thread can have it.
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.inner.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks that the calling thread may wait for this lock, for callers that wait for it by other
+    /// means.
+    pub(crate) fn check_order(&self) {
+        drop(self.place.take());
+    }
+
+    /// `None` if the lock is held. The thread does not wait, so its other locks do not matter.
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         let inner = match self.inner.try_lock() {
             Ok(inner) => inner,
@@ -81,7 +94,8 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// As that of the standard library. To be waited on while nothing else is held.
+/// Like [`std::sync::Condvar`]. While it waits, a thread must hold no lock that the waking thread
+/// needs.
 #[derive(Debug)]
 pub(crate) struct Condvar(std::sync::Condvar);
 
@@ -107,7 +121,7 @@ impl Condvar {
         }
     }
 
-    /// Waits at most so long.
+    /// Waits at most `time`.
     pub(crate) fn wait_timeout<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -119,7 +133,7 @@ impl Condvar {
         MutexGuard { inner, held }
     }
 
-    /// Waits while `goes_on` says so, and at most so long.
+    /// Waits while `goes_on` returns true, and at most `time`.
     pub(crate) fn wait_timeout_while<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -139,22 +153,22 @@ impl Default for Condvar {
     }
 }
 
-/// As that of the standard library.
+/// Like [`std::sync::RwLock`], with a rank.
 pub(crate) struct RwLock<T> {
     place: Place,
     inner: std::sync::RwLock<T>,
 }
 
-/// What it guards, to be looked at for as long as this is there.
+/// Holds a [`RwLock`] for reading until dropped.
 pub(crate) struct RwLockReadGuard<'a, T> {
-    // Let go of first.
+    // Released first.
     inner: std::sync::RwLockReadGuard<'a, T>,
     _held: Held,
 }
 
-/// What it guards, for as long as this is there.
+/// Holds a [`RwLock`] for writing until dropped.
 pub(crate) struct RwLockWriteGuard<'a, T> {
-    // Let go of first.
+    // Released first.
     inner: std::sync::RwLockWriteGuard<'a, T>,
     _held: Held,
 }
@@ -206,6 +220,6 @@ impl<T> DerefMut for RwLockWriteGuard<'_, T> {
     }
 }
 
-// In release builds nothing is checked.
+// Release builds check nothing.
 #[cfg(all(test, debug_assertions))]
 mod tests;

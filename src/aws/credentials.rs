@@ -1,8 +1,8 @@
-//! Where AWS credentials come from: the search, kept apart from the calls that need them.
+//! The search for AWS credentials, separate from the calls that need them.
 //!
-//! The search has its own step before each call, so that "no credentials" is told apart from "KMS
-//! does not answer", and an attempt's short time limit is not spent on a slow role service. Must
-//! never show a credential.
+//! The search is a step of its own before each call. So errors tell "no credentials" from "KMS does
+//! not answer", and a slow role service does not use up the short time limit of an attempt. This
+//! module must never show a credential.
 
 use std::error::Error;
 use std::fmt;
@@ -24,10 +24,10 @@ use crate::sync::{Mutex, Rank};
 
 use super::errors::{Class, Failure, causes, tidy};
 
-/// Credentials that expire are renewed this long before they do.
+/// Expiring credentials are renewed this long before they expire.
 const RENEW_BEFORE: Duration = Duration::from_secs(300);
 
-/// A search and what it last found. Serves as the SDK's cache too.
+/// A search with its latest result, which also serves as the SDK's cache.
 pub(crate) struct HeldCredentials {
     search: SharedCredentialsProvider,
     held: Mutex<Option<Credentials>>,
@@ -36,8 +36,8 @@ pub(crate) struct HeldCredentials {
 }
 
 impl HeldCredentials {
-    /// Looks in `file` alone, if one is given (whoever names a file does not want another
-    /// identity when it lacks something), and where every AWS tool looks otherwise.
+    /// Searches `file` alone if there is one: an operator who names a file wants no other identity,
+    /// even if the file lacks something. Otherwise searches where every AWS tool does.
     pub(crate) async fn new(config: ProviderConfig, region: Region, file: Option<&Path>) -> Self {
         let search = match file {
             None => SharedCredentialsProvider::new(
@@ -66,7 +66,7 @@ impl HeldCredentials {
         }
     }
 
-    /// Makes sure that there are credentials, searching if there are none or they expire soon.
+    /// Searches for credentials if there are none, or if they expire soon.
     pub(crate) async fn refresh(&self) -> Result<(), CredentialsError> {
         let held = self.held();
         if held
@@ -80,13 +80,13 @@ impl HeldCredentials {
                 *self.held.lock() = Some(found);
                 Ok(())
             }
-            // What is still good for a while bridges an outage of its source.
+            // Credentials that are still valid bridge an outage of their source.
             Err(_) if held.is_some_and(|held| outlives(&held, Duration::ZERO)) => Ok(()),
             Err(e) => Err(e),
         }
     }
 
-    /// Where the credentials came from, in plain words.
+    /// The source of the credentials, in plain words.
     pub(crate) fn source(&self) -> Option<String> {
         let held = self.held()?;
         let features = held
@@ -99,7 +99,7 @@ impl HeldCredentials {
         })
     }
 
-    /// Tells in plain words why a search failed.
+    /// Explains in plain words why a search failed.
     pub(crate) fn failed(&self, error: &CredentialsError) -> Failure {
         let profile = tidy(&profile_name());
         match error {
@@ -143,7 +143,7 @@ impl fmt::Debug for HeldCredentials {
     }
 }
 
-/// What the SDK is given: the same credentials, shared.
+/// Provides the SDK with the same credentials.
 #[derive(Debug)]
 pub(crate) struct Provider(pub(crate) Arc<HeldCredentials>);
 
@@ -167,7 +167,7 @@ fn outlives(credentials: &Credentials, time: Duration) -> bool {
         .is_none_or(|expiry| expiry > SystemTime::now() + time)
 }
 
-/// The profile that the SDK reads.
+/// The name of the profile that the SDK reads.
 fn profile_name() -> String {
     std::env::var("AWS_PROFILE")
         .ok()
@@ -175,7 +175,8 @@ fn profile_name() -> String {
         .unwrap_or("default".to_owned())
 }
 
-/// The SDK marks credentials with every step that led to them.
+/// Describes a source by the marks that the SDK puts on credentials, one for each step that led to
+/// them.
 fn describe(features: &[Feature], profile: &str) -> String {
     let has = |wanted: &[Feature]| wanted.iter().any(|feature| features.contains(feature));
     let step = if has(&[Feature::CredentialsSso, Feature::CredentialsProfileSso]) {
@@ -203,7 +204,8 @@ fn describe(features: &[Feature], profile: &str) -> String {
     } else {
         None
     };
-    // Web identity from the environment carries the mark of a profile's, too, but not this one.
+    // Web identity from the environment also has the mark for web identity from a profile, but
+    // neither of these two.
     if has(&[
         Feature::CredentialsProfile,
         Feature::CredentialsProfileLogin,
@@ -220,7 +222,7 @@ fn describe(features: &[Feature], profile: &str) -> String {
     }
 }
 
-/// What is said of a search that does not end.
+/// The error for a search that does not end in time.
 pub(crate) const SLOW: &str = "the search for AWS credentials did not end in time; look at the role service, credential process or instance metadata that this host uses, or set AWS_EC2_METADATA_DISABLED=true if it has none";
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
-//! Whom the KMS client calls, judged before anything is sent there.
+//! The endpoint that the KMS client calls, checked before the client sends anything.
 //!
-//! Wrapping sends the master key itself, so whoever answers, and whoever listens on the way, has it.
-//! Must never let it go unencrypted to anything but this machine, unless the setting
-//! `insecure-kms-endpoint` says so, nor judge another address than the one that is called: the URL is
-//! looked up as the SDK looks it up, taken apart by the parser that connects, and then handed to the
-//! client, which is left nothing to look up.
+//! Wrapping sends the master key itself, so the server has it, and so does a listener on an
+//! unencrypted way. This module must never let the key leave this machine unencrypted, unless the
+//! setting `insecure-kms-endpoint` allows it. Nor may it check another address than the one that
+//! the client calls: it looks the URL up by the SDK's rules, parses it with the parser that
+//! connects, and then sets it in the client, which looks up nothing itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,7 +18,8 @@ use http::Uri;
 
 use super::errors::{Class, Failure, tidy};
 
-/// Under which names AWS itself answers: of each of its partitions, the suffixes for IPv4 and for both.
+/// The domains of AWS: for each partition, the suffixes of the IPv4 and of the dual-stack
+/// endpoints.
 const OF_AWS: [&str; 14] = [
     "amazonaws.com",
     "api.aws",
@@ -39,33 +40,33 @@ const OF_AWS: [&str; 14] = [
 /// An endpoint that may be called.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
-    /// The one that AWS has for the region, over TLS.
+    /// The AWS endpoint of the region, over TLS.
     OfTheRegion,
-    /// One that somebody has configured.
+    /// The endpoint that the operator configured.
     Configured {
-        /// As the client takes it.
+        /// The URL for the client.
         url: String,
-        /// Without user name and password.
+        /// The URL without user name and password.
         shown: String,
-        /// How it is reached.
+        /// The way to the endpoint.
         way: Way,
     },
 }
 
-/// How an endpoint is reached.
+/// The way to an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Encrypted; whether it is AWS that answers.
+    /// Encrypted; `aws` if the name belongs to AWS.
     Tls { aws: bool },
-    /// In the clear, within this machine.
+    /// In the clear, inside this machine.
     Loopback,
-    /// In the clear over a network, which the settings allow.
+    /// In the clear over a network, as the settings allow.
     InTheClear,
 }
 
 impl Endpoint {
-    /// The endpoint that `config` leads to, which no other may be called in place of.
-    /// `insecure` allows it to be one that is called in the clear over a network.
+    /// The endpoint that `config` leads to; the client must call no other. `insecure` allows calls
+    /// in the clear over a network.
     pub(crate) fn judged(config: &SdkConfig, insecure: bool) -> Result<Self, Failure> {
         match configured(config) {
             None => Ok(Self::OfTheRegion),
@@ -75,7 +76,7 @@ impl Endpoint {
         }
     }
 
-    /// What the client is to be told; `None`: the region's.
+    /// The URL to set in the client; `None` for the region's own endpoint.
     pub(crate) fn url(&self) -> Option<String> {
         match self {
             Self::OfTheRegion => None,
@@ -83,8 +84,9 @@ impl Endpoint {
         }
     }
 
-    /// A client of its own that the way takes. A proxy of the environment is not for this machine, and
-    /// would be sent what is not encrypted. Which address `localhost` is, is asked of nobody.
+    /// The HTTP client for calls within this machine; `None` for the default client. It uses no
+    /// proxy from the environment, which would receive the calls unencrypted, and asks no resolver
+    /// for the address of `localhost`.
     pub(crate) fn http_client(&self) -> Option<SharedHttpClient> {
         let Self::Configured {
             way: Way::Loopback, ..
@@ -99,7 +101,7 @@ impl Endpoint {
         )
     }
 
-    /// Whom the client calls, in plain words.
+    /// The endpoint in plain words.
     pub(crate) fn place(&self, region: &str) -> String {
         match self {
             Self::OfTheRegion => format!("AWS KMS in {region}"),
@@ -107,7 +109,7 @@ impl Endpoint {
         }
     }
 
-    /// Tells the log of an endpoint that is not AWS's.
+    /// Logs a warning if the endpoint is not one of AWS.
     pub(crate) fn tell_log(&self) {
         let Self::Configured { shown, way, .. } = self else {
             return;
@@ -127,8 +129,9 @@ impl Endpoint {
     }
 }
 
-/// The endpoint that environment and profile name for KMS, by the SDK's own rules: variables before
-/// files, what is for KMS before what is for all services, and none where they are to be ignored.
+/// The endpoint that environment or profile name for KMS, by the SDK's own rules: variables before
+/// files, an endpoint for KMS before one for all services, and none if the configuration says to
+/// ignore them.
 fn configured(config: &SdkConfig) -> Option<String> {
     let key = ServiceConfigKey::builder()
         .service_id("KMS")
@@ -142,9 +145,9 @@ fn configured(config: &SdkConfig) -> Option<String> {
     of_kms.or_else(|| config.endpoint_url().map(str::to_owned))
 }
 
-/// Whether `url` may be called, and how; else why not.
+/// The way to call `url`, or the reason why it must not be called.
 fn judge(url: &str, insecure: bool) -> Result<Endpoint, String> {
-    // What it is instead is not shown: it may hold a password.
+    // The error does not show the URL, which may hold a password.
     let bad = || {
         "the KMS endpoint that AWS_ENDPOINT_URL_KMS, AWS_ENDPOINT_URL or the profile names is no URL that begins with https://; correct it".to_owned()
     };
@@ -152,7 +155,7 @@ fn judge(url: &str, insecure: bool) -> Result<Endpoint, String> {
     let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
         return Err(bad());
     };
-    // What stands before an @ is no part of the host, whatever it looks like.
+    // The part before an @ is not the host, even if it looks like one.
     let host = authority.host();
     if host.is_empty() {
         return Err(bad());
@@ -177,8 +180,8 @@ fn judge(url: &str, insecure: bool) -> Result<Endpoint, String> {
     })
 }
 
-/// Whether `host` is this machine, whatever resolves names. Other ways to write such an address are
-/// left out: what is not sure is no loopback.
+/// Whether `host` is this machine, whatever a resolver says. Unusual spellings of loopback
+/// addresses do not count: a doubtful host is not this machine.
 fn is_loopback(host: &str) -> bool {
     match host
         .strip_prefix('[')
@@ -201,8 +204,8 @@ fn is_aws(host: &str) -> bool {
     })
 }
 
-/// Answers for `localhost`, the only name that it is asked for, without a hosts file or DNS: these may
-/// say otherwise.
+/// Resolves `localhost`, the only name that it is asked for, without hosts file and DNS, which may
+/// give another address.
 #[derive(Clone, Debug)]
 struct ThisMachine;
 
@@ -304,7 +307,7 @@ mod tests {
         }
     }
 
-    /// A region of each partition, and the SDK's own idea of where its KMS is.
+    /// One region of each partition; the SDK says where its KMS is.
     #[test]
     fn every_endpoint_that_the_sdk_has_is_known_for_one_of_aws() {
         let regions = [

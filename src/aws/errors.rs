@@ -1,37 +1,37 @@
-//! What AWS answers when it refuses, in classes and plain words.
+//! Errors of AWS calls, by class and in plain words.
 //!
-//! Must never show ciphertext, plaintext or a credential, whatever the service sent. Most refusals
-//! reach the SDK's caller untyped, so their wire codes are what is matched.
+//! An error must never show ciphertext, plaintext or a credential, whatever the service sent. The
+//! SDK leaves most refusals untyped, so this module matches their codes on the wire.
 
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 
-/// Why a call failed. The classes are those to which the answer differs.
+/// Why a call failed: one class for each different reaction of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// The credentials do not allow it, or are not accepted.
+    /// The credentials do not allow the call, or AWS does not accept them.
     Denied,
     /// The key is disabled.
     Disabled,
-    /// The key is pending deletion, or in no state to serve.
+    /// The key is pending deletion, or unusable in its state.
     PendingDeletion,
-    /// There is no such key.
+    /// The key does not exist.
     NotFound,
-    /// Another key, or another context, made the ciphertext.
+    /// The ciphertext was made by another key or under another context.
     WrongKey,
     /// No credentials were found.
     NoCredentials,
-    /// AWS asks to be called less often.
+    /// AWS limits the rate of calls.
     Throttled,
     /// No answer came.
     Unreachable,
-    /// What came is no answer of AWS.
+    /// The answer is not one of AWS.
     BadAnswer,
-    /// The configuration does not allow the call to be made.
+    /// The configuration rules the call out.
     Configuration,
 }
 
-/// Why a call failed and what to do next. Its caller adds what was attempted, and on which key.
+/// Why a call failed and what to do next. The caller adds the operation and the key.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) class: Class,
@@ -47,16 +47,16 @@ impl Failure {
     }
 }
 
-/// Whom a client calls, and with whose credentials, in plain words.
+/// A client's endpoint and the source of its credentials, in plain words.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) name: String,
-    /// Where the credentials came from; `None` when that is not known.
+    /// The source of the credentials; `None` if unknown.
     pub(crate) source: Option<String>,
 }
 
 impl Place {
-    /// Tells why the SDK failed to have AWS do `action`, an action of IAM.
+    /// Explains why a call of the IAM action `action` failed.
     pub(crate) fn failed<E>(&self, action: &str, error: &SdkError<E, HttpResponse>) -> Failure
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -89,7 +89,8 @@ impl Place {
                 )
             }
             SdkError::ResponseError(response) => {
-                // Without a whole body there was no answer; with one, it made no sense.
+                // Without a whole body the connection was lost; with one, the answer makes no
+                // sense.
                 if response.raw().body().bytes().is_none() {
                     return Failure::new(
                         Class::Unreachable,
@@ -112,8 +113,8 @@ impl Place {
         }
     }
 
-    /// A refusal without a code in JSON: an emulator, or something in between. The latter's word
-    /// is not AWS's: its 403 must not count as a key revoked.
+    /// A refusal without a code in JSON comes from an emulator, or from a proxy. A proxy does not
+    /// speak for AWS: its 403 must not count as a revoked key.
     fn unnamed(&self, action: &str, body: Option<&[u8]>, status: u16) -> Failure {
         if let Some(code) = body.and_then(xml_code) {
             return self.refused(action, code, None, status);
@@ -135,7 +136,7 @@ impl Place {
         )
     }
 
-    /// A refusal by its code. With or without an `Exception` at its end, in any case.
+    /// A refusal by its code, in upper or lower case, with or without `Exception` at its end.
     fn refused(&self, action: &str, code: &str, message: Option<&str>, status: u16) -> Failure {
         let place = &self.name;
         let source = self.source.as_deref().unwrap_or("unknown source");
@@ -220,7 +221,7 @@ impl Place {
     }
 }
 
-/// The code in an XML error, which some emulators and proxies send.
+/// The code in an XML error, as some emulators and proxies send it.
 fn xml_code(body: &[u8]) -> Option<&str> {
     let body = std::str::from_utf8(body.get(..body.len().min(64 << 10))?).ok()?;
     let (_, rest) = body.split_once("<Code>")?;
@@ -229,8 +230,8 @@ fn xml_code(body: &[u8]) -> Option<&str> {
     plain.then_some(code)
 }
 
-/// Foreign text made fit for one line: short, with no control characters, and without long words
-/// that are no ARN, for those could be ciphertext, keys or tokens.
+/// Foreign text as one short line. It has no control characters, and no long words except ARNs:
+/// those could be ciphertext, keys or tokens.
 pub(crate) fn tidy(text: &str) -> String {
     let mut tidy = String::new();
     for word in text.split(|c: char| c.is_whitespace() || c.is_control()) {
@@ -252,7 +253,7 @@ pub(crate) fn tidy(text: &str) -> String {
     tidy
 }
 
-/// An error and what led to it, in one line; for matching, or to be made [`tidy`].
+/// An error and its causes in one line, to match against, or to pass to [`tidy`].
 pub(crate) fn causes(mut error: Option<&dyn std::error::Error>) -> String {
     let mut causes = Vec::new();
     while let Some(cause) = error {

@@ -1,5 +1,6 @@
-//! What is AWS' own: a client for a region, its credentials, its endpoint, the thread that its calls
-//! run on, and what its refusals mean. Knows nothing of vaults and of other providers of keys.
+//! Everything specific to AWS: a client for a region, its credentials and endpoint, the thread that
+//! runs its calls, and the meaning of its errors. Nothing here knows about vaults or other KMS
+//! providers.
 
 pub(crate) mod credentials;
 pub(crate) mod endpoint;

@@ -1,6 +1,7 @@
-//! A client for one region, with the configuration that the standard variables and files name.
+//! A client for one region, configured by the standard variables and files.
 //!
-//! Must never trust a certificate that `AWS_CA_BUNDLE`, where it is set, does not vouch for.
+//! If `AWS_CA_BUNDLE` is set, the client must never trust a certificate that the bundle does not
+//! vouch for.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,33 +25,34 @@ use super::credentials::{self, HeldCredentials};
 use super::endpoint::Endpoint;
 use super::errors::{Class, Failure, Place};
 
-/// Attempts of one call, with backoff in between, all within its total timeout.
+/// Limit on the attempts of one call. Backoffs separate them, and the total timeout bounds them
+/// all.
 const ATTEMPTS: u32 = 3;
-/// Bound on the length of a CA bundle.
+/// Limit on the length of a CA bundle, in bytes.
 const MAX_BUNDLE: u64 = 16 << 20;
 
-/// What a client is made with beside what variables and files say.
+/// The settings of a client besides the standard variables and files.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Bound on one attempt.
+    /// Limit on one attempt.
     pub(crate) attempt_timeout: Duration,
-    /// A shared credentials file in which alone credentials are looked for.
+    /// The shared credentials file that alone provides credentials.
     pub(crate) credentials_file: Option<PathBuf>,
-    /// Allow an endpoint on another machine to be called without encryption.
+    /// Allows unencrypted calls to an endpoint on another machine.
     pub(crate) insecure_endpoint: bool,
 }
 
-/// A client and what its errors need to be explained.
+/// A client, with the facts that explain its errors.
 pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) credentials: Arc<HeldCredentials>,
-    /// Whom the client calls, in plain words.
+    /// The client's endpoint, in plain words.
     pub(crate) name: String,
 }
 
 impl Session {
-    /// Reads the configuration; calls nothing but, where neither `region` nor the configuration
-    /// names a region, the instance metadata service. Refuses an endpoint that is not to be called.
+    /// Reads the configuration, and refuses an endpoint that must not be called. Calls no service,
+    /// except for the instance metadata if neither `region` nor the configuration names a region.
     pub(crate) async fn load(region: Option<&str>, settings: &Settings) -> Result<Self, Failure> {
         let region = match region {
             Some(region) => Some(Region::new(region.to_owned())),
@@ -101,7 +103,7 @@ impl Session {
         })
     }
 
-    /// Whom it calls, and with the credentials that it has now.
+    /// The endpoint, and the source of the present credentials.
     pub(crate) fn place(&self) -> Place {
         Place {
             name: self.name.clone(),
@@ -110,14 +112,14 @@ impl Session {
     }
 }
 
-/// Whether `region` can be part of a host name. Anything else could name another host.
+/// Whether `region` is safe as part of a host name. Any other text could name another host.
 pub(crate) fn is_region(region: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     !region.is_empty() && region.len() <= 63 && region.chars().all(plain)
 }
 
-/// A client that trusts `AWS_CA_BUNDLE` alone, as other AWS tools do; `None` where it is not set.
-/// The Rust SDK ignores that variable.
+/// A client that trusts `AWS_CA_BUNDLE` alone, like other AWS tools; `None` if it is not set. The
+/// Rust SDK ignores that variable.
 fn http_client() -> Result<Option<SharedHttpClient>, Failure> {
     let Some(path) = std::env::var_os("AWS_CA_BUNDLE").filter(|path| !path.is_empty()) else {
         return Ok(None);
@@ -153,8 +155,8 @@ fn read_bundle(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(pem)
 }
 
-/// The certificates of `pem` that can serve as roots. The SDK panics on any other, and a system's
-/// bundle may well hold some.
+/// The certificates of `pem` that are valid roots. The SDK panics on any other, and a system's
+/// bundle may hold some.
 fn trust_store(pem: &[u8]) -> Option<TrustStore> {
     let mut store = TrustStore::empty();
     let mut usable = RootCertStore::empty();

@@ -1,8 +1,8 @@
-//! The one thread on which AWS calls run, and the runtime that it drives.
+//! The single thread that runs AWS calls, and its runtime.
 //!
-//! Calls from several threads run at once, each bounded by its own deadline: one that hangs holds
-//! up no other. Must never be made before the process has forked for the last time, since threads
-//! do not cross a fork.
+//! Calls from several threads run concurrently, each with its own deadline, so a call that hangs
+//! delays no other. The worker must never start before the process's last fork, because threads do
+//! not survive a fork.
 
 use std::future::Future;
 use std::io;
@@ -14,28 +14,29 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 use tracing::dispatcher::{Dispatch, set_default};
 
-/// How much later than the deadline a caller still takes an answer. The runtime ends a call at
-/// its deadline; this bound is for a runtime that cannot, since something in the SDK blocks it.
+/// A caller waits this long beyond the deadline. The runtime ends a call at its deadline, unless
+/// something in the SDK blocks the runtime; the caller then stops waiting here.
 const GRACE: Duration = Duration::from_millis(250);
 
 /// Why a call has no outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NoOutcome {
-    /// Its deadline passed.
+    /// The deadline passed.
     TimedOut,
-    /// It panicked.
+    /// The call panicked.
     Died,
 }
 
-/// Whether the SDK was told to log requests and answers, keys included. Nothing that it says is
-/// logged then: whoever sets a variable for one program must not open the vaults of another.
+/// Whether the environment asks the SDK to log requests and answers, keys included. The worker then
+/// logs nothing of the SDK: a variable that was set for one program must not reveal the keys of
+/// another.
 fn logs_bodies() -> bool {
     ["LOG_SENSITIVE_BODIES", "LOG_SIGNABLE_BODY"]
         .iter()
         .any(|name| std::env::var_os(name).is_some())
 }
 
-/// The thread and its runtime. Both end when this is dropped, and calls under way with them.
+/// The thread and its runtime. Dropping this ends both, and the calls under way.
 pub(crate) struct Worker {
     handle: Handle,
     _stop: oneshot::Sender<()>,
@@ -51,9 +52,9 @@ impl Worker {
             .name("kms".to_owned())
             .spawn(move || {
                 let _quiet = logs_bodies().then(|| set_default(&Dispatch::none()));
-                // Ends with an error when the sender is dropped, which is the sign to stop.
+                // Returns an error when the sender is dropped, which is the sign to stop.
                 let _ = runtime.block_on(stopped);
-                // Without waiting: a name lookup may hang for minutes.
+                // Do not wait for the calls: a name lookup may hang for minutes.
                 runtime.shutdown_background();
             })?;
         Ok(Self {

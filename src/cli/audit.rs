@@ -13,11 +13,11 @@ use super::{meant, output};
 
 /// Show the key-management history of a vault
 ///
-/// One line for each event: when the vault was made, when keys were replaced and by whom they are
-/// wrapped, when an older state was accepted. The chain of its hashes ends under the MAC of the
-/// master key and is verified first; exits with code 6 when an event was changed, removed,
-/// reordered or cut off. A daemon that has the vault mounted for writing is asked to do that, if it
-/// may be asked; otherwise it takes the vault's KMS key.
+/// Prints one line for each event: when the vault was created, when keys were replaced and which
+/// KMS keys wrap them, when an older state was accepted. The history is a chain of hashes whose end
+/// is under the MAC of the master key. It is verified first; the command exits with code 6 if an
+/// event was changed, removed, reordered or cut off. A daemon that has the vault mounted for
+/// writing does this, if the user may ask it; otherwise the command needs the vault's KMS key.
 #[derive(Debug, clap::Args)]
 pub(super) struct Audit {
     /// The vault's directory
@@ -27,7 +27,7 @@ pub(super) struct Audit {
     #[arg(long)]
     json: bool,
 
-    /// Say only whether the history is whole
+    /// Print only whether the history is complete
     #[arg(long)]
     verify: bool,
 
@@ -39,14 +39,14 @@ impl Audit {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
         meant::must_be_a_vault(&self.vault)?;
-        // The history is a chain of its own, which is to be seen above all when something is wrong.
+        // The history has a chain of its own, and people need it most when the vault is damaged.
         let options = vault::OpenOptions {
             salvage: true,
-            ..super::check::open_options(&settings)
+            ..vault::OpenOptions::to_look(&settings)
         };
         let history = match ask_daemon(&self.vault, DaemonClient::audit) {
             Ok(Some(Answer::Audit(events))) => events,
-            // A daemon that has found something wrong shows nothing more.
+            // A daemon that has found tampering shows no history.
             told => match read(&self.vault, &options) {
                 Err(error) => return Err(told.err().unwrap_or(error)),
                 read => read?,
@@ -64,7 +64,7 @@ impl Audit {
     }
 }
 
-/// The history as it is stored.
+/// Reads the stored history.
 fn read(vault: &Path, options: &vault::OpenOptions) -> Result<Vec<Value>, Error> {
     let history = vault::Vault::open(vault, options)?.history()?;
     let events = history.iter().map(serde_json::to_value);

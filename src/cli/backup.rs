@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::daemon;
 use crate::error::Error;
-use crate::vault::{self, CopyReport};
+use crate::vault::{self, CopyReport, OpenOptions};
 
 use super::copying::{go_on, keys, size};
 use super::flags::{Flags, ForOpen};
@@ -12,20 +12,20 @@ use super::output;
 
 /// Make a backup of a vault
 ///
-/// Copies the vault to DEST, as of one commit, and verifies every record of the copy before it says that
-/// it is done. The vault may be mounted, by whomever, and be written meanwhile. DEST must not exist, and
-/// gets its name when all of the copy is on the disk.
+/// Copies the vault to DEST, as of one commit, and verifies every record of the copy. The vault may
+/// be mounted, by any user, and written meanwhile. DEST must not exist; it appears only once the
+/// whole copy is on disk.
 ///
-/// A backup is a directory with a vault in it, of the same id: it can be checked where it lies, mounted
-/// there with -o ro, and made a vault again by `secretfs restore`. It opens with the KMS keys that are
-/// printed, and for ever: no later rotation changes it. Keys of the local KMS are not in it; keep a copy
-/// of them apart from it.
+/// A backup is a directory that holds a vault with the same id. It can be checked where it is,
+/// mounted there with -o ro, and turned into a vault again by `secretfs restore`. The KMS keys that
+/// this command prints open it forever: no later rotation changes it. It contains no key of the
+/// local KMS; keep a copy of those elsewhere.
 #[derive(Debug, clap::Args)]
 pub(super) struct Backup {
     /// The vault's directory
     vault: PathBuf,
 
-    /// The directory to make
+    /// The directory to create
     dest: PathBuf,
 
     /// Print JSON
@@ -40,17 +40,18 @@ impl Backup {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
         super::meant::must_be_a_vault(&self.vault)?;
-        let options = super::check::open_options(&settings);
+        let options = OpenOptions::to_look(&settings);
         let stop = daemon::interruptions()?;
         let made = vault::backup(&self.vault, &self.dest, &options, &go_on(&stop))?;
         match self.json {
             true => output::show(&made, true),
-            false => output::print(&told(&made, &self.vault)),
+            false => output::print(&text(&made, &self.vault)),
         }
     }
 }
 
-fn told(made: &CopyReport, vault: &Path) -> String {
+/// The report for people.
+fn text(made: &CopyReport, vault: &Path) -> String {
     let opens = keys(made, "the backup");
     format!(
         "{} is a backup of {} (id {}) at commit {}: {}\n{opens}",

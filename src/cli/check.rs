@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{self, Settings};
+use crate::daemon;
 use crate::error::{Class, Error};
 use crate::vault;
 
@@ -11,14 +11,14 @@ use super::output;
 
 /// Verify a whole vault
 ///
-/// Opens and verifies every record and recomputes all sums. Changes nothing, and may run while the
-/// vault is mounted. Exits with code 6 when anything is not what was written.
+/// Opens and verifies every record, and recomputes all sums. Changes nothing, and may run while the
+/// vault is mounted. Exits with code 6 if any record is not as it was written.
 ///
-/// With --repair, what is damaged is moved out of the way of everything else: a file that has lost
-/// part of its content, and what has lost its name, go to `lost+found` in the vault; records that do
-/// not open go, as they are, to a file beside the vault. What it did is printed, and stands in the
-/// key-management history. What was replayed cannot be told from what was not: the vault is taken as
-/// it is. Nobody may have it mounted for writing.
+/// With --repair, moves damaged records out of the way of the others. Files that have lost part of
+/// their content, and nodes that have lost their name, go to `lost+found` in the vault; records
+/// that do not open go, unchanged, to a file beside the vault. The command prints what it did, and
+/// records it in the key-management history. A repair cannot tell replayed records from others: it
+/// accepts the vault as it is. The vault must not be mounted for writing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
     /// The vault's directory
@@ -28,7 +28,7 @@ pub(super) struct Check {
     #[arg(long)]
     json: bool,
 
-    /// Move what is damaged aside
+    /// Move damaged records out of the way
     #[arg(long)]
     repair: bool,
 
@@ -40,11 +40,11 @@ impl Check {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
         super::meant::must_be_a_vault(&self.vault)?;
-        let options = open_options(&settings);
+        let options = vault::OpenOptions::to_look(&settings);
         let (found, remedy) = match self.repair {
             true => {
                 let repair = || vault::repair(&self.vault, &options);
-                let report = super::rotation::patiently(&self.vault, repair)?;
+                let report = daemon::patiently(repair, || super::rotation::is_served(&self.vault))?;
                 output::show(&report, self.json)?;
                 (
                     report.check.problem_count,
@@ -71,23 +71,5 @@ impl Check {
                 ),
             )),
         }
-    }
-}
-
-/// How commands that only look open a vault.
-pub(super) fn open_options(settings: &Settings) -> vault::OpenOptions {
-    vault::OpenOptions {
-        read_only: true,
-        accept_rollback: false,
-        pinned_keys: settings.kms_keys.clone(),
-        pinned_vault_id: settings.vault_id.clone(),
-        require_anchor: settings.require_anchor,
-        min_commit: settings.min_commit,
-        salvage: false,
-        still: false,
-        unsafe_filesystem: settings.unsafe_filesystem,
-        kms: settings.kms.clone(),
-        anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),
-        mountpoint: None,
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    /// `command`: the whole command line.
+    /// `command` is the whole command line.
     pub(super) fn run(self, command: &mut clap::Command) -> Result<(), Error> {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, command, "secretfs", &mut script);

@@ -1,11 +1,11 @@
-//! What `backup` and `restore` share.
+//! Functions that `backup` and `restore` share.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::vault::{CopyReport, NeededKey};
 
-/// Whether to go on: until a signal asks for the end.
+/// A function that breaks once a signal has set `stop`.
 pub(super) fn go_on(stop: &AtomicBool) -> impl Fn() -> ControlFlow<()> {
     || match stop.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
@@ -13,7 +13,7 @@ pub(super) fn go_on(stop: &AtomicBool) -> impl Fn() -> ControlFlow<()> {
     }
 }
 
-/// Tells how much there is in a copy.
+/// The size of a copy, in words.
 pub(super) fn size(made: &CopyReport) -> String {
     let some =
         |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -25,7 +25,7 @@ pub(super) fn size(made: &CopyReport) -> String {
     )
 }
 
-/// Tells with which keys `what` opens, a line for each.
+/// The keys that open `what`, each on a line of its own.
 pub(super) fn keys(made: &CopyReport, what: &str) -> String {
     let mut text = match (made.kms_keys.len(), made.any_key_opens) {
         (0 | 1, _) => format!("{what} opens with one key:\n"),

@@ -1,5 +1,5 @@
-//! Flags made from the table of settings, so that a setting has the same name as a flag, as an
-//! option of `-o`, in the environment and in the configuration file.
+//! Flags that come from the table of settings, so that a setting has the same name as a flag, with
+//! `-o`, in the environment and in the configuration file.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::config::{
 };
 use crate::error::Error;
 
-/// Which settings a command has flags for.
+/// The settings for which a command has flags.
 pub(super) trait Scopes: std::fmt::Debug {
     const SCOPES: &'static [Scope];
 }
@@ -30,14 +30,14 @@ impl Scopes for ForMount {
     const SCOPES: &'static [Scope] = &[Scope::Vault, Scope::Open, Scope::Mount];
 }
 
-/// For commands that look into a vault.
+/// For commands that open an existing vault.
 #[derive(Debug)]
 pub(super) struct ForOpen;
 impl Scopes for ForOpen {
     const SCOPES: &'static [Scope] = &[Scope::Vault, Scope::Open];
 }
 
-/// The flags of one command, and its `-o`.
+/// The flags of one command, and its `-o` lists.
 #[derive(Debug)]
 pub(super) struct Flags<S> {
     options: Vec<OsString>,
@@ -46,7 +46,7 @@ pub(super) struct Flags<S> {
 }
 
 impl<S: Scopes> Flags<S> {
-    /// Lays them over environment and files. Flags win over `-o`.
+    /// Loads the settings: flags win over `-o`, and both over environment and files.
     pub(super) fn load(&self, config: Option<&Path>) -> Result<(Settings, Options), Error> {
         let options = parse_options(&self.options, false)?;
         options.refuse_foreign(S::SCOPES)?;
@@ -56,7 +56,7 @@ impl<S: Scopes> Flags<S> {
         Ok((settings, options))
     }
 
-    /// Takes the values out that were given as `--NAME`, so that they lay over nothing.
+    /// Removes the values given as `--NAME`, so that they override nothing, and returns them.
     pub(super) fn take(&mut self, name: &str) -> Vec<OsString> {
         let mut taken = Vec::new();
         self.raws.retain_mut(|raw| {

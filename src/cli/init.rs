@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config;
 use crate::error::{Class, Error};
 use crate::kms::KeyUri;
 use crate::vault;
@@ -10,21 +9,21 @@ use crate::vault;
 use super::flags::{Flags, ForInit};
 use super::output;
 
-/// Make a new vault
+/// Create a new vault
 ///
-/// Makes the directory VAULT and a vault in it, with a fresh master key that is wrapped by each of
-/// the KMS keys. Without --kms-key that is local-kms://default, which is created if it is missing.
-/// Either a whole vault is made or nothing, and an existing one is never touched.
+/// Creates the directory VAULT and a vault in it, with a fresh master key that each of the KMS keys
+/// wraps. Without --kms-key that is local-kms://default, which is created if it is missing. The
+/// command creates a complete vault or nothing, and never touches an existing one.
 ///
 /// The keys of the local KMS are as precious as the vault: without them it cannot be opened. Back
-/// them up, apart from it. Where a systemd unit has the credential secretfs.NAME.key, that is the key
-/// local-kms://NAME, and none is made.
+/// them up, apart from it. If a systemd unit has the credential secretfs.NAME.key, that is the key
+/// local-kms://NAME, and no key is created.
 #[derive(Debug, clap::Args)]
 pub(super) struct Init {
     /// The vault's directory; it must not exist, or be empty
     vault: PathBuf,
 
-    /// Do nothing if there is a vault already, whatever its KMS keys are
+    /// Do nothing if a vault exists already, whatever its KMS keys
     #[arg(long)]
     if_missing: bool,
 
@@ -58,7 +57,7 @@ impl Init {
                 .gid
                 .unwrap_or_else(|| nix::unistd::getegid().as_raw()),
             kms: settings.kms,
-            anchor_dir: settings.anchor_dir.or_else(config::anchor_dir),
+            anchor_dir: settings.anchor_dir,
         };
         let created = match vault::init(&self.vault, &options).map_err(Error::from) {
             Err(error) if error.class == Class::Exists && self.if_missing => {
@@ -86,7 +85,7 @@ impl Init {
         output::print(&text)
     }
 
-    /// There is a file with the name of a vault's: only a vault is what was asked for.
+    /// Reports the existing vault. A file with the right name is not enough: it must be a vault.
     fn tell_of_it(&self) -> Result<(), Error> {
         let id = vault::id_at(&self.vault)?;
         output::print(&format!(

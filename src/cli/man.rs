@@ -1,5 +1,5 @@
-//! `secretfs man`: man pages from the command line and the table of settings. The same input gives
-//! the same bytes: the pages are committed, and a test compares them.
+//! `secretfs man`: generates the man pages from the command line and the table of settings. The
+//! same input gives the same bytes: the pages are committed, and a test compares them.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use crate::error::{Class, Error};
 
 use super::output;
 
-/// Changes with a release, not with the day of a build.
+/// The date of the release, not of the build.
 const DATE: &str = "2026-11-22";
 const MANUAL: &str = "secretfs manual";
 
@@ -26,7 +26,7 @@ pub(super) struct Man {
 }
 
 impl Man {
-    /// `command`: the whole command line.
+    /// `command` is the whole command line.
     pub(super) fn run(self, command: clap::Command) -> Result<(), Error> {
         let fail = |e| Error::new(Class::Failed, format!("cannot write the man pages: {e}"));
         for (name, page) in pages(command).map_err(fail)? {
@@ -61,7 +61,7 @@ pub(super) fn pages(mut command: clap::Command) -> std::io::Result<Vec<(String, 
     Ok(pages)
 }
 
-/// The form of a call. Its options are many, and stand below.
+/// The synopsis, without the many options, which are listed below it.
 fn synopsis(command: &clap::Command) -> String {
     let name = command.get_bin_name().unwrap_or("secretfs");
     let mut text = format!(".SH SYNOPSIS\n\\fB{name}\\fR [\\fIOPTION\\fR]...");

@@ -8,17 +8,17 @@ use crate::daemon::{self, MountInfo};
 use crate::error::{Class, Error};
 use crate::vault::OpenOptions;
 
-/// The mount of secretfs that `path` is.
+/// The mount of secretfs at `path`, if there is one.
 pub(super) fn mounted_at(path: &Path) -> Option<MountInfo> {
-    // A failure to look it up is told when it is opened.
+    // Ignore a failed look-up: opening the path reports it.
     let mount = daemon::absolute(path).and_then(|path| daemon::mount_at(&path));
     mount.ok().flatten().filter(MountInfo::is_secretfs)
 }
 
-/// Refuses a mount, for commands that look at what is stored.
+/// Refuses a mount point, for commands that read the vault's files.
 ///
 /// # Errors
-/// When `path` is where a vault is mounted.
+/// When a vault is mounted on `path`.
 pub(super) fn must_be_a_vault(path: &Path) -> Result<(), Error> {
     match mounted_at(path) {
         Some(_) => Err(Error::new(
@@ -32,7 +32,7 @@ pub(super) fn must_be_a_vault(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// A mount is asked only if it is that of the vault that is meant, and can do it.
+/// Refuses a mount that is not of the pinned vault and keys, or is read-only.
 pub(super) fn must_be_the_one(
     path: &Path,
     status: &Value,

@@ -69,7 +69,7 @@ enum Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     if fail::has_failpoints() {
-        // Reads $FAILPOINTS, for as long as the process lives.
+        // The fail points of $FAILPOINTS stay for the life of the process.
         std::mem::forget(fail::FailScenario::setup());
     }
     daemon::install_hook();
@@ -97,9 +97,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Where there is no link `mount.fuse.secretfs`, mount(8) runs the helper of libfuse for the type
-/// `fuse.secretfs`, and that a program of the name `secretfs`: `secretfs VAULT DIRECTORY -o OPTIONS`. No
-/// command begins with a slash.
+/// Whether libfuse's helper runs this program: `secretfs VAULT DIRECTORY -o OPTIONS`. mount(8) uses
+/// that helper for the type `fuse.secretfs` if there is no link `mount.fuse.secretfs`. No command
+/// begins with a slash, so two paths show it.
 fn is_by_mount_fuse(args: &[OsString]) -> bool {
     let is_path = |at: usize| args.get(at).is_some_and(|a| a.as_bytes().starts_with(b"/"));
     is_path(1) && is_path(2)
@@ -131,7 +131,7 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
     }
 }
 
-/// The exit codes of the commands. Part of the interface: see EXIT STATUS in secretfs(1).
+/// The exit codes of the commands, which are part of the interface: see EXIT STATUS in secretfs(1).
 fn exit_code(class: Class) -> u8 {
     match class {
         Class::Failed
@@ -149,11 +149,11 @@ fn exit_code(class: Class) -> u8 {
     }
 }
 
-/// Most characters of what clap says that are shown: it repeats the argument, which may be a file
-/// pasted by mistake.
+/// Limit on the characters of clap's message that are shown: clap repeats the argument, which may
+/// be a file pasted by mistake.
 const LONGEST: usize = 1000;
 
-/// What clap says in a paragraph, in one line.
+/// Turns clap's paragraph into one line.
 fn usage(error: &clap::Error) -> Error {
     let text = error.to_string();
     let said: Vec<&str> = text
@@ -184,7 +184,7 @@ fn command() -> clap::Command {
 /// All man pages, with their file names.
 ///
 /// # Errors
-/// None in practice: they are written to memory.
+/// None in practice, since the pages are written to memory.
 pub fn man_pages() -> std::io::Result<Vec<(String, Vec<u8>)>> {
     man::pages(command())
 }

@@ -40,7 +40,7 @@ impl Mount {
             foreground: self.foreground,
             not_granted: options.not_granted,
         };
-        // The mount is there whether or not anybody reads this.
+        // The mount works even if nobody reads this.
         daemon::mount(&request, &|line| drop(output::print(&format!("{line}\n"))))
     }
 }

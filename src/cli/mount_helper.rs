@@ -1,6 +1,6 @@
 //! The program as mount(8) calls it: `mount.secretfs SPEC DIR [-sfnvrw] [-o OPTIONS] [-t TYPE]`,
-//! with mount(8)'s exit codes. For the type `fuse.secretfs`, which mounts have, it is called
-//! `mount.fuse.secretfs`; that is also how `mount -o remount` comes here.
+//! with mount(8)'s exit codes. For the type `fuse.secretfs`, which is the type of existing mounts,
+//! mount(8) calls it `mount.fuse.secretfs`; `mount -o remount` comes here under that name.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +16,7 @@ use super::output;
 const PROGRAM: &str = "mount.secretfs";
 const SYNOPSIS: &str = "mount.secretfs VAULT DIRECTORY [-fnrsvw] [-o OPTIONS] [-t TYPE]";
 
-/// What mount(8) asked for.
+/// The parsed call of mount(8).
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Invocation {
     positional: Vec<OsString>,
@@ -29,7 +29,7 @@ struct Invocation {
     help: bool,
 }
 
-/// Runs as mount(8)'s helper. `args` are without the program's name.
+/// Runs as mount(8)'s helper. `args` does not include the program's name.
 pub(super) fn main(args: Vec<OsString>) -> ExitCode {
     match daemon::caught(|| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,7 +79,7 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
     if invocation.fake {
         return daemon::plan(&request).map(drop);
     }
-    // Like mount(8) itself, silent unless asked.
+    // Like mount(8) itself, print nothing unless asked to.
     let verbose = invocation.verbose;
     daemon::mount(&request, &|line| {
         if verbose {
@@ -107,7 +107,7 @@ fn parse(args: Vec<OsString>) -> Result<Invocation, Error> {
                 b'v' => invocation.verbose = true,
                 b'r' => invocation.options.push("ro".into()),
                 b'w' => invocation.options.push("rw".into()),
-                // There is no mtab to leave alone.
+                // secretfs never writes an mtab.
                 b'n' => {}
                 b'o' | b't' => {
                     let rest = std::ffi::OsStr::from_bytes(&letters[at + 1..]).to_owned();

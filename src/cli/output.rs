@@ -1,4 +1,4 @@
-//! Output to people and programs. A reader that leaves early is no fault of anybody.
+//! Output for people and programs. A reader that closes the pipe early causes no error.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -26,10 +26,10 @@ pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), Error> {
     }
 }
 
-/// One line on standard error.
+/// Writes an error to standard error, in one line.
 pub(super) fn complain(program: &str, error: &Error) {
     let line = format!("{program}: {error}\n");
-    // There is nobody to tell that this failed.
+    // A failure here cannot be reported.
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }
 
@@ -77,7 +77,7 @@ fn write_member(text: &mut String, of: &str, value: &Value, depth: usize) {
                 if is_shown_already(name, members) {
                     continue;
                 }
-                // Its members are named by kinds of rotations.
+                // The members of `last_rotations` are times, named by kinds of rotations.
                 let what = if of == "last_rotations" { "at" } else { name };
                 let shown = moment(what, member).or_else(|| scalar(member));
                 let key = name;
@@ -110,26 +110,26 @@ fn write_member(text: &mut String, of: &str, value: &Value, depth: usize) {
     }
 }
 
-/// A time, which programs get in seconds since 1970, as people read it: in UTC.
+/// A time for people, in UTC; programs get it in seconds since 1970.
 fn moment(name: &str, value: &Value) -> Option<String> {
     let time = time_of(name, value)?;
     Some(time.replace('T', " ").replace('Z', " UTC"))
 }
 
-/// Whether it only shows the time of another member again, which people are shown as a date.
+/// Whether a member repeats the time of another, which people see as a date.
 fn is_shown_already(name: &str, members: &Map<String, Value>) -> bool {
     let of = name.strip_suffix(TIME_SUFFIX);
     of.is_some_and(|of| members.contains_key(of))
 }
 
-/// What fits on one line.
+/// A value that fits on one line; `None` for others.
 fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::Null => Some("none".to_owned()),
         Value::Bool(true) => Some("yes".to_owned()),
         Value::Bool(false) => Some("no".to_owned()),
         Value::Number(number) => Some(number.to_string()),
-        // Names and paths may hold anything; a terminal must not obey it.
+        // Names and paths may contain control characters, which must not reach a terminal.
         Value::String(text) => Some(
             text.chars()
                 .flat_map(|c| {

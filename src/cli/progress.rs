@@ -7,10 +7,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::vault::BLOCKED;
 
-/// Progress is read so often.
+/// Interval between two readings of the progress.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Says what blocks a rotation, and what can be done.
+/// Describes what blocks a rotation, and what the operator can do.
 pub(super) fn blocked(
     change: impl std::fmt::Display,
     trouble: impl std::fmt::Display,
@@ -30,7 +30,7 @@ pub(super) fn blocked(
     format!("{change} is blocked: {trouble}{records}; {BLOCKED}")
 }
 
-/// Progress: a bar on a terminal, otherwise a line for each state.
+/// Shows progress: a bar on a terminal, otherwise a line for each phase.
 pub(super) struct Shown {
     bar: Option<ProgressBar>,
     name: &'static str,
@@ -58,7 +58,7 @@ impl Shown {
     pub(super) fn update(&mut self, phase: &str, done: u64, total: u64) {
         match &self.bar {
             Some(bar) => {
-                // A bar of which nobody knows the length yet would be drawn full.
+                // A bar of unknown length would be drawn full.
                 if total > 0 {
                     bar.set_length(total);
                 }
@@ -69,7 +69,7 @@ impl Shown {
         }
     }
 
-    /// Says something once.
+    /// Prints a line, unless it repeats the last one.
     pub(super) fn say(&mut self, words: &str) {
         if self.last == words {
             return;
@@ -77,7 +77,7 @@ impl Shown {
         words.clone_into(&mut self.last);
         match &self.bar {
             Some(bar) => bar.println(words),
-            // There is nobody to tell that this failed.
+            // A failure here cannot be reported.
             None => drop(writeln!(std::io::stderr(), "{}: {words}", self.name)),
         }
     }

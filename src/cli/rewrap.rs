@@ -5,23 +5,23 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Class, Error};
 use crate::kms::{KeyUri, KeyUriError};
-use crate::vault::Request;
+use crate::vault::{OpenOptions, Request};
 
 use super::flags::{Flags, ForOpen};
 
-/// Wrap the master key anew, by the same or by other KMS keys
+/// Wrap the master key again, with the same or other KMS keys
 ///
 /// The master key stays the same, and so does everything under it. With --kms-key the vault moves
-/// to these keys; without, it stays under all that it is under. Each is proved before anything is stored: what it wraps must unwrap to the same.
-/// The key that the vault is under now must still work.
+/// to these keys; without, its present keys wrap again. Each key is proved before anything is
+/// stored: it must unwrap what it wrapped. One of the present keys must still work.
 ///
-/// Copies of the vault from before still open with the KMS keys that they were under.
+/// Earlier copies of the vault still open with the KMS keys of their time.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rewrap {
-    /// The vault's directory, or where it is mounted
+    /// The vault's directory, or its mount point
     path: PathBuf,
 
-    /// Return when it is done, not when it is sure to be done
+    /// Return when it is done, not as soon as it is certain to be done
     #[arg(long)]
     wait: bool,
 
@@ -35,14 +35,14 @@ pub(super) struct Rewrap {
 
 impl Rewrap {
     pub(super) fn run(mut self, config: Option<&Path>) -> Result<(), Error> {
-        // On the command line they are where it goes; anywhere else, where it may be.
+        // As flags, KMS keys are the target of the rewrap; elsewhere they are pins.
         let to = self.flags.take("kms-key");
         let to = to.iter().map(|key| parse(key));
         let to = to.collect::<Result<_, _>>()?;
         let (settings, _) = self.flags.load(config)?;
         let leave_aws = self.yes_leave_aws;
         let request = Request::Rewrap { to, leave_aws };
-        let options = super::check::open_options(&settings);
+        let options = OpenOptions::to_look(&settings);
         super::rotation::run(&self.path, &request, options, self.wait)
     }
 }

@@ -3,40 +3,40 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::keyring::ChangeKind;
-use crate::vault::Request;
+use crate::keyring::RotationKind;
+use crate::vault::{OpenOptions, Request};
 
 use super::flags::{Flags, ForOpen};
 
 /// Replace the master key
 ///
-/// Makes a new master key, wraps every data key by it, shows that nothing is left under the old one
-/// and removes it. The key of the vault's state and sums is replaced, too. Contents are not encrypted
-/// anew. Goes on while the vault is used: the daemon that has it mounted for writing, wherever on this
-/// host, is asked to do it; a vault that nobody has mounted is rotated by this command. What was begun
-/// is finished, whatever happens: by the next mount or the next command.
+/// Makes a new master key, wraps every data key with it, shows that the old one wraps nothing any
+/// more, and removes that. The key of the vault's state and sums is replaced, too; contents are not
+/// encrypted again. The vault stays in use meanwhile: a daemon that has it mounted for writing,
+/// anywhere on this host, does the work; otherwise this command does. Once begun, the rotation is
+/// finished whatever happens, by the next mount or the next command.
 ///
-/// It does not undo what somebody learnt. Copies of the vault from before still open with the old
-/// master key. And data keys stay the same: whoever had the old master key and such a copy has the
-/// data keys of all that was in it, and reads with them, also of later states of the vault, the names
-/// in directories that were there, the attributes of what was there, and contents that have not changed
-/// since, which can even be replaced by others of the same length; not new contents, nor the attributes
-/// of new files and what is in new directories. After a compromise use `reencrypt`, which leaves none of
-/// that.
+/// It does not undo what an attacker has learnt. Earlier copies of the vault still open with the
+/// old master key. And data keys stay the same: an attacker with the old master key and such a copy
+/// has the data keys of everything in it. Even in later states of the vault they open the names in
+/// directories and the attributes of files from that time, and contents that have not changed
+/// since, which the attacker can even replace by others of the same length. They do not open new
+/// contents, attributes of new files, or names in new directories. After a compromise use
+/// `reencrypt`, which leaves none of that.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rotate {
-    /// The vault's directory, or where it is mounted
+    /// The vault's directory, or its mount point
     path: PathBuf,
 
-    /// Return when it is done, not when it is sure to be done
+    /// Return when it is done, not as soon as it is certain to be done
     #[arg(long)]
     wait: bool,
 
-    /// Remove the old master key although records do not open
+    /// Remove the old master key even if records do not open
     ///
-    /// For when one that is damaged keeps a key alive that must go, and `check --repair` is no way:
-    /// what stands under the old key then never opens again. The history says what that was. Goes
-    /// on with one that is blocked, or begins one.
+    /// Use it if damaged records keep alive a key that must go, and `check --repair` is not an
+    /// option: the records under the old key never open again. The history names them. Continues a
+    /// blocked rotation, or begins one.
     #[arg(long)]
     retire_despite: bool,
 
@@ -47,9 +47,9 @@ pub(super) struct Rotate {
 impl Rotate {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
         let (settings, _) = self.flags.load(config)?;
-        let options = super::check::open_options(&settings);
+        let options = OpenOptions::to_look(&settings);
         let request = match self.retire_despite {
-            true => Request::Despite(ChangeKind::Rotate),
+            true => Request::Despite(RotationKind::Rotate),
             false => Request::Rotate,
         };
         super::rotation::run(&self.path, &request, options, self.wait)

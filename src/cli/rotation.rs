@@ -1,9 +1,9 @@
-//! `rotate`, `reencrypt` and `rewrap` share this: they ask the daemon that has the vault, or do the work.
+//! The part that `rotate`, `reencrypt` and `rewrap` share: they ask the daemon that has the vault,
+//! or do the work.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -12,14 +12,12 @@ use super::progress::{LOOK_EVERY, Shown, blocked};
 use crate::control::{DaemonClient, Holder};
 use crate::daemon;
 use crate::error::{Class, Error};
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::store::StoreErrorKind;
 use crate::vault::{Failure, OpenOptions, Outcome, Request, Vault, VaultError};
 
-/// A daemon that has just been unmounted lets go of its vault within this.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// Does what is asked for: by the mount on `path`, by whoever has the vault in `path` mounted, or here.
+/// Has a request carried out by the mount on `path`, by the daemon that has the vault in `path`
+/// mounted, or by this process.
 pub(super) fn run(
     path: &Path,
     request: &Request,
@@ -36,10 +34,11 @@ pub(super) fn run(
         ..options
     };
     let despite = matches!(request, Request::Despite(_));
-    let opened = patiently(path, || match despite {
-        true => Vault::open_to_mend(path, &options),
+    let open = || match despite {
+        true => Vault::open_to_repair(path, &options),
         false => Vault::open(path, &options),
-    });
+    };
+    let opened = daemon::patiently(open, || is_served(path));
     match opened {
         Ok(vault) => here(&vault, request, &stop),
         Err(error) if error.failure() == Failure::Busy || is_denied(&error) => {
@@ -68,31 +67,17 @@ pub(super) fn run(
     }
 }
 
-/// Whether the vault's files are not this user's to open; its daemon may serve him all the same.
+/// Whether this user may not open the vault's files. Its daemon may still serve the user.
 fn is_denied(error: &VaultError) -> bool {
     matches!(error, VaultError::Store(error) if error.kind == StoreErrorKind::Denied)
 }
 
-/// Tries once more while somebody holds the vault who cannot be asked: a daemon that is just letting
-/// go of it.
-pub(super) fn patiently<T>(
-    path: &Path,
-    mut open: impl FnMut() -> Result<T, VaultError>,
-) -> Result<T, VaultError> {
-    let deadline = Instant::now() + GRACE;
-    loop {
-        match open() {
-            Err(error)
-                if error.failure() == Failure::Busy
-                    && matches!(DaemonClient::of(path), Ok(None))
-                    && Instant::now() < deadline => {}
-            opened => return opened,
-        }
-        std::thread::sleep(LOOK_EVERY);
-    }
+/// Whether a daemon holds the vault and will keep it: one that is releasing it does not answer.
+pub(super) fn is_served(path: &Path) -> bool {
+    !matches!(DaemonClient::of(path), Ok(None))
 }
 
-/// Does the work in this process, on a vault that nobody has mounted for writing.
+/// Does the work in this process, on a vault that is not mounted for writing.
 fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error> {
     let mut shown = Shown::new(request.name());
     let earlier = vault.progress();
@@ -108,15 +93,15 @@ fn here(vault: &Vault, request: &Request, stop: &AtomicBool) -> Result<(), Error
     tell(request, &format!("{}: done", request.name()))
 }
 
-/// `rotate` leaves data keys as they were, and `reencrypt` does not.
+/// The warning after `rotate`, which keeps the data keys.
 const NOT_UNDONE: &str = "data keys are what they were: whoever had the old master key and a copy of the vault goes on to \
      have those of all that was in it; after a compromise, replace them with `secretfs reencrypt`";
 
-/// Tells what has become of a request, and what it does not do.
+/// Prints the outcome of a request, and what it does not undo.
 fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
     let keeps = matches!(
         request,
-        Request::Rotate | Request::Despite(ChangeKind::Rotate)
+        Request::Rotate | Request::Despite(RotationKind::Rotate)
     );
     super::output::print(&match keeps {
         true => format!("{outcome}\n{NOT_UNDONE}\n"),
@@ -162,7 +147,7 @@ fn follow(vault: &Vault, shown: &mut Shown, stop: &AtomicBool) -> Result<(), Err
     }
 }
 
-/// Asks a daemon, and waits for the end.
+/// Asks a daemon, and waits for the end if `wait` says so.
 fn ask(
     holder: &Holder,
     request: &Request,
@@ -171,7 +156,7 @@ fn ask(
     stop: &AtomicBool,
 ) -> Result<(), Error> {
     let now = holder.status()?;
-    // A user who sees only the public part is refused by the command, in clear words.
+    // If this user sees only the public part, the command refuses with a clear message.
     if now["view"] != "public" {
         must_be_the_one(holder.path(), &now, pins)?;
     }
@@ -194,9 +179,8 @@ fn ask(
             true => holder.status().ok().and_then(|status| running(&status)),
             false => None,
         };
-        let class = refusal.class();
         return fail(
-            class,
+            refusal.class,
             format!("{shown}: {}", running.unwrap_or(refusal.why)),
         );
     }
@@ -256,7 +240,7 @@ fn ask(
     tell(request, &format!("{}: done", request.name()))
 }
 
-/// Whether what is under way is what is asked for.
+/// Whether the rotation under way is the requested one.
 fn is_same(change: &Value, request: &Request) -> bool {
     let anywhere = match request {
         Request::Rewrap { to, .. } => to.is_empty(),
@@ -265,7 +249,7 @@ fn is_same(change: &Value, request: &Request) -> bool {
     anywhere && *change == request.name()
 }
 
-/// A value that a rotation of this kind changes when it ends well.
+/// A value that a successful rotation of this kind changes.
 fn ended(status: &Value, request: &Request) -> Value {
     match request {
         Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
@@ -275,7 +259,7 @@ fn ended(status: &Value, request: &Request) -> Value {
     }
 }
 
-/// The rotation that is under way, in words.
+/// Describes the rotation under way.
 fn running(status: &Value) -> Option<String> {
     let rotation = &status["rotation"];
     let change = rotation["change"].as_str()?;
@@ -296,7 +280,7 @@ fn running(status: &Value) -> Option<String> {
     ))
 }
 
-/// Says what blocks a mount's rotation.
+/// Describes what blocks a mount's rotation, from its status.
 fn blocked_as_told(rotation: &Value, trouble: &str) -> String {
     let records = rotation["records"].as_array().into_iter().flatten();
     let records: Vec<_> = records

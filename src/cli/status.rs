@@ -1,12 +1,13 @@
 //! `secretfs status`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::control::{Answer, DaemonClient, ask_daemon};
+use crate::control::{Answer, DaemonClient, Holder, ask_daemon};
 use crate::daemon::MountInfo;
 use crate::error::{Class, Error};
 use crate::vault;
@@ -16,13 +17,13 @@ use super::{meant, output};
 
 /// Show the state of a vault or a mount
 ///
-/// For a mount, shows what its daemon tells in .secretfs/status: everything to who may command it, and
-/// to everybody else its state, integrity and version. For a vault that is mounted for
-/// writing, wherever that is on this host, asks its daemon for the same, if it may. Otherwise opens
-/// the vault read-only, which takes its KMS key, and shows what it holds.
+/// For a mount, shows .secretfs/status: everything for users who may command the mount, and its
+/// state, integrity and version for others. For a vault that is mounted for writing anywhere on
+/// this host, asks its daemon for the same, if the user may. Otherwise opens the vault read-only,
+/// which needs its KMS key, and shows its state.
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
-    /// The vault's directory, or where it is mounted
+    /// The vault's directory, or its mount point
     path: PathBuf,
 
     /// Print JSON
@@ -38,7 +39,7 @@ impl Status {
         let (settings, _) = self.flags.load(config)?;
         let value = match meant::mounted_at(&self.path) {
             Some(mount) => of_mount(&mount)?,
-            None => of_vault(&self.path, &super::check::open_options(&settings))?,
+            None => of_vault(&self.path, &vault::OpenOptions::to_look(&settings))?,
         };
         output::show(&value, self.json)
     }
@@ -58,7 +59,7 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
         }
     };
     if let Value::Object(members) = &mut value {
-        // Who only looks on may lack the right to ask.
+        // This user may lack permission to examine the lock.
         let holder = crate::store::holder(path).ok().flatten();
         let holder = serde_json::to_value(holder).unwrap_or(Value::Null);
         let holder = vault::with_times(holder);
@@ -67,14 +68,14 @@ fn of_vault(path: &Path, options: &vault::OpenOptions) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Longest wait for a daemon's answer.
+/// Limit on the wait for a daemon's answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
     let shown = mount.point.display();
     let file = mount.point.join(".secretfs/status");
     let (tell, told) = mpsc::channel();
-    // A read that hangs cannot be called back; the thread ends with the process.
+    // A read that hangs cannot be cancelled; its thread ends with the process.
     let asked = std::thread::Builder::new()
         .name("ask".to_owned())
         .spawn(move || drop(tell.send(std::fs::read_to_string(file))));
@@ -89,6 +90,7 @@ fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
                 ),
             ));
         }
+        Ok(Err(e)) if e.kind() == ErrorKind::NotFound => return of_part(mount),
         Ok(Err(e)) => {
             return Err(Error::new(
                 Class::Failed,
@@ -111,4 +113,20 @@ fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
             format!("{shown}/.secretfs/status does not hold JSON: {e}"),
         )
     })
+}
+
+/// A bind of a directory of the mount is without `.secretfs`: its daemon is asked at its socket.
+fn of_part(mount: &MountInfo) -> Result<Value, Error> {
+    let holder = Holder::of_mount(mount.point.clone(), mount.device, &mount.source, mount.user);
+    if let Holder::Vault(..) = holder {
+        return holder.status();
+    }
+    let (shown, vault) = (mount.point.display(), mount.source.display());
+    Err(Error::new(
+        Class::Failed,
+        format!(
+            "{shown} shows a directory of a mount of {vault} and not its top, where .secretfs/status is; \
+             name that mount, or the vault"
+        ),
+    ))
 }

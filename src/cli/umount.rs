@@ -15,24 +15,24 @@ use super::output;
 
 /// Unmount a vault
 ///
-/// Unmounts, and returns once the daemon has written everything and let go of the vault. Another mount
-/// of the same file system (a bind, another mount namespace) and files that are open through it keep the
-/// daemon alive: who that is is told within a second, and after `drain-timeout` this command fails with
-/// code 7, though the mount is gone. A daemon that only has something left to write may take 30 s at least. Which
-/// daemon it is, the mount and the daemon say, and not the path of the vault, where another may be by now; where
-/// they do not, it is said that this cannot be told. Plain umount(8) and `fusermount3 -u` unmount as well, without waiting
-/// for the daemon. Tells how far the vault has come: `mount -o min-commit=N` refuses an older state of it,
-/// also on a host that remembers nothing.
+/// Unmounts, and returns once the daemon has written everything and released the vault. Another
+/// mount of the same file system (a bind mount, another mount namespace) and files open through it
+/// keep the daemon alive: the command names them within a second, and after `drain-timeout` fails
+/// with code 7, although the mount is gone. A daemon that only has data left to write gets at least
+/// 30 s. The mount and the daemon identify that daemon, not the path of the vault, where another
+/// vault may be by now; if they cannot, the command says so. Plain umount(8) and `fusermount3 -u`
+/// also unmount, without waiting for the daemon. The command prints the vault's last commit: `mount
+/// -o min-commit=N` refuses an older state, even on a host that remembers nothing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Umount {
-    /// Where it is mounted
+    /// The mount point
     mountpoint: PathBuf,
 
-    /// Do not wait for the daemon; tell whether the vault is still held
+    /// Do not wait for the daemon; print whether the vault is still held
     #[arg(long)]
     no_wait: bool,
 
-    /// How long to wait for the daemon. Default 10s, or what is set for mounts
+    /// How long to wait for the daemon. Default 10s, or the setting for mounts
     #[arg(long, value_name = "TIME", conflicts_with = "no_wait")]
     drain_timeout: Option<OsString>,
 }
@@ -50,7 +50,7 @@ impl Umount {
             })
             .collect();
         let settings = Settings::load(config, &given).or_else(|e| {
-            // A broken file must not keep anybody from unmounting.
+            // A broken configuration file must not prevent an unmount.
             let settings = without_files(&given)?;
             let warning = format!("{e}; unmounting without configuration files");
             output::complain("secretfs", &Error::new(Class::Usage, warning));
@@ -77,7 +77,7 @@ impl Umount {
     }
 }
 
-/// Settings from the environment and from flags only.
+/// Settings from the environment and from flags, without files.
 fn without_files(given: &[Raw]) -> Result<Settings, Error> {
     let fail = |e: Errno| Error::new(Class::System, format!("cannot make an empty file: {e}"));
     let empty = memfd_create("empty", MFdFlags::MFD_CLOEXEC).map_err(fail)?;

@@ -1,7 +1,7 @@
-//! Settings: from the configuration file, the environment and the command line to validated
-//! values. The same names in all three; what is nearer to the user wins: flags, then environment,
-//! then file, then default. An unknown name or a bad value is an error that names it, its value,
-//! where it came from, and what is allowed; nothing is ever silently ignored.
+//! Settings from the configuration file, the environment and the command line, as validated values.
+//! A setting has the same name in all three. Flags win over the environment, that over files, and
+//! those over defaults. An unknown name or a bad value is an error that names the setting, its
+//! value, its origin, and the allowed values; nothing is ever silently ignored.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::error::{Class, Error};
-use crate::kms::{KeyUri, KmsSettings};
+use crate::kms::{KeyUri, KmsSettings, local};
 
 pub mod options;
 mod places;
@@ -19,7 +19,6 @@ pub mod table;
 mod value;
 
 pub use options::{Options, parse_options};
-pub use places::{anchor_dir, local_kms_dir};
 pub use raw::{ConfigError, Origin, Raw};
 pub use table::{Kind, SETTINGS, Scope, Setting};
 
@@ -31,28 +30,28 @@ impl From<ConfigError> for Error {
     }
 }
 
-/// How a line of the log looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Lines for people.
     Human,
     /// One JSON object a line.
     Json,
 }
 
-/// What the bound on memory follows from.
+/// The origin of the limit on memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitFrom {
-    /// Nothing in particular.
+    /// The default.
     Default,
-    /// What the control group of this process may have.
+    /// The memory limit of this process's control group.
     Group,
-    /// Somebody has set it.
+    /// The setting `max-memory`.
     Option,
 }
 
 impl LimitFrom {
-    /// As `status` tells it.
+    /// The word in `status`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Default => "default",
@@ -62,7 +61,7 @@ impl LimitFrom {
     }
 }
 
-/// Most memory for contents, unless it is set.
+/// Default limit on the memory for contents, in bytes.
 const MAX_MEMORY: u64 = 256 << 20;
 
 /// Every setting, validated.
@@ -70,11 +69,11 @@ const MAX_MEMORY: u64 = 256 << 20;
 pub struct Settings {
     /// Mount read-only.
     pub read_only: bool,
-    /// Let other users in.
+    /// Let other users use the mount.
     pub allow_other: bool,
     /// Allow execution.
     pub exec: bool,
-    /// Let mounts be idmapped.
+    /// Allow idmapped mounts.
     pub idmap: bool,
     /// How long the kernel may keep names and attributes.
     pub ttl: Duration,
@@ -82,21 +81,21 @@ pub struct Settings {
     pub max_secret_size: u64,
     /// Memory for the contents of all open files, in bytes.
     pub max_memory: u64,
-    /// What that follows from.
+    /// The origin of `max_memory`.
     pub max_memory_from: LimitFrom,
-    /// The memory that the control group of this process may have, in bytes.
+    /// The memory limit of this process's control group, in bytes.
     pub group_memory: Option<u64>,
     /// Threads that read requests.
     pub threads: usize,
-    /// How long one that has answered looks for the next request before it sleeps.
+    /// How long a thread looks for the next request after a reply, before it sleeps.
     pub busy_poll: Duration,
-    /// How long open files are served after a request to end.
+    /// How long the daemon serves open files after a request to end.
     pub drain_timeout: Duration,
-    /// How long after its last replacement the master key is replaced; `None`: when asked to.
+    /// The age at which the master key is replaced; `None`: only on request.
     pub rotate_every: Option<Duration>,
-    /// Take away a dead mount of the same vault first; `None`: in the foreground.
+    /// Remove a dead mount of the same vault first; `None`: only in the foreground.
     pub replace_stale: Option<bool>,
-    /// Refuse to go on without locked memory.
+    /// Refuse to mount without locked memory.
     pub require_mlock: bool,
     /// Owner of the root of a new vault.
     pub uid: Option<u32>,
@@ -104,53 +103,53 @@ pub struct Settings {
     pub gid: Option<u32>,
     /// One more user who may command the keys of a mount.
     pub control_uid: Option<u32>,
-    /// KMS keys: for `init` those that wrap, elsewhere the only ones accepted.
+    /// KMS keys: `init` wraps the master key with them; elsewhere they are the only ones accepted.
     pub kms_keys: Vec<KeyUri>,
-    /// Bounds on KMS calls, and the place of the local KMS.
+    /// Limits on KMS calls, and the directory of the local KMS.
     pub kms: KmsSettings,
-    /// Where this host remembers the vaults it has seen.
+    /// The directory of this host's anchors; `None` when there is no such place.
     pub anchor_dir: Option<PathBuf>,
     /// The only vault id accepted.
     pub vault_id: Option<String>,
     /// Refuse a vault without an anchor on this host.
     pub require_anchor: bool,
-    /// Refuse a vault that has not come as far as this commit.
+    /// Refuse a vault older than this commit.
     pub min_commit: Option<u64>,
-    /// Serve a vault while it is still being counted.
+    /// Serve a vault while the count still runs.
     pub verify_in_background: bool,
-    /// How long a mount is kept waiting until its vault was counted.
+    /// How long `mount` waits for the count of the vault.
     pub verify_within: Duration,
-    /// How long after a change of the vault a mount that only reads counts it anew.
+    /// How long after a change of the vault a read-only mount counts it again.
     pub verify_every: Duration,
-    /// Accept an older vault than the anchor knows.
+    /// Accept a vault older than its anchor.
     pub accept_rollback: bool,
-    /// Mount what is left of a damaged vault.
+    /// Mount the rest of a damaged vault.
     pub salvage: bool,
     /// Accept a network or FUSE file system under the vault.
     pub unsafe_filesystem: bool,
-    /// How log lines look.
+    /// The format of log lines.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// The least important level that is logged.
     pub log_level: LevelFilter,
-    /// A file for the log.
+    /// The file for the log.
     pub log_file: Option<PathBuf>,
     /// The configuration files that were read.
     pub config_files: Vec<PathBuf>,
 }
 
-/// Whether the threads of the daemon can only run in turns.
+/// Whether there is one processor, so that the daemon's threads run in turns.
 fn has_one_processor() -> bool {
     std::thread::available_parallelism().is_ok_and(|processors| processors.get() == 1)
 }
 
-/// Two, where they can run at once: on a virtual machine a processor that sleeps takes longer to wake
-/// up than a request takes, and with two threads one is awake more often. More gain little.
+/// Two threads if two can run at once: a virtual machine's processor takes longer to wake up than
+/// to answer a request, and with two threads one is awake more often. More threads gain little.
 fn default_threads() -> usize {
     if has_one_processor() { 1 } else { 2 }
 }
 
-/// A little longer than a program needs to come with its next request. With one processor it could
-/// not come while it is looked for.
+/// A little longer than a program needs until its next request. With one processor, the program
+/// could not run while the thread polls.
 fn default_busy_poll() -> Duration {
     match has_one_processor() {
         true => Duration::ZERO,
@@ -200,11 +199,11 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Reads files and environment and lays `given` (flags and options) over them. `config` is the
-    /// file that was named on the command line, if any.
+    /// Reads files and environment, which `given` (flags and options) overrides. `config` is the
+    /// file named on the command line, if any.
     ///
     /// # Errors
-    /// See the module.
+    /// As the module describes.
     pub fn load(config: Option<&Path>, given: &[Raw]) -> Result<Self, ConfigError> {
         let mut settings = Self::default();
         let (files, raws) = source::files(config)?;
@@ -213,11 +212,22 @@ impl Settings {
         settings.apply_all(&source::environment(std::env::vars_os())?)?;
         settings.apply_all(given)?;
         settings.fit_into_group(crate::os::cgroup::memory_limit());
+        settings.fill_in_places();
         Ok(settings)
     }
 
-    /// Contents take at most a third of what the control group may have, unless somebody has said how
-    /// much: beside them there is what is on its way to the disk, encrypted, and the rest of the program.
+    /// Fills in the default directories that no setting names. Nothing else resolves them.
+    fn fill_in_places(&mut self) {
+        if self.kms.local_dir.is_none() {
+            self.kms.local_dir = local::usual_dir();
+        }
+        if self.anchor_dir.is_none() {
+            self.anchor_dir = places::anchor_dir();
+        }
+    }
+
+    /// Limits contents to a third of the control group's memory, unless `max-memory` is set:
+    /// encrypted data on its way to the disk and the rest of the program need memory, too.
     fn fit_into_group(&mut self, limit: Option<u64>) {
         self.group_memory = limit;
         let third = limit.map_or(u64::MAX, |limit| limit / 3);
@@ -227,20 +237,20 @@ impl Settings {
         }
     }
 
-    /// That somebody asks for more memory for contents than the whole group may have.
+    /// A warning if `max-memory` is more than the limit of the control group.
     pub fn memory_warning(&self) -> Option<String> {
         let limit = self.group_memory.filter(|limit| *limit < self.max_memory)?;
         Some(format!(
-            "max-memory is {} bytes, but the control group of this process may have no more than {limit}: \
-             it is killed when open files take that; lower max-memory (a third by default), or raise \
+            "max-memory is {} bytes, but the control group of this process is limited to {limit}: \
+             the kernel kills it if open files take that much; lower max-memory (a third by default), or raise \
              the limit of the group",
             self.max_memory
         ))
     }
 
-    /// Applies values that stand at one level of precedence.
+    /// Applies the values of one level of precedence.
     fn apply_all(&mut self, raws: &[Raw]) -> Result<(), ConfigError> {
-        // Keys accumulate within a level and replace those of the level below.
+        // KMS keys accumulate within a level, and replace those of the level below.
         if raws.iter().any(|raw| raw.setting.kind == Kind::KeyUris) {
             self.kms_keys.clear();
         }
@@ -310,7 +320,7 @@ impl Settings {
         Ok(())
     }
 
-    /// One attempt gets a third of the whole, as by default.
+    /// One attempt gets a third of the total, as by default.
     fn set_kms_timeout(&mut self, total: Duration) {
         self.kms.total_timeout = total;
         self.kms.attempt_timeout = total / 3;

@@ -1,4 +1,4 @@
-//! The list behind `-o`, as users, fstab and mount(8) write it.
+//! The argument of `-o`, as users, fstab and mount(8) write it.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use super::table;
 use super::{ConfigError, Kind, Origin, Raw, SETTINGS, Scope};
 
-/// What fstab and mount(8) pass along and a file system may ignore: for mount(8) itself, for
-/// systemd, or without meaning for FUSE.
+/// Options that fstab and mount(8) pass along and a file system may ignore: they are for mount(8)
+/// itself or systemd, or mean nothing to FUSE.
 const PASSED_ALONG: &[&str] = &[
     "auto",
     "noauto",
@@ -47,31 +47,31 @@ const PASSED_ALONG: &[&str] = &[
     "default_permissions",
 ];
 
-/// Options that ask for what a mount of secrets never does.
+/// Options that a mount of secrets never grants.
 const NEVER: &[&str] = &["dev", "suid"];
 
-/// What `-o` lists came to.
+/// Parsed `-o` lists.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The settings in them, in their order.
+    /// The settings, in the order given.
     pub settings: Vec<Raw>,
     /// A configuration file, for callers that have no `--config` (`-o config=FILE`).
     pub config: Option<PathBuf>,
-    /// Options that were asked for and are not granted; the log says so.
+    /// Options that are not granted; the log names them.
     pub not_granted: Vec<String>,
-    /// Unknown options, when they were to be tolerated.
+    /// Unknown options, if they are tolerated.
     pub unknown: Vec<String>,
 }
 
-/// Reads lists of options. `sloppy` tolerates unknown ones, as `mount -s` does.
+/// Parses lists of options. `sloppy` tolerates unknown ones, as `mount -s` does.
 ///
 /// # Errors
-/// An unknown option, a value where none belongs, an unclosed quote.
+/// An unknown option, a value for a switch, an unclosed quote.
 pub fn parse_options<L: AsRef<OsStr>>(lists: &[L], sloppy: bool) -> Result<Options, ConfigError> {
     let mut options = Options::default();
     let lists = lists.iter().map(|list| split(list.as_ref().as_bytes()));
     let given: Vec<Vec<u8>> = lists.collect::<Result<Vec<_>, _>>()?.concat();
-    // Whatever stands beside it: the kernel's own options do, which are none of ours.
+    // Check this first: mount(8) adds options of the kernel that are unknown here.
     if given.iter().any(|option| option == b"remount") {
         return Err(usage(REMOUNT.to_owned()));
     }
@@ -81,15 +81,14 @@ pub fn parse_options<L: AsRef<OsStr>>(lists: &[L], sloppy: bool) -> Result<Optio
     Ok(options)
 }
 
-/// The daemon would have to know, and would not.
-const REMOUNT: &str = "a mount of secretfs cannot be changed by `remount`, and is as it was; unmount it, and mount it again with the options that it is to have (`-o ro` for one); `mount -o remount,bind,ro` makes this mount point alone read-only";
+/// A remount would have to reach the daemon, and does not.
+const REMOUNT: &str = "`remount` cannot change a mount of secretfs, which stays as it was; unmount it, and mount it again with the new options (for example `-o ro`); `mount -o remount,bind,ro` makes this mount point alone read-only";
 
 impl Options {
-    /// Finds settings that are for other commands: they would be ignored, and nothing is ever silently
-    /// ignored.
+    /// Refuses settings of other commands, because nothing is ever silently ignored.
     ///
     /// # Errors
-    /// When there is one.
+    /// When there is such a setting.
     pub fn refuse_foreign(&self, scopes: &[Scope]) -> Result<(), ConfigError> {
         let mut settings = self.settings.iter().map(|raw| raw.setting);
         let Some(setting) = settings.find(|setting| !scopes.contains(&setting.scope)) else {
@@ -98,9 +97,9 @@ impl Options {
         let name = setting.name;
         Err(usage(match setting.scope {
             Scope::Init => format!(
-                "the option `{name}` means nothing to this command: whom the top directory belongs to is stored in the vault, by `secretfs init --{name}` or, later, by chown(1) on the mount point; leave it away"
+                "the option `{name}` does not apply to this command: the vault stores the owner of its top directory, which `secretfs init --{name}` sets and chown(1) on the mount point changes; leave the option out"
             ),
-            _ => format!("the option `{name}` means nothing to this command; leave it away"),
+            _ => format!("the option `{name}` does not apply to this command; leave it out"),
         }))
     }
 
@@ -125,7 +124,7 @@ impl Options {
             self.settings.push(raw(setting, value));
             return Ok(());
         }
-        // The last one wins, so the opposites are settings too.
+        // Of opposites the last wins, so they set the same setting.
         let opposite = match name.as_str() {
             "rw" => Some("ro"),
             "noexec" => Some("exec"),

@@ -1,27 +1,16 @@
-//! Where things are by default: root's under /etc and /var/lib, other users' in their XDG
-//! directories.
+//! Default paths: for root under /etc and /var/lib, for other users in their XDG directories.
 
 use std::path::PathBuf;
 
-/// The usual configuration files, the least important first.
+/// The default configuration files, the least important first.
 pub(super) fn config_files() -> Vec<PathBuf> {
     let mut files = vec![PathBuf::from("/etc/secretfs/config.toml")];
     files.extend(xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("secretfs/config.toml")));
     files
 }
 
-/// Where the local KMS keeps its keys unless a setting says otherwise.
-pub fn local_kms_dir() -> Option<PathBuf> {
-    let of_root = PathBuf::from("/var/lib/secretfs/kms");
-    if crate::os::user::may_use_as_root(&of_root) {
-        Some(of_root)
-    } else {
-        xdg("XDG_DATA_HOME", ".local/share").map(|dir| dir.join("secretfs/kms"))
-    }
-}
-
-/// Where this host remembers the vaults it has seen unless a setting says otherwise.
-pub fn anchor_dir() -> Option<PathBuf> {
+/// The default directory of this host's anchors.
+pub(super) fn anchor_dir() -> Option<PathBuf> {
     let of_root = PathBuf::from("/var/lib/secretfs/anchors");
     if crate::os::user::may_use_as_root(&of_root) {
         Some(of_root)
@@ -30,7 +19,7 @@ pub fn anchor_dir() -> Option<PathBuf> {
     }
 }
 
-/// The XDG rule: a relative value is ignored.
+/// An XDG directory. The specification says to ignore relative values.
 fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
     let absolute = |name| {
         std::env::var_os(name)

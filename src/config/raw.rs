@@ -1,4 +1,4 @@
-//! A setting as somebody wrote it, and what is wrong with one.
+//! A setting as written, and the parsing of its value.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -11,7 +11,7 @@ use crate::kms::KeyUri;
 use super::table::{Kind, Setting};
 use super::value;
 
-/// A mistake in settings: one line that names what, where, and what is allowed.
+/// A mistake in settings: one line with the setting, its origin, and the allowed values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
@@ -22,18 +22,18 @@ impl ConfigError {
     }
 }
 
-/// A setting as somebody wrote it.
+/// A setting as written.
 #[derive(Clone, Debug)]
 pub struct Raw {
-    /// Which.
+    /// The setting.
     pub setting: &'static Setting,
-    /// The value; `None` for a switch that was only named.
+    /// The value; `None` for a switch without one.
     pub value: Option<OsString>,
-    /// Where it was written.
+    /// The origin of the value.
     pub origin: Origin,
 }
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// `--NAME`.
@@ -94,7 +94,7 @@ impl Raw {
         self.duration_or("")
     }
 
-    /// `otherwise`: what else is allowed, for the error.
+    /// `otherwise` names other allowed values in the error.
     fn duration_or(&self, otherwise: &str) -> Result<Duration, ConfigError> {
         let Kind::Duration { min_ms, max_ms } = self.setting.kind else {
             return Err(self.error("internal error: not a time span"));
@@ -110,7 +110,7 @@ impl Raw {
             .ok_or_else(allowed)
     }
 
-    /// `off` is `None`.
+    /// A time span, or `None` for `off`.
     pub(super) fn duration_or_off(&self) -> Result<Option<Duration>, ConfigError> {
         match self.text()? {
             "off" => Ok(None),
@@ -147,7 +147,7 @@ impl Raw {
     pub(super) fn path(&self) -> Result<PathBuf, ConfigError> {
         match self.value.as_deref() {
             Some(value) if !value.is_empty() && !value.as_bytes().contains(&0) => {
-                // Before the daemon changes its directory.
+                // Make it absolute now: the daemon changes its working directory.
                 std::path::absolute(value).map_err(|e| self.error(e))
             }
             _ => Err(self.error("a path is missing")),

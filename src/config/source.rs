@@ -1,4 +1,4 @@
-//! Reads settings out of configuration files and the environment.
+//! Reads settings from configuration files and the environment.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use super::table::{self, Kind};
 use super::{ConfigError, Origin, Raw, SETTINGS};
 
-/// A configuration file larger than this is none.
+/// Limit on a configuration file, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// The settings in the configuration files, the least important first, and which files those were.
-/// A file that was named must exist; the usual ones need not.
+/// The configuration files that were read and their settings, the least important first. A named
+/// file must exist; the default ones need not.
 pub(super) fn files(named: Option<&Path>) -> Result<(Vec<PathBuf>, Vec<Raw>), ConfigError> {
     let named = named.map(Path::to_owned).or_else(|| {
         std::env::var_os("SECRETFS_CONFIG")
@@ -27,7 +27,7 @@ pub(super) fn files(named: Option<&Path>) -> Result<(Vec<PathBuf>, Vec<Raw>), Co
     for path in candidates {
         match read(&path) {
             Ok(text) => {
-                // Each file replaces what the one before it said.
+                // The KMS keys of a file replace those of the file before.
                 let of_file = parse(&path, &text)?;
                 if of_file.iter().any(|r| r.setting.kind == Kind::KeyUris) {
                     raws.retain(|r: &Raw| r.setting.kind != Kind::KeyUris);
@@ -47,7 +47,7 @@ pub(super) fn files(named: Option<&Path>) -> Result<(Vec<PathBuf>, Vec<Raw>), Co
     Ok((found, raws))
 }
 
-/// A usual file that this user may not look at is as good as absent.
+/// Whether a default file is absent, or this user may not read it.
 fn absent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -74,7 +74,7 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Raw>, ConfigError> {
     })?;
     let mut raws = Vec::new();
     for (name, value) in &table {
-        // `-` and `_` mean the same only in mount options: a file has one spelling.
+        // Only mount options accept `_` for `-`: a file has one spelling.
         let setting = table::find(name)
             .filter(|s| s.name == name.as_str())
             .ok_or_else(|| {
@@ -133,8 +133,8 @@ pub(super) fn environment(
         let Some(rest) = strip_prefix(&name, "SECRETFS_") else {
             continue;
         };
-        // Kubernetes puts SECRETFS_PORT… and SECRETFS_SERVICE_… into the environment of every pod
-        // when a service is called secretfs.
+        // For a service with the name secretfs, Kubernetes sets SECRETFS_PORT… and
+        // SECRETFS_SERVICE_… in the environment of every pod.
         let foreign = ["PORT", "SERVICE_"]
             .iter()
             .any(|p| rest.to_string_lossy().starts_with(p));
@@ -148,7 +148,7 @@ pub(super) fn environment(
         })?;
         let origin = Origin::Environment(variable);
         match value.to_str() {
-            // Several keys in one variable are separated by blanks, which no URI holds.
+            // Blanks separate several keys in one variable; no URI contains one.
             Some(text) if setting.kind == Kind::KeyUris => {
                 raws.extend(text.split_whitespace().map(|uri| Raw {
                     setting,

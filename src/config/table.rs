@@ -1,10 +1,10 @@
-//! The one table of settings. Flags, `-o` options, environment variables, the configuration file
-//! and the man pages are all made from it, so that a setting has one name everywhere.
+//! The table of settings. Flags, `-o` options, environment variables, the configuration file and
+//! the man pages all come from it, so that a setting has one name everywhere.
 
-/// What a setting's value looks like.
+/// The kind of a setting's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// On when named; `true` or `false` where a value is written.
+    /// On if named without a value; otherwise `true` or `false`.
     Switch,
     /// Bytes: `16M`, `64MiB`.
     Size {
@@ -37,35 +37,36 @@ pub enum Kind {
     VaultId,
 }
 
-/// Least memory for contents that can be set, in bytes.
+/// The smallest `max-memory`, in bytes.
 pub(super) const LEAST_MEMORY: u64 = 1 << 20;
 
-/// The commands that a setting means something to.
+/// The commands that use a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Commands that open or make a vault.
+    /// Commands that open or create a vault.
     Vault,
     /// `init` alone.
     Init,
     /// `mount` alone.
     Mount,
-    /// Commands that open an existing vault: `mount`, `status`, `check`.
+    /// Commands that open an existing vault, such as `mount`, `status` and `check`.
     Open,
 }
 
 /// One setting.
 #[derive(Debug)]
 pub struct Setting {
-    /// Its name in all places; the environment variable is `SECRETFS_` and this in capitals.
+    /// Its name everywhere. The environment variable is `SECRETFS_` and the name in capitals, with
+    /// `_` for `-`.
     pub name: &'static str,
-    /// What its value looks like.
+    /// The kind of its value.
     pub kind: Kind,
-    /// Who uses it.
+    /// The commands that use it.
     pub scope: Scope,
-    /// Whether it may stand in a file or the environment. What lowers the guard for one mount must
-    /// be asked for at that mount.
+    /// Whether files and environment may set it. A setting that lowers the guard must be given with
+    /// the mount that it is meant for.
     pub lasting: bool,
-    /// How help shows the value.
+    /// The placeholder for the value in help.
     pub value_name: &'static str,
     /// One sentence for help and man pages.
     pub help: &'static str,
@@ -78,7 +79,7 @@ impl Setting {
     }
 }
 
-/// The setting of this name; `_` and `-` are the same, so that `allow_other` works as everywhere.
+/// The setting `name`; `_` counts as `-`, so that `allow_other` works as in other file systems.
 pub fn find(name: &str) -> Option<&'static Setting> {
     let name = name.replace('_', "-");
     SETTINGS.iter().find(|s| s.name == name)
@@ -120,7 +121,7 @@ pub const SETTINGS: &[Setting] = &[
     switch(
         "ro",
         Scope::Mount,
-        "Mount read-only. Any number of these may stand beside one mount for writing",
+        "Mount read-only. Any number of read-only mounts may exist beside one mount for writing",
     ),
     switch(
         "allow-other",
@@ -165,21 +166,21 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "SIZE",
-        "Memory for the contents of all open files together; beyond it, and beyond the share of one user, writes fail with ENOSPC. Default 256M, or a third of the memory that the control group of the daemon may have if that is less",
+        "Memory for the contents of all open files together; beyond it, and beyond the share of one user, writes fail with ENOSPC. Default 256M, or a third of the memory limit of the daemon's control group if that is less",
     ),
     value(
         "threads",
         Kind::Count { min: 1, max: 64 },
         Scope::Mount,
         "N",
-        "Threads that read requests from the kernel, 1 to 64. Default 2, and 1 on a machine of one processor",
+        "Threads that read requests from the kernel, 1 to 64. Default 2, and 1 on a machine with one processor",
     ),
     value(
         "busy-poll",
         Kind::Count { min: 0, max: 1000 },
         Scope::Mount,
         "MICROSECONDS",
-        "How long a thread that has answered looks for the next request before it sleeps, up to 1000; 0: not at all. Default 50, and 0 on a machine of one processor",
+        "How long a thread looks for the next request after a reply, before it sleeps, up to 1000; 0: not at all. Default 50, and 0 on a machine with one processor",
     ),
     value(
         "drain-timeout",
@@ -189,12 +190,12 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "TIME",
-        "How long open files are served after a request to end, and how long `umount` waits for the vault to be let go of. Default 10s",
+        "How long the daemon serves open files after a request to end, and how long `umount` waits for it to release the vault. Default 10s",
     ),
     switch(
         "replace-stale",
         Scope::Mount,
-        "Take a mount of the same vault whose daemon was killed away from the mount point, and mount again; any other mount there is refused as ever. On with -f, off otherwise",
+        "If the mount point has a mount of the same vault whose daemon was killed, remove that first; any other mount there is still refused. On with -f, off otherwise",
     ),
     value(
         "rotate-every",
@@ -206,7 +207,7 @@ pub const SETTINGS: &[Setting] = &[
         Scope::Mount,
         "TIME",
         "Replace the master key this long after it was last replaced, for example 90d; off: only \
-         when asked to. Default off",
+         on request. Default off",
     ),
     switch(
         "require-mlock",
@@ -221,7 +222,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Init,
         "UID",
-        "Owner of the root of the new vault. Default: who runs the command",
+        "Owner of the root of the new vault. Default: the user who runs the command",
     ),
     value(
         "gid",
@@ -231,7 +232,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Init,
         "GID",
-        "Group of the root of the new vault. Default: that of who runs the command",
+        "Group of the root of the new vault. Default: the group of the user who runs the command",
     ),
     value(
         "control-uid",
@@ -241,7 +242,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "UID",
-        "One more user who may command the keys and see all of status and audit, besides root and the user of the daemon; not move the vault to other KMS keys than those that it is under or kms-key names. Default nobody",
+        "One more user, besides root and the user of the daemon, who may command the keys and see all of status and audit. This user cannot move the vault to KMS keys other than its present ones and those that kms-key names. Default nobody",
     ),
     value(
         "kms-key",
@@ -258,26 +259,26 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Vault,
         "TIME",
-        "Longest time that a call to a KMS may take, with all its attempts. Default 6s",
+        "Limit on a call to a KMS, with all its attempts. Default 6s",
     ),
     value(
         "local-kms-dir",
         Kind::Path,
         Scope::Vault,
         "DIR",
-        "Where the local KMS keeps its keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others",
+        "Directory of the local KMS's keys. Default /var/lib/secretfs/kms for root, $XDG_DATA_HOME/secretfs/kms for others",
     ),
     switch(
         "insecure-kms-endpoint",
         Scope::Vault,
-        "Call AWS KMS over http:// also where the endpoint is not on this machine, and through a proxy that HTTP_PROXY names: whoever is on the way sees the master key. Such an endpoint is refused by default",
+        "Call AWS KMS over http:// even if the endpoint is not on this machine, and through a proxy that HTTP_PROXY names: anyone on the way sees the master key. By default such an endpoint is refused",
     ),
     value(
         "anchor-dir",
         Kind::Path,
         Scope::Vault,
         "DIR",
-        "Where this host remembers the vaults it has seen. Default /var/lib/secretfs/anchors for root, $XDG_STATE_HOME/secretfs/anchors for others",
+        "Directory in which this host remembers the vaults it has seen. Default /var/lib/secretfs/anchors for root, $XDG_STATE_HOME/secretfs/anchors for others",
     ),
     value(
         "vault-id",
@@ -299,14 +300,14 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Open,
         "N",
-        "Refuse a vault that has not come as far as this commit, for hosts that remember nothing: `umount` and `status` tell the number. Default 0",
+        "Refuse a vault older than this commit, for hosts that remember nothing: `umount` and `status` show the number. Default 0",
     ),
     value(
         "verify",
         Kind::Choice(&["before", "background"]),
         Scope::Mount,
         "WHEN",
-        "When the whole vault is counted and compared with its sums: before anything of it is served, or in the background, while what was put back may be served until it is found. Default before",
+        "When the daemon counts the whole vault and compares it with its sums: before it serves anything, or in the background. In the background, records that an attacker put back may be served until the count finds them. Default before",
     ),
     value(
         "verify-within",
@@ -316,7 +317,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "TIME",
-        "How long `mount` waits until the vault was counted; after that it returns, and whoever uses the mount waits for the rest. Default 2s",
+        "How long `mount` waits for the count of the vault; after that it returns, and every user of the mount waits for the rest. Default 2s",
     ),
     value(
         "verify-every",
@@ -326,7 +327,7 @@ pub const SETTINGS: &[Setting] = &[
         },
         Scope::Mount,
         "TIME",
-        "With ro: how long after the vault was changed it is counted anew. Default 60s",
+        "With ro: how long after a change of the vault the daemon counts it again. Default 60s",
     ),
     Setting {
         name: "accept-rollback",
@@ -334,12 +335,12 @@ pub const SETTINGS: &[Setting] = &[
         scope: Scope::Mount,
         lasting: false,
         value_name: "",
-        help: "Accept a vault older than this host has seen (after a legitimate restore); the history keeps a record of it",
+        help: "Accept a vault older than this host has seen (after a legitimate restore); the history records it",
     },
     switch(
         "salvage",
         Scope::Mount,
-        "With ro: mount what is left of a vault that was damaged or tampered with; what does not authenticate is still refused",
+        "With ro: mount the rest of a vault that was damaged or tampered with; records that do not authenticate are still refused",
     ),
     switch(
         "unsafe-filesystem",
@@ -351,14 +352,14 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Choice(&["human", "json"]),
         Scope::Mount,
         "FORMAT",
-        "How log lines look: human or json. Default human",
+        "Format of log lines: human or json. Default human",
     ),
     value(
         "log-level",
         Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]),
         Scope::Mount,
         "LEVEL",
-        "The least important event that is logged: off, error, warn, info, debug or trace. Default info",
+        "Least important level that is logged: off, error, warn, info, debug or trace. Default info",
     ),
     value(
         "log-file",

@@ -1,8 +1,9 @@
-//! Values as people write them: sizes, time spans, switches.
+//! Parses values as people write them: sizes, time spans, switches.
 
 use std::time::Duration;
 
-/// Bytes: a whole number, and `K M G T` with or without `iB` behind it, all in powers of 1024.
+/// Bytes: a whole number, followed by `K`, `M`, `G` or `T`, with or without `iB`, in powers of
+/// 1024.
 pub(super) fn size(text: &str) -> Option<u64> {
     let (number, unit) = split(text)?;
     let unit = unit.to_ascii_lowercase();
@@ -18,7 +19,7 @@ pub(super) fn size(text: &str) -> Option<u64> {
     number.checked_mul(1u64 << shift)
 }
 
-/// A time span: a whole number, and `ms`, `s` (the default), `m` or `h` behind it.
+/// A time span: a whole number, followed by `ms`, `s` (the default), `m`, `h` or `d`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let seconds = |n: u64| number.checked_mul(n).map(Duration::from_secs);
@@ -32,7 +33,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     }
 }
 
-/// `true` or `false`, and what people write for them.
+/// `true` or `false`, or a common word for either.
 pub(super) fn switch(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "yes" | "on" | "1" => Some(true),

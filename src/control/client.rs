@@ -1,7 +1,7 @@
-//! The client of the socket. It believes an answer from root, from this user and from the owner of the
-//! vault's directory, and from nobody else: anybody may have put a socket there. A path that a mount
-//! names may mean nothing here, and anybody may have made its directory: then the user who mounted takes
-//! the owner's place.
+//! The client of the socket. It believes answers from root, from this user and from the owner of
+//! the vault's directory only: any user may have put a socket there. The path that a mount names
+//! may lead elsewhere here, to a directory that any user made: for a mount, the user who mounted
+//! takes the owner's place.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -21,22 +21,23 @@ use crate::store::SOCKET;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest wait until a command is begun, for which several KMS are asked, some more than once.
+/// Longest wait until a command has begun. To begin one, the daemon calls several KMS, some more
+/// than once.
 const TO_BEGIN: Duration = Duration::from_secs(600);
 
 /// Asks the daemon that has a vault mounted for writing.
 pub(crate) struct DaemonClient {
     directory: File,
     shown: PathBuf,
-    /// One more user who is believed, besides root and this user.
+    /// One more user whose answers count, besides root and this user.
     believed: Option<u32>,
 }
 
-/// The outcome of a question.
+/// The outcome of a request.
 pub(crate) enum Asked {
     /// An answer.
     Answered(Answer),
-    /// Nobody is there to answer.
+    /// No daemon answers.
     Gone,
 }
 
@@ -44,12 +45,12 @@ impl DaemonClient {
     /// Connects to the daemon that listens in the directory of `vault`; `None` when there is none.
     ///
     /// # Errors
-    /// When this user may not ask, or the listener is not to be believed.
+    /// When this user may not ask, or the listener is not trusted.
     pub(crate) fn of(vault: &Path) -> Result<Option<Self>, Error> {
         Self::believing(vault, |directory| Some(directory.metadata().ok()?.uid()))
     }
 
-    /// The same, of the vault that a mount says is its own; `user` has mounted it.
+    /// Like [`of`](Self::of), for the vault that a mount names as its own; `user` mounted it.
     ///
     /// # Errors
     /// As for [`of`](Self::of).
@@ -92,7 +93,7 @@ impl DaemonClient {
         self.ask("audit", PATIENCE)
     }
 
-    /// Asks for a command to be begun.
+    /// Asks the daemon to begin a command.
     ///
     /// # Errors
     /// When there is no answer.
@@ -100,8 +101,8 @@ impl DaemonClient {
         self.ask(&format!("control {command}"), TO_BEGIN)
     }
 
-    /// Whether the mount with this device number is its own; `None` when it does not say so within
-    /// `patience`.
+    /// Whether the daemon serves the mount with this device number; `None` when it does not answer
+    /// within `patience`.
     pub(crate) fn serves(&self, device: (u32, u32), patience: Duration) -> Option<bool> {
         match self.ask("status", patience) {
             Ok(Asked::Answered(Answer::Status(status))) => {
@@ -112,7 +113,7 @@ impl DaemonClient {
         }
     }
 
-    /// Waits for the end of the mount, from now on; `None` when nobody tells of it.
+    /// Registers for the end of the mount, from now on; `None` when the daemon cannot announce it.
     pub(crate) fn farewell(&self) -> Option<Farewell> {
         let stream = self.connect().ok()??;
         match self.ask_over(&stream, "end", PATIENCE) {
@@ -137,7 +138,7 @@ impl DaemonClient {
         let fail = |error: &io::Error| self.fail(Class::Failed, &error.to_string());
         let directory = self.directory.metadata().map_err(|e| fail(&e))?;
         let line = format!("{} {question}\n", mark(&directory));
-        // Somebody who refuses may not even read it.
+        // A daemon that refuses may not read the question.
         let asked = stream.write_all(line.as_bytes());
         match (answer(stream, Instant::now() + patience), asked) {
             (Ok(Some(answer)), _) => Ok(Asked::Answered(answer)),
@@ -172,9 +173,9 @@ impl DaemonClient {
         }
     }
 
-    /// Connects; to whom, when not to somebody who is to be believed.
+    /// Connects; the inner error is the uid of a listener that is not trusted.
     fn try_connect(&self) -> io::Result<Result<UnixStream, u32>> {
-        // The socket itself: a link is not followed.
+        // Opens the socket itself, and follows no link.
         let there = OpenOptions::new()
             .read(true)
             .custom_flags(nix::libc::O_PATH | nix::libc::O_NOFOLLOW)
@@ -182,7 +183,7 @@ impl DaemonClient {
         let flags = SockFlag::SOCK_CLOEXEC;
         let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         let stream = UnixStream::from(made);
-        // A connect also waits while too many others do.
+        // This timeout covers connect(2), too, which waits while the backlog is full.
         stream.set_write_timeout(Some(PATIENCE))?;
         connect(stream.as_raw_fd(), &UnixAddr::new(&path_of(&there))?)?;
         let uid = getsockopt(&stream, PeerCredentials)?.uid();
@@ -199,12 +200,12 @@ impl DaemonClient {
     }
 }
 
-/// Somebody is going to be told of the end of a mount.
+/// A registration for the end of a mount.
 pub(crate) struct Farewell(UnixStream);
 
 impl Farewell {
-    /// Waits for the end of the mount; returns the last commit of the vault, or `None` when the mount did
-    /// not end in order, or takes too long.
+    /// Waits for the end of the mount. Returns the vault's last commit, or `None` when the mount
+    /// does not end in order, or not within `patience`.
     pub(crate) fn await_end(self, patience: Duration) -> Option<u64> {
         match answer(&self.0, Instant::now() + patience) {
             Ok(Some(Answer::Ended { commit })) => Some(commit),
@@ -213,7 +214,7 @@ impl Farewell {
     }
 }
 
-/// One line of JSON; `None` when the other side left without one.
+/// Reads one line of JSON; `None` when the other side closes without one.
 fn answer(mut stream: &UnixStream, until: Instant) -> io::Result<Option<Answer>> {
     let mut line = Vec::new();
     let mut piece = vec![0; 64 << 10];

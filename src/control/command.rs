@@ -1,24 +1,25 @@
-//! Commands, as programs write them to `.secretfs/control` and send them to the socket.
+//! Commands, as programs write them to `.secretfs/control` and send them over the socket.
 //!
-//! One write is one command. It is answered once the intent is durable, or has failed.
+//! One write is one command. The answer comes once the intent is durable, or has failed.
 
+use crate::error::Class;
 use crate::fs::Errno;
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::kms::KeyUri;
-use crate::vault::{Failure, Request, VaultError};
+use crate::vault::{Request, VaultError};
 
 use super::commanders::Right;
 
 /// Longest command, in bytes.
 pub(super) const MAX_COMMAND: usize = 4096;
 
-/// An answer begins with this when a record is not what was stored.
-pub(super) const INTEGRITY: &str = "integrity failure: ";
+/// The words of a refusal begin with this when a record is not what was stored.
+const INTEGRITY: &str = "integrity failure: ";
 
 /// Parses a command.
 ///
 /// # Errors
-/// In words, when it is none.
+/// The reason, when `text` is no command.
 pub fn parse(text: &[u8]) -> Result<Request, String> {
     let text = match text {
         [.., _] if text.len() > MAX_COMMAND => return Err("the command is too long".into()),
@@ -31,8 +32,8 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
             None => Ok(Request::Reencrypt),
             Some("--retire-despite") if words.next().is_none() => {
                 Ok(Request::Despite(match name {
-                    "rotate" => ChangeKind::Rotate,
-                    _ => ChangeKind::Reencrypt,
+                    "rotate" => RotationKind::Rotate,
+                    _ => RotationKind::Reencrypt,
                 }))
             }
             Some(_) => Err(format!("`{name}` takes no argument but --retire-despite")),
@@ -58,46 +59,48 @@ pub fn parse(text: &[u8]) -> Result<Request, String> {
     }
 }
 
-/// Why a command was not begun.
+/// The reason that a command did not begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
+    /// The exit code of the program follows from it.
+    pub(crate) class: Class,
     /// The errno for the program that writes to the control file.
     pub(crate) errno: Errno,
-    /// In words.
+    /// The reason, for people.
     pub(crate) why: String,
 }
 
 impl Refusal {
-    pub(super) fn new(errno: i32, why: &str) -> Self {
+    pub(super) fn new(class: Class, errno: i32, why: impl Into<String>) -> Self {
         Self {
+            class,
             errno: Errno(errno),
-            why: why.to_owned(),
+            why: why.into(),
         }
     }
 }
 
-impl From<VaultError> for Refusal {
-    fn from(error: VaultError) -> Self {
+impl From<&VaultError> for Refusal {
+    fn from(error: &VaultError) -> Self {
+        let errno = Errno::from(error);
+        let class = error.failure();
         let mut why = error.to_string();
-        // EIO alone does not tell a failing disk from a record that somebody changed.
-        if error.failure() == Failure::Integrity && !why.starts_with(INTEGRITY) {
+        // EIO alone does not distinguish a failing disk from a changed record.
+        if class == Class::Integrity && !why.starts_with(INTEGRITY) {
             why.insert_str(0, INTEGRITY);
         }
-        Self {
-            errno: error.into(),
-            why,
-        }
+        Self { class, errno, why }
     }
 }
 
 /// The user who gives a command.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
+pub(crate) struct Commander {
     pub(crate) uid: u32,
     pub(crate) right: Right,
 }
 
-/// Called once, when a command is begun or refused.
+/// The function that is called once, when a command has begun or is refused.
 pub(crate) type OnReply = Box<dyn FnOnce(Result<(), Refusal>) + Send>;
 
 #[cfg(test)]
@@ -107,7 +110,7 @@ mod tests {
     #[test]
     fn commands_are_taken_apart_and_anything_else_is_refused_in_words() {
         assert_eq!(parse(b"rotate\n"), Ok(Request::Rotate));
-        let despite = Request::Despite(ChangeKind::Reencrypt);
+        let despite = Request::Despite(RotationKind::Reencrypt);
         assert_eq!(parse(despite.to_string().as_bytes()), Ok(despite));
         let to = vec!["local-kms://b".parse().expect("a URI")];
         assert_eq!(

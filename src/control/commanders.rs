@@ -1,30 +1,30 @@
-//! The commanders: root, the user of the daemon, and the user whom `control-uid` names. They may command
-//! the keys and see the whole status. The owner of a node in the vault is never one for that: it may be
-//! anybody.
+//! The commanders: root, the user of the daemon, and the user whom `control-uid` names. They may
+//! command the keys and see the full status. Owning a node in the vault gives no such right: any
+//! user may own one.
 
 /// The commands that a user may give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Right {
-    /// Those that leave the vault under KMS keys that it is under, or that its mount names.
+    /// Commands that leave the vault under KMS keys that already wrap it, or that its mount names.
     KnownKeys,
-    /// Everything.
+    /// All commands.
     All,
 }
 
-/// The kernel sends this for a user of an idmapped mount whom it cannot name.
+/// The kernel sends this uid for a user whom it cannot map on an idmapped mount.
 const NOBODY_KNOWN: u32 = u32::MAX;
 
-/// See the module.
+/// The users who may command, as the module describes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Commanders {
-    /// The user of the daemon. A user who mounts without being root is that user.
+    /// The user of the daemon: without root, the user who mounted.
     own: u32,
     group: u32,
     also: Option<u32>,
 }
 
 impl Commanders {
-    /// Those of this process, and one more.
+    /// Root, the user of this process, and the user `also`.
     pub(super) fn new(also: Option<u32>) -> Self {
         Self {
             own: nix::unistd::geteuid().as_raw(),
@@ -33,7 +33,7 @@ impl Commanders {
         }
     }
 
-    /// The right of a user who asks by the command or over the socket. A program that writes to the
+    /// The right of a user who sends a command over the socket. A program that writes to the
     /// control file has [`Right::KnownKeys`] at most.
     pub(crate) fn right(&self, uid: u32) -> Option<Right> {
         match uid {
@@ -44,17 +44,17 @@ impl Commanders {
         }
     }
 
-    /// Whether a user may command at all.
+    /// Whether a user may give any command.
     pub(super) fn may_command(&self, uid: u32) -> bool {
         self.right(uid).is_some()
     }
 
-    /// The user and the group that the control directory belongs to.
+    /// The user and the group that own the control directory.
     pub(super) fn owner(&self) -> (u32, u32) {
         (self.own, self.group)
     }
 
-    /// The user whom `control-uid` names, if that is another.
+    /// The user whom `control-uid` names, if that user has no right otherwise.
     pub(crate) fn also(&self) -> Option<u32> {
         self.also
             .filter(|also| self.right(*also) == Some(Right::KnownKeys))

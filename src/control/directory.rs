@@ -33,22 +33,22 @@ impl File {
     pub(super) fn mode(self, sight: Sight) -> u32 {
         match (self, sight) {
             (File::Status, Sight::Public) => 0o444,
-            // An overlay asks for everybody as the user who mounted it.
+            // An overlay asks for every user as the user who mounted the overlay.
             (File::Status | File::Audit, _) => 0o400,
             (File::Control, _) => 0o600,
         }
     }
 }
 
-/// The kind of reader. Each kind sees files of its own.
+/// The kind of reader. Each kind sees inodes of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
     /// Root and the user of the daemon.
     Own,
-    /// The user whom `control-uid` names, and who owns these files: else the kernel would refuse to open
-    /// them.
+    /// The user whom `control-uid` names. That user owns these files, or the kernel would refuse to
+    /// open them.
     Also,
-    /// Everybody else.
+    /// Every other user.
     Public,
 }
 
@@ -59,7 +59,7 @@ pub(super) fn number(file: File, sight: Sight) -> u64 {
     VIRTUAL_DIRECTORY + 1 + sight as u64 * 16 + file as u64
 }
 
-/// Which file an inode number is of.
+/// The file of an inode number, and the kind of reader who sees it.
 pub(super) fn file_of(ino: u64) -> Option<(File, Sight)> {
     SIGHTS
         .into_iter()

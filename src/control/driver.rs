@@ -1,39 +1,40 @@
-//! The rotation driver: a thread that takes rotations to their end, and begins those that are due.
+//! The rotation driver: a thread that continues rotations to their end, and begins those that are
+//! due.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::os::nice;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use crate::vault::{BLOCKED, Failure, Outcome, Request, Vault};
 
-/// A rotation continues so long after a failure.
+/// The pause before a rotation continues after a failure.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
-/// A due rotation that could not begin is tried again after this.
+/// The pause before a due rotation that did not begin is tried again.
 const BEGIN_AGAIN: Duration = Duration::from_secs(60);
-/// The clock may be set meanwhile, so it is looked at now and then.
+/// The longest sleep: the operator may set the clock, so the thread reads it now and then.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
-/// The thread that drives rotations, or follows those of the writer.
+/// The thread that drives this mount's rotations, or follows those of the writer.
 pub(super) struct RotationDriver {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    /// Something may be begun.
+    /// A rotation may be waiting to begin.
     wanted: Mutex<bool>,
     wake: Condvar,
 }
 
 impl Shared {
     fn wanted(&self) -> MutexGuard<'_, bool> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wanted.lock()
     }
 
     fn go_on(&self) -> ControlFlow<()> {
@@ -43,7 +44,7 @@ impl Shared {
         }
     }
 
-    /// Waits for an order, at most until `until`; false when it is the end.
+    /// Waits for a wake-up, at most until `until`; false when the thread is to stop.
     fn wait(&self, until: Option<Instant>) -> bool {
         let mut wanted = self.wanted();
         loop {
@@ -55,19 +56,13 @@ impl Shared {
                 return true;
             }
             wanted = match left {
-                None => self
-                    .wake
-                    .wait(wanted)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(left) => {
-                    let waited = self.wake.wait_timeout(wanted, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                None => self.wake.wait(wanted),
+                Some(left) => self.wake.wait_timeout(wanted, left),
             };
         }
     }
 
-    /// Drives what is begun, and begins what is due.
+    /// Continues a rotation that has begun, and begins one that is due.
     fn drive(&self, vault: &Vault, every: Option<Duration>) {
         let mut again = None;
         let mut not_before = Instant::now();
@@ -99,7 +94,7 @@ impl Shared {
                     None
                 }
                 Ok(Outcome::Stopped) => return,
-                // Asking again would find the same.
+                // A retry would find the same records.
                 Err(error) if error.failure() == Failure::Integrity => {
                     tracing::error!("the rotation is blocked: {error}; {BLOCKED}");
                     not_before = Instant::now() + LONGEST_WAIT;
@@ -116,9 +111,12 @@ impl Shared {
 
 impl RotationDriver {
     pub(super) fn start(vault: Arc<Vault>, every: Option<Duration>) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
-        // A rotation that an earlier mount left continues at once.
-        *shared.wanted() = true;
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            // A rotation that an earlier mount left continues at once.
+            wanted: Mutex::new(Rank::RotationWanted, true),
+            wake: Condvar::new(),
+        });
         let driver = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("keys".into())
@@ -130,37 +128,33 @@ impl RotationDriver {
                 match vault.is_read_only() {
                     true => vault.follow(&|| driver.go_on()),
                     false => {
-                        nice::step_back_but_for_locks();
+                        nice::lower_priority_outside_locks();
                         driver.drive(&vault, every);
                     }
                 }
             })?;
         Ok(Self {
             shared,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::MountThread, Some(thread)),
         })
     }
 
-    /// Something may be begun.
+    /// A rotation may be waiting to begin.
     pub(super) fn wake(&self) {
         *self.shared.wanted() = true;
         self.shared.wake.notify_all();
     }
 
-    /// Tells the thread to end. A rotation stays where it is; the next mount continues it.
+    /// Asks the thread to stop. A rotation stays where it is; the next mount continues it.
     pub(super) fn begin_to_stop(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.wake();
     }
 
-    /// Ends the thread.
+    /// Stops the thread, and waits for it.
     pub(super) fn stop(&self) {
         self.begin_to_stop();
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {

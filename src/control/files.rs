@@ -1,10 +1,10 @@
-//! The control directory `.secretfs` at the root of a mount: reachable by name, not listed, so
-//! that `cp -a`, `tar` and `rm -rf *` never meet it.
+//! The control directory `.secretfs` at the root of a mount. It is reachable by name, but no
+//! listing shows it, so `cp -a`, `tar` and `rm -rf *` never meet it.
 //!
-//! It belongs to the user of the daemon, whoever owns the vault's root. Every open and every write checks
-//! here whether the caller may command: the kernel checks modes, but a passed descriptor has passed that
-//! check already. An open renders the file. A commander sees files of his own, with inode numbers of their
-//! own: the kernel keeps one owner and one length for each number.
+//! The user of the daemon owns it, whoever owns the vault's root. Every open and every write checks
+//! here whether the caller may command: the kernel checks modes, but not for a passed descriptor.
+//! An open renders the file. Each kind of reader sees files with inode numbers of their own,
+//! because the kernel keeps one owner and one length per number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +15,20 @@ use crate::fs::{
 };
 use crate::vault::{Kind, ROOT, Timestamp};
 
-use super::command::{Asker, Refusal};
+use super::command::{Commander, Refusal};
 use super::commanders::Right;
 use super::controller::Controller;
 use super::directory::{FILES, File, NAME, Sight, Text, file_of, number};
 use super::opening::Openings;
+use super::protocol::Answer;
 use super::refusals::Refusals;
 use super::renderers::Renderers;
 use super::texts::Texts;
 
-/// See the module.
+/// The control directory of one mount, as the module describes.
 pub struct ControlFiles(Arc<Files>);
 
-/// The directory and the threads that render for it share this.
+/// The state that the directory and its rendering threads share.
 struct Files {
     controller: Arc<Controller>,
     open: Openings,
@@ -36,7 +37,7 @@ struct Files {
 }
 
 impl ControlFiles {
-    /// The files of what `controller` controls.
+    /// The control files of `controller`.
     pub fn of(controller: &Arc<Controller>) -> Self {
         let is_read_only = controller.vault().is_read_only();
         Self(Arc::new(Files {
@@ -65,7 +66,7 @@ impl Files {
         }
     }
 
-    /// The key-management history, one JSON object a line.
+    /// The key-management history, one JSON object per line.
     fn render_audit(&self) -> Result<Text, Errno> {
         let vault = self.controller.vault();
         let head = vault.history_head();
@@ -74,10 +75,11 @@ impl Files {
         {
             return Ok(known);
         }
-        let events = self.controller.audit()?;
+        let events = self.controller.audit();
+        let events = events.map_err(|error| Errno::from(&error))?;
         let lines = events.iter().map(|event| format!("{event}\n").into_bytes());
         let text = Arc::new(lines.flatten().collect());
-        // It may have grown meanwhile.
+        // The history may have grown meanwhile.
         if events.len() as u64 == head.length {
             self.texts().note_history(head, &text);
         }
@@ -94,7 +96,8 @@ impl Files {
         Ok(self.texts().share(file, in_full, text.into_bytes()))
     }
 
-    /// Has a file rendered, which may wait for the disk, and goes on with its text on another thread.
+    /// Renders a file on another thread, because rendering may wait for the disk, and calls the
+    /// continuation there with the text.
     fn when_rendered(
         self: &Arc<Self>,
         file: File,
@@ -107,7 +110,7 @@ impl Files {
             then(&files, text);
         };
         match file {
-            // It looks at nothing but what is in memory.
+            // The control file shows only what is in memory.
             File::Control => job(Ok(())),
             File::Status | File::Audit => {
                 fs::answered_elsewhere();
@@ -116,7 +119,7 @@ impl Files {
         }
     }
 
-    /// The length of a file for who asks. `by_number`: perhaps of one that is open.
+    /// The length of a file for a caller. `by_number`: the caller may mean a file that is open.
     fn length_for(
         self: &Arc<Self>,
         caller: Caller,
@@ -127,10 +130,10 @@ impl Files {
         let texts = self.texts();
         let in_full = self.may_command(caller.uid);
         let known = match in_full {
-            // There is nothing in it that changes from one moment to the next.
+            // The public status has no member that changes every second.
             false if file == File::Status => None,
             false => return done(self, 0),
-            true => texts.told(caller.uid, file),
+            true => texts.promised(caller.uid, file),
         };
         let open = || {
             texts
@@ -142,9 +145,9 @@ impl Files {
         }
         self.when_rendered(file, in_full, move |files, text| {
             if in_full && let Ok(text) = &text {
-                files.texts().tell(caller.uid, file, text);
+                files.texts().promise(caller.uid, file, text);
             }
-            // Opening it tells what is wrong.
+            // An open reports the error.
             done(files, text.map_or(0, |text| text.len() as u64));
         });
     }
@@ -230,7 +233,7 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// The length is that of the newest text that was rendered.
+    /// The length is that of the newest rendered text.
     fn attr_for_anybody(&self, ino: u64) -> Result<Attr, Errno> {
         match file_of(ino) {
             Some((file, sight)) => {
@@ -243,7 +246,7 @@ impl VirtualDirectory for ControlFiles {
         }
     }
 
-    /// Changes nothing: `echo rotate > control` may truncate first.
+    /// Accepts a truncation and changes nothing: `echo rotate > control` truncates first.
     fn set_attr(&self, caller: Caller, ino: u64, set: &SetAttributes, done: Done<Attr>) {
         let refused = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
         match refused || !self.0.may_command(caller.uid) {
@@ -261,8 +264,8 @@ impl VirtualDirectory for ControlFiles {
         let then = move |files: &Files, text: Result<Text, Errno>| {
             done(text.and_then(|text| files.opened(caller, (file, commands), &text)));
         };
-        let told = self.0.texts().take(caller.uid, file);
-        match told.filter(|_| may_command) {
+        let promised = self.0.texts().take_promised(caller.uid, file);
+        match promised.filter(|_| may_command) {
             Some(text) => then(&self.0, Ok(text)),
             None => self.0.when_rendered(file, may_command, then),
         }
@@ -270,13 +273,14 @@ impl VirtualDirectory for ControlFiles {
 
     fn read(&self, fh: FileHandle, offset: u64, size: u32, done: ReadDone) {
         match self.0.open.get(fh) {
-            Some(open) => done(Ok(fs::window(&open.text, offset, size))),
+            Some(open) => done(Ok(fs::window(open.shown(), offset, size))),
             None => done(Err(Errno(libc::EBADF))),
         }
     }
 
-    /// One write is one command, at whatever offset. The writer may be another than the opener, and is
-    /// checked, too. Nobody knows the writer of what comes out of the page cache (`mmap`).
+    /// One write is one command, at any offset. The writer may differ from the opener; both are
+    /// checked. The writer of data from the page cache (`mmap`) is unknown. The answer is read
+    /// through the same descriptor, at offset 0: an errno alone does not tell the class of a refusal.
     fn write(
         &self,
         caller: Caller,
@@ -291,7 +295,7 @@ impl VirtualDirectory for ControlFiles {
         };
         let (uid, pid) = (caller.uid, caller.pid);
         if from_cache || !self.0.may_command(uid) {
-            // A mapping tells only who has opened it.
+            // For a mapping, only the opener is known.
             let whose = if from_cache { open.uid } else { uid };
             self.0.refused_commands.log(whose, || {
                 let (opener, who) = (open.uid, self.0.controller.commanders());
@@ -306,16 +310,22 @@ impl VirtualDirectory for ControlFiles {
                     ),
                 }
             });
+            // The opener reads the answer to its command, and that stays so.
             return done(Err(Errno(libc::EPERM)));
         }
+        let files = Arc::clone(&self.0);
         let count = data.len() as u32;
-        let reply = move |begun: Result<(), Refusal>| match begun {
-            Ok(()) => done(Ok(count)),
-            Err(refusal) => done(Err(refusal.errno)),
+        let reply = move |begun: Result<(), Refusal>| {
+            let written = begun.as_ref().map(|()| count);
+            let written = written.map_err(|refusal| refusal.errno);
+            if let Ok(line) = Answer::from(begun).line() {
+                files.open.note_answer(fh, Arc::new(line));
+            }
+            done(written);
         };
-        // Whoever the user is: any program of that user may write here.
+        // Even for root: any program of that user may write here.
         let right = Right::KnownKeys;
-        let by = Asker { uid, right };
+        let by = Commander { uid, right };
         self.0.controller.command(data, by, Box::new(reply));
     }
 

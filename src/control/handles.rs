@@ -1,7 +1,6 @@
-//! Open control files. What they cost is bounded for each user, so that nobody is refused because of
-//! what others have open: by number, and by the bytes of the texts that are not one and the same. The
-//! longest of these is not counted: a history that is longer than all may be is shown all the same,
-//! whatever else its reader has open.
+//! Open control files. Each user has a limit of their own, so that no user is refused because of
+//! another's files: on the number of open files, and on the bytes of distinct texts. The longest
+//! text does not count: a user can open a history that alone exceeds the limit.
 
 use std::collections::HashMap;
 
@@ -9,46 +8,56 @@ use crate::fs::{Errno, FileHandle};
 
 use super::directory::Text;
 
-/// Most that one user has open.
+/// Most control files that one user may have open.
 pub(super) const MAX_HANDLES: usize = 1024;
-/// Most bytes of different texts that one user has open, besides the longest.
+/// Most bytes of distinct texts that one user may have open, besides the longest.
 pub(super) const MAX_BYTES: usize = 4 << 20;
-/// Fewer are not worth giving memory back for.
+/// A table with fewer entries keeps its memory.
 const FEW: usize = 64;
 
-/// An open one.
+/// An open control file.
 #[derive(Clone)]
 pub(super) struct OpenControl {
     pub(super) text: Text,
-    /// The user who has opened it.
+    /// The user who opened it.
     pub(super) uid: u32,
-    /// It takes commands.
+    /// Whether it takes commands.
     pub(super) commands: bool,
+    /// The answer to the last command written through it, which reads return from then on. Its
+    /// bytes do not count: it is as short as a command, and the number of handles is limited.
+    pub(super) answer: Option<Text>,
 }
 
-/// All of them.
+impl OpenControl {
+    /// The text that a read returns.
+    pub(super) fn shown(&self) -> &Text {
+        self.answer.as_ref().unwrap_or(&self.text)
+    }
+}
+
+/// All open control files.
 #[derive(Default)]
 pub(super) struct Handles {
     all: HashMap<FileHandle, OpenControl>,
     users: HashMap<u32, Held>,
 }
 
-/// All that one user has open.
+/// The open control files of one user.
 #[derive(Default)]
 struct Held {
     handles: usize,
     bytes: usize,
-    /// Each text, by its address, which is its own for as long as handles have it.
+    /// Each text, by its address, which stays unique while handles hold it.
     texts: HashMap<usize, Shared>,
 }
 
-/// A text that is open.
+/// An open text.
 struct Shared {
     handles: usize,
     length: usize,
 }
 
-/// Tests let it be less.
+/// The limit on bytes; tests lower it.
 fn most_bytes() -> usize {
     fail::fail_point!("control-bytes", |number| {
         number.and_then(|n| n.parse().ok()).unwrap_or(MAX_BYTES)
@@ -61,10 +70,10 @@ fn address(text: &Text) -> usize {
 }
 
 impl Handles {
-    /// Adds one.
+    /// Adds an open file.
     ///
     /// # Errors
-    /// `EMFILE` when its user has too many, or too long ones.
+    /// `EMFILE` when its user has too many open, or too many bytes.
     pub(super) fn add(&mut self, fh: FileHandle, open: OpenControl) -> Result<(), Errno> {
         let held = self.users.entry(open.uid).or_default();
         if held.handles >= MAX_HANDLES {
@@ -94,11 +103,18 @@ impl Handles {
         self.all.get(&fh).cloned()
     }
 
+    /// Notes the answer to a command, unless the one that it came through is closed.
+    pub(super) fn note_answer(&mut self, fh: FileHandle, answer: Text) {
+        if let Some(open) = self.all.get_mut(&fh) {
+            open.answer = Some(answer);
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// Takes one out.
+    /// Removes an open file.
     pub(super) fn remove(&mut self, fh: FileHandle) {
         let Some(open) = self.all.remove(&fh) else {
             return;
@@ -134,6 +150,7 @@ mod tests {
             text: Arc::clone(text),
             uid,
             commands: false,
+            answer: None,
         }
     }
 
@@ -178,7 +195,7 @@ mod tests {
         assert_eq!(handles.add(0, open(1, &short)), Ok(()));
         assert_eq!(handles.add(1, open(1, &longest)), Ok(()));
         assert_eq!(handles.add(2, open(1, &text(2000))), Ok(()));
-        // But not two of them.
+        // Two such texts are too much.
         let longer = text(3 * MAX_BYTES);
         assert_eq!(handles.add(3, open(1, &longer)), Err(Errno(libc::EMFILE)));
         handles.remove(1);

@@ -1,55 +1,65 @@
-//! The holder of a vault: the daemon that has it mounted. It is asked through the socket in the vault's
-//! directory, or where there is none through the control files of its mount.
+//! The holder of a vault: the daemon that has it mounted. Commands reach it through the socket in
+//! the vault's directory, or, where there is none, through the control files of its mount.
 
-use std::io::{self, Read as _, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use serde_json::Value;
 
 use super::client::{Asked, DaemonClient};
-use super::command::INTEGRITY;
 use super::protocol::Answer;
 use crate::error::{Class, Error};
 use crate::vault::Request;
 
-/// The daemon that has the vault mounted, by the way in which it is asked.
+/// Limit on the bytes of a refusal that a client reads from the control file: its text may name as
+/// many KMS keys as a command does.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// The daemon that has the vault mounted, by the way to reach it.
 pub(crate) enum Holder {
-    /// The mount here.
+    /// The mount at this path.
     Mount(PathBuf),
-    /// The daemon that listens in the directory of the vault that this path stands for.
+    /// The daemon that listens in the directory of the vault that this path names.
     Vault(PathBuf, DaemonClient),
 }
 
-/// A command that was not begun.
+/// A command that did not begin.
 pub(crate) struct NotBegun {
-    /// The errno's name.
-    errno: String,
+    pub(crate) class: Class,
     pub(crate) why: String,
 }
 
 impl NotBegun {
-    pub(crate) fn is_busy(&self) -> bool {
-        self.errno == "EBUSY"
+    fn of(class: Option<Class>, errno: &str, why: String) -> Self {
+        let class = class.unwrap_or_else(|| class_before(errno));
+        Self { class, why }
     }
 
-    pub(crate) fn class(&self) -> Class {
-        match self.errno.as_str() {
-            "EINVAL" => Class::Usage,
-            "EBUSY" => Class::Busy,
-            "EPERM" => Class::NotPermitted,
-            "ENOKEY" | "EKEYREVOKED" | "EACCES" => Class::KeyDenied,
-            "ETIMEDOUT" => Class::KmsUnreachable,
-            "EIO" if self.why.contains(INTEGRITY) => Class::Integrity,
-            _ => Class::Failed,
-        }
+    pub(crate) fn is_busy(&self) -> bool {
+        self.class == Class::Busy
+    }
+}
+
+/// The class of a refusal that has only an errno: from an older daemon without classes, or from the
+/// kernel.
+fn class_before(errno: &str) -> Class {
+    match errno {
+        "EINVAL" => Class::Usage,
+        "EBUSY" => Class::Busy,
+        "EPERM" => Class::NotPermitted,
+        "ENOKEY" | "EKEYREVOKED" | "EACCES" => Class::KeyDenied,
+        "ETIMEDOUT" => Class::KmsUnreachable,
+        _ => Class::Failed,
     }
 }
 
 impl Holder {
-    /// The holder of the vault that is mounted on `point`, under this device number. The mount names
-    /// `source` as its vault, but may name what it likes: the daemon that listens in that directory counts
-    /// only if it serves this device. `user` has mounted it.
+    /// The holder of the vault that is mounted on `point`, under this device number. `user` mounted
+    /// it. The mount names `source` as its vault, but a mount may name anything: the daemon that
+    /// listens in that directory counts only if it serves this device.
     pub(crate) fn of_mount(
         point: PathBuf,
         device: (u32, u32),
@@ -63,7 +73,7 @@ impl Holder {
         }
     }
 
-    /// The path by which it was named.
+    /// The path by which the caller named it.
     pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Mount(path) | Self::Vault(path, _) => path,
@@ -73,7 +83,7 @@ impl Holder {
     /// The status of the mount.
     ///
     /// # Errors
-    /// When the holder cannot be asked.
+    /// When the holder does not answer.
     pub(crate) fn status(&self) -> Result<Value, Error> {
         match self {
             Self::Mount(point) => status_of_mount(point),
@@ -84,41 +94,65 @@ impl Holder {
         }
     }
 
-    /// Has the holder begin a command.
+    /// Asks the holder to begin a command.
     ///
     /// # Errors
-    /// When the holder cannot be asked.
+    /// When the holder does not answer.
     pub(crate) fn command(&self, request: &Request) -> Result<Result<(), NotBegun>, Error> {
         let request = request.to_string();
         match self {
-            Self::Mount(point) => {
-                let control = point.join(".secretfs/control");
-                let opened = std::fs::OpenOptions::new().write(true).open(&control);
-                if let Err(error) = &opened
-                    && error.kind() == io::ErrorKind::PermissionDenied
-                {
-                    let may = "only root, the user of its daemon, and whom control-uid names may command it";
-                    let message = format!("cannot open {}: {error}; {may}", control.display());
-                    return Err(Error::new(Class::NotPermitted, message));
-                }
-                let written = opened.and_then(|mut file| file.write_all(request.as_bytes()));
-                Ok(written.map_err(|error| {
-                    let errno = error.raw_os_error().unwrap_or_default();
-                    // The words of a busy daemon are about another command.
-                    let words = last_words(&control).filter(|_| errno != nix::libc::EBUSY);
-                    NotBegun {
-                        errno: format!("{:?}", Errno::from_raw(errno)),
-                        why: words.unwrap_or_else(|| error.to_string()),
-                    }
-                }))
-            }
+            Self::Mount(point) => command_by_mount(point, &request),
             Self::Vault(path, client) => match client.command(&request)? {
                 Asked::Answered(Answer::Begun) => Ok(Ok(())),
-                Asked::Answered(Answer::Refused { errno, why }) => Ok(Err(NotBegun { errno, why })),
+                Asked::Answered(Answer::Refused { class, errno, why }) => {
+                    Ok(Err(NotBegun::of(class, &errno, why)))
+                }
                 other => Err(unexpected(path, other)),
             },
         }
     }
+}
+
+/// Writes a command to the control file of a mount, and reads the answer through the same descriptor.
+fn command_by_mount(point: &Path, request: &str) -> Result<Result<(), NotBegun>, Error> {
+    let control = point.join(".secretfs/control");
+    let by_errno = |error: &io::Error, why: String| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+        NotBegun::of(None, &format!("{errno:?}"), why)
+    };
+    let mut options = OpenOptions::new();
+    let mut file = match options.read(true).write(true).open(&control) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let may =
+                "only root, the user of its daemon, and whom control-uid names may command it";
+            let message = format!("cannot open {}: {error}; {may}", control.display());
+            return Err(Error::new(Class::NotPermitted, message));
+        }
+        Err(error) => {
+            let why = format!("cannot open {}: {error}", control.display());
+            return Ok(Err(by_errno(&error, why)));
+        }
+    };
+    let Err(error) = file.write_all(request.as_bytes()) else {
+        return Ok(Ok(()));
+    };
+    Ok(Err(match answer_through(&file) {
+        Some(Answer::Refused { class, errno, why }) => NotBegun::of(class, &errno, why),
+        _ => {
+            let why = format!("{error}; {} may say why", control.display());
+            by_errno(&error, why)
+        }
+    }))
+}
+
+/// The answer to the command written through a descriptor of the control file; `None` when there is
+/// none, as from an older daemon, which shows another text there.
+fn answer_through(control: &File) -> Option<Answer> {
+    let mut line = vec![0; MAX_REFUSAL];
+    // Read from offset 0, wherever a write has left the descriptor. An answer comes in one read.
+    let length = control.read_at(&mut line, 0).ok()?;
+    serde_json::from_slice(&line[..length]).ok()
 }
 
 fn serves(client: &DaemonClient, device: &str) -> bool {
@@ -128,8 +162,8 @@ fn serves(client: &DaemonClient, device: &str) -> bool {
     }
 }
 
-/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that may be
-/// asked and believed.
+/// Asks the daemon that has the vault in `path` mounted for writing; `None` when there is none that
+/// this user may ask and trust.
 ///
 /// # Errors
 /// When it refuses.
@@ -152,9 +186,9 @@ fn unexpected(vault: &Path, asked: Asked) -> Error {
     let shown = vault.display();
     match asked {
         Asked::Gone => Error::new(Class::Failed, format!("{shown}: {GONE}")),
-        Asked::Answered(Answer::Refused { errno, why }) => {
-            let refusal = NotBegun { errno, why };
-            Error::new(refusal.class(), format!("{shown}: {}", refusal.why))
+        Asked::Answered(Answer::Refused { class, errno, why }) => {
+            let refusal = NotBegun::of(class, &errno, why);
+            Error::new(refusal.class, format!("{shown}: {}", refusal.why))
         }
         Asked::Answered(_) => Error::new(
             Class::Failed,
@@ -180,16 +214,4 @@ fn status_of_mount(point: &Path) -> Result<Value, Error> {
         })
     })?;
     serde_json::from_str(&text).map_err(|e| fail(e.to_string()))
-}
-
-/// The outcome of the last command, as the control file shows it.
-fn last_words(control: &Path) -> Option<String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(control).ok()?;
-    file.take(4096).read_to_string(&mut text).ok()?;
-    let (at, words) = text.trim_end().split_once(' ')?;
-    // Before the first command it says something else.
-    at.parse::<i64>().ok()?;
-    let (_time, words) = words.split_once(' ')?;
-    Some(words.to_owned())
 }

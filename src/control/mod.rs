@@ -1,6 +1,6 @@
-//! The control plane: commands to the keys, what tells how a mount is, and the two doors to that, the
-//! control files of the mount and the socket in the vault's directory. It knows no kernel, and must never
-//! keep a thread that reads requests.
+//! The control plane: commands for the keys, status and history, and the two ways to reach them,
+//! the control files of the mount and the socket in the vault's directory. It does not talk to the
+//! kernel, and must never block a thread that reads requests.
 
 mod client;
 mod command;

@@ -1,16 +1,17 @@
-//! Opening control files: who may, and what is open.
+//! Opening control files: the permission check, and the files that are open.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::fs::{Caller, Errno, FIRST_VIRTUAL_HANDLE, FileHandle, Opened, VIRTUAL_DIRECTORY};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::commanders::Commanders;
 use super::directory::{File, Text, file_of};
 use super::handles::{Handles, MAX_BYTES, MAX_HANDLES, OpenControl};
 use super::refusals::Refusals;
 
-/// See the module.
+/// The open control files of one mount, and the rules for opening more.
 pub(super) struct Openings {
     commanders: Commanders,
     is_read_only: bool,
@@ -21,39 +22,45 @@ pub(super) struct Openings {
 }
 
 impl Openings {
-    /// `commanders` may open everything; for commands, unless the mount `is_read_only`.
+    /// `commanders` may open every file, and the control file for commands unless the mount
+    /// `is_read_only`.
     pub(super) fn new(commanders: Commanders, is_read_only: bool) -> Self {
         Self {
             commanders,
             is_read_only,
-            open: Mutex::default(),
+            open: Mutex::new(Rank::ControlHandles, Handles::default()),
             next: AtomicU64::default(),
             refused: Refusals::default(),
             too_many: Refusals::default(),
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, Handles> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_open(&self) -> MutexGuard<'_, Handles> {
+        self.open.lock()
     }
 
     /// Number of open files.
     pub(super) fn len(&self) -> usize {
-        self.open().len()
+        self.lock_open().len()
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Option<OpenControl> {
-        self.open().get(fh)
+        self.lock_open().get(fh)
+    }
+
+    /// Notes the answer to a command that came through `fh`, which shows it from now on.
+    pub(super) fn note_answer(&self, fh: FileHandle, answer: Text) {
+        self.lock_open().note_answer(fh, answer);
     }
 
     pub(super) fn remove(&self, fh: FileHandle) {
-        self.open().remove(fh);
+        self.lock_open().remove(fh);
     }
 
-    /// Which file it is, and whether it is to take commands.
+    /// Returns the file, and whether this open takes commands.
     ///
     /// # Errors
-    /// When there is none, or `caller` may not open it so.
+    /// When there is no such file, or `caller` may not open it with these flags.
     pub(super) fn must_be_allowed(
         &self,
         caller: Caller,
@@ -83,20 +90,21 @@ impl Openings {
         Ok((file, commands))
     }
 
-    /// Opens a file, for the text that is shown in it.
+    /// Opens a file that shows `text`.
     ///
     /// # Errors
     /// `EMFILE` when `caller` has too many open.
     pub(super) fn add(&self, caller: Caller, commands: bool, text: &Text) -> Result<Opened, Errno> {
         let (uid, pid) = (caller.uid, caller.pid);
-        // The first one is the directory's.
+        // The first handle is the directory's.
         let fh = FIRST_VIRTUAL_HANDLE + 1 + self.next.fetch_add(1, Ordering::Relaxed);
         let open = OpenControl {
             text: Arc::clone(text),
             uid,
             commands,
+            answer: None,
         };
-        self.open().add(fh, open).inspect_err(|_| {
+        self.lock_open().add(fh, open).inspect_err(|_| {
             self.too_many.log(uid, || {
                 format!(
                     "refused to open a file of .secretfs: user {uid}, process {pid}, has as many \
@@ -108,7 +116,7 @@ impl Openings {
         Ok(Opened { fh, flushes: false })
     }
 
-    /// Nothing more is refused.
+    /// Logs the refusals that are still only counted.
     pub(super) fn end(&self) {
         self.refused.end("refused to open files of .secretfs");
         self.too_many.end("refused to open more files of .secretfs");

@@ -1,31 +1,24 @@
-//! Refusals in the log. The first refusal of a user is logged at once, then one line a minute, which counts
-//! those that were left out: nobody fills the log by being refused.
+//! Refusals in the log. The first refusal of a user is logged at once, then one line a minute with
+//! the number of those left out, so that a refused user cannot fill the log.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// One user gets one line in this time.
-const EVERY: Duration = Duration::from_secs(60);
-/// At most so many users are counted one by one; the others are counted together.
+use crate::fs::LogLimiter;
+
+/// Most users with a count of their own; the others share one.
 const USERS: usize = 64;
 
 /// Refusals of one kind.
-#[derive(Default)]
-pub(crate) struct Refusals(Mutex<HashMap<Option<u32>, Told>>);
+pub(crate) struct Refusals(LogLimiter<u32>);
 
-/// A user who was told of.
-struct Told {
-    at: Instant,
-    left_out: u64,
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(LogLimiter::new(USERS))
+    }
 }
 
 impl Refusals {
-    fn users(&self) -> MutexGuard<'_, HashMap<Option<u32>, Told>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Logs a refusal, or counts it.
+    /// Logs a refusal, or only counts it.
     pub(crate) fn log(&self, user: u32, said: impl FnOnce() -> String) {
         match self.note(user, Instant::now()) {
             None => {}
@@ -34,52 +27,19 @@ impl Refusals {
         }
     }
 
-    /// Notes a refusal; how many before it were left out, when it is to be logged.
+    /// Counts a refusal. When it is due for the log, returns the number left out since the last
+    /// line.
     fn note(&self, user: u32, now: Instant) -> Option<u64> {
-        let mut users = self.users();
-        let is_due = |told: &Told| now.saturating_duration_since(told.at) >= EVERY;
-        if users.len() >= USERS && !users.contains_key(&Some(user)) {
-            let mut left_out = 0;
-            users.retain(|whose, told| {
-                let stays = whose.is_none() || !is_due(told);
-                left_out += if stays { 0 } else { told.left_out };
-                stays
-            });
-            if left_out > 0 {
-                let others = Told {
-                    at: now,
-                    left_out: 0,
-                };
-                users.entry(None).or_insert(others).left_out += left_out;
-            }
-        }
-        let whose = match users.contains_key(&Some(user)) || users.len() < USERS {
-            true => Some(user),
-            false => None,
-        };
-        let Some(told) = users.get_mut(&whose) else {
-            let told = Told {
-                at: now,
-                left_out: 0,
-            };
-            users.insert(whose, told);
-            return Some(0);
-        };
-        if !is_due(told) {
-            told.left_out += 1;
-            return None;
-        }
-        told.at = now;
-        Some(std::mem::take(&mut told.left_out))
+        self.0.note(user, now).map(|due| due.left_out)
     }
 
-    /// Logs the counts of those that were left out, at the end. `what` was refused.
+    /// Logs the remaining counts at the end; `what` names what was refused.
     pub(crate) fn end(&self, what: &str) {
-        for (user, told) in std::mem::take(&mut *self.users()) {
+        for (user, left_out) in self.0.take() {
             let whose =
                 user.map_or_else(|| "other users".to_owned(), |user| format!("user {user}"));
-            if told.left_out > 0 {
-                tracing::warn!("{what}: {whose}; {}", before(told.left_out));
+            if left_out > 0 {
+                tracing::warn!("{what}: {whose}; {}", before(left_out));
             }
         }
     }
@@ -91,7 +51,10 @@ fn before(left_out: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::fs::EVERY;
 
     #[test]
     fn the_first_of_a_user_is_logged_and_then_one_a_minute_with_the_number_of_those_left_out() {
@@ -102,7 +65,7 @@ mod tests {
             let now = begun + Duration::from_secs(second);
             assert_eq!(refusals.note(7, now), None);
         }
-        // Of another nothing is left out because of that.
+        // Another user's refusals are unaffected.
         assert_eq!(refusals.note(8, begun), Some(0));
         assert_eq!(refusals.note(7, begun + EVERY), Some(60));
         assert_eq!(refusals.note(7, begun + EVERY), None);
@@ -118,10 +81,10 @@ mod tests {
             users.filter_map(|user| refusals.note(user, now)).count()
         };
         assert_eq!(logged(0, begun), USERS + 1);
-        assert!(refusals.users().len() <= USERS + 1);
-        // Those of before make room, also those of whom something was left out.
+        assert!(refusals.0.len() <= USERS + 1);
+        // Earlier users make room, even those with refusals left out.
         assert_eq!(logged(0, begun), 0);
         assert!(logged(20_000, begun + EVERY) >= USERS - 1);
-        assert!(refusals.users().len() <= USERS + 1);
+        assert!(refusals.0.len() <= USERS + 1);
     }
 }

@@ -1,25 +1,30 @@
-//! Threads that render control files. Rendering looks at files, and waits for locks under which others
-//! write to the disk: it must not keep the thread that reads requests. The public status has a thread of
-//! its own, so that it does not wait for the full one.
+//! Threads that render control files. Rendering reads files, and waits for locks that other threads
+//! hold while they write to the disk, so it must not block the thread that reads requests. The
+//! public status has a thread of its own and does not wait for the full one.
 
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError};
 
 use crate::fs::Errno;
+use crate::sync::{Mutex, Rank};
 
-/// Renders, unless it is given an error.
+/// A rendering; with an error, it only passes the error on.
 pub(super) type Job = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
-/// See the module.
+/// The rendering threads, as the module describes.
 #[derive(Default)]
 pub(super) struct Renderers {
     full: Renderer,
     public: Renderer,
 }
 
-/// A thread, which starts with its first job. Dropping this ends it, once its jobs are done.
-#[derive(Default)]
+/// A thread that starts with its first job. Dropping this ends it after its last job.
 struct Renderer(Mutex<Option<Sender<Job>>>);
+
+impl Default for Renderer {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::Renderer, None))
+    }
+}
 
 impl Renderers {
     /// Runs `job` on the thread for the full or the public texts.
@@ -33,7 +38,7 @@ impl Renderers {
 
 impl Renderer {
     fn run(&self, name: &str, job: Job) {
-        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut jobs = self.0.lock();
         if jobs.is_none() {
             match start(name) {
                 Ok(sender) => *jobs = Some(sender),
@@ -46,7 +51,7 @@ impl Renderer {
         }
         let refused = jobs.as_ref().and_then(|jobs| jobs.send(job).err());
         if let Some(refused) = refused {
-            // The thread has died; the next one is asked of another.
+            // The thread is dead; the next job starts another.
             *jobs = None;
             drop(jobs);
             (refused.0)(Err(Errno(libc::EIO)));

@@ -1,13 +1,13 @@
-//! The server of the socket. It takes every peer for hostile: a connection has a thread of its own, a time
-//! in which it must ask, and one in which it must take the answer; the number of connections is bounded;
-//! and none of them ever holds a thread that serves the file system.
+//! The server of the socket. It treats every peer as hostile: each connection has its own thread, a
+//! deadline for the question and one for reading the answer; the number of connections is limited;
+//! and none ever blocks a thread that serves the file system.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,22 +18,24 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::{Mode, fchmod};
 
-use super::command::{Asker, Refusal};
+use super::command::{Commander, Refusal};
 use super::controller::Controller;
 use super::protocol::{Answer, MAX_QUESTION, mark, path_of};
 use super::refusals::Refusals;
+use crate::error::Class;
 use crate::store::SOCKET;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank, RwLock, RwLockReadGuard};
 
-/// A peer must ask within this.
+/// The time that a peer has to ask.
 const TO_ASK: Duration = Duration::from_secs(2);
-/// A peer must take the answer within this.
+/// The time that a peer has to read the answer.
 const TO_TAKE: Duration = Duration::from_secs(5);
-/// Connections that are served at once; others wait.
+/// Most connections that are served at the same time; others wait.
 const AT_ONCE: usize = 8;
-/// Connections that wait.
+/// Most connections that wait.
 const WAITING: i32 = 64;
 
-/// The socket of a vault that is mounted for writing. Gone when dropped.
+/// The socket of a vault that is mounted for writing. Dropping this removes it.
 pub(crate) struct Socket {
     shared: Arc<Shared>,
     directory: File,
@@ -41,15 +43,15 @@ pub(crate) struct Socket {
 
 struct Shared {
     listener: UnixListener,
-    /// Which directory it is in.
+    /// The directory of the socket, as clients name it.
     mark: String,
-    /// `None` once the mount ends. A lock on it is held while it is used, so that no use outlasts it.
+    /// `None` once the mount ends. Each use holds the lock, so that no use outlasts the controller.
     controller: RwLock<Option<Arc<Controller>>>,
     busy: Mutex<usize>,
     free: Condvar,
     /// Peers that wait for the end of the mount.
     farewells: Mutex<Vec<UnixStream>>,
-    /// Refusals of users who may not ask. With `control-uid` everybody can connect.
+    /// Refusals of users who may not ask. With `control-uid`, every user can connect.
     refusals: Refusals,
 }
 
@@ -57,17 +59,18 @@ struct Shared {
 pub(crate) struct Farewells(Vec<UnixStream>);
 
 impl Farewells {
-    /// Tells them that it has come.
-    pub(crate) fn tell(&self, commit: u64) {
+    /// Tells the peers that the mount has ended.
+    pub(crate) fn send(&self, commit: u64) {
         for stream in &self.0 {
-            // A peer that has gone is not waited for.
-            let _ = tell(stream, &Answer::Ended { commit });
+            // A peer may have left.
+            let _ = send(stream, &Answer::Ended { commit });
         }
     }
 }
 
 impl Socket {
-    /// Listens, if the vault may be written. That it cannot is no reason not to mount.
+    /// Listens, if the vault is mounted for writing. A failure to listen does not prevent the
+    /// mount.
     pub(crate) fn open(controller: Arc<Controller>) -> Option<Self> {
         let vault = controller.vault();
         if vault.is_read_only() {
@@ -79,10 +82,10 @@ impl Socket {
                 shared: Arc::new(Shared {
                     listener: listen_in(&directory, controller.commanders().also().is_some())?,
                     mark: mark(&directory.metadata()?),
-                    controller: RwLock::new(Some(Arc::clone(&controller))),
-                    busy: Mutex::new(0),
+                    controller: RwLock::new(Rank::ControlSocket, Some(Arc::clone(&controller))),
+                    busy: Mutex::new(Rank::Connections, 0),
                     free: Condvar::new(),
-                    farewells: Mutex::default(),
+                    farewells: Mutex::new(Rank::Farewells, Vec::new()),
                     refusals: Refusals::default(),
                 }),
                 directory,
@@ -103,7 +106,7 @@ impl Socket {
             .ok()
     }
 
-    /// Stops answering all but those who wait for the end.
+    /// Stops answering, and returns the peers that wait for the end.
     pub(crate) fn close(self) -> Farewells {
         Farewells(std::mem::take(&mut self.shared.farewells()))
     }
@@ -111,16 +114,12 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // While this process has the vault, which is for as long as its name is its own.
+        // This process still holds the vault, so the name is still its own.
         let path = path_of(&self.directory).join(SOCKET);
         if let Err(error) = fs::symlink_metadata(&path).and_then(|found| remove(&path, &found)) {
             tracing::debug!("cannot remove {SOCKET}: {error}");
         }
-        *self
-            .shared
-            .controller
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+        *self.shared.controller.write() = None;
         self.shared.refusals.end(&format!("refused at {SOCKET}"));
         // Wakes the thread that accepts.
         let _ = shutdown(self.shared.listener.as_raw_fd(), Shutdown::Both);
@@ -134,9 +133,9 @@ fn remove(path: &std::path::Path, found: &Metadata) -> io::Result<()> {
     }
 }
 
-/// A socket in `directory`, in place of one that a killed daemon left: nobody listens there while
-/// this process holds the writer's lock. `for_more`: somebody may connect who is neither root nor this
-/// user; everybody can then, and is asked who he is.
+/// Listens on a socket in `directory`, in place of one that a killed daemon left: no other process
+/// listens there while this one holds the writer's lock. `for_more`: users besides root and this
+/// user may ask; then every user can connect, and the server checks the uid.
 fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     let path = path_of(directory).join(SOCKET);
     match fs::symlink_metadata(&path) {
@@ -146,7 +145,7 @@ fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     }
     let flags = SockFlag::SOCK_CLOEXEC;
     let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    // What bind(2) makes has the mode of the socket, so that it never has another.
+    // bind(2) gives the file the socket's mode, so the file never has another.
     fchmod(&made, Mode::S_IRUSR | Mode::S_IWUSR)?;
     bind(made.as_raw_fd(), &UnixAddr::new(&path)?)?;
     if for_more {
@@ -156,7 +155,7 @@ fn listen_in(directory: &File, for_more: bool) -> io::Result<UnixListener> {
     Ok(UnixListener::from(made))
 }
 
-/// Lets everybody connect to the socket at `path`: what is there itself, never what a link leads to.
+/// Lets every user connect to the socket at `path` itself; never follows a link.
 fn open_to_all(path: &std::path::Path) -> io::Result<()> {
     let there = fs::OpenOptions::new()
         .read(true)
@@ -171,15 +170,11 @@ fn open_to_all(path: &std::path::Path) -> io::Result<()> {
 
 impl Shared {
     fn farewells(&self) -> MutexGuard<'_, Vec<UnixStream>> {
-        self.farewells
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.farewells.lock()
     }
 
     fn controller(&self) -> RwLockReadGuard<'_, Option<Arc<Controller>>> {
-        self.controller
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.controller.read()
     }
 
     fn is_over(&self) -> bool {
@@ -197,13 +192,13 @@ impl Shared {
                 std::thread::Builder::new()
                     .name("asked".to_owned())
                     .spawn(move || {
-                        // A peer that leaves early, or dawdles, is not waited for.
+                        // A peer that leaves early or dawdles gets no answer.
                         let _ = turn.shared.serve(&stream);
                     })
             };
             if let Err(error) = accepted.and_then(|(stream, _)| serve(stream)) {
                 tracing::warn!("cannot serve who asks at {SOCKET}: {error}");
-                // Descriptors or memory may be had again in a moment.
+                // Descriptors or memory may be available again in a moment.
                 std::thread::sleep(Duration::from_millis(100));
             }
         }
@@ -221,37 +216,36 @@ impl Shared {
                 format!("refused at {SOCKET}: user {uid}, process {pid}")
             });
             let why = format!("user {uid} may not ask; {commanders}");
-            return tell(stream, &refused("EPERM", why));
+            let refusal = Refusal::new(Class::NotPermitted, nix::libc::EPERM, why);
+            return send(stream, &refusal.into());
         };
         match question(stream, Instant::now() + TO_ASK)? {
-            Some(question) => self.answer(&question, Asker { uid, right }, stream),
-            None => tell(stream, &refused("EINVAL", "this is no question".to_owned())),
+            Some(question) => self.answer(&question, Commander { uid, right }, stream),
+            None => send(stream, &no_question("this is no question").into()),
         }
     }
 
-    fn answer(&self, question: &str, by: Asker, stream: &UnixStream) -> io::Result<()> {
+    fn answer(&self, question: &str, by: Commander, stream: &UnixStream) -> io::Result<()> {
         let (mark, question) = question.split_once(' ').unwrap_or((question, ""));
         if mark != self.mark {
-            let why = "this is the socket of a vault in another directory".to_owned();
-            return tell(stream, &refused("ESTALE", why));
+            let why = "this is the socket of a vault in another directory";
+            let refusal = Refusal::new(Class::Failed, nix::libc::ESTALE, why);
+            return send(stream, &refusal.into());
         }
         let guard = self.controller();
         let Some(controller) = &*guard else {
             return Ok(());
         };
         let answer = match question.split_once(' ') {
-            // It is answered from the thread that asks KMS.
+            // The thread that calls the KMS sends the answer.
             Some(("control", command)) => {
                 let stream = stream.try_clone()?;
                 controller.command(
                     command.as_bytes(),
                     by,
-                    Box::new(move |told| {
-                        // The peer may have left. The command is done all the same.
-                        let _ = match told {
-                            Ok(()) => tell(&stream, &Answer::Begun),
-                            Err(refusal) => tell(&stream, &refusal.into()),
-                        };
+                    Box::new(move |begun| {
+                        // The peer may have left; the command runs anyway.
+                        let _ = send(&stream, &begun.into());
                     }),
                 );
                 return Ok(());
@@ -263,51 +257,47 @@ impl Shared {
                     farewells.push(stream.try_clone()?);
                     Ok(Answer::Begun)
                 } else {
-                    let why = "too many wait for the end of the mount".to_owned();
-                    Ok(refused("EBUSY", why))
+                    let why = "too many wait for the end of the mount";
+                    Err(Refusal::new(Class::Busy, nix::libc::EBUSY, why))
                 }
             }
             _ => look(controller, question),
         };
-        // The answer may take its time to be read.
+        // The peer may read the answer slowly.
         drop(guard);
-        tell(stream, &answer.unwrap_or_else(Answer::from))
+        send(stream, &answer.unwrap_or_else(Answer::from))
     }
 }
 
-/// Whether who is at the other end has closed it.
+/// Whether the peer has closed the connection.
 fn has_left(stream: &UnixStream) -> bool {
     let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-    // Nobody says anything more who waits.
+    // A waiting peer sends nothing more, so only its end makes this readable.
     poll(&mut polled, PollTimeout::ZERO) != Ok(0)
 }
 
-/// Answers a question that changes nothing.
+/// Answers a question that changes no keys.
 fn look(controller: &Controller, question: &str) -> Result<Answer, Refusal> {
-    // The peer asked by the vault's path, and means the vault that is there.
-    controller.vault().check_unmoved()?;
+    // The peer found this socket by the vault's path, and means the vault at that path.
+    let unmoved = controller.vault().check_unmoved();
+    unmoved.map_err(|error| controller.refuse(&error))?;
     match question {
         "status" => Ok(Answer::Status(controller.status())),
-        "audit" => Ok(Answer::Audit(controller.audit()?)),
-        _ => Ok(refused(
-            "EINVAL",
-            "unknown question; ask for status, audit, end or control COMMAND".to_owned(),
+        "audit" => match controller.audit() {
+            Ok(events) => Ok(Answer::Audit(events)),
+            Err(error) => Err(Refusal::from(&error)),
+        },
+        _ => Err(no_question(
+            "unknown question; ask for status, audit, end or control COMMAND",
         )),
     }
 }
 
-fn refused(errno: &str, why: String) -> Answer {
-    let errno = errno.to_owned();
-    Answer::Refused { errno, why }
+fn no_question(why: &str) -> Refusal {
+    Refusal::new(Class::Usage, nix::libc::EINVAL, why)
 }
 
-impl From<Refusal> for Answer {
-    fn from(refusal: Refusal) -> Self {
-        refused(&refusal.errno.name(), refusal.why)
-    }
-}
-
-/// One line, without its end; `None` for what is too long or not text.
+/// Reads one line, without its end; `None` if it is too long or no text.
 fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     let mut piece = [0; 1024];
@@ -330,10 +320,9 @@ fn question(mut stream: &UnixStream, until: Instant) -> io::Result<Option<String
     }
 }
 
-fn tell(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
+fn send(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     let until = Instant::now() + TO_TAKE;
-    let mut text = serde_json::to_vec(answer)?;
-    text.push(b'\n');
+    let text = answer.line()?;
     let mut rest = &text[..];
     while !rest.is_empty() {
         stream.set_write_timeout(Some(left(until)?))?;
@@ -346,7 +335,7 @@ fn tell(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
     Ok(())
 }
 
-/// Time until `until`, of which there must be some.
+/// The time until `until`; an error when none is left.
 fn left(until: Instant) -> io::Result<Duration> {
     match until.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
@@ -354,22 +343,20 @@ fn left(until: Instant) -> io::Result<Duration> {
     }
 }
 
-/// One of the connections that are served at once.
+/// One of the places for connections that are served at the same time.
 struct Turn {
     shared: Arc<Shared>,
 }
 
 impl Turn {
-    /// Waits until one is free.
+    /// Waits for a free place.
     fn take(shared: &Arc<Shared>) -> Self {
-        let mut busy = shared.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = shared.busy.lock();
         while *busy >= AT_ONCE {
-            busy = shared
-                .free
-                .wait(busy)
-                .unwrap_or_else(PoisonError::into_inner);
+            busy = shared.free.wait(busy);
         }
         *busy += 1;
+        drop(busy);
         Self {
             shared: Arc::clone(shared),
         }
@@ -378,11 +365,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        *self
-            .shared
-            .busy
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        *self.shared.busy.lock() -= 1;
         self.shared.free.notify_one();
     }
 }

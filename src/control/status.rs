@@ -1,6 +1,7 @@
-//! The status of a mount, as JSON. A commander sees all of it; everybody else sees what monitoring needs,
-//! and no path, key, process or protection. Members that change by themselves (`uptime_seconds`,
-//! the age of the anchor) change once a second: readers within that second share one text.
+//! The status of a mount, as JSON. A commander sees all of it; other users see what monitoring
+//! needs, and no path, key, process or protection. Members that change by themselves
+//! (`uptime_seconds`, the age of the anchor) change once a second, so readers within one second
+//! share one text.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,33 +20,33 @@ const PROGRAM: &str = concat!("secretfs ", env!("CARGO_PKG_VERSION"));
 /// The full status.
 #[derive(Serialize)]
 struct Status {
-    /// `full`; `public` for who may not command.
+    /// `full` for commanders, `public` for other users.
     view: &'static str,
     #[serde(flatten)]
     vault: Summary,
     mountpoint: String,
-    /// The device number of the mount, as `major:minor`; none when somebody else has mounted it.
+    /// The device number of the mount, as `major:minor`; none when another process mounted it.
     device: Option<String>,
-    /// `unlocked`: keys are in memory. `condemned`: they are, and nothing is served.
+    /// `unlocked`: keys are in memory. `condemned`: keys are in memory, but nothing is served.
     state: &'static str,
     integrity: String,
-    /// The commit as of which the vault was counted.
+    /// The commit at which the vault was counted.
     integrity_commit: Option<u64>,
-    /// When that was, or when it was condemned, in seconds since 1970.
+    /// The time of that count, or of the condemnation, in seconds since 1970.
     integrity_since: Option<i64>,
-    /// `before` anything was served, or in the `background`.
+    /// When the vault is counted: `before` anything is served, or in the `background`.
     verify: &'static str,
     findings: Findings,
     open_files: usize,
-    /// `woken`, or why those who watch files are not.
+    /// `woken`, or the reason that watchers of files are not woken.
     watchers: String,
     published: u64,
     failed_publications: u64,
     memory: Memory,
     protection: Value,
     pid: u32,
-    /// When the process was started, in clock ticks since the host was booted: who sees it under
-    /// another number knows it by that.
+    /// The start of the process, in clock ticks since boot. A process in another PID namespace
+    /// recognizes the daemon by it.
     started_ticks: Option<u64>,
     uptime_seconds: u64,
     program: &'static str,
@@ -57,28 +58,28 @@ struct Memory {
     limit: u64,
     /// The source of the limit: `default`, `cgroup` or `option`.
     limit_from: &'static str,
-    /// Bytes that are remembered of records.
+    /// Bytes in the cache of records.
     records: u64,
     locked: u64,
     unlocked: u64,
     master_keys: &'static str,
 }
 
-/// The public status. All users of the host see a new member.
+/// The public status. Every user of the host sees each member added here.
 #[derive(Serialize)]
 struct Public {
     view: &'static str,
     state: &'static str,
     mode: &'static str,
     format: u16,
-    /// The first word of it: what comes behind may name anything.
+    /// Only the first word: the rest may name anything.
     integrity: String,
     integrity_since: Option<i64>,
     program: &'static str,
 }
 
-/// Integrity in words; the first is what programs look at. `unauthentic`: how many reads were not of what
-/// was stored.
+/// Integrity in words; programs look at the first word. `unauthentic`: number of reads that did not
+/// return what was stored.
 fn said_of(integrity: &Integrity, findings: &Findings, unauthentic: u64) -> String {
     match (integrity, findings.listed.first()) {
         (Integrity::Condemned { why, .. }, _) => format!("failed: {why}"),
@@ -94,7 +95,7 @@ fn said_of(integrity: &Integrity, findings: &Findings, unauthentic: u64) -> Stri
     }
 }
 
-/// Since when it is so.
+/// The time since which this integrity holds.
 fn since(integrity: &Integrity) -> Option<i64> {
     match integrity {
         Integrity::Verified { at, .. } | Integrity::Condemned { at, .. } => Some(*at),
@@ -102,14 +103,14 @@ fn since(integrity: &Integrity) -> Option<i64> {
     }
 }
 
-/// Facts of how a mount was made that only `status` shows.
+/// Facts about a mount for `status` only.
 #[derive(Clone, Debug)]
 pub struct Shown {
-    /// Where it is mounted.
+    /// The mount point.
     pub mountpoint: String,
-    /// When the vault is counted.
+    /// When the vault is counted: `before` or `background`.
     pub verify: &'static str,
-    /// The source of the bound on contents in memory.
+    /// The source of the limit on contents in memory.
     pub max_memory_from: &'static str,
     /// The protection of the process.
     pub protection: Value,
@@ -124,7 +125,7 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Reports on `fs`, whose uptime begins now.
+    /// Reports on `fs`; its uptime begins now.
     pub(crate) fn of(fs: &Arc<FileSystem>, shown: Shown) -> Self {
         Self {
             vault: Arc::clone(fs.vault()),
@@ -134,7 +135,7 @@ impl Reporter {
         }
     }
 
-    /// All of it.
+    /// The full status.
     pub(crate) fn full(&self) -> Value {
         let report = memory::report();
         let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
@@ -155,7 +156,7 @@ impl Reporter {
             integrity_since: since(&integrity),
             verify: self.shown.verify,
             findings,
-            // Not those of the control directory: each of its files would show another text.
+            // Without open control files, which would make each reader's text differ.
             open_files: activity.open_files,
             watchers: activity.watchers,
             published: activity.published,
@@ -179,11 +180,11 @@ impl Reporter {
             uptime_seconds: self.started.elapsed().as_secs(),
             program: PROGRAM,
         };
-        // Structs of strings and numbers always have a JSON form.
+        // Structs of strings and numbers always convert to JSON.
         with_times(serde_json::to_value(status).unwrap_or_default())
     }
 
-    /// The part that everybody may see.
+    /// The part that every user may see.
     pub(crate) fn public(&self) -> Value {
         let (integrity, findings) = (self.vault.integrity(), self.vault.findings());
         let words = self.integrity_in_words(&integrity, &findings);
@@ -203,7 +204,7 @@ impl Reporter {
     }
 
     fn state_in_a_word(&self, integrity: &Integrity) -> &'static str {
-        // One that is salvaged is served all the same.
+        // A salvaging mount serves a condemned vault.
         match matches!(integrity, Integrity::Condemned { .. }) && self.vault.is_condemned() {
             true => "condemned",
             false => "unlocked",
@@ -212,7 +213,7 @@ impl Reporter {
 
     fn integrity_in_words(&self, integrity: &Integrity, findings: &Findings) -> String {
         match self.vault.check_unmoved() {
-            Ok(()) => said_of(integrity, findings, self.fs.unauthentic_reads()),
+            Ok(()) => said_of(integrity, findings, self.fs.failures().unauthentic()),
             Err(error) => format!("failed: {error}"),
         }
     }

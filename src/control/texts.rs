@@ -1,55 +1,62 @@
-//! The texts of control files. Readers of equal texts share one; and a user who was told a length then
-//! reads a text of that length.
+//! The texts of control files. Readers of equal texts share one, and a user who got a length from
+//! `stat` then reads a text of that length.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::fs::Caller;
 use crate::keyring::HistoryHead;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::directory::{File, Text};
 
-/// A user who was told a length opens that text within this time.
-const AFTER_TELLING: Duration = Duration::from_secs(1);
-/// Opens that are remembered, for `fstat`.
+/// The time in which a user who got a length can open the text of that length.
+const AFTER_PROMISE: Duration = Duration::from_secs(1);
+/// Most opens to remember for `fstat`.
 const REMEMBERED: usize = 64;
 
-/// See the module. Never locked while something is rendered.
-#[derive(Default)]
+/// The texts, as the module describes. No thread renders while it holds this lock.
 pub(super) struct Texts(Mutex<State>);
+
+impl Default for Texts {
+    fn default() -> Self {
+        Self(Mutex::new(Rank::ControlTexts, State::default()))
+    }
+}
 
 #[derive(Default)]
 struct State {
-    /// The newest text of each file: in full, or its public part.
+    /// The newest text of each file, full (`true`) or public.
     newest: HashMap<(File, bool), Text>,
-    /// The history as it is shown, up to where it is.
+    /// The rendered history, and the head of the history that it ends at.
     history: Option<(HistoryHead, Text)>,
-    /// Lengths that were told, and not opened since. Only of those who may command: they are three.
-    told: Vec<Told>,
-    opened: VecDeque<Opened>,
+    /// Lengths that commanders got, and whose text they have not opened. There are at most three
+    /// commanders.
+    promised: Vec<Promise>,
+    opened: VecDeque<OpenText>,
 }
 
-struct Told {
+struct Promise {
     uid: u32,
     file: File,
     text: Text,
     at: Instant,
 }
 
-struct Opened {
+struct OpenText {
     by: Caller,
     file: File,
-    /// Gone when it is closed.
+    /// Gone when the file is closed.
     text: Weak<Vec<u8>>,
 }
 
 impl Texts {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// The text of these bytes: the newest, if that has the same.
+    /// A text with these bytes: the newest, if it is equal.
     pub(super) fn share(&self, file: File, in_full: bool, bytes: Vec<u8>) -> Text {
         let mut state = self.state();
         match state.newest.get(&(file, in_full)) {
@@ -69,7 +76,7 @@ impl Texts {
         newest.map_or(0, |text| text.len() as u64)
     }
 
-    /// The history that ends at `head`, if that was shown before.
+    /// The rendered history that ends at `head`, if there is one.
     pub(super) fn history(&self, head: &HistoryHead) -> Option<Text> {
         let state = self.state();
         let known = state.history.as_ref().filter(|(known, _)| known == head);
@@ -80,22 +87,23 @@ impl Texts {
         self.state().history = Some((head, Arc::clone(text)));
     }
 
-    /// The text whose length a user was just told.
-    pub(super) fn told(&self, uid: u32, file: File) -> Option<Text> {
+    /// The text whose length a user just got.
+    pub(super) fn promised(&self, uid: u32, file: File) -> Option<Text> {
         let state = self.state();
-        let told = state.told.iter();
-        told.filter(|told| told.uid == uid && told.file == file)
-            .find(|told| told.at.elapsed() < AFTER_TELLING)
-            .map(|told| Arc::clone(&told.text))
+        let promised = state.promised.iter();
+        promised
+            .filter(|one| one.uid == uid && one.file == file)
+            .find(|one| one.at.elapsed() < AFTER_PROMISE)
+            .map(|one| Arc::clone(&one.text))
     }
 
-    /// A user is told the length of `text`.
-    pub(super) fn tell(&self, uid: u32, file: File, text: &Text) {
+    /// Notes that a user gets the length of `text`.
+    pub(super) fn promise(&self, uid: u32, file: File, text: &Text) {
         let mut state = self.state();
         state
-            .told
-            .retain(|told| told.uid != uid || told.file != file);
-        state.told.push(Told {
+            .promised
+            .retain(|one| one.uid != uid || one.file != file);
+        state.promised.push(Promise {
             uid,
             file,
             text: Arc::clone(text),
@@ -103,33 +111,33 @@ impl Texts {
         });
     }
 
-    /// Takes the text whose length a user was just told; the next open gets another.
-    pub(super) fn take(&self, uid: u32, file: File) -> Option<Text> {
-        let told = self.told(uid, file);
+    /// Takes the text whose length a user just got; the next open gets another.
+    pub(super) fn take_promised(&self, uid: u32, file: File) -> Option<Text> {
+        let promised = self.promised(uid, file);
         let mut state = self.state();
         state
-            .told
-            .retain(|told| told.uid != uid || told.file != file);
-        told
+            .promised
+            .retain(|one| one.uid != uid || one.file != file);
+        promised
     }
 
-    /// Something else is shown from now on.
-    pub(super) fn forget_told(&self) {
-        self.state().told.clear();
+    /// Forgets the given lengths, because the files now show something else.
+    pub(super) fn forget_promises(&self) {
+        self.state().promised.clear();
     }
 
-    /// `by` has opened `text`.
+    /// Notes that `by` opened `text`.
     pub(super) fn note_opened(&self, by: Caller, file: File, text: &Text) {
         let mut state = self.state();
         if state.opened.len() >= REMEMBERED {
             state.opened.pop_front();
         }
         let text = Arc::downgrade(text);
-        state.opened.push_back(Opened { by, file, text });
+        state.opened.push_back(OpenText { by, file, text });
     }
 
-    /// The text that this thread, or else this user, has opened last and not closed: `fstat` does not say
-    /// which descriptor it means.
+    /// The text that this thread, or else this user, opened last and has not closed: `fstat` does
+    /// not tell which descriptor it means.
     pub(super) fn opened_by(&self, caller: Caller, file: File) -> Option<Text> {
         let state = self.state();
         let newest_first = || {

@@ -1,10 +1,10 @@
 //! Seal and open: XChaCha20-Poly1305 with a random 192-bit nonce,
 //! `sealed = nonce ‖ ciphertext ‖ tag` (draft-irtf-cfrg-xchacha-03).
 //!
-//! XChaCha20-Poly1305 is ChaCha20-Poly1305 under a key that HChaCha20 makes of the key and the
-//! nonce's first 16 bytes. aws-lc chooses code for the processor at run time; that of
-//! chacha20poly1305 took four times as long for a wrapped key on one without it in its build target.
-//! The tests open with the one what was sealed with the other.
+//! XChaCha20-Poly1305 is ChaCha20-Poly1305 under a subkey that HChaCha20 derives from the key and
+//! the nonce's first 16 bytes. aws-lc chooses its code for the processor at run time. The crate
+//! chacha20poly1305 chooses at build time, and without the right build target it took four times as
+//! long for a wrapped key. The tests check each implementation against the other.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use chacha20::R20;
@@ -15,23 +15,23 @@ use super::secret::{RandomError, SecretKey, fill_random};
 
 /// Bytes of nonce before the ciphertext.
 pub const NONCE: usize = 24;
-/// Bytes of tag after it.
+/// Bytes of tag after the ciphertext.
 pub const TAG: usize = 16;
-/// How much longer a sealed text is than the plain one.
+/// A sealed text is this many bytes longer than the plain text.
 pub const OVERHEAD: usize = NONCE + TAG;
 
-/// What was sealed is not what is being opened: other bytes, another key or another context.
+/// The bytes, the key or the context differ from those of the seal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("authentication failed")]
 pub struct OpenError;
 
-/// Sealing failed, for reasons that have nothing to do with what is sealed.
+/// Why [`seal`] failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SealError {
     /// No nonce could be drawn.
     #[error(transparent)]
     Random(#[from] RandomError),
-    /// The text is longer than the cipher takes (256 GiB).
+    /// The text is longer than the cipher allows (256 GiB).
     #[error("the text is too long to be sealed")]
     TooLong,
 }
@@ -39,15 +39,15 @@ pub enum SealError {
 /// Seals `plain` under `key`, bound to `context`.
 ///
 /// # Errors
-/// When no nonce can be drawn.
+/// When the generator yields no nonce, or the text is too long.
 pub fn seal(key: &SecretKey, context: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
     let mut nonce = [0; NONCE];
     fill_random(&mut nonce)?;
     seal_once(key, &nonce, context, plain)
 }
 
-/// Nonces that were drawn many at a time: one call to the system for each would take as long as the
-/// sealing of a key. Each is handed out once.
+/// Nonces drawn many at a time: a system call for each would take as long as sealing a key. Each is
+/// handed out once.
 #[derive(Debug)]
 pub struct Nonces {
     drawn: Vec<u8>,
@@ -55,10 +55,10 @@ pub struct Nonces {
 }
 
 impl Nonces {
-    /// Draws `count` of them; when they are used up, as many again.
+    /// Draws `count` nonces now, and as many again whenever they are used up.
     ///
     /// # Errors
-    /// When none can be drawn.
+    /// When the generator fails.
     pub fn draw(count: usize) -> Result<Self, RandomError> {
         let mut drawn = vec![0; count.max(1) * NONCE];
         fill_random(&mut drawn)?;
@@ -81,7 +81,7 @@ impl Nonces {
 /// [`seal`] with one of `nonces`.
 ///
 /// # Errors
-/// When no more can be drawn.
+/// As for [`seal`].
 pub fn seal_with(
     key: &SecretKey,
     nonces: &mut Nonces,
@@ -91,7 +91,7 @@ pub fn seal_with(
     seal_once(key, &nonces.next()?, context, plain)
 }
 
-/// Never twice with the same nonce.
+/// Callers never pass the same nonce twice.
 fn seal_once(
     key: &SecretKey,
     nonce: &[u8; NONCE],
@@ -103,7 +103,8 @@ fn seal_once(
     head.copy_from_slice(nonce);
     let (ciphertext, tag) = rest.split_at_mut(plain.len());
     let (key, nonce) = one_time(key, nonce).ok_or(SealError::TooLong)?;
-    // From one buffer into the other: the plain text is never in this one, which is not locked.
+    // Encrypt from one buffer into the other: `sealed` is not locked, so plain text must never be
+    // in it.
     key.seal_out_of_place_scatter(nonce, Aad::from(context), plain, ciphertext, &[], tag)
         .map_err(|_| SealError::TooLong)?;
     Ok(sealed)
@@ -112,7 +113,7 @@ fn seal_once(
 /// The number of plain bytes in `sealed`.
 ///
 /// # Errors
-/// When it is too short to be a sealed text at all.
+/// When `sealed` is too short to be a sealed text.
 pub fn plain_len(sealed: &[u8]) -> Result<usize, OpenError> {
     sealed.len().checked_sub(OVERHEAD).ok_or(OpenError)
 }
@@ -141,7 +142,7 @@ pub fn open_into(
 /// Why [`open`] failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenFailure {
-    /// Not what was sealed.
+    /// The bytes, the key or the context differ from those of the seal.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// No memory for the plain text.
@@ -159,8 +160,8 @@ pub fn open(key: &SecretKey, context: &[u8], sealed: &[u8]) -> Result<SecretByte
     Ok(plain)
 }
 
-/// The key and nonce of ChaCha20-Poly1305 for one text, section 2.3 of the draft. `None` only if
-/// `nonce` were no 24 bytes, or memory ran out.
+/// The key and nonce of ChaCha20-Poly1305 for one text, section 2.3 of the draft. `None` if `nonce`
+/// is shorter than 24 bytes, or there is no memory.
 fn one_time(key: &SecretKey, nonce: &[u8]) -> Option<(LessSafeKey, Nonce)> {
     let (input, rest) = nonce.split_first_chunk::<16>()?;
     let subkey: Zeroizing<[u8; 32]> =

@@ -1,40 +1,41 @@
-//! The allocator of this program: what is given back is wiped first. Names, link targets, extended
-//! attributes, and what libraries make of keys on the way to a KMS, live in ordinary memory for as
-//! long as they are used; this keeps them from staying there afterwards.
+//! The allocator of this program wipes every block before it frees it. Names, link targets,
+//! extended attributes, and the copies that libraries make of keys on the way to a KMS are in
+//! ordinary memory while they are used; wiping keeps them from staying there afterwards.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// The system's allocator, but for the wiping. For the program to declare as its global one.
+/// The system's allocator, with wiping. The program declares it as its global allocator.
 #[derive(Clone, Copy, Debug)]
 pub struct Wiping;
 
-/// From this size on, pages are given back to the kernel instead of being overwritten: a large
-/// buffer may never have been used beyond its beginning, and overwriting it would make it resident.
+/// A block of at least this many bytes has its pages returned to the kernel instead of overwritten:
+/// a large buffer is often used only at its beginning, and overwriting would make all of it
+/// resident.
 const LARGE: usize = 1 << 20;
 const PAGE: usize = 4096;
 
-/// Overwrites a block, or has the kernel take its pages away.
+/// Overwrites a block, or returns its pages to the kernel.
 ///
 /// # Safety
-/// The block must be `size` bytes of the heap's that nobody uses any more.
+/// The block must be `size` bytes long, belong to the heap, and no longer be in use.
 unsafe fn wipe(block: *mut u8, size: usize) {
     if size >= LARGE {
         let skip = block.align_offset(PAGE);
         let length = (size - skip) / PAGE * PAGE;
-        // SAFETY: these are whole pages inside of the block, of private memory, which the kernel
-        // replaces by zeros. `errno` is what it was: a destructor must not change it.
+        // SAFETY: these are whole pages of private memory inside the block, which the kernel
+        // replaces by zeros. `errno` is restored: a destructor must not change it.
         let taken = unsafe {
             let errno = *libc::__errno_location();
             let pages = block.add(skip).cast();
-            // Linux 5.18 has it for locked pages, too.
+            // Only Linux 5.18 and later do this to locked pages.
             let taken = libc::madvise(pages, length, libc::MADV_DONTNEED_LOCKED) == 0
                 || libc::madvise(pages, length, libc::MADV_DONTNEED) == 0;
             *libc::__errno_location() = errno;
             taken
         };
         if taken {
-            // SAFETY: both ends lie inside of the block.
+            // SAFETY: both ends are inside the block.
             unsafe {
                 libc::explicit_bzero(block.cast(), skip);
                 libc::explicit_bzero(block.add(skip + length).cast(), size - skip - length);
@@ -46,8 +47,8 @@ unsafe fn wipe(block: *mut u8, size: usize) {
     unsafe { libc::explicit_bzero(block.cast(), size) }
 }
 
-// SAFETY: blocks come from the system's allocator and go back to it, with the layouts that we are
-// given. `realloc` is to allocate, copy and give back.
+// SAFETY: blocks come from the system's allocator and return to it with the layouts of the caller.
+// `realloc` allocates, copies and frees.
 unsafe impl GlobalAlloc for Wiping {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: as the caller promises.
@@ -67,12 +68,12 @@ unsafe impl GlobalAlloc for Wiping {
         }
     }
 
-    /// Never by the system's own, which leaves a copy behind when it moves a block.
+    /// The system's `realloc` is not used: it leaves a copy behind when it moves a block.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller promises that `size`, rounded up, is a size that a layout may have.
         let larger = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
         // SAFETY: both blocks are as long as their layouts say and do not overlap; the old one is
-        // given back once.
+        // freed once.
         unsafe {
             let moved = self.alloc(larger);
             if !moved.is_null() {
@@ -94,11 +95,11 @@ mod tests {
     fn what_is_given_back_is_wiped_also_when_it_moves() {
         let layout = Layout::from_size_align(4096, 8).expect("a layout");
         let keeps = |block: *mut u8, byte: u8| {
-            // The allocator keeps its own links at the beginning of what is free.
-            // SAFETY: the block stays mapped, and nothing is allocated while this looks at it.
+            // The allocator keeps its own links at the beginning of a free block. SAFETY: the block
+            // stays mapped, and nothing is allocated while this looks at it.
             unsafe { std::slice::from_raw_parts(block.add(64), 4000).contains(&byte) }
         };
-        // SAFETY: every block is used as its layout says, and given back once.
+        // SAFETY: every block is used as its layout says, and freed once.
         unsafe {
             let guard = HEAP.alloc(layout);
             let first = HEAP.alloc(layout);

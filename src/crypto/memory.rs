@@ -1,10 +1,9 @@
-//! Memory for secrets: locked where the system allows it, left out of core files, wiped when let
-//! go. Never shrinks in place without wiping, never moves without wiping what it left.
+//! Memory for secrets: locked where the system allows it, excluded from core files, and wiped
+//! when a buffer is dropped, shortened or moved.
 //!
-//! Small buffers come from slabs that are locked once; larger ones are mappings of their own, of
-//! which some are kept for reuse.
-//! Master keys live in `memfd_secret` pages where the kernel has them: those are gone from the
-//! kernel's own direct map too.
+//! Small buffers come from slabs that are locked once. Each larger buffer is a mapping of its own;
+//! some mappings are kept for reuse. Master keys are in `memfd_secret` pages where the kernel has
+//! them, which it removes even from its own direct map.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -17,15 +16,15 @@ use crate::sync::{Mutex, Rank};
 use super::pages::{self, Mapping, PAGE, map_memfd_secret, map_private};
 pub use super::pages::{is_room_for, keep_in, keep_stack_in};
 
-/// Smallest piece handed out of a slab, in bytes. Pieces are powers of two.
+/// The smallest piece of a slab, in bytes. Pieces are powers of two.
 const MIN_PIECE: usize = 64;
-/// Largest piece handed out of a slab, in bytes.
+/// The largest piece of a slab, in bytes.
 const MAX_PIECE: usize = 32 * 1024;
 /// Size of a slab, in bytes: small enough for the 8 MiB that an ordinary user may lock.
 const SLAB: usize = 64 * 1024;
 const CLASSES: usize = (MAX_PIECE / MIN_PIECE).ilog2() as usize + 1;
 
-/// Buffers that hold secrets could not be had.
+/// There is no memory for a buffer of secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no memory for a secret of {wanted} bytes")]
 pub struct MemoryError {
@@ -33,10 +32,10 @@ pub struct MemoryError {
     pub wanted: usize,
 }
 
-/// What became of the memory asked for so far.
+/// How the memory for secrets is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryReport {
-    /// Bytes mapped for secrets that are locked, in use or to be used again.
+    /// Bytes mapped for secrets and locked, whether in use or kept for reuse.
     pub locked: u64,
     /// Bytes mapped for secrets that the system refused to lock.
     pub unlocked: u64,
@@ -44,7 +43,7 @@ pub struct MemoryReport {
     pub master_keys: KeyHome,
 }
 
-/// What memory master keys live in.
+/// The kind of memory that holds master keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyHome {
     /// In `memfd_secret` pages.
@@ -55,7 +54,7 @@ pub enum KeyHome {
     Unlocked,
 }
 
-/// That of the first is that of all but for a lack of memory, and the worst is told.
+/// The weakest memory that any master key got.
 static KEY_HOME: AtomicU8 = AtomicU8::new(KeyHome::MemfdSecret as u8);
 static SLABS: Mutex<Slabs> = Mutex::new(
     Rank::Slabs,
@@ -65,7 +64,7 @@ static SLABS: Mutex<Slabs> = Mutex::new(
     },
 );
 
-/// How the memory handed out so far is protected.
+/// How all memory handed out so far is protected.
 pub fn report() -> MemoryReport {
     let (locked, unlocked) = pages::counts();
     MemoryReport {
@@ -174,19 +173,20 @@ impl SecretBytes {
         })
     }
 
-    /// A buffer of `length` zero bytes with room for `room` in all, so that it need not move to grow.
+    /// A buffer of `length` zero bytes with a capacity of at least `room`, so that it grows without
+    /// moving.
     ///
     /// # Errors
     /// As [`zeroed`](Self::zeroed).
     pub fn with_room(length: usize, room: usize) -> Result<Self, MemoryError> {
         let mut buffer = Self::zeroed(room.max(length))?;
-        // What lies behind is zero, as what was wiped when it was cut off.
+        // The bytes behind `length` are zero, as `resize` expects.
         buffer.length = length;
         Ok(buffer)
     }
 
-    /// A buffer for a master key: in a `memfd_secret` page if there is such a thing, else in a page
-    /// for such keys alone.
+    /// A buffer for a master key: in a `memfd_secret` page if the kernel has them, else in a page
+    /// that holds only master keys.
     ///
     /// # Errors
     /// As [`zeroed`](Self::zeroed).
@@ -202,7 +202,7 @@ impl SecretBytes {
                 });
             }
         }
-        // Somewhere else than `status` would say.
+        // This memory is not reserved for master keys, so `status` must not claim that it is.
         KEY_HOME.fetch_max(KeyHome::Unlocked as u8, Ordering::Relaxed);
         Self::zeroed(length)
     }
@@ -217,16 +217,16 @@ impl SecretBytes {
         Ok(copy)
     }
 
-    /// Makes the buffer `length` bytes long: what is cut off is wiped, what is added is zero.
+    /// Makes the buffer `length` bytes long: bytes cut off are wiped, bytes added are zero.
     ///
     /// # Errors
-    /// As [`zeroed`](Self::zeroed); then nothing has changed.
+    /// As [`zeroed`](Self::zeroed); the buffer is unchanged then.
     pub fn resize(&mut self, length: usize) -> Result<(), MemoryError> {
         if length < self.length {
             wipe(&mut self[length..]);
             self.length = length;
         } else if length <= self.capacity {
-            // What lies behind the end was never used or was wiped when it was cut off.
+            // The bytes behind the end were never used, or were wiped when they were cut off.
             self.length = length;
         } else {
             // Growing by half keeps a long series of appends linear.
@@ -239,7 +239,7 @@ impl SecretBytes {
         Ok(())
     }
 
-    /// Bytes that the buffer takes up.
+    /// The bytes that the buffer occupies.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
@@ -274,16 +274,16 @@ impl Drop for SecretBytes {
                     capacity: self.capacity,
                     locked,
                 };
-                // SAFETY: this was its only owner, and has wiped it; what lies behind the end was
-                // never used or was wiped when it was cut off.
+                // SAFETY: this was the mapping's only owner, and has wiped it; the bytes behind the
+                // end were never used, or were wiped when they were cut off.
                 unsafe { mapping.let_go() };
             }
         }
     }
 }
 
-/// Zeroes memory, whatever the compiler believes of its use. As fast as `memset`: contents of
-/// mebibytes are wiped as well.
+/// Zeroes memory, even if the compiler believes that nobody reads it again. As fast as `memset`,
+/// since contents of mebibytes are wiped too.
 fn wipe(bytes: &mut [u8]) {
     // SAFETY: a slice is as long as it says.
     unsafe { libc::explicit_bzero(bytes.as_mut_ptr().cast(), bytes.len()) };

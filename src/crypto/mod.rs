@@ -1,5 +1,5 @@
-//! The cryptography of secretfs: what is derived from what, what is bound into every seal, and
-//! the types that hold secrets. Nothing here knows of files, databases or KMS.
+//! The cryptography of secretfs: key derivation, the context bound into every seal, and the types
+//! that hold secrets. Nothing here knows about files, databases or KMS.
 
 pub mod aead;
 pub mod heap;

@@ -1,4 +1,4 @@
-//! How lengths are hidden: what is stored has a padded length only.
+//! Padding hides lengths: the store sees padded lengths only.
 
 /// Contents are padded to at least this many bytes.
 pub const MIN_CONTENT: u64 = 256;

@@ -1,4 +1,5 @@
-//! Pages for secrets: mapped, locked where the system allows it, left out of core files, and counted.
+//! Pages for secrets: this module maps them, locks them where the system allows it, excludes them
+//! from core files, and counts them.
 #![allow(unsafe_code)]
 
 use std::ptr::NonNull;
@@ -7,22 +8,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Rank};
 
 pub(super) const PAGE: usize = 4096;
-/// Bytes of all that are kept: little of the 8 MiB that an ordinary user may lock.
+/// Limit on all spares together, in bytes: a small part of the 8 MiB that an ordinary user may
+/// lock.
 const MOST: usize = 1 << 20;
-/// Bytes of the largest one kept: what a request reads or writes fits.
+/// Limit on one spare, in bytes: enough for what one request reads or writes.
 const LARGEST: usize = 256 * 1024;
 
 static LOCKED: AtomicU64 = AtomicU64::new(0);
 static UNLOCKED: AtomicU64 = AtomicU64::new(0);
 static SPARES: Mutex<Spares> = Mutex::new(Rank::Spares, Spares::new());
 
-/// Bytes that are locked, and bytes that the system refused to lock.
+/// The bytes that are locked, and those that the system refused to lock.
 pub(super) fn counts() -> (u64, u64) {
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     (load(&LOCKED), load(&UNLOCKED))
 }
 
-/// A mapping of its own for a large buffer: zero bytes.
+/// A mapping for one large buffer, all zero.
 pub(super) struct Mapping {
     pub(super) start: NonNull<u8>,
     pub(super) capacity: usize,
@@ -33,7 +35,7 @@ pub(super) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// One of at least `wanted` bytes.
+    /// A mapping of at least `wanted` bytes; `None` without memory.
     pub(super) fn of(wanted: usize) -> Option<Self> {
         let spare = spares().take(wanted);
         if spare.is_some() {
@@ -48,24 +50,24 @@ impl Mapping {
         })
     }
 
-    /// Keeps it for the next one, or unmaps it.
+    /// Keeps the mapping as a spare, or unmaps it.
     ///
     /// # Safety
-    /// It must have come from [`of`](Self::of), be all zero again, and nobody may use it any more.
+    /// The mapping must come from [`of`](Self::of), be all zero again, and no longer be in use.
     pub(super) unsafe fn let_go(self) {
         let surplus = match self.locked {
             true => spares().keep(self),
-            // Another one may find room to be locked.
+            // Unmap it: the next mapping may be within the limit on locked memory.
             false => vec![self],
         };
         unmap(surplus);
     }
 }
 
-/// Large buffers that were let go, wiped and still locked, for the next that needs one: to map, lock
-/// and fault in the pages of a new one takes longer than to decrypt what comes into it.
+/// Mappings of dropped buffers, wiped and still locked, kept for reuse: mapping, locking and
+/// faulting in new pages takes longer than decrypting into them.
 struct Spares {
-    /// Those let go last are at the end.
+    /// The latest are at the end.
     kept: Vec<Mapping>,
 }
 
@@ -74,7 +76,7 @@ impl Spares {
         Self { kept: Vec::new() }
     }
 
-    /// The smallest of at least `wanted` bytes, unless most of it would lie idle.
+    /// The smallest spare of at least `wanted` bytes, unless more than half of it would be unused.
     fn take(&mut self, wanted: usize) -> Option<Mapping> {
         let fits = |spare: &Mapping| spare.capacity >= wanted && spare.capacity / 2 <= wanted;
         let kept = self.kept.iter().enumerate().rev();
@@ -84,7 +86,7 @@ impl Spares {
         Some(self.kept.remove(at))
     }
 
-    /// Keeps one; returns what there is no room for, to be unmapped.
+    /// Keeps a spare. The caller unmaps the returned ones, for which there is no room.
     fn keep(&mut self, spare: Mapping) -> Vec<Mapping> {
         if spare.capacity > LARGEST {
             return vec![spare];
@@ -99,7 +101,7 @@ impl Spares {
         self.kept.drain(..gone).collect()
     }
 
-    /// All of them, to be unmapped.
+    /// Removes all spares, for the caller to unmap.
     fn clear(&mut self) -> Vec<Mapping> {
         std::mem::take(&mut self.kept)
     }
@@ -109,7 +111,7 @@ fn spares() -> MutexGuard<'static, Spares> {
     SPARES.lock()
 }
 
-/// Gives back what is kept for later; tells whether there was anything.
+/// Unmaps all spares; returns whether there were any.
 fn unmap_spares() -> bool {
     let all = spares().clear();
     let any = !all.is_empty();
@@ -119,15 +121,15 @@ fn unmap_spares() -> bool {
 
 fn unmap(mappings: Vec<Mapping>) {
     for mapping in mappings {
-        // SAFETY: the mapping was made by `map_private` with this length, and whoever let go of it
-        // was its only owner.
+        // SAFETY: `map_private` made the mapping with this length, and its only owner gave it up.
         unsafe { libc::munmap(mapping.start.as_ptr().cast(), mapping.capacity) };
         let counter = if mapping.locked { &LOCKED } else { &UNLOCKED };
         counter.fetch_sub(mapping.capacity as u64, Ordering::Relaxed);
     }
 }
 
-/// Maps zeroed, private, undumpable memory and locks it if that is allowed.
+/// Maps zeroed, private, undumpable memory and locks it if the system allows it; returns whether it
+/// is locked.
 pub(super) fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours.
     let address = unsafe {
@@ -147,11 +149,11 @@ pub(super) fn map_private(length: usize) -> Option<(NonNull<u8>, bool)> {
     NonNull::new(address.cast()).map(|start| (start, locked))
 }
 
-/// Whether this process may have so much more memory, as far as its address space is limited. Costs
-/// none.
+/// Whether the limit on this process's address space leaves room for `length` more bytes. The check
+/// uses no memory.
 pub fn is_room_for(length: usize) -> bool {
     // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours; it
-    // is unmapped with its own length before anybody knows of it.
+    // is unmapped with its own length before anything else uses it.
     unsafe {
         let address = libc::mmap(
             std::ptr::null_mut(),
@@ -165,8 +167,8 @@ pub fn is_room_for(length: usize) -> bool {
     }
 }
 
-/// Keeps memory that somebody else has mapped out of swap and core files, as far as that is allowed.
-/// Beyond a hole in it nothing is kept in, and all of it counts as unlocked.
+/// Keeps memory that was mapped elsewhere out of swap and core files, as far as the system allows.
+/// Pages behind a hole in the range are not locked, and the whole range counts as unlocked.
 pub fn keep_in(start: *const u8, length: usize) {
     let first = start.addr() & !(PAGE - 1);
     let length = (start.addr() + length).next_multiple_of(PAGE) - first;
@@ -174,30 +176,31 @@ pub fn keep_in(start: *const u8, length: usize) {
     lock(address, length);
 }
 
-/// Locks pages and keeps them out of core files; tells whether they are locked, and counts them.
+/// Locks pages and keeps them out of core files; counts them, and returns whether they are locked.
 fn lock(address: *mut libc::c_void, length: usize) -> bool {
-    // SAFETY: none of these calls changes what is in the memory, and nothing of ours depends on
-    // their success. On-fault, so that what is not used costs nothing; older kernels without it get
-    // the plain lock.
+    // SAFETY: none of these calls changes the contents of the memory, and nothing depends on their
+    // success. The lock is on-fault, so that unused pages cost nothing; older kernels get the plain
+    // lock.
     let lock = || unsafe {
         libc::madvise(address, length, libc::MADV_DONTDUMP);
         libc::mlock2(address, length, libc::MLOCK_ONFAULT) == 0 || libc::mlock(address, length) == 0
     };
-    // What is in use goes before what is kept for later.
+    // Pages in use come before spares.
     let locked = lock() || (unmap_spares() && lock());
     let counter = if locked { &LOCKED } else { &UNLOCKED };
     counter.fetch_add(length as u64, Ordering::Relaxed);
     locked
 }
 
-/// Keeps the stack that this thread is going to use out of swap: names and keys pass over it.
+/// Keeps this thread's stack below here out of swap: names and keys pass over it.
 pub fn keep_stack_in() {
     const DEPTH: usize = 128 * 1024;
     let here = 0_u8;
     keep_in((&raw const here).wrapping_sub(DEPTH), DEPTH);
 }
 
-/// Maps memory that not even the kernel has in its direct map; `None` where there is no such thing.
+/// Maps memory that the kernel removes even from its own direct map; `None` where the kernel has no
+/// `memfd_secret`.
 pub(super) fn map_memfd_secret(length: usize) -> Option<NonNull<u8>> {
     // SAFETY: the call takes flags only.
     let fd = unsafe { libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC) };
@@ -235,7 +238,7 @@ mod tests {
     use super::super::SecretBytes;
     use super::*;
 
-    /// Set in a process of this test's that may lock little.
+    /// Set in the process that this test starts with a low limit on locked memory.
     const LIMITED: &str = "SECRETFS_TEST_LOCKS_LITTLE";
     const LOCKABLE: libc::rlim_t = 4 << 20;
     const CAP_IPC_LOCK: libc::c_ulong = 14;
@@ -250,8 +253,8 @@ mod tests {
                 rlim_cur: LOCKABLE,
                 rlim_max: LOCKABLE,
             };
-            // SAFETY: these are system calls that change nothing but the new process. Who is not
-            // root has nothing to give up.
+            // SAFETY: these system calls change the new process only. The second fails, as it may,
+            // unless the test runs as root.
             unsafe {
                 again.pre_exec(move || {
                     libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit);
@@ -271,10 +274,10 @@ mod tests {
         };
         drop(buffers(128 << 10, 8));
         assert_eq!(counts(), (1 << 20, 0));
-        // More than there is room for beside them.
+        // The limit has no room for this one beside the spares.
         let large = buffers(3500 << 10, 1);
         assert_eq!(counts(), (3500 << 10, 0));
-        // What cannot be locked is told, and not kept.
+        // Memory that cannot be locked is counted so, and never kept.
         drop(buffers(1 << 20, 1));
         let beyond = buffers(1 << 20, 1);
         assert_eq!(counts(), (3500 << 10, 1 << 20));

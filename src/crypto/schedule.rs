@@ -1,4 +1,4 @@
-//! The key schedule: everything that is derived and everything that is bound, on one page.
+//! The key schedule: every derivation and every binding, on one page.
 //!
 //! Subkeys are HKDF-Expand-SHA256 (RFC 5869; no extraction, section 3.3: every input is a uniform
 //! 256-bit key) with an `info` for each purpose. No key serves two purposes: each purpose is a type
@@ -16,7 +16,7 @@ use subtle::ConstantTimeEq;
 
 use super::SecretKey;
 
-/// The format that all AADs and derivations are bound to.
+/// The format number in every AAD.
 pub const FORMAT: u8 = 1;
 
 /// A vault's random identity, 128 bits.
@@ -43,7 +43,7 @@ pub type Tag = [u8; 32];
 
 fn expand(key: &SecretKey, info: &[&[u8]]) -> SecretKey {
     SecretKey::filled_by(|subkey| {
-        // Both can fail for lengths only, and both lengths are 32.
+        // Both calls fail for wrong lengths only, and both lengths are 32.
         let derived = Hkdf::<Sha256>::from_prk(key.expose())
             .map_err(|_| ())
             .and_then(|hkdf| hkdf.expand_multi_info(info, subkey).map_err(|_| ()));
@@ -87,7 +87,7 @@ macro_rules! subkeys {
         pub struct $name(SecretKey);
 
         impl $name {
-            /// Derives it.
+            /// Derives the key.
             pub fn derive(from: &$from) -> Self {
                 Self(expand(&from.0, &[$label]))
             }
@@ -98,10 +98,10 @@ macro_rules! subkeys {
 /// A master key of one generation.
 #[derive(Clone, Debug)]
 pub struct MasterKey(#[allow(missing_docs)] pub SecretKey);
-/// The key under which a node's metadata stands.
+/// The key of a node's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetadataKey(pub SecretKey);
-/// The key under which one version of a node's content stands.
+/// The key of one version of a node's content.
 #[derive(Clone, Debug)]
 pub struct ContentKey(pub SecretKey);
 
@@ -114,9 +114,9 @@ subkeys! {
     AttributesKey: MetadataKey, b"secretfs/1 metadata attributes";
     /// Seals a directory's entries.
     EntryKey: MetadataKey, b"secretfs/1 metadata entry";
-    /// Files a directory's names.
+    /// Turns a directory's names into the tags that file its entries.
     NameTagKey: MetadataKey, b"secretfs/1 metadata name-tag";
-    /// Sums up a directory's entries, and as the system node's the vault's records.
+    /// Hashes a directory's entries for its sum. The system node's key hashes the vault's records.
     SetKey: MetadataKey, b"secretfs/1 metadata set";
     /// Seals the state record; derived from the system node's key only.
     StateKey: MetadataKey, b"secretfs/1 metadata state";
@@ -127,7 +127,8 @@ subkeys! {
 }
 
 impl MasterKey {
-    /// Tells the right key from a wrong one, and commits every ciphertext below it to one key.
+    /// The check value: it tells the right key from a wrong one, and commits every ciphertext below
+    /// to this key.
     pub fn check_value(&self, header: &[u8], vault: VaultId, generation: u64) -> Tag {
         let header = digest(&[header]);
         let info: &[&[u8]] = &[
@@ -141,33 +142,33 @@ impl MasterKey {
 }
 
 impl KeyringMacKey {
-    /// The MAC of a keyring record: header and body, each behind its digest.
+    /// The MAC of a keyring record, over the digests of header and body.
     pub fn mac(&self, header: &[u8], body: &[u8]) -> Tag {
         hmac(&self.0, &[b"keyring", &digest(&[header]), &digest(&[body])])
     }
 }
 
 impl NameTagKey {
-    /// Where a directory files `name`.
+    /// The tag under which a directory files `name`.
     pub fn tag(&self, name: &[u8]) -> Tag {
         hmac(&self.0, &[name])
     }
 }
 
 impl SetKey {
-    /// What an entry adds to its directory's sum.
+    /// The hash that an entry adds to its directory's sum.
     pub fn entry(&self, tag: &Tag, record: &[u8]) -> Tag {
         hmac(&self.0, &[b"e", tag, &digest(&[record])])
     }
 
-    /// The same key, made ready for many records.
+    /// The same key, prepared for many records.
     pub fn ready(&self) -> RecordHash {
         RecordHash(keyed(&self.0))
     }
 }
 
-/// Hashes records for the vault's sum: a [`SetKey`] that has been taken in already. To be dropped
-/// soon, which wipes it: unlike the key it is not in memory of its own.
+/// Hashes records for the vault's sum: a [`SetKey`] whose HMAC is already keyed. Callers drop it
+/// soon, which wipes it: unlike the key, it is not in memory for secrets.
 pub struct RecordHash(Hmac<Sha256>);
 
 impl fmt::Debug for RecordHash {
@@ -176,25 +177,25 @@ impl fmt::Debug for RecordHash {
     }
 }
 
-/// The digest of a record and of the generation that it is filed under, by which sums under any key
-/// know it.
+/// The digest of a record and of the generation under which it is filed. Every sum, under any key,
+/// hashes this digest.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordDigest([u8; 32]);
 
 impl RecordDigest {
-    /// That of a record.
+    /// The digest of `record`.
     pub fn of(generation: u64, record: &[u8]) -> Self {
         Self(digest(&[&generation.to_le_bytes(), record]))
     }
 }
 
 impl RecordHash {
-    /// What a node's record adds to the vault's sum.
+    /// The hash that a node's record adds to the vault's sum.
     pub fn node(&self, id: u64, record: &RecordDigest) -> Tag {
         finish(self.0.clone(), &[b"n", &id.to_le_bytes(), &record.0])
     }
 
-    /// What a version's record adds to the vault's sum.
+    /// The hash that a version's record adds to the vault's sum.
     pub fn version(&self, node: u64, version: u64, record: &RecordDigest) -> Tag {
         let (node, version) = (node.to_le_bytes(), version.to_le_bytes());
         finish(self.0.clone(), &[b"v", &node, &version, &record.0])
@@ -204,21 +205,21 @@ impl RecordHash {
 // ---------------------------------------------------------------------------------------------
 // Binding
 
-/// What a wrapped key is for.
+/// The use of a wrapped key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A node's metadata.
     Metadata,
     /// One version of a node's content.
     Content {
-        /// Which.
+        /// The version's number.
         version: u64,
     },
 }
 
-/// What a seal is bound to.
+/// The context that a seal is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // The fields are called what they are.
+#[allow(missing_docs)] // The names of the fields say enough.
 pub enum Context<'a> {
     /// A data key under a master key.
     Key {
@@ -236,7 +237,8 @@ pub enum Context<'a> {
     },
     /// A version's length and chunk count.
     Version { node: u64, version: u64 },
-    /// A piece of content. Neither key nor generation: re-wrapping leaves contents alone.
+    /// A piece of content. The context names neither key nor generation, so re-wrapping leaves
+    /// contents alone.
     Chunk {
         node: u64,
         version: u64,
@@ -248,7 +250,7 @@ pub enum Context<'a> {
 }
 
 impl Context<'_> {
-    /// The AAD, of which the fields above are a picture.
+    /// The AAD: the fields above in order, as the module describes.
     pub fn bytes(&self, vault: VaultId) -> Vec<u8> {
         let mut aad = Vec::with_capacity(80);
         aad.push(FORMAT);
@@ -324,7 +326,7 @@ macro_rules! seals {
             /// Seals `plain`, bound to `context`.
             ///
             /// # Errors
-            /// When no nonce can be drawn.
+            /// When the generator yields no nonce, or the text is too long.
             pub fn seal(
                 &self,
                 vault: VaultId,
@@ -334,7 +336,7 @@ macro_rules! seals {
                 super::aead::seal(&self.0, &context.bytes(vault), plain)
             }
 
-            /// Opens into memory for secrets.
+            /// Opens `sealed` into memory for secrets.
             ///
             /// # Errors
             /// When key, context or bytes are not those of the seal, or memory ran out.
@@ -347,7 +349,7 @@ macro_rules! seals {
                 super::aead::open(&self.0, &context.bytes(vault), sealed)
             }
 
-            /// Opens into `plain`, whose length must fit.
+            /// Opens `sealed` into `plain`, whose length must be that of the plain text.
             ///
             /// # Errors
             /// When key, context or bytes are not those of the seal.
@@ -367,10 +369,10 @@ macro_rules! seals {
 seals!(WrapKey AttributesKey EntryKey StateKey VersionKey ChunkKey);
 
 impl WrapKey {
-    /// Seals a data key with one of `nonces`, of which many were drawn at once.
+    /// Seals a data key with one of `nonces`.
     ///
     /// # Errors
-    /// When no more can be drawn.
+    /// When the generator yields no nonce.
     pub fn seal_with(
         &self,
         nonces: &mut super::Nonces,

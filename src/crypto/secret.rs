@@ -1,5 +1,5 @@
-//! Secrets as types: in memory of their own so that moves leave no copies behind, wiped when
-//! dropped, shown by no `Debug`, compared in constant time only.
+//! Secrets as types. Each is in memory of its own, so that a move leaves no copy behind; it is
+//! wiped when dropped, hidden from `Debug`, and compared in constant time only.
 
 use std::fmt;
 
@@ -15,21 +15,21 @@ impl SecretKey {
     pub const LEN: usize = 32;
 
     fn empty() -> Self {
-        // As with `Box`, there is no going on without memory for a key.
+        // As `Box` does, abort when there is no memory.
         Self(SecretBytes::zeroed(Self::LEN).unwrap_or_else(|_| std::process::abort()))
     }
 
     /// A fresh key from the operating system's generator.
     ///
     /// # Errors
-    /// When the generator fails, which on Linux means that the system is not usable at all.
+    /// When the generator fails, which on Linux means that the whole system is unusable.
     pub fn generate() -> Result<Self, RandomError> {
         let mut key = Self::empty();
         fill_random(&mut key.0)?;
         Ok(key)
     }
 
-    /// Takes a key out of `bytes`; `None` unless there are exactly 32 of them. The caller wipes
+    /// Copies a key from `bytes`; `None` unless `bytes` has exactly 32 bytes. The caller wipes
     /// `bytes`.
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         if bytes.len() != Self::LEN {
@@ -40,7 +40,7 @@ impl SecretKey {
         Some(key)
     }
 
-    /// A key made by `fill`, which is given 32 zero bytes.
+    /// A key that `fill` writes into 32 zero bytes.
     pub fn filled_by(fill: impl FnOnce(&mut [u8])) -> Self {
         let mut key = Self::empty();
         fill(&mut key.0);
@@ -55,14 +55,14 @@ impl SecretKey {
                 home.copy_from_slice(&self.0);
                 Self(home)
             }
-            // Still locked and undumpable.
+            // The key stays where it is: in memory that is locked and undumpable, too.
             Err(_) => self,
         }
     }
 
-    /// The key's bytes, to be borrowed as briefly as possible.
+    /// The key's bytes. Callers borrow them as briefly as possible.
     pub fn expose(&self) -> &[u8; 32] {
-        // A key is 32 bytes long from birth to death.
+        // Every constructor makes 32 bytes.
         self.0
             .first_chunk()
             .unwrap_or_else(|| std::process::abort())

@@ -1,7 +1,7 @@
-//! Sums of keyed hashes: an order-free commitment to a set of records that one record's change
-//! updates in constant time (MSet-Add-Hash, Clarke, Devadas, van Dijk, Gassend and Suh, ASIACRYPT 2003).
-//! It holds for as long as the key of the hashes and the sums are secret: 256 bits are enough then, and
-//! nothing is once somebody has the key.
+//! Sums of keyed hashes: a commitment to a set of records that does not depend on their order and
+//! takes constant time to update when one record changes (MSet-Add-Hash, Clarke, Devadas, van Dijk,
+//! Gassend and Suh, ASIACRYPT 2003). A sum holds only while the key of the hashes and the sums stay
+//! secret: 256 bits are enough then. Against an attacker who has the key, it proves nothing.
 
 use std::fmt;
 
@@ -32,7 +32,7 @@ impl SetSum {
         });
     }
 
-    /// Goes through both, digits of 64 bit, the lowest first.
+    /// Combines both numbers in digits of 64 bits, the lowest first.
     fn combine(&mut self, element: &[u8; 32], mut with: impl FnMut(u64, u64) -> u64) {
         let (ours, _) = self.0.as_chunks_mut::<8>();
         let (theirs, _) = element.as_chunks::<8>();

@@ -1,6 +1,6 @@
-//! The fork into the background, and the pipe over which the daemon tells how its start went. The
-//! process that was called waits with bounded patience; it never reports success on its own guess,
-//! and a daemon that cannot report is not left behind.
+//! The fork into the background, and the pipe over which the daemon reports its start. The calling
+//! process waits for a limited time. It never guesses success, and never leaves a daemon behind
+//! that cannot report.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -16,18 +16,18 @@ use nix::unistd::{ForkResult, Pid};
 use crate::error::{Class, Error};
 use crate::os::{mountinfo, sys};
 
-/// How a mount is there.
+/// The state of a mount at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ready {
-    /// It answers.
+    /// It serves requests.
     Served,
-    /// It will, once the vault was counted.
+    /// It serves requests once the vault is counted.
     Counting,
 }
 
-/// Which side of the fork this is.
+/// The side of the fork.
 pub(crate) enum Side {
-    /// The process that was called, which waits for the daemon.
+    /// The calling process, which waits for the daemon.
     Caller(Child),
     /// The daemon.
     Daemon(Reporter),
@@ -47,20 +47,21 @@ pub(crate) fn fork() -> Result<Side, Error> {
     }
 }
 
-/// Leaves the caller's session, directory and terminal. Before the caller is told, so that it
-/// cannot end, and its terminal close, while the daemon still belongs to it.
+/// Leaves the caller's session, directory and terminal. This comes before the report to the caller:
+/// once it has the report, the caller ends and its terminal may close.
 pub(crate) fn leave_session() {
     let _ = nix::unistd::setsid();
     let _ = std::env::set_current_dir("/");
 }
 
-/// The daemon's end of the pipe. Dropping it without a report is itself one: it died.
+/// The daemon's end of the pipe. If the daemon drops it without a report, the caller knows that the
+/// daemon died.
 pub(crate) struct Reporter {
     pipe: Option<OwnedFd>,
 }
 
 impl Reporter {
-    /// Tells that the mount is there, and whether it is served already.
+    /// Reports that the mount exists, and whether it is served already.
     pub(crate) fn ready(&mut self, ready: Ready) {
         self.send(match ready {
             Ready::Served => b"+",
@@ -68,19 +69,19 @@ impl Reporter {
         });
     }
 
-    /// Tells why the start failed; `false` when a report was already sent.
+    /// Reports why the start failed; `false` when a report was sent before.
     pub(crate) fn failed(&mut self, error: &Error) -> bool {
         let mut report = vec![b'-', error.class.as_byte()];
         report.extend(error.message.bytes().take(3000));
         self.send(&report)
     }
 
-    /// One write of less than PIPE_BUF bytes, so that the caller reads all of it or nothing.
+    /// Sends one write of less than PIPE_BUF bytes, so that the caller reads all of it or nothing.
     fn send(&mut self, report: &[u8]) -> bool {
         let Some(pipe) = self.pipe.take() else {
             return false;
         };
-        // A caller that is gone cannot be told anything; the mount is there all the same.
+        // The caller may be gone; the mount stays.
         let _ = nix::unistd::write(&pipe, report);
         true
     }
@@ -99,11 +100,12 @@ enum Heard {
 }
 
 impl Child {
-    /// Waits until the daemon has reported and, if there is a path to ask at, until its mount
+    /// Waits until the daemon has reported and, if the mount point is known, until its mount
     /// answers.
     ///
     /// # Errors
-    /// The daemon's own, or that it died or stayed silent. Then it is gone, and so is its mount.
+    /// The daemon's own error, or one for a daemon that died or stayed silent. Then neither daemon
+    /// nor mount is left.
     pub(crate) fn wait_until_ready(
         self,
         point: Option<&Path>,
@@ -118,7 +120,7 @@ impl Child {
                 },
                 [b'*', ..] => return Ok(Ready::Counting),
                 [b'-', class, message @ ..] => {
-                    // It has reported and is about to exit by itself.
+                    // The daemon has reported and exits by itself.
                     let _ = self.wait_for_exit(Duration::from_secs(5));
                     return Err(Error::new(
                         Class::from_byte(*class).unwrap_or(Class::Failed),
@@ -177,7 +179,7 @@ impl Child {
         }
     }
 
-    /// Ends the daemon: politely, so that it takes its mount along, then for good.
+    /// Ends the daemon: first with SIGTERM, so that it unmounts, then with SIGKILL.
     fn stop(&self) {
         let _ = kill(self.pid, Signal::SIGTERM);
         if self.wait_for_exit(Duration::from_secs(3)).is_none() {
@@ -212,14 +214,14 @@ impl Child {
     }
 }
 
-/// How long a mount may take to answer for the first time: on a busy machine, beside a rotation that it
-/// goes on with, that has taken more than ten seconds.
+/// The time that a mount has for its first answer. On a busy machine, while it continues a
+/// rotation, that has taken more than ten seconds.
 const TO_ANSWER: Duration = Duration::from_secs(30);
 
 /// Asks the mount on `point` for its root, as any program would.
 ///
 /// # Errors
-/// When it does not answer, or not in time.
+/// When the mount answers with an error, or not in time.
 pub(crate) fn answers(point: &Path) -> Result<(), Error> {
     let (tell, told) = std::sync::mpsc::channel();
     let path = point.to_owned();
@@ -229,7 +231,7 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
             format!("the mount on {} does not answer: {why}", point.display()),
         )
     };
-    // A stat that hangs cannot be called back; the thread ends with the process.
+    // A hanging stat cannot be cancelled; its thread ends with the process.
     std::thread::Builder::new()
         .name("ask".to_owned())
         .spawn(move || {

@@ -8,12 +8,13 @@ use crate::os::sys::{self, MountId};
 
 use crate::error::{Class, Error};
 
-/// Unmounts the mount `id` at `path` through fusermount3; `false` when another one is there.
+/// Unmounts the mount `id` at `path` through fusermount3; `false` when another mount is there.
 ///
 /// # Errors
-/// When it refuses; the class is `Busy` when something is open there.
+/// When fusermount3 refuses; the class is `Busy` when a file on the mount is open.
 pub(crate) fn unmount(path: &Path, id: MountId, lazy: bool) -> Result<bool, Error> {
-    // It takes nothing but a path. The next moment that may lead elsewhere, to a mount of the same user.
+    // fusermount3 takes only a path, which may lead to another mount of the same user a moment
+    // later.
     if !sys::mount_id(path).is_ok_and(|found| found == id) {
         return Ok(false);
     }
@@ -35,15 +36,15 @@ pub(crate) fn unmount(path: &Path, id: MountId, lazy: bool) -> Result<bool, Erro
     }
 }
 
-/// The program, with its messages in one language.
+/// A command that runs fusermount3, with messages in English.
 pub(super) fn command() -> Command {
     let mut command = Command::new("fusermount3");
-    // Its messages are read below.
+    // `refusal` reads its messages.
     command.env("LC_ALL", "C");
     command
 }
 
-/// Why it could not be run, and what to do.
+/// The error for a fusermount3 that does not run, with the remedy.
 pub(super) fn missing(error: &io::Error) -> Error {
     Error::new(
         Class::System,
@@ -53,7 +54,7 @@ pub(super) fn missing(error: &io::Error) -> Error {
     )
 }
 
-/// What fusermount3 said, and what to do.
+/// The error for what fusermount3 printed, with the remedy.
 pub(super) fn refusal(stderr: &[u8]) -> Error {
     let said = String::from_utf8_lossy(stderr);
     let said = said.trim().trim_start_matches("fusermount3: ");
@@ -74,6 +75,8 @@ pub(super) fn refusal(stderr: &[u8]) -> Error {
         "; /dev/fuse must exist with mode 0666"
     } else if said.contains("has to be setuid") || said.contains("Operation not permitted") {
         "; fusermount3 must be setuid root"
+    } else if said.contains("not found in /etc/mtab") {
+        "; only root, and the user who mounted it, may unmount it"
     } else {
         ""
     };
@@ -83,4 +86,17 @@ pub(super) fn refusal(stderr: &[u8]) -> Error {
         said
     };
     Error::new(class, format!("fusermount3 refused: {said}{next}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_may_not_unmount_is_told_who_may() {
+        let error = refusal(b"fusermount3: entry for /m not found in /etc/mtab\n");
+        let message = "fusermount3 refused: entry for /m not found in /etc/mtab; \
+                       only root, and the user who mounted it, may unmount it";
+        assert_eq!(error.message, message);
+    }
 }

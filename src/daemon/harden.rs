@@ -1,6 +1,7 @@
-//! Makes the process a bad place to read secrets from: no core files, not dumpable, no new
-//! privileges, memory locked where that cannot kill the process. Runs after the last fork (a mount
-//! helper must keep its privileges) and before the first key. Must never claim more than holds.
+//! Protects the secrets in this process' memory: no core files, not dumpable, no new privileges,
+//! memory locked where that cannot kill the process. It runs after the last fork (a mount helper
+//! must keep its privileges) and before the first key. It must never claim a protection that does
+//! not hold.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
@@ -9,13 +10,13 @@ use serde::Serialize;
 use crate::error::{Class, Error};
 use crate::os::{nice, sys};
 
-/// Which memory is kept out of swap.
+/// The memory that is kept out of swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Locked {
-    /// All of the process.
+    /// All memory of the process.
     All,
-    /// Keys and buffers that live in an arena of at most RLIMIT_MEMLOCK bytes.
+    /// Keys and buffers in an arena of at most RLIMIT_MEMLOCK bytes.
     Arena,
     /// Nothing.
     None,
@@ -31,38 +32,38 @@ impl std::fmt::Display for Locked {
     }
 }
 
-/// What protects the memory of this process, for `status`.
+/// The protection of this process' memory, for `status`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Protection {
-    /// Which memory is kept out of swap.
+    /// The memory that is kept out of swap.
     pub locked: Locked,
-    /// How many bytes this process may lock; `None`: without limit.
+    /// Number of bytes that this process may lock; `None`: no limit.
     pub lock_limit: Option<u64>,
-    /// No core file is written.
+    /// Whether core files are off.
     pub core_dumps_off: bool,
-    /// Other processes of the same user cannot attach or read the memory.
+    /// Whether other processes of the same user can neither attach nor read the memory.
     pub not_dumpable: bool,
-    /// No program that is started from here gains privileges.
+    /// Whether programs started from here gain no privileges.
     pub no_new_privileges: bool,
 }
 
-/// Bit 14 of the capability sets, from linux/capability.h.
+/// Bit number in the capability sets, from linux/capability.h.
 const CAP_IPC_LOCK: u32 = 14;
-/// Bit 21, likewise.
+/// Bit number in the capability sets, from linux/capability.h.
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// Hardens the process.
 ///
 /// # Errors
-/// When a step fails that always works on Linux, or when `require_mlock` and memory cannot be
-/// locked.
+/// When a step fails that always works on Linux, or when `require_mlock` is set and not all memory
+/// can be locked.
 pub(crate) fn harden(require_mlock: bool) -> Result<Protection, Error> {
     let fail = |what: &str, e: nix::Error| Error::new(Class::System, format!("cannot {what}: {e}"));
     umask(Mode::from_bits_truncate(0o077));
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(|e| fail("switch core files off", e))?;
     nix::sys::prctl::set_dumpable(false).map_err(|e| fail("make the process undumpable", e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| fail("give up new privileges", e))?;
-    // Who rotates keys steps back, but not while others wait for it.
+    // A rotating thread lowers its priority, but raises it again while others wait for it.
     nice::permit_return();
     let (locked, lock_limit) = lock_memory()?;
     if require_mlock && locked != Locked::All {
@@ -83,8 +84,8 @@ pub(crate) fn harden(require_mlock: bool) -> Result<Protection, Error> {
     })
 }
 
-/// Locks everything if no limit applies. Under a limit, the first large buffer would fail to be
-/// mapped and abort the process: there the arena for keys is all that can be locked.
+/// Locks all memory if no limit applies. Under a limit, mapping the first large buffer would fail
+/// and abort the process, so only the arena for keys is locked.
 fn lock_memory() -> Result<(Locked, Option<u64>), Error> {
     let (soft, _hard) = getrlimit(Resource::RLIMIT_MEMLOCK)
         .map_err(|e| Error::new(Class::System, format!("cannot read RLIMIT_MEMLOCK: {e}")))?;
@@ -96,8 +97,8 @@ fn lock_memory() -> Result<(Locked, Option<u64>), Error> {
         };
         return Ok((locked, None));
     }
-    // The capability of a user namespace looks the same and does not lift the limit, so it is
-    // tried out.
+    // A capability in a user namespace looks the same but does not lift the limit, so this tries it
+    // out.
     if has_capability(CAP_IPC_LOCK) && sys::lock_all_memory().is_ok() {
         if sys::can_map(soft.saturating_add(1 << 20)) {
             return Ok((Locked::All, None));
@@ -112,7 +113,7 @@ fn lock_memory() -> Result<(Locked, Option<u64>), Error> {
     Ok((locked, Some(soft)))
 }
 
-/// Whether this process may mount by itself.
+/// Whether this process may call mount(2) itself.
 pub(crate) fn may_mount() -> bool {
     has_capability(CAP_SYS_ADMIN)
 }
@@ -122,7 +123,7 @@ fn has_capability(bit: u32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     match status.lines().find_map(|line| line.strip_prefix("CapEff:")) {
         Some(set) => u64::from_str_radix(set.trim(), 16).is_ok_and(|set| set >> bit & 1 == 1),
-        // Without /proc the uid is the best guess left.
+        // Without /proc, the uid is the best guess.
         None => nix::unistd::geteuid().is_root(),
     }
 }

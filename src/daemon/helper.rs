@@ -1,10 +1,10 @@
-//! The mount helper: a process that is forked before hardening, keeps its right to run the setuid
+//! The mount helper: a process that is forked before hardening, can still run the setuid
 //! fusermount3, and holds no key. It mounts and unmounts one mount point when the daemon asks, and
-//! removes a dead mount when the daemon dies. It must never see the vault, and never touch a mount
-//! other than the one it made.
+//! removes the dead mount when the daemon dies. It must never see the vault, and never touch a
+//! mount other than its own.
 //!
-//! Each message is one packet. Requests: `M`, `U` (unmount), `D` (detach). Answers: `+` (with the
-//! descriptor, for `M`), `0` (there is nothing of its own to unmount), or `-`, the class as one byte,
+//! Each message is one packet. Requests: `M` (mount), `U` (unmount), `D` (detach). Answers: `+`
+//! (with the descriptor, for `M`), `0` (its own mount is not found), or `-`, the class as one byte,
 //! and a line for people.
 
 use std::io::{self, IoSlice};
@@ -51,8 +51,8 @@ impl Helper {
                 point: point.to_owned(),
             }),
             ForkResult::Child => {
-                // Above all the pipe on which the daemon reports: whoever waits for it must see
-                // its end when the daemon dies.
+                // Above all, close the pipe on which the daemon reports: the process that reads it
+                // must see the end of file when the daemon dies.
                 sys::close_inherited(Some(theirs.as_raw_fd()));
                 Server {
                     socket: theirs,
@@ -77,7 +77,7 @@ impl Helper {
         }
     }
 
-    /// Unmounts, or detaches if `lazy`; `false` when its mount is not found.
+    /// Unmounts, or detaches if `lazy`; `false` when the helper's mount is not found.
     pub(crate) fn unmount(&self, lazy: bool) -> Result<bool, Error> {
         let answer = self.ask(if lazy { b"D" } else { b"U" })?;
         Ok(!matches!(answer, Answer::NotOurs))
@@ -103,12 +103,12 @@ impl Helper {
     }
 }
 
-/// What the helper says when nothing failed.
+/// The helper's answer when nothing failed.
 enum Answer {
     /// With the descriptor of /dev/fuse.
     Mounted(OwnedFd),
     Done,
-    /// Nothing was done: its own mount is not found.
+    /// Nothing is done: the helper's own mount is not found.
     NotOurs,
 }
 
@@ -122,8 +122,8 @@ struct Server {
 
 impl Server {
     fn run(mut self) -> ! {
-        // A terminal's Ctrl-C is for the daemon, and whoever waits for our output must not wait
-        // for the helper.
+        // A terminal's Ctrl-C goes to the daemon only, and a process that reads our output must not
+        // wait for the helper.
         let _ = nix::unistd::setsid();
         stdio::point_at_null();
         let _ = std::env::set_current_dir("/");
@@ -134,7 +134,7 @@ impl Server {
                 break;
             }
         }
-        // The daemon is gone. If it died, its mount answers nobody any more.
+        // The daemon is gone. If it died, its mount no longer answers.
         let _ = self.take_away(true);
         std::process::exit(0)
     }
@@ -179,13 +179,13 @@ impl Server {
         let fail =
             |e: io::Error| Error::new(Class::System, format!("cannot talk to fusermount3: {e}"));
         let (ours, theirs) = UnixStream::pair().map_err(fail)?;
-        // The only descriptor that fusermount3 is to inherit.
+        // fusermount3 inherits this descriptor only.
         nix::fcntl::fcntl(
             &theirs,
             nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()),
         )
         .map_err(|e| fail(e.into()))?;
-        // Its path may lead to another mount once this one is made.
+        // After the mount, the path may lead to another mount.
         let directory = Point::open(&self.point).map_err(|e| {
             let shown = quoted(&self.point);
             Error::new(
@@ -216,7 +216,7 @@ impl Server {
         }
     }
 
-    /// Unmounts what it has mounted, wherever that is by now, and nothing else.
+    /// Unmounts the helper's own mount, wherever it is now, and nothing else.
     fn take_away(&mut self, lazy: bool) -> Result<Answer, Error> {
         let found = self
             .mounted

@@ -1,6 +1,7 @@
-//! Who keeps a file system alive once one of its mounts is gone: other mounts of it, in this mount
-//! namespace and in others, and processes that have files of it open. Found in /proc, without asking
-//! the file system anything. It tells what it may not see, too: other users' processes.
+//! The holders that keep a file system alive once one of its mounts is gone: other mounts of it, in
+//! this mount namespace and in others, and processes with open files on it. They are found in
+//! /proc, without a request to the file system. The result also counts the processes that this user
+//! may not inspect.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -16,19 +17,19 @@ use crate::os::{process, sys};
 
 use super::quote::quoted;
 
-/// Processes that are named for one mount namespace, and paths that are.
+/// Most processes, and most paths, to name for one mount namespace.
 const NAMED: usize = 3;
 
-/// What was found.
+/// The holders that were found.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
-    /// Mounts in this process' own mount namespace.
+    /// Mounts in this process' mount namespace.
     here: Vec<PathBuf>,
-    /// Other mount namespaces (or roots) in which there are mounts.
+    /// Other mount namespaces (or roots) with mounts of it.
     elsewhere: Vec<Space>,
-    /// Processes that have files of it open, or work in it.
+    /// Processes with open files or a working directory on it.
     open: Vec<Process>,
-    /// Processes that could not be looked at.
+    /// Number of processes that this user may not inspect.
     unseen: usize,
 }
 
@@ -46,7 +47,7 @@ struct Process {
 }
 
 impl Holders {
-    /// Looks who has the file system that was mounted there.
+    /// Finds the holders of the file system of `mount`.
     pub(crate) fn of(mount: &Mount) -> Self {
         let device = mount.device;
         let mounts = mountinfo::mounts().unwrap_or_default();
@@ -58,7 +59,7 @@ impl Holders {
             here: points_in(mounts, mount),
             ..Self::default()
         };
-        // Not being able to tell what is our own does no harm: it is then told twice.
+        // If our own view is unknown, its mounts are only reported twice.
         let own = view(Path::new("/proc/self")).ok();
         let mut spaces: HashMap<(OsString, OsString), Option<usize>> = HashMap::new();
         for id in process::all() {
@@ -93,18 +94,18 @@ impl Holders {
         found
     }
 
-    /// Whether anybody was found.
+    /// Whether any holder was found.
     pub(crate) fn is_anybody(&self) -> bool {
         !(self.here.is_empty() && self.elsewhere.is_empty() && self.open.is_empty())
     }
 
-    /// Whether everybody could be looked at.
+    /// Whether every process could be inspected.
     pub(crate) fn is_all_seen(&self) -> bool {
         self.unseen == 0
     }
 
-    /// What is to be done about them. Never a command in their namespaces: what it ran would be
-    /// theirs.
+    /// The remedy. It never names a command to run in their namespaces: their owner decides which
+    /// program that would run.
     pub(crate) fn remedy(&self) -> String {
         let mut ways = Vec::new();
         if !self.open.is_empty() {
@@ -133,7 +134,7 @@ impl Holders {
     }
 }
 
-/// In words, without a full stop.
+/// The holders in words, without a full stop.
 impl fmt::Display for Holders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = Vec::new();
@@ -198,7 +199,7 @@ fn and_more(text: String, count: usize) -> String {
     }
 }
 
-/// What decides which mounts a process sees: its mount namespace, and its root directory in it.
+/// The view of a process: its mount namespace and its root directory decide which mounts it sees.
 fn view(proc: &Path) -> io::Result<(OsString, OsString)> {
     let namespace = fs::read_link(proc.join("ns/mnt"))?;
     let root = fs::read_link(proc.join("root"))?;
@@ -210,12 +211,14 @@ fn points_in(mounts: Vec<Mount>, of: &Mount) -> Vec<PathBuf> {
     same.map(|mount| mount.point).collect()
 }
 
-/// Whether two mounts are of one file system. Its device number alone may be another's by now.
+/// Whether two mounts belong to one file system. The kernel may have reused the device number
+/// alone.
 fn is_same(a: &Mount, b: &Mount) -> bool {
     a.device == b.device && a.is_secretfs() && a.source == b.source
 }
 
-/// Whether the connection to the kernel with this device number is still there, as far as can be told.
+/// Whether the connection to the kernel with this device number still exists, as far as this
+/// process can see.
 fn is_connected(device: (u32, u32)) -> bool {
     let control = Path::new("/sys/fs/fuse/connections");
     let is_there = nix::sys::statfs::statfs(control)
@@ -226,7 +229,8 @@ fn is_connected(device: (u32, u32)) -> bool {
 /// `FUSE_CTL_SUPER_MAGIC`.
 const FUSE_CONTROL: FsType = FsType(0x6573_5543);
 
-/// Whether a process has a file of the file system open, or works or is rooted in it, or has one mapped.
+/// Whether a process has a file on the file system open or mapped, or has its working directory or
+/// root on it.
 fn has_open(proc: &Path, device: (u32, u32)) -> bool {
     let is_on_it = |path: &Path| sys::device_at(path).is_ok_and(|found| found == device);
     if is_on_it(&proc.join("cwd")) || is_on_it(&proc.join("root")) {

@@ -1,14 +1,14 @@
 //! The log: to stderr in the foreground, to syslog or a file in the background. Only events of
-//! secretfs itself are let through: those of libraries name files and show requests. No event may
-//! hold a secret, a key, content or the name of a file in a vault; paths of vaults and mount
-//! points are fine.
+//! secretfs itself pass: events of libraries name files and show requests. No event may hold a
+//! secret, a key, content or the name of a file in a vault; paths of vaults and mount points are
+//! fine.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
 use tracing::{Level, Metadata, level_filters::LevelFilter};
 use tracing_subscriber::filter::Targets;
@@ -19,24 +19,25 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::LogFormat;
 use crate::error::{Class, Error};
 use crate::os::sys;
+use crate::sync::{Mutex, Rank};
 
-/// Where the log goes.
+/// The destination of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Destination {
     /// The standard error output.
     Stderr,
-    /// The system's log, over /dev/log.
+    /// The system log, over /dev/log.
     Syslog,
-    /// The end of a file.
+    /// A file, to append to.
     File(PathBuf),
 }
 
-/// The one sink of this process, so that a hang-up can reopen it.
+/// The only sink of this process; a hang-up reopens it.
 static SINK: OnceLock<Sink> = OnceLock::new();
 
 const DEV_LOG: &str = "/dev/log";
 
-/// Starts logging. May be called once.
+/// Starts logging. Callers call it once.
 ///
 /// # Errors
 /// When the log file cannot be opened.
@@ -48,7 +49,7 @@ pub(crate) fn start(
     let colour = destination == Destination::Stderr && io::stderr().is_terminal();
     let timeless = destination == Destination::Syslog;
     let sink = SINK.get_or_init(|| Sink {
-        file: Mutex::new(None),
+        file: Mutex::new(Rank::LogFile, None),
         destination,
     });
     sink.open()?;
@@ -62,18 +63,18 @@ pub(crate) fn start(
         (LogFormat::Human, false) => layer.boxed(),
     };
     let ours_only = Targets::new().with_target("secretfs", level);
-    // A second call (in a test process) changes nothing, which is harmless.
+    // A second call (in a test process) changes nothing, and does no harm.
     let _ = tracing_subscriber::registry()
         .with(layer.with_filter(ours_only))
         .try_init();
     Ok(())
 }
 
-/// Opens the log file anew, after logrotate has moved it.
+/// Reopens the log file, after logrotate has moved it.
 pub(crate) fn reopen() {
     match SINK.get().map(Sink::open) {
         Some(Ok(())) => tracing::info!("the log was reopened"),
-        // Into the file that is open still.
+        // This goes into the file that is still open.
         Some(Err(error)) => tracing::error!("{error}; the log goes on where it was"),
         None => {}
     }
@@ -88,7 +89,7 @@ impl Sink {
     fn open(&self) -> Result<(), Error> {
         if let Destination::File(path) = &self.destination {
             let file = open_file(path)?;
-            *self.file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+            *self.file.lock() = Some(file);
         }
         Ok(())
     }
@@ -98,7 +99,7 @@ impl Sink {
         match &self.destination {
             Destination::Stderr => drop(io::stderr().lock().write_all(line)),
             Destination::File(_) => {
-                let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+                let file = self.file.lock();
                 if let Some(mut file) = file.as_ref() {
                     let _ = file.write_all(line);
                 }
@@ -108,8 +109,8 @@ impl Sink {
     }
 }
 
-/// Opens the file, or makes it. Never one that another user has put at its path, by a symlink or by
-/// its own: what is logged would be added to a file of that user's choice.
+/// Opens or creates the file. It refuses a symlink or file of another user at the path, because the
+/// log would be appended to a file of that user's choice.
 fn open_file(path: &Path) -> Result<File, Error> {
     let fail = |why: &dyn std::fmt::Display| {
         Error::new(
@@ -138,7 +139,7 @@ fn open_file(path: &Path) -> Result<File, Error> {
         .append(true)
         .create(true)
         .mode(0o600)
-        // A FIFO that nobody reads must not keep the daemon from starting.
+        // A FIFO without a reader must not block the daemon's start.
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(|e| match e.raw_os_error() {
@@ -154,7 +155,8 @@ fn open_file(path: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
-/// One datagram as in RFC 3164. Connecting for each line survives a restart of the log daemon.
+/// Sends one datagram as in RFC 3164. A new connection per line survives a restart of the log
+/// daemon.
 fn send_to_syslog(level: Level, line: &[u8]) -> io::Result<usize> {
     const DAEMON: u8 = 3 << 3;
     let severity = match level {
@@ -198,7 +200,7 @@ impl MakeWriter<'_> for &'static Sink {
     }
 }
 
-/// Collects one event, and hands it on whole.
+/// One line, built from one event and passed on whole.
 struct Line {
     sink: &'static Sink,
     level: Level,

@@ -1,6 +1,6 @@
-//! The process: start order, hardening, mounting, signals and the end. It knows nothing of what is
-//! stored or how it is encrypted. Must never report a mount that is not served, leave a mount that
-//! nobody serves, or unmount what it did not mount.
+//! The process: start order, hardening, mounting, signals and the end. It does not know what is
+//! stored or how it is encrypted. It must never report a mount that is not served, leave a mount
+//! that no process serves, or unmount another process' mount.
 
 mod detach;
 mod fusermount;
@@ -11,6 +11,7 @@ mod log;
 mod mount;
 mod mount_options;
 mod panics;
+mod patience;
 mod plan;
 mod point;
 mod quote;
@@ -25,6 +26,7 @@ pub use crate::os::mountinfo::{FS_TYPE, Mount as MountInfo, absolute, mount_at, 
 pub use crate::os::sys::ignore_file_size_signal;
 pub use harden::{Locked, Protection};
 pub use panics::{caught, install_hook};
+pub(crate) use patience::patiently;
 pub use plan::{Request, Target, check as plan};
 pub(crate) use signals::interruptions;
 pub use start::mount;

@@ -1,5 +1,5 @@
-//! Mounts and unmounts: by mount(2) where that is allowed, otherwise through the helper. Must never
-//! unmount anything but its own mount: before every unmount the mount ids are compared.
+//! Mounts and unmounts: by mount(2) where that is allowed, otherwise through the helper. It must
+//! never unmount another mount, so every unmount compares the mount ids first.
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;
@@ -21,7 +21,7 @@ use super::helper::Helper;
 use super::mount_options::MountOptions;
 use super::point::{self, Point};
 
-/// Who mounts.
+/// The process that mounts.
 pub(crate) enum Mounter {
     /// This process, by mount(2).
     System,
@@ -36,23 +36,23 @@ pub(crate) struct Mount {
     mounter: Mounter,
 }
 
-/// What an attempt to unmount came to.
+/// The outcome of an attempt to unmount.
 #[derive(Debug)]
 pub(crate) enum Unmounted {
-    /// It is done.
+    /// The mount is gone from the tree.
     Done,
-    /// It is in use.
+    /// The mount is in use.
     Busy,
-    /// Our mount is not there any more; what is there now is none of our business.
+    /// Our mount is not found; any other mount there stays.
     NotOurs,
 }
 
-/// How often a mount is looked for that is in the tree: while somebody exchanges directories above it,
-/// every other time its path leads elsewhere.
+/// Most searches for a mount that is in the tree: while another process swaps directories above it,
+/// its path leads elsewhere every other time.
 const TRIES: usize = 100;
 
 impl Mount {
-    /// The device number of its file system, as `major, minor`.
+    /// The device number of its file system: major, minor.
     pub(crate) fn device(&self) -> (u32, u32) {
         self.id.device
     }
@@ -60,7 +60,7 @@ impl Mount {
     /// Mounts on `point` and returns the descriptor from which requests are read.
     ///
     /// # Errors
-    /// When that fails, or when it was moved meanwhile. Then nothing is mounted.
+    /// When that fails, or when `point` was moved meanwhile. Then nothing is mounted.
     pub(crate) fn new(
         point: &Point,
         options: &MountOptions,
@@ -81,7 +81,7 @@ impl Mount {
             )),
             Err(e) => {
                 match &mounter {
-                    // What is on it now is certainly ours.
+                    // The mount on it is certainly ours.
                     Mounter::System => point.uncover(),
                     Mounter::Helper(helper) => drop(helper.unmount(true)),
                 }
@@ -90,43 +90,43 @@ impl Mount {
         }
     }
 
-    /// Where it was mounted.
+    /// The path on which it was mounted.
     pub(crate) fn point(&self) -> &Path {
         &self.point
     }
 
-    /// What it is told from other mounts by.
+    /// The id that distinguishes it from other mounts.
     pub(crate) fn id(&self) -> MountId {
         self.id
     }
 
-    /// Whether this process has mounted it by itself.
+    /// Whether this process mounted it with mount(2).
     pub(crate) fn is_by_system(&self) -> bool {
         matches!(self.mounter, Mounter::System)
     }
 
-    /// Whether our mount is still to be found.
+    /// Whether our mount can still be found.
     pub(crate) fn is_there(&self) -> bool {
         self.place().is_some()
     }
 
-    /// Where it is found: at its path, or at another one, if a directory above was renamed.
+    /// The path where it is found: its own, or another if a directory above was renamed.
     fn place(&self) -> Option<PathBuf> {
         point::find(self.id, &self.point)
     }
 
-    /// Unmounts, unless something is open.
+    /// Unmounts, unless a file is open.
     pub(crate) fn unmount(&self) -> Result<Unmounted, Error> {
         self.end(MntFlags::empty())
     }
 
-    /// Takes the mount out of the tree; what is open stays open.
+    /// Takes the mount out of the tree; open files stay open.
     pub(crate) fn detach(&self) -> Result<Unmounted, Error> {
         self.end(MntFlags::MNT_DETACH)
     }
 
-    /// Detaches from the thread that handles signals, where nothing may wait: a helper, which may
-    /// be busy, does it by itself once this process is gone.
+    /// Detaches from the thread that handles signals, which must not wait. A helper, which may be
+    /// busy, detaches by itself once this process is gone.
     pub(crate) fn detach_at_once(&self) {
         if matches!(self.mounter, Mounter::System) {
             let _ = self.detach();
@@ -176,7 +176,7 @@ impl Mount {
 }
 
 impl Drop for Mount {
-    /// However the daemon ends, its mount does not stay behind.
+    /// However the daemon ends, it leaves no mount behind.
     fn drop(&mut self) {
         if let Err(e) = self.detach() {
             tracing::error!("{e}");
@@ -184,7 +184,8 @@ impl Drop for Mount {
     }
 }
 
-/// Whether the mount is on the directory that was checked, and that where it was; its id.
+/// Checks that the mount is on the directory that was checked, and that the directory has not
+/// moved; returns the mount's id.
 fn landed(point: &Point) -> Result<MountId, Error> {
     let shown = point.path().display();
     let fail = |why: &dyn std::fmt::Display| {
@@ -236,7 +237,7 @@ fn mount_by_system(point: &Point, options: &MountOptions) -> Result<OwnedFd, Err
     Ok(device)
 }
 
-/// Why /dev/fuse could not be opened, and what to do.
+/// The error for a /dev/fuse that does not open, with the remedy.
 pub(crate) fn device_error(errno: Option<i32>) -> Error {
     let errno = errno.map_or(Errno::UnknownErrno, Errno::from_raw);
     match errno {
@@ -269,10 +270,10 @@ fn mount_error(point: &Path, errno: Errno) -> Error {
     }
 }
 
-/// The number in `/dev/fd/N`, the name under which a mounter passes us a descriptor.
+/// The number in `/dev/fd/N`, the name under which a mounter passes a descriptor.
 ///
 /// # Errors
-/// When the path begins like one and is none.
+/// When the path begins like such a name but is none.
 pub(crate) fn passed_descriptor(point: &OsStr) -> Result<Option<i32>, Error> {
     let Some(number) = point.as_bytes().strip_prefix(b"/dev/fd/") else {
         return Ok(None);
@@ -292,11 +293,11 @@ pub(crate) fn passed_descriptor(point: &OsStr) -> Result<Option<i32>, Error> {
     }
 }
 
-/// Checks that `device` is /dev/fuse, mounted, and waits for its first request: fuser would wait
-/// for it without end.
+/// Checks that `device` is /dev/fuse and mounted, and waits for its first request: fuser would wait
+/// for it for ever.
 ///
 /// # Errors
-/// When it is not, or when somebody else has already spoken with the kernel over it.
+/// When it is not, or when another process has already spoken with the kernel over it.
 pub(crate) fn check_device(device: &OwnedFd, passed: bool) -> Result<(), Error> {
     let stat = nix::sys::stat::fstat(device).map_err(|e| {
         Error::new(
@@ -304,7 +305,7 @@ pub(crate) fn check_device(device: &OwnedFd, passed: bool) -> Result<(), Error> 
             format!("cannot look at the passed descriptor: {e}"),
         )
     })?;
-    // 10:229 is /dev/fuse, by Documentation/admin-guide/devices.txt.
+    // 10:229 is /dev/fuse, according to Documentation/admin-guide/devices.txt.
     if passed && stat.st_rdev != nix::sys::stat::makedev(10, 229) {
         return Err(Error::new(
             Class::Failed,

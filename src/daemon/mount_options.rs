@@ -1,4 +1,4 @@
-//! What a mount is made with, and how fusermount3 is told.
+//! The options of a mount, and their form for fusermount3.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::fs::MAX_TRANSFER;
 
-/// What a mount is made with.
+/// The options of a mount.
 #[derive(Clone, Debug)]
 pub(crate) struct MountOptions {
     /// The vault's path, shown as the source of the mount.
@@ -16,7 +16,7 @@ pub(crate) struct MountOptions {
     pub(crate) exec: bool,
 }
 
-/// The options as fusermount3 wants them; it takes `\` as an escape in the source.
+/// The options in fusermount3's form; it reads `\` in the source as an escape.
 pub(crate) fn fusermount_options(options: &MountOptions) -> OsString {
     let mut text = b"fsname=".to_vec();
     for &byte in options.source.as_os_str().as_bytes() {

@@ -1,13 +1,15 @@
-//! A panic is a fault of ours. It is reported by its place in the source and never by its payload,
-//! which may hold anything.
+//! Panics. A panic is a bug of this program. The report names its place in the source and never its
+//! payload, which may hold anything.
 
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Class, Error};
 
+/// The place of the last panic. The lock has no rank, because the hook takes it whatever locks the
+/// panicking thread holds.
 static LAST: Mutex<Option<String>> = Mutex::new(None);
 
-/// Replaces the hook that prints payloads.
+/// Replaces the default hook, which prints payloads.
 pub fn install_hook() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map_or_else(
@@ -21,12 +23,12 @@ pub fn install_hook() {
     }));
 }
 
-/// Runs `work`; a panic in it becomes an error that names its place.
+/// Runs `work`; turns a panic into an error that names its place.
 ///
 /// # Errors
-/// Those of `work`, and a panic.
+/// Those of `work`, and one for a panic.
 pub fn caught<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    // What a panic leaves half done is dropped with the process, which ends on this error.
+    // The process ends on this error, and drops the state that a panic leaves half done.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
         let place = LAST.lock().unwrap_or_else(PoisonError::into_inner).take();
         let place = place.unwrap_or_else(|| "an unknown place".to_owned());

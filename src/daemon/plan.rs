@@ -1,12 +1,12 @@
-//! What is to be mounted where, checked before anything is started: paths are made absolute, and
-//! whatever would make the daemon wait for itself is refused. Touches nothing.
+//! The plan of a mount, checked before anything starts. The check makes paths absolute, refuses a
+//! mount that would make the daemon wait for itself, and changes nothing.
 
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::error::{Class, Error};
 use crate::kms::local::CREDENTIALS_VARIABLE;
 use crate::os::mountinfo::is_under;
@@ -16,7 +16,7 @@ use super::mount::passed_descriptor;
 use super::point::Point;
 use super::quote::quoted;
 
-/// What the user asked for.
+/// The user's request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The vault.
@@ -25,18 +25,18 @@ pub struct Request {
     pub mountpoint: OsString,
     /// Everything else.
     pub settings: Settings,
-    /// Stay in the foreground.
+    /// Whether to stay in the foreground.
     pub foreground: bool,
-    /// Options that are never granted, for the log.
+    /// Requested options that are never granted, for the log.
     pub not_granted: Vec<String>,
 }
 
-/// Where the file system is served.
+/// The place where the file system is served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// On this directory.
     Point(PathBuf),
-    /// Over this descriptor, which its mounter has mounted and will unmount.
+    /// Over this descriptor; its mounter has mounted it and will unmount it.
     Passed(i32),
 }
 
@@ -50,18 +50,18 @@ impl Target {
     }
 }
 
-/// A request that may be tried.
+/// A request that has passed the check.
 #[derive(Debug)]
 pub struct Plan {
     /// The vault, absolute.
     pub(crate) vault: PathBuf,
-    /// Where it is served.
+    /// The place where it is served.
     pub(crate) target: Target,
-    /// The mount point, opened, unless it was passed.
+    /// The open mount point; `None` for a passed descriptor.
     pub(crate) point: Option<Point>,
-    /// A dead mount of this vault is on it, and to be taken away first.
+    /// Whether a dead mount of this vault is on it, which must be removed first.
     pub(crate) is_stale: bool,
-    /// The mount point as the user wrote it, for messages.
+    /// The mount point as the user typed it, for messages.
     pub(crate) shown_target: String,
     pub(crate) settings: Settings,
     pub(crate) foreground: bool,
@@ -69,7 +69,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How long the start may take: every key may be asked for once, and a large journal replayed.
+    /// The time that the start may take: the daemon may ask every KMS once, and replay a large
+    /// journal.
     pub(crate) fn patience(&self) -> Duration {
         Duration::from_secs(60) + self.settings.kms.total_timeout * 4
     }
@@ -78,7 +79,7 @@ impl Plan {
 /// Checks a request.
 ///
 /// # Errors
-/// When it cannot work, with the reason.
+/// When the mount cannot work, with the reason.
 pub fn check(request: &Request) -> Result<Plan, Error> {
     if request.settings.accept_rollback && request.settings.read_only {
         return Err(Error::new(
@@ -143,7 +144,8 @@ fn vault_directory(path: &Path) -> Result<PathBuf, Error> {
     Ok(absolute)
 }
 
-/// Opens the mount point; whether a dead mount of this vault is to be taken away from it first.
+/// Opens the mount point; also returns whether a dead mount of this vault must be removed from it
+/// first.
 fn mount_point(path: &Path, vault: &Path, replaces_stale: bool) -> Result<(Point, bool), Error> {
     let shown = quoted(path);
     let fail = |e: io::Error| match e.kind() {
@@ -198,15 +200,10 @@ fn not_a_directory(path: &Path) -> Error {
     )
 }
 
-/// Refuses a mount over anything that the daemon needs while it serves, and a mount inside of the
-/// vault or the local KMS: it would wait for itself.
+/// Refuses a mount over a file that the daemon needs while it serves, and a mount inside the vault
+/// or the local KMS: the daemon would wait for itself.
 fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
-    let kms = plan
-        .settings
-        .kms
-        .local_dir
-        .clone()
-        .or_else(config::local_kms_dir);
+    let kms = plan.settings.kms.local_dir.clone();
     let directories = [
         ("the vault", Some(plan.vault.clone())),
         ("the local KMS", kms),
@@ -225,13 +222,9 @@ fn refuse_loops(point: &Path, plan: &Plan) -> Result<(), Error> {
         }
         refuse_under(point, what, &directory)?;
     }
-    let anchors = plan.settings.anchor_dir.clone().or_else(config::anchor_dir);
-    if let Some(anchors) = anchors {
-        refuse_under(
-            point,
-            "the anchors of this host",
-            &vault::real_path(&anchors),
-        )?;
+    if let Some(anchors) = &plan.settings.anchor_dir {
+        let anchors = vault::real_path(anchors);
+        refuse_under(point, "the anchors of this host", &anchors)?;
     }
     for file in &plan.settings.config_files {
         refuse_under(point, "the configuration file", &vault::real_path(file))?;
@@ -272,7 +265,7 @@ fn refuse_under(point: &Path, what: &str, path: &Path) -> Result<(), Error> {
     ))
 }
 
-/// Files from which the AWS SDK takes credentials, now or when they are renewed.
+/// Files from which the AWS SDK reads credentials, now or when it renews them.
 fn credentials_files() -> Vec<PathBuf> {
     let variables = [
         "AWS_SHARED_CREDENTIALS_FILE",

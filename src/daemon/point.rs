@@ -1,6 +1,6 @@
-//! The directory that is to be mounted on. It is opened once, and what is asked about it and mounted
-//! on it goes through that descriptor: its path may lead elsewhere by then, if another user can rename
-//! in it. Knows as well how to take away what is mounted at a path without being led elsewhere.
+//! The directory to mount on. It is opened once, and every question and the mount itself go through
+//! that descriptor: its path may lead elsewhere later, if another user can rename a part of it.
+//! This module also unmounts a mount at a path without being led elsewhere.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use crate::os::sys::{self, MountId};
 use super::quote::quoted;
 use super::{fusermount, harden};
 
-/// A directory, held open.
+/// An open directory to mount on.
 #[derive(Debug)]
 pub(crate) struct Point {
     directory: OwnedFd,
@@ -28,24 +28,25 @@ pub(crate) struct Point {
 }
 
 impl Point {
-    /// Opens what `path` leads to by now. What is mounted on it, which may be dead, is not asked.
+    /// Opens the directory that `path` leads to now. It asks nothing of a mount on it, which may be
+    /// dead.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let directory = open_path(&mountinfo::absolute(path)?)?;
         let path = path_of(&directory)?;
         Ok(Self { directory, path })
     }
 
-    /// Where it was when it was opened.
+    /// Its path when it was opened.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A path that leads to it, whatever becomes of its own.
+    /// A path that always leads to it, even if its own path changes.
     pub(crate) fn as_path(&self) -> PathBuf {
         through(&self.directory)
     }
 
-    /// The mount whose root it is.
+    /// The mount whose root it is, if any.
     pub(crate) fn mounted(&self) -> io::Result<Option<Mount>> {
         let id = sys::mount_id_of(&self.directory)?;
         let mounts = mountinfo::mounts()?.into_iter();
@@ -53,7 +54,7 @@ impl Point {
         Ok(here.next())
     }
 
-    /// Whether what is mounted on it has no daemon any more.
+    /// Whether the mount on it has lost its daemon.
     pub(crate) fn is_dead(&self) -> bool {
         match self.directory.try_clone() {
             Ok(directory) => is_dead(move || fs::read_dir(through(&directory))),
@@ -61,10 +62,10 @@ impl Point {
         }
     }
 
-    /// Takes a dead mount away whose root this is; processes that have files of it open keep those.
+    /// Removes the dead mount whose root this is; processes keep their open files.
     ///
     /// # Errors
-    /// When it cannot be, or is not there any more.
+    /// When that fails, or the mount is gone already.
     pub(crate) fn detach_dead(&self) -> Result<(), Error> {
         let shown = quoted(&self.path);
         let fail = |why: &dyn std::fmt::Display| {
@@ -76,7 +77,7 @@ impl Point {
         let id = sys::mount_id_of(&self.directory).map_err(|e| fail(&e))?;
         let is_done = match harden::may_mount() {
             true => {
-                // They would go with it.
+                // A mount below would go with it.
                 if let Some(below) = mounted_below(id).map_err(|e| fail(&e))? {
                     let below = quoted(below);
                     return Err(Error::new(
@@ -96,10 +97,10 @@ impl Point {
         }
     }
 
-    /// What is mounted on it by now, and where that is; `None` when nothing is.
+    /// The mount on it now, and its path; `None` when there is none.
     pub(crate) fn covered_by(&self) -> io::Result<Option<(MountId, PathBuf)>> {
-        // From the directory upwards, not along its path. What is mounted on in this namespace cannot
-        // be renamed.
+        // Goes up from the directory, not down along its path. A mount point in this namespace
+        // cannot be renamed.
         let parent = open_path(&self.as_path().join(".."))?;
         let path = path_of(&self.directory)?;
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
@@ -108,7 +109,7 @@ impl Point {
         Ok((id != below).then_some((id, path)))
     }
 
-    /// Takes away what has just been mounted on it.
+    /// Removes the mount that was just made on it.
     pub(crate) fn uncover(&self) {
         if let Ok(Some((id, _))) = self.covered_by()
             && let Ok(parent) = open_path(&self.as_path().join(".."))
@@ -126,7 +127,7 @@ fn mounted_below(id: MountId) -> io::Result<Option<PathBuf>> {
     Ok(mounts.find(|m| m.parent == id.id).map(|m| m.point))
 }
 
-/// Where the mount `id` is found: at `path`, or at another one, if a directory above was renamed.
+/// The path where the mount `id` is found: `path`, or another if a directory above was renamed.
 pub(crate) fn find(id: MountId, path: &Path) -> Option<PathBuf> {
     let is_at = |path: &Path| sys::mount_id(path).is_ok_and(|found| found == id);
     if is_at(path) {
@@ -135,24 +136,24 @@ pub(crate) fn find(id: MountId, path: &Path) -> Option<PathBuf> {
     in_tree(id).filter(|moved| is_at(moved))
 }
 
-/// Where a mount is in the tree, found or not: under another mount, it could only be taken away together
-/// with that one.
+/// The path of a mount in the tree, reachable or not: a mount hidden under another could only be
+/// removed together with that one.
 pub(crate) fn in_tree(id: MountId) -> Option<PathBuf> {
     let mounts = mountinfo::mounts().unwrap_or_default().into_iter();
     let mut same = mounts.filter(|m| m.id == id.id && m.device == id.device);
     same.next().map(|mount| mount.point)
 }
 
-/// Unmounts the mount `id` at `path`; `false` when another one is there.
+/// Unmounts the mount `id` at `path`; `false` when another mount is there.
 pub(crate) fn unmount(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Errno::EINVAL);
     };
     match open_path(parent) {
         Ok(parent) => unmount_at(&through(&parent).join(name), id, flags),
-        // No directory any more: somebody has exchanged it.
+        // The parent is no directory now: another process has replaced it.
         Err(e) if leads_elsewhere(&e) => Ok(false),
-        // Without descriptors, its path must do.
+        // Without a free descriptor, use its path.
         Err(e) if e.raw_os_error() == Some(libc::EMFILE) => unmount_at(path, id, flags),
         Err(e) => Err(Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO))),
     }
@@ -165,8 +166,8 @@ fn leads_elsewhere(error: &io::Error) -> bool {
     )
 }
 
-/// Between the comparison and the unmounting nobody can put another directory into the way of a name in
-/// an open directory: what is mounted on cannot be renamed.
+/// Unmounts a name in an open directory. No process can swap the directory between the comparison
+/// and the unmount, because a mount point cannot be renamed.
 fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
     match sys::mount_id(path) {
         Ok(found) if found == id => {}
@@ -175,8 +176,8 @@ fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
     nix::mount::umount2(path, flags | MntFlags::UMOUNT_NOFOLLOW).map(|()| true)
 }
 
-/// Whether a mount's daemon is gone. Asked by opening the root, since the kernel remembers
-/// attributes; in a thread, since a daemon that hangs would hang the question, too.
+/// Whether a mount's daemon is gone. It opens the root, because the kernel caches attributes; in a
+/// thread, because a daemon that hangs would block the open, too.
 fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> bool {
     let (tell, told) = std::sync::mpsc::channel();
     let Ok(asking) = std::thread::Builder::new().spawn(move || drop(tell.send(open()))) else {
@@ -185,12 +186,12 @@ fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> b
     let Ok(answer) = told.recv_timeout(Duration::from_secs(2)) else {
         return false;
     };
-    // A fork may come next.
+    // Join it: a fork may come next.
     let _ = asking.join();
     answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
 }
 
-/// A directory, to be referred to and not to be read; never through a symlink in the last place.
+/// Opens a directory with O_PATH; refuses a symlink as the last component.
 fn open_path(path: &Path) -> io::Result<OwnedFd> {
     let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_DIRECTORY;
     let opened = fs::OpenOptions::new()
@@ -205,7 +206,7 @@ fn through(directory: &OwnedFd) -> PathBuf {
 }
 
 fn path_of(directory: &OwnedFd) -> io::Result<PathBuf> {
-    // Not to be taken for a directory that does not exist.
+    // Callers must not mistake this for a missing directory.
     fs::read_link(through(directory))
         .map_err(|e| io::Error::other(format!("cannot look into /proc/self/fd ({e}); mount /proc")))
 }

@@ -1,9 +1,9 @@
-//! Names that others have chosen, in messages for people: they steer no terminal, and whoever pastes
-//! them into a shell pastes one word.
+//! Names that others have chosen, quoted for messages: they cannot control a terminal, and pasted
+//! into a shell they are one word.
 
 use std::ffi::OsStr;
 
-/// As it is, if it has no character with a meaning anywhere; else in quotes, its control characters
+/// The name unchanged if it has no special character; otherwise in quotes, with control characters
 /// escaped.
 pub(crate) fn quoted(name: impl AsRef<OsStr>) -> String {
     let name = name.as_ref().to_string_lossy();
@@ -14,9 +14,9 @@ pub(crate) fn quoted(name: impl AsRef<OsStr>) -> String {
     let mut text = String::from("'");
     for c in name.chars() {
         match c {
-            // The quotes end, one follows, and they begin again.
+            // Close the quotes, add an escaped quote, and open them again.
             '\'' => text.push_str("'\\''"),
-            // In quotes, these are themselves.
+            // Inside quotes, these stand for themselves.
             '"' | '\\' => text.push(c),
             c => text.extend(c.escape_debug()),
         }

@@ -1,17 +1,17 @@
-//! Daemons of other mounts, as the processes that they are seen as here. One may be in another PID
-//! namespace, and calls itself something else then.
+//! Daemons of other mounts, as processes of this PID namespace. A daemon in another PID namespace
+//! knows itself by another number.
 
 use crate::os::process;
 
-/// A process, told from later ones with its number.
+/// A process, distinguished from later ones with the same number by its start.
 pub(super) struct Daemon {
     pub(super) id: u64,
     started: u64,
 }
 
 impl Daemon {
-    /// The one that calls itself `id`, in a PID namespace that may be another, and says when it was
-    /// started; `None` when it is not seen here.
+    /// The daemon that has the number `id` in its own PID namespace, and started at `started`;
+    /// `None` when it is not visible here.
     pub(super) fn of(id: u64, started: u64) -> Option<Self> {
         let mut all = process::all().into_iter().map(u64::from);
         let is_it = |seen: &u64| {
@@ -37,7 +37,7 @@ mod tests {
         let started = process::started("self").expect("/proc");
         let daemon = Daemon::of(id, started).expect("it is seen");
         assert!(daemon.is_alive());
-        // One that has taken its number since, or says that it has.
+        // A process that took over the number later, or claims to have it.
         assert!(Daemon::of(id, started - 1).is_none());
     }
 }

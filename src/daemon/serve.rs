@@ -1,6 +1,6 @@
-//! Serves requests until the mount ends, and ends it when asked to. Decides what kind of end it
-//! was: after an orderly one, everything written is published; after an abort, only what its
-//! writer had flushed.
+//! Serves requests until the mount ends, and ends it on request. It decides the kind of end: after
+//! an orderly end, all written data is published; after an abort, only the data that its writer
+//! flushed.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::control::Socket;
 use crate::error::{Class, Error};
 use crate::fs::{self, Ending, FrontDoor, Serving};
 
-/// Speaks the handshake with the kernel and starts the thread that serves. `is_own`: nobody else has
+/// Performs the handshake with the kernel and starts the thread that serves. `is_own`: this process
 /// mounted.
 ///
 /// # Errors
@@ -33,7 +33,7 @@ pub(crate) fn start(
         is_own,
     };
     let on_end = move |ended| {
-        // The main thread may have ended by itself.
+        // The main thread may have ended already.
         let _ = events.send(Event::SessionEnded(ended));
     };
     fs::start_session(door, device, serving, on_end).map_err(|e| {
@@ -46,17 +46,17 @@ pub(crate) fn start(
 
 const ABORTED: &str = "the connection to the kernel was aborted";
 
-/// Tells systemd that the end has begun, and why, if nobody has asked for it. Before anything is
-/// published, which may take its time.
+/// Tells systemd that the end has begun, and why, if it was not requested. This comes before
+/// publication, which may take long.
 fn tell_systemd_why(ended: &Result<(), String>, ending: Ending) {
     let why = match (ended, ending) {
         (Err(e), _) => Some(format!("the session with the kernel broke: {e}")),
         (Ok(()), Ending::Aborted) => Some(ABORTED.to_owned()),
-        // A status that was told before stays.
+        // An earlier status stays.
         (Ok(()), Ending::Orderly | Ending::CutOff) => None,
     };
     let mut states = vec![sd_notify::NotifyState::Stopping];
-    // One line, whatever the kernel said.
+    // Make it one line, whatever the kernel's text is.
     let why = why.map(|why| why.replace('\n', " "));
     if let Some(why) = &why {
         tracing::error!("{why}: ending; what was not flushed is lost");
@@ -65,12 +65,12 @@ fn tell_systemd_why(ended: &Result<(), String>, ending: Ending) {
     let _ = sd_notify::notify(&states);
 }
 
-/// What the end of a mount needs to know.
+/// The state that the end of a mount needs.
 pub(crate) struct Mounted {
-    /// Where the vault can be asked, if it can. Goes before the vault is let go.
+    /// The socket for questions, if there is one. It is removed before the vault is released.
     pub(crate) socket: Option<Socket>,
     pub(crate) door: Arc<FrontDoor>,
-    /// `None` when the mount belongs to whoever passed the descriptor.
+    /// `None` when the mount belongs to the process that passed the descriptor.
     pub(crate) mount: Option<Arc<Mount>>,
     pub(crate) events: Receiver<Event>,
     pub(crate) drain_timeout: Duration,
@@ -80,7 +80,7 @@ impl Mounted {
     /// Serves until the mount has ended, then publishes and closes.
     ///
     /// # Errors
-    /// When it ended otherwise than it should.
+    /// When the mount did not end in order.
     pub(crate) fn until_the_end(mut self) -> Result<(), Error> {
         let mut cut_off = false;
         let ended = match self.events.recv() {
@@ -102,7 +102,7 @@ impl Mounted {
         let farewells = self.socket.take().map(Socket::close);
         let finished = self.door.finish(ending).map_err(Error::from);
         if let (Ok(()), Some(farewells)) = (&finished, farewells) {
-            farewells.tell(self.door.vault().state().commit);
+            farewells.send(self.door.vault().state().commit);
         }
         if let Err(e) = &finished {
             tracing::error!("the vault was not closed in order: {e}");
@@ -121,9 +121,9 @@ impl Mounted {
         }
     }
 
-    /// Takes the mount out of the tree, so that nobody finds it any more. What is open is served on.
+    /// Takes the mount out of the tree, so that no process finds it. Open files are still served.
     fn take_away(&self) {
-        // The mount would stay with whoever touches in it.
+        // The clone that touches go through would keep the mount alive.
         self.door.fs().touches().end("the mount is ending");
         let Some(mount) = &self.mount else { return };
         let busy = match mount.unmount() {
@@ -139,9 +139,9 @@ impl Mounted {
         }
     }
 
-    /// Serves until everything is closed, but not for ever. Other mount namespaces may hold copies
-    /// of the mount that nobody tells us of.
-    /// Tells whether anything was cut off.
+    /// Serves until all files are closed, but no longer than the drain timeout: other mount
+    /// namespaces may hold copies of the mount unknown to this process. Sets `cut_off` if the
+    /// timeout ended it.
     fn drain(&self, cut_off: &mut bool) -> Result<(), String> {
         let deadline = Instant::now() + self.drain_timeout;
         loop {
@@ -156,7 +156,8 @@ impl Mounted {
                     return Err("internal error: nobody is left to tell of the end".to_owned());
                 }
             }
-            // Whoever passed the descriptor unmounts, if ever; idle is all that can be had.
+            // Only the process that passed the descriptor can unmount; an idle mount is the most to
+            // wait for.
             if self.mount.is_none() && self.door.open_files() == 0 {
                 return Ok(());
             }
@@ -171,8 +172,8 @@ impl Mounted {
         }
     }
 
-    /// An unmount takes the mount out of the tree first and ends the session after. A session that
-    /// ended while its mount is still there was aborted, and the dead mount must go.
+    /// An unmount first removes the mount from the tree, then ends the session. If the session ends
+    /// while its mount remains, it was aborted, and the dead mount must go.
     fn kind_of_end(&self, ended: &Result<(), String>) -> Ending {
         let Some(mount) = &self.mount else {
             return if ended.is_ok() {

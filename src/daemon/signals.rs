@@ -1,6 +1,6 @@
-//! Signals: blocked before any thread starts, and awaited by a thread of their own, so that none
-//! ever interrupts a system call. A second request to end is obeyed here, at once, whatever the
-//! rest of the process is waiting for.
+//! Signals. They are blocked before any thread starts, and a thread of their own waits for them, so
+//! that none ever interrupts a system call. That thread obeys a second request to end at once,
+//! whatever the rest of the process waits for.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -12,15 +12,15 @@ use crate::error::{Class, Error};
 
 use super::mount::Mount;
 
-/// What the main thread waits for.
+/// An event that the main thread waits for.
 pub(crate) enum Event {
-    /// Somebody asked the process to end.
+    /// A signal asks the process to end.
     End(Signal),
-    /// The session with the kernel is over.
+    /// The session with the kernel has ended.
     SessionEnded(Result<(), String>),
 }
 
-/// The signals that the daemon answers to.
+/// The signals that the daemon handles.
 pub(crate) fn handled() -> SigSet {
     [
         Signal::SIGTERM,
@@ -32,8 +32,8 @@ pub(crate) fn handled() -> SigSet {
     .collect()
 }
 
-/// Blocks them in this thread and those it will start, and those besides that mean nothing here and
-/// would end the process.
+/// Blocks the handled signals in this thread and its future threads, and also signals that mean
+/// nothing here but would end the process.
 pub(crate) fn block() -> Result<(), Error> {
     let mut blocked = handled();
     for meaningless in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
@@ -44,8 +44,8 @@ pub(crate) fn block() -> Result<(), Error> {
         .map_err(|e| Error::new(Class::System, format!("cannot block signals: {e}")))
 }
 
-/// For commands that stop in good order: true once one of these signals came. The second ends the
-/// process at once. To be called before other threads are started.
+/// For commands that stop in order: the flag becomes true with the first of these signals. The
+/// second ends the process at once. Callers call this before they start other threads.
 pub(crate) fn interruptions() -> Result<Arc<AtomicBool>, Error> {
     block()?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -64,33 +64,33 @@ pub(crate) fn interruptions() -> Result<Arc<AtomicBool>, Error> {
     Ok(stop)
 }
 
-/// What the watching thread must know of the daemon's state.
+/// The thread that takes signals, by what it must know of the daemon's state.
 #[derive(Default)]
-pub(crate) struct Watch {
+pub(crate) struct SignalThread {
     serving: AtomicBool,
     ending: AtomicUsize,
     mount: OnceLock<Weak<Mount>>,
 }
 
-impl Watch {
+impl SignalThread {
     /// Starts the thread. `foreground`: a hang-up means that the terminal is gone; otherwise it
-    /// means that logs are to be reopened.
+    /// asks to reopen the log.
     pub(crate) fn start(foreground: bool, events: Sender<Event>) -> Result<Arc<Self>, Error> {
-        let watch = Arc::new(Self::default());
-        let mine = Arc::clone(&watch);
+        let known = Arc::new(Self::default());
+        let own = Arc::clone(&known);
         std::thread::Builder::new()
             .name("signals".to_owned())
-            .spawn(move || mine.run(foreground, &events))
+            .spawn(move || own.run(foreground, &events))
             .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
-        Ok(watch)
+        Ok(known)
     }
 
-    /// From here on there is something to take away when the process is told to end.
+    /// From now on, there is a mount to remove when the process has to end.
     pub(crate) fn mounted(&self, mount: &Arc<Mount>) {
         let _ = self.mount.set(Arc::downgrade(mount));
     }
 
-    /// From here on the main thread listens to events.
+    /// From now on, the main thread handles events.
     pub(crate) fn serving(&self) {
         self.serving.store(true, Ordering::SeqCst);
     }

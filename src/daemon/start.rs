@@ -1,9 +1,9 @@
-//! The start order, readable in one place. Forks come before threads, tokio and keys; hardening
-//! comes before the vault is opened; success is told only when the mount answers.
+//! The start order, in one place. Forks come before threads, tokio and keys; hardening comes before
+//! opening the vault; success is reported only once the mount answers.
 
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::os::{mountinfo, stdio, sys};
 use crate::{config, fs, vault};
@@ -13,6 +13,7 @@ use super::helper::Helper;
 use super::log::{self, Destination};
 use super::mount::{self, Mount, Mounter};
 use super::mount_options::MountOptions;
+use super::patience::patiently;
 use super::plan::{self, Plan, Request, Target};
 use super::point::Point;
 use crate::control;
@@ -20,18 +21,18 @@ use crate::control::Socket;
 use crate::error::{Class, Error};
 
 use super::serve::{self, Mounted};
-use super::signals::{self, Event, Watch};
+use super::signals::{self, Event, SignalThread};
 use super::{Protection, harden, panics, touch};
 
-/// Mounts. In the background it returns once the mount answers, and a daemon serves it; in the
-/// foreground it returns when the mount has ended. `announce` is called once, when the mount
+/// Mounts. In the background, it returns once the mount answers, and a daemon serves it; in the
+/// foreground, it returns when the mount has ended. It calls `announce` once, when the mount
 /// answers, with a line for people.
 ///
 /// # Errors
-/// When nothing is mounted, or (in the foreground) when the mount ended otherwise than it should.
+/// When nothing is mounted, or (in the foreground) when the mount did not end in order.
 pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     if !request.foreground {
-        // Before anything is opened that is to stay open.
+        // This comes before the first descriptor that must stay open.
         sys::close_inherited(mount::passed_descriptor(&request.mountpoint)?);
     }
     let (plan, replaced) = checked(request)?;
@@ -59,7 +60,7 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
         }
         Side::Daemon(mut reporter) => {
             let ended = panics::caught(|| daemon(plan, replaced, Some(&mut reporter), &|_| ()));
-            // Whoever started us prints what went wrong in the start; later it goes to the log.
+            // The calling process prints an error of the start; a later one goes to the log.
             if let Err(error) = &ended
                 && !reporter.failed(error)
             {
@@ -70,10 +71,11 @@ pub fn mount(request: &Request, announce: &dyn Fn(&str)) -> Result<(), Error> {
     }
 }
 
-/// Dead mounts of one vault that are taken away from one mount point: each crash leaves one.
+/// Most dead mounts of one vault to remove from one mount point: each crash leaves one.
 const MOST_STALE: usize = 100;
 
-/// Checks the request, and takes dead mounts of the same vault away, where that is wanted; how many.
+/// Checks the request, and removes dead mounts of the same vault if requested; also returns their
+/// number.
 fn checked(request: &Request) -> Result<(Plan, usize), Error> {
     let mut replaced = 0;
     loop {
@@ -95,23 +97,24 @@ fn checked(request: &Request) -> Result<(Plan, usize), Error> {
     }
 }
 
-/// The daemon, from the helper's fork to the end; `replaced`: how many dead mounts were taken away.
-/// `reporter` is there in the background.
+/// Runs the daemon, from the helper's fork to the end. `replaced`: number of dead mounts that were
+/// removed. `reporter`: in the background only.
 fn daemon(
     mut plan: Plan,
     replaced: usize,
     reporter: Option<&mut Reporter>,
     announce: &dyn Fn(Ready),
 ) -> Result<(), Error> {
-    // Let go of once it is mounted on: it would keep the file system below busy.
+    // The mount closes it: it would keep the file system below busy.
     let point = plan.point.take();
     let plan = &plan;
     let settings = &plan.settings;
 
-    // 1. The last fork: after hardening, fusermount3 could not gain its privileges any more.
+    // 1. The last fork: after hardening, fusermount3 could not gain its privileges.
     let mounter = mounter(plan)?;
 
-    // 2. From here on nobody else can look into this process. Threads may start after this.
+    // 2. Harden: from here on, no other process can look into this one. Threads may start after
+    //    this.
     log::start(
         log_destination(plan),
         settings.log_format,
@@ -127,7 +130,7 @@ fn daemon(
     }
     let protection = harden::harden(settings.require_mlock)?;
     let (tell, events) = mpsc::channel();
-    let watch = Watch::start(plan.foreground, tell.clone())?;
+    let signal_thread = SignalThread::start(plan.foreground, tell.clone())?;
 
     // 3. Open and unlock the vault. The first key is in memory when this returns.
     let vault = open_vault(plan)?;
@@ -135,9 +138,9 @@ fn daemon(
     let (door, controller) = serve_vault(vault, plan, protection)
         .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
 
-    // 4. Mount, and serve before anybody is told: a mount answers nobody until it is served.
+    // 4. Mount, and serve before reporting: a mount answers only once it is served.
     let on = point.zip(mounter);
-    let mounted = mount_and_serve(plan, on, &door, &watch, tell);
+    let mounted = mount_and_serve(plan, on, &door, &signal_thread, tell);
     let (mount, ready) = match mounted {
         Ok(mounted) => mounted,
         Err(e) => {
@@ -146,9 +149,9 @@ fn daemon(
         }
     };
     let socket = Socket::open(controller);
-    watch.serving();
+    signal_thread.serving();
 
-    // 5. Tell: whoever started us, systemd, the log.
+    // 5. Report to the calling process, systemd and the log.
     announce(ready);
     if let Some(reporter) = reporter {
         detach::leave_session();
@@ -172,7 +175,7 @@ fn daemon(
     mounted.until_the_end()
 }
 
-/// Who mounts: this process if it may, else a helper that goes through fusermount3.
+/// The mounter: this process if it may mount, otherwise a helper that runs fusermount3.
 fn mounter(plan: &Plan) -> Result<Option<Mounter>, Error> {
     match &plan.target {
         Target::Passed(_) => Ok(None),
@@ -197,7 +200,7 @@ fn mount_and_serve(
     plan: &Plan,
     on: Option<(Point, Mounter)>,
     door: &Arc<fs::FrontDoor>,
-    watch: &Arc<Watch>,
+    signal_thread: &Arc<SignalThread>,
     tell: mpsc::Sender<Event>,
 ) -> Result<(Option<Arc<Mount>>, Ready), Error> {
     let (mount, device) = match (&plan.target, on) {
@@ -222,10 +225,10 @@ fn mount_and_serve(
         }
     };
     if let Some(mount) = &mount {
-        watch.mounted(mount);
+        signal_thread.mounted(mount);
         door.fs().attach_device(mount.device());
     }
-    // From here on an error drops `mount`, which takes the mount away.
+    // From here on, an error drops `mount`, which unmounts.
     mount::check_device(&device, mount.is_none())?;
     serve::start(door, device, &plan.settings, mount.is_some(), tell)?;
     touch::start(door.fs(), mount.as_ref(), plan.settings.read_only)?;
@@ -234,38 +237,26 @@ fn mount_and_serve(
         false => Ready::Served,
     };
     if plan.foreground && ready == Ready::Served {
-        // In the background, whoever started us asks.
+        // In the background, the calling process asks instead.
         plan.target.point().map_or(Ok(()), detach::answers)?;
     }
     Ok((mount, ready))
 }
 
-/// How long a daemon that has just been unmounted may take to let go of its vault.
-const GRACE: Duration = Duration::from_secs(5);
-
-/// Opens the vault. A vault that is held, but not mounted for writing anywhere we can see, is
-/// being let go of: `umount` does not wait for the daemon, so the next mount does.
+/// Opens the vault. If another process holds it but no visible mount writes to it, its daemon is
+/// about to release it.
 fn open_vault(plan: &Plan) -> Result<Arc<vault::Vault>, Error> {
-    let options = open_options(plan);
-    let deadline = Instant::now() + GRACE;
-    loop {
-        match vault::Vault::open_to_serve(&plan.vault, &options, verify(&plan.settings)) {
-            Ok(vault) => return Ok(vault),
-            Err(e) => {
-                let error = Error::from(e);
-                let patient = error.class == Class::Busy && Instant::now() < deadline;
-                if !patient || is_mounted_for_writing(plan) {
-                    return Err(error);
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
+    let options = vault::OpenOptions {
+        mountpoint: plan.target.point().map(Into::into),
+        ..vault::OpenOptions::of(&plan.settings)
+    };
+    let open = || vault::Vault::open_to_serve(&plan.vault, &options, verify(&plan.settings));
+    Ok(patiently(open, || is_mounted_for_writing(plan))?)
 }
 
 fn is_mounted_for_writing(plan: &Plan) -> bool {
-    // The holder may have a mount namespace of its own. What it says of itself is not to be
-    // trusted, and decides only how long to wait.
+    // The holder may have its own mount namespace. Its claims are not trusted; they decide only how
+    // long to wait.
     let holder = crate::store::holder(&plan.vault).ok().flatten();
     let seen_by_it = holder.and_then(|holder| mountinfo::mounts_of(holder.pid).ok());
     mountinfo::mounts()
@@ -276,7 +267,7 @@ fn is_mounted_for_writing(plan: &Plan) -> bool {
         .any(|m| m.is_secretfs() && !m.read_only && m.source == plan.vault)
 }
 
-/// When the vault is to be counted.
+/// When to count the vault.
 fn verify(settings: &config::Settings) -> vault::Verify {
     match settings.verify_in_background {
         true => vault::Verify::Background,
@@ -284,25 +275,7 @@ fn verify(settings: &config::Settings) -> vault::Verify {
     }
 }
 
-fn open_options(plan: &Plan) -> vault::OpenOptions {
-    let settings = &plan.settings;
-    vault::OpenOptions {
-        read_only: settings.read_only,
-        accept_rollback: settings.accept_rollback,
-        pinned_keys: settings.kms_keys.clone(),
-        pinned_vault_id: settings.vault_id.clone(),
-        require_anchor: settings.require_anchor,
-        min_commit: settings.min_commit,
-        salvage: settings.salvage,
-        still: false,
-        unsafe_filesystem: settings.unsafe_filesystem,
-        kms: settings.kms.clone(),
-        anchor_dir: settings.anchor_dir.clone().or_else(config::anchor_dir),
-        mountpoint: plan.target.point().map(Into::into),
-    }
-}
-
-/// The file system of a vault, its control plane, and the door to both.
+/// Creates the file system of a vault, its control plane, and the front door to both.
 fn serve_vault(
     vault: Arc<vault::Vault>,
     plan: &Plan,
@@ -321,7 +294,7 @@ fn file_system_settings(plan: &Plan) -> fs::Settings {
         max_secret_size: settings.max_secret_size,
         max_memory: settings.max_memory,
         end_patience: Duration::from_secs(1),
-        // With what it takes to store it, five seconds at most.
+        // With the time to store it, that is five seconds at most.
         appends_after: Duration::from_secs(4),
         verify_every: settings.verify_every,
     }
@@ -355,7 +328,7 @@ fn log_destination(plan: &Plan) -> Destination {
     }
 }
 
-/// Has `systemctl status` show what was found.
+/// Makes `systemctl status` show the finding.
 fn tell_systemd(found: &str) {
     let status = format!("integrity failure: {}", found.replace('\n', " "));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Status(&status)]);

@@ -1,11 +1,11 @@
-//! Touches files through the daemon's own mount, so that the kernel wakes those who watch them (see
-//! `fs/touch.rs`). That takes a mount which is nowhere in the tree, so that none in the tree is busy
-//! for it. It keeps the file system alive, so it is let go as soon as no mount of it is left in the
-//! tree.
+//! Touches files through the daemon's own mount, so that the kernel wakes their watchers (see
+//! `fs/touch.rs`). It uses a clone of the mount outside of the tree, so that no mount in the tree
+//! becomes busy. The clone keeps the file system alive, so it is closed as soon as the tree has no
+//! mount of it.
 //!
-//! The thread that touches waits for answers of this very process. When the process is killed, the
-//! kernel wakes such a thread only once the connection is closed, so the thread must not itself have
-//! the connection open, nor anything else that others wait for: its descriptors are its own.
+//! The touching thread waits for answers of its own process. When the process is killed, the kernel
+//! wakes such a thread only once the connection closes. So the thread must not itself keep the
+//! connection open, nor any other descriptor that others wait for: it has its own descriptor table.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -24,14 +24,14 @@ use crate::os::mountinfo;
 use crate::os::sys::{self, MountId};
 use crate::vault::Timestamp;
 
-/// Why those who watch are not woken where this process has not mounted by itself.
+/// The reasons that watchers are not woken, for mounts that this process did not make itself.
 const BY_FUSERMOUNT: &str = "fusermount3 has mounted; it takes CAP_SYS_ADMIN to touch files here";
 const BY_OTHERS: &str = "somebody else has mounted, and this process does not know where";
 
-/// Starts the threads that touch, if this process may. `status` tells if not.
+/// Starts the threads that touch, if this process may. `status` shows the reason if not.
 ///
 /// # Errors
-/// When a thread cannot be started.
+/// When a thread cannot start.
 pub(crate) fn start(
     fs: &Arc<FileSystem>,
     mount: Option<&Arc<Mount>>,
@@ -84,13 +84,13 @@ fn tell(fs: &FileSystem, why: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Ends the touches once no mount of the file system is left that we can see.
+/// Ends the touches once no visible mount of the file system is left.
 fn watch_table(table: &File, point: &Path, id: MountId, touches: &Touches) {
     while touches.is_served() {
         if !is_mounted(point, id) {
             return touches.end("the mount has left the mount table");
         }
-        // Ready for the first time when something has changed since it was opened.
+        // The first poll returns at once if the table has changed since it was opened.
         let mut changed = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
         match nix::poll::poll(&mut changed, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
@@ -101,7 +101,7 @@ fn watch_table(table: &File, point: &Path, id: MountId, touches: &Touches) {
 
 fn is_mounted(point: &Path, id: MountId) -> bool {
     let is_there = sys::mount_id(point).is_ok_and(|now| now == id);
-    // Covered, or bound elsewhere.
+    // The mount may be covered, or bound elsewhere.
     is_there
         || mountinfo::mounts()
             .unwrap_or_default()
@@ -109,18 +109,18 @@ fn is_mounted(point: &Path, id: MountId) -> bool {
             .any(|mount| mount.device == id.device)
 }
 
-/// A mount of ours that is nowhere in the tree.
+/// A clone of our mount outside of the tree.
 struct Detached {
     mount: OwnedFd,
     entered: bool,
 }
 
 impl Detached {
-    /// To be made on the thread that is going to use it, which has no other descriptors after this.
+    /// The thread that uses the clone makes it, and has no other descriptors afterwards.
     fn of(point: &Path, id: MountId, read_only: bool) -> io::Result<Self> {
         sys::part_from_descriptors()?;
         let mount = sys::clone_mount(point)?;
-        // Something else may have been mounted there since.
+        // Another mount may have been made there since.
         if sys::device_of(&mount)? != id.device {
             return Err(io::Error::other(format!(
                 "something else is mounted on {}",
@@ -138,7 +138,7 @@ impl Detached {
     }
 
     fn touch(&mut self, touched: &Touched, token: Timestamp) -> io::Result<()> {
-        // That asks the file system, which must be served by then.
+        // fchdir(2) sends a request to the file system, which must be served by now.
         if !self.entered {
             nix::unistd::fchdir(&self.mount)?;
             self.entered = true;

@@ -1,5 +1,5 @@
-//! `umount` for mounts that other processes serve. It must not say that a vault is free while it is
-//! not: other mounts of the same file system, and open files, keep its daemon alive.
+//! `umount` for mounts that other processes serve. It must not call a vault free that is still
+//! held: other mounts of the same file system, and open files, keep its daemon alive.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
@@ -21,42 +21,43 @@ use crate::error::{Class, Error};
 use crate::os::{mountinfo, sys};
 use crate::store;
 
-/// How long a daemon may take to tell that its mount has ended, or how it is to who does not wait.
+/// The time that a daemon has to report the end of its mount, or its status to a caller that does
+/// not wait.
 const TO_TELL: Duration = Duration::from_secs(2);
 
-/// How long it may take to say which mount is its own. Who waits for it need not know sooner.
+/// The time that it has to say which mount is its own, when the caller waits anyway.
 const TO_SAY: Duration = Duration::from_secs(10);
 
-/// How long a mount may take to tell how it is: meanwhile it is busy.
+/// The time that a mount has to show its status; the question keeps it busy meanwhile.
 const TO_SHOW: Duration = Duration::from_secs(5);
 
-/// How long a daemon may take to end before anybody looks who keeps it from that.
+/// The time that a daemon has to end before this looks for holders that keep it alive.
 const TO_END: Duration = Duration::from_millis(400);
 
-/// How long it may take without anybody to be seen who keeps it from that, before that is told.
+/// The time after which a daemon that ends late without any visible holder is reported.
 const TO_END_ALONE: Duration = Duration::from_secs(5);
 
-/// How long a daemon that nobody keeps alive may take at least: what it writes may be much.
+/// The least time that a daemon without holders gets to end: it may have much to write.
 const TO_WRITE: Duration = Duration::from_secs(30);
 
-/// What has become of the vault of a mount that is gone.
+/// The state of the vault after its mount is gone.
 #[derive(Debug)]
 pub enum Unmounted {
-    /// Its daemon has let go of it; how far it has come, where the daemon tells that.
+    /// Its daemon has released it; the last commit, if the daemon reported it.
     Free(Option<u64>),
-    /// It is still held, by whom is said in words.
+    /// It is still held; the text names the holders.
     Held(String),
-    /// Nobody was found who holds it, and not everybody could be looked at, or its daemon is not known for
-    /// sure, as is said in words.
+    /// No holder was found, but not every process could be inspected, or its daemon is uncertain;
+    /// the text tells which.
     Unknown(String),
 }
 
-/// Unmounts the mount of secretfs on `path`, and waits until its daemon has let go of the vault, as
-/// long as `wait`; `None`: not at all. `tell` is told who keeps it waiting.
+/// Unmounts the mount of secretfs on `path`, and waits at most `wait` until its daemon has released
+/// the vault; `None`: it does not wait. It passes the holders that it waits for to `tell`.
 ///
 /// # Errors
-/// When there is none, when it is in use, or when this user may not; and when the vault is still held
-/// after `wait`, though the mount is gone.
+/// When there is no such mount, when it is in use, or when this user may not unmount it; also when
+/// the mount is gone, but the vault is still held after `wait`.
 pub fn unmount(
     path: &Path,
     wait: Option<Duration>,
@@ -90,7 +91,7 @@ pub fn unmount(
     let farewell = client
         .filter(|_| wait.is_some())
         .and_then(|client| client.farewell());
-    // By its id: what is at its path by now may be another one.
+    // Unmount by its id: another mount may be at its path by now.
     let is_done = match harden::may_mount() {
         true => point::unmount(&point, id, MntFlags::empty()).map_err(|e| match e {
             Errno::EBUSY => busy(path),
@@ -110,26 +111,28 @@ pub fn unmount(
     held.await_end(&mount, path, wait, farewell, tell)
 }
 
-/// Why the vault of a mount would still be held.
+/// The possible holder of a mount's vault.
 enum Held {
-    /// It is not.
+    /// None.
     Free,
-    /// Its lock has this holder, who says that the mount is his.
+    /// This process holds the lock, and says that the mount is its own.
     ByWriter(store::Holder),
-    /// The lock of the vault at its path here has this holder, who did not say whether the mount is his.
+    /// This process holds the lock of the vault at the mount's path, but did not say whether the
+    /// mount is its own.
     ByWriterPerhaps(store::Holder),
-    /// This process serves it; how far the vault has come, if nobody writes through it.
+    /// This process serves the mount; the last commit, if the mount is read-only.
     ByDaemon(Daemon, Option<u64>),
-    /// Nothing is known of the daemon. While the file system is there, it is held; how long after that is
-    /// not known of one that writes.
+    /// The daemon is unknown. The vault is held while the file system exists; after that, a daemon
+    /// that `writes` may still hold it for an unknown time.
     ByWhoever { writes: bool },
 }
 
 impl Held {
-    /// To be asked while it is mounted. With it whoever says that the mount is his, at the socket. The path
-    /// alone tells nothing: it may be one in another mount namespace, and another vault may be there by now.
+    /// Finds the holder while the mount exists, and a client for the daemon that says over the
+    /// socket that the mount is its own. The path alone proves nothing: it may belong to another
+    /// mount namespace, and another vault may be there by now.
     fn before(mount: &mountinfo::Mount, patience: Duration) -> (Self, Option<DaemonClient>) {
-        // A read-only bind of a mount for writing says that it is read-only, too.
+        // A read-only bind of a writable mount also shows as read-only.
         let client = DaemonClient::of_mount(&mount.source, mount.user);
         let client = client.ok().flatten();
         let serves = client
@@ -138,12 +141,12 @@ impl Held {
         match (store::holder(&mount.source), serves) {
             (Ok(Some(holder)), Some(true)) => (Self::ByWriter(holder), client),
             (Ok(Some(holder)), None) => (Self::ByWriterPerhaps(holder), None),
-            // It is another's, or nobody's.
+            // The mount belongs to another daemon, or to none that listens.
             (Ok(Some(_)), Some(false)) | (Ok(None) | Err(_), _) => (Self::by_daemon(mount), None),
         }
     }
 
-    /// What the mount says itself.
+    /// The holder according to the mount's own status.
     fn by_daemon(mount: &mountinfo::Mount) -> Self {
         let status = match status_of(mount) {
             Status::Told(status) => status,
@@ -152,7 +155,7 @@ impl Held {
             Status::Silent => return Self::ByWhoever { writes: true },
         };
         let writes = status["mode"] != "read-only";
-        // What a writer has not written yet makes it more.
+        // A writer's commit will still grow by its unpublished data.
         let commit = status["commit_sequence"].as_u64().filter(|_| !writes);
         let known = status["pid"].as_u64().zip(status["started_ticks"].as_u64());
         match known.and_then(|(id, started)| Daemon::of(id, started)) {
@@ -161,8 +164,9 @@ impl Held {
         }
     }
 
-    /// What is known without an answer. A daemon whose mount was aborted may still be writing, and one that
-    /// was killed may not: who has the vault tells that, where it is seen.
+    /// The holder, as far as it is known without an answer. A daemon whose mount was aborted may
+    /// still be writing, one that was killed is not: the vault's lock tells which, where it is
+    /// visible.
     fn unless_dead(mount: &mountinfo::Mount) -> Self {
         let is_dead = Point::open(&mount.point).is_ok_and(|point| point.is_dead());
         match is_dead && store::holder(&mount.source).is_ok() {
@@ -174,7 +178,8 @@ impl Held {
     fn is_over(&self, mount: &mountinfo::Mount) -> bool {
         match self {
             Self::Free => true,
-            // Somebody else who has it by now is none of our business. Who cannot look does not know.
+            // A different holder by now does not matter. If the holder cannot be read, nothing is
+            // known.
             Self::ByWriter(before) | Self::ByWriterPerhaps(before) => {
                 store::holder(&mount.source).is_ok_and(|now| now.as_ref() != Some(before))
             }
@@ -183,7 +188,7 @@ impl Held {
         }
     }
 
-    /// Why nobody knows whether it is held, if so.
+    /// The reason that it is unknown whether the vault is held, if it is unknown.
     fn doubt(&self, mount: &mountinfo::Mount) -> Option<String> {
         match self {
             Self::ByWriterPerhaps(holder) => Some(format!(
@@ -201,7 +206,7 @@ impl Held {
         }
     }
 
-    /// Who has it, and what to do about that.
+    /// The holder and the remedy, in words.
     fn told(&self, holders: &Holders) -> String {
         let daemon = match self {
             Self::ByWriter(holder) | Self::ByWriterPerhaps(holder) => process(holder),
@@ -242,7 +247,7 @@ impl Held {
             });
         };
         let begun = Instant::now();
-        // Since when there has been somebody who keeps the daemon alive, or nobody.
+        // The time since which some holder, or no holder, keeps the daemon alive.
         let (mut since, mut is_anybody) = (begun, None);
         let mut look_at = begun + TO_END.min(wait);
         let mut is_told = false;
@@ -258,7 +263,7 @@ impl Held {
                 {
                     since = now;
                 }
-                // A daemon that nobody keeps alive is still writing.
+                // A daemon without holders is still writing.
                 let patience = if seen { wait } else { wait.max(TO_WRITE) };
                 if now >= since + patience && !self.is_over(mount) {
                     let (after, told) = (patience.as_secs_f32(), self.told(&holders));
@@ -285,7 +290,7 @@ impl Held {
                 }
             }
             let pause = match &self {
-                // Each look is one at all processes.
+                // Each look reads all processes.
                 Self::ByWhoever { .. } => 100,
                 Self::Free | Self::ByWriter(_) | Self::ByWriterPerhaps(_) | Self::ByDaemon(..) => {
                     10
@@ -297,7 +302,7 @@ impl Held {
         Ok(self.free(mount, commit))
     }
 
-    /// That it is over, if that is known.
+    /// The result that the vault is free, if that is certain.
     fn free(&self, mount: &mountinfo::Mount, commit: Option<u64>) -> Unmounted {
         if let Some(doubt) = self.doubt(mount) {
             return Unmounted::Unknown(doubt);
@@ -315,7 +320,7 @@ impl Held {
     }
 }
 
-/// Who holds a lock, in words.
+/// The process that holds a lock, in words.
 fn process(holder: &store::Holder) -> String {
     match holder.pid {
         0 => "an unknown process".to_owned(),
@@ -323,22 +328,23 @@ fn process(holder: &store::Holder) -> String {
     }
 }
 
-/// What a mount tells of itself.
+/// The status that a mount shows.
 enum Status {
     Told(serde_json::Value),
-    /// It could not be asked, or answered at once that it cannot tell.
+    /// The question failed, or the mount answered at once with an error.
     Failed,
-    /// It did not answer. To ask it anything more would keep it busy.
+    /// The mount did not answer. Another question would keep it busy.
     Silent,
 }
 
-/// How long a process that was killed may take to end. It cannot end before the daemon answers what
-/// the daemon has already been asked.
+/// The time that a killed process has to end. It cannot end before the daemon answers a request
+/// that is under way.
 const TO_DIE: Duration = Duration::from_secs(2);
 
-/// Asked by a process that can be killed: a read that hangs would keep the mount busy.
+/// Reads the status in a process that can be killed, because a hanging read would keep the mount
+/// busy.
 fn status_of(mount: &mountinfo::Mount) -> Status {
-    // Of any length, while nobody reads it.
+    // The file takes an answer of any length without a reader.
     let told = memfd_create("status", MFdFlags::MFD_CLOEXEC).map(File::from);
     let asking = told.map_err(io::Error::from).and_then(|told| {
         let asking = Command::new(std::env::current_exe()?)

@@ -1,4 +1,4 @@
-//! Publishing what was appended to a file that is kept open, when it is time (see `appends.rs`).
+//! Publishes the data appended to a file that stays open, when it is due (see `appends.rs`).
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::publish::{Awaited, Pending, Publisher, Source};
 use super::table::Table;
 use super::{Done, Errno};
 
-/// See the module.
+/// Publishes appended data, as the module describes.
 pub(super) struct Appended {
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -20,7 +20,7 @@ pub(super) struct Appended {
 }
 
 impl Appended {
-    /// Publishes what was appended to a node, if that is all and it is time.
+    /// Publishes the data appended to a node, if the draft has no other change and it is due.
     pub(super) fn publish(&self, id: NodeId) {
         let Some(node) = self.table.node(id) else {
             return;
@@ -29,7 +29,7 @@ impl Appended {
         state.is_watched = false;
         let since = state.shared.as_ref().and_then(Draft::appended_since);
         let Some(since) = since else { return };
-        // Whoever publishes something now sees to what is left then.
+        // The publication under way takes care of the rest afterwards.
         if state.publishing > 0 {
             return;
         }
@@ -39,11 +39,11 @@ impl Appended {
         let Some(draft) = &mut state.shared else {
             return;
         };
-        let Ok(found) = self.nodes.node(id) else {
+        let Ok(found) = self.nodes.stored_or_held(id) else {
             draft.put_off();
             return self.appends.watch(id, &mut state);
         };
-        // What has no name any more is lost with its last close in any case.
+        // A file without a name is lost with its last close anyway.
         let Some(file) = found.file().ok().filter(|_| found.attributes.links > 0) else {
             return;
         };
@@ -51,7 +51,7 @@ impl Appended {
         let whose = state.user_in_place();
         let appends = Arc::clone(&self.appends);
         let done: Done<()> = Box::new(move |outcome| match outcome {
-            // Somebody else has published something meanwhile: what is left is looked at anew.
+            // Another publication came first: the rest is checked again later.
             Err(Errno(libc::ESTALE)) => {}
             Ok(()) => appends.note_success(),
             Err(Errno(errno)) => {

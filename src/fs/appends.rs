@@ -1,51 +1,52 @@
-//! Logs that are kept open: what was only added at the end of a file is published some seconds later,
-//! without any fsync or close, so that others can read it and a crash does not take it.
+//! Logs that stay open: data that was only appended to a file is published some seconds later,
+//! without fsync or close, so that others can read it and a crash does not lose it.
 //!
-//! Never what was written over or cut, and never a replacement: half of a new secret would be served
-//! as if it were one. What is added to the first content of a new file is stored as well; whoever may
-//! read the file is shown its draft until the file is closed, as if it were not.
+//! This never publishes overwritten or truncated data, nor a replacement: half of a new secret
+//! would be served as if it were complete. Data appended to the first content of a new file is
+//! stored, too; until the file is closed, readers still see its draft, as if nothing were stored.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::crypto::memory;
 use crate::store::NodeId;
+use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::draft::Draft;
 use super::handles::NodeState;
 
 #[derive(Default)]
 struct Watched {
-    /// When nodes are to be looked at; the first comes first.
+    /// The times at which nodes are due, the earliest first.
     due: BinaryHeap<Reverse<(Instant, NodeId)>>,
     stop: bool,
 }
 
-#[derive(Default)]
 struct Shared {
     watched: Mutex<Watched>,
     wake: Condvar,
 }
 
-/// See the module. Its thread sleeps as long as nothing was appended. Ends when dropped.
+/// The thread for appended data, as the module describes. It sleeps while nothing is appended, and
+/// ends when this is dropped.
 pub(super) struct Appends {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// The last attempt failed, and that is logged.
+    /// The last attempt failed, and the log says so.
     is_failing: AtomicBool,
     after: Duration,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Watched> {
-        self.watched.lock().unwrap_or_else(PoisonError::into_inner)
+        self.watched.lock()
     }
 
-    /// Waits for a node to be looked at; `None` at the end.
+    /// Waits for the next node that is due; `None` at the end.
     fn next(&self) -> Option<NodeId> {
         let mut watched = self.lock();
         loop {
@@ -57,34 +58,31 @@ impl Shared {
                 .peek()
                 .map(|Reverse((due, _))| due.saturating_duration_since(Instant::now()));
             watched = match rest {
-                None => self
-                    .wake
-                    .wait(watched)
-                    .unwrap_or_else(PoisonError::into_inner),
+                None => self.wake.wait(watched),
                 Some(rest) if rest.is_zero() => {
                     return watched.due.pop().map(|Reverse((_, node))| node);
                 }
-                Some(rest) => {
-                    let waited = self.wake.wait_timeout(watched, rest);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(rest) => self.wake.wait_timeout(watched, rest),
             };
         }
     }
 }
 
 impl Appends {
-    /// How long what was appended may wait is `after`.
+    /// Appended data waits at most `after`.
     pub(super) fn new(after: Duration) -> Self {
         Self {
-            shared: Arc::default(),
-            thread: Mutex::default(),
+            shared: Arc::new(Shared {
+                watched: Mutex::new(Rank::Appends, Watched::default()),
+                wake: Condvar::new(),
+            }),
+            thread: Mutex::new(Rank::MountThread, None),
             is_failing: AtomicBool::new(false),
             after,
         }
     }
 
-    /// Starts the thread, which has `publish` publish what was appended to a node, until that is false.
+    /// Starts the thread. It calls `publish` for each node that is due, until that returns false.
     pub(super) fn start(
         &self,
         publish: impl Fn(NodeId) -> bool + Send + 'static,
@@ -99,12 +97,12 @@ impl Appends {
         let thread = std::thread::Builder::new()
             .name("appends".into())
             .spawn(serve)?;
-        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *self.thread.lock() = Some(thread);
         Ok(())
     }
 
-    /// To be called, with the node locked, when its in-place draft may have become one of which
-    /// something that was appended is to be stored.
+    /// Watches a node whose in-place draft may have appended data to store. The caller holds the
+    /// node's lock.
     pub(super) fn watch(&self, node: NodeId, state: &mut NodeState) {
         if state.is_watched {
             return;
@@ -116,17 +114,17 @@ impl Appends {
         }
     }
 
-    /// Whether what was appended since `since` may not wait any longer.
+    /// Whether data appended since `since` is due.
     pub(super) fn is_due(&self, since: Instant) -> bool {
         since.elapsed() >= self.after
     }
 
-    /// An attempt to publish went well.
+    /// Notes that an attempt to publish succeeded.
     pub(super) fn note_success(&self) {
         self.is_failing.store(false, Ordering::Relaxed);
     }
 
-    /// An attempt has failed; whether the one before had not.
+    /// Notes that an attempt failed; returns whether the one before succeeded.
     pub(super) fn note_failure(&self) -> bool {
         !self.is_failing.swap(true, Ordering::Relaxed)
     }
@@ -134,18 +132,17 @@ impl Appends {
     fn look_at(&self, node: NodeId, due: Instant) {
         let mut watched = self.shared.lock();
         watched.due.push(Reverse((due, node)));
-        // It wakes by itself for those that come first.
+        // Wake the thread only for the earliest node; it wakes itself for the others.
         if watched.due.peek() == Some(&Reverse((due, node))) {
             self.shared.wake.notify_one();
         }
     }
 
-    /// Ends the thread: nothing more is published without being asked for.
+    /// Ends the thread: nothing more is published unasked.
     pub(super) fn stop(&self) {
         self.shared.lock().stop = true;
         self.shared.wake.notify_one();
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {

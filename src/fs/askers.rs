@@ -1,53 +1,62 @@
-//! What is held for threads that were told `ESTALE` by a mount beside a writer, until they have opened
-//! something, or for a while.
+//! Nodes held for threads that got `ESTALE` from a mount beside a writer, until the thread has
+//! opened something, or some time has passed.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::Node;
 
 use super::Errno;
 use super::budget::Reservation;
 use super::loaded::Pin;
 
-/// How long a thread's next look-ups are awaited, and what they found is held.
+/// Limit on the time that nodes are held for a thread.
 const HELD: Duration = Duration::from_secs(10);
-/// Most threads for which that is so.
+/// Limit on the threads for which nodes are held.
 const THREADS: usize = 1024;
-/// Most nodes held for a thread: directories and links on the way, and where it leads to.
+/// Limit on nodes held for a thread: directories and links on a path, and its end.
 const NODES: usize = 64;
-/// The number of all threads that cannot be seen from here, which are taken for one.
+/// The number that stands for all threads that are not visible from here.
 const UNSEEN: u32 = 0;
 
-/// What was found for a thread.
+/// A node that a thread's look-up found.
 #[derive(Clone)]
 pub(super) struct Held {
     pub(super) node: Arc<Node>,
-    /// Of a file.
+    /// The content, for a file.
     pub(super) content: Result<Option<Pin>, Errno>,
-    /// For whom that counts.
+    /// The user whose budget it counts in.
     pub(super) user: u32,
-    /// Room for extended attributes.
+    /// The reservation for extended attributes.
     pub(super) _xattrs: Arc<Reservation>,
 }
 
-/// A thread that was told `ESTALE`.
+/// A thread that got `ESTALE`.
 struct Asker {
     since: Instant,
-    /// The node that was gone, until the thread looks up something else.
+    /// The removed node, until the thread looks up another name.
     missed: Option<NodeId>,
     held: VecDeque<Held>,
 }
 
-/// The threads that were told `ESTALE` lately.
-#[derive(Default)]
+/// The threads that got `ESTALE` recently.
 pub(super) struct Askers {
-    /// How many there are: mostly none, and then nobody need look.
+    /// Their number: mostly 0, and then no look-up takes the lock.
     count: AtomicUsize,
     threads: Mutex<HashMap<u32, Asker>>,
+}
+
+impl Default for Askers {
+    fn default() -> Self {
+        Self {
+            count: AtomicUsize::new(0),
+            threads: Mutex::new(Rank::Askers, HashMap::new()),
+        }
+    }
 }
 
 impl Askers {
@@ -56,10 +65,10 @@ impl Askers {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, Asker>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.lock()
     }
 
-    /// Runs `change` on the askers, and counts them again.
+    /// Runs `change` on the threads, and updates their number.
     fn with<T>(&self, change: impl FnOnce(&mut HashMap<u32, Asker>) -> T) -> T {
         let mut threads = self.lock();
         let result = change(&mut threads);
@@ -67,14 +76,14 @@ impl Askers {
         result
     }
 
-    /// Lets go of what was held for too long.
+    /// Drops nodes that were held for too long.
     pub(super) fn expire(&self) {
         if !self.is_empty() {
             self.with(|threads| threads.retain(|_, asker| asker.since.elapsed() < HELD));
         }
     }
 
-    /// Gives back the memory of the contents that are held for a user; for root all of it.
+    /// Frees the memory of contents held for a user; for root, of all.
     pub(super) fn drop_contents(&self, user: u32) {
         if !self.is_empty() {
             let mut threads = self.lock();
@@ -84,9 +93,9 @@ impl Askers {
         }
     }
 
-    /// Takes down that `thread` has met a node that is gone, and tells what it is to be told. The
-    /// kernel has not come to it by looking a name up if it asks for the same again at once: it is a
-    /// directory that the thread works in, say. Then `ENOENT` is the answer.
+    /// Notes that `thread` has met a removed node, and returns the errno for it. If the kernel asks
+    /// for the same node again at once, it has not come to it by a look-up: the node is, for
+    /// example, the thread's working directory. Then the answer is `ENOENT`.
     pub(super) fn missed(&self, thread: u32, node: NodeId) -> Errno {
         self.expire();
         self.with(|threads| {
@@ -113,7 +122,7 @@ impl Askers {
         !self.is_empty() && self.lock().contains_key(&thread)
     }
 
-    /// `thread` has looked a name up in a directory that is there.
+    /// Notes that `thread` has looked up a name in an existing directory.
     pub(super) fn looked_up(&self, thread: u32, found: Option<Held>) {
         if let Some(asker) = self.lock().get_mut(&thread) {
             asker.missed = None;
@@ -124,14 +133,14 @@ impl Askers {
         }
     }
 
-    /// `thread` has got what it wanted.
+    /// Notes that `thread` has opened its file, and drops the nodes held for it.
     pub(super) fn satisfied(&self, thread: u32) {
         if thread != UNSEEN && !self.is_empty() {
             self.with(|threads| threads.remove(&thread));
         }
     }
 
-    /// A node that is held for somebody.
+    /// A node that is held for any thread.
     pub(super) fn node(&self, id: NodeId) -> Option<Arc<Node>> {
         if self.is_empty() {
             return None;
@@ -148,7 +157,7 @@ impl Askers {
         asker.is_some_and(|asker| asker.held.iter().any(|held| held.node.id == id))
     }
 
-    /// What is held for `thread` of a file, as it was found last.
+    /// The file `id` as the last look-up of `thread` found it.
     pub(super) fn file(&self, thread: u32, id: NodeId) -> Option<Held> {
         let threads = self.lock();
         let held = &threads.get(&thread)?.held;

@@ -1,52 +1,59 @@
-//! Who writes which draft, and of which draft the kernel must have the length.
+//! The writers of drafts, and the draft whose length the kernel must have.
 
 use std::time::Duration;
 
 use crate::os::process;
 use crate::store::NodeId;
-use crate::vault::Timestamp;
 
 use super::FileHandle;
 use super::descriptors::{self, For};
 use super::draft::Draft;
-use super::handles::{HandleState, NodeState};
-use super::pages::Source;
+use super::handle_state::{HandleState, Handles};
+use super::pages::{Pages, Source};
 
-/// How long after its writer has asked for the end of a draft the kernel is told of no other: it may
-/// still be on its way to take that for the end.
+/// For this long after a writer has asked for the end of its draft, the kernel gets no other
+/// length: it may still be about to use the draft's.
 const SOUGHT: Duration = Duration::from_secs(1);
 
-impl NodeState {
-    /// The kernel takes the file to reach at least so far.
-    pub(super) fn note_reach(&mut self, end: u64) {
-        self.believed = self.believed.map(|believed| believed.max(end));
+/// A node's handles and drafts, as far as they tell who writes what.
+#[derive(Clone, Copy)]
+pub(super) struct Authors<'a> {
+    handles: &'a Handles,
+    /// The draft of those that write in place.
+    shared: Option<&'a Draft>,
+    pages: &'a Pages,
+}
+
+impl<'a> Authors<'a> {
+    pub(super) fn new(handles: &'a Handles, shared: Option<&'a Draft>, pages: &'a Pages) -> Self {
+        Self {
+            handles,
+            shared,
+            pages,
+        }
     }
 
-    /// The draft that a handle writes to, and where it is.
-    fn draft_through<'a>(
-        &'a self,
-        fh: FileHandle,
-        own: &'a HandleState,
-    ) -> Option<(Source, &'a Draft)> {
+    /// The draft that a handle writes to, and its source.
+    fn draft_through(self, fh: FileHandle, own: &'a HandleState) -> Option<(Source, &'a Draft)> {
         match &own.own {
             Some(draft) => Some((Source::Own(fh), draft)),
             None => {
-                let shared = self.shared.as_ref().filter(|_| own.write);
+                let shared = self.shared.filter(|_| own.write);
                 shared.map(|draft| (Source::Shared, draft))
             }
         }
     }
 
-    /// The drafts of those handles that `are`, the one that was changed last.
-    fn latest_draft(&self, are: impl Fn(&HandleState) -> bool) -> Option<(Source, &Draft)> {
+    /// Among the drafts of the handles for which `are` is true, the one changed last.
+    fn latest_draft(self, are: impl Fn(&HandleState) -> bool) -> Option<(Source, &'a Draft)> {
         let handles = self.handles.iter().filter(|(_, own)| are(own));
         let drafts = handles.filter_map(|(fh, own)| self.draft_through(*fh, own));
         drafts.max_by_key(|(_, draft)| (draft.is_unpublished(), draft.edited_at))
     }
 
-    /// The draft of a process: of several, the one that was changed last.
-    pub(super) fn draft_of_process(&self, thread: u32, node: &Place) -> Option<(Source, &Draft)> {
-        // Who asks about a file that nobody writes is not asked who he is.
+    /// The draft of a process; among several, the one changed last.
+    pub(super) fn draft_of_process(self, thread: u32, node: &Place) -> Option<(Source, &'a Draft)> {
+        // Without writers, do not look up the process that asks.
         let any = self.latest_draft(|_| true)?;
         let group = process::thread_group(thread)?;
         let writes = |own: &HandleState| own.opener == Some(group) || own.groups.contains(&group);
@@ -54,14 +61,15 @@ impl NodeState {
         if known.is_some() && self.only_reads(thread) {
             return None;
         }
-        // It may have been given the descriptor by another.
+        // Another process may have passed the descriptor to it.
         let given =
             || descriptors::has_one(For::Writing, group, node.id, node.device).then_some(any);
         known.or_else(given)
     }
 
-    /// Whether a thread has just read, or opened for reading, in a process in which others write.
-    fn only_reads(&self, thread: u32) -> bool {
+    /// Whether a thread has just read, or opened for reading, in a process whose other threads
+    /// write.
+    fn only_reads(self, thread: u32) -> bool {
         let mut reads = false;
         for own in self
             .handles
@@ -76,9 +84,9 @@ impl NodeState {
         reads
     }
 
-    /// The draft whose length the kernel must have: one that is mapped, can be mapped, or of which the
-    /// end was just asked for.
-    pub(super) fn sizing_draft(&self) -> Option<&Draft> {
+    /// The draft whose length the kernel must have: one that is mapped or can be mapped, or whose
+    /// end a writer has just asked for.
+    pub(super) fn sizing_draft(self) -> Option<&'a Draft> {
         let sizes =
             |own: &HandleState| own.maps || own.sought.is_some_and(|at| at.elapsed() < SOUGHT);
         let latest = || {
@@ -88,37 +96,17 @@ impl NodeState {
         self.mapped_draft().or_else(latest)
     }
 
-    /// The draft that pages may be of.
-    fn mapped_draft(&self) -> Option<&Draft> {
+    /// The draft that may have pages in the page cache.
+    fn mapped_draft(self) -> Option<&'a Draft> {
         match self.pages.source()? {
             Source::Content(_) => None,
-            Source::Shared => self.shared.as_ref(),
+            Source::Shared => self.shared,
             Source::Own(fh) => self.handles.get(&fh)?.own.as_ref(),
         }
     }
-
-    /// A modification time is set: for what its process is writing, with which it is told to others.
-    /// `false` when that is what is published, and the drafts of others, which do not move it again.
-    pub(super) fn set_modified(&mut self, thread: u32, node: &Place, time: Timestamp) -> bool {
-        let own = self.draft_of_process(thread, node);
-        let own = own.filter(|(_, draft)| draft.is_unpublished());
-        let draft = match own.map(|(source, _)| source) {
-            Some(Source::Own(fh)) => self.handles.get_mut(&fh).and_then(|own| own.own.as_mut()),
-            Some(Source::Shared) => self.shared.as_mut(),
-            Some(Source::Content(_)) | None => None,
-        };
-        if let Some(draft) = draft {
-            draft.modified = Some(time);
-            return true;
-        }
-        let own = self.handles.values_mut().filter_map(|own| own.own.as_mut());
-        own.chain(&mut self.shared)
-            .for_each(|draft| draft.modified = Some(time));
-        false
-    }
 }
 
-/// A node, and the device number of its mount if that is known.
+/// A node, and the device number of its mount if known.
 pub(super) struct Place {
     pub(super) id: NodeId,
     pub(super) device: Option<(u32, u32)>,

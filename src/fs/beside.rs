@@ -1,12 +1,12 @@
-//! Reading beside a writer, in another process, who removes files without knowing what is about to be
-//! opened here.
+//! Reading beside a writer in another process, which removes files without knowing which are about
+//! to be opened here.
 //!
-//! The kernel looks a name up, and then asks for the node by its number. When the node has gone in
-//! between it is told `ESTALE`, looks the whole path up anew, and does so once: if it met the same
-//! again, the program would be told. So what a thread looks up after it was told `ESTALE` is held for
-//! it, the content from the snapshot that the name was found in, and what the thread asks for next is
-//! served from there, as other file systems serve a file that was removed just after it was looked up.
-//! That ends when the thread has opened something, or after a while.
+//! The kernel looks up a name, and then asks for the node by number. If the node is gone by then,
+//! the kernel gets `ESTALE` and looks up the whole path again, but only once: a second `ESTALE`
+//! would reach the program. So after an `ESTALE`, the nodes that the thread looks up are held for
+//! it, with the content from the snapshot of the look-up. The thread's next requests are served
+//! from there, as other file systems serve a file that is removed just after its look-up. This ends
+//! when the thread has opened something, or after some time.
 
 use std::sync::Arc;
 
@@ -14,8 +14,9 @@ use crate::store::NodeId;
 use crate::vault::{Node, ROOT, Vault, VaultError};
 
 use super::askers::{Askers, Held};
-use super::attr::Attributes;
 use super::budget::Budget;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::loaded::pin_of;
 use super::loading::Loader;
 use super::nodes::Nodes;
@@ -23,9 +24,10 @@ use super::opened::Opened;
 use super::table::Table;
 use super::{Access, Attr, Caller, Errno};
 
-/// See the module.
+/// Look-ups and opens beside a writer, as the module describes.
 pub(super) struct Beside {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) askers: Arc<Askers>,
     pub(super) budget: Arc<Budget>,
@@ -35,7 +37,7 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Finds a name for a thread that may have been told `ESTALE` before.
+    /// Looks up a name for a thread that may have got `ESTALE` before.
     pub(super) fn lookup(
         &self,
         caller: Caller,
@@ -50,8 +52,8 @@ impl Beside {
         };
         match found {
             Ok(node) => Ok(self.attributes.attr_of(&node)),
-            // What is absent may be the directory itself.
-            Err(error) => match self.nodes.present(parent) {
+            // The directory itself may be gone.
+            Err(error) => match self.nodes.stored(parent) {
                 Err(stale @ Errno(libc::ESTALE)) if !self.askers.holds(thread, parent) => {
                     Err(stale)
                 }
@@ -59,7 +61,7 @@ impl Beside {
                     if asking {
                         self.askers.looked_up(thread, None);
                     }
-                    Err(error.into())
+                    Err(self.failures.errno(&error))
                 }
             },
         }
@@ -79,8 +81,8 @@ impl Beside {
         })?;
         let content = match content {
             Ok(content) => pin_of(&node, content, room),
-            // It is no file, perhaps; else opening it tells.
-            Err(error) => Err(error.into()),
+            // Perhaps it is not a file; otherwise opening it reports the error.
+            Err(error) => Err(self.failures.errno(&error)),
         };
         let xattrs = node.xattr_bytes() as u64;
         let Ok(xattrs) = self.budget.of(caller.uid).reserve(xattrs, xattrs) else {
@@ -97,8 +99,8 @@ impl Beside {
         Ok(node)
     }
 
-    /// What came of opening a file for `thread`: what was there when it looked the file up is opened,
-    /// if it has gone since.
+    /// Completes an open for `thread`: if the file has gone since its look-up, the held content is
+    /// opened.
     pub(super) fn opened(
         &self,
         caller: Caller,
@@ -121,11 +123,11 @@ impl Beside {
         let held = held.ok_or(Errno(libc::ESTALE))?;
         let pin = held.content?;
         let (fh, handle) = self.table.open(ino, access, None, caller.uid)?;
-        self.loader.settle(fh, &handle, caller.pid, held.node, pin);
+        self.loader.pin(fh, &handle, caller.pid, held.node, pin);
         Ok(Opened { fh, flushes: false })
     }
 
-    /// What `thread` is told when it has asked, beside a writer, for a node that is gone.
+    /// The errno for `thread`, which has asked for a removed node beside a writer.
     pub(super) fn gone_for(&self, thread: u32, ino: NodeId, error: Errno) -> Errno {
         match error {
             // No writer removes the top directory.

@@ -1,8 +1,8 @@
-//! The bytes of a draft, in blocks. Who reads or publishes a draft shares its blocks; a write copies
-//! those that it touches if they are shared, and never the whole content.
+//! The bytes of a draft, in blocks. Readers and publications share its blocks; a write copies the
+//! shared blocks that it touches, and never the whole content.
 //!
-//! All of it counts in `max-memory`, for one user: each block for itself, as long as somebody has it,
-//! and what is zero and in no block for the draft.
+//! Everything counts in `max-memory`, for one user: each block by itself, as long as it exists, and
+//! the zero bytes outside blocks with the draft.
 
 #[cfg(test)]
 mod tests;
@@ -17,46 +17,48 @@ use crate::vault::CHUNK;
 use super::budget::{Account, Refused, Reservation};
 use super::{Errno, ReadDone};
 
-/// Bytes of a block: of chunks that are sealed as they lie there, and about what one request has.
+/// Bytes of a block: a multiple of the chunks that are sealed in place, and about the size of one
+/// request.
 pub(super) const BLOCK: usize = 2 * CHUNK;
 
-/// As many blocks are wiped where they are let go; more would keep others waiting for too long.
+/// Up to this many blocks are wiped by the thread that drops them; more would make others wait too
+/// long.
 const FEW: usize = 16;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 #[derive(Debug)]
 pub(super) struct Block {
-    /// At most as many as it covers; what follows is zero.
+    /// At most as many bytes as the block covers; the rest is zero.
     bytes: SecretBytes,
     reservation: Reservation,
 }
 
-/// `None` where all is zero.
+/// `None` for a block of zeros.
 pub(super) type Slot = Option<Arc<Block>>;
 
-/// What a draft holds at one moment.
+/// The content of a draft at one moment.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Image {
     slots: Vec<Slot>,
     length: u64,
 }
 
-/// What a draft holds.
+/// The content of a draft.
 #[derive(Debug)]
 pub(super) struct Blocks {
     image: Image,
     account: Account,
-    /// For what is in no block.
+    /// The reservation for bytes outside blocks.
     rest: Reservation,
 }
 
-/// A part of a draft, to be read.
+/// A part of a draft for a read.
 #[derive(Debug)]
 pub(super) enum Window {
-    /// It lies in one place.
+    /// It is inside one block.
     Within(Arc<Block>, Range<usize>),
-    /// It lies in several blocks, from some way into the first, or is zero.
+    /// It is in several blocks, beginning `skip` bytes into the first, or is zero.
     Across {
         slots: Vec<Slot>,
         skip: usize,
@@ -70,7 +72,7 @@ impl Image {
         self.length
     }
 
-    /// All of it, in the order in which it stands.
+    /// All bytes, in order.
     pub(super) fn parts(&self) -> Vec<&[u8]> {
         let mut parts = Vec::with_capacity(self.slots.len() + 1);
         for (index, slot) in self.slots.iter().enumerate() {
@@ -102,7 +104,7 @@ impl Image {
         }
     }
 
-    /// How many bytes of the content the block at `index` stands for.
+    /// The number of bytes that the block at `index` covers.
     fn covered(&self, index: usize) -> usize {
         let start = index as u64 * BLOCK as u64;
         self.length.saturating_sub(start).min(BLOCK as u64) as usize
@@ -116,7 +118,7 @@ impl Drop for Image {
 }
 
 impl Window {
-    /// Hands the bytes to `done`.
+    /// Passes the bytes to `done`.
     pub(super) fn give(&self, done: ReadDone) {
         match self {
             Self::Within(block, range) => done(Ok(&block.bytes[range.clone()])),
@@ -148,7 +150,7 @@ fn gathered(slots: &[Slot], skip: usize, length: usize) -> Result<SecretBytes, M
 }
 
 impl Blocks {
-    /// Holds `content`, which has at most as many bytes as a block.
+    /// Blocks with `content`, which has at most the bytes of one block.
     pub(super) fn of(content: SecretBytes, account: &Account) -> Result<Self, Errno> {
         let mut blocks = Self::zeroed(content.len() as u64, account)?;
         if let Some(slot) = blocks.image.slots.first_mut() {
@@ -162,7 +164,7 @@ impl Blocks {
         Ok(blocks)
     }
 
-    /// Holds `length` bytes, which `fill` fills a block at a time: it is told where each begins.
+    /// Blocks with `length` bytes. `fill` fills each block, and gets its offset.
     pub(super) fn filled(
         length: u64,
         account: &Account,
@@ -177,7 +179,7 @@ impl Blocks {
         Ok(blocks)
     }
 
-    /// Holds `length` zero bytes.
+    /// Blocks with `length` zero bytes.
     pub(super) fn zeroed(length: u64, account: &Account) -> Result<Self, Errno> {
         let mut blocks = Self {
             image: Image::default(),
@@ -196,7 +198,7 @@ impl Blocks {
         &self.image
     }
 
-    /// Writes `data` at `offset`; a gap before it is zero. When that fails, nothing has changed.
+    /// Writes `data` at `offset`; a gap before it is zero. After an error nothing has changed.
     pub(super) fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let before = self.len();
         let end = offset
@@ -208,7 +210,7 @@ impl Blocks {
         let prepared = self.prepare(offset, end);
         if let Err(error) = prepared {
             if end > before {
-                // What was added is in no block that anybody shares: this needs no memory.
+                // The added bytes are in no shared block, so this needs no memory.
                 self.resize(before)?;
             }
             return Err(error);
@@ -228,7 +230,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// Zeroes what there is from `offset` to `end`. When that fails, nothing has changed.
+    /// Zeroes the existing bytes from `offset` to `end`. After an error nothing has changed.
     pub(super) fn zero(&mut self, offset: u64, end: u64) -> Result<(), Errno> {
         let end = end.min(self.len());
         let held: Vec<_> = (place(offset).0..count(end))
@@ -249,7 +251,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// Cuts or extends it to `size` bytes. When that fails, nothing has changed.
+    /// Truncates or extends the content to `size` bytes. After an error nothing has changed.
     pub(super) fn resize(&mut self, size: u64) -> Result<(), Errno> {
         let before = self.len();
         let wanted = usize::try_from(size.div_ceil(BLOCK as u64));
@@ -272,7 +274,7 @@ impl Blocks {
             .flatten()
             .map(|b| b.bytes.len() as u64)
             .sum::<u64>();
-        // Of what is gone, this is what was in no block.
+        // The removed bytes that were outside blocks.
         let empty = (before - size).saturating_sub(held);
         self.rest.shrink(self.rest.bytes().saturating_sub(empty));
         self.image.length = size;
@@ -280,7 +282,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// Has the block at `index` hold no more than `end` bytes; tells how many fewer that are.
+    /// Cuts the block at `index` to `end` bytes; returns the number of bytes removed.
     fn cut(&mut self, index: usize, end: usize) -> Result<u64, Errno> {
         let Some(slot) = &mut self.image.slots[index] else {
             return Ok(0);
@@ -303,28 +305,28 @@ impl Blocks {
         Ok((held - end) as u64)
     }
 
-    /// Sees that what lies between is in blocks of this draft alone.
+    /// Makes sure that the range is in blocks that only this draft has.
     fn prepare(&mut self, offset: u64, end: u64) -> Result<(), Errno> {
         let (first, last) = (place(offset).0, count(end));
         for index in first..last {
             let start = index as u64 * BLOCK as u64;
             let length = (end - start).min(BLOCK as u64) as usize;
-            // If another block failed afterwards, its old content would be needed.
+            // If a later block failed, the old content of this one would be needed.
             let overwritten = first + 1 == last && offset <= start;
             self.own(index, length, overwritten)?;
         }
         Ok(())
     }
 
-    /// A block of this draft alone, of at least `length` bytes; `overwritten` tells that nobody
-    /// needs those that it has so far, if they are no more than that.
+    /// A block that only this draft has, of at least `length` bytes. `overwritten` says that its
+    /// present bytes, if not more than that, are no longer needed.
     fn own(&mut self, index: usize, length: usize, overwritten: bool) -> Result<&mut Block, Errno> {
         let slot = &mut self.image.slots[index];
         let held = slot.as_ref().map_or(0, |block| block.bytes.len());
         let overwritten = overwritten && length >= held;
         let length = length.max(held);
         if slot.as_mut().and_then(Arc::get_mut).is_none() {
-            // What this has, others keep. What is added is reserved already.
+            // Others keep the bytes of the shared block. Added bytes are reserved already.
             let reservation = self.account.reserve(held as u64, self.image.length);
             let mut reservation = reservation.map_err(Refused::no_space)?;
             let mut bytes = roomy(index, length, 0)?;
@@ -352,8 +354,8 @@ impl Blocks {
     }
 }
 
-/// A buffer for `length` bytes of the block at `index`, which had room for `before`. Small contents
-/// take little; a long series of appends does not move each time.
+/// A buffer for `length` bytes of the block at `index`, whose capacity was `before`. Small contents
+/// take little memory, and a long series of appends does not move the bytes each time.
 fn roomy(index: usize, length: usize, before: usize) -> Result<SecretBytes, MemoryError> {
     let room = match index {
         0 => length.max((before + before / 2).min(BLOCK)),
@@ -365,8 +367,8 @@ fn roomy(index: usize, length: usize, before: usize) -> Result<SecretBytes, Memo
     SecretBytes::with_room(length, room).or_else(|_| SecretBytes::zeroed(length))
 }
 
-/// What is left for the rest of the program where a process may have only so much memory: a draft that
-/// took the last of it could not be published, and nobody else's either.
+/// Memory left for the rest of the program if the process has a limit, in bytes: if a draft took
+/// the last of it, no draft could be published.
 const SPARE: usize = 4 << 20;
 
 fn must_leave_spare() -> Result<(), MemoryError> {
@@ -376,23 +378,23 @@ fn must_leave_spare() -> Result<(), MemoryError> {
     }
 }
 
-/// The block that an offset is in, and where in it.
+/// The block of an offset, and the offset in that block.
 fn place(offset: u64) -> (usize, usize) {
     let block = BLOCK as u64;
     let index = usize::try_from(offset / block).unwrap_or(usize::MAX);
     (index, (offset % block) as usize)
 }
 
-/// The number of blocks up to an end.
+/// The number of blocks up to `end`.
 fn count(end: u64) -> usize {
     usize::try_from(end.div_ceil(BLOCK as u64)).unwrap_or(usize::MAX)
 }
 
-/// Has blocks wiped that nobody else has, elsewhere if they are many.
+/// Wipes blocks that nobody else has; on another thread if they are many.
 fn let_go(mut slots: Vec<Slot>) {
     let mut own = 0;
     for block in slots.iter_mut().flatten().filter_map(Arc::get_mut) {
-        // What is wiped in a moment is free for the next draft.
+        // Blocks that are about to be wiped are free for the next draft.
         block.reservation.shrink(0);
         own += 1;
     }
@@ -400,6 +402,6 @@ fn let_go(mut slots: Vec<Slot>) {
         return;
     }
     let wipe = std::thread::Builder::new().name("wipe".into());
-    // Without a thread, it is done here.
+    // Without a thread, they are wiped here.
     let _ = wipe.spawn(move || drop(slots));
 }

@@ -1,51 +1,52 @@
-//! How much memory the contents of open files may take together (`max-memory`), and how much of it
-//! each user may.
+//! The limit on memory for the contents of all open files (`max-memory`), and the share of each
+//! user.
 //!
-//! `limit` is for all. `held` is what is taken and cannot be had back: drafts, and beside a writer what
-//! open files show. `held(u)` is what of that counts for user `u`. A content of `n` bytes may take `more`
-//! if
+//! `limit` is for all users. `held` are bytes that cannot be freed: drafts, and beside a writer the
+//! contents of open files. `held(u)` are those of user `u`. A content of `n` bytes may take `more`
+//! bytes if
 //!
 //! ```text
 //! held    + more ≤ room(n)                      room(n) = limit              if n ≤ 128 KiB
 //! held(u) + more ≤ 3 × (room(n) - held - more)            limit - limit / 8  if not
 //! ```
 //!
-//! The first line keeps an eighth for small contents. The second one gives a user who is alone three
-//! quarters of the room, the next one three quarters of what that leaves, and so on: whatever one user
-//! holds, a quarter is left for the others. It does not bind root, nor the daemon's own user. All users
-//! that the kernel does not name (`UNKNOWN`) are one.
+//! The first line keeps an eighth for small contents. The second one gives a lone user three
+//! quarters of the room, the next user three quarters of the rest, and so on: however much one user
+//! holds, a quarter is left for the others. It does not bind root, nor the daemon's own user. All
+//! users that the kernel does not name (`UNKNOWN`) count as one.
 //!
-//! A handle counts for the user who opened it, and so does what is written through it: who passes a
-//! descriptor on passes on what is his. The draft of those who write in place counts for the one through
-//! whose handle it began. Several users may hold the same content: it is there once, and counts for each.
+//! A handle, with everything written through it, counts for the user who opened it, even if that
+//! user has passed the descriptor on. An in-place draft counts for the user whose handle began it.
+//! Several users may hold the same content: it exists once, and counts for each of them.
 //!
-//! What is kept only so that it need not be decrypted again takes what is free, counts for nobody, and
-//! is given up for what has to be held.
+//! A content that is kept only to avoid decrypting it again uses free memory, counts for nobody,
+//! and gives way to bytes that must be held.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Errno;
+use crate::sync::{Mutex, MutexGuard, Rank};
 
-/// Largest content for which some memory is kept free of larger ones.
+/// Contents up to this many bytes count as small: some memory is kept for them.
 pub(super) const SMALL: u64 = 128 * 1024;
-/// The user of whom the kernel does not say who it is.
+/// Stands for all users that the kernel does not name.
 pub(super) const UNKNOWN: u32 = u32::MAX;
-/// What has to be held would have room without what can be given up. No program is told so.
+/// There would be room if kept contents were freed. No program ever gets this errno.
 pub(super) const CROWDED: Errno = Errno(libc::EAGAIN);
 
-/// Refusals are logged this seldom: a program that is refused goes on asking.
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Interval between two log lines about refusals, since a refused program keeps asking.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// A bound in bytes, and who has taken how much of it.
+/// A limit in bytes, and the use of each user.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: u64,
-    /// The daemon's own user.
+    /// The user of the daemon.
     own: u32,
-    /// What is held, and what is kept beside that.
+    /// Bytes that are held, and those that are kept beside them.
     used: AtomicU64,
     shares: Mutex<Shares>,
 }
@@ -53,9 +54,9 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 struct Shares {
     held: u64,
-    /// Of those who hold anything.
+    /// The held bytes of each user.
     of_users: HashMap<u32, u64>,
-    told: Option<Instant>,
+    refusal_logged: Option<Instant>,
 }
 
 impl Shares {
@@ -79,17 +80,17 @@ impl Shares {
     }
 }
 
-/// Why nothing more can be had.
+/// Why a reservation was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// Too much is held, by all or by the one who asks.
+    /// Too much is held, by all users or by the one who asks.
     Full,
-    /// What is kept, and can be given up, is in the way.
+    /// Kept contents, which can be freed, are in the way.
     Crowded,
 }
 
 impl Refused {
-    /// For who writes.
+    /// The errno for a writer.
     pub(super) fn no_space(self) -> Errno {
         match self {
             Self::Full => Errno(libc::ENOSPC),
@@ -98,13 +99,13 @@ impl Refused {
     }
 }
 
-/// For whom something is taken.
+/// The holder of reserved bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holder {
-    /// It can be given up.
+    /// Nobody: the bytes can be freed.
     Nobody,
     User(u32),
-    /// Each of the users has a [`Share`] of it.
+    /// Several users, each with a [`Share`].
     Several,
 }
 
@@ -114,21 +115,21 @@ impl Budget {
             limit,
             own: nix::unistd::geteuid().as_raw(),
             used: AtomicU64::new(0),
-            shares: Mutex::default(),
+            shares: Mutex::new(Rank::Budget, Shares::default()),
         })
     }
 
-    /// What is held, and what is kept beside that.
+    /// Bytes that are held, and those that are kept beside them.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Keeps `bytes` that can be given up, if there is room.
+    /// Reserves `bytes` that can be freed, if there is room.
     pub(super) fn keep(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         self.keep_within(bytes, self.limit)
     }
 
-    /// The same if no more than half of all is taken then.
+    /// The same if at most half of the limit is used then.
     pub(super) fn keep_if_half_is_free(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         self.keep_within(bytes, self.limit / 2)
     }
@@ -141,7 +142,7 @@ impl Budget {
         })
     }
 
-    /// What counts for `user`.
+    /// The account of `user`.
     pub(super) fn of(self: &Arc<Self>, user: u32) -> Account {
         Account {
             budget: Arc::clone(self),
@@ -150,7 +151,7 @@ impl Budget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shares> {
-        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shares.lock()
     }
 
     fn add(&self, bytes: u64, most: u64) -> bool {
@@ -160,7 +161,7 @@ impl Budget {
             .is_ok()
     }
 
-    /// What contents of `length` bytes may take together.
+    /// The room for all contents of up to `length` bytes.
     fn room(&self, length: u64) -> u64 {
         match length <= SMALL {
             true => self.limit,
@@ -168,14 +169,14 @@ impl Budget {
         }
     }
 
-    /// Lets `user` hold `own` bytes more of a content of `length` bytes, `fresh` of which nobody holds
-    /// yet.
+    /// Lets `user` hold `own` more bytes of a content of `length` bytes, `fresh` of which nobody
+    /// holds yet.
     fn take(&self, user: u32, (own, fresh): (u64, u64), length: u64) -> Result<(), Refused> {
         let room = self.room(length);
         let mut shares = self.lock();
         let mine = shares.of(user).saturating_add(own);
         let free = match fresh {
-            // It is there already, whatever was taken since.
+            // The bytes exist already, however much was taken since.
             0 => Some(room.saturating_sub(shares.held)),
             _ => shares
                 .held
@@ -186,7 +187,7 @@ impl Budget {
         match free {
             Some(free) if !is_bound || mine <= free.saturating_mul(3) => {}
             _ => {
-                self.tell(shares, user);
+                self.log_refusal(shares, user);
                 return Err(Refused::Full);
             }
         }
@@ -212,11 +213,14 @@ impl Budget {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn tell(&self, mut shares: MutexGuard<'_, Shares>, user: u32) {
-        if shares.told.is_some_and(|at| at.elapsed() < TELL_EVERY) {
+    fn log_refusal(&self, mut shares: MutexGuard<'_, Shares>, user: u32) {
+        if shares
+            .refusal_logged
+            .is_some_and(|at| at.elapsed() < LOG_EVERY)
+        {
             return;
         }
-        shares.told = Some(Instant::now());
+        shares.refusal_logged = Some(Instant::now());
         let (own, held) = (shares.of(user), shares.held);
         drop(shares);
         let user = match user {
@@ -232,7 +236,7 @@ impl Budget {
     }
 }
 
-/// What counts for one user.
+/// The account of one user.
 #[derive(Clone, Debug)]
 pub(super) struct Account {
     budget: Arc<Budget>,
@@ -240,7 +244,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Nothing yet.
+    /// An empty reservation.
     pub(super) fn nothing(&self) -> Reservation {
         Reservation {
             budget: Arc::clone(&self.budget),
@@ -249,14 +253,14 @@ impl Account {
         }
     }
 
-    /// Takes `bytes` for a content of `length` bytes.
+    /// Reserves `bytes` for a content of `length` bytes.
     pub(super) fn reserve(&self, bytes: u64, length: u64) -> Result<Reservation, Refused> {
         let mut reservation = self.nothing();
         reservation.grow(bytes, length)?;
         Ok(reservation)
     }
 
-    /// Takes a whole content that others may come to hold as well.
+    /// Reserves a whole content that other users may share later.
     pub(super) fn reserve_shared(&self, bytes: u64) -> Result<(Reservation, Share), Refused> {
         self.budget.take(self.user, (bytes, bytes), bytes)?;
         let reservation = Reservation {
@@ -267,7 +271,7 @@ impl Account {
         Ok((reservation, self.share_of(bytes)))
     }
 
-    /// Takes part in what others hold.
+    /// Joins the holders of a content.
     pub(super) fn share(&self, bytes: u64) -> Result<Share, Refused> {
         self.budget.take(self.user, (bytes, 0), bytes)?;
         Ok(self.share_of(bytes))
@@ -281,7 +285,7 @@ impl Account {
     }
 }
 
-/// A part of the budget, given back when dropped.
+/// Reserved bytes of the budget, released when dropped.
 #[derive(Debug)]
 pub(super) struct Reservation {
     budget: Arc<Budget>,
@@ -294,14 +298,15 @@ impl Reservation {
         self.bytes
     }
 
-    /// Hands `bytes` of it over to another one of the same account, as far as it has them.
+    /// Moves up to `bytes` to another reservation of the same account.
     pub(super) fn pass_on(&mut self, bytes: u64, other: &mut Self) {
         let bytes = bytes.min(self.bytes);
         self.bytes -= bytes;
         other.bytes += bytes;
     }
 
-    /// Takes `more` for a content that has `length` bytes then. Of what somebody holds alone.
+    /// Reserves `more` bytes for a content that then has `length` bytes. Only for a content with
+    /// one holder.
     pub(super) fn grow(&mut self, more: u64, length: u64) -> Result<(), Refused> {
         if more == 0 {
             return Ok(());
@@ -314,7 +319,7 @@ impl Reservation {
         Ok(())
     }
 
-    /// Gives back what is more than `bytes`.
+    /// Releases all but `bytes`.
     pub(super) fn shrink(&mut self, bytes: u64) {
         let less = self.bytes.saturating_sub(bytes);
         self.bytes -= less;
@@ -328,7 +333,7 @@ impl Drop for Reservation {
     }
 }
 
-/// That a user is one of those who hold something.
+/// A user's share in a content.
 #[derive(Debug)]
 pub(super) struct Share {
     account: Account,
@@ -401,7 +406,7 @@ mod tests {
         let (content, first) = budget.of(USER).reserve_shared(100 * MIB).unwrap();
         let second = budget.of(USER + 1).share(100 * MIB).unwrap();
         assert_eq!(budget.used(), 100 * MIB);
-        // It holds as much as if it were alone.
+        // Each user's share counts as if it were alone.
         assert_eq!(
             budget.of(USER + 1).share(300 * MIB).err(),
             Some(Refused::Full)
@@ -422,7 +427,7 @@ mod tests {
             budget.of(USER).reserve(100 * MIB, 100 * MIB).err(),
             Some(Refused::Crowded)
         );
-        // Without it there would be no more for this user either.
+        // This user would get no more without it either.
         assert_eq!(
             budget.of(USER).reserve(169 * MIB, 169 * MIB).err(),
             Some(Refused::Full)

@@ -1,9 +1,9 @@
-//! When a draft becomes a version.
+//! The moment when a draft becomes a version.
 //!
-//! A FLUSH publishes written data only if it comes from the process that opened the handle: a
-//! child that inherited the descriptor, or the duplicate that a shell closes before it writes,
-//! publishes nothing. `fsync` publishes whatever there is. The last RELEASE publishes what is
-//! still unpublished, and has nobody to tell when that fails.
+//! A FLUSH publishes written data only if it comes from the process that opened the handle: a child
+//! that inherited the descriptor, or a shell that closes a duplicate before it writes, publishes
+//! nothing. `fsync` publishes all data of the handle. The last RELEASE publishes the rest, and no
+//! program gets an error if that fails.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,20 +15,20 @@ use super::counters::Counters;
 use super::handles::{Handle, NodeState};
 use super::kernel::Kernel;
 use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
-use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::table::Table;
 use super::{Caller, Done, FileHandle};
 use crate::os::process;
+use crate::vault::{Ticket, Whose};
 
-/// Whether whoever publishes what programs write now has waited for those that came before.
+/// Whether a publication has waited for those before it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Turn {
     Asked,
     Come,
 }
 
-/// See the module.
+/// Flush, fsync and release, as the module describes.
 pub(super) struct Closing {
     pub(super) table: Arc<Table>,
     pub(super) commits: Arc<Commits>,
@@ -39,7 +39,7 @@ pub(super) struct Closing {
 }
 
 impl Closing {
-    /// A descriptor was closed, one of perhaps several of this handle.
+    /// Handles the close of a descriptor; the handle may have others.
     pub(super) fn flush(
         self: &Arc<Self>,
         fh: FileHandle,
@@ -72,7 +72,7 @@ impl Closing {
         let wrote = own.wrote;
         let by_owner = own.owners.contains(&lock_owner);
         let whose = own.whose;
-        if state.is_spoiled(fh) {
+        if state.mapped().is_spoiled(fh) {
             drop(state);
             return done(Err(spoiled(handle.node.id)));
         }
@@ -100,7 +100,7 @@ impl Closing {
         );
     }
 
-    /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
+    /// `fsync`: publishes the handle's draft, and makes everything durable.
     pub(super) fn fsync(self: &Arc<Self>, fh: FileHandle, done: Done<()>) {
         self.fsync_in_turn(fh, Turn::Asked, done);
     }
@@ -111,7 +111,7 @@ impl Closing {
             Err(error) => return done(Err(error)),
         };
         let mut state = handle.node.lock();
-        if state.is_spoiled(fh) {
+        if state.mapped().is_spoiled(fh) {
             drop(state);
             return done(Err(spoiled(handle.node.id)));
         }
@@ -140,12 +140,12 @@ impl Closing {
         }
     }
 
-    /// Makes durable what was acknowledged before.
+    /// Makes everything acknowledged before durable.
     pub(super) fn barrier(&self, caller: Caller, done: Done<()>) {
         self.commits.barrier(Ticket::awaited(caller.whose()), done);
     }
 
-    /// The last descriptor of a handle was closed.
+    /// Handles the close of a handle's last descriptor.
     pub(super) fn release(self: &Arc<Self>, fh: FileHandle) {
         let Some(handle) = self.table.take(fh) else {
             return;
@@ -165,14 +165,14 @@ impl Closing {
         self.reaping.tidy(node.id);
     }
 
-    /// Takes a handle out that goes: what it leaves to be published.
+    /// Removes a handle; returns the data it leaves to publish.
     fn left_behind(
         &self,
         node: NodeId,
         state: &mut NodeState,
         fh: FileHandle,
     ) -> Option<(Pending, Source, Whose)> {
-        let is_spoiled = state.is_spoiled(fh);
+        let is_spoiled = state.mapped().is_spoiled(fh);
         let own = state.handles.remove(&fh)?;
         state.pages.let_go(fh);
         let draft = match &own.own {
@@ -199,7 +199,7 @@ impl Closing {
     }
 }
 
-/// Whose draft it is that a handle writes to.
+/// The source of the draft that a handle writes to.
 fn source_of(state: &NodeState, fh: FileHandle) -> Source {
     match state.handles.get(&fh).is_some_and(|h| h.own.is_some()) {
         true => Source::Own(fh),

@@ -1,67 +1,73 @@
-//! The way to what commits: there is none in a mount that only reads, nor in one whose vault is condemned.
+//! Access to the commit queue, which a read-only mount lacks, and a condemned vault refuses.
 
 use std::sync::Arc;
 
-use crate::vault::{Vault, VaultError};
+use crate::vault::{Committer, Ticket, Vault};
 
-use super::commit_queue::CommitQueue;
-use super::queue::Ticket;
-use super::{Done, Errno, to_errno};
+use super::failures::Failures;
+use super::handoff::answered_elsewhere;
+use super::{Done, Errno};
 
-/// See the module.
+/// Access to the commit queue.
 pub(super) struct Commits {
     vault: Arc<Vault>,
-    queue: Option<CommitQueue>,
+    failures: Arc<Failures>,
+    queue: Option<Committer>,
 }
 
 impl Commits {
-    /// Starts the thread that commits, if the vault may be written.
+    /// Starts the thread that commits, if the vault is open for writing.
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(super) fn start(vault: &Arc<Vault>) -> std::io::Result<Self> {
+    pub(super) fn start(vault: &Arc<Vault>, failures: &Arc<Failures>) -> std::io::Result<Self> {
         let queue = match vault.is_read_only() {
             true => None,
-            false => Some(CommitQueue::start(Arc::clone(vault))?),
+            false => Some(vault.start_committer(answered_elsewhere)?),
         };
         Ok(Self {
             vault: Arc::clone(vault),
+            failures: Arc::clone(failures),
             queue,
         })
     }
 
-    /// What commits contents and attributes.
+    /// The queue for contents and attributes.
     ///
     /// # Errors
-    /// `EIO` when the vault is condemned, `EROFS` when it is only read.
-    pub(super) fn queue(&self) -> Result<&CommitQueue, Errno> {
+    /// `EIO` when the vault is condemned, `EROFS` when it is open for reading.
+    pub(super) fn queue(&self) -> Result<&Committer, Errno> {
         if self.vault.is_condemned() {
             return Err(Errno(libc::EIO));
         }
         self.queue.as_ref().ok_or(Errno(libc::EROFS))
     }
 
-    /// What commits names.
+    /// The queue for names.
     ///
     /// # Errors
     /// As for [`queue`](Self::queue), but `EROFS` comes first.
-    pub(super) fn queue_of_names(&self) -> Result<&CommitQueue, Errno> {
+    pub(super) fn queue_of_names(&self) -> Result<&Committer, Errno> {
         match self.vault.is_read_only() {
-            true => Err(VaultError::ReadOnly.into()),
+            true => Err(Errno(libc::EROFS)),
             false => self.queue(),
         }
     }
 
-    /// Makes durable what was acknowledged before.
+    /// Makes everything acknowledged before durable.
     pub(super) fn barrier(&self, ticket: Ticket, done: Done<()>) {
         match &self.queue {
-            Some(queue) => queue.barrier(ticket, move |outcome| done(to_errno(outcome))),
+            Some(queue) => {
+                let failures = Arc::clone(&self.failures);
+                queue.barrier(ticket, move |outcome| done(failures.to_errno(outcome)));
+            }
             // A reader has nothing to make durable.
             None => done(Ok(())),
         }
     }
 
-    /// Commits what is queued, makes everything durable and ends the thread; false when there is none.
+    /// Commits queued jobs, makes everything durable, and ends the thread; false if there is no
+    /// queue.
     pub(super) fn close(&self) -> bool {
         if let Some(queue) = &self.queue {
             queue.close();

@@ -1,4 +1,4 @@
-//! What is counted of a mount.
+//! The counters of a mount.
 
 use std::sync::atomic::AtomicU64;
 
@@ -7,6 +7,6 @@ use std::sync::atomic::AtomicU64;
 pub(super) struct Counters {
     pub(super) published: AtomicU64,
     pub(super) failed_publications: AtomicU64,
-    /// Bytes of contents that are being stored in pieces.
+    /// Bytes of contents being stored in pieces.
     pub(super) in_pieces: AtomicU64,
 }

@@ -1,24 +1,25 @@
-//! What the kernel tells in `/proc` of descriptors and locks that this file system is not told of.
-//! Looked at in rare cases only, and never further than a bound. What may not be read is not there.
+//! Facts from `/proc` about descriptors and locks that the kernel does not report to this file
+//! system. They are read in rare cases only, and within limits. Files that may not be read count as
+//! absent.
 
 use std::fs::{self, File};
 use std::io::Read;
 
 use crate::store::NodeId;
 
-/// Most descriptors of a process that are looked at.
+/// Limit on the descriptors of a process that are read.
 const MOST_DESCRIPTORS: usize = 256;
-/// Most bytes of a file that are looked at.
+/// Limit on the bytes of a file that are read.
 const MOST_BYTES: u64 = 256 * 1024;
 
-/// What a descriptor is for.
+/// The use of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum For {
     Reading,
     Writing,
 }
 
-/// Whether process `group` has a descriptor of `node` of the mount with this device number.
+/// Whether process `group` has a descriptor of `node` in the mount with this device number.
 pub(super) fn has_one(what: For, group: u32, node: NodeId, device: Option<(u32, u32)>) -> bool {
     let Some((major, minor)) = device else {
         return false;
@@ -44,7 +45,7 @@ pub(super) fn has_one(what: For, group: u32, node: NodeId, device: Option<(u32, 
     })
 }
 
-/// The mount of a descriptor of `node`.
+/// The mount id in the description of a descriptor, if that is of `node`.
 fn mount_of(info: &str, node: NodeId, what: For) -> Option<&str> {
     let field = |name| {
         let mut lines = info.lines();
@@ -63,14 +64,14 @@ fn mount_of(info: &str, node: NodeId, what: For) -> Option<&str> {
     field("mnt_id:").filter(|_| is_for_it && is_of_node)
 }
 
-/// Whether somebody holds a lock on `node` of the mount with this device number; of any file system
-/// without a disk when that is not known.
+/// Whether any process holds a lock on `node` in the mount with this device number; in any file
+/// system without a disk if the number is unknown.
 pub(super) fn is_locked(node: NodeId, device: Option<(u32, u32)>) -> bool {
     read("/proc/locks").is_some_and(|locks| locks.lines().any(|line| locks_it(line, node, device)))
 }
 
 fn locks_it(line: &str, node: NodeId, device: Option<(u32, u32)>) -> bool {
-    // Who waits is told of with an arrow before the kind.
+    // A waiting process has an arrow before the kind.
     let mut fields = line.split_whitespace().skip(1);
     if !matches!(fields.next(), Some("POSIX" | "FLOCK" | "OFDLCK")) {
         return false;

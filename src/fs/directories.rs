@@ -1,18 +1,21 @@
-//! Reading directories: in the order of the name tags, so that a position stays valid whatever is
-//! made and removed meanwhile.
+//! Reads directories in the order of the name tags, so that a position stays valid whatever names
+//! come and go meanwhile.
 
 mod reading;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Kind, ROOT, Vault, VaultError};
 
-use super::attr::Attributes;
 use super::budget::UNKNOWN;
 use super::closing::Closing;
 use super::directory_entry::DirectoryEntry;
+use super::errno::directory_of;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
 use super::reaping::Reaping;
 use super::table::Table;
@@ -22,10 +25,11 @@ use reading::{FIRST_NAME, Found, Reading};
 /// Entries opened at a time.
 const BATCH: usize = 64;
 
-/// See the module.
+/// The open directories.
 pub(super) struct Directories {
     open: Mutex<HashMap<FileHandle, Arc<Mutex<Reading>>>>,
     vault: Arc<Vault>,
+    failures: Arc<Failures>,
     table: Arc<Table>,
     nodes: Arc<Nodes>,
     attributes: Arc<Attributes>,
@@ -36,6 +40,7 @@ pub(super) struct Directories {
 impl Directories {
     pub(super) fn new(
         vault: &Arc<Vault>,
+        failures: &Arc<Failures>,
         table: &Arc<Table>,
         nodes: &Arc<Nodes>,
         attributes: &Arc<Attributes>,
@@ -43,8 +48,9 @@ impl Directories {
         closing: &Arc<Closing>,
     ) -> Self {
         Self {
-            open: Mutex::default(),
+            open: Mutex::new(Rank::OpenDirectories, HashMap::new()),
             vault: Arc::clone(vault),
+            failures: Arc::clone(failures),
             table: Arc::clone(table),
             nodes: Arc::clone(nodes),
             attributes: Arc::clone(attributes),
@@ -53,21 +59,21 @@ impl Directories {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_open(&self) -> MutexGuard<'_, HashMap<FileHandle, Arc<Mutex<Reading>>>> {
+        self.open.lock()
     }
 
     /// Opens a directory.
-    pub(super) fn open_one(&self, ino: u64) -> Result<FileHandle, Errno> {
-        // Registered like a file, so that a directory that is removed while open stays readable.
+    pub(super) fn open(&self, ino: u64) -> Result<FileHandle, Errno> {
+        // Register it like a file, so that a directory removed while open stays readable.
         let access = Access {
             read: true,
             write: false,
             append: false,
         };
         let (fh, handle) = self.table.open(ino, access, None, UNKNOWN)?;
-        let opened = self.nodes.node(ino).and_then(|node| {
-            node.directory()?;
+        let opened = self.nodes.stored_or_held(ino).and_then(|node| {
+            directory_of(&node)?;
             if self.vault.is_read_only() {
                 handle.node.lock().remember_opened(node);
             }
@@ -78,18 +84,18 @@ impl Directories {
             self.reaping.tidy(ino);
             return Err(error);
         }
-        let reading = Arc::new(Mutex::new(Reading::default()));
-        self.open().insert(fh, reading);
+        let reading = Mutex::new(Rank::DirectoryReading, Reading::default());
+        self.lock_open().insert(fh, Arc::new(reading));
         Ok(fh)
     }
 
     /// Closes a directory.
     pub(super) fn release(&self, fh: FileHandle) {
-        self.open().remove(&fh);
+        self.lock_open().remove(&fh);
         self.closing.release(fh);
     }
 
-    /// Passes entries from `position` on to `take`, until there are no more or it returns true.
+    /// Passes entries from `position` on to `take`, until the end or until it returns true.
     pub(super) fn read(
         &self,
         ino: u64,
@@ -100,7 +106,7 @@ impl Directories {
         self.read_entries(ino, fh, position, false, take)
     }
 
-    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
+    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each entry.
     pub(super) fn read_plus(
         &self,
         ino: u64,
@@ -119,12 +125,12 @@ impl Directories {
         with_nodes: bool,
         mut take: impl FnMut(&DirectoryEntry) -> bool,
     ) -> Result<(), Errno> {
-        let known = self.open().get(&fh).cloned();
+        let known = self.lock_open().get(&fh).cloned();
         let reading = known.ok_or(Errno(libc::EBADF))?;
-        let mut reading = reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reading = reading.lock();
         if position < FIRST_NAME {
-            let parent = match self.nodes.node(ino) {
-                Ok(node) => node.directory()?.parent,
+            let parent = match self.nodes.stored_or_held(ino) {
+                Ok(node) => directory_of(&node)?.parent,
                 Err(_) => ROOT,
             };
             let dots = [(ino, &b"."[..]), (parent, &b".."[..])];
@@ -161,14 +167,14 @@ impl Directories {
         let after = reading.after.as_ref();
         let listing = match self.vault.list(ino, after, BATCH, with_nodes) {
             Ok(listing) => listing,
-            // Removed while it is open: nothing is in it.
+            // The directory was removed while open: it is empty.
             Err(VaultError::NotFound) => {
                 reading.is_gone = true;
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.failures.errno(&error)),
         };
-        let directory = listing.directory.directory()?;
+        let directory = directory_of(&listing.directory)?;
         let found = Found {
             epoch: directory.epoch,
             is_moving: directory.remainder.is_some(),
@@ -192,7 +198,7 @@ impl Directories {
                      or inserted"
                 ));
                 self.vault.note_damage(&error);
-                return Err(error.into());
+                return Err(self.failures.errno(&error));
             }
         }
         for entry in listing.entries {
@@ -208,16 +214,16 @@ impl Directories {
         Ok(())
     }
 
-    /// The attributes of an entry of a directory for readdir, without waiting for anything.
+    /// The attributes of a directory's entry for readdir, without waiting.
     pub(super) fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
-        let node = match self.nodes.present(entry.ino) {
-            // Both at once: an entry names a node that is there, or is gone together with it.
+        let node = match self.nodes.stored(entry.ino) {
+            // Look up both at once: an entry and its node exist together, or neither does.
             Err(Errno(libc::ESTALE)) => match self.vault.lookup(directory, &entry.name) {
-                // It was removed, or there is another of that name; and a dot is no name.
+                // The name was removed, or names another node; and a dot is not a name.
                 Ok(_) | Err(VaultError::NotFound | VaultError::Invalid) => {
                     return Err(Errno(libc::ESTALE));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.failures.errno(&error)),
             },
             node => node?,
         };
@@ -226,7 +232,7 @@ impl Directories {
                 "an entry names node {}, which is of another kind",
                 entry.ino
             );
-            return Err(VaultError::Integrity(text).into());
+            return Err(self.failures.errno(&VaultError::Integrity(text)));
         }
         Ok(self.attributes.attr_of(&node))
     }

@@ -1,16 +1,16 @@
-//! A name in a directory, as readdir shows it.
+//! A directory entry in the form of readdir.
 
 use crate::vault::Kind;
 
-/// A name in a directory, as readdir shows it.
+/// A directory entry in the form of readdir.
 #[derive(Clone, Debug)]
 pub struct DirectoryEntry {
-    /// The node.
+    /// The node's number.
     pub ino: u64,
-    /// What it is.
+    /// The node's kind.
     pub kind: Kind,
     /// The name.
     pub name: Vec<u8>,
-    /// Where to go on after it.
+    /// The position after it.
     pub position: u64,
 }

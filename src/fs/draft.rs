@@ -1,5 +1,5 @@
-//! A draft: a content that is being written. Nobody else sees it until it is published, but for the
-//! first content of a new file, which has nothing published to show instead.
+//! A draft: a content that is being written. Other processes do not see it until it is published,
+//! except for the first content of a new file, which has nothing else to show.
 
 use std::time::Instant;
 
@@ -8,32 +8,32 @@ use crate::vault::{Publication, Timestamp};
 use super::Errno;
 use super::blocks::{Blocks, Image};
 
-/// A content under way.
+/// A content that is being written.
 #[derive(Debug)]
 pub(super) struct Draft {
     blocks: Blocks,
     max_size: u64,
-    /// How it takes the place of what was published before.
+    /// The way in which it replaces the published content.
     pub(super) publication: Publication,
-    /// Counts the changes.
+    /// Number of changes.
     edits: u64,
-    /// The number of changes that the last publication had.
+    /// Number of changes in the last publication.
     published: u64,
-    /// The number of changes that were stored so that they are not lost, without being published.
+    /// Number of changes that were stored against loss, without being published.
     stored: u64,
-    /// The number of the last change that was more than adding something at the end.
+    /// Number of the last change that was not an append.
     rewritten: u64,
-    /// When the first change came that was not stored.
+    /// When the first change that is not stored was made.
     unstored_since: Option<Instant>,
-    /// Nothing was published when it began, nor since: everybody is shown the draft itself.
+    /// Nothing was published before it began, nor since: all processes see the draft itself.
     is_first: bool,
-    /// Something else was published since this was.
+    /// Another content was published since this one.
     is_overtaken: bool,
-    /// It lacks what somebody wrote to a mapping: it is not to be published.
+    /// It lacks bytes that a program wrote to a mapping, so it must not be published.
     pub(super) is_spoiled: bool,
-    /// When it was last changed.
+    /// When it last changed.
     pub(super) edited_at: Timestamp,
-    /// A modification time that was set since.
+    /// A modification time that was set after that.
     pub(super) modified: Option<Timestamp>,
 }
 
@@ -57,7 +57,7 @@ impl Draft {
         }
     }
 
-    /// The same for a file of which nothing is published.
+    /// Makes it the first draft of a file without a published content.
     pub(super) fn first(self) -> Self {
         Self {
             is_first: true,
@@ -65,7 +65,7 @@ impl Draft {
         }
     }
 
-    /// The same for a file of which everything that is published is cut off.
+    /// Makes it the draft of a file whose whole published content was cut off.
     pub(super) fn cut(self) -> Self {
         Self {
             rewritten: 1,
@@ -73,7 +73,7 @@ impl Draft {
         }
     }
 
-    /// What it holds now.
+    /// Its present content.
     pub(super) fn image(&self) -> &Image {
         self.blocks.image()
     }
@@ -87,40 +87,41 @@ impl Draft {
         self.edits
     }
 
-    /// Whether there is something that was not published.
+    /// Whether it has changes that were not published.
     pub(super) fn is_unpublished(&self) -> bool {
         self.edits > self.published
     }
 
-    /// Whether there is something that is stored nowhere.
+    /// Whether it has changes that are not stored.
     pub(super) fn is_unstored(&self) -> bool {
         self.edits > self.stored.max(self.published)
     }
 
-    /// Whether the change numbered `edit` was published.
+    /// Whether change number `edit` was published.
     pub(super) fn has_published(&self, edit: u64) -> bool {
         edit <= self.published
     }
 
-    /// Whether something else was published since this was.
+    /// Whether another content was published since this one.
     pub(super) fn is_overtaken(&self) -> bool {
         self.is_overtaken
     }
 
-    /// Whether everybody is shown it, whatever of it is stored.
+    /// Whether all processes see it, even if part of it is stored.
     pub(super) fn is_first(&self) -> bool {
         self.is_first
     }
 
-    /// The changes up to `edits`, which it had at `taken`, were published.
+    /// Notes that the changes up to `edits`, its number at `taken`, were published.
     pub(super) fn note_published(&mut self, edits: u64, taken: Instant) {
-        // Of two that were taken at once, the older may have come last: then it is what is stored.
+        // Of two concurrent publications the older may end last; its content is the stored one
+        // then.
         self.published = edits;
         (self.is_first, self.is_overtaken) = (false, false);
         self.note_unstored_since(taken);
     }
 
-    /// The same of what was only appended, and nobody was told of.
+    /// The same for appended data, which was stored unnoticed.
     pub(super) fn note_appended(&mut self, edits: u64, taken: Instant) {
         if !self.is_first {
             return self.note_published(edits, taken);
@@ -129,14 +130,15 @@ impl Draft {
         self.note_unstored_since(taken);
     }
 
-    /// Something else was published: whatever is in this takes its place, and is no addition to it.
+    /// Notes that another content was published: this draft replaces it, and no longer appends to
+    /// it.
     pub(super) fn note_overtaken(&mut self) {
         self.rewritten = self.edits;
         (self.is_first, self.is_overtaken) = (false, true);
         self.publication = Publication::Replacement;
     }
 
-    /// What is not stored counts as if it had come now.
+    /// Treats all changes that are not stored as made now.
     pub(super) fn put_off(&mut self) {
         self.note_unstored_since(Instant::now());
     }
@@ -145,15 +147,16 @@ impl Draft {
         self.unstored_since = self.is_unstored().then_some(since);
     }
 
-    /// Since when there is something in it that was only added at the end of what is stored, and is
-    /// not stored. `None` when there is nothing, or something else was changed as well.
+    /// Since when it has appended data that is not stored; `None` without any, or if other bytes
+    /// changed, too.
     pub(super) fn appended_since(&self) -> Option<Instant> {
         let is_rewritten = self.rewritten > self.stored.max(self.published);
         self.unstored_since
             .filter(|_| !is_rewritten && !self.is_spoiled)
     }
 
-    /// Counts a change that needs publishing although no byte changed: a bare truncation.
+    /// Counts a change that must be published although no byte changed, such as a truncation to the
+    /// same length.
     pub(super) fn touch(&mut self) {
         self.note_change(false);
     }
@@ -183,21 +186,23 @@ impl Draft {
         Ok(())
     }
 
-    /// Cuts or extends it to `size` bytes.
+    /// Truncates or extends it to `size` bytes.
     pub(super) fn truncate(&mut self, size: u64) -> Result<(), Errno> {
         let before = self.len();
         if size != before {
             self.must_fit(size)?;
             self.blocks.resize(size)?;
         }
-        // What holds nothing lacks nothing.
+        // An empty draft lacks nothing.
         self.is_spoiled &= size > 0;
-        // Programs cut off nothing of what they have just made.
+        // A truncation to the same length counts as an append: a program cuts nothing off its own
+        // new file.
         self.note_change(size == before);
         Ok(())
     }
 
-    /// What programs ask for: one that is emptied has nothing of the old content, and replaces it.
+    /// Truncates it for a program. An emptied draft has no byte of the old content, and replaces
+    /// it.
     pub(super) fn cut_to(&mut self, size: u64) -> Result<(), Errno> {
         self.truncate(size)?;
         if size == 0 {
@@ -206,7 +211,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Extends it to `end` bytes if it has fewer, and zeroes what it has from `zeroed` on up to there.
+    /// Extends it to at least `end` bytes, and zeroes its bytes from `zeroed` to `end`.
     pub(super) fn allocate(
         &mut self,
         end: u64,
@@ -231,7 +236,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Nothing grows beyond the largest size of a secret.
+    /// Refuses to grow beyond the largest size of a secret.
     fn must_fit(&self, size: u64) -> Result<(), Errno> {
         match size > self.max_size && size > self.len() {
             true => Err(Errno(libc::EFBIG)),

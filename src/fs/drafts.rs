@@ -1,4 +1,4 @@
-//! Drafts that are edited in place: beginning them, and editing the draft of a handle.
+//! In-place drafts: how they begin, and how the draft of a handle is edited.
 
 use std::sync::Arc;
 
@@ -8,34 +8,37 @@ use super::appends::Appends;
 use super::blocks::{BLOCK, Blocks};
 use super::budget::{Account, Budget, CROWDED};
 use super::draft::Draft;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{Handle, NodeState};
 use super::loaded::LastPiece;
 use super::nodes::Nodes;
 use super::table::Table;
 use super::{Errno, FileHandle};
 
-/// What an in-place draft begins with.
+/// The content with which an in-place draft begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Base {
-    /// What is published.
+    /// A copy of the published content.
     Copy,
-    /// Nothing: it is being truncated, which needs neither the old content nor room for it.
+    /// Nothing: the file is being emptied, which needs neither the old content nor memory for it.
     Nothing,
 }
 
 impl Base {
-    /// For a draft that is to be cut or extended to `size`.
+    /// The base of a draft that is going to be truncated or extended to `size`.
     pub(super) fn for_size(size: u64) -> Self {
         if size == 0 { Base::Nothing } else { Base::Copy }
     }
 }
 
-/// See the module.
+/// In-place drafts, as the module describes.
 pub(super) struct Drafts {
     pub(super) is_beside_writer: bool,
-    /// Largest secret in bytes.
+    /// Limit on a secret, in bytes.
     pub(super) max_secret_size: u64,
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) budget: Arc<Budget>,
@@ -48,8 +51,8 @@ impl Drafts {
         Draft::new(blocks, publication, self.max_secret_size)
     }
 
-    /// Edits the draft of a handle, which begins now if it has not; `None` when that has to wait
-    /// for a publication under way.
+    /// Edits the draft of a handle, which begins now if it has not; `None` if that must wait for a
+    /// publication under way.
     pub(super) fn edit(
         &self,
         fh: FileHandle,
@@ -65,7 +68,7 @@ impl Drafts {
             outcome => outcome,
         };
         match edited {
-            // Others have read meanwhile.
+            // Other readers have filled the memory meanwhile.
             Some(Err(CROWDED)) => Some(Err(Errno(libc::ENOSPC))),
             outcome => outcome,
         }
@@ -114,7 +117,7 @@ impl Drafts {
             return Ok(());
         }
         let (id, account) = (handle.node.id, self.budget.of(handle.user));
-        let is_first = self.nodes.node(id)?.file()?.version == 0;
+        let is_first = file_of(&*self.nodes.stored_or_held(id)?)?.version == 0;
         let blocks = match base {
             Base::Copy if !is_first => self.published(id, &account)?,
             _ => Blocks::zeroed(0, &account)?,
@@ -125,29 +128,33 @@ impl Drafts {
             (false, Base::Nothing) => draft.cut(),
             (false, Base::Copy) => draft,
         });
-        // What was written to the draft before this one was published with it.
+        // Bytes written to the previous draft were published with it.
         for handle in state.handles.values_mut().filter(|h| h.own.is_none()) {
             handle.wrote = 0;
         }
         Ok(())
     }
 
-    /// A copy of what is published.
+    /// A copy of the published content.
     fn published(&self, id: u64, account: &Account) -> Result<Blocks, Errno> {
-        match self.vault.content(id, BLOCK as u64)?.1 {
+        let (_, content) = self
+            .failures
+            .to_errno(self.vault.content(id, BLOCK as u64))?;
+        match content {
             Content::Whole { bytes, .. } => Blocks::of(bytes, account),
             Content::Pieces(version) => {
                 let mut last = LastChunk::default();
                 Blocks::filled(version.length(), account, |offset, out| {
-                    Ok(self.vault.read_at(&version, offset, out, &mut last)?)
+                    let read = self.vault.read_at(&version, offset, out, &mut last);
+                    self.failures.to_errno(read)
                 })
             }
             Content::Unpublished => Blocks::zeroed(0, account),
         }
     }
 
-    /// Wipes the decrypted contents that handles hold; they are decrypted again when read. Must
-    /// not be called with a node locked: all of them are.
+    /// Wipes the decrypted contents that handles hold; later reads decrypt them again. The caller
+    /// must hold no node's lock, because this locks all of them.
     fn evict_snapshots(&self) {
         if self.is_beside_writer {
             return;

@@ -1,40 +1,38 @@
-//! The end of a mount, and what is left then of what programs have written.
+//! The end of a mount, and the data that programs have written and not published by then.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::vault::Publication;
+use crate::vault::{Publication, Whose};
 
 use super::FileHandle;
 use super::handles::{NodeState, OpenNode};
 use super::publish::{Pending, Publisher, RETRIES, RETRY_AFTER, Source};
-use super::queue::Whose;
 use super::table::Table;
 
-/// How a mount ends.
+/// The way in which a mount ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It was unmounted: the kernel has discarded closes that it had queued, so what is left is
-    /// published.
+    /// It was unmounted. The kernel has discarded queued closes, so all data left is published.
     Orderly,
-    /// Files are still open, and their programs will not be waited for any longer. A replacement
-    /// that is not complete must not take the place of what is; edits in place are kept.
+    /// Files are still open, and the daemon no longer waits for their programs. An incomplete
+    /// replacement must not replace the published content; edits in place are kept.
     CutOff,
-    /// The connection was cut: only what was flushed counts.
+    /// The connection was cut: only flushed data counts.
     Aborted,
 }
 
-/// How long the end of a mount waits beyond the tries.
+/// How long the end of a mount waits beyond all retries.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What programs have written and nobody has published.
+/// The data that programs have written and not published.
 pub(super) struct LeftOver {
     pub(super) table: Arc<Table>,
     pub(super) publisher: Arc<Publisher>,
 }
 
 impl LeftOver {
-    /// Waits for what is being published or tried again; bounded, since each is tried so often.
+    /// Waits for publications and their retries, whose number is limited.
     pub(super) fn await_publications(&self) {
         let deadline = Instant::now() + RETRY_AFTER * (RETRIES + 1) + PATIENCE;
         let is_busy = |node: &Arc<OpenNode>| node.lock().publishing > 0;
@@ -43,11 +41,11 @@ impl LeftOver {
         }
     }
 
-    /// Publishes what was written and not published yet, handles still being open.
+    /// Publishes the data of handles that are still open.
     pub(super) fn publish_all(&self, ending: Ending) {
         for node in self.table.all_nodes() {
-            // In the order in which they were opened, so that the last opened wins; what is edited in
-            // place comes last.
+            // Go in the order of opening, so that the last opened handle wins; the in-place draft
+            // comes last.
             let mut handles: Vec<_> = node.lock().handles.keys().copied().collect();
             handles.sort_unstable();
             for fh in handles.into_iter().map(Some).chain([None]) {
@@ -61,7 +59,7 @@ impl LeftOver {
     }
 }
 
-/// What is still to be published of a handle's own draft, or of the one that is edited in place.
+/// The rest to publish of a handle's own draft, or of the in-place draft.
 fn left_of(
     state: &NodeState,
     handle: Option<FileHandle>,
@@ -69,7 +67,7 @@ fn left_of(
 ) -> Option<(Pending, Source, Whose)> {
     let Some(fh) = handle else {
         let shared = state.shared.as_ref()?;
-        // One that was cut to nothing is a replacement, too.
+        // A draft that was emptied is a replacement, too.
         let is_whole = ending == Ending::Orderly || shared.publication == Publication::InPlace;
         let counts = shared.is_unpublished() && is_whole && !shared.is_spoiled;
         return counts.then(|| (Pending::of(shared), Source::Shared, state.user_in_place()));

@@ -1,8 +1,8 @@
-//! The front door: the only type that a transport sees.
+//! The front door, the only type that a transport uses.
 //!
-//! A request for the virtual directory goes there. What the vault refuses (it is damaged, or ending)
-//! still leaves the way to that directory open, for it is where the reason stands. Everything else is
-//! the tree's.
+//! It sends requests for the virtual directory there, and all others to the tree. Even if the vault
+//! refuses requests, because it is damaged or ending, the virtual directory stays reachable: it
+//! shows the reason.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use super::virtual_dir::{
 use super::xattrs::USER;
 use super::{Attr, Caller, Done, Errno, FileHandle, FileSystem, ReadDone, Transfer};
 
-/// Most bytes that one copy_file_range(2) copies: the caller comes back for the rest.
+/// Limit on the bytes that one copy_file_range(2) copies; the caller asks again for the rest.
 const MOST_COPIED: u64 = 1 << 20;
 
-/// The handle of the virtual directory. It has nothing to remember.
+/// The handle of the open virtual directory, which has no state.
 const OPEN_DIRECTORY: FileHandle = FIRST_VIRTUAL_HANDLE;
 
-/// See the module.
+/// The front door, as the module describes.
 pub struct FrontDoor {
     fs: Arc<FileSystem>,
     directory: Arc<dyn VirtualDirectory>,
@@ -38,7 +38,7 @@ impl std::fmt::Debug for FrontDoor {
 }
 
 impl FrontDoor {
-    /// The way to `fs`, with `directory` in its root.
+    /// The front door of `fs`, with `directory` in its root.
     pub fn new(fs: Arc<FileSystem>, directory: impl VirtualDirectory + 'static) -> Arc<Self> {
         Arc::new(Self {
             fs,
@@ -46,7 +46,7 @@ impl FrontDoor {
         })
     }
 
-    /// The file system behind it, for what is no request.
+    /// The file system behind it, for callers without a request.
     pub fn fs(&self) -> &Arc<FileSystem> {
         &self.fs
     }
@@ -61,11 +61,11 @@ impl FrontDoor {
         self.fs.open_files() + self.directory.open_files()
     }
 
-    /// Ends the mount: publishes what is left if it ended in an orderly way, makes everything
-    /// durable, and remembers how far the vault has come.
+    /// Ends the mount: publishes the data left as `ending` allows, makes everything durable, and
+    /// stores the vault's commit in the anchor.
     ///
     /// # Errors
-    /// When something could not be published or made durable.
+    /// When data could not be published or made durable.
     pub fn finish(&self, ending: Ending) -> Result<(), VaultError> {
         self.directory.begin_to_end();
         let drained = self.fs.drain(ending);
@@ -73,22 +73,23 @@ impl FrontDoor {
         self.fs.close(drained)
     }
 
-    /// Whether the answer to a request for an inode number depends on who asks.
+    /// Whether the answer to a request for an inode depends on the caller.
     pub fn depends_on_caller(&self, ino: u64) -> bool {
         is_virtual(ino) || self.vault().is_read_only()
     }
 
-    /// Whether what a write through a handle does depends on who writes.
+    /// Whether the effect of a write through a handle depends on the caller.
     pub fn write_depends_on_caller(&self, fh: FileHandle) -> bool {
         is_virtual_handle(fh)
     }
 
-    /// Whether a name is that of the virtual directory, or in it: it is neither made nor removed.
+    /// Whether a name is that of the virtual directory, or inside it: programs can neither create
+    /// nor remove it.
     fn is_virtual_name(&self, parent: u64, name: &[u8]) -> bool {
         is_virtual(parent) || (parent == ROOT && name == self.directory.name())
     }
 
-    /// Why names and attributes of the virtual directory are not changed.
+    /// The errno for changes of names and attributes in the virtual directory.
     fn refusal(&self) -> Errno {
         Errno(match self.vault().is_read_only() {
             true => libc::EROFS,
@@ -98,7 +99,7 @@ impl FrontDoor {
 
     // --- names ------------------------------------------------------------------------------------
 
-    /// Finds a name for a thread of a user.
+    /// Looks up a name for a thread of a user.
     pub fn lookup_for(&self, caller: Caller, parent: u64, name: &[u8], done: Done<Attr>) {
         let is_number = matches!(name, b"." | b"..");
         if is_virtual(parent) && !is_number {
@@ -113,7 +114,7 @@ impl FrontDoor {
         }
     }
 
-    /// Finds a name. Those in the virtual directory depend on [who asks](Self::lookup_for).
+    /// Looks up a name. Names in the virtual directory depend on [the caller](Self::lookup_for).
     pub fn lookup(&self, parent: u64, name: &[u8], done: Done<Attr>) {
         if !self.is_virtual_name(parent, name) {
             return self.fs.names.lookup(parent, name, done);
@@ -126,7 +127,7 @@ impl FrontDoor {
         }
     }
 
-    /// Makes a node of any kind.
+    /// Creates a node of any kind.
     pub fn make(
         &self,
         caller: Caller,
@@ -149,7 +150,7 @@ impl FrontDoor {
         }
     }
 
-    /// Takes away the name of something that is no directory.
+    /// Removes a name of a node that is not a directory.
     pub fn unlink(&self, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
         match self.is_virtual_name(parent, name) {
             true => done(Err(self.refusal())),
@@ -157,7 +158,7 @@ impl FrontDoor {
         }
     }
 
-    /// Takes away an empty directory.
+    /// Removes an empty directory.
     pub fn rmdir(&self, caller: Caller, parent: u64, name: &[u8], done: Done<()>) {
         match self.is_virtual_name(parent, name) {
             true => done(Err(self.refusal())),
@@ -180,19 +181,19 @@ impl FrontDoor {
         }
     }
 
-    /// The kernel is told of a node, and will say when it has forgotten it.
+    /// Notes that the kernel gets to know a node; it will report when it forgets it.
     pub fn remember(&self, attr: &Attr) {
         if !is_virtual(attr.ino) {
             self.fs.names.remember(attr);
         }
     }
 
-    /// The kernel forgets what it was told `lookups` times.
+    /// Notes that the kernel forgets a node that it got `lookups` times.
     pub fn forget(&self, ino: u64, lookups: u64) {
         self.fs.names.forget(ino, lookups);
     }
 
-    /// The errno for a thread that has asked, beside a writer, for a node that is gone.
+    /// The errno for a thread that has asked for a removed node beside a writer.
     pub fn gone_for(&self, thread: u32, ino: u64, error: Errno) -> Errno {
         self.fs.beside.gone_for(thread, ino, error)
     }
@@ -204,7 +205,7 @@ impl FrontDoor {
 
     // --- attributes -------------------------------------------------------------------------------
 
-    /// Attributes of a node, or of what a handle sees.
+    /// Attributes of a node, or of the content that a handle sees.
     pub fn getattr(&self, caller: Caller, ino: u64, fh: Option<FileHandle>, done: Done<Attr>) {
         if is_virtual(ino) {
             return self.directory.attr(caller, ino, done);
@@ -214,7 +215,7 @@ impl FrontDoor {
         }
         let directory = Arc::clone(&self.directory);
         let or_bare: Done<Attr> = Box::new(move |attr| match attr {
-            // A root with nothing but the way to the virtual directory: there the reason stands.
+            // Show a root that only leads to the virtual directory, which shows the reason.
             Err(Errno(libc::EIO)) => done(Ok(Attr {
                 ino: ROOT,
                 ..directory.own_attr()
@@ -224,7 +225,8 @@ impl FrontDoor {
         self.fs.attributes.getattr(caller, ino, fh, or_bare);
     }
 
-    /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
+    /// Changes attributes. A change of length edits a draft, or publishes at once if there is no
+    /// handle.
     pub fn setattr(
         &self,
         caller: Caller,
@@ -249,7 +251,7 @@ impl FrontDoor {
         }
     }
 
-    /// The names of all that programs have set, each ended by a NUL.
+    /// The names of all attributes that programs have set, each ended by a NUL.
     pub fn list_xattrs(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         match is_virtual(ino) {
             true => Ok(Vec::new()),
@@ -280,7 +282,7 @@ impl FrontDoor {
         }
     }
 
-    /// Figures of the file system below the vault.
+    /// The figures for statfs(2), from the file system below the vault.
     pub fn figures(&self) -> Result<Figures, Errno> {
         self.fs.room.figures()
     }
@@ -295,7 +297,7 @@ impl FrontDoor {
         }
     }
 
-    /// Makes a regular file and opens it.
+    /// Creates a regular file and opens it.
     pub fn create(
         &self,
         caller: Caller,
@@ -331,7 +333,7 @@ impl FrontDoor {
         self.fs.writes.write(fh, offset, data, transfer, done);
     }
 
-    /// Writes by a descriptor whose flags are `flags` now.
+    /// Writes through a descriptor whose present flags are `flags`.
     pub fn write_flagged(
         &self,
         caller: Caller,
@@ -353,7 +355,7 @@ impl FrontDoor {
         }
     }
 
-    /// A descriptor was closed, one of perhaps several of this handle.
+    /// Handles the close of a descriptor; the handle may have others.
     pub fn flush(&self, fh: FileHandle, pid: u32, lock_owner: u64, done: Done<()>) {
         match is_virtual_handle(fh) {
             true => done(Ok(())),
@@ -361,7 +363,7 @@ impl FrontDoor {
         }
     }
 
-    /// `fsync`: publishes whatever the handle's draft has, and makes everything durable.
+    /// `fsync`: publishes the handle's draft, and makes everything durable.
     pub fn fsync(&self, fh: FileHandle, done: Done<()>) {
         match is_virtual_handle(fh) {
             true => done(Ok(())),
@@ -369,12 +371,12 @@ impl FrontDoor {
         }
     }
 
-    /// Makes durable what was acknowledged before.
+    /// Makes everything acknowledged before durable.
     pub fn barrier(&self, caller: Caller, done: Done<()>) {
         self.fs.closing.barrier(caller, done);
     }
 
-    /// The last descriptor of a handle was closed.
+    /// Handles the close of a handle's last descriptor.
     pub fn release(&self, fh: FileHandle) {
         match is_virtual_handle(fh) {
             true => self.directory.release(fh),
@@ -387,7 +389,7 @@ impl FrontDoor {
         self.fs.writes.allocate(fh, offset, length, mode, done);
     }
 
-    /// Clears set-id bits before `done`, for calls that change a content without writing.
+    /// Clears set-id bits before `done`, for calls that change a content without a write.
     pub fn changed_by<T: Send + 'static>(
         &self,
         caller: Caller,
@@ -437,7 +439,7 @@ impl FrontDoor {
     pub fn open_directory(&self, ino: u64) -> Result<FileHandle, Errno> {
         match is_virtual(ino) {
             true => Ok(OPEN_DIRECTORY),
-            false => self.fs.directories.open_one(ino),
+            false => self.fs.directories.open(ino),
         }
     }
 
@@ -448,7 +450,7 @@ impl FrontDoor {
         }
     }
 
-    /// Passes entries from `position` on to `take`, until there are no more or it returns true.
+    /// Passes entries from `position` on to `take`, until the end or until it returns true.
     pub fn read_directory(
         &self,
         ino: u64,
@@ -463,7 +465,7 @@ impl FrontDoor {
         self.fs.directories.read(ino, fh, position, take)
     }
 
-    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each.
+    /// The same for a `take` that asks for the [attributes](Self::entry_attr) of each entry.
     pub fn read_directory_plus(
         &self,
         ino: u64,
@@ -478,7 +480,7 @@ impl FrontDoor {
         self.fs.directories.read_plus(ino, fh, position, take)
     }
 
-    /// The attributes of an entry of a directory for readdir, without waiting for anything.
+    /// The attributes of a directory's entry for readdir, without waiting.
     pub fn entry_attr(&self, directory: u64, entry: &DirectoryEntry) -> Result<Attr, Errno> {
         match is_virtual(entry.ino) {
             true => self.directory.attr_for_anybody(entry.ino),

@@ -1,5 +1,5 @@
-//! A mounted vault as a whole: its parts put together, what works by itself, and its end. What answers
-//! requests stands in the parts.
+//! A mounted vault as a whole: it puts the parts together, runs the background threads, and ends
+//! the mount. The parts answer requests.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -9,8 +9,6 @@ use crate::vault::{Vault, VaultError};
 use super::appended::Appended;
 use super::appends::Appends;
 use super::askers::Askers;
-use super::attr::Attributes;
-use super::attributes::AttributeChanges;
 use super::beside::Beside;
 use super::budget::Budget;
 use super::closing::Closing;
@@ -19,9 +17,9 @@ use super::counters::Counters;
 use super::directories::Directories;
 use super::drafts::Drafts;
 use super::ending::{Ending, LeftOver};
-use super::errno::UNAUTHENTIC;
+use super::failures::Failures;
 use super::follow::{Followed, Follower};
-use super::io::Reads;
+use super::getattr::Attributes;
 use super::kernel::{Device, Kernel, Transport};
 use super::loading::Loader;
 use super::names::Names;
@@ -29,40 +27,42 @@ use super::nodes::Nodes;
 use super::open::Opens;
 use super::page_cache::PageCache;
 use super::publish::Publisher;
+use super::read::Reads;
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::routine::Routine;
 use super::set_id::SetIdBits;
+use super::setattr::AttributeChanges;
 use super::settings::Settings;
 use super::settling::Settling;
 use super::table::Table;
 use super::touch::Touches;
 use super::truncation::Truncation;
-use super::watch;
+use super::upkeep;
 use super::watchers::Watchers;
 use super::write::Writes;
 use super::xattrs::Xattrs;
 
-/// What a file system is about at a moment.
+/// The activity of a file system at one moment.
 pub(crate) struct Activity {
-    /// The device number of the mount, as `major, minor`; none when somebody else has mounted it.
+    /// The device number of the mount, as `major, minor`; `None` if another program has mounted it.
     pub(crate) device: Option<(u32, u32)>,
     pub(crate) open_files: usize,
-    /// `woken`, or why those who watch files are not.
+    /// `woken`, or the reason why watchers of files are not.
     pub(crate) watchers: String,
     pub(crate) published: u64,
     pub(crate) failed_publications: u64,
-    /// Bytes of drafts and snapshots, and most of them.
+    /// Bytes of drafts and snapshots, and the limit on them.
     pub(crate) memory_used: u64,
     pub(crate) memory_limit: u64,
 }
 
-/// A file system of which what was left is published, as far as that could be done.
+/// A file system whose remaining data was published, as far as possible.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "it is to be closed"]
 pub(super) struct Drained {
     ending: Ending,
-    /// Publications that had failed before.
+    /// Number of publications that failed before.
     failed: u64,
 }
 
@@ -70,7 +70,7 @@ pub(super) struct Drained {
 pub struct FileSystem {
     vault: Arc<Vault>,
     max_memory: u64,
-    // What answers requests.
+    // The parts that answer requests.
     pub(super) names: Arc<Names>,
     pub(super) directories: Directories,
     pub(super) attributes: Arc<Attributes>,
@@ -83,17 +83,18 @@ pub struct FileSystem {
     pub(super) closing: Arc<Closing>,
     pub(super) beside: Arc<Beside>,
     pub(super) room: Arc<DiskRoom>,
-    // What they share.
+    // The parts that those share.
     table: Arc<Table>,
     budget: Arc<Budget>,
     counters: Arc<Counters>,
+    failures: Arc<Failures>,
     kernel: Arc<Kernel>,
     device: Arc<Device>,
     page_cache: Arc<PageCache>,
     commits: Arc<Commits>,
-    // What works by itself.
+    // The background threads.
     appends: Arc<Appends>,
-    /// The thread of `appends` publishes by this for as long as it is here.
+    /// The thread of `appends` publishes through this until it is dropped.
     _appended: Arc<Appended>,
     routines: [Routine; 2],
     touches: Arc<Touches>,
@@ -108,17 +109,18 @@ impl std::fmt::Debug for FileSystem {
 }
 
 impl FileSystem {
-    /// Serves `vault`. Starts the writer's thread, and those that keep anchor and integrity, and that
-    /// publish what was appended.
+    /// Serves `vault`. Starts the writer's thread, those that update anchor and integrity, and the
+    /// one that publishes appended data.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn new(vault: impl Into<Arc<Vault>>, settings: Settings) -> std::io::Result<Arc<Self>> {
         let vault: Arc<Vault> = vault.into();
-        let commits = Arc::new(Commits::start(&vault)?);
+        let failures: Arc<Failures> = Arc::default();
+        let commits = Arc::new(Commits::start(&vault, &failures)?);
         let table = Arc::new(Table::of(vault.is_read_only()));
         let askers: Arc<Askers> = Arc::default();
-        let nodes = Arc::new(Nodes::new(&vault, &table, &askers));
+        let nodes = Arc::new(Nodes::new(&vault, &table, &askers, &failures));
         let kernel: Arc<Kernel> = Arc::default();
         let budget = Budget::new(settings.max_memory);
         let loader = Arc::new(Loader {
@@ -156,6 +158,7 @@ impl FileSystem {
         });
         let xattrs = Xattrs {
             is_read_only: vault.is_read_only(),
+            failures: Arc::clone(&failures),
             nodes: Arc::clone(&nodes),
             commits: Arc::clone(&commits),
         };
@@ -167,6 +170,7 @@ impl FileSystem {
         let touches: Arc<Touches> = Arc::default();
         let watchers = Arc::new(Watchers {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             attributes: Arc::clone(&attributes),
             touches: Arc::clone(&touches),
@@ -178,6 +182,7 @@ impl FileSystem {
         let appends = Arc::new(Appends::new(settings.appends_after));
         let publisher = Arc::new(Publisher {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             commits: Arc::clone(&commits),
             nodes: Arc::clone(&nodes),
             reaping: Arc::clone(&reaping),
@@ -205,6 +210,7 @@ impl FileSystem {
             is_beside_writer: vault.is_read_only(),
             max_secret_size: settings.max_secret_size,
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             budget: Arc::clone(&budget),
@@ -213,6 +219,7 @@ impl FileSystem {
         let reads = Arc::new(Reads {
             end_patience: settings.end_patience,
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             loader: Arc::clone(&loader),
@@ -238,6 +245,7 @@ impl FileSystem {
         });
         let changes = Arc::new(AttributeChanges {
             is_read_only: vault.is_read_only(),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             commits: Arc::clone(&commits),
@@ -248,6 +256,7 @@ impl FileSystem {
         });
         let beside = Arc::new(Beside {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             askers: Arc::clone(&askers),
             budget: Arc::clone(&budget),
@@ -257,6 +266,7 @@ impl FileSystem {
         });
         let names = Arc::new(Names {
             vault: Arc::clone(&vault),
+            failures: Arc::clone(&failures),
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             attributes: Arc::clone(&attributes),
@@ -280,7 +290,15 @@ impl FileSystem {
             budget: Arc::clone(&budget),
             kernel: Arc::clone(&kernel),
         });
-        let directories = Directories::new(&vault, &table, &nodes, &attributes, &reaping, &closing);
+        let directories = Directories::new(
+            &vault,
+            &failures,
+            &table,
+            &nodes,
+            &attributes,
+            &reaping,
+            &closing,
+        );
         let left_over = LeftOver {
             table: Arc::clone(&table),
             publisher: Arc::clone(&publisher),
@@ -294,7 +312,7 @@ impl FileSystem {
                     .is_some()
             })?;
         }
-        let routines = watch::start(&vault, &askers, &reaping, settings.verify_every)?;
+        let routines = upkeep::start(&vault, &askers, &reaping, settings.verify_every)?;
         Ok(Arc::new(Self {
             max_memory: settings.max_memory,
             names,
@@ -312,6 +330,7 @@ impl FileSystem {
             table,
             budget,
             counters,
+            failures,
             kernel,
             device,
             page_cache,
@@ -326,13 +345,13 @@ impl FileSystem {
         }))
     }
 
-    /// Tells what brings the requests. Starts the thread that has the kernel drop pages.
+    /// Sets the transport. Starts the thread that makes the kernel drop pages.
     ///
     /// # Errors
-    /// When that cannot be started.
+    /// When the thread cannot be started.
     pub(super) fn attach(&self, transport: Arc<dyn Transport>) -> std::io::Result<()> {
         let stale = self.kernel.attach(&transport);
-        // The thread ends with the file system, which has the sender.
+        // The thread ends with the file system, which owns the sender.
         let page_cache = Arc::downgrade(&self.page_cache);
         std::thread::Builder::new()
             .name("notifier".into())
@@ -348,17 +367,17 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Tells the device number of the mount.
+    /// Sets the device number of the mount.
     pub fn attach_device(&self, device: (u32, u32)) {
         self.device.attach(device);
     }
 
-    /// What is to be touched when somebody may watch it.
+    /// The queue of files to touch for watchers.
     pub fn touches(&self) -> &Arc<Touches> {
         &self.touches
     }
 
-    /// Those who watch files are woken from now on, by whoever serves [`touches`](Self::touches).
+    /// From now on, the thread that serves [`touches`](Self::touches) wakes watchers of files.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -372,14 +391,13 @@ impl FileSystem {
                 touches: Arc::clone(&self.touches),
                 kernel: Arc::clone(&self.kernel),
             };
-            // There is none yet.
+            // There is no follower yet.
             let _ = self.follower.set(Follower::start(followed)?);
         }
         Ok(())
     }
 
-    /// Publishes what is left if the mount ended in an orderly way, and waits for what is being
-    /// published.
+    /// Publishes the data left as `ending` allows, and waits for publications under way.
     pub(super) fn drain(&self, ending: Ending) -> Drained {
         let failed = self.counters.failed_publications.load(Ordering::Relaxed);
         self.appends.stop();
@@ -391,10 +409,10 @@ impl FileSystem {
         Drained { ending, failed }
     }
 
-    /// Makes everything durable, and remembers how far the vault has come.
+    /// Makes everything durable, and stores the vault's commit in the anchor.
     ///
     /// # Errors
-    /// When something could not be published or made durable.
+    /// When data could not be published or made durable.
     pub(super) fn close(&self, drained: Drained) -> Result<(), VaultError> {
         let Drained { ending, failed } = drained;
         self.kernel.end();
@@ -408,8 +426,8 @@ impl FileSystem {
         if !self.commits.close() {
             return Ok(());
         }
-        // Nobody comes back to what was open, and what the kernel has forgotten last it may not have
-        // told any more.
+        // No program returns to open files now, and the kernel may not have reported the last nodes
+        // that it forgot.
         if ending != Ending::Aborted
             && !self.vault.is_condemned()
             && let Err(error) = self.vault.reap_orphans()
@@ -439,7 +457,7 @@ impl FileSystem {
         self.table.len()
     }
 
-    /// What it is about, for `status`.
+    /// Its present activity, for `status`.
     pub(crate) fn activity(&self) -> Activity {
         Activity {
             device: self.device.get(),
@@ -452,8 +470,8 @@ impl FileSystem {
         }
     }
 
-    /// How often something read was not what was stored.
-    pub(crate) fn unauthentic_reads(&self) -> u64 {
-        UNAUTHENTIC.load(Ordering::Relaxed)
+    /// The failures of the mount, for threads that read from the vault without a request.
+    pub(crate) fn failures(&self) -> &Arc<Failures> {
+        &self.failures
     }
 }

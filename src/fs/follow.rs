@@ -1,16 +1,16 @@
-//! Waking those who watch files and directories in a mount that only reads: what they see is changed
-//! by another process, of which their kernel knows nothing. Whenever that one has committed, what
-//! the kernel knows here is compared with what is so now, and touched where it has changed. A touch
-//! makes the kernel ask anew, too.
+//! Wakes watchers of files and directories in a read-only mount, whose files another process
+//! changes without the kernel's knowledge. After each commit of that process, the nodes that the
+//! kernel knows are compared with the vault, and touched if they have changed. A touch also makes
+//! the kernel ask again.
 //!
-//! The comparing thread steps back behind all others, and is at it for a tenth of the time at most.
+//! The comparing thread has the lowest priority, and works for at most a tenth of the time.
 
 mod names;
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,36 +18,38 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::crypto::memory;
-use crate::os::nice::step_back;
+use crate::os::nice::lower_priority;
 use crate::store::NodeId;
+use crate::sync::{Mutex, Rank};
 use crate::vault::{Kind, Node, ROOT, Since, Vault, VaultError};
 
 use super::Attr;
-use super::attr::Attributes;
+use super::getattr::Attributes;
 use super::kernel::Kernel;
 use super::table::Table;
 use super::touch::{Touched, Touches};
 use names::{Listed, Names};
 
-/// Nodes compared in one transaction.
+/// Number of nodes compared in one transaction.
 const BATCH: usize = 256;
-/// A commit is looked for so long after the writer was seen to write: what it writes is there before
-/// it counts.
+/// Wait between a write of the writer and the look for its commit, since it writes before it
+/// commits.
 const SETTLED: Duration = Duration::from_millis(30);
-/// And so often, with pauses that are each twice as long.
+/// Number of looks after a write, with pauses that double each time.
 const LOOKS: u32 = 4;
-/// How often without having seen it write, in milliseconds: where that is told, and where it is not.
+/// Interval of looks without a write, in milliseconds: if the system reports writes, and if it does
+/// not.
 const TOLD: u16 = 1000;
 const UNTOLD: u16 = 200;
 
-/// See the module. Ends when it is told to.
+/// The thread that wakes watchers, as the module describes. `stop` ends it.
 pub(super) struct Follower {
     stop: UnixStream,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Follower {
-    /// Has what watchers see in `parts` followed.
+    /// Starts the thread for `parts`.
     pub(super) fn start(parts: Followed) -> std::io::Result<Self> {
         let (stop, stopped) = UnixStream::pair()?;
         let comparing = Comparing {
@@ -64,15 +66,14 @@ impl Follower {
             .spawn(move || comparing.run())?;
         Ok(Self {
             stop,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::MountThread, Some(thread)),
         })
     }
 
-    /// Ends the thread, once what it is about is done.
+    /// Ends the thread after its present work.
     pub(super) fn stop(&self) {
         let _ = self.stop.shutdown(std::net::Shutdown::Both);
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {
@@ -81,7 +82,7 @@ impl Follower {
     }
 }
 
-/// Tells when somebody writes to the vault, where the system has something left for that.
+/// An inotify instance that reports writes to the vault, if the system has one left.
 fn watch_writes(vault: &Vault) -> Option<Inotify> {
     let flags = InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC;
     let watched = Inotify::init(flags).and_then(|writes| {
@@ -96,17 +97,17 @@ fn watch_writes(vault: &Vault) -> Option<Inotify> {
         .ok()
 }
 
-/// What has changed.
+/// The changes of a commit.
 #[derive(Default)]
 struct Found {
-    /// What the kernel knows.
+    /// Changed nodes that the kernel knows.
     known: Vec<Touched>,
-    /// Other nodes, which have names in directories that it knows.
+    /// Other changed nodes, with names in directories that the kernel knows.
     unknown: HashSet<NodeId>,
     directories: HashSet<NodeId>,
 }
 
-/// What is compared with what is so, and by whom those who watch are woken.
+/// The parts that the thread compares, and the means to wake watchers.
 pub(super) struct Followed {
     pub(super) vault: Arc<Vault>,
     pub(super) table: Arc<Table>,
@@ -119,11 +120,11 @@ struct Comparing {
     parts: Followed,
     stopped: UnixStream,
     writes: Option<Inotify>,
-    /// What the store's count of foreign changes was when all was compared.
+    /// The store's number of foreign changes at the last full comparison.
     changes: Option<u64>,
-    /// Of what was compared.
+    /// The revisions of compared nodes.
     revisions: HashMap<NodeId, u64>,
-    /// What the kernel still knows and was told to be gone.
+    /// Removed nodes that the kernel still knows, and whose removal was reported.
     gone: HashSet<NodeId>,
     names: Names,
 }
@@ -131,20 +132,20 @@ struct Comparing {
 impl Comparing {
     fn run(mut self) {
         memory::keep_stack_in();
-        step_back();
+        lower_priority();
         if !self.parts.vault.await_service() {
             return;
         }
-        let mut told = None;
+        let mut logged = None;
         let mut looks = 0;
         loop {
             let began = Instant::now();
             let failed = self.look().err().map(|error| error.to_string());
-            if let Some(error) = failed.as_ref().filter(|_| failed != told) {
+            if let Some(error) = failed.as_ref().filter(|_| failed != logged) {
                 tracing::warn!("{error}; who watches files may not be told of a change");
             }
-            told = failed;
-            // However much there is to compare.
+            logged = failed;
+            // Sleep in proportion, however much there is to compare.
             if !self.sleep(began.elapsed() * 9) {
                 return;
             }
@@ -164,7 +165,7 @@ impl Comparing {
         }
     }
 
-    /// False when it is the end.
+    /// False if the thread must end.
     fn sleep(&self, pause: Duration) -> bool {
         let pause = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
         let mut stopped = [PollFd::new(self.stopped.as_fd(), PollFlags::POLLIN)];
@@ -174,8 +175,8 @@ impl Comparing {
         )
     }
 
-    /// Whether somebody has written since the last time, or does within so many milliseconds.
-    /// Nothing at the end.
+    /// Whether the writer has written since the last call, or does within `wait` milliseconds.
+    /// `None` at the end.
     fn await_write(&self, wait: u16) -> Option<bool> {
         let Some(writes) = &self.writes else {
             let pause = Duration::from_millis(wait.min(UNTOLD).into());
@@ -190,7 +191,7 @@ impl Comparing {
         match ready {
             Ok(1..) if happened(0) => None,
             Ok(1..) => {
-                // All that came so far; what it was does not matter.
+                // Read all events so far; their kind does not matter.
                 while writes.read_events().is_ok_and(|events| !events.is_empty()) {}
                 Some(true)
             }
@@ -198,9 +199,9 @@ impl Comparing {
         }
     }
 
-    /// Compares, if another process has committed, or a directory is known that was not.
+    /// Compares, if another process has committed, or the kernel knows a new directory.
     fn look(&mut self) -> Result<(), VaultError> {
-        // Once the vault is condemned, nothing is served any more.
+        // A condemned vault serves nothing.
         if !self.parts.touches.is_served() || self.parts.vault.is_condemned() {
             return Ok(());
         }
@@ -218,8 +219,8 @@ impl Comparing {
             true => self.compare(&seen, &mut found),
             false => Ok(()),
         };
-        // What is touched by a name is looked up: what stood there before is touched first, and so
-        // known to be old.
+        // A touch by name looks up the name. So touch the previous node of that name first, which
+        // makes the kernel drop it.
         found
             .known
             .into_iter()
@@ -231,7 +232,7 @@ impl Comparing {
         let all = seen.values().filter(|attr| attr.kind == Kind::Directory);
         let all = all.map(|attr| attr.ino).chain([ROOT]);
         directories.extend(all.filter(|id| !self.names.is_listed(*id)));
-        // Until all is well, all is looked at again.
+        // Until everything succeeds, compare everything again.
         self.changes = None;
         let mut listed = Ok(());
         for directory in directories {
@@ -245,7 +246,8 @@ impl Comparing {
         Ok(())
     }
 
-    /// Compares all that the kernel knows, and what has a name in a directory that it knows.
+    /// Compares all nodes that the kernel knows, and those with a name in a directory that it
+    /// knows.
     fn compare(
         &mut self,
         seen: &HashMap<NodeId, Attr>,
@@ -284,7 +286,7 @@ impl Comparing {
         if node.kind == Kind::Directory {
             found.directories.insert(node.id);
         }
-        // A rotation has changed it, too, but nothing that is seen of it.
+        // A rotation changes a node, too, but nothing visible in it.
         let now = self.parts.attributes.attr_of(node);
         match before {
             Some(before) if before.changed == now.changed => {}
@@ -296,7 +298,7 @@ impl Comparing {
         self.parts.table.see(&now);
     }
 
-    /// Has the names touched that a directory was given since it was listed, or since it was seen.
+    /// Touches the names that a directory got since it was listed, or since the kernel saw it.
     fn list(&mut self, directory: NodeId, before: Option<&Attr>) -> Result<(), VaultError> {
         let Some(now) = self.names.read(&self.parts.vault, directory)? else {
             return Ok(());
@@ -311,8 +313,8 @@ impl Comparing {
         Ok(())
     }
 
-    /// Of names that are listed for the first time, those that a directory did not have when it was
-    /// `before`: what was named since has changed with that.
+    /// Among names that are listed for the first time, those that the directory did not have at
+    /// `before`: getting a name has changed their nodes since.
     fn named_since(
         &mut self,
         all: &[(Vec<u8>, NodeId)],

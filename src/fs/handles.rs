@@ -1,124 +1,75 @@
-//! What is open: handles, the nodes they belong to, their drafts and the versions they pin.
+//! Open handles and their nodes, with their drafts and pinned versions.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::Node;
+use crate::vault::{Node, Timestamp, Whose};
 
+use super::authors::{Authors, Place};
 use super::draft::Draft;
+use super::handle_state::Handles;
 use super::handoff::answered_elsewhere;
 use super::loaded::{InMemory, Pin};
-use super::pages::Pages;
-use super::queue::Whose;
-use super::readings::{Reading, Told};
+use super::mapped::Mapped;
+use super::pages::{Pages, Source};
+use super::readers::Readers;
+use super::readings::Told;
 use super::{Access, FileHandle};
 
-/// Bytes of extended attributes that are held of a file that is open beside a writer.
+/// Limit on the extended attributes that are held for a file open beside a writer, in bytes.
 const FEW_XATTRS: usize = 2 * 1024;
 
-/// What a handle has of its own.
-#[derive(Debug, Default)]
-pub(super) struct HandleState {
-    pub(super) write: bool,
-    /// It may be mapped for writing.
-    pub(super) maps: bool,
-    /// The process that opened it; `None` when it cannot be seen, or only reads.
-    pub(super) opener: Option<u32>,
-    /// The user who opened it.
-    pub(super) whose: Whose,
-    /// A replacement of its own.
-    pub(super) own: Option<Draft>,
-    pub(super) pin: Option<Pin>,
-    /// What its process may have been told of; of those that only read.
-    pub(super) reading: Reading,
-    /// Since when the reader knows the end of what it has pinned.
-    ended: Option<Instant>,
-    /// A descriptor of it was closed: it may have been the last.
-    pub(super) flushed: bool,
-    /// Number of the last change that came through it, in the draft it writes to.
-    pub(super) wrote: u64,
-    /// Lock owners that wrote, for when process ids are not to be seen.
-    pub(super) owners: HashSet<u64>,
-    /// Processes that wrote, other than the opener.
-    pub(super) groups: Vec<u32>,
-    /// It was read by way of the page cache.
-    pub(super) paged: bool,
-    /// When its draft's length was last asked for through it.
-    pub(super) sought: Option<Instant>,
-    /// The kernel has thrown away pages that were written to: the draft may lack what they had.
-    pub(super) spoiled: bool,
-}
-
-impl HandleState {
-    /// Of a handle that process `opener` of `user` opens.
-    pub(super) fn new(access: Access, opener: Option<u32>, user: u32) -> Self {
-        Self {
-            write: access.write,
-            maps: access.write && access.read,
-            opener,
-            whose: Whose::of(user),
-            ..Self::default()
-        }
-    }
-
-    /// Whether a reader at `offset` has been waiting for `patience` at the end of what it has
-    /// pinned.
-    pub(super) fn waits_at_end(&mut self, offset: u64, patience: Duration) -> bool {
-        match &self.pin {
-            Some(pin) if offset >= pin.length => {
-                self.ended.get_or_insert_with(Instant::now).elapsed() >= patience
-            }
-            _ => {
-                self.ended = None;
-                false
-            }
-        }
-    }
-
-    /// Settles on a version.
-    pub(super) fn settle(&mut self, pin: Option<Pin>) {
-        (self.pin, self.ended) = (pin, None);
-    }
-}
-
-/// What goes on when publications are over.
+/// Requests that continue after publications.
 type Waiting = Vec<Box<dyn FnOnce() + Send>>;
 
-/// What all handles of a node share.
+/// The state that all handles of a node share.
 #[derive(Default)]
 pub(super) struct NodeState {
-    pub(super) handles: HashMap<FileHandle, HandleState>,
-    /// The draft of those that write in place.
+    pub(super) handles: Handles,
+    /// The in-place draft.
     pub(super) shared: Option<Draft>,
-    /// Publications under way.
+    /// Number of publications under way.
     pub(super) publishing: u32,
-    /// What waits for them, in the order in which it came.
+    /// Requests that wait for them, in order of arrival.
     waiting: Waiting,
-    /// What waited goes on just now.
+    /// Waiting requests are being continued now.
     pub(super) resuming: bool,
     pub(super) loaded: InMemory,
-    /// Pages may be in the page cache.
+    /// The page cache may have pages of the node.
     pub(super) paged: bool,
     pub(super) pages: Pages,
-    /// Who was told of which version, while somebody may still read another.
+    /// The versions that processes have seen, while one may still read another version.
     pub(super) told: Told,
-    /// The length that the kernel believes in, as far as it came from here.
+    /// The length that the kernel uses, if it came from here.
     pub(super) believed: Option<u64>,
-    /// Versions besides the current one may be in the store.
+    /// The store may have versions besides the current one.
     kept: bool,
-    /// Beside a writer, which may remove it: the node as it was opened.
+    /// Beside a writer, which may remove it: the node at the time of the open.
     pub(super) opened: Option<Arc<Node>>,
-    /// That is without its extended attributes.
+    /// `opened` lacks its extended attributes.
     pub(super) opened_bare: bool,
-    /// The node is on the list of those whose drafts are looked at for what was appended.
+    /// The node is being watched for appended data.
     pub(super) is_watched: bool,
 }
 
 impl NodeState {
-    /// The draft that a handle writes to, if it has begun.
+    /// Those who write it.
+    pub(super) fn authors(&self) -> Authors<'_> {
+        Authors::new(&self.handles, self.shared.as_ref(), &self.pages)
+    }
+
+    /// Those who read it.
+    pub(super) fn readers(&mut self) -> Readers<'_> {
+        Readers::new(&mut self.handles, &mut self.told)
+    }
+
+    /// The node's pages in the kernel's cache, with their sources.
+    pub(super) fn mapped(&mut self) -> Mapped<'_> {
+        Mapped::new(&mut self.handles, &mut self.shared, &mut self.pages)
+    }
+
+    /// The draft that a handle writes to, if there is one.
     pub(super) fn draft_of(&mut self, handle: FileHandle) -> Option<&mut Draft> {
         let state = self.handles.get_mut(&handle)?;
         match (&mut state.own, state.write) {
@@ -128,36 +79,36 @@ impl NodeState {
         }
     }
 
-    /// Whether everybody is shown the in-place draft, `version` being the current one: nothing was
-    /// published yet, save that the draft is stored now and then.
+    /// Whether all processes see the in-place draft, if `version` is the current one: nothing was
+    /// published yet, although the draft may be stored at times.
     pub(super) fn shows_draft(&self, version: u64) -> bool {
         version == 0 || self.shared.as_ref().is_some_and(Draft::is_first)
     }
 
-    /// Versions that some handle still reads, to be kept in the store; to be reaped later.
+    /// Versions that handles still read. The store keeps them, and they are reaped later.
     pub(super) fn keep_pinned(&mut self) -> Vec<u64> {
         let handles = self.handles.values();
         let pins = handles.filter_map(|h| h.pin.as_ref().map(|pin| pin.version));
         let mut versions: Vec<_> = pins.collect();
-        self.add_promised(&mut versions);
+        self.readers().add_promised(&mut versions);
         self.kept |= !versions.is_empty();
         versions
     }
 
-    /// Whether versions besides the current one may be in the store.
+    /// Whether the store may have versions besides the current one.
     pub(super) fn has_kept(&self) -> bool {
         self.kept
     }
 
-    /// Pieces of a content that was not published may be in the store.
+    /// Notes that the store may have pieces of a content that was not published.
     pub(super) fn leave_pieces(&mut self) {
         self.kept = true;
     }
 
-    /// Whether a handle may be closed by now that has left something unpublished, or a draft that is
-    /// nothing to its process any more.
+    /// Whether a handle that may be closed by now has left unpublished data, or a draft that its
+    /// process no longer uses.
     pub(super) fn may_be_closed(&self) -> bool {
-        // What is being published now overtakes the others.
+        // A publication under way overtakes the other drafts.
         let publishes = self.publishing > 0;
         let counts = |draft: &Draft| publishes || draft.is_unpublished() || draft.is_overtaken();
         let shared = self.shared.as_ref().is_some_and(Draft::is_unpublished);
@@ -165,8 +116,8 @@ impl NodeState {
         flushed.any(|own| shared || own.own.as_ref().is_some_and(counts))
     }
 
-    /// Beside a writer: settles a handle on what was read of the node.
-    pub(super) fn settle_beside_writer(
+    /// Beside a writer: pins a handle to the version that was read with the node.
+    pub(super) fn pin_beside_writer(
         &mut self,
         handle: FileHandle,
         node: Arc<Node>,
@@ -174,12 +125,12 @@ impl NodeState {
     ) {
         self.remember_opened(node);
         if let Some(own) = self.handles.get_mut(&handle) {
-            own.settle(pin);
+            own.pin_to(pin);
         }
     }
 
-    /// Beside a writer, which may remove it: what was read of the node. Extended attributes of any size
-    /// are not held for everybody who opens it.
+    /// Beside a writer, which may remove the node: stores it as read, without large extended
+    /// attributes, which would take memory for every open file.
     pub(super) fn remember_opened(&mut self, node: Arc<Node>) {
         self.opened_bare = node.xattr_bytes() > FEW_XATTRS;
         self.opened = Some(match self.opened_bare {
@@ -188,21 +139,19 @@ impl NodeState {
         });
     }
 
-    /// Has `then` go on when the publications that are under way, and what waits for them by now, are
-    /// over.
+    /// Runs `then` after the publications under way, and the requests that already wait for them.
     pub(super) fn wait(&mut self, then: impl FnOnce() + Send + 'static) {
         self.waiting.push(Box::new(then));
         answered_elsewhere();
     }
 
-    /// Whether somebody waits until nothing is being published: who publishes without pause would keep
-    /// them waiting for ever, and waits behind them.
+    /// Whether requests wait for the end of publications. A new publication then waits behind them:
+    /// otherwise an endless series would make them wait forever.
     pub(super) fn somebody_waits(&self) -> bool {
         self.resuming || !self.waiting.is_empty()
     }
 
-    /// Those who go on now. Until `resuming` is taken back by whoever has them do so, nobody else gets
-    /// any.
+    /// The requests that continue now. Only one thread gets them, until it resets `resuming`.
     pub(super) fn take_waiting(&mut self) -> Option<Waiting> {
         if self.publishing > 0 || self.resuming || self.waiting.is_empty() {
             return None;
@@ -211,11 +160,37 @@ impl NodeState {
         Some(std::mem::take(&mut self.waiting))
     }
 
+    /// Notes that the kernel assumes at least this length.
+    pub(super) fn note_reach(&mut self, end: u64) {
+        self.believed = self.believed.map(|believed| believed.max(end));
+    }
+
+    /// Sets a modification time on the draft of its process, which becomes visible with the draft.
+    /// Returns `false` if the time applies to the published content, and to the drafts of others,
+    /// which do not change it again.
+    pub(super) fn set_modified(&mut self, thread: u32, node: &Place, time: Timestamp) -> bool {
+        let own = self.authors().draft_of_process(thread, node);
+        let own = own.filter(|(_, draft)| draft.is_unpublished());
+        let draft = match own.map(|(source, _)| source) {
+            Some(Source::Own(fh)) => self.handles.get_mut(&fh).and_then(|own| own.own.as_mut()),
+            Some(Source::Shared) => self.shared.as_mut(),
+            Some(Source::Content(_)) | None => None,
+        };
+        if let Some(draft) = draft {
+            draft.modified = Some(time);
+            return true;
+        }
+        let own = self.handles.values_mut().filter_map(|own| own.own.as_mut());
+        own.chain(&mut self.shared)
+            .for_each(|draft| draft.modified = Some(time));
+        false
+    }
+
     pub(super) fn has_writers(&self) -> bool {
         self.handles.values().any(|h| h.write)
     }
 
-    /// Who has opened a handle.
+    /// The user who opened a handle.
     pub(super) fn user_of(&self, handle: FileHandle) -> Whose {
         self.handles
             .get(&handle)
@@ -223,13 +198,13 @@ impl NodeState {
             .unwrap_or_default()
     }
 
-    /// Who can write to the in-place draft: one of them.
+    /// A user who can write to the in-place draft.
     pub(super) fn user_in_place(&self) -> Whose {
         let mut writers = self.handles.values().filter(|h| h.write && h.own.is_none());
         writers.next().map(|h| h.whose).unwrap_or_default()
     }
 
-    /// Whether somebody can still write to the in-place draft.
+    /// Whether any handle can still write to the in-place draft.
     pub(super) fn has_writers_in_place(&self) -> bool {
         self.handles.values().any(|h| h.write && h.own.is_none())
     }
@@ -239,12 +214,12 @@ impl NodeState {
 pub(super) struct OpenNode {
     pub(super) id: NodeId,
     state: Mutex<NodeState>,
-    /// Held while a large content is decrypted that others may be about to ask for.
+    /// Held while a large content is decrypted, which other threads may want, too.
     loading: Mutex<()>,
 }
 
 impl OpenNode {
-    /// A node of which nothing is open yet.
+    /// A node without handles.
     pub(super) fn new(id: NodeId) -> Self {
         Self {
             id,
@@ -257,7 +232,8 @@ impl OpenNode {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps others from decrypting a content of it at the same time. Taken before its state.
+    /// Keeps other threads from decrypting its content at the same time. Taken before the lock of
+    /// its state.
     pub(super) fn lock_loading(&self) -> MutexGuard<'_, ()> {
         self.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -267,10 +243,10 @@ impl OpenNode {
 pub(super) struct Handle {
     pub(super) node: Arc<OpenNode>,
     pub(super) access: Access,
-    /// Every write goes to the end, as fcntl(2) last had it.
+    /// Whether writes go to the end, as fcntl(2) last set it.
     pub(super) append: AtomicBool,
-    /// The process that opened it; `None` when it cannot be seen.
+    /// The process that opened it; `None` if it is not visible.
     pub(super) opener: Option<u32>,
-    /// The user who opened it, for whom it counts what is held for it.
+    /// The user who opened it, whose budget its bytes count in.
     pub(super) user: u32,
 }

@@ -1,7 +1,7 @@
-//! Whether the request that a thread is at is going to be answered by another thread. Its program does not
-//! come with the next one before, so there is no need to look for that.
+//! Whether another thread is going to answer a thread's present request. Its program sends no
+//! further request before that, so polling for one is useless.
 //!
-//! The file system notes it here, and the transport looks: nothing is called upwards.
+//! The file system sets this, and the transport reads it, so no call goes up.
 
 use std::cell::Cell;
 
@@ -9,17 +9,17 @@ thread_local! {
     static ELSEWHERE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Notes that another thread answers what the calling thread was asked for.
+/// Notes that another thread answers the calling thread's request.
 pub(crate) fn answered_elsewhere() {
     ELSEWHERE.set(true);
 }
 
-/// The calling thread begins a request.
+/// Notes that the calling thread begins a request.
 pub(super) fn begin() {
     ELSEWHERE.set(false);
 }
 
-/// Whether another thread answers the request that the calling thread was at.
+/// Whether another thread answers the calling thread's request.
 pub(super) fn is_answered_elsewhere() -> bool {
     ELSEWHERE.get()
 }

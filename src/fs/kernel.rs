@@ -1,43 +1,43 @@
-//! The kernel, as the file system tells it things: by the transport that brings its requests. Without a
-//! transport, as in tests, there is no kernel that remembers anything.
+//! The file system's notifications to the kernel, which go through the transport. Without a
+//! transport, as in tests, there is no kernel that stores anything.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, Rank};
 
-/// Brings the requests of a kernel, and tells it things.
+/// Carries the requests of a kernel, and notifications to it.
 pub trait Transport: Send + Sync {
-    /// Makes the kernel drop all pages of a node. Called on a thread of its own: from inside a request
-    /// it could wait for that request.
+    /// Makes the kernel drop all pages of a node. A thread of its own calls this: inside a request
+    /// the call could wait for that very request.
     fn drop_pages(&self, node: NodeId);
 
-    /// Makes the kernel forget a node's attributes, and ignore those in answers that are on their way.
-    /// Called from inside a request: it must not wait, nor touch pages.
+    /// Makes the kernel forget a node's attributes, and ignore those in answers on their way.
+    /// Requests call this, so it must neither wait nor touch pages.
     fn forget_attributes(&self, node: NodeId);
 
-    /// Returns when every last close of a file of which the kernel has told before is seen here. A
-    /// transport that begins requests in their order has nothing to wait for.
+    /// Returns when every RELEASE that the kernel sent before has been handled. A transport that
+    /// begins requests in order has nothing to wait for.
     fn await_releases(&self);
 }
 
-/// The kernel, once there is a transport to it.
+/// The kernel, once a transport is attached.
 #[derive(Default)]
 pub(super) struct Kernel {
     transport: OnceLock<Arc<dyn Transport>>,
-    /// Nodes whose pages are to be dropped.
+    /// Sends the nodes whose pages to drop.
     stale: OnceLock<Mutex<mpsc::Sender<NodeId>>>,
-    /// Nothing is asked of it any more.
+    /// The mount has ended, and the kernel gets no more notifications.
     ended: AtomicBool,
 }
 
 impl Kernel {
-    /// Has the kernel be told things by `transport`. Each node whose pages are to be dropped is sent to
-    /// the receiver that this returns.
+    /// Attaches `transport`. The returned receiver gets each node whose pages to drop.
     pub(super) fn attach(&self, transport: &Arc<dyn Transport>) -> mpsc::Receiver<NodeId> {
         let (sender, receiver) = mpsc::channel();
-        // A second transport would only do the same.
-        let _ = self.stale.set(Mutex::new(sender));
+        // A second transport would do the same.
+        let _ = self.stale.set(Mutex::new(Rank::StalePages, sender));
         let _ = self.transport.set(Arc::clone(transport));
         receiver
     }
@@ -52,18 +52,17 @@ impl Kernel {
         }
     }
 
-    /// The kernel drops the pages of a node soon, if it has any.
+    /// Makes the kernel drop the pages of a node soon.
     pub(super) fn drop_pages(&self, node: NodeId) {
         if !self.has_ended()
             && let Some(sender) = self.stale.get()
         {
-            let sender = sender.lock().unwrap_or_else(PoisonError::into_inner);
-            // The thread that receives ends with the file system, which has this sender.
-            let _ = sender.send(node);
+            // The receiving thread ends with the file system, which owns this sender.
+            let _ = sender.lock().send(node);
         }
     }
 
-    /// The mount has ended: no page is dropped any more.
+    /// Notes the end of the mount: no more pages are dropped.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
@@ -74,13 +73,13 @@ impl Kernel {
     }
 }
 
-/// The device number of the mount, as `major, minor`, once it is known.
+/// The device number of the mount, as `major, minor`, once known.
 #[derive(Default)]
 pub(super) struct Device(OnceLock<(u32, u32)>);
 
 impl Device {
     pub(super) fn attach(&self, device: (u32, u32)) {
-        // It does not change.
+        // The number never changes.
         let _ = self.0.set(device);
     }
 

@@ -1,25 +1,27 @@
-//! Contents in memory, which handles show, and for whom they count.
+//! Contents in memory, which handles show, and the users whose budgets they count in.
 //!
-//! Where nobody else writes, what is decrypted can be given up: it is in the store for as long as
-//! somebody reads it. Beside a writer, in another process, who does not know what is read here, it has
-//! to be held from the open on: once for all who have it open, and as part of the share of each.
+//! In a mount for writing, a decrypted content can be freed at any time: the store has it as long
+//! as a handle reads it. Beside a writer in another process, which does not know the readers here,
+//! it must be held from the open on: once for all who have it open, and in the share of each.
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use crate::crypto::SecretBytes;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Content, FileBody, LastChunk, Node, Version};
 
 use super::Errno;
 use super::budget::{Reservation, Share};
+use super::errno::file_of;
 
-/// A version's content in memory, or what is needed to read it piece by piece.
+/// A version's content in memory, or the means to read it chunk by chunk.
 #[derive(Debug)]
 pub(super) enum Loaded {
     Whole {
         bytes: SecretBytes,
         _reservation: Reservation,
     },
-    /// What a user holds as others may, too.
+    /// A content that several users may hold.
     Shared {
         of: Arc<Loaded>,
         _share: Share,
@@ -27,7 +29,7 @@ pub(super) enum Loaded {
     Pieces(Version),
 }
 
-/// Contents in memory: version, the user for whom it counts, and the content.
+/// Contents in memory: version, user, and content.
 #[derive(Default)]
 pub(super) struct InMemory(Vec<(u64, u32, Weak<Loaded>)>);
 
@@ -38,7 +40,7 @@ impl InMemory {
         held.upgrade()
     }
 
-    /// What users hold together of a version.
+    /// The shared content of a version, if users hold one.
     pub(super) fn shared(&self, version: u64) -> Option<Arc<Loaded>> {
         let mut of_version = self.0.iter().filter(|(v, ..)| *v == version);
         of_version.find_map(|(_, _, held)| match &*held.upgrade()? {
@@ -54,38 +56,53 @@ impl InMemory {
     }
 }
 
-/// The chunk that a handle read last, and room for it. Not shared: readers at different places would
-/// take it from each other.
+/// The chunk that a handle last read, with its reservation. It is not shared: readers at different
+/// places would take it from each other.
 #[derive(Debug, Default)]
 pub(super) struct LastRead {
     pub(super) chunk: LastChunk,
     pub(super) room: Option<Reservation>,
 }
 
-pub(super) type LastPiece = Arc<Mutex<LastRead>>;
+/// The last piece that a handle read, shared with the other holders of the same version for it.
+#[derive(Clone, Debug)]
+pub(super) struct LastPiece(Arc<Mutex<LastRead>>);
 
-/// The version that a reader has settled on.
+impl Default for LastPiece {
+    fn default() -> Self {
+        let nothing = LastRead::default();
+        Self(Arc::new(Mutex::new(Rank::LastPiece, nothing)))
+    }
+}
+
+impl LastPiece {
+    pub(super) fn lock(&self) -> MutexGuard<'_, LastRead> {
+        self.0.lock()
+    }
+}
+
+/// The version that a reader is pinned to.
 #[derive(Clone, Debug)]
 pub(super) struct Pin {
     pub(super) version: u64,
     pub(super) length: u64,
-    /// The version that replaced another last: those from there on are edits of one content.
+    /// The version that last replaced the content: later ones are edits of it.
     pub(super) since: u64,
-    /// Dropped when memory runs short, and loaded again.
+    /// The content. Dropped if memory runs short, and loaded again.
     pub(super) loaded: Option<Arc<Loaded>>,
     pub(super) last: LastPiece,
 }
 
-/// Room for a content, and the user's share of it if others may come to hold it as well.
+/// The reservation for a content, and the user's share if others may hold it, too.
 pub(super) type Room = (Reservation, Option<Share>);
 
-/// What a handle of `node` holds that settles on `content`, which has `room`.
+/// The pin of a handle of `node` to `content`, with its reservation `room`.
 pub(super) fn pin_of(
     node: &Node,
     content: Content,
     room: Result<Room, Errno>,
 ) -> Result<Option<Pin>, Errno> {
-    let file = node.file()?;
+    let file = file_of(node)?;
     let bytes = match content {
         Content::Whole { bytes, .. } => bytes,
         Content::Unpublished => return Ok(None),

@@ -1,5 +1,4 @@
-//! Taking contents into memory beside a writer: whole, and with room for them in the share of who has
-//! opened them.
+//! Loads whole contents into memory beside a writer, in the share of the user who opens them.
 
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use crate::vault::{FileBody, Node, Vault};
 
 use super::askers::Askers;
 use super::budget::{Account, Budget, Refused, SMALL};
+use super::errno::file_of;
 use super::handles::{Handle, OpenNode};
 use super::kernel::Kernel;
 use super::loaded::{Loaded, Pin, Room, Shown, pin_of};
@@ -15,7 +15,7 @@ use super::nodes::Nodes;
 use super::table::Table;
 use super::{Errno, FileHandle};
 
-/// See the module.
+/// Loads contents, as the module describes.
 pub(super) struct Loader {
     pub(super) vault: Arc<Vault>,
     pub(super) table: Arc<Table>,
@@ -26,8 +26,8 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    /// In a read-only mount the content is taken whole when the file is opened: the writer, in
-    /// another process, does not know what is pinned here.
+    /// Loads the whole content at the open in a read-only mount: the writer, in another process,
+    /// does not know the pins here.
     pub(super) fn load_at_open(
         &self,
         fh: FileHandle,
@@ -35,12 +35,12 @@ impl Loader {
         thread: u32,
     ) -> Result<(), Errno> {
         let (node, pin) = self.load_current_of(&handle.node, handle.user)?;
-        self.settle(fh, handle, thread, node, pin);
+        self.pin(fh, handle, thread, node, pin);
         Ok(())
     }
 
-    /// Beside a writer: settles a handle, which `thread` opens, on what was read of its node.
-    pub(super) fn settle(
+    /// Beside a writer: pins a handle, which `thread` opens, to the version that was read.
+    pub(super) fn pin(
         &self,
         fh: FileHandle,
         handle: &Handle,
@@ -51,42 +51,42 @@ impl Loader {
         let fresh = pin.as_ref().map(Shown::of_pin);
         let version = fresh.map_or(0, |fresh| fresh.version);
         let mut state = handle.node.lock();
-        state.settle_beside_writer(fh, node, pin);
+        state.pin_beside_writer(fh, node, pin);
         if let Some(own) = state.handles.get_mut(&fh) {
             own.reading.thread = thread;
             own.reading.fresh = fresh;
         }
         drop(state);
-        // Not before: what others are told from here on is told with regard to this handle.
+        // Only now: from here on, answers to other processes take this handle into account.
         self.forget_other_versions(handle.node.id, version);
     }
 
-    /// What is current, whole, and counts for `user`; of which nothing was published if there is no
-    /// content. It is not decrypted again while anybody has it.
+    /// The whole current content, counted for `user`; `None` if none was published. It is not
+    /// decrypted again while any handle has it.
     pub(super) fn load_current_of(
         &self,
         open: &OpenNode,
         user: u32,
     ) -> Result<(Arc<Node>, Option<Pin>), Errno> {
-        let node = self.nodes.present(open.id)?;
-        let file = *node.file()?;
+        let node = self.nodes.stored(open.id)?;
+        let file = *file_of(&node)?;
         let is_large = file.size > SMALL;
         if let Some(pin) = self.known_pin(open, &file, user)? {
             return Ok((node, Some(pin)));
         }
-        // Two at once would need room for two.
+        // Two threads at once would need memory for two.
         let _alone = is_large.then(|| open.lock_loading());
         if is_large && let Some(pin) = self.known_pin(open, &file, user)? {
             return Ok((node, Some(pin)));
         }
         let mut room = Err(Errno(libc::ENOMEM));
         let content = self.vault.content_within(open.id, &mut |file| {
-            // What this had before, if it is asked again, is given back first.
+            // If this runs again, release the previous reservation first.
             room = Err(Errno(libc::ENOMEM));
             room = self.room_for(user, file.size);
             room.as_ref().map_or(0, |_| file.size)
         });
-        let (node, content) = content.map_err(|error| self.nodes.gone(error))?;
+        let (node, content) = content.map_err(|error| self.nodes.errno(error))?;
         let pin = pin_of(&node, content, room)?;
         if let Some(pin) = &pin
             && let Some(loaded) = &pin.loaded
@@ -96,7 +96,7 @@ impl Loader {
         Ok((node, pin))
     }
 
-    /// What `user` holds of the current version if anybody has it in memory.
+    /// The pin of `user` to the current version, if any handle has it in memory.
     fn known_pin(&self, open: &OpenNode, file: &FileBody, user: u32) -> Result<Option<Pin>, Errno> {
         let mut state = open.lock();
         let loaded = match state.loaded.get(file.version, user) {
@@ -118,7 +118,7 @@ impl Loader {
         }))
     }
 
-    /// Room for a content of `size` bytes, before any of it is decrypted.
+    /// Reserves memory for a content of `size` bytes, before any of it is decrypted.
     pub(super) fn room_for(&self, user: u32, size: u64) -> Result<Room, Errno> {
         self.or_give_up(user, |account| match size <= SMALL {
             true => account.reserve(size, size).map(|room| (room, None)),
@@ -129,7 +129,8 @@ impl Loader {
         })
     }
 
-    /// What somebody has opened comes before what he may be about to open.
+    /// Reserves memory, and frees held contents if needed: an open file comes before one that the
+    /// user may open.
     fn or_give_up<T>(
         &self,
         user: u32,
@@ -144,14 +145,14 @@ impl Loader {
             .map_err(|_| Errno(libc::ENOMEM))
     }
 
-    /// Makes the kernel forget attributes of any version but `version`. The note is changed afterwards:
-    /// whoever finds it changed may rely on the kernel having forgotten.
+    /// Makes the kernel forget attributes of all versions except `version`. The note changes
+    /// afterwards: a thread that finds it changed knows that the kernel has forgotten.
     pub(super) fn forget_other_versions(&self, ino: NodeId, version: u64) {
-        if let Some(told) = self.table.told(ino)
-            && told != version
+        if let Some(remembered) = self.table.remembered_version(ino)
+            && remembered != version
         {
             self.kernel.forget_attributes(ino);
-            self.table.replace_told(ino, told, version);
+            self.table.replace_remembered(ino, remembered, version);
         }
     }
 }

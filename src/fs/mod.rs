@@ -1,36 +1,34 @@
-//! The file system: what open, read, write, rename and the rest mean for secrets.
+//! The file system: the meaning of open, read, write, rename and so on for secrets.
 //!
-//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation takes a
-//! `done` that is called exactly once, on whichever thread: what can wait (for the disk, for a publication
-//! under way) never keeps the thread that reads requests.
+//! It knows inodes, handles, bytes and errno. Only `transport` knows a kernel. Every operation
+//! takes a `done` that is called exactly once, on any thread. A wait, for the disk or for a
+//! publication under way, never blocks the thread that reads requests.
 //!
-//! A request goes from `transport` through the front door (`entry`) to the part that answers it. Each part
-//! is a type that holds what it needs, and nothing more; `file_system` puts them together.
+//! A request goes from `transport` through the front door (`entry`) to the part that answers it.
+//! Each part is a type that holds only what it needs; `file_system` assembles them.
 //!
 //! | part | answers |
 //! |---|---|
 //! | `names` | lookup, make, link, unlink, rename; beside a writer with `beside` |
 //! | `directories` | opendir, readdir, releasedir |
-//! | `attr`, `attributes`, `xattrs` | getattr and seek, setattr, extended attributes |
-//! | `open`, `io`, `write` | open and create, read, write and allocate |
+//! | `getattr`, `setattr`, `xattrs` | getattr and seek, setattr, extended attributes |
+//! | `open`, `read`, `write` | open and create, read, write and allocate |
 //! | `closing` | flush, fsync, release |
 //!
-//! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended` one that
-//! is only appended to; `commits` is the way to the one queue that commits; `reaping` deletes; `loading`
-//! takes contents into memory; `settling` waits for publications; `nodes` and `table` find what is there
-//! and what is open; `kernel` is told to forget.
+//! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended`
+//! one that is only appended to; `commits` is the way to the vault's queue; `reaping` deletes;
+//! `loading` takes contents into memory; `settling` waits for publications; `nodes` and `table`
+//! find what is there and what is open; `kernel` makes the kernel forget. A failure of the vault
+//! passes `failures` on its way to an errno.
 
 mod appended;
 mod appends;
 mod askers;
-mod attr;
-mod attributes;
 mod authors;
 mod beside;
 mod blocks;
 mod budget;
 mod closing;
-mod commit_queue;
 mod commits;
 mod counters;
 mod descriptors;
@@ -41,15 +39,18 @@ mod drafts;
 mod ending;
 mod entry;
 mod errno;
+mod failures;
 mod file_system;
 mod follow;
+mod getattr;
+mod handle_state;
 mod handles;
 mod handoff;
-mod io;
-mod job;
 mod kernel;
 mod loaded;
 mod loading;
+mod log_limiter;
+mod mapped;
 mod names;
 mod nodes;
 mod open;
@@ -57,7 +58,7 @@ mod opened;
 mod page_cache;
 mod pages;
 mod publish;
-mod queue;
+mod read;
 mod readers;
 mod readings;
 mod reaping;
@@ -66,15 +67,15 @@ mod room;
 mod routine;
 mod set_attributes;
 mod set_id;
+mod setattr;
 mod settings;
 mod settling;
 mod table;
 mod touch;
 mod transport;
 mod truncation;
-mod users;
+mod upkeep;
 mod virtual_dir;
-mod watch;
 mod watchers;
 mod write;
 mod xattrs;
@@ -83,10 +84,13 @@ pub use directory_entry::DirectoryEntry;
 pub use ending::Ending;
 pub use entry::FrontDoor;
 pub use errno::Errno;
-use errno::to_errno;
+pub(crate) use failures::Failures;
 pub use file_system::FileSystem;
 pub(crate) use handoff::answered_elsewhere;
 pub use kernel::Transport;
+#[cfg(test)]
+pub(crate) use log_limiter::EVERY;
+pub(crate) use log_limiter::LogLimiter;
 pub use opened::Opened;
 pub(crate) use request::window;
 pub use request::{Access, Attr, Caller, Done, FileHandle, ReadDone, Transfer};

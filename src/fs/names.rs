@@ -1,22 +1,24 @@
-//! Names: looking up, making, linking, renaming and removing.
+//! Names: look-up, creation, links, renames and removal.
 
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, NewNode, RenameMode, Vault};
+use crate::vault::{Body, Kind, NewNode, RenameMode, Ticket, Vault};
 
-use super::attr::Attributes;
 use super::beside::Beside;
 use super::commits::Commits;
+use super::errno::directory_of;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::reaping::Reaping;
 use super::table::Table;
-use super::{Attr, Caller, Done, Errno, to_errno};
+use super::{Attr, Caller, Done, Errno};
 
-/// See the module.
+/// Operations on names.
 pub(super) struct Names {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) attributes: Arc<Attributes>,
@@ -26,7 +28,7 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Finds a name for a thread of a user.
+    /// Looks up a name for a thread of a user.
     pub(super) fn lookup_for(
         self: &Arc<Self>,
         caller: Caller,
@@ -41,7 +43,7 @@ impl Names {
         }
     }
 
-    /// Finds a name.
+    /// Looks up a name.
     pub(super) fn lookup(self: &Arc<Self>, parent: u64, name: &[u8], done: Done<Attr>) {
         match name {
             b"." => return self.lookup_number(parent, done),
@@ -49,29 +51,29 @@ impl Names {
             _ => {}
         }
         match self.vault.lookup(parent, name) {
-            // Nothing is published here, and asking again could find it gone.
+            // A read-only mount publishes nothing, and a second look-up could find the node gone.
             Ok(node) if self.vault.is_read_only() => done(Ok(self.attributes.attr_of(&node))),
             Ok(node) => {
                 let (names, name) = (Arc::clone(self), name.to_vec());
                 let then: Done<Attr> = Box::new(move |attr| match attr {
-                    // Replaced since: the name names something else now, if anything.
+                    // The file was replaced: the name names another node now, or none.
                     Err(Errno(libc::ENOENT)) => names.lookup(parent, &name, done),
                     attr => done(attr),
                 });
                 self.attributes.settled_attr(node.id, then);
             }
-            // What is absent may be the directory itself.
-            Err(error) => done(Err(match self.nodes.node(parent) {
+            // The directory itself may be gone.
+            Err(error) => done(Err(match self.nodes.stored_or_held(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
-                _ => error.into(),
+                _ => self.failures.errno(&error),
             })),
         }
     }
 
-    /// Finds a node by the number that somebody has kept of it (`open_by_handle_at`, NFS), after the
-    /// kernel has forgotten it. Without a name it is gone.
+    /// Finds a node by a number that a program has kept (`open_by_handle_at`, NFS), after the
+    /// kernel has forgotten it. A node without a name counts as gone.
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
-        match self.nodes.present(id) {
+        match self.nodes.stored(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
                 self.attributes.settled_attr(id, done);
             }
@@ -80,12 +82,12 @@ impl Names {
         }
     }
 
-    /// Finds the directory that a directory is in, for the same.
+    /// Finds the parent of a directory, for the same programs.
     fn lookup_parent(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self
             .nodes
-            .present(id)
-            .and_then(|node| Ok(node.directory()?.parent))
+            .stored(id)
+            .and_then(|node| Ok(directory_of(&node)?.parent))
         {
             Ok(parent) => self.lookup_number(parent, done),
             Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
@@ -93,7 +95,7 @@ impl Names {
         }
     }
 
-    /// Makes a node of any kind.
+    /// Creates a node of any kind.
     pub(super) fn make(
         self: &Arc<Self>,
         caller: Caller,
@@ -112,7 +114,8 @@ impl Names {
             Ticket::quick(caller.whose()),
             move |tx| tx.create(parent, &name, &new),
             move |made| {
-                let attr = to_errno(made).and_then(|id| names.nodes.node(id));
+                let attr = names.failures.to_errno(made);
+                let attr = attr.and_then(|id| names.nodes.stored_or_held(id));
                 done(attr.map(|node| names.attributes.attr_of(&node)));
             },
         );
@@ -136,13 +139,14 @@ impl Names {
             Ticket::quick(caller.whose()),
             move |tx| tx.link(ino, parent, &name),
             move |outcome| {
-                let node = to_errno(outcome).and_then(|()| names.nodes.node(ino));
+                let node = names.failures.to_errno(outcome);
+                let node = node.and_then(|()| names.nodes.stored_or_held(ino));
                 done(node.map(|node| names.attributes.attr_of(&node)));
             },
         );
     }
 
-    /// Takes away the name of something that is no directory.
+    /// Removes a name of a node that is not a directory.
     pub(super) fn unlink(
         self: &Arc<Self>,
         caller: Caller,
@@ -153,7 +157,7 @@ impl Names {
         self.remove(caller, (parent, name), false, done);
     }
 
-    /// Takes away an empty directory.
+    /// Removes an empty directory.
     pub(super) fn rmdir(
         self: &Arc<Self>,
         caller: Caller,
@@ -188,13 +192,13 @@ impl Names {
                 if let Ok(node) = &removed {
                     names.reap_if_closed(*node);
                 }
-                done(to_errno(removed.map(drop)));
+                done(names.failures.to_errno(removed.map(drop)));
             },
         );
     }
 
-    /// A node that was open when its last name went may have been closed before that was
-    /// committed. One that the kernel knows goes when it is forgotten.
+    /// Reaps a node that was open when its last name was removed, and closed before the commit. A
+    /// node that the kernel knows is deleted when the kernel forgets it.
     fn reap_if_closed(&self, node: NodeId) {
         let is_open = self.table.node(node).is_some();
         if !is_open && self.nodes.is_nameless(node) && !self.table.keep_if_known(node) {
@@ -229,18 +233,18 @@ impl Names {
                 if let (Ok(()), Some(replaced)) = (&outcome, replaced) {
                     names.reap_if_closed(replaced);
                 }
-                done(to_errno(outcome));
+                done(names.failures.to_errno(outcome));
             },
         );
     }
 
-    /// The kernel is told of a node, and will say when it has forgotten it.
+    /// Notes that the kernel gets to know a node; it will report when it forgets it.
     pub(super) fn remember(&self, attr: &Attr) {
         self.table.remember(attr);
         self.attributes.forget_outdated(attr);
     }
 
-    /// The kernel forgets what it was told `lookups` times.
+    /// Notes that the kernel forgets a node that it got `lookups` times.
     pub(super) fn forget(&self, ino: u64, lookups: u64) {
         if self.table.forget(ino, lookups) {
             self.reaping.reap(ino);
@@ -249,7 +253,7 @@ impl Names {
 
     /// The target of a symbolic link.
     pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.nodes.node(ino)?;
+        let node = self.nodes.stored_or_held(ino)?;
         match (&node.attributes.body, node.kind) {
             (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),

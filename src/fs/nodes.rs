@@ -1,7 +1,7 @@
-//! Nodes, found by their number.
+//! Look-up of nodes by number.
 //!
-//! Beside a writer a node may be gone that the kernel has just looked up: `ESTALE` has the kernel look the
-//! path up anew, since another file may have the name by now.
+//! Beside a writer, a node that the kernel has just looked up may be gone. `ESTALE` makes the
+//! kernel look up the path again, since another file may have the name by now.
 
 use std::sync::Arc;
 
@@ -10,54 +10,62 @@ use crate::vault::{Node, Vault, VaultError};
 
 use super::Errno;
 use super::askers::Askers;
+use super::failures::Failures;
 use super::table::Table;
 
-/// See the module.
+/// Look-up of nodes, as the module describes.
 pub(super) struct Nodes {
     vault: Arc<Vault>,
     table: Arc<Table>,
     askers: Arc<Askers>,
+    failures: Arc<Failures>,
 }
 
 impl Nodes {
-    pub(super) fn new(vault: &Arc<Vault>, table: &Arc<Table>, askers: &Arc<Askers>) -> Self {
+    pub(super) fn new(
+        vault: &Arc<Vault>,
+        table: &Arc<Table>,
+        askers: &Arc<Askers>,
+        failures: &Arc<Failures>,
+    ) -> Self {
         Self {
             vault: Arc::clone(vault),
             table: Arc::clone(table),
             askers: Arc::clone(askers),
+            failures: Arc::clone(failures),
         }
     }
 
-    /// A node that is there.
+    /// The stored node.
     ///
     /// # Errors
-    /// When it is gone: `ENOENT`; beside a writer `ESTALE`.
-    pub(super) fn present(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.vault.node(id).map_err(|error| self.gone(error))
+    /// `ENOENT` when it is gone; beside a writer `ESTALE`.
+    pub(super) fn stored(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.vault.node(id).map_err(|error| self.errno(error))
     }
 
-    /// A node that is there, or that is held for somebody who was told `ESTALE`.
+    /// The stored node, or the one held for a thread that got `ESTALE`.
     ///
     /// # Errors
-    /// As for [`present`](Self::present).
-    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.present(id).or_else(|error| match error {
+    /// As for [`stored`](Self::stored).
+    pub(super) fn stored_or_held(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.stored(id).or_else(|error| match error {
             Errno(libc::ESTALE) => self.askers.node(id).ok_or(error),
             error => Err(error),
         })
     }
 
-    /// A node, or what it was when it was opened.
+    /// The same, or the node as it was when it was opened.
     ///
     /// # Errors
-    /// As for [`present`](Self::present).
-    pub(super) fn node_or_opened(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
-        self.node(id).or_else(|error| match error {
+    /// As for [`stored`](Self::stored).
+    pub(super) fn stored_held_or_opened(&self, id: NodeId) -> Result<Arc<Node>, Errno> {
+        self.stored_or_held(id).or_else(|error| match error {
             Errno(libc::ESTALE) => {
                 let open = self.table.node(id);
                 let opened = open.and_then(|open| {
                     let state = open.lock();
-                    // Without them, nothing can be said of its extended attributes.
+                    // A node stored without its extended attributes cannot answer for them.
                     state.opened.clone().filter(|_| !state.opened_bare)
                 });
                 opened
@@ -68,15 +76,15 @@ impl Nodes {
         })
     }
 
-    /// The errno of a failure to find a node that the kernel has seen.
-    pub(super) fn gone(&self, error: VaultError) -> Errno {
+    /// The errno of a failure to find a node that the kernel knows, which is noted.
+    pub(super) fn errno(&self, error: VaultError) -> Errno {
         match error {
             VaultError::NotFound if self.vault.is_read_only() => Errno(libc::ESTALE),
-            other => other.into(),
+            other => self.failures.errno(&other),
         }
     }
 
-    /// Whether a node is there that has no name any more.
+    /// Whether a node exists and has no name any more.
     pub(super) fn is_nameless(&self, id: NodeId) -> bool {
         let found = self.vault.node(id);
         found.is_ok_and(|node| node.attributes.links == 0)

@@ -1,4 +1,4 @@
-//! Opening and creating files: which draft a handle writes to, which version it may read.
+//! Opens and creates files: the draft that a handle writes to, and the version that it may read.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::beside::Beside;
 use super::blocks::Blocks;
 use super::budget::Budget;
 use super::drafts::Drafts;
+use super::errno::file_of;
 use super::handles::Handle;
 use super::kernel::Kernel;
 use super::loaded::Shown;
@@ -25,7 +26,7 @@ use super::table::Table;
 use super::truncation::Truncation;
 use super::{Access, Attr, Caller, Done, Errno, FileHandle};
 
-/// See the module.
+/// Opens and creates files.
 pub(super) struct Opens {
     pub(super) vault: Arc<Vault>,
     pub(super) table: Arc<Table>,
@@ -53,7 +54,8 @@ impl Opens {
         }
         let opens = Arc::clone(self);
         if flags & libc::O_TRUNC != 0 && !access.write {
-            // Nothing can be written through it, so no closing publishes: as truncate(2).
+            // No write can come through this handle, so no close publishes: truncate as truncate(2)
+            // does.
             let then: Done<()> = Box::new(move |truncated| match truncated {
                 Ok(()) => opens.open(caller, ino, flags & !libc::O_TRUNC, done),
                 Err(error) => done(Err(error)),
@@ -62,14 +64,14 @@ impl Opens {
             return self.truncation.by_path(caller.uid, ino, 0, then);
         }
         self.settling.when_settled(ino, move || {
-            // Only those who write are asked who they are.
+            // Only a writer's process matters.
             let opener = access
                 .write
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
             let opened = match opens.open_settled(ino, access, (caller, opener), truncate) {
-                // Somebody has begun to publish since.
+                // A new publication has begun since.
                 Ok(None) => return opens.open(caller, ino, flags, done),
                 Ok(Some(opened)) => Ok(opened),
                 Err(error) => Err(error),
@@ -91,7 +93,7 @@ impl Opens {
         (caller, opener): (Caller, Option<u32>),
         truncate: bool,
     ) -> Result<Option<Opened>, Errno> {
-        // Registered first: from here on the node is not deleted.
+        // Register first: from here on the node is not deleted.
         let (fh, handle) = self.table.open(ino, access, opener, caller.uid)?;
         let begun = self.begin(fh, &handle, caller.pid, truncate);
         if !matches!(begun, Ok(true)) {
@@ -105,7 +107,7 @@ impl Opens {
         Ok(begun?.then_some(opened))
     }
 
-    /// `false` if a reader has to wait for a publication.
+    /// Prepares a handle; `false` if a reader must wait for a publication.
     fn begin(
         &self,
         fh: FileHandle,
@@ -115,18 +117,17 @@ impl Opens {
     ) -> Result<bool, Errno> {
         let ino = handle.node.id;
         if self.vault.is_read_only() {
-            // Another process may delete the version at any time.
+            // The writer may delete the version at any time.
             self.loader.load_at_open(fh, handle, thread)?;
             return Ok(true);
         }
         if truncate {
-            self.nodes.node(ino)?.file()?;
+            file_of(&*self.nodes.stored_or_held(ino)?)?;
             self.room.must_be_left()?;
         }
         let mut state = handle.node.lock();
-        // Looked at under the lock: a version may have been published until just now, or be about to
-        // go.
-        let file = *self.nodes.node(ino)?.file()?;
+        // Read this under the lock: a version may just have been published, or be about to go.
+        let file = *file_of(&*self.nodes.stored_or_held(ino)?)?;
         let settled = state.publishing == 0;
         if !settled && !handle.access.write {
             return Ok(false);
@@ -135,7 +136,7 @@ impl Opens {
             own.reading.thread = thread;
         }
         if truncate {
-            state.spoil_mapped();
+            state.mapped().spoil();
             state.believed = Some(0);
         } else {
             state.believed.get_or_insert(file.size);
@@ -159,14 +160,14 @@ impl Opens {
         }
         drop(state);
         if handle.access.write {
-            // The kernel changes its length of the file before it sees that it remembers no more: in
-            // between, it would tell others that the file is empty.
+            // The kernel sets its length of the file to 0 before it sees that it must not keep it.
+            // Meanwhile it would tell other processes that the file is empty.
             self.kernel.forget_attributes(ino);
         }
         Ok(true)
     }
 
-    /// Makes a regular file and opens it.
+    /// Creates a regular file and opens it.
     pub(super) fn create(
         self: &Arc<Self>,
         caller: Caller,
@@ -185,20 +186,20 @@ impl Opens {
                     let opener = process::thread_group(caller.pid);
                     let access = Access::from_flags(flags);
                     match opens.open_settled(attr.ino, access, (caller, opener), false) {
-                        // Somebody has been faster, and publishes.
+                        // Another process has created the file, and publishes it.
                         Ok(None) => {
                             let flags = flags & !libc::O_EXCL;
                             opens.open_existing(caller, parent, &retry_name, flags, done);
                         }
                         Ok(Some(opened)) => done(Ok((attr, opened))),
-                        // Somebody has removed it since.
+                        // Another process has removed the file since.
                         Err(Errno(libc::ENOENT)) => {
                             opens.create(caller, parent, &retry_name, again, flags, done);
                         }
                         Err(error) => done(Err(error)),
                     }
                 }
-                // Somebody was faster.
+                // Another process has created the file.
                 Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
                     opens.open_existing(caller, parent, &retry_name, flags, done);
                 }

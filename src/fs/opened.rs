@@ -1,12 +1,12 @@
-//! What opening a file tells the kernel.
+//! The answer to the kernel for an open.
 
 use super::FileHandle;
 
 /// An open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// What the kernel is to pass with every request.
+    /// The handle, which the kernel passes with every request.
     pub fh: FileHandle,
-    /// Whether closing it can have an effect: if not, the kernel need not ask.
+    /// Whether a close can have an effect; if not, the kernel need not send a FLUSH.
     pub flushes: bool,
 }

@@ -1,52 +1,52 @@
-//! The kernel's page cache, which `mmap`, `sendfile` and `splice` go through: one for a file, however
-//! many contents of it there are. Pages are of one content at a time. Whoever would get those of
-//! another among his own is refused, since no page can be taken back from a mapping, and a request for
-//! one cannot wait: the kernel waits for it before it drops others.
+//! The kernel's page cache, which `mmap`, `sendfile` and `splice` use. There is one for each file,
+//! however many contents the file has, so its pages belong to one content at a time. A reader that
+//! would get pages of two contents is refused: no page can be taken back from a mapping, and a
+//! request for a page cannot wait, because the kernel waits for it before it drops others.
 //!
-//! The kernel empties the cache of a file whenever the file is opened or mapped.
+//! The kernel empties the cache of a file at each open and mapping.
 
 use std::collections::HashSet;
 
 use super::FileHandle;
 
-/// What pages are of. Versions of which each is an edit of the one before have pages in common, as
-/// databases need it: such a content is named by the version that it began with.
+/// The source of pages. Versions that are edits of one content share pages, as databases need it;
+/// such a content is named by its first version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Content(u64),
-    /// The draft in place.
+    /// The in-place draft.
     Shared,
-    /// The replacement of a handle.
+    /// The replacement draft of a handle.
     Own(FileHandle),
 }
 
 impl Source {
-    /// Whether one who wants pages of this may put an end to those of `other`.
+    /// Whether a request for pages of this source may end those of `other`.
     fn outdoes(self, other: Self) -> bool {
         match (self, other) {
             (Self::Content(own), Self::Content(other)) => own > other,
-            // What is written has been opened over it.
+            // A draft was opened over the content.
             (Self::Shared | Self::Own(_), Self::Content(_)) => true,
             (_, Self::Shared | Self::Own(_)) => false,
         }
     }
 }
 
-/// What the cache has of a node.
+/// The pages of a node in the cache.
 #[derive(Debug, Default)]
 pub(super) struct Pages {
     pub(super) source: Option<Source>,
-    /// Handles that asked for them, and may have them mapped.
+    /// Handles that asked for pages, and may have them mapped.
     pub(super) users: HashSet<FileHandle>,
-    /// The last handle that had been opened when pages were served last.
+    /// The last handle opened when pages were last served.
     pub(super) until: FileHandle,
-    /// How often pages were served.
+    /// Number of times that pages were served.
     pub(super) served: u64,
-    /// They are to go before any are served again.
+    /// The pages must be dropped before any are served again.
     pub(super) ends: bool,
 }
 
-/// What was to be dropped.
+/// The pages to drop.
 #[derive(Clone, Copy)]
 pub(super) struct Dropping {
     pub(super) served: u64,
@@ -57,14 +57,14 @@ impl Pages {
         self.source
     }
 
-    /// Whether `fh` may have pages of `wanted` without finding others among them; `last` is the handle
-    /// that was opened last.
+    /// Whether `fh` can get pages of `wanted` without finding others among them; `last` is the last
+    /// opened handle.
     pub(super) fn admit(&mut self, fh: FileHandle, wanted: Source, last: FileHandle) -> bool {
         if self.ends {
             return false;
         }
         if let Some(source) = self.source.filter(|source| *source != wanted) {
-            // What was in the cache when this handle was opened is gone.
+            // The open of this handle has emptied the cache.
             if self.until >= fh {
                 self.ends = wanted.outdoes(source) || !self.users.iter().any(|user| *user != fh);
                 return false;
@@ -78,7 +78,7 @@ impl Pages {
         true
     }
 
-    /// A handle is closed, and so is what it had mapped.
+    /// Notes the close of a handle, and so of its mappings.
     pub(super) fn let_go(&mut self, fh: FileHandle) {
         self.users.remove(&fh);
     }
@@ -101,9 +101,9 @@ mod tests {
         let mut pages = Pages::default();
         assert!(pages.admit(1, Source::Content(1), 2));
         assert!(pages.admit(2, Source::Content(1), 2));
-        // Handle 2 was open when those were served: they may be in its mapping.
+        // Handle 2 was open when those were served, so its mapping may have them.
         assert!(!pages.admit(2, Source::Content(2), 2));
-        // Nobody is served before they have gone.
+        // Nobody is served before they are dropped.
         assert!(!pages.admit(1, Source::Content(1), 2));
         let begun = Dropping {
             served: pages.served,
@@ -117,7 +117,7 @@ mod tests {
         let mut pages = Pages::default();
         assert!(pages.admit(1, Source::Content(1), 1));
         assert!(pages.admit(2, Source::Content(2), 2));
-        // The older one would bring its pages back.
+        // The older content would bring its pages back.
         assert!(!pages.admit(1, Source::Content(1), 2));
         assert!(pages.admit(2, Source::Content(2), 2));
     }

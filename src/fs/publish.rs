@@ -1,31 +1,36 @@
-//! How a draft becomes a version: taken as of one change, queued, and told to whoever waits.
+//! Publishes a draft as a version: takes its content at one change, queues it, and reports the
+//! result to waiting programs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{PIECE, Publication, Timestamp, Tx, Vault, VaultError, pieces_of};
+use crate::vault::{
+    PIECE, Publication, Ticket, Timestamp, Tx, Vault, VaultError, Whose, pieces_of, publish_staged,
+    stage_piece,
+};
 
 use super::appends::Appends;
 use super::blocks::Image;
 use super::commits::Commits;
 use super::counters::Counters;
 use super::draft::Draft;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{NodeState, OpenNode};
 use super::kernel::Kernel;
 use super::nodes::Nodes;
-use super::queue::{Ticket, Whose};
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::watchers::Watchers;
-use super::{Done, Errno, FileHandle, to_errno};
+use super::{Done, Errno, FileHandle};
 
-/// How often a publication is tried again that nobody waits for, and how long after.
+/// Number of retries of a publication that nobody waits for, and the pause before each.
 pub(super) const RETRIES: u32 = 3;
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(300);
 
-/// A draft's content as of one change, on its way to the store.
+/// A draft's content at one change, on its way to the store.
 #[derive(Clone)]
 pub(super) struct Pending {
     image: Arc<Image>,
@@ -33,10 +38,10 @@ pub(super) struct Pending {
     publication: Publication,
     modified: Option<Timestamp>,
     edits: u64,
-    /// When it is tried again: the version that it may take the place of. What others published
-    /// since, and were told so, stays.
+    /// In a retry: the only version that it may replace. A later version, whose program was told
+    /// that it is published, stays.
     only_over: Option<u64>,
-    /// The version that was current when it was tried last, or queued.
+    /// The version that was current at the last attempt, or when it was queued.
     tried_over: Arc<AtomicU64>,
 }
 
@@ -53,7 +58,7 @@ impl Pending {
         }
     }
 
-    /// What was appended to `version`, and goes nowhere else.
+    /// Data appended to `version`, which may replace no other version.
     pub(super) fn appended(draft: &Draft, version: u64) -> Self {
         Self {
             only_over: Some(version),
@@ -62,27 +67,29 @@ impl Pending {
     }
 }
 
-/// Whose draft it was, to be told.
+/// The draft to notify of the result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
     Own(FileHandle),
     Shared,
-    /// The shared one, of which nothing but appends is stored, and no program has asked for it.
+    /// The shared draft, of which appended data is stored unasked.
     Appended,
-    /// The draft is gone with its handle.
+    /// None: the draft is gone with its handle.
     Nobody,
 }
 
-/// Whether a program waits until it is published, and whose share of the disk's time that takes.
+/// Whether a program waits for the publication, and the user whose share of the disk's time it
+/// uses.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Awaited {
     Yes(Whose),
     No(Whose),
 }
 
-/// See the module.
+/// Publishes drafts, as the module describes.
 pub(super) struct Publisher {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) commits: Arc<Commits>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) reaping: Arc<Reaping>,
@@ -94,7 +101,8 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes the shared draft now, for truncate(2), which has no handle to close.
+    /// Publishes the shared draft now, for truncate(2), which has no handle whose close would
+    /// publish it.
     pub(super) fn publish_shared(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
@@ -123,8 +131,8 @@ impl Publisher {
         );
     }
 
-    /// Publishes what was taken from `node` while it has been locked as `state`. It is queued before
-    /// that lock is let go of: what is taken later is stored later.
+    /// Publishes the content taken from `node` under its lock `state`. It is queued before that
+    /// lock is released, so a content taken later is stored later.
     pub(super) fn publish(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
@@ -146,7 +154,7 @@ impl Publisher {
         let keep = state.keep_pinned();
         let id = node.id;
         let bytes = pending.image.len();
-        // Where there is little room, a content that does not fit must leave the room that there is.
+        // If disk space is short, a content that does not fit must not use up the rest.
         let pieces = match pieces_of(bytes) {
             pieces if pieces > 1 && self.room.has_for(bytes) => pieces,
             _ => 1,
@@ -168,15 +176,15 @@ impl Publisher {
             let parts = job.image.parts();
             let (publication, modified) = (job.publication, job.modified);
             if piece + 1 < pieces {
-                tx.stage(id, &parts, piece)?;
+                stage_piece(tx, id, &parts, piece)?;
                 return Ok(None);
             }
             let published = match pieces {
                 1 => tx.publish_parts(id, &parts, publication, modified, &keep),
                 _ => {
-                    // What is read by now, which others may have begun since the first piece.
+                    // Ask for pins now: readers may have begun since the first piece.
                     let keep = open.lock().keep_pinned();
-                    tx.publish_staged(id, &parts, publication, modified, &keep)
+                    publish_staged(tx, id, &parts, publication, modified, &keep)
                 }
             };
             published.map(Some)
@@ -194,38 +202,38 @@ impl Publisher {
                     if matches!(source, Source::Shared | Source::Appended)
                         && let Ok(content) = publisher
                             .nodes
-                            .node(id)
-                            .and_then(|now| Ok(now.file()?.replaced))
+                            .stored_or_held(id)
+                            .and_then(|now| Ok(file_of(&now)?.replaced))
                     {
-                        node.lock().name_pages(content);
+                        node.lock().mapped().name_pages(content);
                     }
                 }
                 Ok(None) => {}
                 Err(_) => put_off(&node, source),
             }
-            // Or what its program writes next would have to be copied.
+            // Otherwise the program's next write would have to copy blocks.
             drop(pending);
             if is_left {
                 node.lock().leave_pieces();
             }
             publisher.finish(&node);
-            // Not if it is tried again: when that has come to its end.
+            // Not before a retry: only when that has ended.
             if is_left {
                 publisher.reaping.reap(id);
             }
-            done(match to_errno(outcome) {
+            done(match publisher.failures.to_errno(outcome) {
                 Ok(Some(_)) => Ok(()),
                 Ok(None) => Err(Errno(libc::ESTALE)),
                 Err(error) => Err(error),
             });
-            // Whoever is woken reads what was published, and nobody has waited for that.
+            // Wake watchers last: no program waits for that.
             if published {
                 publisher.watchers.wake(id);
             }
         };
         let ticket = match awaited {
             Awaited::Yes(whose) => Ticket::awaited(whose),
-            // What its program does next must not come before it.
+            // The program's next request must not overtake it.
             Awaited::No(whose) => Ticket::unattended(whose),
         };
         let ticket = match pieces {
@@ -252,7 +260,7 @@ impl Publisher {
                 if let Some(shared) = &mut state.shared {
                     shared.note_published(pending.edits, pending.taken);
                     if !shared.is_unpublished() {
-                        // What is written from here on edits it.
+                        // Later writes edit the published content.
                         shared.publication = Publication::InPlace;
                     }
                 }
@@ -275,8 +283,9 @@ impl Publisher {
         let of_shared = matches!(source, Source::Shared | Source::Appended);
         let replaced = !of_shared && pending.publication == Publication::Replacement;
         let idle = !state.has_writers_in_place();
-        // A replacement leaves an in-place draft with changes of its own alone: if that is
-        // published later, it wins whole. One without changes begins anew with the new content.
+        // A replacement does not touch an in-place draft that has changes: if that is published
+        // later, it wins as a whole. A draft without changes is dropped, and begins again with the
+        // new content.
         let is_over = |shared: &Draft| match replaced {
             true => !shared.is_unstored(),
             false => idle && !shared.is_unpublished(),
@@ -293,7 +302,7 @@ impl Publisher {
         }
     }
 
-    /// A publication is over: those who waited for it go on.
+    /// Ends a publication, and continues the requests that waited for it.
     fn finish(&self, node: &Arc<OpenNode>) {
         let mut state = node.lock();
         state.publishing = state.publishing.saturating_sub(1);
@@ -312,7 +321,7 @@ impl Publisher {
         self.reaping.tidy(node.id);
     }
 
-    /// Publishes what nobody waits for: a failure is tried again, then logged and counted.
+    /// Publishes data that no program waits for: a failure is retried, then logged and counted.
     pub(super) fn publish_unattended(
         self: &Arc<Self>,
         node: &Arc<OpenNode>,
@@ -321,7 +330,7 @@ impl Publisher {
         (source, whose): (Source, Whose),
         retries: u32,
     ) {
-        // Until it has come to an end, retries and all: whoever opens the file waits for it.
+        // Opens of the file wait until this ends, with all its retries.
         state.publishing += 1;
         if let Ok(now) = self.vault.node(node.id)
             && let Ok(file) = now.file()
@@ -336,7 +345,7 @@ impl Publisher {
                 drop(kept);
                 publisher.finish(&again);
             }
-            // The file was removed meanwhile, and its content with it, or has a newer one.
+            // The file was removed meanwhile, or has a newer content.
             Err(Errno(libc::ENOENT | libc::ESTALE)) => {
                 publisher.drop_idle_draft(&again);
                 publisher.finish(&again);
@@ -356,7 +365,8 @@ impl Publisher {
                 publisher.finish(&again);
             }
             Err(_) => {
-                // Not what is current now: somebody may have been told since that his is.
+                // Not the version that is current now: its program may know by now that it is
+                // published.
                 let tried_over = kept.tried_over.load(Ordering::Relaxed);
                 kept.only_over.get_or_insert(tried_over);
                 let (last, lost) = (Arc::clone(&publisher), Arc::clone(&again));
@@ -387,7 +397,7 @@ impl Publisher {
     }
 }
 
-/// What could not be stored is not tried again at once.
+/// Delays the next attempt for data that could not be stored.
 fn put_off(node: &OpenNode, source: Source) {
     if source == Source::Appended
         && let Some(shared) = &mut node.lock().shared
@@ -396,7 +406,7 @@ fn put_off(node: &OpenNode, source: Source) {
     }
 }
 
-/// Why a draft is not published: it may lack what was written to a mapping.
+/// The error for a draft that is not published because it may lack bytes written to a mapping.
 pub(super) fn spoiled(node: NodeId) -> Errno {
     tracing::error!(
         "what was written to node {node} through a mapping is lost, and what was there stays: \

@@ -1,18 +1,18 @@
-//! What the readers of a file read next: what they were told of. Versions are kept for them when others
-//! are published.
+//! The version that a reader reads next: the one whose length its process has seen. Versions are
+//! kept for readers when others are published.
 
 use crate::vault::FileBody;
 
 use super::FileHandle;
 use super::authors::Place;
 use super::descriptors::{self, For};
-use super::handles::{HandleState, NodeState};
+use super::handle_state::{HandleState, Handles};
 use super::loaded::{Pin, Shown};
-use super::readings::same_process;
+use super::readings::{Told, same_process};
 use crate::os::process;
 
 impl HandleState {
-    /// The content that it reads, or is going to read, by the version that it began with.
+    /// The content that it reads or is going to read, named by its first version.
     pub(super) fn content(&self) -> Option<u64> {
         let fresh = self.reading.fresh.map(|fresh| fresh.since);
         fresh.or(self.pin.as_ref().map(|pin| pin.since))
@@ -24,7 +24,7 @@ impl HandleState {
             .is_some_and(|pin| 0 < self.reading.read_to && self.reading.read_to < pin.length)
     }
 
-    /// Whether it is going to read another version than the one that is current.
+    /// Whether it is going to read another version than the current one.
     fn is_outdated(&self, current: u64) -> bool {
         if self.write {
             return false;
@@ -35,8 +35,19 @@ impl HandleState {
     }
 }
 
-impl NodeState {
-    /// Versions that somebody was told of, and may read first.
+/// A node's handles, for the versions that their readers see, and the lengths that their processes
+/// were given.
+pub(super) struct Readers<'a> {
+    handles: &'a mut Handles,
+    told: &'a mut Told,
+}
+
+impl<'a> Readers<'a> {
+    pub(super) fn new(handles: &'a mut Handles, told: &'a mut Told) -> Self {
+        Self { handles, told }
+    }
+
+    /// Adds the versions that a process has seen, and may read first.
     pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
         if !self.handles.values().any(|own| !own.write) {
             self.told.0.clear();
@@ -46,8 +57,8 @@ impl NodeState {
         versions.extend(self.told.0.iter().map(|(_, pin)| pin.version));
     }
 
-    /// Whether a reader is going to read another version than the one that is current.
-    pub(super) fn has_outdated_readers(&self, current: u64) -> bool {
+    /// Whether any reader is going to read another version than the current one.
+    pub(super) fn has_outdated(&self, current: u64) -> bool {
         self.handles.values().any(|own| own.is_outdated(current))
     }
 
@@ -56,8 +67,8 @@ impl NodeState {
         fresh.any(|fresh| fresh.version != current)
     }
 
-    /// Whether the process of a thread has a handle that it has not read from, and so reads first what
-    /// it is told of.
+    /// Whether the process of a thread has a handle that it has not read from yet, so that its
+    /// first read gets the version it has seen.
     pub(super) fn may_read_first(&self, thread: u32, node: &Place) -> bool {
         let mut fresh = self
             .handles
@@ -67,20 +78,21 @@ impl NodeState {
             return fresh.any(|own| own.reading.thread == thread);
         };
         fresh.any(|own| same_process(own.reading.thread, Some(group)))
-            // It may have been given the descriptor by another.
+            // Another process may have passed the descriptor to it.
             || descriptors::has_one(For::Reading, group, node.id, node.device)
     }
 
-    /// What the first read of a handle that was opened at `fresh` gets, if others were published
-    /// since: what its process was told of last.
+    /// The version for the first read of a handle opened at `fresh`, if others were published
+    /// since: the one that its process saw last.
     pub(super) fn told_since(&self, fh: FileHandle, fresh: Shown, thread: u32) -> Option<Pin> {
         let opener = self.handles.get(&fh).map(|own| own.reading.thread);
         let told = self.told.to_process_of(thread, opener == Some(thread))?;
         (told.version > fresh.version).then(|| told.clone())
     }
 
-    /// A thread has read: what it was told before does not count for what it reads later, but for a
-    /// handle that it has not read from yet. The kernel may have read ahead through another.
+    /// Notes a read by a thread: versions that it saw before do not count for later reads, except
+    /// through a handle that it has not read from yet. The kernel may have read ahead through
+    /// another.
     pub(super) fn forget_told(&mut self, fh: FileHandle, thread: u32) {
         if thread == 0 || self.told.0.is_empty() {
             return;
@@ -93,7 +105,7 @@ impl NodeState {
         }
     }
 
-    /// The length of what a handle, or that of a thread, reads or is going to read.
+    /// The length of the version that a handle, or a thread's handle, reads or is going to read.
     pub(super) fn length_read_by(&self, fh: Option<FileHandle>, thread: u32) -> Option<u64> {
         let own = match fh {
             Some(fh) => self.handles.get(&fh),
@@ -106,28 +118,27 @@ impl NodeState {
         fresh.or(own.pin.as_ref().map(|pin| pin.length))
     }
 
-    /// What a thread was told since it has read last, if that is not older than what it has settled on.
+    /// The version that a thread has seen since its last read, if it is not older than its pinned
+    /// one.
     pub(super) fn told_again(&self, pinned: Shown, thread: u32) -> Option<Pin> {
         let mut told = self.told.0.iter();
         let (_, told) = told.find(|(known, _)| *known == thread && thread != 0)?;
         (told.version >= pinned.version).then(|| told.clone())
     }
 
-    /// Whether a thread has a handle that it may read again from the beginning.
+    /// Whether a thread has a handle that it may read again from the start.
     pub(super) fn may_read_again(&self, thread: u32) -> bool {
         let mut handles = self.handles.values().filter(|own| !own.write);
         thread != 0 && handles.any(|own| own.reading.thread == thread && own.pin.is_some())
     }
-}
 
-impl NodeState {
-    /// Whether what a handle reads next is its own, and not what is current.
+    /// Whether a handle's next read gets its pinned version, not the current one.
     fn reads_on(own: &HandleState, file: &FileBody) -> bool {
         let is_behind = |pin: &Pin| pin.version < file.replaced;
         !own.write && own.is_draining() && own.pin.as_ref().is_some_and(is_behind)
     }
 
-    /// Whether a handle has to be given what is current when its end is asked for.
+    /// Whether a handle must move to the current version when a program asks for its end.
     pub(super) fn settles_elsewhere(&self, fh: FileHandle, file: &FileBody) -> bool {
         self.handles.get(&fh).is_some_and(|own| {
             let pinned = own.pin.as_ref().map(|pin| pin.version);
@@ -135,8 +146,8 @@ impl NodeState {
         })
     }
 
-    /// The length of what a handle without a draft is going to read: of what it is in the middle of,
-    /// or of what is current, where it settles with `end`.
+    /// The length of the version that a handle without a draft is going to read: the one it is in
+    /// the middle of, or the current one, to which `end` pins it.
     pub(super) fn seek_in_version(&mut self, fh: FileHandle, file: &FileBody, end: Pin) -> u64 {
         let moves = self.settles_elsewhere(fh, file);
         let Some(own) = self.handles.get_mut(&fh).filter(|own| !own.write) else {
@@ -149,7 +160,7 @@ impl NodeState {
             own.reading.held = true;
         }
         if moves && is_settled {
-            own.settle(Some(end));
+            own.pin_to(Some(end));
             own.reading.read_to = 0;
         }
         let fresh = own.reading.fresh.map(|fresh| fresh.length);
@@ -157,8 +168,9 @@ impl NodeState {
         fresh.or(pinned).unwrap_or(file.size)
     }
 
-    /// The length of what a process is in the middle of reading, if that was replaced and it has no
-    /// other handle: it may go on, and a read at the beginning must not bring another.
+    /// The length of the version that a process is in the middle of reading, if that was replaced
+    /// and the process has no other handle: it may go on, and a read at the start must not get
+    /// another version.
     pub(super) fn drained_by(&mut self, thread: u32, file: &FileBody) -> Option<u64> {
         if !self.handles.values().any(|own| Self::reads_on(own, file)) {
             return None;

@@ -1,30 +1,32 @@
-//! What those who read were told of a file, and how far they have read.
+//! The versions of a file that reading processes have seen, and the position of each reader.
 
 use crate::os::process;
 
 use super::loaded::{Pin, Shown};
 
-/// Most answers that are remembered of a node.
+/// Limit on the answers noted for a node.
 const MOST: usize = 64;
 
-/// What the process that reads through a handle may have been told, and how far it has read.
+/// The version that a handle's process may have seen, and the position of its reads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Reading {
-    /// Until something is read: the version that was current when it was opened, or when its end was
-    /// asked for.
+    /// Until the first read: the version that was current at the open, or when a program asked for
+    /// the end.
     pub(super) fresh: Option<Shown>,
-    /// The length of what it has settled on was told: a read at the beginning stays there.
+    /// The process has seen the length of the pinned version: a read at the start keeps that
+    /// version.
     pub(super) held: bool,
-    /// Where the last read ended.
+    /// The end of the last read.
     pub(super) read_to: u64,
-    /// The thread that opened the handle, or read or wrote through it last.
+    /// The thread that opened the handle, or last read or wrote through it.
     pub(super) thread: u32,
 }
 
 impl Reading {
-    /// A read of a version of `length` bytes.
+    /// Notes a read of a version of `length` bytes.
     pub(super) fn note(&mut self, offset: u64, size: u32, length: u64, thread: u32) {
-        // Who begins elsewhere has looked where the end is, and comes to the beginning later.
+        // A reader that does not begin at the start has looked for the end, and reads the start
+        // later.
         self.held = match self.fresh.take() {
             Some(_) => offset > 0,
             None => self.held && offset > 0 && offset < length,
@@ -34,8 +36,8 @@ impl Reading {
     }
 }
 
-/// Which version threads were told of last. They are kept as the kernel names them: which process
-/// they belong to is asked when it matters.
+/// The version that each thread saw last. Threads are stored by the kernel's number; their process
+/// is looked up only when it matters.
 #[derive(Debug, Default)]
 pub(super) struct Told(pub(super) Vec<(u32, Pin)>);
 
@@ -48,13 +50,13 @@ impl Told {
         self.0.push((thread, pin));
     }
 
-    /// What a thread was told counts no longer: it has changed the file itself since.
+    /// Forgets the version that a thread has seen, because it has changed the file itself.
     pub(super) fn forget(&mut self, thread: u32) {
         self.0.retain(|(known, _)| *known != thread);
     }
 
-    /// What the process of `thread` was told last; what the thread itself was told, if it does all by
-    /// itself. Those that cannot be seen count as one.
+    /// The version that the process of `thread` saw last; with `alone`, the one that the thread
+    /// itself saw. Threads that are not visible count as one.
     pub(super) fn to_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
         let own = self.0.iter().find(|(known, _)| *known == thread);
         if self.0.is_empty() || alone {
@@ -67,7 +69,7 @@ impl Told {
     }
 }
 
-/// Whether `thread` belongs to a process that can be seen.
+/// Whether `thread` belongs to the process `group`.
 pub(super) fn same_process(thread: u32, group: Option<u32>) -> bool {
     group.is_some() && process::thread_group(thread) == group
 }

@@ -1,4 +1,4 @@
-//! Taking away what nobody needs any more: nodes without a name, and versions before the current one.
+//! Deletes what nothing needs any more: nodes without a name, and versions before the current one.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::commits::Commits;
 use super::nodes::Nodes;
 use super::table::{Reaper, Table};
 
-/// See the module.
+/// Deletes nodes and versions, as the module describes.
 pub(super) struct Reaping {
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -16,8 +16,8 @@ pub(super) struct Reaping {
 }
 
 impl Reaping {
-    /// Forgets a node that nothing is open of, and reaps what was kept for its handles. One without
-    /// a name that the kernel knows goes when it is forgotten.
+    /// Forgets a node without handles, and reaps the versions kept for them. A node without a name
+    /// that the kernel knows is deleted when the kernel forgets it.
     pub(super) fn tidy(&self, id: NodeId) {
         let Some(kept) = self.table.forget_if_idle(id) else {
             return;
@@ -31,7 +31,7 @@ impl Reaping {
         }
     }
 
-    /// Deletes a node without a name, or versions before the current one, that no handle needs.
+    /// Deletes a node without a name, or versions before the current one that no handle needs.
     pub(super) fn reap(&self, id: NodeId) {
         let Ok(queue) = self.commits.queue() else {
             return;
@@ -46,7 +46,7 @@ impl Reaping {
                         (state.keep_pinned(), state.publishing > 0)
                     })
                     .unwrap_or_default();
-                // Pieces of it may be there already.
+                // The store may already have pieces of the next version.
                 if publishes {
                     keep.extend(tx.begun_version(id)?);
                 }

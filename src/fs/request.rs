@@ -1,43 +1,42 @@
-//! What requests and answers are made of.
+//! The types of requests and answers.
 
 use std::time::Duration;
 
-use crate::vault::{Kind, Timestamp};
+use crate::vault::{Kind, Timestamp, Whose};
 
 use super::errno::Errno;
-use super::queue::Whose;
 
-/// What an operation tells its caller, when it is done.
+/// The callback of an operation, which gets its result.
 pub type Done<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caller {
     /// Effective user.
     pub uid: u32,
     /// Effective group.
     pub gid: u32,
-    /// Thread id, 0 when it cannot be seen from here.
+    /// Thread id; 0 if it is not visible from here.
     pub pid: u32,
 }
 
 impl Caller {
-    /// Whose share of the disk's time what it asks for comes out of.
+    /// The user whose share of the disk's time the request uses.
     pub(super) fn whose(&self) -> Whose {
         Whose::of(self.uid)
     }
 }
 
-/// What `stat` shows.
+/// The attributes that `stat` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// Inode number.
     pub ino: u64,
-    /// What it is.
+    /// Kind of the node.
     pub kind: Kind,
     /// Permission bits, set-id bits and sticky bit.
     pub mode: u32,
-    /// Links.
+    /// Number of links.
     pub links: u32,
     /// Owner.
     pub uid: u32,
@@ -53,16 +52,16 @@ pub struct Attr {
     pub modified: Timestamp,
     /// Last change of anything.
     pub changed: Timestamp,
-    /// How long that may be remembered.
+    /// How long the kernel may keep the attributes.
     pub ttl: Duration,
-    /// Which version of a file's content that is.
+    /// The version of a file's content.
     pub version: u64,
 }
 
-/// A file handle: what the kernel passes with every request for an open file.
+/// A file handle, which the kernel passes with every request for an open file.
 pub type FileHandle = u64;
 
-/// How a handle was opened.
+/// The access mode of a handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
     /// Reading is allowed.
@@ -85,17 +84,17 @@ impl Access {
     }
 }
 
-/// Called once with what was read.
+/// The callback of a read, which is called once with the bytes.
 pub type ReadDone = Box<dyn FnOnce(Result<&[u8], Errno>) + Send>;
 
-/// What the caller of a write or read says of itself.
+/// Facts about the caller of a write or read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Transfer {
-    /// The kernel's lock owner; none for the page cache (`mmap`, `sendfile`, `splice`).
+    /// The kernel's lock owner; `None` for the page cache (`mmap`, `sendfile`, `splice`).
     pub lock_owner: Option<u64>,
-    /// The writer is not privileged: set-id bits go.
+    /// The writer is not privileged, so set-id bits are cleared.
     pub kill_set_id: bool,
-    /// The thread that asks, 0 when it cannot be seen from here.
+    /// The calling thread; 0 if it is not visible from here.
     pub pid: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Room where the vault lies: what there is, and whether there is enough for what is to be stored.
+//! Free space on the vault's file system, and whether it is enough for a content.
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::vault::Vault;
 use super::counters::Counters;
 use super::errno::Errno;
 
-/// File system figures, in units of 512 bytes where they are sizes.
+/// Figures of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Figures {
     /// Size of a block in bytes.
@@ -20,28 +20,27 @@ pub struct Figures {
     pub free: u64,
     /// Free blocks for users.
     pub available: u64,
-    /// Nodes in all.
+    /// Number of nodes.
     pub files: u64,
-    /// Nodes that can still be made.
+    /// Number of nodes that can still be created.
     pub files_free: u64,
 }
 
-/// Bytes that must be free where the vault lies for a file to be opened for replacing: enough for
-/// the transaction of a small secret.
+/// Free bytes needed to open a file for replacement: enough for the transaction of a small secret.
 const ROOM: u64 = 64 * 1024;
 
-/// Bytes that must be free beside a content for it to be stored in pieces.
+/// Free bytes needed beside a content to store it in pieces.
 const ROOM_BESIDES: u64 = 8 << 20;
 
-/// See the module.
+/// Free space, as the module describes.
 pub(super) struct DiskRoom {
     pub(super) vault: Arc<Vault>,
     pub(super) counters: Arc<Counters>,
 }
 
 impl DiskRoom {
-    /// Fails on a full disk, and where nothing is written any more. Publishing would fail, too, but a shell
-    /// that has redirected its output does not look at what closing says.
+    /// Fails on a full disk, or if the vault refuses to write. Publishing would fail, too, but a
+    /// shell that has redirected its output ignores the error of close.
     pub(super) fn must_be_left(&self) -> Result<(), Errno> {
         if self.vault.has_stopped_writing() {
             return Err(Errno(libc::EIO));
@@ -52,11 +51,11 @@ impl DiskRoom {
                 .blocks_available()
                 .saturating_mul(below.fragment_size())
         });
-        // What cannot be told is told by the transaction.
+        // If the space is unknown, the transaction finds out.
         if room.is_err() || room.is_ok_and(|room| room >= ROOM) {
             return Ok(());
         }
-        // Root may use what others may not, and only trying tells how much of that there is.
+        // Root may use reserved space, and only an attempt shows how much of it there is.
         let scratch = std::fs::OpenOptions::new()
             .write(true)
             .custom_flags(libc::O_TMPFILE)
@@ -71,9 +70,9 @@ impl DiskRoom {
         }
     }
 
-    /// Whether there is room for a content of so many bytes beside those that are being stored, in the
-    /// log and in the database, and some besides: what is stored by and by does not take the last of the
-    /// disk from others.
+    /// Whether there is space for a content of `bytes`, in the WAL and in the database, beside the
+    /// contents that are being stored, and some more: a content stored in pieces must not use up
+    /// the disk.
     pub(super) fn has_for(&self, bytes: u64) -> bool {
         let bytes = bytes.saturating_add(self.counters.in_pieces.load(Ordering::Relaxed));
         let needed = bytes.saturating_mul(2).saturating_add(ROOM_BESIDES);
@@ -83,7 +82,7 @@ impl DiskRoom {
         })
     }
 
-    /// Figures of the file system below the vault: that is where secrets take up room.
+    /// The figures for statfs(2), from the file system below the vault, where secrets use space.
     pub(super) fn figures(&self) -> Result<Figures, Errno> {
         let below = nix::sys::statvfs::statvfs(self.vault.path()).map_err(|e| Errno(e as i32))?;
         let state = self.vault.state();

@@ -1,32 +1,35 @@
-//! Threads that do something now and then, for as long as a mount is there: keeping the host's anchor
-//! of the vault, and looking at a vault that others may change.
+//! Threads with a periodic task for the life of a mount: updating the vault's anchor, and looking
+//! at a vault that others may change.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::crypto::memory;
+use crate::sync::{Condvar, Mutex, Rank};
 
-#[derive(Default)]
 struct Shared {
     stop: Mutex<bool>,
     wake: Condvar,
 }
 
-/// See the module. Ends when dropped.
+/// A thread with a periodic task. It ends when this is dropped.
 pub(super) struct Routine {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Routine {
-    /// Has `deed` done every `pause` on a thread of this name.
+    /// Runs `deed` every `pause` on a thread of this name.
     pub(super) fn start(
         name: &str,
         pause: Duration,
         mut deed: impl FnMut() + Send + 'static,
     ) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            stop: Mutex::new(Rank::Routine, false),
+            wake: Condvar::new(),
+        });
         let own = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
@@ -38,17 +41,15 @@ impl Routine {
             })?;
         Ok(Self {
             shared,
-            thread: Mutex::new(Some(thread)),
+            thread: Mutex::new(Rank::MountThread, Some(thread)),
         })
     }
 
-    /// Ends the thread, once what it is about is done.
+    /// Ends the thread after its present work.
     pub(super) fn stop(&self) {
-        let stop = self.shared.stop.lock();
-        *stop.unwrap_or_else(PoisonError::into_inner) = true;
+        *self.shared.stop.lock() = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {
@@ -58,14 +59,10 @@ impl Routine {
 }
 
 impl Shared {
-    /// False when it is the end.
+    /// False if the thread must end.
     fn sleep(&self, pause: Duration) -> bool {
-        let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self
-            .wake
-            .wait_timeout_while(stop, pause, |stop| !*stop)
-            .unwrap_or_else(PoisonError::into_inner);
-        !*waited.0
+        let stop = self.stop.lock();
+        !*self.wake.wait_timeout_while(stop, pause, |stop| !*stop)
     }
 }
 

@@ -1,8 +1,8 @@
-//! What attributes are asked to become.
+//! The attributes in a request to change them.
 
 use crate::vault::Timestamp;
 
-/// What `setattr` is asked to change.
+/// The changes in a `setattr`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SetAttributes {
     /// Permission bits, set-id bits and sticky bit.

@@ -1,17 +1,16 @@
-//! Set-id bits, which go when somebody changes a content who is not privileged.
+//! Set-id bits, which are cleared when an unprivileged user changes a content.
 
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{AttributeChange, Kind};
+use crate::vault::{AttributeChange, Kind, Ticket, Whose};
 
 use super::commits::Commits;
 use super::nodes::Nodes;
-use super::queue::{Ticket, Whose};
 use super::table::Table;
 use super::{Caller, Done, FileHandle};
 
-/// See the module.
+/// Clears set-id bits, as the module describes.
 pub(super) struct SetIdBits {
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -19,8 +18,7 @@ pub(super) struct SetIdBits {
 }
 
 impl SetIdBits {
-    /// What writing does to set-id bits, for calls that change a content without writing: before
-    /// `done`.
+    /// Clears set-id bits before `done`, for calls that change a content without a write.
     pub(super) fn changed_by<T: Send + 'static>(
         self: &Arc<Self>,
         caller: Caller,
@@ -33,7 +31,7 @@ impl SetIdBits {
         }
     }
 
-    /// `done`, once set-id bits are gone that somebody changes the content of who is not privileged.
+    /// Returns a `done` that first clears set-id bits if the caller is not privileged.
     pub(super) fn cleared_by<T: Send + 'static>(
         self: &Arc<Self>,
         caller: Caller,
@@ -46,7 +44,7 @@ impl SetIdBits {
         }
     }
 
-    /// What every write does to set-id bits when the writer is not privileged: before `done`.
+    /// Clears set-id bits before `done`, after a write by an unprivileged user.
     pub(super) fn cleared<T: Send + 'static>(
         self: &Arc<Self>,
         whose: Whose,
@@ -58,12 +56,12 @@ impl SetIdBits {
     }
 
     fn clear(&self, whose: Whose, ino: NodeId, then: Box<dyn FnOnce() + Send>) {
-        let Ok(node) = self.nodes.node(ino) else {
+        let Ok(node) = self.nodes.stored_or_held(ino) else {
             return then();
         };
         let mode = node.attributes.mode;
         let dropped = without_set_id(mode);
-        // Whatever else is opened for writing is not written to.
+        // Writes go to regular files only.
         if dropped == mode || node.kind != Kind::File {
             return then();
         }
@@ -87,7 +85,7 @@ impl SetIdBits {
     }
 }
 
-/// `mode` without set-user-id, and without set-group-id where it is not a mere locking flag.
+/// `mode` without set-user-id, and without set-group-id unless that only marks locking.
 pub(super) fn without_set_id(mode: u32) -> u32 {
     let group_executes = mode & 0o010 != 0;
     mode & !0o4000 & if group_executes { !0o2000 } else { !0 }

@@ -1,22 +1,22 @@
-//! How a mount behaves.
+//! The settings of a mount.
 
 use std::time::Duration;
 
-/// How a mount behaves.
+/// The settings of a mount.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How long the kernel may remember names and attributes.
+    /// How long the kernel may keep names and attributes.
     pub ttl: Duration,
-    /// Largest secret in bytes.
+    /// Limit on a secret, in bytes.
     pub max_secret_size: u64,
-    /// Most bytes of drafts and snapshots in memory.
+    /// Limit on drafts and snapshots in memory, in bytes.
     pub max_memory: u64,
-    /// A reader that asks again at the end of a replaced content after this long waits for more
-    /// (`tail -f`) and is given the new one. One that asks sooner is still reading: it would take
-    /// the rest of another content for that of its own.
+    /// A reader that asks again at the end of a replaced content after this long is waiting for
+    /// more (`tail -f`), and gets the new one. A reader that asks sooner is still reading: it would
+    /// take the rest of another content for that of its own.
     pub end_patience: Duration,
-    /// How long what was only appended to a file may wait to be published without fsync or close.
+    /// How long appended data waits to be published without fsync or close.
     pub appends_after: Duration,
-    /// How long after somebody else has changed the vault it is counted anew.
+    /// How long after a change by another process the vault is counted again.
     pub verify_every: Duration,
 }

@@ -1,4 +1,4 @@
-//! Waiting until what is being published of a node is stored: who opens it then finds it.
+//! Waits until a node's publications are stored, so that a later open finds them.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use crate::store::NodeId;
 use super::kernel::Kernel;
 use super::table::Table;
 
-/// See the module.
+/// Waits for publications.
 pub(super) struct Settling {
     pub(super) table: Arc<Table>,
     pub(super) kernel: Arc<Kernel>,
 }
 
 impl Settling {
-    /// Runs `then` now, or when the publications of `node` that are under way are over.
+    /// Runs `then` now, or after the publications of `node` under way.
     pub(super) fn when_settled(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
         if let Some(open) = self.table.node(node) {
             let mut state = open.lock();

@@ -1,43 +1,44 @@
-//! All that is open, and all that the kernel knows.
+//! All open files, and all nodes that the kernel knows.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::store::NodeId;
-use crate::sync::{self, Rank};
+use crate::sync::{Mutex, MutexGuard, Rank, RwLock};
 use crate::vault::{Kind, OpenFiles, ROOT};
 
-use super::handles::{Handle, HandleState, OpenNode};
+use super::handle_state::HandleState;
+use super::handles::{Handle, OpenNode};
 use super::{Access, Attr, Errno, FileHandle};
 
-/// Several answers with different versions are on their way, and the kernel may not have the node yet: it
-/// could not be made to forget any of them.
+/// Several answers with different versions are on their way, and the kernel may not have the node
+/// yet, so it could not be made to forget any of them.
 const SEVERAL: u64 = u64::MAX;
 
-/// A node that the kernel has looked up and not forgotten: a program may be about to open it, or
-/// hold on to it without opening it here, as a directory that it works in.
+/// A node that the kernel has looked up and not forgotten. A program may be about to open it, or
+/// use it without an open, such as its working directory.
 #[derive(Default)]
 struct Known {
     lookups: u64,
-    /// The version of a file whose attributes the kernel may remember, or [`SEVERAL`].
-    told: u64,
-    /// It lost its last name and is deleted when the kernel forgets it.
+    /// The version of a file whose attributes the kernel may have stored, or [`SEVERAL`].
+    remembered: u64,
+    /// It has lost its last name, and is deleted when the kernel forgets it.
     kept: bool,
 }
 
-/// Attributes as the kernel was told of them, by node.
+/// The attributes that the kernel got, by node.
 type Seen = HashMap<NodeId, Attr>;
 
 #[derive(Default)]
 struct Nodes {
     open: HashMap<NodeId, Arc<OpenNode>>,
-    /// Being deleted by a transaction under way; cannot be opened any more.
+    /// Nodes that a transaction under way deletes, which cannot be opened any more.
     dying: HashSet<NodeId>,
     known: HashMap<NodeId, Known>,
-    /// Of what the kernel knows, what it was told first, or since it was compared last with what is
-    /// so now. Only where somebody else changes it.
+    /// For each node that the kernel knows, the attributes that it got first, or at the last
+    /// comparison with the vault. Only beside a writer.
     seen: Option<Seen>,
 }
 
@@ -48,35 +49,35 @@ impl Nodes {
     }
 }
 
-/// All that is open.
+/// The open files and known nodes.
 pub(super) struct Table {
-    nodes: sync::Mutex<Nodes>,
+    nodes: Mutex<Nodes>,
     handles: RwLock<HashMap<FileHandle, Arc<Handle>>>,
     next: AtomicU64,
-    /// The kernel was told of directories that it did not know.
+    /// The kernel got to know new directories.
     new_directories: AtomicBool,
 }
 
 impl Table {
-    /// `beside_writer`: somebody else changes what is told of nodes.
+    /// An empty table. `beside_writer`: another process changes nodes.
     pub(super) fn of(beside_writer: bool) -> Self {
         let nodes = Nodes {
             seen: beside_writer.then(Seen::new),
             ..Nodes::default()
         };
         Self {
-            nodes: sync::Mutex::new(Rank::OpenNodes, nodes),
-            handles: RwLock::default(),
+            nodes: Mutex::new(Rank::OpenNodes, nodes),
+            handles: RwLock::new(Rank::OpenHandles, HashMap::new()),
             next: AtomicU64::default(),
             new_directories: AtomicBool::default(),
         }
     }
 
-    fn lock(&self) -> sync::MutexGuard<'_, Nodes> {
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock()
     }
 
-    /// Registers a handle. Its node cannot be deleted from now on until the handle is closed.
+    /// Registers a handle. Its node cannot be deleted until the handle is closed.
     pub(super) fn open(
         &self,
         node: NodeId,
@@ -103,42 +104,40 @@ impl Table {
             user,
         });
         drop(nodes);
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        handles.insert(fh, Arc::clone(&handle));
+        self.handles.write().insert(fh, Arc::clone(&handle));
         Ok((fh, handle))
     }
 
-    /// Handles that are opened from now on have higher numbers.
+    /// The last handle number; later handles have higher ones.
     pub(super) fn last(&self) -> FileHandle {
         self.next.load(Ordering::Relaxed)
     }
 
     pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<Handle>, Errno> {
-        let handles = self.handles.read().unwrap_or_else(PoisonError::into_inner);
+        let handles = self.handles.read();
         handles.get(&fh).cloned().ok_or(Errno(libc::EBADF))
     }
 
-    /// Takes a handle out. Its state stays with the node, which must not be forgotten before what
-    /// the handle leaves behind is seen to be published.
+    /// Removes a handle. Its state stays with the node, which must not be forgotten before the
+    /// handle's data is queued for publication.
     pub(super) fn take(&self, fh: FileHandle) -> Option<Arc<Handle>> {
-        let mut handles = self.handles.write().unwrap_or_else(PoisonError::into_inner);
-        handles.remove(&fh)
+        self.handles.write().remove(&fh)
     }
 
-    /// Takes out a handle that nobody has used.
+    /// Removes an unused handle.
     pub(super) fn discard(&self, fh: FileHandle) {
         if let Some(handle) = self.take(fh) {
             handle.node.lock().handles.remove(&fh);
         }
     }
 
-    /// The node's shared state, if anything of it is open or being published.
+    /// The node's shared state, if it has handles or publications.
     pub(super) fn node(&self, id: NodeId) -> Option<Arc<OpenNode>> {
         self.lock().open.get(&id).cloned()
     }
 
-    /// Forgets a node that has neither handles nor publications any more; tells whether versions
-    /// were kept for its handles. `None` when it is still in use.
+    /// Forgets a node without handles and publications; returns whether versions were kept for its
+    /// handles. `None` if it is still in use.
     pub(super) fn forget_if_idle(&self, id: NodeId) -> Option<bool> {
         let mut nodes = self.lock();
         let kept = {
@@ -156,14 +155,14 @@ impl Table {
         self.lock().open.values().cloned().collect()
     }
 
-    /// The kernel is about to be told of a node. It is found by a name that nobody can take away before
-    /// the kernel has the answer: whoever looks a name up, or takes one away, holds the lock of its
-    /// directory. Where that is not so (names that a listing has read ahead, nodes by their number), the
-    /// kernel asks anew for what turns out to be gone.
+    /// Notes that the kernel is about to get a node. Nobody can remove its name before the kernel
+    /// has the answer, because both a look-up and a removal hold the lock of the directory.
+    /// Otherwise (names that a listing has read ahead, nodes by number), the kernel asks again if
+    /// the node turns out to be gone.
     pub(super) fn remember(&self, attr: &Attr) {
         let mut nodes = self.lock();
         if let Some(seen) = &mut nodes.seen {
-            // Who watches it may have been told that.
+            // A watcher may have seen those attributes.
             if let Entry::Vacant(unseen) = seen.entry(attr.ino) {
                 unseen.insert(*attr);
                 if attr.kind == Kind::Directory {
@@ -172,37 +171,39 @@ impl Table {
             }
         }
         let known = nodes.known.entry(attr.ino).or_insert_with(|| Known {
-            told: attr.version,
+            remembered: attr.version,
             ..Known::default()
         });
         known.lookups += 1;
-        if known.told != attr.version {
-            known.told = SEVERAL;
+        if known.remembered != attr.version {
+            known.remembered = SEVERAL;
         }
     }
 
-    /// Keeps a node that has no name any more until the kernel forgets it; tells whether the kernel
-    /// knows it at all.
+    /// Keeps a node without a name until the kernel forgets it; returns whether the kernel knows
+    /// it.
     pub(super) fn keep_if_known(&self, id: NodeId) -> bool {
         self.lock().keep_if_known(id)
     }
 
-    /// Of a node that the kernel knows: the version whose attributes it may remember.
-    pub(super) fn told(&self, id: NodeId) -> Option<u64> {
-        self.lock().known.get(&id).map(|known| known.told)
+    /// The version of a node whose attributes the kernel may have stored; `None` if it does not
+    /// know the node.
+    pub(super) fn remembered_version(&self, id: NodeId) -> Option<u64> {
+        self.lock().known.get(&id).map(|known| known.remembered)
     }
 
-    /// From now on the kernel may remember those of another version, unless that has changed meanwhile.
-    pub(super) fn replace_told(&self, id: NodeId, before: u64, version: u64) {
+    /// Notes another version whose attributes the kernel may store, unless the note has changed
+    /// meanwhile.
+    pub(super) fn replace_remembered(&self, id: NodeId, before: u64, version: u64) {
         let mut nodes = self.lock();
         let known = nodes.known.get_mut(&id);
-        if let Some(known) = known.filter(|known| known.told == before) {
-            known.told = version;
+        if let Some(known) = known.filter(|known| known.remembered == before) {
+            known.remembered = version;
         }
     }
 
-    /// The kernel takes back `lookups`; tells whether the node waited for the last of them to be
-    /// deleted.
+    /// Subtracts `lookups` from the kernel's; returns whether the node waited for the last one to
+    /// be deleted.
     pub(super) fn forget(&self, id: NodeId, lookups: u64) -> bool {
         let mut nodes = self.lock();
         let Some(known) = nodes.known.get_mut(&id) else {
@@ -223,7 +224,7 @@ impl Table {
         id == ROOT || self.lock().known.contains_key(&id)
     }
 
-    /// All that the kernel knows beside a writer, as it was seen.
+    /// The attributes of all nodes that the kernel knows beside a writer, as last seen.
     pub(super) fn all_seen(&self) -> Vec<Attr> {
         let nodes = self.lock();
         nodes
@@ -234,12 +235,12 @@ impl Table {
             .collect()
     }
 
-    /// Whether the kernel was told of a directory that it did not know since this was asked last.
+    /// Whether the kernel got to know a new directory since the last call.
     pub(super) fn has_new_directories(&self) -> bool {
         self.new_directories.swap(false, Ordering::Relaxed)
     }
 
-    /// It was compared with what is so now.
+    /// Notes the attributes of a node at a comparison with the vault.
     pub(super) fn see(&self, attr: &Attr) {
         let mut nodes = self.lock();
         if let Some(seen) = nodes.seen.as_mut().and_then(|seen| seen.get_mut(&attr.ino)) {
@@ -249,13 +250,10 @@ impl Table {
 
     /// Number of open handles.
     pub(super) fn len(&self) -> usize {
-        self.handles
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.handles.read().len()
     }
 
-    /// The transaction that was deleting nodes is over.
+    /// Notes that the transaction that deleted nodes is over.
     fn revive(&self, ids: &[NodeId]) {
         let mut nodes = self.lock();
         for id in ids {
@@ -264,7 +262,7 @@ impl Table {
     }
 }
 
-/// The table as a deleting job sees it: what is not open starts dying.
+/// The table for a deleting job: nodes that are not open become unopenable.
 pub(super) struct Reaper {
     pub(super) table: Arc<Table>,
     doomed: Mutex<Vec<NodeId>>,
@@ -274,7 +272,7 @@ impl Reaper {
     pub(super) fn new(table: Arc<Table>) -> Self {
         Self {
             table,
-            doomed: Mutex::default(),
+            doomed: Mutex::new(Rank::DyingNodes, Vec::new()),
         }
     }
 }
@@ -286,20 +284,13 @@ impl OpenFiles for Reaper {
             return true;
         }
         nodes.dying.insert(node);
-        self.doomed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(node);
+        self.doomed.lock().push(node);
         false
     }
 }
 
 impl Drop for Reaper {
     fn drop(&mut self) {
-        let doomed = self
-            .doomed
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.table.revive(doomed);
+        self.table.revive(self.doomed.get_mut());
     }
 }

@@ -1,49 +1,49 @@
-//! Waking those who watch: the kernel tells them of a change when a program writes, and a content is
-//! published later, at the close. So each publication is followed by a touch: somebody sets the
-//! file's time of modification through the mount, for which the kernel tells them once more.
+//! Wakes watchers of files. The kernel notifies them when a program writes, but the content is
+//! published later, at the close. So a touch follows each publication: a thread sets the file's
+//! modification time through the mount, and the kernel notifies the watchers again.
 //!
-//! Who touches is another thread, which may wait for the kernel and for this file system; what
-//! arrives here of it is a request like any other, told from all others by the time that it names,
-//! which nobody else can know. It changes nothing and commits nothing. Must never be waited for.
+//! The touching thread may wait for the kernel and for this file system. Its touch arrives here as
+//! an ordinary request, which is recognized by its time, a secret random one. It changes and
+//! commits nothing. Nothing may ever wait for a touch.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
+use crate::sync::{Condvar, Mutex, Rank};
 use crate::vault::Timestamp;
 
 use super::Attr;
 
-/// How long after some touches the next follow. A file that is replaced all the time is touched so
-/// often, and not with each replacement; one that was renamed over by then the kernel has forgotten,
-/// which costs next to nothing.
+/// Pause between two rounds of touches. A file that is replaced all the time is touched once in
+/// each round, not at each replacement. If a file was renamed over by then, the kernel has
+/// forgotten it, and the touch takes next to no time.
 const PAUSE: Duration = Duration::from_millis(25);
 
-/// A touch takes a fraction of a millisecond; one that has taken so long hangs.
+/// A touch takes a fraction of a millisecond; after this long it hangs.
 const LATE: Duration = Duration::from_secs(5);
 
-/// What is touched.
+/// A file to touch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Touched {
-    /// A node, by whatever name the kernel knows of it.
+    /// A node, by any name that the kernel knows.
     Node(NodeId),
-    /// What has this name in a directory.
+    /// The node with this name in a directory.
     Name(NodeId, Vec<u8>),
 }
 
-/// What is to be touched, and how that goes.
+/// The queue of files to touch, and its state.
 #[derive(Debug)]
 pub struct Touches {
     queue: Mutex<Queue>,
     wake: Condvar,
-    /// Somebody touches.
+    /// A thread serves the queue.
     served: AtomicBool,
-    /// The time that the touch under way names, and since when it is.
+    /// The secret time of the touch under way, and its start.
     token: Mutex<Option<(Timestamp, Instant)>>,
-    /// Nodes that are gone from the vault, as the kernel is to be told of them.
+    /// Nodes that are gone from the vault, with the attributes that the kernel gets.
     gone: Mutex<HashMap<NodeId, Attr>>,
 }
 
@@ -51,45 +51,42 @@ pub struct Touches {
 struct Queue {
     waiting: Vec<Touched>,
     listed: HashSet<Touched>,
-    /// Why nothing is touched.
+    /// Why no file is touched.
     silent: Option<String>,
     over: bool,
 }
 
 impl Default for Touches {
     fn default() -> Self {
+        let queue = Queue {
+            waiting: Vec::new(),
+            listed: HashSet::new(),
+            silent: Some("nothing is mounted".to_owned()),
+            over: false,
+        };
         Self {
-            queue: Mutex::new(Queue {
-                waiting: Vec::new(),
-                listed: HashSet::new(),
-                silent: Some("nothing is mounted".to_owned()),
-                over: false,
-            }),
+            queue: Mutex::new(Rank::Touches, queue),
             wake: Condvar::new(),
             served: AtomicBool::new(false),
-            token: Mutex::default(),
-            gone: Mutex::default(),
+            token: Mutex::new(Rank::Touch, None),
+            gone: Mutex::new(Rank::GoneNodes, HashMap::new()),
         }
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Touches {
-    /// Somebody is about to [`serve`](Self::serve).
+    /// Notes that a thread is about to [`serve`](Self::serve).
     pub fn begin(&self) {
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         if !queue.over {
             queue.silent = None;
             self.served.store(true, Ordering::Release);
         }
     }
 
-    /// Nobody will touch, for this reason; or nobody will from now on.
+    /// Ends the queue, or notes why no thread will serve it.
     pub fn end(&self, why: impl Into<String>) {
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         self.served.store(false, Ordering::Release);
         if !queue.over {
             queue.silent = Some(why.into());
@@ -100,13 +97,12 @@ impl Touches {
         self.wake.notify_all();
     }
 
-    /// Whether somebody touches.
+    /// Whether a thread serves the queue.
     pub fn is_served(&self) -> bool {
         self.served.load(Ordering::Acquire)
     }
 
-    /// Has `touch` called for all that is to be touched, each with the time to name, until the
-    /// [`end`](Self::end).
+    /// Calls `touch` for each file to touch, with the time to set, until the [`end`](Self::end).
     pub fn serve(&self, mut touch: impl FnMut(&Touched, Timestamp) -> io::Result<()>) {
         while let Some(batch) = self.next() {
             for touched in batch {
@@ -114,13 +110,13 @@ impl Touches {
                     return;
                 }
                 let outcome = token().and_then(|token| {
-                    *locked(&self.token) = Some((token, Instant::now()));
+                    *self.token.lock() = Some((token, Instant::now()));
                     touch(&touched, token)
                 });
-                *locked(&self.token) = None;
+                *self.token.lock() = None;
                 self.note(&touched, outcome);
             }
-            let queue = locked(&self.queue);
+            let queue = self.queue.lock();
             let paused = self
                 .wake
                 .wait_timeout_while(queue, PAUSE, |queue| !queue.over);
@@ -128,46 +124,44 @@ impl Touches {
         }
     }
 
-    /// All that waits, once there is something; nothing at the end.
+    /// Waits for files to touch, and returns all of them; `None` at the end.
     fn next(&self) -> Option<Vec<Touched>> {
-        let queue = locked(&self.queue);
-        let idle = |queue: &mut Queue| !queue.over && queue.waiting.is_empty();
-        let mut queue = self
-            .wake
-            .wait_while(queue, idle)
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
+        while !queue.over && queue.waiting.is_empty() {
+            queue = self.wake.wait(queue);
+        }
         if queue.over {
             return None;
         }
-        // From here on what is published again is to be touched again.
+        // A file that is published again after this must be touched again.
         queue.listed.clear();
         Some(std::mem::take(&mut queue.waiting))
     }
 
     fn note(&self, touched: &Touched, outcome: io::Result<()>) {
         if let Touched::Node(node) = touched {
-            locked(&self.gone).remove(node);
+            self.gone.lock().remove(node);
         }
         let silent = match outcome {
             Ok(()) => None,
-            // Neither the kernel nor anybody in it knows what nobody watches.
+            // The kernel does not know the file, so nobody watches it.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ESTALE | libc::ENOENT)) => {
                 return;
             }
             Err(error) => Some(format!("the kernel refuses to touch a file: {error}")),
         };
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         if !queue.over {
             queue.silent = silent;
         }
     }
 
-    /// Puts something on the list, if it is not there.
+    /// Adds a file, if it is not in the queue.
     pub(super) fn add(&self, touched: Touched) {
         if !self.is_served() {
             return;
         }
-        let mut queue = locked(&self.queue);
+        let mut queue = self.queue.lock();
         if queue.over || !queue.listed.insert(touched.clone()) {
             return;
         }
@@ -179,25 +173,25 @@ impl Touches {
         }
     }
 
-    /// The same for a node that is gone.
+    /// Adds a removed node.
     pub(super) fn add_gone(&self, attr: Attr) {
-        locked(&self.gone).insert(attr.ino, attr);
+        self.gone.lock().insert(attr.ino, attr);
         self.add(Touched::Node(attr.ino));
     }
 
     pub(super) fn is_token(&self, time: Timestamp) -> bool {
-        locked(&self.token).is_some_and(|(token, _)| token == time)
+        self.token.lock().is_some_and(|(token, _)| token == time)
     }
 
-    /// A node that is gone and to be touched, as it was.
+    /// The last attributes of a removed node that is in the queue.
     pub(super) fn gone(&self, node: NodeId) -> Option<Attr> {
-        locked(&self.gone).get(&node).copied()
+        self.gone.lock().get(&node).copied()
     }
 
-    /// How it goes, for `status`.
+    /// The state of the touches, for `status`.
     pub(super) fn said(&self) -> String {
-        let since = locked(&self.token).map(|(_, since)| since.elapsed());
-        match (&locked(&self.queue).silent, since) {
+        let since = self.token.lock().map(|(_, since)| since.elapsed());
+        match (&self.queue.lock().silent, since) {
             (Some(why), _) => format!("not woken: {why}"),
             (None, Some(since)) if since >= LATE => {
                 let seconds = since.as_secs();
@@ -208,7 +202,7 @@ impl Touches {
     }
 }
 
-/// A time that nobody else comes to name: 2^62 are possible.
+/// A secret time, one of 2^62, which no other program can guess.
 fn token() -> io::Result<Timestamp> {
     let mut random = [0; 12];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
@@ -251,11 +245,11 @@ mod tests {
             Ok(())
         });
         assert_eq!(seen, [2, 3, 3].map(Touched::Node));
-        assert_eq!(*locked(&touches.token), None);
+        assert_eq!(*touches.token.lock(), None);
         assert_eq!(touches.said(), "not woken: over");
         touches.begin();
         touches.add(Touched::Node(4));
-        assert!(!touches.is_served() && locked(&touches.queue).waiting.is_empty());
+        assert!(!touches.is_served() && touches.queue.lock().waiting.is_empty());
     }
 
     #[test]
@@ -264,7 +258,7 @@ mod tests {
         touches.begin();
         touches.note(&Touched::Node(1), failing(libc::EROFS));
         assert!(touches.said().starts_with("not woken: the kernel refuses"));
-        // Who is not there is not watched.
+        // A missing file is not watched.
         touches.note(&Touched::Node(1), failing(libc::ESTALE));
         assert!(touches.said().starts_with("not woken: the kernel refuses"));
         touches.note(&Touched::Node(1), Ok(()));

@@ -1,17 +1,19 @@
-//! Cutting and extending files: through a handle, or by the path.
+//! Truncates and extends files, through a handle or by path.
 
 use std::sync::Arc;
 
+use crate::vault::Whose;
+
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
+use super::errno::file_of;
 use super::nodes::Nodes;
 use super::publish::Publisher;
-use super::queue::Whose;
 use super::settling::Settling;
 use super::table::Table;
 use super::{Access, Done, Errno, FileHandle};
 
-/// See the module.
+/// Truncates and extends files.
 pub(super) struct Truncation {
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -43,11 +45,11 @@ impl Truncation {
         }
     }
 
-    /// truncate(2): there is no handle whose closing would publish, so it happens at once.
+    /// truncate(2): there is no handle whose close would publish, so it publishes at once.
     pub(super) fn by_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
         let truncation = Arc::clone(self);
         self.settling.when_settled(ino, move || {
-            // A handle keeps the node in the table while its draft is being published.
+            // A temporary handle keeps the node in the table while its draft is published.
             let access = Access {
                 read: false,
                 write: true,
@@ -60,8 +62,8 @@ impl Truncation {
             };
             let is_file = truncation
                 .nodes
-                .node(ino)
-                .and_then(|node| Ok(node.file().map(drop)?));
+                .stored_or_held(ino)
+                .and_then(|node| file_of(&node).map(drop));
             let edited = match is_file {
                 Ok(()) => truncation
                     .drafts
@@ -71,7 +73,7 @@ impl Truncation {
                 Err(error) => Some(Err(error)),
             };
             let Some(edited) = edited else {
-                // Somebody has begun to publish since.
+                // A new publication has begun since.
                 truncation.closing.release(fh);
                 return truncation.by_path(user, ino, size, done);
             };

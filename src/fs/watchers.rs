@@ -1,35 +1,37 @@
-//! Those who watch files: who is to be woken, and what is answered to the touch that wakes them.
+//! Watchers of files: queues the touches that wake them, and answers those touches.
 
 use std::sync::Arc;
 
 use crate::store::NodeId;
 use crate::vault::{Vault, VaultError};
 
-use super::attr::Attributes;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::set_attributes::SetAttributes;
 use super::table::Table;
 use super::touch::{Touched, Touches};
 use super::{Attr, Errno, FileHandle};
 
-/// See the module.
+/// Wakes watchers, as the module describes.
 pub(super) struct Watchers {
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) attributes: Arc<Attributes>,
     pub(super) touches: Arc<Touches>,
 }
 
 impl Watchers {
-    /// What a node holds has changed for everybody who opens it from now on.
+    /// Wakes the watchers of a node whose published content has changed.
     pub(super) fn wake(&self, node: NodeId) {
-        // What the kernel does not know nobody watches.
+        // Nobody watches a node that the kernel does not know.
         if self.touches.is_served() && self.table.is_known(node) {
             self.touches.add(Touched::Node(node));
         }
     }
 
-    /// What to answer if that is a touch: the attributes as the kernel has them or should have them,
-    /// so that nothing changes.
+    /// The answer if the request is a touch: the attributes that the kernel has or should have, so
+    /// that nothing changes.
     pub(super) fn answer_to_touch(
         &self,
         ino: NodeId,
@@ -50,13 +52,13 @@ impl Watchers {
             Err(VaultError::NotFound) => {
                 return Some(self.touches.gone(ino).ok_or(Errno(libc::ESTALE)));
             }
-            Err(error) => return Some(Err(error.into())),
+            Err(error) => return Some(Err(self.failures.errno(&error))),
         };
         let mut attr = self.attributes.attr_of(&node);
         if let Some(open) = self.table.node(ino) {
             let mut state = open.lock();
-            // The kernel keeps one length for all, and by now it is that of who writes: to shorten
-            // it would take from them what they have mapped.
+            // The kernel keeps one length for all processes, which is the writer's now: a shorter
+            // one would cut off the writer's mappings.
             let own = state
                 .handles
                 .values()

@@ -1,25 +1,25 @@
-//! Writing through handles: everything goes to a draft, and waits for a publication under way if the
-//! draft begins with what that publishes.
+//! Writes through handles: all data goes to a draft. If the draft begins with the content of a
+//! publication under way, the write waits for that.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::crypto::SecretBytes;
 use crate::os::process;
+use crate::vault::Whose;
 
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
 use super::handles::Handle;
-use super::queue::Whose;
 use super::set_id::SetIdBits;
 use super::settling::Settling;
 use super::table::Table;
 use super::{Done, Errno, FileHandle, Transfer};
 
-/// Most processes that are remembered to have written through a handle.
+/// Limit on the processes noted as writers of a handle.
 const MOST_WRITERS: usize = 64;
 
-/// See the module.
+/// Writes through handles, as the module describes.
 pub(super) struct Writes {
     pub(super) table: Arc<Table>,
     pub(super) drafts: Arc<Drafts>,
@@ -61,11 +61,11 @@ impl Writes {
                 Err(error) => return done(Err(error)),
             },
         };
-        // The page cache writes back whole pages where they belong.
+        // The page cache writes back whole pages at their own places.
         let append = handle.append.load(Ordering::Relaxed) && !paged;
         match self.drafts.edit(fh, &handle, Base::Copy, |draft| {
             let at = if append { draft.len() } else { offset };
-            // A mapping never makes a file longer, whatever length the kernel believes in.
+            // A mapping never makes a file longer, whatever length the kernel uses.
             let fits = match paged {
                 true => draft.len().saturating_sub(at),
                 false => u64::MAX,
@@ -90,7 +90,7 @@ impl Writes {
         }
     }
 
-    /// Writes by a descriptor whose flags are `flags` now.
+    /// Writes through a descriptor whose present flags are `flags`.
     pub(super) fn write_flagged(
         self: &Arc<Self>,
         (fh, offset): (FileHandle, u64),
@@ -99,7 +99,7 @@ impl Writes {
         flags: i32,
         done: Done<u32>,
     ) {
-        // The page cache has no descriptor.
+        // The page cache writes without a descriptor.
         if transfer.lock_owner.is_none() {
             return self.write(fh, offset, data, transfer, done);
         }
@@ -121,16 +121,17 @@ impl Writes {
         self.write(fh, offset, data, transfer, stored);
     }
 
-    /// The handle whose draft changed pages belong to.
+    /// The handle whose draft the changed pages belong to.
     fn writer_of_pages(
         &self,
         fh: FileHandle,
         handle: Arc<Handle>,
     ) -> Result<(FileHandle, Arc<Handle>), Errno> {
         let writer = {
-            let state = handle.node.lock();
-            let writer = state.writer_of_pages(fh);
-            if state.is_spoiled(writer) {
+            let mut state = handle.node.lock();
+            let mapped = state.mapped();
+            let writer = mapped.writer_of_pages(fh);
+            if mapped.is_spoiled(writer) {
                 return Err(Errno(libc::EIO));
             }
             writer
@@ -191,15 +192,15 @@ impl Writes {
     }
 }
 
-/// Who has written through a handle, and how far the kernel takes the file to reach then.
+/// Notes the writer of a handle, and the length that the kernel assumes after the write.
 fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer, end: u64) {
     let mut state = handle.node.lock();
     let Some(owner) = transfer.lock_owner else {
         state.paged = true;
-        return state.note_changed_pages(fh);
+        return state.mapped().note_changed_pages(fh);
     };
     state.note_reach(end);
-    // What it was told before is not what it reads next.
+    // The version that it saw before is not the one it reads next.
     state.told.forget(transfer.pid);
     let Some(own) = state.handles.get_mut(&fh) else {
         return;

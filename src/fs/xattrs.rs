@@ -1,22 +1,23 @@
-//! Extended attributes: those that programs set, and those that are computed.
+//! Extended attributes: those that programs set, and the computed ones.
 
 use std::sync::Arc;
 
-use crate::vault::{Body, Node, Timestamp, Tx, VaultError};
+use crate::vault::{Body, Node, Ticket, Timestamp, Tx, VaultError};
 
 use super::commits::Commits;
+use super::failures::Failures;
 use super::nodes::Nodes;
-use super::queue::Ticket;
-use super::{Caller, Done, Errno, to_errno};
+use super::{Caller, Done, Errno};
 
-/// Names of extended attributes that programs may set.
+/// Prefix of extended attributes that programs may set.
 pub(super) const USER: &[u8] = b"user.";
-/// Names of those that are computed.
+/// Prefix of the computed ones.
 const VIRTUAL: &[u8] = b"user.secretfs.";
 
-/// See the module.
+/// Operations on extended attributes.
 pub(super) struct Xattrs {
     pub(super) is_read_only: bool,
+    pub(super) failures: Arc<Failures>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) commits: Arc<Commits>,
 }
@@ -24,11 +25,11 @@ pub(super) struct Xattrs {
 impl Xattrs {
     /// The value of an extended attribute.
     pub(super) fn get(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        // ENODATA would be the truth as well, but then `ls -l` asks for two of them of every file.
+        // ENODATA would be true as well, but then `ls -l` asks for two attributes of every file.
         if !name.starts_with(USER) {
             return Err(Errno(libc::EOPNOTSUPP));
         }
-        let node = self.nodes.node_or_opened(ino)?;
+        let node = self.nodes.stored_held_or_opened(ino)?;
         if let Some(name) = name.strip_prefix(VIRTUAL) {
             return virtual_xattr(&node, name).ok_or(Errno(libc::ENODATA));
         }
@@ -39,10 +40,10 @@ impl Xattrs {
             .map_err(|_| Errno(libc::ENODATA))
     }
 
-    /// The names of all that programs have set, each ended by a NUL. The computed ones are not
-    /// among them, or copying a file would fail to set them.
+    /// The names of all attributes that programs have set, each ended by a NUL. The computed ones
+    /// are not listed: copying a file would fail to set them.
     pub(super) fn list(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        let node = self.nodes.node_or_opened(ino)?;
+        let node = self.nodes.stored_held_or_opened(ino)?;
         let names = node.attributes.xattrs.iter();
         Ok(names
             .flat_map(|(name, _)| name.iter().copied().chain([0]))
@@ -95,14 +96,16 @@ impl Xattrs {
         };
         match allowed {
             Ok(queue) => {
-                queue.submit(ticket, job, move |outcome| done(to_errno(outcome)));
+                let failures = Arc::clone(&self.failures);
+                let done = move |outcome| done(failures.to_errno(outcome));
+                queue.submit(ticket, job, done);
             }
             Err(error) => done(Err(error)),
         }
     }
 }
 
-/// The value of a computed one.
+/// The value of a computed attribute.
 fn virtual_xattr(node: &Node, name: &[u8]) -> Option<Vec<u8>> {
     let text = match (name, &node.attributes.body) {
         (b"version", Body::File(file)) => file.version.to_string(),

@@ -1,4 +1,4 @@
-//! Why a keyring does not serve, in classes and plain words.
+//! Errors of the keyring, by class and in plain words.
 
 use crate::crypto::{MemoryError, RandomError, SealError};
 use crate::kms::{KmsError, KmsErrorKind};
@@ -6,7 +6,7 @@ use crate::kms::{KmsError, KmsErrorKind};
 /// Why a keyring cannot be made, unlocked or used.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum KeyringError {
-    /// The stored bytes are not what was stored.
+    /// The record was changed or damaged.
     #[error("{0}")]
     Integrity(String),
     /// The vault was written by a newer program.
@@ -14,24 +14,24 @@ pub enum KeyringError {
         "the vault has format {format}, suite {suite}, which this secretfs cannot read; use a newer one"
     )]
     Newer {
-        /// Its format.
+        /// The vault's format.
         format: u16,
-        /// Its suite.
+        /// The vault's suite.
         suite: u16,
     },
     /// No KMS key of the vault is pinned on this host.
     #[error("{0}")]
     NotPinned(String),
-    /// KMS said no, or nothing.
+    /// KMS refused, or did not answer.
     #[error(transparent)]
     Kms(#[from] KmsError),
     /// A record is wrapped under a generation that the keyring does not name.
     #[error("{1} is under master key generation {0}, which is not in the keyring")]
     UnknownGeneration(u64, String),
-    /// The keyring is not in the state that a step begins from.
+    /// The keyring is not in the state from which the step begins.
     #[error("the keyring has changed meanwhile; look at `secretfs status` and ask again")]
     OutOfStep,
-    /// No randomness.
+    /// The system's generator failed.
     #[error(transparent)]
     Random(#[from] RandomError),
     /// Sealing failed.
@@ -47,13 +47,14 @@ impl KeyringError {
         Self::Integrity(why.to_string())
     }
 
-    /// What stands under a generation that the keyring does not name.
+    /// `what` is wrapped under a generation that the keyring does not name.
     pub(crate) fn unknown(generation: u64, what: impl std::fmt::Display) -> Self {
         Self::UnknownGeneration(generation, what.to_string())
     }
 }
 
-/// Of two refusals, the one that a person can do something about comes first.
+/// Merges two refusals. The result is transient if either is, since a retry may then help;
+/// otherwise the first gives the kind.
 pub(super) fn merge(first: Option<KmsError>, second: KmsError) -> KmsError {
     match first {
         None => second,

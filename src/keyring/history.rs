@@ -1,4 +1,4 @@
-//! The key-management history: a chain of SHA-256 hashes whose end stands under the keyring MAC.
+//! The key-management history: a chain of SHA-256 hashes. The keyring's MAC covers its end.
 
 use bincode::{Decode, Encode};
 use serde::Serialize;
@@ -6,64 +6,65 @@ use serde::Serialize;
 use crate::codec;
 use crate::crypto::schedule::digest;
 
-use super::{ChangeKind, HistoryHead, KeyringError};
+use super::{HistoryHead, KeyringError, RotationKind};
 
-/// Something that happened to the vault's keys.
+/// An event in the life of the vault's keys.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 pub struct Event {
-    /// When, in seconds since 1970.
+    /// When it happened, in seconds since 1970.
     pub at: i64,
-    /// Recorded later than it happened, because keys were not at hand.
+    /// The event was recorded later than it happened, because the keys were not in memory.
     pub late: bool,
-    /// What.
+    /// The kind, with its details.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What can happen.
+/// The kinds of events.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum EventKind {
     /// The vault was made.
     Created {
-        /// Under these KMS keys.
+        /// The KMS keys that wrap its master key.
         kms_keys: Vec<String>,
     },
-    /// An older state of the vault than this host had seen was accepted.
+    /// The operator accepted a state of the vault older than the one this host remembered.
     RollbackAccepted {
-        /// Keyring sequence that had been seen.
+        /// The keyring sequence that the host remembered.
         seen_keyring: u64,
-        /// Keyring sequence accepted.
+        /// The keyring sequence that was accepted.
         accepted_keyring: u64,
-        /// Commit sequence that had been seen.
+        /// The commit sequence that the host remembered.
         seen_commit: u64,
-        /// Commit sequence accepted.
+        /// The commit sequence that was accepted.
         accepted_commit: u64,
     },
     /// A new master key was stored, wrapped by every KMS key.
     ChangeStarted {
-        /// Which of the rotations.
-        change: ChangeKind,
-        /// Generation that is left.
+        /// The kind of rotation.
+        change: RotationKind,
+        /// The generation that the rotation leaves.
         from: u64,
-        /// Generation that is entered.
+        /// The generation that the rotation enters.
         to: u64,
-        /// The KMS keys that wrap it.
+        /// The KMS keys that wrap the new master key.
         kms_keys: Vec<String>,
     },
-    /// It came into use.
+    /// The new master key came into use.
     Activated {
         /// Its generation.
         generation: u64,
     },
-    /// It could not be used and was dropped; nothing was ever wrapped by it.
+    /// The new master key was unusable and was dropped; it never wrapped anything.
     ChangeAbandoned {
-        /// Which of the rotations.
-        change: ChangeKind,
+        /// The kind of rotation.
+        change: RotationKind,
         /// The generation that was not entered.
         generation: u64,
     },
-    /// A master key was removed: nothing of the vault stands under it. Copies made before may.
+    /// A master key was removed: it wraps nothing in this vault any more. Older copies of the vault
+    /// may still need it.
     Retired {
         /// Its generation.
         generation: u64,
@@ -77,69 +78,67 @@ pub enum EventKind {
         /// The KMS keys that wrap it now.
         to: Vec<String>,
     },
-    /// A rotation ended: what it left is gone from the medium, too.
+    /// A rotation ended: the old wraps are gone from the medium, too.
     ChangeFinished {
-        /// Which of them.
-        change: ChangeKind,
+        /// The kind of rotation.
+        change: RotationKind,
         /// The generation in use.
         generation: u64,
     },
-    /// A master key was removed because somebody insisted: records that do not open may have stood
-    /// under it.
+    /// The operator forced the removal of a master key that may wrap records that do not open.
     RetiredDespite {
         /// Its generation.
         generation: u64,
-        /// How many there are.
+        /// The number of such records.
         count: u64,
-        /// Some of them.
+        /// Some of these records.
         records: Vec<String>,
     },
-    /// Records that do not open, or do not fit, were taken out or moved.
+    /// A repair removed or moved records that do not open or do not fit.
     Repaired {
-        /// Number of deeds.
+        /// The number of repairs.
         count: u64,
-        /// Some of them.
+        /// Some of these repairs.
         done: Vec<String>,
     },
-    /// Under a running mount, what is stored was found to be older than, or other than, what it
-    /// should be.
+    /// A running mount found stored records that were older than they should be, or changed.
     TamperingFound {
-        /// Number of findings.
+        /// The number of findings.
         count: u64,
-        /// Some of them, in words.
+        /// Some of these findings, in words.
         what: Vec<String>,
     },
 }
 
-/// An event as it was read. What a later program has written may be of a kind that this one does not
-/// know: it stands in the chain like any other, which the keyring's MAC authenticates. It cannot be
-/// encoded, so this program never writes one.
+/// An event as read. A later program may have written a kind that this one does not know: such an
+/// event is part of the chain like any other, and the keyring's MAC authenticates it. This type
+/// cannot be encoded, so this program never writes an unknown event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum PastEvent {
-    /// Of a kind that this program knows.
+    /// An event of a kind that this program knows.
     Known(Event),
-    /// Of another one.
+    /// An event of another kind.
     Unknown(UnknownEvent),
 }
 
-/// What can be told of an event of an unknown kind.
+/// The readable part of an event of an unknown kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename = "unknown")]
 pub struct UnknownEvent {
-    /// When, in seconds since 1970.
+    /// When it happened, in seconds since 1970.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<i64>,
-    /// Recorded later than it happened.
+    /// The event was recorded later than it happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub late: Option<bool>,
-    /// The number of its kind. One that this program knows has something to it that it does not.
+    /// The number of its kind. If this program knows the kind, a later one has added fields to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<u32>,
 }
 
 impl PastEvent {
-    /// Takes in what is stored of an event. Whoever believes it verifies the chain.
+    /// Decodes a stored event. A caller that relies on it verifies the chain.
     pub fn read(bytes: &[u8]) -> Self {
         match codec::decode(bytes, "event") {
             Ok(event) => Self::Known(event),
@@ -157,7 +156,8 @@ impl PastEvent {
 }
 
 impl UnknownEvent {
-    /// All events begin with the time, whether they are late, and the number of their kind.
+    /// Decodes as much as it can: all events begin with the time, the late flag, and the number of
+    /// their kind.
     fn read(bytes: &[u8]) -> Self {
         let mut event = Self {
             at: None,
@@ -196,17 +196,17 @@ impl HistoryHead {
     }
 }
 
-/// A history that is being read and verified, from the first event on.
+/// Verifies a history event by event, from the first.
 #[derive(Debug, Default)]
 pub struct History {
     head: HistoryHead,
 }
 
 impl History {
-    /// Takes the next stored event, of whatever kind.
+    /// Adds the next stored event, of any kind.
     ///
     /// # Errors
-    /// When it is not the next.
+    /// When `sequence` is not that of the next event.
     pub fn next(&mut self, sequence: u64, bytes: &[u8]) -> Result<PastEvent, KeyringError> {
         if sequence != self.head.length + 1 {
             return Err(KeyringError::integrity(format!(
@@ -218,10 +218,10 @@ impl History {
         Ok(PastEvent::read(bytes))
     }
 
-    /// Whether what was read is the whole history, unchanged.
+    /// Checks that the events read are the whole history, unchanged.
     ///
     /// # Errors
-    /// When it is not.
+    /// When they are not.
     pub fn must_end_at(&self, head: &HistoryHead) -> Result<(), KeyringError> {
         if &self.head == head {
             return Ok(());

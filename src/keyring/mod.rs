@@ -1,12 +1,13 @@
-//! Master keys: made, wrapped by KMS keys, verified, and used to wrap data keys.
+//! Master keys: this module makes them, has KMS keys wrap them, verifies them, and wraps data keys
+//! with them.
 //!
-//! Never sends anything to a KMS key that the caller did not pin, and uses nothing of a stored
-//! keyring before its MAC under the active master key was verified.
+//! It never sends anything to a KMS key that the caller did not pin, and uses no part of a stored
+//! keyring before it has verified the MAC under the active master key.
 
-mod change;
 mod error;
 mod history;
 mod record;
+mod rotation;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,39 +19,39 @@ use crate::crypto::schedule::{
 use crate::crypto::{Nonces, SecretKey};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
-pub use change::{EventRow, NewGeneration, ProvedKey, is_final};
 pub use error::KeyringError;
 pub use history::{Event, EventKind, History, PastEvent, UnknownEvent};
 pub use record::{
-    Body, Change, ChangeKind, ChangePhase, FORMAT, Generation, GenerationState, Header,
-    HistoryHead, Wrap,
+    FORMAT, Generation, GenerationState, Header, HistoryHead, KeyringBody, Rotation, RotationKind,
+    RotationPhase, Wrap,
 };
+pub use rotation::{EventRow, NewGeneration, ProvedKey, is_final};
 
 use error::merge;
 
 /// Length of a wrapped data key in bytes: nonce, key, tag.
 pub const WRAPPED_LEN: usize = 24 + 32 + 16;
 
-/// A keyring as the store has it. Nothing of it is to be believed.
+/// A keyring as stored: nothing in it is trusted yet.
 #[derive(Debug)]
 pub struct UnverifiedKeyring {
     header_bytes: Vec<u8>,
     header: Header,
     record: record::Record,
-    body: Body,
+    body: KeyringBody,
     digest: [u8; 32],
 }
 
 impl UnverifiedKeyring {
-    /// Takes header and keyring record apart.
+    /// Decodes header and keyring record.
     ///
     /// # Errors
-    /// When they are damaged, or written for newer readers.
+    /// When they are damaged, or need a newer reader.
     pub fn parse(header_bytes: &[u8], record_bytes: &[u8]) -> Result<Self, KeyringError> {
         let header = Header::decode(header_bytes)?;
         let (record, body) = match record::Record::decode(header_bytes, record_bytes) {
             Ok(parts) => parts,
-            // A newer format may well keep its keyring in another shape.
+            // A newer format may encode its keyring in another way.
             Err(error) => return Err(header.must_be_readable().err().unwrap_or(error)),
         };
         header.must_be_readable()?;
@@ -63,12 +64,12 @@ impl UnverifiedKeyring {
         })
     }
 
-    /// Which vault it says it belongs to.
+    /// The vault that the header claims.
     pub fn vault(&self) -> VaultId {
         self.header.vault()
     }
 
-    /// The sequence it claims.
+    /// The sequence that the record claims.
     pub fn sequence(&self) -> u64 {
         self.body.sequence
     }
@@ -78,21 +79,21 @@ impl UnverifiedKeyring {
         self.digest
     }
 
-    /// The KMS key URIs that it names for the active generation.
+    /// The KMS key URIs that the record claims for the active generation.
     pub fn claimed_uris(&self) -> Vec<String> {
         let wraps = self.body.active().map(|g| &g.wraps[..]).unwrap_or_default();
         wraps.iter().map(|wrap| wrap.uri.clone()).collect()
     }
 
-    /// The same for people: anybody may have written them.
+    /// The claimed URIs, escaped and cut for display: an attacker may have written them.
     fn shown_uris(&self) -> String {
         let shown = |uri: &String| uri.escape_debug().take(200).collect::<String>();
         let uris: Vec<String> = self.claimed_uris().iter().take(8).map(shown).collect();
         uris.join(", ")
     }
 
-    /// Has KMS unwrap the active master key and verifies everything with it. Only keys in `pins`
-    /// are asked, in the keyring's order.
+    /// Has KMS unwrap the active master key, and verifies the record with it. Asks only keys in
+    /// `pins`, in the keyring's order.
     ///
     /// # Errors
     /// When no key is pinned, KMS refuses or does not answer, or the record is not authentic.
@@ -105,12 +106,12 @@ impl UnverifiedKeyring {
         self.unlock_rest(keys, unlocked_by, pins, kms)
     }
 
-    /// The same for a process that has an earlier state of this keyring unlocked: KMS is asked
-    /// only for master keys that are new, and only once the record is known to be authentic. That
-    /// shows by a key that both have, so the KMS keys that it names may be asked.
+    /// Unlocks this keyring in a process that already holds an earlier state of it. A master key
+    /// that both share proves that the record is authentic; only then is KMS asked, for new master
+    /// keys only. So the KMS keys that the record names count as pinned.
     ///
     /// # Errors
-    /// As for [`unlock`](Self::unlock), and when this state is not a later one.
+    /// As for [`unlock`](Self::unlock), and when this state is older than the known one.
     pub fn follow(
         self,
         known: &Keyring,
@@ -136,9 +137,9 @@ impl UnverifiedKeyring {
             same(&check, &generation.check).then(|| (generation.number, Arc::clone(key)))
         });
         let keys: BTreeMap<_, _> = shared.collect();
-        // Not by an older one: that is what is being left, perhaps because somebody has it.
+        // An older key proves nothing: the rotation may leave it because an attacker has it.
         let Some(key) = keys.get(&known.active) else {
-            // More than one rotation was missed: as if it were opened for the first time.
+            // This process missed more than one rotation, so it unlocks as if for the first time.
             return self.unlock(pins, kms);
         };
         self.must_be_authentic(known.active, key)?;
@@ -163,7 +164,7 @@ impl UnverifiedKeyring {
                 Ok((key, _)) => {
                     keys.insert(generation.number, key);
                 }
-                // Nothing stands under a pending key, so a vault can do without it.
+                // A pending key wraps nothing, so the vault works without it.
                 Err(KeyringError::Kms(error)) if generation.state == GenerationState::Pending => {
                     tracing::warn!("the pending master key cannot be unwrapped yet: {error}");
                 }
@@ -191,7 +192,7 @@ impl UnverifiedKeyring {
             .ok_or_else(|| KeyringError::integrity("no active key"))
     }
 
-    /// Compares the record's MAC under one of its master keys.
+    /// Checks the record's MAC under one of its master keys.
     fn must_be_authentic(&self, generation: u64, key: &LiveKey) -> Result<(), KeyringError> {
         let mac = KeyringMacKey::derive(&key.master).mac(&self.header_bytes, &self.record.body);
         let mut macs = self.record.macs.iter();
@@ -259,13 +260,13 @@ impl LiveKey {
     }
 }
 
-/// A verified keyring with its master keys in memory. Copies share the keys, which are wiped with
-/// the last of them.
+/// A verified keyring with its master keys in memory. Clones share the keys, which are wiped with
+/// the last clone.
 #[derive(Clone)]
 pub struct Keyring {
     header_bytes: Vec<u8>,
     vault: VaultId,
-    body: Body,
+    body: KeyringBody,
     active: u64,
     keys: BTreeMap<u64, Arc<LiveKey>>,
     unlocked_by: String,
@@ -311,7 +312,7 @@ impl Keyring {
         Ok(Self {
             header_bytes,
             vault,
-            body: Body {
+            body: KeyringBody {
                 sequence: 1,
                 generations: vec![generation],
                 change: None,
@@ -331,7 +332,7 @@ impl Keyring {
         &self.header_bytes
     }
 
-    /// The record as it is to be stored, with a MAC under every live master key.
+    /// The record to store, with a MAC under every master key in memory.
     pub fn encode(&self) -> Vec<u8> {
         let body = codec::encode(&self.body);
         let macs = self
@@ -345,13 +346,13 @@ impl Keyring {
         codec::encode(&record::Record::new(&self.header_bytes, body, macs))
     }
 
-    /// The vault.
+    /// The vault's identity.
     pub fn vault(&self) -> VaultId {
         self.vault
     }
 
-    /// What the record says.
-    pub fn body(&self) -> &Body {
+    /// The record's body.
+    pub fn body(&self) -> &KeyringBody {
         &self.body
     }
 
@@ -368,7 +369,7 @@ impl Keyring {
     /// Wraps a data key under the active master key; returns the generation and the wrapped key.
     ///
     /// # Errors
-    /// When no nonce can be drawn.
+    /// When the generator yields no nonce.
     pub fn wrap(
         &self,
         node: u64,
@@ -380,11 +381,11 @@ impl Keyring {
         Ok((generation, wrapped))
     }
 
-    /// [`wrap`](Self::wrap) for a key that is wrapped otherwise so far, with one of `nonces`: the new
-    /// wrap takes the place of the only other one, so it is opened first, and compared.
+    /// As [`wrap`](Self::wrap), for a key that already has a wrap, and with one of `nonces`. The
+    /// new wrap will replace the only other one, so it is opened and compared first.
     ///
     /// # Errors
-    /// As there, and when it does not hold the key.
+    /// As for [`wrap`](Self::wrap), and when the new wrap does not open to `key`.
     pub fn wrap_anew(
         &self,
         nonces: &mut Nonces,
@@ -399,7 +400,7 @@ impl Keyring {
         match self.unwrap(generation, node, role, &wrapped)? == *key {
             true => Ok((generation, wrapped)),
             false => Err(KeyringError::integrity(format!(
-                "a key of node {node} cannot be wrapped anew: what was wrapped is another one"
+                "a key of node {node} cannot be re-wrapped: the new wrap opens to another key"
             ))),
         }
     }
@@ -421,7 +422,7 @@ impl Keyring {
     /// Unwraps a data key.
     ///
     /// # Errors
-    /// When the generation is unknown, or the wrapped key is not what was wrapped.
+    /// When the generation is unknown, or the wrapped key does not authenticate.
     pub fn unwrap(
         &self,
         generation: u64,
@@ -455,8 +456,8 @@ impl Keyring {
         }
     }
 
-    /// Adds an event to the history and raises the sequence; returns the event's number and bytes,
-    /// to be stored in the same transaction as [`encode`](Self::encode).
+    /// Adds an event to the history and raises the sequence. Returns the event's number and bytes;
+    /// the caller stores them in one transaction with [`encode`](Self::encode).
     pub fn record_event(&mut self, event: &Event) -> (u64, Vec<u8>) {
         self.body.sequence += 1;
         self.body.history.append(event)

@@ -1,9 +1,9 @@
-//! The header and the keyring record as they are stored, and the one way from what was read to
-//! what is trusted.
+//! The header and the keyring record as stored, and the one way from the bytes read to a keyring
+//! that is trusted.
 //!
-//! [`UnverifiedKeyring`] is what the disk says. Nothing of it may be used but the wraps under keys
-//! that the caller pinned; only [`UnverifiedKeyring::unlock`](super::UnverifiedKeyring::unlock)
-//! turns it into a [`Keyring`](super::Keyring).
+//! An [`UnverifiedKeyring`](super::UnverifiedKeyring) is what the disk says. Callers may use only
+//! its wraps under keys that they pinned; only [`unlock`](super::UnverifiedKeyring::unlock) turns it
+//! into a [`Keyring`](super::Keyring).
 
 use bincode::{Decode, Encode};
 
@@ -19,11 +19,11 @@ const SUITE: u16 = 1;
 /// The format that this program reads and writes.
 pub const FORMAT: u16 = 1;
 
-/// What a vault says of itself in the clear: 30 bytes.
+/// The vault's header, in the clear: 30 bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Header {
     magic: [u8; 8],
-    /// Format of what is stored.
+    /// The format of the stored records.
     pub format: u16,
     /// The oldest format whose readers can read it.
     pub minimum_reader: u16,
@@ -51,7 +51,7 @@ impl Header {
     /// Decodes a header, of any version.
     ///
     /// # Errors
-    /// When the bytes are none.
+    /// When the bytes are no header.
     pub fn decode(bytes: &[u8]) -> Result<Self, KeyringError> {
         let header: Self = codec::decode(bytes, "header").map_err(KeyringError::integrity)?;
         if header.magic != MAGIC {
@@ -62,10 +62,10 @@ impl Header {
         Ok(header)
     }
 
-    /// Refuses a header that this program must not read on from.
+    /// Refuses the header of a vault that this program must not read.
     ///
     /// # Errors
-    /// When it was written for newer readers, or with another suite.
+    /// When the vault needs a newer reader, or has another suite.
     pub fn must_be_readable(&self) -> Result<(), KeyringError> {
         if self.minimum_reader > FORMAT || self.suite != SUITE {
             return Err(KeyringError::Newer {
@@ -82,9 +82,9 @@ impl Header {
 pub struct Generation {
     /// Counts from 1, never reused.
     pub number: u64,
-    /// What it may be used for.
+    /// The allowed use.
     pub state: GenerationState,
-    /// Tells the right master key from a wrong one.
+    /// The check value, which tells the right master key from a wrong one.
     pub check: [u8; 32],
     /// When it was made, in seconds since 1970.
     pub created: i64,
@@ -92,23 +92,23 @@ pub struct Generation {
     pub wraps: Vec<Wrap>,
 }
 
-/// What a generation may be used for.
+/// The allowed use of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum GenerationState {
-    /// Stored and proved, not used yet.
+    /// The key is stored and proved, and not used yet.
     Pending,
-    /// Wraps and unwraps. There is exactly one.
+    /// The key wraps and unwraps. Exactly one generation is active.
     Active,
-    /// Unwraps what has not been re-wrapped yet.
+    /// The key unwraps records that are not re-wrapped yet.
     DecryptOnly,
 }
 
-/// A master key as one KMS key wrapped it.
+/// A master key wrapped by one KMS key.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Wrap {
     /// The KMS key's URI.
     pub uri: String,
-    /// The key in the provider's own words.
+    /// The provider's identifier of the key.
     pub key_id: String,
     /// The provider's ciphertext.
     pub blob: Vec<u8>,
@@ -118,14 +118,14 @@ pub struct Wrap {
 
 /// A rotation under way.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Change {
-    /// Which of the three.
-    pub kind: ChangeKind,
-    /// How far it got.
-    pub phase: ChangePhase,
-    /// Generation that is left.
+pub struct Rotation {
+    /// The kind of rotation.
+    pub kind: RotationKind,
+    /// The last durable state that it reached.
+    pub phase: RotationPhase,
+    /// The generation that the rotation leaves.
     pub from: u64,
-    /// Generation that is entered.
+    /// The generation that the rotation enters.
     pub to: u64,
     /// When it began, in seconds since 1970.
     pub started: i64,
@@ -134,21 +134,21 @@ pub struct Change {
 /// The three rotations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ChangeKind {
-    /// New wraps of the same master key.
+pub enum RotationKind {
+    /// The same master key gets new wraps.
     Rewrap,
-    /// A new master key.
+    /// The vault gets a new master key.
     Rotate,
-    /// New data keys and a new master key.
+    /// The vault gets a new master key and new data keys.
     Reencrypt,
 }
 
-impl std::fmt::Display for ChangeKind {
+impl std::fmt::Display for RotationKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            ChangeKind::Rewrap => "rewrap",
-            ChangeKind::Rotate => "rotate",
-            ChangeKind::Reencrypt => "reencrypt",
+            RotationKind::Rewrap => "rewrap",
+            RotationKind::Rotate => "rotate",
+            RotationKind::Reencrypt => "reencrypt",
         })
     }
 }
@@ -156,18 +156,18 @@ impl std::fmt::Display for ChangeKind {
 /// The durable states of a rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ChangePhase {
+pub enum RotationPhase {
     /// The new key is stored and proved.
     Prepared,
     /// The new key is in use.
     Active,
-    /// What the old key wraps is being re-wrapped.
+    /// The records under the old key are being re-wrapped.
     Migrating,
-    /// It is being shown that the old key wraps nothing.
+    /// The rotation checks that the old key wraps nothing.
     Verifying,
     /// The old wraps are gone from the record.
     Retired,
-    /// They are being removed from the medium.
+    /// The old wraps are being removed from the medium.
     Scrubbing,
 }
 
@@ -176,24 +176,24 @@ pub enum ChangePhase {
 pub struct HistoryHead {
     /// Number of events.
     pub length: u64,
-    /// Hash of the last one, which holds that of the one before, and so on.
+    /// Hash of the last event, chained over all events before it.
     pub hash: [u8; 32],
 }
 
-/// What the MACs cover, besides the header.
+/// The part of the record that the MACs cover, besides the header.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Body {
-    /// Raised by every change of this record.
+pub struct KeyringBody {
+    /// Grows with every change of this record.
     pub sequence: u64,
     /// The live generations, ascending.
     pub generations: Vec<Generation>,
     /// The rotation under way.
-    pub change: Option<Change>,
+    pub change: Option<Rotation>,
     /// The end of the history.
     pub history: HistoryHead,
 }
 
-impl Body {
+impl KeyringBody {
     /// The generation in use.
     pub fn active(&self) -> Option<&Generation> {
         self.generations
@@ -201,7 +201,7 @@ impl Body {
             .find(|g| g.state == GenerationState::Active)
     }
 
-    /// Whether the generations are those that the change under way has in its state.
+    /// Whether the generations are those that belong to the phase of the rotation.
     fn fits_change(&self) -> bool {
         use GenerationState::{Active, DecryptOnly, Pending};
         let states: Vec<_> = self
@@ -213,17 +213,19 @@ impl Body {
         match &self.change {
             None => states == [(active, Active)],
             Some(change) => match change.phase {
-                ChangePhase::Prepared => states == [(change.from, Active), (change.to, Pending)],
-                ChangePhase::Active | ChangePhase::Migrating | ChangePhase::Verifying => {
+                RotationPhase::Prepared => states == [(change.from, Active), (change.to, Pending)],
+                RotationPhase::Active | RotationPhase::Migrating | RotationPhase::Verifying => {
                     states == [(change.from, DecryptOnly), (change.to, Active)]
                 }
-                ChangePhase::Retired | ChangePhase::Scrubbing => states == [(change.to, Active)],
+                RotationPhase::Retired | RotationPhase::Scrubbing => {
+                    states == [(change.to, Active)]
+                }
             },
         }
     }
 
-    /// Whether the parts fit together: exactly one active generation, numbers ascending, and no
-    /// generation that no change accounts for.
+    /// Whether the parts fit together: exactly one generation is active, numbers ascend, and each
+    /// generation is either active or part of the rotation.
     fn is_consistent(&self) -> bool {
         let active = self
             .generations
@@ -239,12 +241,12 @@ impl Body {
     }
 }
 
-/// A body, its MACs, and a checksum that tells damage apart from a wrong key. The checksum proves
-/// nothing against an attacker; the MACs do.
+/// A body, its MACs, and a checksum. The checksum tells damage from a wrong key and stops no
+/// attacker; the MACs do.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(super) struct Record {
     pub(super) body: Vec<u8>,
-    /// Generation and MAC under its key.
+    /// Each generation, with the MAC under its key.
     pub(super) macs: Vec<(u64, [u8; 32])>,
     checksum: [u8; 32],
 }
@@ -259,8 +261,8 @@ impl Record {
         }
     }
 
-    /// Decodes a record and compares its checksum, which binds the header too.
-    pub(super) fn decode(header: &[u8], bytes: &[u8]) -> Result<(Self, Body), KeyringError> {
+    /// Decodes a record and checks its checksum, which covers the header too.
+    pub(super) fn decode(header: &[u8], bytes: &[u8]) -> Result<(Self, KeyringBody), KeyringError> {
         let record: Self =
             codec::decode(bytes, "keyring record").map_err(KeyringError::integrity)?;
         if record.checksum != checksum(header, &record.body, &record.macs) {
@@ -268,7 +270,7 @@ impl Record {
                 "header or keyring record have been changed",
             ));
         }
-        let body: Body =
+        let body: KeyringBody =
             codec::decode(&record.body, "keyring body").map_err(KeyringError::integrity)?;
         if !body.is_consistent() {
             return Err(KeyringError::integrity(

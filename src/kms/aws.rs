@@ -1,11 +1,11 @@
 //! AWS KMS.
 //!
-//! Nothing happens before the first call: no thread, no configuration read, no connection. Each
-//! call is bounded by the total timeout from its start, whatever hangs, and names its key even
-//! where AWS does not ask for it, so that a wrap made under another key is refused.
+//! Before the first call there is no thread, no connection, and no configuration is read. The total
+//! timeout bounds each call from its start, whatever hangs. Each call names its key even where AWS
+//! does not require it, so that AWS refuses a wrap made under another key.
 //!
-//! Must never use a key that the answer does not prove to be the one asked for, nor keep a key's
-//! bytes in a buffer that can be reached and is not wiped. (The SDK's own copies cannot.)
+//! This module must never accept an answer that does not name the requested key, nor keep a key's
+//! bytes in an unwiped buffer within its reach. (The SDK's own copies are beyond it.)
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -34,12 +34,12 @@ use crate::aws::worker::{NoOutcome, Worker};
 use crate::crypto::SecretKey;
 use crate::sync::{Mutex, Rank};
 
-/// Longest ciphertext that AWS KMS takes, in bytes.
+/// Limit of AWS KMS on a ciphertext, in bytes.
 const MAX_BLOB: usize = 6144;
 
 /// AWS KMS, in any number of regions.
 pub(super) struct AwsKms {
-    /// Bound on a call with all its attempts and the search for credentials.
+    /// Limit on a call, with all its attempts and the search for credentials.
     total_timeout: Duration,
     shared: Arc<Shared>,
     worker: Mutex<Option<Arc<Worker>>>,
@@ -47,12 +47,13 @@ pub(super) struct AwsKms {
 
 struct Shared {
     settings: session::Settings,
-    /// By the region that the key's ARN names; `None` for keys that leave it to the environment.
+    /// Sessions by the region in the key's ARN; `None` for keys whose region comes from the
+    /// environment.
     sessions: Mutex<HashMap<Option<String>, Arc<Session>>>,
 }
 
 impl AwsKms {
-    /// Touches nothing.
+    /// Stores the settings; does nothing else.
     pub(super) fn new(settings: &KmsSettings) -> Self {
         let shared = Shared {
             settings: session::Settings {
@@ -69,7 +70,7 @@ impl AwsKms {
         }
     }
 
-    /// Where the credentials of the calls so far came from.
+    /// The source of the credentials of past calls.
     pub(super) fn credentials(&self) -> Option<String> {
         let sessions = self.shared.sessions.lock();
         sessions
@@ -77,7 +78,7 @@ impl AwsKms {
             .find_map(|session| session.credentials.source())
     }
 
-    /// Whether there was a call yet.
+    /// Whether a call was made.
     #[cfg(test)]
     pub(super) fn is_started(&self) -> bool {
         self.worker.lock().is_some()
@@ -97,7 +98,7 @@ impl AwsKms {
         let deadline = Instant::now() + total;
         let region = region_of(&call)?;
         let worker = self.worker(&call)?;
-        // Where the time went, for the error when it is up.
+        // Set once AWS KMS itself is called: an error after a time-out says what took the time.
         let asked = Arc::new(AtomicBool::new(false));
         let task = {
             let (shared, call, asked) = (Arc::clone(&self.shared), call.clone(), asked.clone());
@@ -114,7 +115,8 @@ impl AwsKms {
                 if let Err(e) = &outcome
                     && depends_on_configuration(e.kind)
                 {
-                    // Read it anew the next time: credentials and profiles get replaced.
+                    // The next call loads a new session: an operator may have replaced credentials
+                    // or profiles.
                     shared.sessions.lock().remove(&region);
                 }
                 outcome
@@ -134,7 +136,7 @@ impl AwsKms {
             }
             Err(NoOutcome::Died) => Err(call.fail(
                 KmsErrorKind::BadAnswer,
-                "the AWS SDK failed within; please report this with the log",
+                "the AWS SDK panicked; please report this with the log",
             )),
         }
     }
@@ -159,7 +161,8 @@ impl Shared {
         if let Some(session) = self.sessions.lock().get(region) {
             return Ok(Arc::clone(session));
         }
-        // Not under the lock; two first calls at once may both load, and either will do.
+        // Load without the lock. Two concurrent first calls may both load, and either session is
+        // good.
         let session = Arc::new(Session::load(region.as_deref(), &self.settings).await?);
         self.sessions
             .lock()
@@ -218,7 +221,7 @@ impl KeyService for AwsKms {
                 .send()
                 .await
                 .map_err(|e| refused(&call, &session, &e))?;
-            // Wiped whatever becomes of the answer.
+            // Wiped on every path.
             let plain = Zeroizing::new(output.plaintext.map(Blob::into_inner).unwrap_or_default());
             answered_by(&call, &session, output.key_id)?;
             SecretKey::from_slice(&plain)
@@ -252,7 +255,7 @@ fn described(
     metadata: KeyMetadata,
 ) -> Result<KeyDescription, KmsError> {
     let state = match metadata.key_state {
-        // A key that is being updated serves all the while.
+        // A key that is being updated can be used meanwhile.
         Some(AwsKeyState::Enabled | AwsKeyState::Updating) => KeyState::Enabled,
         Some(AwsKeyState::Disabled) => KeyState::Disabled,
         Some(AwsKeyState::PendingDeletion | AwsKeyState::PendingReplicaDeletion) => {
@@ -288,7 +291,7 @@ fn call(operation: Operation, uri: &KeyUri) -> Call {
     }
 }
 
-/// Why AWS did not do what was asked, or was not reached.
+/// The error for a call that AWS refused, or that did not reach it.
 fn refused<E>(call: &Call, session: &Session, error: &SdkError<E, HttpResponse>) -> KmsError
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
@@ -321,7 +324,7 @@ fn region_of(call: &Call) -> Result<Option<String>, KmsError> {
     }
 }
 
-/// The key that answered, unless it is plainly not the one that was asked.
+/// The name of the key that answered; an error if it cannot be the requested key.
 fn answered_by(
     call: &Call,
     session: &Session,
@@ -338,8 +341,8 @@ fn answered_by(
     }
 }
 
-/// Whether the ARN `answered` can be that of the key `asked`. Which key an alias stands for is
-/// AWS's to say, but not in which region or account.
+/// Whether the ARN `answered` can be that of the key `asked`. AWS decides which key an alias names,
+/// but not in which region or account.
 fn is_same_key(asked: &str, answered: &str) -> bool {
     if asked.starts_with("alias/") {
         return true;
@@ -363,7 +366,7 @@ fn no_answer(call: &Call, session: &Session, what: &str) -> KmsError {
     )
 }
 
-/// Whether a failure may be due to credentials or files that have been replaced since.
+/// Whether new credentials or configuration files may cure a failure.
 fn depends_on_configuration(kind: KmsErrorKind) -> bool {
     match kind {
         KmsErrorKind::Denied | KmsErrorKind::NoCredentials | KmsErrorKind::Configuration => true,

@@ -1,6 +1,6 @@
 //! Sends each call to the provider that its URI names.
 //!
-//! Must never touch AWS, the network or tokio before an `aws-kms://` key is asked for.
+//! It must never touch AWS, the network or tokio before a call names an `aws-kms://` key.
 
 use super::aws::AwsKms;
 use super::local::LocalKms;
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::crypto::SecretKey;
 
-/// Both providers behind one face.
+/// Both providers behind one [`KeyService`].
 pub struct Kms {
     local: Result<LocalKms, KmsError>,
     aws: AwsKms,
 }
 
-/// Makes ready to call either provider; calls neither, and starts no thread.
+/// Prepares both providers; calls neither, and starts no thread.
 pub fn connect(settings: &KmsSettings) -> Kms {
     Kms {
         local: LocalKms::new(settings),
@@ -24,15 +24,15 @@ pub fn connect(settings: &KmsSettings) -> Kms {
 }
 
 impl Kms {
-    /// The embedded KMS, for what only its owner does.
+    /// The embedded KMS, for the operations that [`KeyService`] does not have.
     ///
     /// # Errors
-    /// `Configuration`, if neither settings nor environment say where its keys are kept.
+    /// `Configuration`, if neither settings nor environment name a directory for its keys.
     pub fn local(&self) -> Result<&LocalKms, KmsError> {
         self.local.as_ref().map_err(Clone::clone)
     }
 
-    /// Where the AWS credentials in use come from, in plain words; `None` while there was no call.
+    /// The source of the AWS credentials in use, in plain words; `None` before the first call.
     pub fn credentials(&self) -> Option<String> {
         self.aws.credentials()
     }

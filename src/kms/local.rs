@@ -1,13 +1,13 @@
-//! The embedded KMS: keys in a directory of their own, for use with no cloud account.
+//! The embedded KMS: keys in a directory of their own, for use without a cloud account.
 //!
-//! It behaves as AWS KMS does: keys have states, versions of their material, and a waiting period
-//! before deletion; a wrap is bound to an encryption context. A key's file is read anew at every
-//! call, so that a change of state takes effect at once.
+//! It behaves like AWS KMS: keys have states, versions of their material, and a waiting period
+//! before deletion, and a wrap is bound to an encryption context. Every call reads the key's file
+//! again, so a change of state takes effect at once.
 //!
-//! Where systemd hands a key over as a credential, that is used, and not what is in the directory.
+//! A key that systemd passes as a credential takes precedence over the one in the directory.
 //!
-//! Must never show key material in an error, a log line or a `Debug` form, replace a key that
-//! somebody else created, or use a directory that other users can read.
+//! It must never show key material in an error, a log line or a `Debug` form, replace a key that
+//! another process created, or use a directory that other users can read.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +23,7 @@ mod service;
 pub use credential::CREDENTIALS_VARIABLE;
 use credential::Credentials;
 use dir::{Created, DirLock, KeyDir};
-pub use place::DIR_VARIABLE;
+pub use place::{DIR_VARIABLE, usual_dir};
 pub use record::LocalState;
 use record::{MAX_VERSIONS, Material, Record, now};
 use refusal::{fail, pending, serving};
@@ -35,32 +35,32 @@ use crate::crypto::SecretKey;
 #[derive(Clone, Debug)]
 pub struct LocalKms {
     dir: PathBuf,
-    /// Where systemd may have put keys that come before those of the directory.
+    /// The directory of a unit's credentials, whose keys take precedence.
     credentials: Option<Credentials>,
-    /// Bound on waiting for another process that changes keys.
+    /// Limit on waiting for another process that changes keys.
     lock_wait: Duration,
 }
 
-/// What there is to tell of a local key.
+/// A local key's public properties.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalKeyInfo {
-    /// Its name: what follows `local-kms://`.
+    /// Its name: the part after `local-kms://`.
     pub name: String,
-    /// Whether it serves.
+    /// Whether the key can be used.
     pub state: LocalState,
     /// When it was created, in seconds since 1970.
     pub created: u64,
-    /// Its newest version, which wraps. All of them unwrap.
+    /// Its newest version, which wraps. All versions unwrap.
     pub version: u32,
     /// When that version was made, in seconds since 1970.
     pub rotated: u64,
 }
 
 impl LocalKms {
-    /// Finds the directory, and that of a unit's credentials; touches nothing.
+    /// Determines the directory, and that of a unit's credentials, without touching either.
     ///
     /// # Errors
-    /// `Configuration`, if neither settings nor environment say where keys are kept.
+    /// `Configuration`, if neither settings nor environment name a directory.
     pub fn new(settings: &KmsSettings) -> Result<Self, KmsError> {
         Ok(Self {
             dir: place::of(settings)?,
@@ -69,22 +69,23 @@ impl LocalKms {
         })
     }
 
-    /// The directory, absolute, which may not exist yet.
+    /// The absolute path of the directory, which may not exist yet.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The directory in which the file of the key `name` is: the credentials' or the local KMS's;
-    /// `None` if it is in neither.
+    /// The directory that has a file for the key `name`: that of the credentials, or that of the
+    /// local KMS; `None` if neither has.
     pub fn directory_of(&self, name: &str) -> Option<&Path> {
         self.place_of(name).map(|(directory, _)| directory)
     }
 
-    /// The file of the key `name`, in either of them.
+    /// The file of the key `name` in that directory.
     pub fn file_of(&self, name: &str) -> Option<PathBuf> {
         self.place_of(name).map(|(_, file)| file)
     }
 
+    /// That directory, and the file in it.
     fn place_of(&self, name: &str) -> Option<(&Path, PathBuf)> {
         let credential = self.credentials.as_ref().map(|c| (c.path(), c.file(name)));
         let own = (self.dir(), self.dir.join(dir::file_name(name)));
@@ -92,7 +93,8 @@ impl LocalKms {
         places.find(|(_, file)| file.symlink_metadata().is_ok())
     }
 
-    /// Creates the key `name` unless it exists, and the directory with it. Tells whether it did.
+    /// Creates the key `name`, and the directory, unless they exist. Returns whether it created the
+    /// key.
     ///
     /// # Errors
     /// Classified; an existing key that cannot be read is an error, not a key.
@@ -155,8 +157,8 @@ impl LocalKms {
         })
     }
 
-    /// Has a key deleted once `wait` is over, and refuses to use it from now on. Returns the date,
-    /// in seconds since 1970. The first use after it erases the material for good.
+    /// Schedules a key's deletion after `wait`, and disables the key at once. Returns the date, in
+    /// seconds since 1970. The first use after that date erases the material for good.
     ///
     /// # Errors
     /// Classified.
@@ -169,7 +171,7 @@ impl LocalKms {
         Ok(at)
     }
 
-    /// Takes a scheduled deletion back. The key is then disabled, as it is in AWS KMS.
+    /// Cancels a scheduled deletion. The key stays disabled, as in AWS KMS.
     ///
     /// # Errors
     /// Classified; `Configuration` if no deletion is scheduled.
@@ -186,11 +188,11 @@ impl LocalKms {
         })
     }
 
-    /// Makes new material, which wraps from now on; what older material wrapped still unwraps.
+    /// Makes new material, which wraps from now on; older material still unwraps its own wraps.
     /// Returns the new version.
     ///
     /// # Errors
-    /// Classified; a key that does not serve is not rotated.
+    /// Classified; a key that is not enabled is not rotated.
     pub fn rotate(&self, name: &str) -> Result<u32, KmsError> {
         let mut version = 0;
         self.update(name, |record| {
@@ -209,7 +211,7 @@ impl LocalKms {
         Ok(version)
     }
 
-    /// What there is to tell of a key.
+    /// The public properties of a key.
     ///
     /// # Errors
     /// Classified.
@@ -217,7 +219,7 @@ impl LocalKms {
         self.load(name).map(|record| info(&record))
     }
 
-    /// Every key by name, or why it cannot be used.
+    /// Every key by name, or the reason why it cannot be used.
     ///
     /// # Errors
     /// Classified; a directory that does not exist holds no keys.
@@ -251,7 +253,7 @@ impl LocalKms {
         Ok(keys)
     }
 
-    /// The key `name` as it is now.
+    /// The key `name`, from the credential or the directory.
     fn load(&self, name: &str) -> Result<Record, KmsError> {
         check_name(name)?;
         if let Some(record) = self.lent(name)? {
@@ -264,8 +266,8 @@ impl LocalKms {
         record.ok_or_else(|| self.not_found(name))
     }
 
-    /// The key `name` as systemd handed it over; `None` if it did not. One that cannot be used is an
-    /// error: the one in the directory may be another.
+    /// The key `name` from systemd's credential; `None` if there is none. An unusable credential is
+    /// an error: the directory may hold another key of that name.
     fn lent(&self, name: &str) -> Result<Option<Record>, KmsError> {
         let Some(credentials) = &self.credentials else {
             return Ok(None);
@@ -276,14 +278,14 @@ impl LocalKms {
         }
     }
 
-    /// The key `name` as it is now, erased first if its time has come.
+    /// The key `name` in the directory; erases it first if its deletion date has passed.
     fn live(&self, dir: &KeyDir, name: &str) -> Result<Option<Record>, KmsError> {
         let record = dir.read(name)?;
         if !record.as_ref().is_some_and(expired) {
             return Ok(record);
         }
         let lock = dir.lock(self.lock_wait)?;
-        // Somebody may have cancelled it, or created another, since.
+        // Another process may have cancelled the deletion, or created a new key, meanwhile.
         let record = dir.read(name)?;
         if !record.as_ref().is_some_and(expired) {
             return Ok(record);
@@ -292,7 +294,7 @@ impl LocalKms {
         Ok(None)
     }
 
-    /// Reads, changes and replaces a key with nobody in between.
+    /// Reads, changes and replaces a key under the lock.
     fn update(
         &self,
         name: &str,

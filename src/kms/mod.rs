@@ -1,8 +1,8 @@
-//! Key management services: what wraps a master key, and nothing else.
+//! Key management services. They wrap master keys, and nothing else.
 //!
-//! The KMS key never touches a secret or a data key. Two providers behave alike: `local-kms://`
-//! (embedded) and `aws-kms://`. Every call is bounded in time, and
-//! every error is classified, because the right answer to each differs.
+//! A KMS key never touches a secret or a data key. Two providers behave alike: `local-kms://`
+//! (embedded) and `aws-kms://`. Every call is bounded in time. Every error has a class, because
+//! callers answer each class differently.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,13 +18,13 @@ mod uri;
 pub use dispatch::{Kms, connect};
 pub use uri::{KeyUri, KeyUriError, Provider};
 
-/// What is bound into every wrap besides the key: visible in CloudTrail and usable in IAM
-/// conditions, so it never holds a secret's name.
+/// The context bound into every wrap. CloudTrail shows it and IAM conditions may use it, so it
+/// never holds a secret's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EncryptionContext(BTreeMap<String, String>);
 
 impl EncryptionContext {
-    /// The context under which a vault's master key of one generation is wrapped.
+    /// The context for wrapping a vault's master key of one generation.
     pub fn master_key(vault_id: &str, generation: u64) -> Self {
         Self(BTreeMap::from([
             ("secretfs:vault".to_owned(), vault_id.to_owned()),
@@ -39,11 +39,11 @@ impl EncryptionContext {
     }
 }
 
-/// A master key as a KMS key wrapped it.
+/// A master key wrapped by a KMS key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Wrapped {
-    /// The key that did it, in the provider's own words: an ARN, or a local key's name and
-    /// version. Tells which backing material a wrap needs.
+    /// The provider's identifier of the wrapping key: an ARN, or a local key's name and version. It
+    /// shows which backing material the wrap needs.
     pub key_id: String,
     /// The provider's opaque ciphertext.
     pub blob: Vec<u8>,
@@ -58,40 +58,40 @@ impl fmt::Debug for Wrapped {
 /// The state of a KMS key, as its provider reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyState {
-    /// Wraps and unwraps.
+    /// The key wraps and unwraps.
     Enabled,
-    /// Refuses to, until it is enabled again.
+    /// The key refuses to, until it is enabled again.
     Disabled,
-    /// Refuses to, and will be deleted unless that is cancelled.
+    /// The key refuses to, and will be deleted unless the deletion is cancelled.
     PendingDeletion,
-    /// Anything else that does not serve (pending import, unavailable, creating).
+    /// The key cannot be used for another reason (pending import, unavailable, creating).
     Unavailable,
 }
 
-/// What a provider tells of a key.
+/// A provider's description of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyDescription {
-    /// The key in the provider's own words: an ARN, or a local key's name and version.
+    /// The provider's identifier of the key: an ARN, or a local key's name and version.
     pub key_id: String,
-    /// Whether it serves.
+    /// Whether the key can be used.
     pub state: KeyState,
-    /// Where the credentials came from, in plain words; `None` where none are needed.
+    /// The source of the credentials, in plain words; `None` if the provider needs none.
     pub credentials: Option<String>,
 }
 
-/// Settings that bound and place KMS calls.
+/// Time limits and locations for KMS calls.
 #[derive(Clone, Debug)]
 pub struct KmsSettings {
-    /// Bound on one attempt. Default 2 s.
+    /// Limit on one attempt. Default 2 s.
     pub attempt_timeout: Duration,
-    /// Bound on a call with all its attempts and the search for credentials. Default 6 s.
+    /// Limit on a call, with all its attempts and the search for credentials. Default 6 s.
     pub total_timeout: Duration,
-    /// Where the local KMS keeps its keys; `None`: `$SECRETFS_LOCAL_KMS_DIR` or the default.
+    /// The directory of the local KMS; `None`: `$SECRETFS_LOCAL_KMS_DIR` or the default.
     pub local_dir: Option<std::path::PathBuf>,
-    /// A shared credentials file in which alone AWS credentials are looked for; `None`: wherever
+    /// The shared credentials file that alone provides AWS credentials; `None`: all places where
     /// AWS tools look.
     pub credentials_file: Option<std::path::PathBuf>,
-    /// Allow AWS KMS to be called without encryption also where it is not on this machine.
+    /// Allows calls to AWS KMS without TLS even if the endpoint is not on this machine.
     pub insecure_endpoint: bool,
 }
 
@@ -120,8 +120,8 @@ pub trait KeyService: Send + Sync {
         context: &EncryptionContext,
     ) -> Result<Wrapped, KmsError>;
 
-    /// Unwraps what [`wrap`](Self::wrap) made. `uri` is always sent along: a blob made under
-    /// another key is refused.
+    /// Unwraps a blob of [`wrap`](Self::wrap). The call always names `uri`, so the provider refuses
+    /// a blob made under another key.
     ///
     /// # Errors
     /// Classified; see [`KmsErrorKind`].
@@ -132,14 +132,14 @@ pub trait KeyService: Send + Sync {
         context: &EncryptionContext,
     ) -> Result<SecretKey, KmsError>;
 
-    /// Tells which key `uri` names now, and its state.
+    /// Looks up the key that `uri` names now, and its state.
     ///
     /// # Errors
     /// Classified; see [`KmsErrorKind`].
     fn describe(&self, uri: &KeyUri) -> Result<KeyDescription, KmsError>;
 }
 
-/// Why a KMS call failed. The classes are those to which the answer differs.
+/// Why a KMS call failed: one class for each different reaction of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KmsErrorKind {
     /// The caller may not use the key (policy, grant, file permissions, expired token).
@@ -148,19 +148,19 @@ pub enum KmsErrorKind {
     Disabled,
     /// The key is scheduled for deletion, or not usable in its state.
     PendingDeletion,
-    /// There is no such key.
+    /// The key does not exist.
     NotFound,
-    /// The blob was not made by this key under this context, or was altered.
+    /// The blob was altered, or made by another key or under another context.
     WrongKey,
-    /// No credentials were found where the provider looks for them.
+    /// The provider found no credentials.
     NoCredentials,
-    /// The service asks to be called less often.
+    /// The service limits the rate of calls.
     Throttled,
-    /// No answer: refused, reset, timed out, name not found.
+    /// No answer came: connection refused or reset, time-out, name not found.
     Unreachable,
-    /// The service answered, but with something that is no answer.
+    /// The service's answer makes no sense.
     BadAnswer,
-    /// The local configuration does not allow the call at all (loose modes, unknown region).
+    /// The local configuration rules the call out (loose modes, unknown region).
     Configuration,
 }
 
@@ -171,6 +171,6 @@ pub enum KmsErrorKind {
 pub struct KmsError {
     /// The class.
     pub kind: KmsErrorKind,
-    /// One line for people.
+    /// The message, one line.
     pub message: String,
 }

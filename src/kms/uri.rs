@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Which provider serves a key.
+/// The provider of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Provider {
     /// The embedded KMS.
@@ -16,7 +16,7 @@ pub enum Provider {
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyUri(String);
 
-/// A string that is no KMS key URI, and why.
+/// The string is not a KMS key URI.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{uri}` is no KMS key URI: {why}; write local-kms://NAME, or aws-kms:// and a key ARN, key id or alias/NAME"
@@ -26,16 +26,17 @@ pub struct KeyUriError {
     why: &'static str,
 }
 
-/// Longest URI accepted, in bytes: an alias ARN has at most 256 characters after its prefix.
+/// Limit on a URI, in bytes. An alias ARN is shorter: it has at most 256 characters after its
+/// prefix.
 const MAX_LEN: usize = 2048;
 
 impl KeyUri {
-    /// The URI that `init` uses when none is given.
+    /// The URI that `init` uses by default.
     pub fn default_local() -> Self {
         Self("local-kms://default".to_owned())
     }
 
-    /// The provider that serves it.
+    /// The key's provider.
     pub fn provider(&self) -> Provider {
         if self.0.starts_with("local-kms://") {
             Provider::Local
@@ -44,7 +45,7 @@ impl KeyUri {
         }
     }
 
-    /// What follows `://`: a local key's name, or an AWS key ARN, key id or alias.
+    /// The part after `://`: a local key's name, or an AWS key ARN, key id or alias.
     pub fn key(&self) -> &str {
         self.0.split_once("://").map_or("", |(_, key)| key)
     }

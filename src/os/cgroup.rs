@@ -1,19 +1,20 @@
-//! How much memory the control group of this process may have: who takes more is killed.
+//! The memory limit of this process's control group. The kernel kills a process that exceeds it.
 //!
-//! Whatever cannot be read is taken for no limit: the group may be hidden from this process.
+//! A file that cannot be read means no limit: the group may be hidden from this process.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// The smallest limit in bytes on the way from this process' group to the root, as far as that can be
-/// seen. `None`: there is none.
+/// The smallest limit, in bytes, from this process's group up to the root, as far as they are
+/// visible; `None` without any.
 pub fn memory_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     smallest(&groups, &mounts)
 }
 
-/// `groups` as in `/proc/PID/cgroup` (cgroups(7)), `mounts` as in `/proc/PID/mountinfo` (proc(5)).
+/// `groups` is the text of `/proc/PID/cgroup` (cgroups(7)), `mounts` that of `/proc/PID/mountinfo`
+/// (proc(5)).
 fn smallest(groups: &str, mounts: &str) -> Option<u64> {
     let of_group = |line| {
         let (version, path) = group(line)?;
@@ -24,10 +25,10 @@ fn smallest(groups: &str, mounts: &str) -> Option<u64> {
     groups.lines().filter_map(of_group).min()
 }
 
-/// Of the two kinds of hierarchies.
+/// The version of a hierarchy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
-    /// The one with the memory controller.
+    /// The hierarchy that has the memory controller.
     One,
     Two,
 }
@@ -41,7 +42,7 @@ impl Version {
     }
 }
 
-/// The group that a line tells, if it is one of memory.
+/// The group that a line names; `None` unless its hierarchy has the memory controller.
 fn group(line: &str) -> Option<(Version, &Path)> {
     let mut fields = line.splitn(3, ':');
     let (number, controllers) = (fields.next()?, fields.next()?);
@@ -57,7 +58,7 @@ fn has_memory(list: &str) -> bool {
     list.split(',').any(|controller| controller == "memory")
 }
 
-/// Where a hierarchy can be seen, and which group of it that place shows.
+/// A mount of a hierarchy; `root` is the group that `point` shows.
 struct CgroupMount {
     version: Version,
     root: PathBuf,
@@ -82,7 +83,7 @@ fn mount(line: &str) -> Option<CgroupMount> {
     })
 }
 
-/// Blanks and the like stand as `\040`.
+/// Decodes spaces and the like, which mountinfo writes as `\040`.
 fn unescaped(field: &str) -> PathBuf {
     let mut plain = field.to_owned();
     for (escape, character) in [
@@ -97,10 +98,10 @@ fn unescaped(field: &str) -> PathBuf {
 }
 
 impl CgroupMount {
-    /// The smallest limit from the group `path` up to what this shows at its top.
+    /// The smallest limit from the group `path` up to the top of this mount.
     fn smallest(&self, path: &Path) -> Option<u64> {
-        // Of a path that begins elsewhere, as in a container that shares the namespace of its host but
-        // sees its own group only, the top is what is left.
+        // A path outside `root` counts as the top. A container has one if it shares its host's
+        // namespace but sees only its own group.
         let below = path.strip_prefix(&self.root).unwrap_or(Path::new(""));
         let is_plain = |part| matches!(part, Component::Normal(_));
         let below = match below.components().all(is_plain) {
@@ -111,10 +112,10 @@ impl CgroupMount {
         let on_the_way = group.ancestors().take(below.components().count() + 1);
         let limits = on_the_way.filter_map(|group| {
             let text = fs::read_to_string(group.join(self.version.limit_file())).ok()?;
-            // `max` is none.
+            // `max` means no limit.
             text.trim().parse::<u64>().ok()
         });
-        // Of those above what can be seen, the first kind tells here.
+        // Version 1 shows here the limits of groups above the mount, too.
         let above = match self.version {
             Version::One => fs::read_to_string(group.join("memory.stat")).ok(),
             Version::Two => None,
@@ -135,7 +136,7 @@ impl CgroupMount {
 mod tests {
     use super::*;
 
-    /// Makes files below `top` with what they hold.
+    /// Makes files with these texts below `top`.
     fn laid(top: &Path, files: &[(&str, &str)]) {
         for (name, text) in files {
             let file = top.join(name);
@@ -169,9 +170,9 @@ mod tests {
         );
         assert_eq!(smallest("0::/a/b/c\n", &two), Some(64 << 20));
         assert_eq!(smallest("0::/a\n", &two), Some(64 << 20));
-        // At the root there is no such file.
+        // The root has no such file.
         assert_eq!(smallest("0::/\n", &two), None);
-        // A group that somebody has removed.
+        // The group has been removed.
         assert_eq!(smallest("0::/a/b/gone\n", &two), Some(64 << 20));
     }
 

@@ -1,5 +1,5 @@
-//! What this process asks of the kernel, and what the kernel says of this host: processes, mounts,
-//! users and limits. Knows nothing of vaults, and imports nothing of this crate.
+//! The interface to the kernel: processes, mounts, users and limits. Nothing here knows about
+//! vaults, or imports anything of this crate.
 
 pub mod cgroup;
 pub mod mountinfo;

@@ -1,32 +1,32 @@
-//! What is mounted where, as `/proc/self/mountinfo` tells it. Reading it asks no file system
-//! anything, so that a dead or busy daemon cannot make the reader hang.
+//! The mounts that `/proc/self/mountinfo` lists. Reading it sends no request to any file system, so
+//! a dead or busy daemon cannot make the reader hang.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// The type under which secretfs mounts.
+/// The file system type of secretfs's mounts.
 pub const FS_TYPE: &str = "fuse.secretfs";
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Its id, the same that statx(2) tells.
+    /// Its id, as statx(2) returns it.
     pub id: u64,
-    /// The id of the mount that it is on.
+    /// The id of the mount below it.
     pub parent: u64,
     /// The device number of its superblock, as `major, minor`.
     pub device: (u32, u32),
-    /// Where it is.
+    /// Its mount point.
     pub point: PathBuf,
     /// Whether the mount itself is read-only.
     pub read_only: bool,
     /// Its type, with the subtype.
     pub fs_type: OsString,
-    /// What is mounted; the path of the vault for secretfs, in the mount namespace of its daemon.
+    /// Its source; for secretfs the path of the vault, in the mount namespace of the daemon.
     pub source: PathBuf,
-    /// Who has mounted it, where the file system tells (`user_id=` of FUSE).
+    /// The user who mounted it, if the file system says (`user_id=` of FUSE).
     pub user: Option<u32>,
 }
 
@@ -47,13 +47,13 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
-/// All mounts that the process `pid` sees, as far as this one may know.
+/// All mounts in the mount namespace of the process `pid`.
 pub(crate) fn mounts_of(pid: u32) -> io::Result<Vec<Mount>> {
     let text = std::fs::read(format!("/proc/{pid}/mountinfo"))?;
     Ok(text.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
-/// The mount whose root `path` is: the topmost, if several are stacked.
+/// The mount whose root is `path`; the topmost if several are stacked.
 pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
     let id = super::sys::mount_id(path)?;
     Ok(mounts()?
@@ -61,14 +61,14 @@ pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
         .find(|m| m.id == id.id && m.point == path))
 }
 
-/// The mount that `path` is on, wherever in it.
+/// The mount on which `path` lies, at any depth.
 pub(crate) fn mount_over(path: &Path) -> io::Result<Option<Mount>> {
     let id = super::sys::mount_id(path)?;
     Ok(mounts()?.into_iter().find(|m| m.id == id.id))
 }
 
-/// Makes `path` absolute without asking what is mounted on it, which may be dead: links are
-/// resolved in all components but the last.
+/// Makes `path` absolute and resolves links in all components but the last. It sends no request to
+/// the file system mounted on `path`, which may be dead.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => {
@@ -78,7 +78,7 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
                 parent
             };
             let candidate = parent.canonicalize()?.join(name);
-            // A link to the mount point is followed; what cannot be asked is no link.
+            // Follow a link to the mount point. A path that cannot be read as a link is not one.
             match std::fs::read_link(&candidate) {
                 Ok(_) => candidate.canonicalize(),
                 Err(_) => Ok(candidate),
@@ -88,7 +88,7 @@ pub fn absolute(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// One line: `36 35 98:0 /root /point rw,noatime shared:1 - type source rw,errors=continue`.
+/// Parses one line: `36 35 98:0 /root /point rw,noatime shared:1 - type source rw,errors=continue`.
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let id = number(fields.next()?)?;
@@ -118,7 +118,7 @@ fn number<N: std::str::FromStr>(text: &[u8]) -> Option<N> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// The kernel writes blanks, tabs, line breaks, backslashes and `#` as `\ooo`.
+/// Decodes spaces, tabs, line breaks, backslashes and `#`, which the kernel writes as `\ooo`.
 fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -141,9 +141,9 @@ fn unescape(field: &[u8]) -> OsString {
     OsString::from_vec(bytes)
 }
 
-/// Whether `path` is `directory` or lies under it.
+/// Whether `path` is `directory` or is under it.
 pub(crate) fn is_under(path: &Path, directory: &Path) -> bool {
-    // By components, so that /a/bc is not under /a/b.
+    // Compare by components: /a/bc is not under /a/b.
     path.as_os_str().as_bytes() == directory.as_os_str().as_bytes() || path.starts_with(directory)
 }
 

@@ -1,10 +1,11 @@
-//! Threads that step back behind all others, and come forward while others wait for them. Kept apart
-//! because the calls are not safe ones.
+//! Background threads: they lower their priority, and raise it again while others wait for them. A
+//! module of its own, because the system calls need `unsafe`.
 //!
-//! Who has stepped back gets little of a busy processor. Whatever such a thread holds meanwhile,
-//! everybody waits for who needs it, for as long as that takes: so it comes forward first. That takes
-//! CAP_SYS_NICE, or a limit (`LimitNICE`) that [`permit_return`] raises where it may; without either, a
-//! thread that holds what others need does not step back at all.
+//! A busy processor gives little time to a thread with lower priority. If it held a lock meanwhile,
+//! every thread that needs the lock would wait that long, so it comes forward, to its former
+//! priority, before it takes one. That needs CAP_SYS_NICE, or a limit (`LimitNICE`) that
+//! [`permit_return`] raises if it may. Without either, a thread that takes such locks never lowers
+//! its priority.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -12,13 +13,14 @@ use std::marker::PhantomData;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// As much as keeps the slowest hundredth of the reads below twice what it is otherwise.
+/// The niceness of a thread with lower priority. With it, the 99th percentile of reads stays below
+/// twice its usual time.
 const BY: libc::c_int = 10;
 
 thread_local! {
-    /// How nice the thread is when it has come forward; `None` for one that never steps back.
+    /// The niceness of the thread after it comes forward; `None` for a thread that never does.
     static FORWARD: Cell<Option<libc::c_int>> = const { Cell::new(None) };
-    /// How often it has come forward and not stepped back.
+    /// The number of [`Forward`]s of this thread.
     static HOLDS: Cell<u32> = const { Cell::new(0) };
     static MODEST: Cell<bool> = const { Cell::new(false) };
 }
@@ -29,37 +31,38 @@ fn niceness() -> libc::c_int {
 }
 
 fn set(nice: libc::c_int) {
-    // SAFETY: as above. Where it is refused, the thread runs as it did.
+    // SAFETY: as above. If it is refused, the thread runs as before.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) };
 }
 
-/// The limit that lets a thread become as nice as this again (setrlimit(2)).
+/// The limit that lets a thread return to this niceness (setrlimit(2)).
 fn limit_for(nice: libc::c_int) -> u64 {
     u64::try_from(20 - nice).unwrap_or(0)
 }
 
-/// Has the threads of this process come back to where they are now after they have stepped back. To be
-/// called while the process still has its privileges; ordinary users need `LimitNICE` for it.
+/// Lets the threads of this process return to its present niceness after they lower their priority.
+/// Callers do this while the process still has its privileges; ordinary users need `LimitNICE`.
 pub fn permit_return() {
     let needed = limit_for(niceness());
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NICE)
         && soft < needed
     {
-        // Where it is refused, those threads do not step back.
+        // If it is refused, threads that take locks do not lower their priority.
         let _ = setrlimit(Resource::RLIMIT_NICE, needed, hard.max(needed));
     }
 }
 
-/// Has this thread, which holds nothing that others wait for, and those that it starts, get the
-/// processors when others do not need them, and little of them otherwise.
-pub fn step_back() {
+/// Lowers the priority of this thread, and of those that it starts later: they use mostly processor
+/// time that no other thread needs. The thread must never hold a lock that others wait for.
+pub fn lower_priority() {
     MODEST.set(true);
     set(niceness().max(BY));
 }
 
-/// The same for a thread that does hold something now and then, and [comes forward](forward) for as
-/// long. If it could not, it stays where it is, and those step back that work for it.
-pub fn step_back_but_for_locks() {
+/// Lowers the priority of a thread that takes locks at times, and [comes forward](forward) while it
+/// holds them. If the thread may not come forward, its priority stays; only the threads that work
+/// for it lower theirs.
+pub fn lower_priority_outside_locks() {
     MODEST.set(true);
     let now = niceness();
     if may_come_forward() {
@@ -68,8 +71,8 @@ pub fn step_back_but_for_locks() {
     }
 }
 
-/// Whether a thread that has stepped back may come forward again. There is no way to know but to try,
-/// and whoever may not would stay back.
+/// Whether a thread with lower priority may come forward again. Only an attempt shows that, and a
+/// thread that may not would keep the lower priority, so a new thread tries.
 fn may_come_forward() -> bool {
     let now = niceness();
     let tried = std::thread::Builder::new().spawn(move || {
@@ -80,16 +83,17 @@ fn may_come_forward() -> bool {
     tried.is_ok_and(|tried| tried.join().unwrap_or(false))
 }
 
-/// Whether this thread is one of those that step back, wherever it is now.
+/// Whether this thread has lowered its priority, even if it has come forward since.
 pub fn is_modest() -> bool {
     MODEST.get()
 }
 
-/// The thread is where it was before it stepped back until this is dropped.
+/// Keeps the thread at its former priority until dropped.
 #[derive(Debug)]
 pub struct Forward(PhantomData<*const ()>);
 
-/// To be called before taking what others wait for; does nothing on other threads.
+/// Brings this thread forward; callers do so before they take a lock that others wait for. Does
+/// nothing on a thread that has not lowered its priority.
 pub fn forward() -> Forward {
     if let Some(nice) = FORWARD.get() {
         let holds = HOLDS.get();

@@ -1,26 +1,26 @@
-//! Processes as the kernel tells of them, and which of them a thread belongs to.
+//! Facts about processes from the kernel, and the process that a thread belongs to.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 
-/// Thread groups that were found lately are asked first.
+/// This many recent thread groups are tried first.
 const RECENT: usize = 4;
-/// The first lines of `/proc/TID/status`, which tell of the group, are shorter.
+/// The first lines of `/proc/TID/status`, up to the group's, are shorter than this many bytes.
 const BEGINNING: usize = 512;
 
 thread_local! {
     static GROUPS: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The thread group of thread `tid`; `None` when it cannot be seen from here.
+/// The thread group of thread `tid`; `None` if the thread is not visible from here.
 pub(crate) fn thread_group(tid: u32) -> Option<u32> {
     if tid == 0 {
         return None;
     }
-    // Most ask from their first thread, or from the process that has asked before, and /proc takes
-    // as long as the rest of an open.
+    // Most requests come from a process's first thread, or from the same process as the last
+    // request. Reading /proc takes as long as the rest of an open.
     if is_in(tid, tid) {
         return Some(tid);
     }
@@ -36,20 +36,20 @@ pub(crate) fn thread_group(tid: u32) -> Option<u32> {
     })
 }
 
-/// Whether thread `tid` belongs to `group`, as the kernel knows it.
+/// Asks the kernel whether thread `tid` belongs to `group`.
 fn is_in(group: u32, tid: u32) -> bool {
     let (Ok(group), Ok(tid)) = (libc::pid_t::try_from(group), libc::pid_t::try_from(tid)) else {
         return false;
     };
-    // SAFETY: signal 0 is never sent, only looked up; no memory is involved.
+    // SAFETY: signal 0 only checks that the thread exists; no memory is involved.
     let found = unsafe { libc::syscall(libc::SYS_tgkill, group, tid, 0) };
-    // Another user's thread is found first and refused then.
+    // For a thread of another user, the kernel finds the thread before it refuses.
     found == 0 || nix::errno::Errno::last() == nix::errno::Errno::EPERM
 }
 
 fn read_group(tid: u32) -> Option<u32> {
     let mut beginning = [0; BEGINNING];
-    // One read(2) takes as much as there is room for.
+    // One read(2) fills the buffer, as far as there are bytes.
     let length = File::open(format!("/proc/{tid}/status"))
         .and_then(|mut status| status.read(&mut beginning))
         .ok()?;
@@ -59,7 +59,7 @@ fn read_group(tid: u32) -> Option<u32> {
     std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 
-/// All that are seen in this PID namespace, by number.
+/// All processes in this PID namespace, sorted by number.
 pub(crate) fn all() -> Vec<u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut ids: Vec<u32> = entries
@@ -69,18 +69,18 @@ pub(crate) fn all() -> Vec<u32> {
     ids
 }
 
-/// When a process was started, in clock ticks since the host was booted (field 22 of `/proc/PID/stat`);
-/// `None` when it has ended. With its number it tells a process from all others: nobody is started in
-/// the past.
+/// The start time of a process, in clock ticks since boot (field 22 of `/proc/PID/stat`); `None` if
+/// it has ended. Number and start time together identify a process, because no later process starts
+/// in the past.
 pub fn started(process: &str) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // Its name stands in brackets before the rest, and may hold anything.
+    // The name precedes the other fields in brackets, and may contain any character.
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ');
     let state = fields.next()?;
-    // Its first thread ends before the others, which may still have what it had.
+    // The first thread may end before the others, which still hold the process's resources.
     let is_over = matches!(state, "Z" | "X") && threads(process) <= 1;
-    // The third of all was the first here.
+    // The first field here is field 3.
     (!is_over).then(|| fields.nth(18)?.parse().ok())?
 }
 
@@ -89,7 +89,7 @@ fn threads(process: &str) -> usize {
     tasks.into_iter().flatten().flatten().count()
 }
 
-/// What a process is numbered in the innermost PID namespace that it is in.
+/// The process's number in the innermost PID namespace that it belongs to.
 pub(crate) fn id_within(process: u64) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let mut lines = status.lines();
@@ -110,7 +110,7 @@ mod tests {
             assert!(!is_in(own(), own()));
             assert_eq!(thread_group(own()), Some(process));
             assert_eq!(GROUPS.take(), [process]);
-            // Found among those that were found, and the next to be asked.
+            // The process is found among the recent ones, and is tried first the next time.
             GROUPS.set(vec![1, process]);
             assert_eq!(thread_group(own()), Some(process));
             assert_eq!(GROUPS.take(), [process, 1]);

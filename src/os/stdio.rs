@@ -1,4 +1,4 @@
-//! The three standard descriptors.
+//! The three standard file descriptors.
 
 /// Points them at /dev/null.
 pub(crate) fn point_at_null() {

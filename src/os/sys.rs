@@ -1,5 +1,5 @@
-//! System calls for which neither the standard library nor nix has a safe wrapper, each behind a
-//! function that is safe to call. Holds no policy: who calls what and when is decided elsewhere.
+//! Safe functions for system calls that neither the standard library nor nix wraps safely. They
+//! hold no policy: callers decide what to call, and when.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -12,35 +12,35 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::unistd::ForkResult;
 
-/// What identifies a mount.
+/// The identity of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MountId {
-    /// The id that `/proc/self/mountinfo` shows. May be used again after an unmount.
+    /// The id in `/proc/self/mountinfo`. The kernel may reuse it after an unmount.
     pub(crate) id: u64,
     /// The device number of its superblock, as `major, minor`.
     pub(crate) device: (u32, u32),
-    /// The id that is never used again, where the kernel has it (Linux 6.8).
+    /// The id that is never reused, if the kernel has it (Linux 6.8).
     pub(crate) unique: Option<u64>,
 }
 
-// Linux 6.8; libc does not have it on every target.
+// From Linux 6.8; libc does not define it on every target.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
-/// Which mount `path` is on, without asking the file system that is mounted there: an empty
-/// request mask needs no permission and no answer from a (possibly dead) daemon.
+/// The mount that `path` is on. The empty request mask needs no permission, and no answer from the
+/// file system mounted there, whose daemon may be dead.
 pub(crate) fn mount_id(path: &Path) -> io::Result<MountId> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     mount_id_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT)
 }
 
-/// Which mount an open file is on, in the same way.
+/// The mount that an open file is on, found in the same way.
 pub(crate) fn mount_id_of(file: &OwnedFd) -> io::Result<MountId> {
     mount_id_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)
 }
 
 fn mount_id_at(at: RawFd, path: &CStr, flags: libc::c_int) -> io::Result<MountId> {
     let plain = statx_at(at, path, flags, 0)?;
-    // For this mask the kernel may ask for permission; without an answer the other two must do.
+    // This mask may need permission; if it is refused, the other two fields must do.
     let unique = statx_at(at, path, flags, STATX_MNT_ID_UNIQUE)
         .ok()
         .filter(|s| s.stx_mask & STATX_MNT_ID_UNIQUE != 0)
@@ -58,7 +58,7 @@ fn mount_id_at(at: RawFd, path: &CStr, flags: libc::c_int) -> io::Result<MountId
     })
 }
 
-/// The device number of what is at `path`, as `major, minor`, in the same way.
+/// The device number of the file at `path`, as `major, minor`, found in the same way.
 pub(crate) fn device_at(path: &Path) -> io::Result<(u32, u32)> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let answer = statx_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT, 0)?;
@@ -77,7 +77,7 @@ fn statx_at(at: RawFd, path: &CStr, flags: libc::c_int, mask: u32) -> io::Result
     Ok(unsafe { answer.assume_init() })
 }
 
-/// Has a write past RLIMIT_FSIZE fail as any other (EFBIG) instead of ending the process.
+/// Makes a write past RLIMIT_FSIZE fail with EFBIG instead of ending the process.
 pub fn ignore_file_size_signal() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     // SAFETY: ignoring a signal installs no handler.
@@ -87,8 +87,9 @@ pub fn ignore_file_size_signal() {
 /// Forks.
 ///
 /// # Errors
-/// When the system refuses, or when this process has more than one thread: the child would
-/// inherit locks that nobody ever releases. A thread that was waited for may take a moment to end.
+/// When the system refuses, or when this process has more than one thread: the child would inherit
+/// locks that no thread releases. The function waits up to 1 s, since a joined thread may take a
+/// moment to end.
 pub(crate) fn fork() -> io::Result<ForkResult> {
     let is_alone = || std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() == 1);
     let deadline = Instant::now() + Duration::from_secs(1);
@@ -100,14 +101,15 @@ pub(crate) fn fork() -> io::Result<ForkResult> {
             "internal error: fork after a thread was started",
         ));
     }
-    // SAFETY: there is one thread, so the child may do whatever the parent may.
+    // SAFETY: there is one thread, so the child may do anything that the parent may.
     Ok(unsafe { nix::unistd::fork() }?)
 }
 
-/// Takes over a descriptor that the caller of this program passed by number, and sets close-on-exec.
+/// Takes ownership of a descriptor that the caller of this program passed by number, and sets
+/// close-on-exec.
 ///
 /// # Errors
-/// When there is no such open descriptor, or when it is one of the standard three.
+/// When the descriptor is not open, or is one of the standard three.
 pub(crate) fn take_passed(fd: RawFd) -> io::Result<OwnedFd> {
     if fd <= 2 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
@@ -122,22 +124,22 @@ pub(crate) fn take_passed(fd: RawFd) -> io::Result<OwnedFd> {
     if result == -1 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it is open (just asked), was passed for us to own, and this program has opened
-    // nothing under that number: this is called once, before it opens anything that lasts.
+    // SAFETY: the descriptor is open, as fcntl just showed, and was passed for us to own. The
+    // program itself has not opened it: this is called once, before it opens anything that lasts.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Closes what was inherited beyond the standard three descriptors, save `keep`: a daemon must not
-/// hold open the pipe on which somebody waits for the end of `secretfs mount`. Only to be called
-/// where nothing that this program has opened itself is used again: before it opens anything, and
-/// in the helper, which never returns.
+/// Closes all inherited descriptors except the standard three and `keep`: a daemon must not hold
+/// open a pipe whose reader waits for `secretfs mount` to end. Callers must not use again any
+/// descriptor that this program has opened. There are two: the start of the program, which has
+/// opened nothing yet, and the helper, which never returns.
 pub(crate) fn close_inherited(keep: Option<RawFd>) {
     let close = |first: RawFd, last: u32| {
         if let Ok(first) = u32::try_from(first)
             && first <= last
         {
-            // SAFETY: nothing that owns one of these is used again, see above. A kernel
-            // without the call (before 5.9) leaves them open, which harms no data.
+            // SAFETY: no owner of one of these is used again, see above. A kernel without the call
+            // (before 5.9) leaves them open, which harms no data.
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) };
         }
     };
@@ -150,8 +152,8 @@ pub(crate) fn close_inherited(keep: Option<RawFd>) {
     }
 }
 
-/// Receives one message of at most `buffer.len()` bytes and, if one came along, a descriptor.
-/// Zero bytes mean that the other side is gone.
+/// Receives one message of at most `buffer.len()` bytes, and the descriptor that it carries, if
+/// any. Zero bytes mean that the other side is gone.
 pub(crate) fn receive_with_fd(
     socket: &impl AsRawFd,
     buffer: &mut [u8],
@@ -175,8 +177,8 @@ pub(crate) fn receive_with_fd(
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
             for fd in fds {
-                // SAFETY: the kernel has just installed this descriptor for us, and nobody else
-                // knows its number.
+                // SAFETY: the kernel has just installed this descriptor for us, and nothing else
+                // owns it.
                 passed = Some(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }
@@ -199,14 +201,15 @@ pub(crate) fn unlock_all_memory() {
     unsafe { libc::munlockall() };
 }
 
-/// Whether so many bytes could be mapped; with future memory locked, this meets RLIMIT_MEMLOCK.
+/// Whether `bytes` more bytes can be mapped. If future memory is locked, RLIMIT_MEMLOCK counts,
+/// too.
 pub(crate) fn can_map(bytes: u64) -> bool {
     let Ok(bytes) = usize::try_from(bytes) else {
         return true;
     };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a new mapping at an address of the kernel's choice, which nobody refers to and which
-    // is removed at once.
+    // SAFETY: a new mapping at an address of the kernel's choice, to which nothing refers, and
+    // which is removed at once.
     unsafe {
         let address = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, flags, -1, 0);
         if address == libc::MAP_FAILED {
@@ -217,7 +220,7 @@ pub(crate) fn can_map(bytes: u64) -> bool {
     true
 }
 
-/// The local time as syslog wants it: `Nov  2 03:04:05`.
+/// The local time in the format of syslog: `Nov  2 03:04:05`.
 pub(crate) fn syslog_time() -> String {
     const MONTHS: [&str; 12] = [
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -243,7 +246,7 @@ pub(crate) fn syslog_time() -> String {
     )
 }
 
-// From linux/mount.h; libc has them for few targets.
+// From linux/mount.h; libc defines them on few targets only.
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const FSPICK_CLOEXEC: libc::c_uint = 1;
 const FSPICK_EMPTY_PATH: libc::c_uint = 8;
@@ -260,7 +263,7 @@ struct MountAttributes {
     user_namespace: u64,
 }
 
-/// A mount of what is mounted at `path`, which is nowhere in the tree and has nothing below it.
+/// A copy of the mount at `path`, outside the tree and without its submounts.
 pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
@@ -271,21 +274,21 @@ pub(crate) fn clone_mount(path: &Path) -> io::Result<OwnedFd> {
 
 fn new_descriptor(fd: libc::c_long) -> io::Result<OwnedFd> {
     match RawFd::try_from(fd) {
-        // SAFETY: only called with what the kernel has just returned, which nobody else owns.
+        // SAFETY: callers pass only results that the kernel has just returned, which nothing else
+        // owns.
         Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-fn told(result: libc::c_long) -> io::Result<()> {
+fn check(result: libc::c_long) -> io::Result<()> {
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Has a mount that is nowhere in the tree be one through which can be written, and be told nothing
-/// of what is mounted elsewhere.
+/// Makes a mount outside the tree writable, and keeps mounts elsewhere from propagating to it.
 pub(crate) fn make_writable_and_private(mount: &OwnedFd) -> io::Result<()> {
     let attributes = MountAttributes {
         set: 0,
@@ -294,7 +297,7 @@ pub(crate) fn make_writable_and_private(mount: &OwnedFd) -> io::Result<()> {
         user_namespace: 0,
     };
     // SAFETY: the path is an empty C string, and the structure has the size that is passed.
-    told(unsafe {
+    check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
@@ -306,7 +309,7 @@ pub(crate) fn make_writable_and_private(mount: &OwnedFd) -> io::Result<()> {
     })
 }
 
-/// Has a file system be one that can be written, though all of its mounts may be read-only.
+/// Makes a file system writable, although all its mounts may be read-only.
 pub(crate) fn make_superblock_writable(mount: &OwnedFd) -> io::Result<()> {
     let flags = FSPICK_CLOEXEC | FSPICK_EMPTY_PATH;
     // SAFETY: the path is an empty C string.
@@ -316,31 +319,32 @@ pub(crate) fn make_superblock_writable(mount: &OwnedFd) -> io::Result<()> {
     let configure = |command: libc::c_uint, key: *const libc::c_char| {
         let fd = picked.as_raw_fd();
         // SAFETY: `key` is null or a C string, and neither command has a value.
-        told(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, null, 0) })
+        check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, null, 0) })
     };
     configure(FSCONFIG_SET_FLAG, c"rw".as_ptr())?;
     configure(FSCONFIG_CMD_RECONFIGURE, std::ptr::null())
 }
 
-/// The device number of what an open file is on, as `major, minor`, without asking that file system.
+/// The device number of an open file's file system, as `major, minor`, without a request to that
+/// file system.
 pub(crate) fn device_of(file: &OwnedFd) -> io::Result<(u32, u32)> {
     let answer = statx_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH, 0)?;
     Ok((answer.stx_dev_major, answer.stx_dev_minor))
 }
 
-/// Gives this thread a table of descriptors and a working directory of its own, and closes all in
-/// it. What others have open is gone with them from then on, even if this thread waits for it; and
-/// so are the pipes to whoever has started this process. Nothing that owns a descriptor may be used
-/// by it any more, and nothing be logged or printed.
+/// Gives this thread its own descriptor table and working directory, and closes every descriptor in
+/// that table. From then on, a file that the other threads close is closed even while this thread
+/// waits, and so are the pipes to the process that started this one. The thread must not use any
+/// owner of a descriptor again, nor log or print anything.
 pub(crate) fn part_from_descriptors() -> io::Result<()> {
     use nix::sched::{CloneFlags, unshare};
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_FILES)?;
-    // SAFETY: the table is this thread's alone, and its caller has promised to use none of them.
-    told(unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) })
+    // SAFETY: the table belongs to this thread alone, and the caller promises to use none of them.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0u32) })
 }
 
-/// A node of the FUSE file system that the working directory is on, if the kernel remembers it: to
-/// be referred to, not to be read.
+/// An `O_PATH` descriptor of a node of the FUSE file system that the working directory is on, if
+/// the kernel still caches the node.
 pub(crate) fn open_remembered(node: u64) -> io::Result<OwnedFd> {
     /// `struct file_handle` as fs/fuse/inode.c fills it in.
     #[repr(C)]
@@ -357,7 +361,7 @@ pub(crate) fn open_remembered(node: u64) -> io::Result<OwnedFd> {
         kind: 0x81,
         node_high: (node >> 32) as u32,
         node_low: node as u32,
-        // Of secretfs, all are the first.
+        // All nodes of secretfs have generation 0.
         generation: 0,
     };
     let flags = libc::O_PATH | libc::O_CLOEXEC;
@@ -372,7 +376,7 @@ pub(crate) fn open_remembered(node: u64) -> io::Result<OwnedFd> {
     new_descriptor(fd.into())
 }
 
-/// Sets the time of modification, and nothing else, of `file`, or of what is called `name` there.
+/// Sets the modification time, and nothing else, of `file`, or of `name` in that directory.
 pub(crate) fn set_modified(
     file: &OwnedFd,
     name: Option<&CStr>,
@@ -394,5 +398,5 @@ pub(crate) fn set_modified(
     };
     // SAFETY: the name is a C string and there are two times; both outlive the call.
     let result = unsafe { libc::utimensat(file.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) };
-    told(result.into())
+    check(result.into())
 }

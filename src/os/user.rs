@@ -1,18 +1,17 @@
-//! Who this process is on its host.
+//! The identity of this process on its host.
 
 use std::fs;
 
-/// The line of a user namespace that maps every user to itself.
+/// The `uid_map` of a user namespace that maps every user to itself.
 const ALL: [&str; 3] = ["0", "0", "4294967295"];
 
-/// Whether this is the host's root: user 0, and not merely called so in a user namespace, as in
-/// `unshare -r` and in containers without privileges, where what is root's on the host cannot be
-/// written.
+/// Whether this process is the host's root, and not just user 0 of a user namespace, as in `unshare
+/// -r` and in unprivileged containers, which cannot write files of the host's root.
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
         && match fs::read_to_string("/proc/self/uid_map") {
             Ok(map) => maps_all(&map),
-            // Without /proc the number is the best guess left.
+            // Without /proc, the user number is the best guess.
             Err(_) => true,
         }
 }
@@ -21,8 +20,8 @@ fn maps_all(map: &str) -> bool {
     map.split_ascii_whitespace().eq(ALL)
 }
 
-/// Whether what root has by default at `path` is this process' to use: as root, or as one that is
-/// called so in a user namespace and has used it before.
+/// Whether this process should use root's default `path`: as the host's root, or as user 0 of a
+/// user namespace that can write it.
 pub fn may_use_as_root(path: &std::path::Path) -> bool {
     is_root()
         || (nix::unistd::geteuid().is_root()

@@ -1,7 +1,7 @@
-//! Copies a store: all that it holds as of one commit, as it is sealed, into an empty one.
+//! Copies all records of a store, as of one commit and as they are sealed, into an empty store.
 //!
-//! Must never look into a record, and never leave one out that something may depend on. What no
-//! version owns is left behind: nobody reads it, and nothing counts it.
+//! It must never interpret a record, and never leave out a record on which another may depend. It
+//! leaves out chunks that no version owns: nobody reads them, and no sum counts them.
 
 use std::ops::ControlFlow;
 
@@ -10,39 +10,39 @@ use super::{
     StoreErrorKind as Kind, Write,
 };
 
-/// Rows that are had at once.
+/// Rows read at a time.
 const BATCH: usize = 64;
-/// A transaction of the copy ends after so many bytes of contents.
+/// A write transaction ends once it has this many bytes of content.
 const ENOUGH: usize = 4 << 20;
 
-/// Why a copy is not whole.
+/// The reason that a copy is incomplete.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CopyError {
     /// One of the two stores failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The caller wanted it to end.
+    /// The caller ended it.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// Asked every now and then whether to go on.
+/// A function that a long operation calls again and again; it ends the operation by breaking.
 pub type GoOn<'a> = &'a dyn Fn() -> ControlFlow<()>;
 
-/// Copies all records of `from`, as of one commit, into `to`, which has none. Header, keyring and
-/// state come last, in one transaction: until then nobody can open the copy.
+/// Copies all records of `from`, as of one commit, into `to`, which has none. The header, the
+/// keyring and the state come last, in one transaction: until then nobody can open the copy.
 ///
-/// A reader's snapshot of `from` is kept meanwhile, as by any long read: its writer goes on, and its
-/// WAL cannot be begun anew before the end. Memory is bounded by a few records.
+/// The copy holds a snapshot of `from`, as any long read does: a writer goes on meanwhile, but
+/// cannot start its WAL from the beginning. The copy needs memory for a few records only.
 ///
-/// A version that was begun is copied as far as it is there: its record is counted like all others.
+/// Of an incomplete version it copies the chunks that exist: the sums count its record, too.
 ///
 /// # Errors
-/// [`CopyError::Interrupted`] when `go_on` breaks; else what a store says. Then `to` is good for nothing.
+/// [`CopyError::Interrupted`] when `go_on` breaks, or the error of a store. `to` is useless then.
 pub fn copy(from: &dyn Store, to: &dyn Store, go_on: GoOn<'_>) -> Result<(), CopyError> {
     let mut outcome = None;
     let run = from.read(&mut |records| {
-        // What a first run has copied would be mixed with what this one sees.
+        // A second run would mix its snapshot with the records that the first one has copied.
         let result = match outcome {
             None => Copy { to, go_on }.all(records),
             Some(_) => Err(StoreError::new(
@@ -92,7 +92,7 @@ impl Copy<'_> {
         })
     }
 
-    /// Runs one transaction of the copy.
+    /// Runs `body` in a write transaction of the copy.
     fn put<T>(
         &self,
         body: impl FnMut(&mut dyn Write) -> Result<T, CopyError>,
@@ -153,7 +153,7 @@ impl Copy<'_> {
         }
     }
 
-    /// Copies the first of these, with their chunks; how many. At least one.
+    /// Copies the first of `versions`, at least one, with their chunks. Returns their number.
     fn some_versions(
         &self,
         from: &mut dyn Read,
@@ -216,13 +216,13 @@ impl Copy<'_> {
     }
 }
 
-/// The chunks of a version from the first on, one at a time, up to where there is none of its own.
+/// The chunks of a version, in order, up to the first one that is missing.
 struct Chunks<'a> {
     from: &'a mut dyn Read,
     go_on: GoOn<'a>,
     next: ChunkKey,
     bytes: usize,
-    /// Why they ended early.
+    /// The reason that they ended early.
     failure: Option<CopyError>,
 }
 
@@ -244,8 +244,8 @@ impl Iterator for Chunks<'_> {
                 Some(chunk)
             }
             Ok(None) => None,
-            // Behind the last chunk, and where one is missing, lies another version's. Whoever
-            // verifies the copy knows how many there should be.
+            // Behind the last chunk, or in place of a missing one, lies a chunk of another version.
+            // The check of the copy knows how many chunks belong here.
             Err(error) if error.kind == Kind::Corrupt => None,
             Err(error) => {
                 self.failure = Some(error.into());

@@ -1,48 +1,48 @@
-//! Why the store failed, in classes and plain words.
+//! Errors of the store, by class and in plain words.
 
 use std::fmt;
 use std::io;
 use std::path::Path;
 
-/// Why the store failed. The classes are those to which the answer differs.
+/// Why the store failed: one class for each different reaction of a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StoreErrorKind {
-    /// There is nothing at the path, or something that is no vault.
+    /// The path does not exist, or is not a vault.
     NotAVault,
-    /// A vault is there already (`create`).
+    /// A vault exists already (`create`).
     Exists,
-    /// Something else is where a vault is to be made.
+    /// The directory for a new vault is not empty.
     Occupied,
     /// Another process has the vault open for writing.
     Busy,
-    /// The stored bytes are not what this program wrote: schema, structure or lengths are wrong.
+    /// This program did not write the stored bytes: schema, structure or lengths are wrong.
     Corrupt,
     /// No space, or a quota.
     Full,
     /// The medium or the permissions do not allow writing.
     ReadOnly,
-    /// The files may not be opened.
+    /// The permissions do not allow to open the files.
     Denied,
-    /// The database file is no longer the one at its path.
+    /// The open database is no longer the file at its path.
     Moved,
-    /// The file system below cannot keep the promises (network, FUSE).
+    /// The file system cannot keep the promises that a vault needs (network, FUSE).
     UnsafeFilesystem,
     /// Any other failure of the medium.
     Io,
 }
 
-/// A failed access to the store: what was attempted, on what, why it failed, in plain words.
+/// A failed access to the store: the attempt, its object, and the reason, in plain words.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StoreError {
     /// The class.
     pub kind: StoreErrorKind,
-    /// One line for people.
+    /// The message, one line.
     pub message: String,
 }
 
 impl StoreError {
-    /// An error of this class with this text.
+    /// An error of class `kind` with the text `message`.
     pub fn new(kind: StoreErrorKind, message: impl fmt::Display) -> Self {
         Self {
             kind,
@@ -50,7 +50,7 @@ impl StoreError {
         }
     }
 
-    /// Says that `what` failed on the file at `path`.
+    /// The error that `what` failed on the file at `path`.
     pub(super) fn of_file(what: &str, path: &Path, error: &io::Error) -> Self {
         let kind = match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENOTDIR) => StoreErrorKind::NotAVault,

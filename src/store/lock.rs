@@ -1,8 +1,8 @@
 //! The writer's lock: one process at a time has a vault open for writing.
 //!
-//! It is an open-file-description lock on `DIR/lock`: it goes with its holder, however that ends,
-//! and unlike a POSIX lock it does not vanish when another descriptor of the file is closed. The
-//! file's content only tells people who holds it; nothing is decided by it.
+//! It is an open-file-description lock on `DIR/lock`. It ends with its holder, however that ends,
+//! and unlike a POSIX lock it survives when another descriptor of the file is closed. The file's
+//! content names the holder for people; the program decides nothing by it.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _};
@@ -19,24 +19,24 @@ use super::place::{Place, identity};
 use super::strangers;
 use super::{StoreError, StoreErrorKind as Kind};
 
-/// Longest content that is read: hostile input, too.
+/// Limit on the content, in bytes: it is hostile input, too.
 const MAX_CONTENT: u64 = 4096;
 
-/// Who has a vault open for writing.
+/// The process that has a vault open for writing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// Process id in its own pid namespace; 0 when unknown.
+    /// Process id in its own pid namespace; 0 if unknown.
     pub pid: u32,
     /// Host name (a container's, if it runs in one).
     pub host: String,
-    /// Where the vault is mounted, if it is.
+    /// The mount point, if the process mounts the vault.
     pub mount_point: Option<String>,
-    /// Seconds since 1970; 0 when unknown.
+    /// Start of the lock, in seconds since 1970; 0 if unknown.
     pub since: u64,
 }
 
 impl Holder {
-    /// This process, from now on.
+    /// This process, as of now.
     pub fn current(mount_point: Option<&Path>) -> Self {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Self {
@@ -47,7 +47,7 @@ impl Holder {
         }
     }
 
-    /// Somebody who has not said who it is: it has not verified the vault yet.
+    /// A process that has not announced itself, because it has not verified the vault yet.
     pub fn unknown() -> Self {
         Self {
             pid: 0,
@@ -64,7 +64,8 @@ impl std::fmt::Display for Holder {
             return f.write_str("an unknown process");
         }
         write!(f, "process {}", self.pid)?;
-        // Anybody who can write the vault can write these: keep them from steering a terminal.
+        // Escape both: an attacker who can write the vault can write them, and must not control a
+        // terminal.
         if !self.host.is_empty() {
             write!(f, " on {}", self.host.escape_debug())?;
         }
@@ -80,10 +81,10 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Who has the vault in `directory` open for writing; `None` when nobody has. Takes no lock.
+/// The process that has the vault in `directory` open for writing, if any. Takes no lock.
 ///
 /// # Errors
-/// When there is no vault, or its lock cannot be looked at.
+/// When there is no vault, or its lock cannot be examined.
 pub fn holder(directory: &Path) -> Result<Option<Holder>, StoreError> {
     let path = Place::locate(directory, true)?.lock;
     let what = "cannot look at the lock";
@@ -109,18 +110,18 @@ pub fn holder(directory: &Path) -> Result<Option<Holder>, StoreError> {
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
-    /// The directory, locked too: somebody may remove the file as a stale one, and what is made
-    /// anew in its place is not locked by us.
+    /// The directory, which is locked too: an operator may remove the file as a stale one, and then
+    /// the lock does not cover its replacement.
     directory: File,
     announced: bool,
 }
 
-/// Never through a symlink, never waiting for the other end of a FIFO.
+/// Never follow a symlink, never wait for the other end of a FIFO.
 const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
 
 impl Lock {
-    /// Takes the lock, or fails at once with [`Kind::Busy`]. Writes nothing into the file, and
-    /// makes it if somebody removed it.
+    /// Takes the lock, or fails at once with [`Kind::Busy`]. Creates the file if it is missing, and
+    /// writes nothing into it.
     pub(super) fn acquire(path: &Path) -> Result<Self, StoreError> {
         let what = "cannot take the writer's lock";
         let fail = |error: io::Error| {
@@ -132,7 +133,7 @@ impl Lock {
             StoreError::new(error.kind, format!("{error}{next}"))
         };
         let directory = path.parent().unwrap_or(path);
-        // A few rounds: the file may be replaced between opening and locking it.
+        // Several rounds: another process may replace the file between opening and locking it.
         for _ in 0..8 {
             let file = fs::OpenOptions::new()
                 .read(true)
@@ -144,7 +145,8 @@ impl Lock {
                 .open(path)
                 .map_err(fail)?;
             let found = file.metadata().map_err(fail)?;
-            // With another name it is another's file, too, and would be written to.
+            // A file with another link may belong to another program, and the holder would write
+            // into it.
             if !found.is_file() || found.nlink() > 1 {
                 return Err(StoreError::new(
                     Kind::Io,
@@ -162,7 +164,7 @@ impl Lock {
             let held = File::open(directory).map_err(fail)?;
             match held.try_lock() {
                 Ok(()) => {}
-                // It takes no more than opening the directory to lock it.
+                // A user who can open the directory can lock it.
                 Err(fs::TryLockError::WouldBlock) if strangers::lock(&held) => tracing::warn!(
                     "another user, who can open the directory {}, has locked it; keep others out \
                      with `chmod 700`",
@@ -186,7 +188,7 @@ impl Lock {
         ))
     }
 
-    /// Writes into the file who holds it.
+    /// Writes the holder into the file.
     pub(super) fn announce(&mut self, holder: &Holder) -> io::Result<()> {
         let text = serde_json::to_vec(holder)?;
         self.announced = true;
@@ -194,13 +196,13 @@ impl Lock {
         self.file.write_all_at(&text, 0)
     }
 
-    /// The directory that is locked, wherever it is by now.
+    /// The locked directory, even if it was moved.
     pub(super) fn directory(&self) -> io::Result<File> {
         self.directory.try_clone()
     }
 
-    /// Fails unless the file at `path` still is the one that is locked: else a second writer
-    /// could be at work already.
+    /// Whether the file at `path` still is the locked one. If it is not, a second writer may be at
+    /// work.
     pub(super) fn is_at(&self, path: &Path) -> bool {
         match (self.file.metadata(), fs::symlink_metadata(path)) {
             (Ok(ours), Ok(found)) => identity(&ours) == identity(&found),
@@ -212,21 +214,21 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if self.announced {
-            // Left behind, it would only name a holder that a free lock disproves.
+            // A failure is harmless: the free lock disproves the holder that the file names.
             let _ = self.file.set_len(0);
         }
     }
 }
 
-/// Shows the writer, for as long as it is kept, that somebody reads beside it. Readers hold nothing up
-/// and nothing is decided by them; the writer is kind to them if it knows. `None` where that cannot be
-/// shown.
+/// Shows the writer that a reader is there, until the file is dropped. Readers block nothing and
+/// decide nothing, but a writer that knows about them takes care of them. `None` if the lock cannot
+/// be taken.
 ///
-/// It is another kind of lock than the writer's own, which it is not in the way of.
+/// The kind of lock differs from the writer's own, so it does not conflict with that one.
 pub(super) fn show_reader(path: &Path) -> Option<File> {
     let mut options = fs::OpenOptions::new();
     let file = options.read(true).custom_flags(FLAGS).open(path).ok()?;
-    // The writer may just be looking, which takes it no time.
+    // The writer may hold the lock for a moment, to look for readers.
     let shown = (0..20).any(|again| {
         if again > 0 {
             thread::sleep(Duration::from_millis(1));
@@ -236,7 +238,7 @@ pub(super) fn show_reader(path: &Path) -> Option<File> {
     shown.then_some(file)
 }
 
-/// Whether somebody reads beside the writer, who asks.
+/// Whether a process reads beside the writer. Only the writer calls this.
 pub(super) fn has_readers(path: &Path) -> bool {
     let mut options = fs::OpenOptions::new();
     match options.read(true).custom_flags(FLAGS).open(path) {

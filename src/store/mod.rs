@@ -1,7 +1,8 @@
 //! The store: opaque records in transactions. It knows nothing of cryptography.
 //!
-//! What comes out of it is hostile input: the layer above authenticates every byte before use.
-//! The trait is what a replicated store would have to offer; [`sqlite`] is the one there is.
+//! Everything that it returns is hostile input: the layer above authenticates every byte before
+//! use. A replicated store would implement the same trait; so far [`sqlite`] is the only
+//! implementation.
 
 mod copy;
 mod error;
@@ -18,33 +19,33 @@ pub use place::SOCKET;
 pub use place::refuse_unsafe_filesystem;
 pub use sqlite::{Mode, OpenOptions, SqliteStore, is_left_over};
 
-/// A node's id: what the kernel sees as inode number. Never reused. 0 is the vault's own system
+/// A node's id, which is the inode number for the kernel. Never reused. 0 is the vault's own system
 /// node, 1 the root directory. At most [`MAX_ID`].
 pub type NodeId = u64;
 
-/// Largest id, version number or sequence that the store takes: SQLite's integers are signed, and
-/// the kernel's view needs some numbers above for the control directory.
+/// Largest id, version number or sequence in the store: SQLite's integers are signed, and the
+/// control directory needs some inode numbers above.
 pub const MAX_ID: u64 = (1 << 62) - 1;
 
-/// The keyed hash under which a directory files a name.
+/// The keyed hash of a name, under which a directory files it.
 pub type NameTag = [u8; 32];
 
 /// How soon a transaction must be on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// Atomic now, on disk with the next [`Now`](Self::Now): names and attributes.
+    /// Atomic now, and on disk with the next [`Now`](Self::Now): for names and attributes.
     Soon,
-    /// On disk before the call returns, with all that was committed before.
+    /// On disk before the call returns, together with all earlier commits.
     Now,
 }
 
-/// A node or a version as stored: the master key generation that wraps its key, in the clear so
-/// that a rotation can find what is left, and the rest.
+/// A node or a version as stored. The generation is in the clear, so that a rotation finds the
+/// records that are left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyedRecord {
-    /// Master key generation.
+    /// The generation of the master key that wraps the record's key.
     pub generation: u64,
-    /// Opaque.
+    /// The opaque rest of the record.
     pub value: Vec<u8>,
 }
 
@@ -53,24 +54,24 @@ pub struct KeyedRecord {
 pub struct EntryRow {
     /// The directory.
     pub directory: NodeId,
-    /// Where the name is filed.
+    /// The name's tag.
     pub tag: NameTag,
-    /// Opaque.
+    /// The opaque entry.
     pub value: Vec<u8>,
 }
 
-/// Records that are this long together, in bytes, are enough to be had at once.
+/// Soft limit on the bytes of records that one scan returns.
 pub const MANY_BYTES: usize = 512 << 10;
 
-/// Names a chunk: node, version, index.
+/// Identifies a chunk: node, version, index.
 pub type ChunkKey = (NodeId, u64, u32);
 
-/// Reading inside one transaction: everything is seen as of one commit.
+/// Reading in one transaction, which sees the state of one commit.
 ///
-/// Scans return at most `limit` rows in key order, beginning after the given key, and never use a
-/// secondary index.
+/// Scans return at most `limit` rows after the given key, in key order, and never use a secondary
+/// index.
 pub trait Read {
-    /// The header; `None` when there is none.
+    /// The header; `None` if there is none.
     fn header(&mut self) -> Result<Option<Vec<u8>>, StoreError>;
     /// The keyring record.
     fn keyring(&mut self) -> Result<Option<Vec<u8>>, StoreError>;
@@ -80,7 +81,7 @@ pub trait Read {
     fn node(&mut self, id: NodeId) -> Result<Option<KeyedRecord>, StoreError>;
     /// One entry of a directory.
     fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError>;
-    /// A directory's entries ordered by tag, those with a tag greater than `after`.
+    /// A directory's entries with a tag greater than `after`, ordered by tag.
     fn entries(
         &mut self,
         directory: NodeId,
@@ -89,7 +90,7 @@ pub trait Read {
     ) -> Result<Vec<EntryRow>, StoreError>;
     /// One version of a node's content.
     fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError>;
-    /// A version together with its first chunk, in one look-up: what reading a small secret needs.
+    /// A version with its first chunk, in one look-up: enough to read a small secret.
     #[allow(clippy::type_complexity)]
     fn version_and_first_chunk(
         &mut self,
@@ -98,7 +99,7 @@ pub trait Read {
     ) -> Result<Option<(KeyedRecord, Option<Vec<u8>>)>, StoreError>;
     /// The version numbers stored for a node, ascending.
     fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError>;
-    /// Shows one sealed chunk to `take`; tells whether there is one.
+    /// Passes one sealed chunk to `take`; returns whether it exists.
     fn with_chunk(
         &mut self,
         key: ChunkKey,
@@ -110,11 +111,11 @@ pub trait Read {
         self.with_chunk(key, &mut |sealed| copy = Some(sealed.to_vec()))?;
         Ok(copy)
     }
-    /// Every row that says that it is this chunk, wherever it is. Looks at all chunks: for repairs.
+    /// Every row that claims to be this chunk, wherever it is. Scans all chunks: for repairs.
     fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError>;
-    /// Nodes registered for reaping, ascending, at most `limit` greater than `after`.
+    /// Nodes registered for reaping that are greater than `after`, ascending.
     fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError>;
-    /// Events from sequence `from` on, in order.
+    /// Events in order, beginning with sequence `from`.
     fn events(&mut self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
     /// All nodes.
     fn scan_nodes(
@@ -135,37 +136,37 @@ pub trait Read {
         after: Option<(NodeId, &NameTag)>,
         limit: usize,
     ) -> Result<Vec<EntryRow>, StoreError>;
-    /// The keys of all chunks, in an order of the store's own; `after` is the cursor that the
-    /// previous call returned. Finds chunks that no version owns.
+    /// The keys of all chunks, in the store's own order, including chunks that no version owns.
+    /// `after` is the cursor that the previous call returned.
     fn scan_chunk_keys(
         &mut self,
         after: Option<u64>,
         limit: usize,
     ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError>;
-    /// How many nodes and versions there are under `generation`, and how many in all.
+    /// The number of nodes and versions under `generation`, and their number under all generations.
     fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError>;
-    /// Nodes under any other generation than `generation`.
+    /// Nodes under other generations than `generation`.
     fn nodes_not_under(
         &mut self,
         generation: u64,
         after: Option<NodeId>,
         limit: usize,
     ) -> Result<Vec<NodeId>, StoreError>;
-    /// The same with their records: fewer than `limit` once they are [`MANY_BYTES`] long.
+    /// The same with their records. Ends before `limit` once they have [`MANY_BYTES`].
     fn node_records_not_under(
         &mut self,
         generation: u64,
         after: Option<NodeId>,
         limit: usize,
     ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError>;
-    /// Versions under any other generation than `generation`.
+    /// Versions under other generations than `generation`.
     fn versions_not_under(
         &mut self,
         generation: u64,
         after: Option<(NodeId, u64)>,
         limit: usize,
     ) -> Result<Vec<(NodeId, u64)>, StoreError>;
-    /// The same with their records: fewer than `limit` once they are [`MANY_BYTES`] long.
+    /// The same with their records. Ends before `limit` once they have [`MANY_BYTES`].
     #[allow(clippy::type_complexity)]
     fn version_records_not_under(
         &mut self,
@@ -175,7 +176,7 @@ pub trait Read {
     ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError>;
 }
 
-/// Writing inside one transaction.
+/// Writing in one transaction.
 pub trait Write: Read {
     /// Replaces the header.
     fn put_header(&mut self, value: &[u8]) -> Result<(), StoreError>;
@@ -185,7 +186,7 @@ pub trait Write: Read {
     fn put_state(&mut self, value: &[u8]) -> Result<(), StoreError>;
     /// Inserts or replaces a node.
     fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), StoreError>;
-    /// Removes a node; not an error when there is none.
+    /// Removes a node, if it exists.
     fn delete_node(&mut self, id: NodeId) -> Result<(), StoreError>;
     /// Inserts or replaces an entry.
     fn put_entry(
@@ -194,10 +195,10 @@ pub trait Write: Read {
         tag: &NameTag,
         value: &[u8],
     ) -> Result<(), StoreError>;
-    /// Removes an entry; not an error when there is none.
+    /// Removes an entry, if it exists.
     fn delete_entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<(), StoreError>;
-    /// Inserts a version with all its chunks. The key must be new: versions never change but for
-    /// [`rewrap_version`](Self::rewrap_version).
+    /// Inserts a version with all its chunks. The key must be new: only
+    /// [`rewrap_version`](Self::rewrap_version) changes a version.
     fn insert_version(
         &mut self,
         node: NodeId,
@@ -205,9 +206,9 @@ pub trait Write: Read {
         record: &KeyedRecord,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError>;
-    /// Inserts a version without any of its chunks, of which there are going to be so many: they
-    /// come with [`put_chunks`](Self::put_chunks), also in later transactions of this store. Until
-    /// the last of them is there, nothing but removing the version may be asked of it.
+    /// Inserts a version without its chunks, and reserves numbers for `chunks` of them.
+    /// [`put_chunks`](Self::put_chunks) adds them, in this or later transactions of this store.
+    /// Until the last chunk is there, callers may only remove the version.
     fn begin_version(
         &mut self,
         node: NodeId,
@@ -215,7 +216,7 @@ pub trait Write: Read {
         record: &KeyedRecord,
         chunks: u32,
     ) -> Result<(), StoreError>;
-    /// Adds chunks to a version that was begun, of which those before `index` are there.
+    /// Adds chunks, from `index` on, to a version that was begun and has all chunks before `index`.
     fn put_chunks(
         &mut self,
         node: NodeId,
@@ -223,21 +224,22 @@ pub trait Write: Read {
         index: u32,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError>;
-    /// Replaces a version's record and leaves its chunks alone.
+    /// Replaces a version's record, but not its chunks.
     fn rewrap_version(
         &mut self,
         node: NodeId,
         version: u64,
         record: &KeyedRecord,
     ) -> Result<(), StoreError>;
-    /// Puts `new` in the place of a node's record if that is `old`; whether it was.
+    /// Replaces a node's record by `new` if it is `old`; returns whether it was.
     fn exchange_node(
         &mut self,
         id: NodeId,
         old: &KeyedRecord,
         new: &KeyedRecord,
     ) -> Result<bool, StoreError>;
-    /// The same for a version's record; its chunks are left alone.
+    /// Replaces a version's record, but not its chunks, by `new` if it is `old`; returns whether it
+    /// was.
     fn exchange_version(
         &mut self,
         node: NodeId,
@@ -245,8 +247,8 @@ pub trait Write: Read {
         old: &KeyedRecord,
         new: &KeyedRecord,
     ) -> Result<bool, StoreError>;
-    /// Replaces a version and its chunks by others. What stood there is overwritten, not only
-    /// given back: the same content may be in it as before, under a key that somebody has.
+    /// Replaces a version and its chunks. The old chunks are overwritten, not only freed: they may
+    /// hold the same content under a key that an attacker has.
     fn replace_version(
         &mut self,
         node: NodeId,
@@ -254,58 +256,60 @@ pub trait Write: Read {
         record: &KeyedRecord,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError>;
-    /// Removes a version and all its chunks; not an error when there is none.
+    /// Removes a version and all its chunks, if it exists.
     fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
-    /// The same, and what stood there is overwritten, as by [`replace_version`](Self::replace_version).
+    /// Removes a version and overwrites its chunks, as [`replace_version`](Self::replace_version)
+    /// does.
     fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
-    /// Removes the chunks that no version owns; how many there were.
+    /// Removes the chunks that no version owns; returns their number.
     fn delete_stray_chunks(&mut self) -> Result<u64, StoreError>;
     /// Registers a node for reaping.
     fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError>;
-    /// Takes a node off the list for reaping.
+    /// Removes a node from the list for reaping.
     fn delete_orphan(&mut self, id: NodeId) -> Result<(), StoreError>;
     /// Appends an event; the sequence must be new.
     fn insert_event(&mut self, sequence: u64, value: &[u8]) -> Result<(), StoreError>;
 }
 
-/// The body of a transaction gave up; its own error is kept by the caller.
+/// The body of a transaction gave up. The caller keeps the body's own error.
 #[derive(Debug)]
 pub struct Abort;
 
-/// What a body passed to [`Store::read`] returns.
-pub type Body<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
+/// The body of a transaction, for [`Store::read`] and [`Store::write`].
+pub type TxFn<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
 
 /// A store of records.
 ///
-/// Bodies may be run more than once, so they must start from scratch each time. Prefer
-/// [`read()`] and [`write()`], which carry results and errors through.
+/// A store may run a body more than once, so a body must start from scratch each time. Callers
+/// prefer [`read()`] and [`write()`], which pass results and errors through.
 pub trait Store: Send + Sync + 'static {
-    /// Runs `body` in a read transaction. Outer error: the store's; `Ok(Err(Abort))`: the body's.
-    fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;
+    /// Runs `body` in a read transaction. The outer error is the store's; `Ok(Err(Abort))` means
+    /// that the body gave up.
+    fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;
 
-    /// Runs `body` in a write transaction and commits, unless it aborts. After `Ok(Ok(()))` the
-    /// transaction is as durable as asked; after an error nothing of it is there.
+    /// Runs `body` in a write transaction and commits, unless the body aborts. After `Ok(Ok(()))`
+    /// the transaction is as durable as requested; after an error nothing of it remains.
     fn write(
         &self,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError>;
 
-    /// Makes durable all that was committed so far.
+    /// Makes all commits so far durable.
     fn sync(&self) -> Result<(), StoreError>;
 
-    /// A number that changes whenever another process has committed. Cheap.
+    /// A number that changes whenever another process commits. Cheap.
     fn foreign_changes(&self) -> Result<u64, StoreError>;
 
-    /// Whether nothing is written any more until the vault is opened anew, after a failure that left
-    /// open what is on disk. Cheap.
+    /// Whether the store refuses to write until the vault is reopened, because a failure left
+    /// unknown what is on disk. Cheap.
     fn has_stopped_writing(&self) -> bool;
 }
 
 /// Runs `body` in a read transaction of `store`.
 ///
 /// # Errors
-/// The store's own, or what `body` returned.
+/// The store's own, or the error of `body`.
 pub fn read<T, E: From<StoreError>>(
     store: &dyn Store,
     mut body: impl FnMut(&mut dyn Read) -> Result<T, E>,
@@ -318,7 +322,7 @@ pub fn read<T, E: From<StoreError>>(
 /// Runs `body` in a write transaction of `store` and commits, unless it returns an error.
 ///
 /// # Errors
-/// The store's own, or what `body` returned; then nothing was written.
+/// The store's own, or the error of `body`; nothing was written then.
 pub fn write<T, E: From<StoreError>>(
     store: &dyn Store,
     durability: Durability,
@@ -340,7 +344,7 @@ fn finish<T, E: From<StoreError>>(
     outcome: Option<Result<T, E>>,
 ) -> Result<T, E> {
     match (run, outcome) {
-        // An error of the body's own says more than the rollback that followed it.
+        // The body's own error says more than that of the rollback after it.
         (_, Some(Err(error))) => Err(error),
         (Err(error), _) => Err(error.into()),
         (Ok(_), Some(Ok(value))) => Ok(value),

@@ -1,8 +1,8 @@
-//! Where a vault lies: its directory, the files in it, and whether they still are the ones that
-//! were opened.
+//! A vault's directory and the files in it, and the check that they still are the ones that were
+//! opened.
 //!
-//! Nothing here opens the database or its WAL: POSIX locks vanish when *any* descriptor of a file
-//! is closed in a process, so SQLite alone may open them. Looking is done by `stat`.
+//! Nothing here opens the database or its WAL: a process loses its POSIX locks on a file when it
+//! closes *any* descriptor of that file, so SQLite alone may open them. This module uses `stat`.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -18,11 +18,11 @@ use super::{StoreError, StoreErrorKind as Kind};
 
 const DATABASE: &str = "vault.db";
 const LOCK: &str = "lock";
-/// Where a mount for writing can be asked. A socket, of which the store knows only the name.
+/// The name of the socket on which a mount for writing answers. The store knows only the name.
 pub const SOCKET: &str = "control.sock";
 
-/// File systems on which SQLite's shared memory, locks or syncs cannot be relied upon.
-/// Magic numbers: linux/magic.h, and the sources of those that live outside of the kernel.
+/// File systems whose shared memory, locks or syncs SQLite cannot rely on. The magic numbers come
+/// from linux/magic.h, or from the sources of file systems outside the kernel.
 const UNSAFE_FILESYSTEMS: [(u32, &str); 20] = [
     (0x6969, "NFS"),
     (0x517B, "SMB"),
@@ -48,8 +48,8 @@ const UNSAFE_FILESYSTEMS: [(u32, &str); 20] = [
 
 pub(super) type Identity = (u64, u64);
 
-/// How a vault's files are at some time: size, and times of the last change, in seconds and nanoseconds.
-/// Of these, that of the inode cannot be set by who changes a file.
+/// The state of a vault's files at some moment: sizes, and times of the last change, in seconds and
+/// nanoseconds. An attacker who changes a file can set its mtime, but not its ctime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Footprint {
     changes: u64,
@@ -57,7 +57,7 @@ pub struct Footprint {
     wal: Option<[i64; 5]>,
 }
 
-/// A vault's directory, its path resolved once.
+/// A vault's directory, whose path was resolved once.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) directory: PathBuf,
@@ -67,7 +67,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Resolves `directory`. Symlinks on the way to it are followed, here and never again.
+    /// Resolves `directory`, and follows symlinks on the way to it, here and never again.
     pub(super) fn locate(directory: &Path, unsafe_filesystem: bool) -> Result<Self, StoreError> {
         let resolved = fs::canonicalize(directory)
             .map_err(|error| StoreError::of_file("cannot find the vault", directory, &error))?;
@@ -93,7 +93,7 @@ impl Place {
         })
     }
 
-    /// Looks at the files before SQLite touches them.
+    /// Checks the files before SQLite touches them.
     pub(super) fn look(&self) -> Result<Opened, StoreError> {
         let not_a_vault = |why: &str| {
             StoreError::new(
@@ -109,7 +109,7 @@ impl Place {
         if database.len() == 0 {
             return Err(not_a_vault("vault.db is empty"));
         }
-        // A hot rollback journal would be played back into the database at the first read. A
+        // SQLite would play a hot rollback journal back into the database at the first read. A
         // vault never has one: it is in WAL mode from its first moment.
         if regular_file(&self.directory.join("vault.db-journal"))?.is_some() {
             return Err(StoreError::new(
@@ -130,12 +130,12 @@ impl Place {
         })
     }
 
-    /// Where the WAL is, if there is one.
+    /// The path of the WAL, which may not exist.
     pub(super) fn wal(&self) -> &Path {
         &self.wal
     }
 
-    /// Length of the WAL in bytes; 0 when there is none.
+    /// Length of the WAL in bytes; 0 if it does not exist.
     pub(super) fn wal_len(&self) -> u64 {
         fs::symlink_metadata(&self.wal).map_or(0, |metadata| metadata.len())
     }
@@ -145,28 +145,29 @@ impl Place {
         flags.is_ok_and(|flags| flags.contains(FsFlags::ST_RDONLY))
     }
 
-    /// Whether nobody can write here, and there is nothing that is not in the database yet.
+    /// Whether no process can write here, and the database holds everything.
     pub(super) fn is_still(&self) -> bool {
         self.is_on_read_only_medium() && self.wal_len() == 0
     }
 
-    /// Refuses a vault of which something is not in the database yet: without making files beside it,
-    /// that cannot be read.
+    /// Refuses a vault whose WAL holds commits: reading those would create files beside the
+    /// database.
     pub(super) fn must_be_in_one_file(&self) -> Result<(), StoreError> {
         match self.wal_len() {
             0 => Ok(()),
             _ => Err(StoreError::new(
                 Kind::NotAVault,
                 format!(
-                    "{} is no backup: vault.db-wal beside vault.db holds what is not in vault.db yet, as \
-                     in a vault in use or a copy of one; make a backup of it with `secretfs backup`",
+                    "{} is no backup: vault.db-wal beside vault.db holds what is not in vault.db \
+                     yet, as in a vault in use or a copy of one; make a backup of it with \
+                     `secretfs backup`",
                     self.directory.display()
                 ),
             )),
         }
     }
 
-    /// Why the database may not have been opened, where that is for what its file does not have yet.
+    /// Explains an error of opening the database if the cause is a WAL on a read-only medium.
     pub(super) fn explain(&self, error: StoreError) -> StoreError {
         if error.kind != Kind::Io || self.wal_len() == 0 || !self.is_on_read_only_medium() {
             return error;
@@ -181,14 +182,14 @@ impl Place {
         )
     }
 
-    /// Whether that still holds for a vault that was opened so. It may not where the file system is
-    /// read-only at this place alone (a read-only bind).
+    /// Whether a vault that was opened as still has changed since. It can if the file system is
+    /// read-only at this place alone (a read-only bind mount).
     pub(super) fn has_stirred(&self, opened: &Opened) -> bool {
         let found = fs::symlink_metadata(&self.database);
         self.wal_len() > 0 || found.is_ok_and(|found| changed(&found) != opened.changed)
     }
 
-    /// How the files are, beside the number of `changes` that SQLite tells of.
+    /// The state of the files, together with SQLite's number of `changes`.
     pub(super) fn footprint(&self, changes: u64) -> Result<Footprint, StoreError> {
         let of = |path: &Path| match fs::symlink_metadata(path) {
             Ok(found) => Ok(Some([
@@ -208,16 +209,17 @@ impl Place {
         })
     }
 
-    /// Remembers which file is the WAL. After the first read: until then there may be none.
+    /// Remembers the identity of the WAL. Callers do this after the first read, since the WAL may
+    /// not exist before.
     pub(super) fn remember_wal(&self, opened: &Opened) {
         if let Ok(metadata) = fs::symlink_metadata(&self.wal) {
             opened.wal.get_or_init(|| identity(&metadata));
         }
     }
 
-    /// Checks that database and WAL at their paths still are the files that were opened. They
-    /// are not when a backup was copied over the vault, or its directory was moved away:
-    /// what is committed then reaches nobody.
+    /// Checks that database and WAL at their paths still are the files that were opened. They are
+    /// not if the operator has copied a backup over the vault, or moved its directory away: nobody
+    /// would ever see a commit then.
     pub(super) fn check_unmoved(&self, opened: &Opened) -> Result<(), StoreError> {
         let same = |path: &Path, expected: &Identity| {
             fs::symlink_metadata(path).is_ok_and(|found| identity(&found) == *expected)
@@ -238,31 +240,31 @@ impl Place {
     }
 }
 
-/// What was seen when the vault was opened.
+/// The files as found when the vault was opened.
 #[derive(Debug)]
 pub(super) struct Opened {
     database: Identity,
-    /// When the database was last changed.
+    /// The last change of the database.
     changed: Changed,
-    /// It is read as a file that nobody changes.
+    /// The database is read as a file that nobody changes.
     still: AtomicBool,
     wal: OnceLock<Identity>,
-    /// There was a WAL, perhaps an empty one.
+    /// A WAL existed, perhaps an empty one.
     pub(super) wal_existed: bool,
 }
 
 impl Opened {
-    /// Whether it is read as a file that nobody changes.
+    /// Whether the database is read as a file that nobody changes.
     pub(super) fn is_still(&self) -> bool {
         self.still.load(Ordering::Acquire)
     }
 
-    /// Has it be read so from now on, or no longer.
+    /// Sets whether it is read so from now on.
     pub(super) fn set_still(&self, still: bool) {
         self.still.store(still, Ordering::Release);
     }
 
-    /// Whether that is the WAL.
+    /// Whether `found` is the WAL.
     pub(super) fn is_wal(&self, found: Identity) -> bool {
         self.wal.get() == Some(&found)
     }
@@ -280,7 +282,7 @@ pub(super) fn identity(metadata: &Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
-/// The file at `path`, not following a symlink; `None` when there is none.
+/// The regular file at `path`, without following a symlink; `None` if there is none.
 fn regular_file(path: &Path) -> Result<Option<Metadata>, StoreError> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(Some(metadata)),
@@ -297,8 +299,8 @@ fn regular_file(path: &Path) -> Result<Option<Metadata>, StoreError> {
     }
 }
 
-/// The same for a file that SQLite makes, and overwrites whatever is in it: with another name
-/// somewhere else, that would be somebody else's file.
+/// The same for a file that SQLite creates and overwrites. A file with a hard link elsewhere is
+/// refused: it may belong to another program.
 fn file_of_its_own(path: &Path) -> Result<Option<Metadata>, StoreError> {
     let found = regular_file(path)?;
     match &found {
@@ -314,10 +316,10 @@ fn file_of_its_own(path: &Path) -> Result<Option<Metadata>, StoreError> {
     }
 }
 
-/// Refuses a directory in which a vault would not be safe.
+/// Refuses a directory on a file system that cannot keep the promises a vault needs.
 ///
 /// # Errors
-/// [`UnsafeFilesystem`](Kind::UnsafeFilesystem) with the name of what it lies on.
+/// [`UnsafeFilesystem`](Kind::UnsafeFilesystem) with the name of the file system.
 pub fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
     let status = statfs(directory).map_err(|error| {
         StoreError::of_file(
@@ -326,7 +328,7 @@ pub fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
             &error.into(),
         )
     })?;
-    // The numbers have 32 bits; the type of the field, and its sign, depend on the platform.
+    // The magic numbers have 32 bits; type and sign of the field depend on the platform.
     let magic = status.filesystem_type().0 as u32;
     match UNSAFE_FILESYSTEMS.iter().find(|(known, _)| *known == magic) {
         None => Ok(()),

@@ -1,13 +1,14 @@
-//! Locks of those who have no business with a vault: whoever can open a file or a directory for reading
-//! can lock it as a whole (flock(2)).
+//! Locks of strangers: any user who can open a file or a directory for reading can lock it as a
+//! whole (flock(2)), without access to the vault.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use nix::sys::stat::{major, minor};
 
-/// Whether all who have `directory` locked are users who may not write to it: none of them has the
-/// vault open. False when that cannot be told, as of processes of another container.
+/// Whether every process that has `directory` locked belongs to a user who may not write to it, so
+/// that none of them has the vault open. False if that is unknown, as for processes of another
+/// container.
 pub(super) fn lock(directory: &File) -> bool {
     let Ok(found) = directory.metadata() else {
         return false;
@@ -15,20 +16,21 @@ pub(super) fn lock(directory: &File) -> bool {
     let own = nix::unistd::geteuid().as_raw();
     let is_stranger =
         |pid: u32| user_of(pid).is_some_and(|uid| uid != 0 && uid != own && uid != found.uid());
-    // By its group or as one of the others, too.
+    // Group and others may have write permission, too.
     let others_write = found.mode() & 0o022 != 0;
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
     let holders = holders(&locks, found.dev(), found.ino());
     !others_write && !holders.is_empty() && holders.into_iter().all(is_stranger)
 }
 
-/// Who has locked a file, of those that proc_locks(5) names.
+/// The processes that hold a lock on a file, from proc_locks(5); 0 for one of another PID
+/// namespace.
 fn holders(locks: &str, device: u64, inode: u64) -> Vec<u32> {
     let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
     let of_line = |line: &str| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
-            // Those that wait have an arrow before the kind.
+            // A process that waits has an arrow before the kind.
             [_, "FLOCK", _, _, pid, of, ..] if of == file => Some(pid.parse().unwrap_or(0)),
             _ => None,
         }
@@ -36,8 +38,8 @@ fn holders(locks: &str, device: u64, inode: u64) -> Vec<u32> {
     locks.lines().filter_map(of_line).collect()
 }
 
-/// The effective user of a process. Not the owner of its files in /proc: those of a process that cannot
-/// be dumped are root's.
+/// The effective user of a process. The owner of its files in /proc is another: root owns those of
+/// a process that cannot be dumped.
 fn user_of(pid: u32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;

@@ -1,13 +1,13 @@
-//! The order in which locks are taken, and what each thread holds.
+//! The order of locks, and the locks that each thread holds.
 
 #[cfg(debug_assertions)]
 use std::cell::Cell;
 
-/// Defines the ranks, and their list.
+/// Defines the ranks and their list.
 macro_rules! ranks {
     ($($(#[$doc:meta])* $rank:ident,)+) => {
-        /// Where a lock stands in the order, from those that are taken first to those that are taken
-        /// while others are held. Each says what it guards.
+        /// A lock's place in the order. Threads take earlier locks first, and may take later ones
+        /// while they hold them. Each rank names the data under its locks.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub(crate) enum Rank {
             $($(#[$doc])* $rank,)+
@@ -19,29 +19,38 @@ macro_rules! ranks {
 }
 
 ranks! {
-    /// Of a vault: who begins or drives a rotation, over all that it does.
+    /// Of a control socket: its controller. Held over each use of it.
+    ControlSocket,
+    /// Of an open directory: the position of the listing. Held while more of it is read.
+    DirectoryReading,
+    /// Of a handle: the last piece of a content. Held while another is read.
+    LastPiece,
+    /// Of a vault: the thread that begins or drives a rotation. Held over everything it does.
     Driving,
-    /// Of a vault: whether a thread follows the writer's keyring.
+    /// Of a vault: whether a thread follows the keyring of the writer.
     Follower,
     /// Of a vault: the keyring record that could not be followed.
     FollowFailed,
-    /// Of a vault: the state, over a whole transaction that writes.
-    State,
-    /// Of a vault: who takes up marks from what it reads, over a whole read when alone.
+    /// Of a vault: the turn to commit, with the state. Held over a whole write transaction. It is
+    /// the only one for which threads do not wait at the lock: see `src/vault/commit.rs`.
+    Turn,
+    /// Of a vault: readers that take up marks share it. One that must not be overtaken holds it
+    /// alone, over a whole read.
     Following,
-    /// Of a vault: what this host remembers of it.
+    /// Of a vault: this host's memory of it.
     HostMemory,
-    /// Of a store: whose turn it is to write in this process.
+    /// Of a store: keeps the checkpoint that restarts the WAL apart from write transactions.
     Writes,
-    /// Of a store: the connection that writes, over a whole transaction and all that its jobs do.
-    Writer,
+    /// Of a store: the connection that writes. Held over a whole transaction, with everything that
+    /// its jobs do.
+    WriteConnection,
     /// Of a store opened for reading: the connection that sees changes.
     ForeignChanges,
-    /// Of a store: why nobody knows what is on disk, over a sync of the WAL.
+    /// Of a store: why nobody knows what is on disk. Held over a sync of the WAL.
     WalSync,
     /// Of a store: the WAL's descriptor.
     WalFile,
-    /// Of a store: what its checkpoints are to do.
+    /// Of a store: the orders to its checkpoint thread.
     Checkpoints,
     /// Of a store: connections that read.
     Readers,
@@ -49,9 +58,9 @@ ranks! {
     Keyring,
     /// Of a vault: the keys of its system node.
     SystemKeys,
-    /// Of a vault: the state as those see it who only look.
+    /// Of a vault: the state as shown to readers.
     Seen,
-    /// Of a vault: what its history comes to.
+    /// Of a vault: the summary of its history.
     Chronicle,
     /// Of a vault: nodes that were read.
     CachedNodes,
@@ -59,34 +68,78 @@ ranks! {
     CachedEntries,
     /// Of a vault: contents that were read, as they are stored.
     CachedContents,
-    /// Of a vault: what was committed during a count.
+    /// Of a vault: the commits during a count.
     Meanwhile,
-    /// Of a vault: marks of names, a part of them.
+    /// Of a vault: one part of the marks of names.
     MarkedNames,
-    /// Of a vault: marks of nodes and versions, a part of them.
+    /// Of a vault: one part of the marks of nodes and versions.
     MarkedRecords,
-    /// Of a vault: records that are in the way of a rotation.
+    /// Of a vault: records that block a rotation.
     Damage,
-    /// Of a vault: how far a rotation has come.
+    /// Of a vault: the progress of a rotation.
     Figures,
-    /// Of a vault: whether it was counted and is what its sums say.
+    /// Of a vault: whether it was counted and matches its sums.
     Verdict,
     /// Of a vault: why it could not be verified.
     VerdictFailure,
     /// Of a vault: the thread that counts it.
     CountingThread,
-    /// Of a vault: records that were not what they should be.
+    /// Of a vault: findings, which are records that were not what they should be.
     Findings,
-    /// Of a vault: those that the history does not have yet.
+    /// Of a vault: findings that are not in the history yet.
     Unrecorded,
-    /// Of a file system: its open nodes. Taken by jobs while they run, and by what is left of them when
+    /// Of a file system: its open nodes. Jobs take it while they run, and the remains of a job when
     /// it is dropped.
     OpenNodes,
-    /// Of a file system: what is to be committed.
+    /// Of a file system: its open handles.
+    OpenHandles,
+    /// Of a job: nodes that it is deleting.
+    DyingNodes,
+    /// Of a file system: its open directories.
+    OpenDirectories,
+    /// Of a file system: threads that got `ESTALE`, and the nodes held for them.
+    Askers,
+    /// Of a file system: nodes with appended data.
+    Appends,
+    /// Of a vault: the jobs to commit, and the turn to commit them.
     CommitQueue,
-    /// Work that is shared among threads.
+    /// Of a mount: the thread that commits.
+    CommitThread,
+    /// The result of a job, until the caller gets it.
+    JobResult,
+    /// Of a file system: the memory that each user has taken.
+    Budget,
+    /// Of a file system: nodes whose pages the kernel must drop.
+    StalePages,
+    /// Of a transport: the threads that read requests.
+    RequestThreads,
+    /// Of a file system: the nodes to touch.
+    Touches,
+    /// Of a file system: the touch under way.
+    Touch,
+    /// Of a file system: deleted nodes to touch.
+    GoneNodes,
+    /// Of a mount: the last command.
+    LastCommand,
+    /// Of a mount: the texts of its control files.
+    ControlTexts,
+    /// Of a mount: its open control files.
+    ControlHandles,
+    /// The thread that renders control files.
+    Renderer,
+    /// Of a rotation driver: whether a rotation may be waiting to begin.
+    RotationWanted,
+    /// Of a control socket: the connections being served.
+    Connections,
+    /// Of a control socket: peers that wait for the end of the mount.
+    Farewells,
+    /// Of a routine: whether it has to stop.
+    Routine,
+    /// A thread of a mount, for the thread that ends it.
+    MountThread,
+    /// Work shared among threads.
     Crew,
-    /// The thread on which calls of AWS KMS run.
+    /// The thread that runs calls of AWS KMS.
     AwsWorker,
     /// Clients of AWS KMS by region.
     AwsSessions,
@@ -96,18 +149,23 @@ ranks! {
     Slabs,
     /// Free mappings for secrets.
     Spares,
+    /// When something was logged last.
+    LogLimiter,
+    /// The log file. Something may be logged while any other lock is held.
+    LogFile,
 }
 
 #[cfg(debug_assertions)]
 thread_local! {
-    /// A bit for each rank. It needs no destructor, so locks may be taken until a thread is gone.
-    static HELD: Cell<u64> = const { Cell::new(0) };
+    /// One bit for each rank. It needs no destructor, so a thread may take locks until its very
+    /// end.
+    static HELD: Cell<u128> = const { Cell::new(0) };
 }
 
 #[cfg(debug_assertions)]
-const _: () = assert!(RANKS.len() <= u64::BITS as usize);
+const _: () = assert!(RANKS.len() <= u128::BITS as usize);
 
-/// That of a lock. In release builds nothing is known of it.
+/// The rank of a lock; empty in release builds.
 pub(super) struct Place {
     #[cfg(debug_assertions)]
     rank: Rank,
@@ -122,7 +180,7 @@ impl Place {
         }
     }
 
-    /// Checks that the lock may be taken now.
+    /// Checks that the thread may take the lock now, and notes that it does.
     #[inline]
     pub(super) fn take(&self) -> Held {
         #[cfg(debug_assertions)]
@@ -138,7 +196,7 @@ impl Place {
         self.note()
     }
 
-    /// Notes that it was taken.
+    /// Notes that the thread took the lock.
     #[inline]
     pub(super) fn note(&self) -> Held {
         #[cfg(debug_assertions)]
@@ -152,8 +210,8 @@ impl Place {
     }
 }
 
-/// The bit that goes when the lock is let go.
-pub(super) struct Held(#[cfg(debug_assertions)] u64);
+/// Clears the lock's bit when the lock is released.
+pub(super) struct Held(#[cfg(debug_assertions)] u128);
 
 #[cfg(debug_assertions)]
 impl Drop for Held {

@@ -1,4 +1,4 @@
-//! The order is checked, and locks do not poison.
+//! Debug builds check the order, and locks do not poison.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,8 +10,8 @@ fn panics(deed: impl FnOnce()) -> bool {
 
 #[test]
 fn locks_are_taken_in_one_order_or_the_thread_panics() {
-    let (outer, inner) = (Mutex::new(Rank::State, ()), RwLock::new(Rank::Keyring, ()));
-    let other = Mutex::new(Rank::State, ());
+    let (outer, inner) = (Mutex::new(Rank::Turn, ()), RwLock::new(Rank::Keyring, ()));
+    let other = Mutex::new(Rank::Turn, ());
     {
         let _outer = outer.lock();
         assert!(panics(|| drop(other.lock())), "of the same rank");
@@ -35,7 +35,7 @@ fn locks_are_taken_in_one_order_or_the_thread_panics() {
 
 #[test]
 fn what_is_let_go_first_may_be_taken_again() {
-    let (outer, inner) = (Mutex::new(Rank::State, 1), Mutex::new(Rank::Keyring, 2));
+    let (outer, inner) = (Mutex::new(Rank::Turn, 1), Mutex::new(Rank::Keyring, 2));
     let first = outer.lock();
     let second = inner.lock();
     drop(first);
@@ -46,7 +46,7 @@ fn what_is_let_go_first_may_be_taken_again() {
 
 #[test]
 fn a_panic_does_not_poison_and_lets_go() {
-    let lock = Mutex::new(Rank::State, 1);
+    let lock = Mutex::new(Rank::Turn, 1);
     assert!(panics(|| {
         *lock.lock() = 2;
         let _held = lock.lock();

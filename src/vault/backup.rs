@@ -1,12 +1,12 @@
-//! Backups: a copy of a vault as of one commit, and a vault made of such a copy.
+//! Backups: copies a vault as of one commit, and makes a vault of such a copy.
 //!
-//! A backup is a directory with a vault in it, of the same id and with the same records, sealed as they
-//! are in the vault: the copying itself handles no key and sees nothing in the clear. What a host keeps
-//! beside a vault (anchors, pins, the lock, the socket) does not go along, nor do keys of the local KMS.
+//! A backup is a directory with a vault of the same id and the same records, sealed as in the
+//! original: copying uses no key and sees no plaintext. Data that a host keeps beside a vault
+//! (anchors, pins, the lock, the socket) stays behind, and so do keys of the local KMS.
 //!
-//! Both copies are made under another name, verified record by record as they are on the disk, and get
-//! their name in one step that replaces nothing. Must never write into what is copied, nor leave half of
-//! a copy under the name of a whole one.
+//! `backup` and `restore` both make the copy under another name, verify every record of it from the
+//! disk, and then rename it in one step that replaces nothing. They must never write to the
+//! original, nor leave a partial copy under the name of a complete one.
 
 mod partial;
 mod report;
@@ -21,6 +21,7 @@ use crate::keyring::{Event, EventKind, Header};
 use crate::kms::KeyUri;
 use crate::store::{self, CopyError, GoOn, Holder, Mode, SqliteStore};
 
+use super::check::check_records_while;
 use super::host::anchor::{Anchor, Anchors, hex};
 use super::host::apart::real_path;
 use super::node::Timestamp;
@@ -31,15 +32,15 @@ use target::Target;
 
 pub use report::{CopyReport, NeededKey};
 
-/// How long it may take until all of a copy is in its database.
+/// Limit on the wait until the database of a copy holds all of it.
 const CLOSING: Duration = Duration::from_secs(120);
 
-/// Copies the vault in `path`, as of one commit, to `to`, where there is nothing yet. Others may write
-/// the vault meanwhile.
+/// Copies the vault in `path`, as of one commit, to `to`, which must not exist. Other processes may
+/// write the vault meanwhile.
 ///
 /// # Errors
-/// As for [`check`](super::check); when `to` cannot be made; `Integrity` when a record of the copy is not
-/// what was sealed; `Interrupted` once `go_on` breaks. Then there is nothing at `to`.
+/// As for [`check`](super::check); when `to` cannot be made; `Integrity` when a record of the copy
+/// is not what was sealed; `Interrupted` once `go_on` breaks. Then nothing is at `to`.
 pub fn backup(
     path: &Path,
     to: &Path,
@@ -49,46 +50,49 @@ pub fn backup(
     let target = Target::of(to)?;
     target.must_be_outside_of(&real_path(path))?;
     target.must_be_safe(options.unsafe_filesystem)?;
-    // What is wrong with it is found in the copy, all of it.
+    // The check of the copy finds all defects, so the first one must not end this.
     let looking = OpenOptions {
         read_only: true,
         salvage: true,
         ..options.clone()
     };
     let source = Vault::open(path, &looking)?;
-    let seen = source.seen().commit;
+    let seen = source.records().seen().commit;
     let partial = Partial::begin(&target)?;
-    copy(&source.store, &partial, options, go_on)?;
+    copy(source.records().store(), &partial, options, go_on)?;
     partial.settle(false)?;
     die_at!("copy-settled");
-    // Those that the vault has been moved to meanwhile, too.
-    let pins = source.pins_now();
-    let options = unremembered(options, Some(source.keyring().vault()), pins);
-    let (copied, found) = checked(&partial.copy(), &options, go_on)?;
+    // These include keys to which another mount has moved the vault meanwhile.
+    let vault = source.keyring().vault();
+    let pins = source.host().allowed_keys(vault);
+    let trusting = unremembered(options, Some(vault), pins);
+    let (copied, found) = checked(&partial.copy(), &trusting, go_on)?;
     let shown = path.display();
     if let Some(problems) = problems(&found) {
         let why = format!(
-            "no backup was made: the copy of {shown} has {problems}; `secretfs check {shown}` tells whether the vault itself is damaged"
+            "no backup was made: the copy of {shown} has {problems}; `secretfs check {shown}` \
+             tells whether the vault itself is damaged"
         );
         return Err(Error::new(Class::Integrity, why));
     }
-    let commit = copied.seen().commit;
+    let commit = copied.records().seen().commit;
     if commit < seen {
         return Err(VaultError::went_back(seen, commit).into());
     }
-    let report = CopyReport::of(&target.path, commit, &found, &copied.keyring(), &source.kms);
+    let keyring = copied.keyring();
+    let report = CopyReport::of(&target.path, commit, &found, &keyring, &options.kms);
     drop(copied);
     die_at!("copy-verified");
     partial.name(&target)?;
     Ok(report)
 }
 
-/// Makes a vault at `to`, where there is nothing yet, of the backup in `path`, which is left as it is, to
-/// the byte. The history of the new vault says that an older state was accepted, and this host remembers
-/// the vault as it is then.
+/// Makes a vault at `to`, which must not exist, of the backup in `path`, which stays as it is, to
+/// the byte. The history of the new vault records that an older state was accepted, and this host
+/// remembers the new vault in that state.
 ///
 /// # Errors
-/// As for [`backup`]. Then there is nothing at `to`.
+/// As for [`backup`]. Then nothing is at `to`.
 pub fn restore(
     path: &Path,
     to: &Path,
@@ -112,25 +116,29 @@ pub fn restore(
         return Err(Error::new(Class::Integrity, why));
     }
     let partial = Partial::begin(&target)?;
-    copy(&source.store, &partial, options, go_on)?;
-    let options = unremembered(options, Some(memory.vault), source.pins.clone());
-    let restored = memory.restored(&partial, &options, &target, &source)?;
+    copy(source.records().store(), &partial, options, go_on)?;
+    let pins = source.host().allowed_keys(memory.vault);
+    let trusting = unremembered(options, Some(memory.vault), pins);
+    let restored = memory.restored(&partial, &trusting, &target, &source)?;
     die_at!("restore-recorded");
     partial.settle(true)?;
     die_at!("copy-settled");
-    let (copied, found) = checked(&partial.copy(), &options, go_on)?;
+    let (copied, found) = checked(&partial.copy(), &trusting, go_on)?;
     if let Some(problems) = problems(&found) {
         let shown = target.parent.display();
         let why = format!(
-            "nothing was restored: the copy, unlike the backup, has {problems}; see whether the disk under {shown} is in order"
+            "nothing was restored: the copy, unlike the backup, has {problems}; see whether the \
+             disk under {shown} is in order"
         );
         return Err(Error::new(Class::Integrity, why));
     }
-    let commit = copied.seen().commit;
-    let report = CopyReport::of(&target.path, commit, &found, &copied.keyring(), &source.kms);
+    let commit = copied.records().seen().commit;
+    let keyring = copied.keyring();
+    let report = CopyReport::of(&target.path, commit, &found, &keyring, &options.kms);
     drop(copied);
     die_at!("copy-verified");
-    // Before the vault has its name: after a kill in between there is none yet, and another run makes it.
+    // Store the anchor before the rename: after a kill in between there is no vault yet, and
+    // another run makes it.
     memory.take_over(&restored)?;
     die_at!("restore-remembered");
     if let Err(error) = partial.name(&target) {
@@ -142,7 +150,7 @@ pub fn restore(
     Ok(report)
 }
 
-/// Copies all of `from` into a new store in `partial`, and closes it.
+/// Copies all of `from` into a new store in `partial`, and closes that store.
 fn copy(
     from: &SqliteStore,
     partial: &Partial,
@@ -171,7 +179,7 @@ fn copy(
         CopyError::Interrupted => interrupted(),
     })?;
     die_at!("copy-copied");
-    // A failure to close it would not be told.
+    // Closing the store would report no failure, so empty the WAL first.
     let deadline = Instant::now() + CLOSING;
     while !to.truncate_wal().map_err(failed)? {
         if go_on().is_break() {
@@ -184,13 +192,13 @@ fn copy(
             );
             return Err(Error::new(Class::Failed, why));
         }
-        // The store's own thread may just be moving what is in the WAL.
+        // The store's own checkpoint thread may be at work.
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
 }
 
-/// Opens the vault in `path`, of which nobody changes anything, and checks all of it.
+/// Opens the vault in `path`, whose files nobody changes, and checks all of it.
 fn checked(
     path: &Path,
     options: &OpenOptions,
@@ -203,14 +211,14 @@ fn checked(
         ..options.clone()
     };
     let vault = Vault::open(path, &options)?;
-    let report = vault.check_while(go_on)?;
+    let report = check_records_while(vault.records(), go_on)?;
     match go_on().is_break() {
         true => Err(interrupted()),
         false => Ok((vault, report)),
     }
 }
 
-/// How many problems there are, and the first of them.
+/// The number of problems in a report, with the first problem; `None` without any.
 fn problems(report: &CheckReport) -> Option<String> {
     let first = report.problems.first()?;
     let (count, what) = (report.problem_count, &first.what);
@@ -225,7 +233,7 @@ fn interrupted() -> Error {
     )
 }
 
-/// To open a copy, for which what this host remembers of the vault does not count.
+/// Options for opening a copy, which this host's memory of the vault does not concern.
 fn unremembered(options: &OpenOptions, vault: Option<VaultId>, pins: Vec<KeyUri>) -> OpenOptions {
     let vault = vault.map(|vault| vault.to_string());
     OpenOptions {
@@ -242,24 +250,26 @@ fn unremembered(options: &OpenOptions, vault: Option<VaultId>, pins: Vec<KeyUri>
     }
 }
 
-/// Refuses a vault that somebody writes.
+/// Refuses a vault that a process has open for writing.
 fn must_not_be_in_use(path: &Path) -> Result<(), Error> {
     match store::holder(path).map_err(VaultError::Store)? {
         None => Ok(()),
         Some(holder) => Err(Error::new(
             Class::Busy,
             format!(
-                "{} is no backup but a vault in use: it is open for writing by {holder}; make a backup of it with `secretfs backup`",
+                "{} is no backup but a vault in use: it is open for writing by {holder}; make a \
+                 backup of it with `secretfs backup`",
                 path.display()
             ),
         )),
     }
 }
 
-/// What this host remembers of a vault that is to be restored.
+/// This host's memory of a vault that is being restored.
 struct Memory {
     vault: VaultId,
     anchors: Option<Anchors>,
+    /// The anchor as it was before.
     anchor: Option<Anchor>,
 }
 
@@ -269,14 +279,14 @@ impl Memory {
         let anchors = options.anchor_dir.as_ref().map(Anchors::at);
         let mut anchor = None;
         if let Some(anchors) = &anchors {
-            // Or the next mount would be refused.
+            // Without a new anchor the next mount would be refused.
             anchors.must_be_writable()?;
             anchor = anchors.load(vault)?;
         }
         if anchor.is_none() && options.require_anchor {
             let why = format!(
-                "this host has no anchor of vault {vault}, and require-anchor is set; restore it once \
-                 without, where you can trust the backup"
+                "this host has no anchor of vault {vault}, and require-anchor is set; restore it \
+                 once without, where you can trust the backup"
             );
             return Err(VaultError::Rollback(why).into());
         }
@@ -287,7 +297,8 @@ impl Memory {
         })
     }
 
-    /// Which KMS keys may be asked; none: those of the backup, which is trusted on first use.
+    /// The KMS keys that may be asked. If empty, those of the backup, which is then trusted on
+    /// first use.
     fn pins(&self, options: &OpenOptions) -> Result<Vec<KeyUri>, Error> {
         if !options.pinned_keys.is_empty() {
             return Ok(options.pinned_keys.clone());
@@ -297,8 +308,8 @@ impl Memory {
         parsed.collect()
     }
 
-    /// Has the history of the copy say that an older state was accepted; what is to be remembered of
-    /// the vault then.
+    /// Records in the history of the copy that an older state was accepted. Returns the anchor for
+    /// the copy.
     fn restored(
         &self,
         partial: &Partial,
@@ -315,12 +326,15 @@ impl Memory {
                 seen_keyring: anchor.map_or(0, |anchor| anchor.keyring_sequence),
                 accepted_keyring: source.keyring().body().sequence,
                 seen_commit: anchor.map_or(0, |anchor| anchor.commit_sequence),
-                accepted_commit: source.seen().commit,
+                accepted_commit: source.records().seen().commit,
             },
         };
-        vault.change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
+        vault
+            .transactions()
+            .change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
         vault.sync()?;
-        let mut uris: Vec<String> = source.pins.iter().map(ToString::to_string).collect();
+        let pins = source.host().allowed_keys(self.vault);
+        let mut uris: Vec<String> = pins.iter().map(ToString::to_string).collect();
         for known in anchor.iter().flat_map(|anchor| &anchor.kms_keys) {
             if !uris.contains(known) {
                 uris.push(known.clone());
@@ -330,11 +344,11 @@ impl Memory {
         let mut restored = Anchor::new(self.vault, &target.path, uris);
         restored.keyring_sequence = keyring.body().sequence;
         restored.keyring_digest = hex(&digest(&[&keyring.encode()]));
-        restored.commit_sequence = vault.seen().commit;
+        restored.commit_sequence = vault.records().seen().commit;
         Ok(restored)
     }
 
-    /// Has this host remember the vault as it is restored, wherever it has seen a later state.
+    /// Stores the anchor of the restored vault, even if this host has seen a later state.
     fn take_over(&self, restored: &Anchor) -> Result<(), Error> {
         match &self.anchors {
             Some(anchors) => Ok(anchors.take_over(restored)?),
@@ -342,7 +356,7 @@ impl Memory {
         }
     }
 
-    /// Has this host remember what it did before: nothing was restored after all.
+    /// Stores the previous anchor again, since nothing was restored after all.
     fn put_back(&self) {
         match (&self.anchors, &self.anchor) {
             (Some(anchors), Some(anchor)) => {
@@ -356,7 +370,7 @@ impl Memory {
     }
 }
 
-/// What the vault in `path` calls itself. Nothing is unlocked for that, so nothing of it is authentic.
+/// The id that the vault in `path` claims. It is not authentic, since nothing is unlocked for it.
 fn claimed_id(path: &Path, options: &OpenOptions) -> Result<VaultId, Error> {
     let store_options = store::OpenOptions {
         unsafe_filesystem: options.unsafe_filesystem,

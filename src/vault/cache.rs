@@ -1,5 +1,4 @@
-//! What was read is kept, so that it need not be had from the store again: nodes opened, names and
-//! contents as they are stored.
+//! Caches of records read from the store: open nodes, and names and contents as stored.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,37 +9,38 @@ use crate::sync::{Rank, RwLock};
 
 use super::node::Node;
 
-/// Most nodes kept: about 8 MB, and never more than four times that.
+/// Limit on cached nodes: about 8 MB, and never more than four times that.
 const CAPACITY: usize = 12 * 1024;
-/// Nodes with more bytes of extended attributes are not kept: they bound nothing by number.
+/// Nodes with more bytes of extended attributes are not cached: the limit by number would not bound
+/// their memory.
 const MAX_XATTRS: usize = 2 * 1024;
 
-/// Most entries of directories kept: about 1 MB.
+/// Limit on cached directory entries: about 1 MB.
 const ENTRIES: usize = 2 * 1024;
 
-/// Most bytes of sealed contents kept.
+/// Limit on cached sealed contents, in bytes.
 const SEALED_CAPACITY: usize = 6 << 20;
-/// Longer first chunks are not kept: what it costs to read them is not the look-up.
+/// Longer first chunks are not cached: the look-up is only a small part of the time to read them.
 const MAX_SEALED: usize = 8 << 10;
 
 fn is_small(node: &Node) -> bool {
     node.xattr_bytes() <= MAX_XATTRS
 }
 
-/// An entry by directory and tag, and what is stored of it now.
+/// An entry by directory and tag, with its stored record; `None` if it is gone.
 pub(super) type ChangedEntry = ((NodeId, NameTag), Option<Vec<u8>>);
 
-/// What a transaction has changed.
+/// The changes of a transaction.
 #[derive(Default)]
 pub(super) struct Changes {
-    /// `None`: gone, or not known as it is now.
+    /// `None` if the node is gone, or its present state is unknown.
     pub(super) nodes: Vec<(NodeId, Option<Arc<Node>>)>,
-    /// `None`: gone.
+    /// `None` if the entry is gone.
     pub(super) entries: Vec<ChangedEntry>,
 }
 
 impl Changes {
-    /// That nodes are not known any more as they are.
+    /// Changes that make the cache forget nodes.
     pub(super) fn forgotten(nodes: impl IntoIterator<Item = NodeId>) -> Self {
         Self {
             nodes: nodes.into_iter().map(|id| (id, None)).collect(),
@@ -49,14 +49,14 @@ impl Changes {
     }
 }
 
-/// What a directory says of a tag, as it is stored; `None`: that there is nothing.
+/// A directory's stored record under a tag; `None` if it has none.
 type KeptEntry = Option<Arc<[u8]>>;
 
 /// Bounded maps of nodes and of entries, as of the last commit.
 pub(super) struct RecordCache {
     nodes: RwLock<HashMap<NodeId, Arc<Node>>>,
     entries: RwLock<HashMap<(NodeId, NameTag), KeptEntry>>,
-    /// Raised whenever something was committed: what was read before then may be stale.
+    /// Grows with every commit: records read before may be stale.
     epoch: AtomicU64,
 }
 
@@ -75,12 +75,12 @@ impl RecordCache {
         self.nodes.read().get(&id).cloned()
     }
 
-    /// To be taken before reading from the store what will be offered to [`offer`](Self::offer).
+    /// The epoch, which callers take before they read a record for [`offer`](Self::offer).
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes a node that was read, unless something was committed since `epoch`.
+    /// Caches a node that was read, unless there was a commit since `epoch`.
     pub(super) fn offer(&self, epoch: u64, node: &Arc<Node>) {
         let mut nodes = self.nodes.write();
         if self.epoch() == epoch && is_small(node) {
@@ -89,7 +89,7 @@ impl RecordCache {
         }
     }
 
-    /// What a directory is known to have under a tag; the outer `None`: nothing is known.
+    /// The cached entry of a directory under a tag; the outer `None` means that it is not cached.
     pub(super) fn entry(&self, directory: NodeId, tag: &NameTag) -> Option<KeptEntry> {
         self.entries.read().get(&(directory, *tag)).cloned()
     }
@@ -103,7 +103,7 @@ impl RecordCache {
         }
     }
 
-    /// Takes what a transaction has changed.
+    /// Applies the changes of a transaction.
     pub(super) fn commit(&self, changed: Changes) {
         let mut nodes = self.nodes.write();
         let mut entries = self.entries.write();
@@ -125,7 +125,7 @@ impl RecordCache {
                     make_room(&mut entries, ENTRIES);
                     entries.insert(key, Some(record.into()));
                 }
-                // Of what nobody has asked for it is not worth knowing that it is gone.
+                // Note a removed entry only if it was cached.
                 None => {
                     if let Some(known) = entries.get_mut(&key) {
                         *known = None;
@@ -135,7 +135,7 @@ impl RecordCache {
         }
     }
 
-    /// Forgets everything: somebody else has written.
+    /// Forgets everything, because another process has written.
     pub(super) fn clear(&self) {
         let mut nodes = self.nodes.write();
         let mut entries = self.entries.write();
@@ -145,7 +145,7 @@ impl RecordCache {
     }
 }
 
-/// Drops an eighth of what is kept, whichever the hash puts first, when the map is full.
+/// Drops an eighth of a full map, whichever the hash puts first.
 fn make_room<K: Copy + Eq + std::hash::Hash, V>(kept: &mut HashMap<K, V>, capacity: usize) {
     if kept.len() >= capacity {
         drop_an_eighth(kept);
@@ -159,7 +159,7 @@ fn drop_an_eighth<K: Copy + Eq + std::hash::Hash, V>(kept: &mut HashMap<K, V>) {
     }
 }
 
-/// A small version as it is stored: its record and its first chunk.
+/// A small version as stored: its record and its first chunk.
 pub(super) struct SealedVersion {
     pub(super) record: KeyedRecord,
     pub(super) first: Option<Vec<u8>>,
@@ -167,7 +167,7 @@ pub(super) struct SealedVersion {
 
 impl SealedVersion {
     fn len(&self) -> usize {
-        // What the map itself takes is about as much as a small record.
+        // The map's own memory is about that of a small record.
         256 + self.record.value.len() + self.first.as_ref().map_or(0, Vec::len)
     }
 }
@@ -178,8 +178,8 @@ struct SealedVersions {
     bytes: usize,
 }
 
-/// Versions as they are stored: ciphertext, which is opened anew for every reader. A version is
-/// never changed but for the key that wraps its own, and the generation of that is asked for.
+/// Versions as stored: ciphertext, which is opened for each reader. A version never changes, except
+/// for the wrap of its key, so callers name the generation that they want.
 pub(super) struct SealedCache(RwLock<SealedVersions>);
 
 impl Default for SealedCache {
@@ -189,7 +189,7 @@ impl Default for SealedCache {
 }
 
 impl SealedCache {
-    /// A version whose key `generation` wraps.
+    /// A version whose key is wrapped under `generation`.
     pub(super) fn get(
         &self,
         version: (NodeId, u64),
@@ -200,7 +200,7 @@ impl SealedCache {
         (sealed.record.generation == generation).then(|| Arc::clone(sealed))
     }
 
-    /// Whether a version is there, under whichever key.
+    /// Whether a version is cached, under any generation.
     pub(super) fn holds(&self, version: (NodeId, u64)) -> bool {
         let versions = self.0.read();
         versions.kept.contains_key(&version)

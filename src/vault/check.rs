@@ -1,92 +1,94 @@
-//! Checks a whole vault: opens every record, recomputes every sum, and compares everything that is
-//! said twice. All in one snapshot, so that a vault can be checked while it is mounted and written.
+//! Checks a whole vault: opens every record, recomputes every sum, and compares facts that two
+//! records state. It uses one snapshot, so a vault can be checked while it is mounted and written.
 
 mod report;
+mod seen;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::crypto::schedule::VaultId;
-use crate::keyring::{History, Keyring};
+use crate::keyring::{History, Keyring, KeyringError, UnverifiedKeyring};
 use crate::store::{self, GoOn, NodeId, Read};
 
 use super::content::Version;
 use super::entry::DirectoryKeys;
-use super::node::{Body, Kind, Node, ROOT, SYSTEM};
+use super::node::{Kind, Node, ROOT, SYSTEM};
+use super::records::Records;
 use super::state::{State, SystemKeys};
 use super::{OpenOptions, Vault, VaultError};
 
 pub use report::{CheckReport, Problem};
+
+use seen::Seen;
 
 const BATCH: usize = 256;
 
 /// Opens the vault in `path` for reading and checks it.
 ///
 /// # Errors
-/// When it cannot even be opened; what is wrong inside is in the report.
+/// When the vault cannot be opened. Problems inside it are in the report.
 pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultError> {
     let options = OpenOptions {
         read_only: true,
         salvage: true,
         ..options.clone()
     };
-    Vault::open(path, &options)?.check()
+    check_records(Vault::open(path, &options)?.records())
 }
 
-impl Vault {
-    /// Checks all that is stored.
-    ///
-    /// # Errors
-    /// As for [`check`].
-    pub(super) fn check(&self) -> Result<CheckReport, VaultError> {
-        self.check_while(&|| ControlFlow::Continue(()))
-    }
-
-    /// The same. Once `go_on` breaks it comes to an end soon, and the report says nothing.
-    pub(super) fn check_while(&self, go_on: GoOn<'_>) -> Result<CheckReport, VaultError> {
-        self.read(|records| {
-            let keyring = self.keyring();
-            self.must_be_current(records, &keyring)?;
-            let system = self.system_in(records)?;
-            // What is wrong with it is told when all was counted.
-            let mut recount = State::empty(ROOT);
-            if let Ok(state) = self.stored_state(records) {
-                recount = state.uncounted();
-                recount.next_node = ROOT;
-            }
-            let mut check = Check {
-                system: &system,
-                keyring: &keyring,
-                go_on,
-                report: CheckReport::default(),
-                nodes: HashMap::new(),
-                recount,
-            };
-            check.report.vault = check.id().to_string();
-            check.run(records)?;
-            Ok(check.report)
-        })
-    }
+/// Checks all records.
+///
+/// # Errors
+/// As for [`check`].
+pub(super) fn check_records(vault: &Records) -> Result<CheckReport, VaultError> {
+    check_records_while(vault, &|| ControlFlow::Continue(()))
 }
 
-/// What has to fit what is said elsewhere.
-#[derive(Default)]
-struct Seen {
-    kind: Option<Kind>,
-    links: u32,
-    /// Names found, and where a directory was found.
-    found: u32,
-    found_at: Option<(NodeId, store::NameTag)>,
-    said_at: Option<(NodeId, store::NameTag)>,
-    version: u64,
-    size: u64,
-    version_found: bool,
-    older_versions: bool,
-    /// A version after the current one was begun, and is not whole.
-    begun: bool,
-    chunks: u64,
-    is_orphan: bool,
+/// Checks all records, and ends early once `go_on` breaks; the report says nothing then.
+///
+/// # Errors
+/// As for [`check`].
+pub(super) fn check_records_while(
+    vault: &Records,
+    go_on: GoOn<'_>,
+) -> Result<CheckReport, VaultError> {
+    vault.read(|records| {
+        let keyring = vault.keyring();
+        must_be_current(records, &keyring)?;
+        let system = vault.system_in(records)?;
+        // A bad state record is reported after the count.
+        let mut recount = State::empty(ROOT);
+        if let Ok(state) = vault.stored_state(records) {
+            recount = state.uncounted();
+            recount.next_node = ROOT;
+        }
+        let mut check = Check {
+            system: &system,
+            keyring: &keyring,
+            go_on,
+            report: CheckReport::default(),
+            nodes: HashMap::new(),
+            recount,
+        };
+        check.report.vault = check.id().to_string();
+        check.run(records)?;
+        Ok(check.report)
+    })
+}
+
+/// Fails if a snapshot has another keyring than `keyring`, so that the caller runs again with the
+/// present keys.
+fn must_be_current(records: &mut dyn Read, keyring: &Keyring) -> Result<(), VaultError> {
+    let (header, stored) = (records.header()?, records.keyring()?);
+    let stored = header
+        .zip(stored)
+        .map(|(h, k)| UnverifiedKeyring::parse(&h, &k));
+    match stored.transpose()? {
+        Some(stored) if stored.sequence() == keyring.body().sequence => Ok(()),
+        _ => Err(KeyringError::unknown(0, "the snapshot").into()),
+    }
 }
 
 struct Check<'a> {
@@ -114,11 +116,12 @@ impl Check<'_> {
         self.state(records)
     }
 
+    /// Whether the caller wants the check to end early.
     fn is_to_end(&self) -> bool {
         (self.go_on)().is_break()
     }
 
-    /// Keeps going after an integrity failure, and stops after any other.
+    /// Notes an integrity failure and goes on; stops after any other error.
     fn note<T>(
         &mut self,
         node: NodeId,
@@ -194,7 +197,7 @@ impl Check<'_> {
             }
             counted += self.directory(records, directory)?;
         }
-        // Entries of directories that do not exist are found by counting all.
+        // Counting all entries finds those of directories that do not exist.
         let mut total = 0;
         let mut after: Option<(NodeId, store::NameTag)> = None;
         loop {
@@ -341,7 +344,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Whether a version is one that is still being stored, or was cut off in that.
+    /// Whether a version is still being stored, or its storing was interrupted.
     fn is_begun(
         &mut self,
         records: &mut dyn Read,
@@ -353,7 +356,7 @@ impl Check<'_> {
         Ok(self.nodes.get(&id).is_some_and(is_next) && !version.has_end(records)?)
     }
 
-    /// Its first chunks are there, and no others: they go when it is cleared up.
+    /// Counts the chunks of an incomplete version: only its first ones exist. Reaping removes them.
     fn begun(
         &mut self,
         records: &mut dyn Read,
@@ -364,7 +367,7 @@ impl Check<'_> {
         while found < version.chunks() {
             match version.chunk(records, found) {
                 Ok(_) => found += 1,
-                // Any after this one will be found to belong to no version.
+                // Later chunks are found as chunks of no version.
                 Err(error) if error.failure() == super::Failure::Integrity => break,
                 Err(error) => return Err(error),
             }
@@ -386,7 +389,7 @@ impl Check<'_> {
                     Some(seen) => seen.is_orphan = true,
                     None => self
                         .report
-                        .add(Some(*id), "is to be reaped but does not exist"),
+                        .add(Some(*id), "is on the orphan list but does not exist"),
                 }
             }
             after = batch.last().copied();
@@ -480,21 +483,5 @@ impl Check<'_> {
                 .add(None, "the next node number was given out already");
         }
         Ok(())
-    }
-}
-
-impl Seen {
-    fn of(node: &Node) -> Self {
-        let mut seen = Self {
-            kind: Some(node.kind),
-            links: node.attributes.links,
-            ..Self::default()
-        };
-        match &node.attributes.body {
-            Body::File(file) => (seen.version, seen.size) = (file.version, file.size),
-            Body::Directory(directory) => seen.said_at = Some((directory.parent, directory.tag)),
-            Body::Symlink(_) | Body::Special(_) => {}
-        }
-        seen
     }
 }

@@ -1,39 +1,39 @@
-//! What the key-management history comes to: which generations older copies need, and when each
-//! kind of rotation was last done.
+//! The summary of the key-management history: the generations that earlier copies need, and the
+//! time when each kind of rotation last ended.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::keyring::{ChangeKind, EventKind, EventRow, History, HistoryHead, PastEvent};
+use crate::keyring::{EventKind, EventRow, History, HistoryHead, PastEvent, RotationKind};
 use crate::store::Read;
 
 use super::VaultError;
 
-/// A master key that the vault needs no more, but copies of it from before may.
+/// A master key that the vault no longer needs, but earlier copies may.
 #[derive(Clone, Debug, Serialize)]
 pub struct RetiredGeneration {
-    /// Its number.
+    /// Its generation.
     pub generation: u64,
-    /// Copies of the vault from before this time, in seconds since 1970, may still open with it.
+    /// Copies of the vault from before this time may still open with it, in seconds since 1970.
     pub retired: i64,
 }
 
-/// The history in short.
+/// The summary of the history.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chronicle {
     /// The newest event.
     pub(super) last: Option<PastEvent>,
     /// When each kind of rotation last ended.
-    pub(super) finished: BTreeMap<ChangeKind, i64>,
+    pub(super) finished: BTreeMap<RotationKind, i64>,
     /// Master keys that were retired.
     pub(super) retired: Vec<RetiredGeneration>,
-    /// The highest generation that was ever given out.
+    /// The highest generation ever made.
     pub(super) newest_generation: u64,
 }
 
 impl Chronicle {
-    /// Reads the history and verifies that it is the one that ends at `head`.
+    /// Reads the history, and verifies that it ends at `head`.
     pub(super) fn read(records: &mut dyn Read, head: &HistoryHead) -> Result<Self, VaultError> {
         let mut chronicle = Self {
             newest_generation: 1,
@@ -43,7 +43,7 @@ impl Chronicle {
         Ok(chronicle)
     }
 
-    /// Takes in an event that was just stored.
+    /// Adds an event that was just stored.
     pub(super) fn take(&mut self, event: Option<&EventRow>) {
         if let Some((_, bytes)) = event {
             self.note(PastEvent::read(bytes));
@@ -82,8 +82,8 @@ impl Chronicle {
     }
 }
 
-/// Hands every event of the history to `take`, in order, with its number. Verifies the chain; an
-/// error at its end means that what was handed out before is not to be trusted either.
+/// Passes every event of the history to `take`, in order, with its number, and verifies the chain.
+/// After an error at its end, the caller must not trust the events passed before either.
 pub(super) fn for_each_event(
     records: &mut dyn Read,
     head: &HistoryHead,

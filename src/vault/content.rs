@@ -1,7 +1,7 @@
 //! A version of a secret's content: sealed in chunks of 64 KiB under a key of its own.
 //!
-//! The exact length and the number of chunks stand in the version's own sealed part, so there are
-//! no holes and nothing can be cut off or added.
+//! The version's own sealed part has the exact length and the number of chunks, so there are no
+//! holes, and an attacker can neither cut off nor add chunks.
 
 use bincode::{Decode, Encode};
 
@@ -15,7 +15,7 @@ use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 use super::VaultError;
 use super::error::{CUT_OUT, UNAUTHENTIC};
 
-/// Plain bytes in a chunk; the last one may have fewer.
+/// Plain bytes in a chunk; the last chunk may have fewer.
 pub const CHUNK: usize = 64 * 1024;
 
 #[derive(Encode, Decode)]
@@ -40,15 +40,15 @@ impl Extent {
     }
 }
 
-/// A content that is being sealed, and need not lie in one place.
+/// The unsealed rest of a content, which may be in several parts.
 struct Rest<'a> {
     parts: &'a [&'a [u8]],
-    /// How much of the first of them is sealed.
+    /// Number of bytes of the first part that are sealed.
     sealed: usize,
 }
 
 impl<'a> Rest<'a> {
-    /// What there is from `start` on.
+    /// The content from `start` on.
     fn from(mut parts: &'a [&'a [u8]], start: usize) -> Self {
         let mut sealed = start;
         while let Some((first, others)) = parts.split_first()
@@ -59,7 +59,7 @@ impl<'a> Rest<'a> {
         Self { parts, sealed }
     }
 
-    /// The next bytes; `None` if fewer than `length` lie in one place.
+    /// The next `length` bytes; `None` if they are not in one part.
     fn next(&mut self, length: usize) -> Option<&'a [u8]> {
         let next = self.first()?.get(..length)?;
         self.sealed += length;
@@ -79,7 +79,7 @@ impl<'a> Rest<'a> {
         }
     }
 
-    /// What comes next in one place; `None` at the end.
+    /// The rest of the first part that has one; `None` at the end.
     fn first(&mut self) -> Option<&'a [u8]> {
         while let Some((first, others)) = self.parts.split_first() {
             match first.get(self.sealed..) {
@@ -91,7 +91,7 @@ impl<'a> Rest<'a> {
     }
 }
 
-/// Seals a content, which lies in `parts`, as `version` of `node`: the version's record and its
+/// Seals the content in `parts` as `version` of `node`; returns the version's record and its
 /// chunks.
 pub(super) fn seal(
     keyring: &Keyring,
@@ -104,13 +104,13 @@ pub(super) fn seal(
     Ok((record, chunks))
 }
 
-/// How long a content is that lies in `parts`.
+/// The length of the content in `parts`.
 pub(super) fn length_of(parts: &[&[u8]]) -> u64 {
     parts.iter().map(|part| part.len() as u64).sum()
 }
 
-/// A fresh content key for a content of so many bytes, as `version` of `node`: the version's record,
-/// and what seals its chunks.
+/// Makes a fresh key for a content of `length` bytes, as `version` of `node`; returns the version's
+/// record, and the version that seals its chunks.
 pub(super) fn begin(
     keyring: &Keyring,
     node: NodeId,
@@ -143,9 +143,9 @@ pub(super) fn begin(
     Ok((record, version))
 }
 
-/// Wraps a version's content key under the active master key; nothing else of it changes. The new
-/// wrap is opened again before it may take the place of the old one, and nothing is taken over of a
-/// record that does not authenticate: it is left for whoever restores it.
+/// Wraps a version's content key under the active master key; nothing else in it changes. The new
+/// wrap is opened before it may replace the old one. A record that does not authenticate stays as
+/// it is, for the operator to restore.
 pub(super) fn rewrap(
     keyring: &Keyring,
     nonces: &mut Nonces,
@@ -175,7 +175,7 @@ pub(super) fn rewrap(
     })
 }
 
-/// Seals a version's content anew, under a fresh content key.
+/// Seals a version's content again, under a fresh content key.
 pub(super) fn reencrypt(
     keyring: &Keyring,
     records: &mut dyn Read,
@@ -187,7 +187,7 @@ pub(super) fn reencrypt(
     seal(keyring, node, version, &[&content])
 }
 
-/// Whether a version's content key can be had; nothing else of it is looked at.
+/// Checks that a version's content key unwraps, and nothing else.
 pub(super) fn must_unwrap(
     keyring: &Keyring,
     node: NodeId,
@@ -202,7 +202,7 @@ pub(super) fn must_unwrap(
     Ok(())
 }
 
-/// A version that was opened: what is needed to read it piece by piece.
+/// An open version, which can be read chunk by chunk.
 #[derive(Clone, Debug)]
 pub struct Version {
     node: NodeId,
@@ -214,7 +214,7 @@ pub struct Version {
 }
 
 impl Version {
-    /// Opens a version's record; no content yet.
+    /// Opens a version's record, but no content.
     pub(super) fn open(
         keyring: &Keyring,
         node: NodeId,
@@ -238,7 +238,7 @@ impl Version {
             })?;
         let extent: Extent =
             codec::decode(&plain, "extent").map_err(|_| bad("has an unknown extent"))?;
-        // What follows computes with the length, so it must fit the number of chunks.
+        // Later code computes with the length, so it must match the number of chunks.
         if Extent::of(extent.length)?.chunks != extent.chunks {
             return Err(bad("has an impossible length"));
         }
@@ -252,12 +252,12 @@ impl Version {
         })
     }
 
-    /// Whose it is.
+    /// The node that the version belongs to.
     pub(super) fn node(&self) -> NodeId {
         self.node
     }
 
-    /// Which version it is.
+    /// The version's number.
     pub fn number(&self) -> u64 {
         self.number
     }
@@ -272,7 +272,7 @@ impl Version {
         self.chunks
     }
 
-    /// Seals some of the chunks of the content, which lies in `parts` as a whole.
+    /// Seals some chunks of the content; `parts` is the whole content.
     pub(super) fn seal_chunks(
         &self,
         parts: &[&[u8]],
@@ -318,8 +318,8 @@ impl Version {
         }
     }
 
-    /// As [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a chunk
-    /// that is missing there was cut out.
+    /// Like [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a
+    /// chunk that is missing there counts as cut out.
     pub(super) fn read_chunk_beside(
         &self,
         records: &mut dyn Read,
@@ -372,18 +372,18 @@ impl Version {
         )
     }
 
-    /// Whether its last chunk is there, which is stored last.
+    /// Whether the last chunk, which is stored last, is there.
     pub(super) fn has_end(&self, records: &mut (impl Read + ?Sized)) -> Result<bool, VaultError> {
         let last = self.chunks.saturating_sub(1);
         match records.chunk((self.node, self.number, last)) {
             Ok(found) => Ok(found.is_some()),
-            // What lies in its place is not it.
+            // Another chunk is in its place.
             Err(error) if error.kind == StoreErrorKind::Corrupt => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
 
-    /// One chunk, padding and all.
+    /// One chunk, with its padding.
     pub(super) fn chunk(
         &self,
         records: &mut dyn Read,
@@ -407,7 +407,7 @@ impl Version {
         })
     }
 
-    /// The whole content of a version that has no more than its first chunk.
+    /// The whole content of a version that has at most one chunk.
     pub(super) fn only(&self, first: Option<&[u8]>) -> Result<SecretBytes, VaultError> {
         self.assemble(|index, plain| match (index, first) {
             (0, Some(sealed)) => self.open_chunk(0, sealed, plain),

@@ -1,6 +1,8 @@
-//! Counting everything and comparing with the sealed sums: shows whether part of the vault was
-//! replayed, inserted or deleted. What was counted, and confirmed by the sums, is what is known to be
-//! current from then on.
+//! Counts all records and compares them with the sealed sums, which shows whether an attacker has
+//! replayed, inserted or deleted part of the vault. The marks of counted records that the sums
+//! confirm are the vault's current state from then on.
+
+pub(super) mod names;
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -9,42 +11,46 @@ use std::sync::Arc;
 use crate::keyring::KeyringError;
 use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
 
+use super::VaultError;
+use super::commit::transact::Transactions;
 use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
-use super::keys::{BATCH, Key, keys_after};
+use super::integrity::Guard;
+use super::keys::{BATCH, RecordId, keys_after};
 use super::node::{DirectoryBody, Node};
+use super::records::Records;
 use super::state::{State, SystemKeys};
-use super::{Vault, VaultError};
+use names::must_agree;
 
-/// Nodes and versions that are so few that one thread counts them as fast as several.
+/// Up to this many nodes and versions, one thread counts as fast as several.
 pub(super) const FEW: u64 = 2000;
-/// Directories that are counted at a time: the keys of each take locked memory.
+/// Number of directories that are counted at a time: the keys of each take locked memory.
 const DIRECTORIES: usize = 32;
 
 /// Some names of a directory.
 struct SomeNames {
     directory: NodeId,
     keys: Arc<DirectoryKeys>,
-    /// With nothing counted yet.
+    /// The count so far: nothing.
     found: DirectoryBody,
     rows: Vec<EntryRow>,
 }
 
-/// What they come to, and their marks.
+/// The count of some names, and their marks.
 struct CountedNames {
     directory: NodeId,
     found: DirectoryBody,
     marks: Vec<(u64, u64)>,
 }
 
-/// Work for whichever thread has time.
+/// A piece of work for any free thread.
 enum Piece {
-    Records(Vec<(Key, KeyedRecord)>),
+    Records(Vec<(RecordId, KeyedRecord)>),
     Names(Vec<SomeNames>),
 }
 
-/// What came of it.
+/// The result of a piece.
 enum Found {
     Records(Box<Result<(State, Vec<NodeId>), VaultError>>),
     Names(Vec<CountedNames>),
@@ -56,9 +62,9 @@ struct Counting {
     said: DirectoryBody,
     found: DirectoryBody,
     names: Names,
-    /// Pieces of work that are not done yet.
+    /// Number of pieces that are not done yet.
     pieces: usize,
-    /// All its names were read.
+    /// Whether all its names were read.
     is_read: bool,
 }
 
@@ -70,53 +76,95 @@ impl Counting {
 
 type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 
-impl Vault {
-    /// Counts all records, compares with the sealed state, and goes on knowing them.
-    ///
-    /// # Errors
-    /// `Integrity` when part of the vault was replayed, inserted or deleted.
-    pub fn recount(&self) -> Result<(), VaultError> {
-        self.count(&|| ControlFlow::Continue(())).map(drop)
+/// Counts the records of a vault, as the module describes.
+pub(super) struct Counter {
+    records: Arc<Records>,
+    transactions: Arc<Transactions>,
+    guard: Arc<Guard>,
+}
+
+impl Counter {
+    pub(super) fn new(
+        records: &Arc<Records>,
+        transactions: &Arc<Transactions>,
+        guard: &Arc<Guard>,
+    ) -> Self {
+        Self {
+            records: Arc::clone(records),
+            transactions: Arc::clone(transactions),
+            guard: Arc::clone(guard),
+        }
     }
 
-    /// Counts everything, on all processors, until `go_on` says no. Returns the state that the sums
-    /// have confirmed.
+    /// Counts a vault again that another process may have written. If it does not match its sums,
+    /// the mount serves nothing more.
+    ///
+    /// # Errors
+    /// When it is not, or could not be counted.
+    pub(super) fn count_afresh(&self) -> Result<(), VaultError> {
+        // The cached pages may differ from the files.
+        self.records.store().forget_pages();
+        match self.count(&|| self.guard.go_on()) {
+            Ok(counted) => {
+                if let Some(state) = counted.continue_value() {
+                    self.guard.note_verified(state.commit);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                if error.is_damage() {
+                    self.guard.condemn(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether the vault is again as this process has last written it.
+    pub(super) fn is_right_again(&self) -> bool {
+        let counted = self.count(&|| self.guard.go_on());
+        let counted = counted.ok().and_then(ControlFlow::continue_value);
+        counted.is_some_and(|state| state.commit == self.transactions.queue().turn().commit)
+    }
+
+    /// Counts all records on all processors, as long as `go_on` says so. Returns the state that the
+    /// sums confirm.
     pub(super) fn count(
         &self,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
-        // What came after it is not held against a count; what came before it must not be missing.
-        let floor = self.seen().commit;
+        let records = &*self.records;
+        // The count may miss commits after this one, but none before it.
+        let floor = records.seen().commit;
         let counted = loop {
-            if !self.salvage {
-                let _quiet = self.lock_state();
-                self.current.begin();
+            if !records.is_salvage() {
+                let _quiet = self.transactions.queue().turn();
+                records.current().begin();
             }
-            let before = self.keyring().body().sequence;
-            let read = |records: &mut dyn Read| self.count_in(records, floor, go_on);
-            match store::read(&self.store, read) {
+            let before = records.keyring().body().sequence;
+            let read = |found: &mut dyn Read| self.count_in(found, floor, go_on);
+            match store::read(records.store(), read) {
                 Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
-                    if self.has_newer_keyring(before)? => {}
+                    if records.has_newer_keyring(before)? => {}
                 other => break other,
             }
         };
         match &counted {
-            Ok(ControlFlow::Continue(state)) if !self.salvage => {
-                // What is committed by this process is taken up before or after.
-                let now = self.lock_state();
-                if !self.read_only && now.commit < state.commit {
-                    self.current.give_up();
+            Ok(ControlFlow::Continue(state)) if !records.is_salvage() => {
+                // Under this lock, this process's commits come before or after.
+                let now = self.transactions.queue().turn();
+                if !records.is_read_only() && now.commit < state.commit {
+                    records.current().give_up();
                     return Err(VaultError::went_back(state.commit, now.commit));
                 }
-                self.current.confirm(state.commit, state.next_node);
-                // What was read before was compared with nothing.
-                self.cache.clear();
-                self.sealed.clear();
-                if self.read_only {
-                    self.has_come_to(state);
+                records.current().confirm(state.commit, state.next_node);
+                // Records cached before were compared with nothing.
+                records.forget_all();
+                if records.is_read_only() {
+                    records.has_come_to(state);
                 }
             }
-            Ok(_) | Err(_) => self.current.give_up(),
+            Ok(_) | Err(_) => records.current().give_up(),
         }
         counted
     }
@@ -127,21 +175,21 @@ impl Vault {
         floor: u64,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
-        let state = self.stored_state(records)?;
+        let state = self.records.stored_state(records)?;
         if state.commit < floor {
             return Err(VaultError::went_back(floor, state.commit));
         }
-        let system = self.system_in(records)?;
-        self.current
-            .reserve(state.nodes.saturating_add(state.versions));
+        let system = self.records.system_in(records)?;
+        let current = self.records.current();
+        current.reserve(state.nodes.saturating_add(state.versions));
         let work = |piece| match piece {
             Piece::Records(batch) => Found::Records(Box::new(count_records(
-                &self.current,
+                current,
                 &system,
                 state.uncounted(),
                 &batch,
             ))),
-            Piece::Names(batches) => Found::Names(count_names(&self.current, batches)),
+            Piece::Names(batches) => Found::Names(count_names(current, batches)),
         };
         let threads = match state.nodes.saturating_add(state.versions) <= FEW {
             true => 1,
@@ -194,8 +242,9 @@ impl Vault {
                 return Ok(ControlFlow::Break(()));
             }
             let record = records.node(id)?.ok_or(VaultError::NotFound)?;
-            let node = Node::open(&self.keyring(), id, &record)?;
-            let keys = Arc::new(DirectoryKeys::of(self.keyring().vault(), &node)?);
+            let keyring = self.records.keyring();
+            let node = Node::open(&keyring, id, &record)?;
+            let keys = Arc::new(DirectoryKeys::of(keyring.vault(), &node)?);
             let said = node.directory()?.clone();
             let (found, names) = (said.uncounted(), Names::with_room(said.entries));
             counting.insert(
@@ -244,52 +293,15 @@ impl Vault {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Believes the names of a directory if they are those that it should have.
+    /// Accepts the names of a directory if they match its sum.
     fn settle_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
         let Some(counted) = counted else {
             return Ok(());
         };
         must_agree(id, &counted.said, &counted.found)?;
-        self.current
-            .adopt(id, &counted.record, counted.names, false);
+        let current = self.records.current();
+        current.adopt(id, &counted.record, counted.names, false);
         Ok(())
-    }
-
-    /// Compares a directory's names with what the directory says of them.
-    pub(super) fn recount_names(
-        &self,
-        records: &mut dyn Read,
-        id: NodeId,
-    ) -> Result<(), VaultError> {
-        let record = records.node(id)?.ok_or(VaultError::NotFound)?;
-        self.names_in(records, id, &record).map(drop)
-    }
-
-    /// All names of a directory, whose record is given, as they are confirmed by the sum in it.
-    pub(super) fn names_in(
-        &self,
-        records: &mut dyn Read,
-        id: NodeId,
-        record: &KeyedRecord,
-    ) -> Result<Names, VaultError> {
-        let node = Node::open(&self.keyring(), id, record)?;
-        let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
-        let said = node.directory()?;
-        let (mut found, mut names) = (said.uncounted(), Names::with_room(said.entries));
-        let mut after = None;
-        loop {
-            let batch = records.entries(id, after.as_ref(), BATCH)?;
-            for row in &batch {
-                keys.count(&mut found, &row.tag, &row.value, false);
-                names.add(self.current.name(row));
-            }
-            after = batch.last().map(|row| row.tag);
-            if batch.len() < BATCH {
-                break;
-            }
-        }
-        must_agree(id, said, &found)?;
-        Ok(names)
     }
 }
 
@@ -329,7 +341,7 @@ fn count_records(
     current: &Current,
     system: &SystemKeys,
     mut sums: State,
-    batch: &[(Key, KeyedRecord)],
+    batch: &[(RecordId, KeyedRecord)],
 ) -> Result<(State, Vec<NodeId>), VaultError> {
     let taken = current.counted(batch);
     taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
@@ -337,7 +349,7 @@ fn count_records(
     let mut directories = Vec::new();
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
-        if let Key::Node(id) = key
+        if let RecordId::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);
@@ -359,16 +371,4 @@ fn count_names(current: &Current, batches: Vec<SomeNames>) -> Vec<CountedNames> 
         }
     };
     batches.into_iter().map(count).collect()
-}
-
-fn must_agree(id: NodeId, said: &DirectoryBody, found: &DirectoryBody) -> Result<(), VaultError> {
-    if said.agrees_with(found) {
-        return Ok(());
-    }
-    Err(VaultError::Integrity(format!(
-        "names of directory {id} were replayed, inserted or deleted: it should have {} and has \
-         {}, and their sums differ; `secretfs check` names what does not fit, `secretfs check --repair` \
-         moves it aside",
-        said.entries, found.entries,
-    )))
 }

@@ -1,5 +1,5 @@
-//! Work that is shared among the processors: whoever drives it reads and stores, and the rest of it is
-//! done on other threads beside it, or by itself while these are busy.
+//! Work shared among the processors. The driver reads and stores; other threads do the rest, and
+//! the driver helps while they are busy.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -9,29 +9,29 @@ use crate::crypto::memory;
 use crate::os::nice;
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
-/// Most threads at work, with the one that drives: it stores what all others prepare.
+/// Limit on threads, including the driver, which stores what all others prepare.
 pub(super) const MOST: usize = 4;
 
-/// Pieces of work handed out, and what came of them.
+/// Pieces of work, and their results.
 pub(super) struct Crew<T, U> {
-    desk: Mutex<Desk<T, U>>,
+    queue: Mutex<WorkQueue<T, U>>,
     given: Condvar,
     done: Condvar,
     threads: usize,
 }
 
-struct Desk<T, U> {
+struct WorkQueue<T, U> {
     given: VecDeque<T>,
-    /// `None` for one that was not done, because its thread panicked.
+    /// `None` for a piece whose thread panicked.
     done: VecDeque<Option<U>>,
-    /// Pieces that somebody is working on.
+    /// Number of pieces that threads are working on.
     held: usize,
     closed: bool,
 }
 
 impl<T: Send, U: Send> Crew<T, U> {
-    /// Runs `drive` beside threads that do `work` on what it gives them. There are as many as
-    /// processors, with the one that drives; on one processor that does all.
+    /// Runs `drive` beside threads that do `work` on its pieces. There is one thread for each
+    /// processor, including the driver; with one processor the driver does all work.
     pub(super) fn with<R>(
         work: &(dyn Fn(T) -> U + Sync),
         drive: impl FnOnce(&Self, &(dyn Fn(T) -> U + Sync)) -> R,
@@ -39,7 +39,7 @@ impl<T: Send, U: Send> Crew<T, U> {
         Self::with_at_most(MOST, work, drive)
     }
 
-    /// The same on no more than so many threads: to start one is not worth it for a little work.
+    /// The same with at most `most` threads: for little work, starting threads is not worth it.
     pub(super) fn with_at_most<R>(
         most: usize,
         work: &(dyn Fn(T) -> U + Sync),
@@ -47,9 +47,9 @@ impl<T: Send, U: Send> Crew<T, U> {
     ) -> R {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         let crew = Self {
-            desk: Mutex::new(
+            queue: Mutex::new(
                 Rank::Crew,
-                Desk {
+                WorkQueue {
                     given: VecDeque::new(),
                     done: VecDeque::new(),
                     held: 0,
@@ -63,10 +63,10 @@ impl<T: Send, U: Send> Crew<T, U> {
         let is_modest = nice::is_modest();
         thread::scope(|scope| {
             for _ in 1..crew.threads {
-                // Without it there is less help, and nothing is lost.
+                // Without this thread there is less help, and nothing is lost.
                 let _ = Builder::new().name("crew".into()).spawn_scoped(scope, || {
                     if is_modest {
-                        nice::step_back();
+                        nice::lower_priority();
                     }
                     crew.help(work);
                 });
@@ -76,53 +76,53 @@ impl<T: Send, U: Send> Crew<T, U> {
         })
     }
 
-    /// Pieces of work that are worth handing out before something is taken.
+    /// Number of pieces worth handing out before the driver takes a result.
     pub(super) fn room(&self) -> usize {
-        let desk = self.desk();
-        let under_way = desk.given.len() + desk.held + desk.done.len();
+        let queue = self.queue();
+        let under_way = queue.given.len() + queue.held + queue.done.len();
         (2 * self.threads).saturating_sub(under_way)
     }
 
     /// Hands out a piece of work.
     pub(super) fn give(&self, piece: T) {
-        self.desk().given.push_back(piece);
+        self.queue().given.push_back(piece);
         self.given.notify_one();
     }
 
-    /// What came of a piece of work, in any order; `None` when nothing is under way.
+    /// The result of a piece, in any order; `None` if nothing is under way.
     pub(super) fn take(&self, work: &(dyn Fn(T) -> U + Sync)) -> Option<U> {
-        let mut desk = self.desk();
+        let mut queue = self.queue();
         loop {
-            if let Some(done) = desk.done.pop_front() {
-                // As it would have here.
+            if let Some(done) = queue.done.pop_front() {
+                // The panic would have reached here, too.
                 return Some(done.unwrap_or_else(|| panic!("a thread of the crew panicked")));
             }
-            if let Some(piece) = desk.given.pop_front() {
-                drop(desk);
+            if let Some(piece) = queue.given.pop_front() {
+                drop(queue);
                 return Some(work(piece));
             }
-            if desk.held == 0 {
+            if queue.held == 0 {
                 return None;
             }
-            desk = self.done.wait(desk);
+            queue = self.done.wait(queue);
         }
     }
 
     fn help(&self, work: &(dyn Fn(T) -> U + Sync)) {
         memory::keep_stack_in();
         loop {
-            let mut desk = self.desk();
+            let mut queue = self.queue();
             let piece = loop {
-                if desk.closed {
+                if queue.closed {
                     return;
                 }
-                if let Some(piece) = desk.given.pop_front() {
+                if let Some(piece) = queue.given.pop_front() {
                     break piece;
                 }
-                desk = self.given.wait(desk);
+                queue = self.given.wait(queue);
             };
-            desk.held += 1;
-            drop(desk);
+            queue.held += 1;
+            drop(queue);
             let mut held = Held {
                 crew: self,
                 done: None,
@@ -131,12 +131,12 @@ impl<T: Send, U: Send> Crew<T, U> {
         }
     }
 
-    fn desk(&self) -> MutexGuard<'_, Desk<T, U>> {
-        self.desk.lock()
+    fn queue(&self) -> MutexGuard<'_, WorkQueue<T, U>> {
+        self.queue.lock()
     }
 }
 
-/// A piece of work that is put back when it is done, or when it panics.
+/// A piece under work, which returns its result, or `None` after a panic.
 struct Held<'c, T: Send, U: Send> {
     crew: &'c Crew<T, U>,
     done: Option<U>,
@@ -144,20 +144,20 @@ struct Held<'c, T: Send, U: Send> {
 
 impl<T: Send, U: Send> Drop for Held<'_, T, U> {
     fn drop(&mut self) {
-        let mut desk = self.crew.desk();
-        desk.held -= 1;
-        desk.done.push_back(self.done.take());
-        drop(desk);
+        let mut queue = self.crew.queue();
+        queue.held -= 1;
+        queue.done.push_back(self.done.take());
+        drop(queue);
         self.crew.done.notify_one();
     }
 }
 
-/// Sends the helpers home, also when whoever drives panics.
+/// Ends the helper threads, even if the driver panics.
 struct Closed<'c, T: Send, U: Send>(&'c Crew<T, U>);
 
 impl<T: Send, U: Send> Drop for Closed<'_, T, U> {
     fn drop(&mut self) {
-        self.0.desk().closed = true;
+        self.0.queue().closed = true;
         self.0.given.notify_all();
     }
 }

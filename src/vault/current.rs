@@ -1,15 +1,15 @@
-//! What is current: of every node, version and entry a mark in memory, so that nothing that comes from
-//! the store is taken for what is there now unless it is.
+//! Marks of the current records: a mark in memory for each node, version and entry shows whether a
+//! record from the store is the current one.
 //!
-//! The marks come from a count of the whole vault that the sealed sums have confirmed. From then on a
-//! mount for writing, which alone writes, keeps them with every commit, and compares every record that
-//! it reads: what it serves is exactly what was committed last. A mount for reading only cannot know
-//! what the writer has done since. It refuses what is older than it has counted or read before: a node
-//! and a version say in what is authenticated how old they are, and a name that is not the one that was
-//! counted is believed once all names of its directory were counted anew, against the sum in the
-//! directory.
+//! The marks come from a count of the whole vault that the sealed sums have confirmed. From then on
+//! a mount for writing, the only writer, updates them with every commit and compares every record
+//! that it reads: it serves exactly the last commit. A read-only mount cannot know what the writer
+//! has done since. It refuses records older than those it has counted or read: authenticated fields
+//! of a node and a version say how old they are. A name that differs from the counted one is
+//! accepted once all names of its directory were counted again, against the sum in the directory.
 //!
-//! Must never take up a mark of a record that is not authentic, nor let one go backwards.
+//! This module must never take up the mark of a record that is not authentic, nor let a mark go
+//! back.
 
 mod checked;
 mod mark;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
 use crate::sync::{Mutex, Rank, RwLock, RwLockWriteGuard};
 
-use super::keys::Key;
+use super::keys::RecordId;
 use super::node::Node;
 pub(super) use checked::{Checked, Following};
 use mark::{Age, Mark, SEEN};
@@ -33,42 +33,42 @@ use place::key_of;
 pub(super) use place::{Doubt, Place};
 use table::Table;
 
-/// Parts that are locked apart from each other.
+/// Number of parts, each with a lock of its own.
 const PARTS: usize = 64;
-/// As much of the end of a record as tells it from all others: the tag of what was sealed last is in
-/// it, and of a node with two keys the wrap of the new one.
+/// Bytes at the end of a record that tell it from all others: they include the tag of its last
+/// seal, and in a node with two keys the wrap of the new one.
 const END: usize = 128;
 
-/// A mark that a transaction has put in a record's place; `None`: the record is gone.
+/// The new mark at a record's place after a transaction; `None` if the record is gone.
 pub(super) type Changed = (Place, Option<Mark>);
 
-/// Nothing is known, and nothing compared.
+/// There are no marks, and nothing is compared.
 const OFF: u8 = 0;
-/// A count is under way: what is committed meanwhile is kept for its end.
+/// A count is under way: commits meanwhile are kept for its end.
 const FILLING: u8 = 1;
-/// Everything is known, and compared.
+/// The marks are complete, and every record is compared.
 const ON: u8 = 2;
 
-/// See the module.
+/// The marks of the current records, as the module describes.
 pub(super) struct Current {
     phase: AtomicU8,
     hashing: RandomState,
     records: [RwLock<Table>; PARTS],
-    /// By directory.
+    /// The names by directory.
     names: [RwLock<HashMap<NodeId, Table>>; PARTS],
-    /// Commits since a count began, and what they changed.
+    /// The commits since a count began, with their changes.
     meanwhile: Mutex<Vec<(u64, Vec<Changed>)>>,
-    /// The round of counting, of which a mark has the lowest bit.
+    /// The round of counting. Each mark has its lowest bit.
     round: AtomicU64,
-    /// No node that was given out before this number is new.
+    /// Nodes with a lower number are not new.
     next_node: AtomicU64,
-    /// Held by who takes up marks from what it reads, and alone by who must not be overtaken.
+    /// Shared by readers that take up marks; held alone by one that must not be overtaken.
     following: RwLock<()>,
     /// Odd while a commit and its marks are under way.
     commits: AtomicU64,
 }
 
-/// A commit and its marks are under way until this is dropped.
+/// Marks a commit as under way until dropped.
 pub(super) struct Committing<'a>(&'a Current);
 
 impl Drop for Committing<'_> {
@@ -78,7 +78,7 @@ impl Drop for Committing<'_> {
 }
 
 impl Current {
-    /// Nothing yet.
+    /// Without marks.
     pub(super) fn new() -> Self {
         Self {
             phase: AtomicU8::new(OFF),
@@ -101,12 +101,12 @@ impl Current {
         self.phase.load(Ordering::Acquire) == OFF
     }
 
-    /// Whether a node with this number, if it is not known, is gone for good.
+    /// Whether a node with this number that has no mark is gone for good.
     fn was_given_out(&self, id: NodeId) -> bool {
         id < self.next_node.load(Ordering::Acquire)
     }
 
-    /// Takes up what was read of the writer's, unless something newer is known by now.
+    /// Takes up the mark of a record by the writer, unless a newer one is known by now.
     fn take_up(&self, place: &Place, mark: Mark, alone: bool) {
         let Ok(key) = key_of(place) else { return };
         let _following = (!alone).then(|| self.following.read());
@@ -118,7 +118,7 @@ impl Current {
         }
     }
 
-    /// Bytes that the marks take, and how many there are.
+    /// The bytes of the marks, and their number.
     pub(super) fn size(&self) -> (u64, u64) {
         let (mut bytes, mut count) = (0, 0);
         let mut add = |table: &Table| {
@@ -151,13 +151,13 @@ impl Current {
         Mark::of_entry(self.hash_of(value))
     }
 
-    /// Where a record's mark is to be found: the part, and its key there.
-    fn at(&self, key: Key) -> (usize, u64) {
+    /// The place of a record's mark: the part, and its key there.
+    fn at(&self, key: RecordId) -> (usize, u64) {
         let hash = match key {
-            Key::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
-            Key::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
+            RecordId::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
+            RecordId::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
         };
-        // The table goes by the highest bits.
+        // The table uses the highest bits.
         ((hash % PARTS as u64) as usize, hash.max(1))
     }
 
@@ -216,14 +216,15 @@ impl Current {
         }
     }
 
-    /// As seen in this round.
+    /// The mark, as seen in this round.
     fn seen(&self, mark: Mark) -> u64 {
         mark.seen_in(self.round.load(Ordering::Relaxed))
     }
 
     // --- counting ----------------------------------------------------------------------------
 
-    /// A count begins. To be said before its snapshot is taken, and while nothing is committed.
+    /// Begins a count. Callers do this before they take its snapshot, and while nothing is
+    /// committed.
     pub(super) fn begin(&self) {
         self.round.fetch_add(1, Ordering::AcqRel);
         let _ = self
@@ -231,20 +232,22 @@ impl Current {
             .compare_exchange(OFF, FILLING, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Makes room for the marks of so many nodes and versions.
+    /// Reserves room for the marks of `records` nodes and versions.
     pub(super) fn reserve(&self, records: u64) {
-        // What the state record says is authentic. Most parts get no more by chance.
+        // The number comes from the authentic state record. By chance, most parts get no more than
+        // this.
         let records = usize::try_from(records).unwrap_or(0) / PARTS;
         for part in &self.records {
             part.write().reserve(records + records.isqrt());
         }
     }
 
-    /// Takes up nodes and versions that were counted. The count's end decides whether they are believed.
+    /// Takes up the marks of counted nodes and versions. The end of the count decides whether they
+    /// hold.
     ///
     /// # Errors
-    /// When one is not the one that was known, and as old.
-    pub(super) fn counted(&self, records: &[(Key, KeyedRecord)]) -> Result<(), Doubt> {
+    /// When a record differs from the known one of the same age.
+    pub(super) fn counted(&self, records: &[(RecordId, KeyedRecord)]) -> Result<(), Doubt> {
         if self.is_off() {
             return Ok(());
         }
@@ -256,9 +259,9 @@ impl Current {
             let mut table = self.records[part].write();
             let known = table.get(key).map(Mark::kept).filter(|_| self.is_on());
             match known.map(|known| (known, mark.age_beside(known))) {
-                // It was read since the count began.
+                // The record was read since the count began.
                 Some((known, Age::Older)) => table.set(key, self.seen(known)),
-                // As when it is read. The sums decide.
+                // The same rule as for a read. About versions the sums decide.
                 Some((known, Age::Same))
                     if !known.is(mark) && !matches!(place, Place::Version(..)) =>
                 {
@@ -276,7 +279,7 @@ impl Current {
         Ok(())
     }
 
-    /// The mark of a name in a [`Names`].
+    /// The key and the mark of a name in a [`Names`].
     pub(super) fn name(&self, row: &EntryRow) -> (u64, u64) {
         (
             self.of_name(&row.tag),
@@ -284,8 +287,8 @@ impl Current {
         )
     }
 
-    /// Takes up all names of a directory, which were counted against the sum in `record`. Nothing, if
-    /// the directory was seen to be newer meanwhile.
+    /// Takes up the marks of all names of a directory, which were counted against the sum in
+    /// `record`. Does nothing if a newer record of the directory is known by now.
     pub(super) fn adopt(&self, directory: NodeId, record: &KeyedRecord, names: Names, alone: bool) {
         if self.is_off() {
             return;
@@ -305,8 +308,8 @@ impl Current {
         }
     }
 
-    /// A count has come to its end, and the sums have confirmed it: of commit `commit`, in which
-    /// `next_node` was the next to be given out. Nothing may be committed by this process meanwhile.
+    /// Ends a count that the sums have confirmed, of commit `commit`, in which `next_node` was the
+    /// next free node. This process must not commit meanwhile.
     pub(super) fn confirm(&self, commit: u64, next_node: NodeId) {
         let _following = self.following.write();
         let _committing = self.committing();
@@ -320,7 +323,7 @@ impl Current {
         }
     }
 
-    /// A count was not confirmed, or not finished.
+    /// Ends a count that was not confirmed, or not finished.
     pub(super) fn give_up(&self) {
         let given_up =
             self.phase
@@ -335,7 +338,7 @@ impl Current {
         }
     }
 
-    /// Forgets what was not seen in this round: it is gone.
+    /// Drops the marks that were not seen in this round: their records are gone.
     fn sweep(&self) {
         let round = self.round.load(Ordering::Acquire) & SEEN;
         for part in &self.records {
@@ -349,7 +352,7 @@ impl Current {
 
     // --- commits -----------------------------------------------------------------------------
 
-    /// This process has made commit `commit`.
+    /// Applies the changes of this process's commit `commit`.
     pub(super) fn commit(&self, commit: u64, changed: Vec<Changed>) {
         match self.phase.load(Ordering::Acquire) {
             ON => self.apply(changed),
@@ -367,37 +370,37 @@ impl Current {
         }
     }
 
-    /// A transaction is about to be committed; what is returned is dropped when its marks are taken up,
-    /// or it has failed. Nobody else may be about to.
+    /// Begins a commit. The caller drops the guard when the marks are taken up, or the commit has
+    /// failed. There must be one at a time.
     pub(super) fn committing(&self) -> Committing<'_> {
         self.commits.fetch_add(1, Ordering::AcqRel);
         Committing(self)
     }
 
-    /// A number that is odd while a commit is under way, and changes with each. What was read between
-    /// two times of the same even number was compared with the marks that belong to it.
+    /// A number that changes with each commit, and is odd while one is under way. A record that was
+    /// read between two equal even numbers was compared with the marks that belong to it.
     pub(super) fn commits(&self) -> u64 {
         self.commits.load(Ordering::Acquire)
     }
 
-    /// Nobody else takes up marks while this is held.
+    /// While a thread holds this guard, no other takes up marks.
     pub(super) fn alone(&self) -> RwLockWriteGuard<'_, ()> {
         self.following.write()
     }
 }
 
-/// The names of a directory, while they are counted.
+/// The marks of a directory's names during a count.
 pub(super) struct Names(Table);
 
 impl Names {
-    /// For so many.
+    /// With room for `count` names.
     pub(super) fn with_room(count: u64) -> Self {
-        // What a directory says of itself is not to be believed before it was counted.
+        // A directory's own number is not trusted before the count.
         let count = usize::try_from(count).unwrap_or(0).min(1 << 20);
         Self(Table::with_room(count))
     }
 
-    /// Takes up a name, by its [mark](Current::name).
+    /// Adds a name, by its [mark](Current::name).
     pub(super) fn add(&mut self, (key, mark): (u64, u64)) {
         self.0.set(key, mark);
     }

@@ -1,9 +1,9 @@
-//! Times as people and other programs read them. What is stored, and what members of JSON hold, are
-//! seconds since 1970; beside each stands the same as in RFC 3339.
+//! Times for people and other programs. Records and JSON members have seconds since 1970; beside
+//! each such member another has the time in RFC 3339.
 
 use serde_json::{Map, Value};
 
-/// Members that hold a time.
+/// Names of members that are times.
 const TIMES: [&str; 6] = [
     "at",
     "created",
@@ -12,13 +12,13 @@ const TIMES: [&str; 6] = [
     "retired",
     "integrity_since",
 ];
-/// Members all of whose members do.
+/// The name of a member whose members are all times.
 const TIMES_BY_NAME: &str = "last_rotations";
-/// What the name of a member ends with that shows the time of another.
+/// The ending of the member that repeats a time in RFC 3339.
 pub const SUFFIX: &str = "_time";
 
-/// `seconds` since 1970 as in RFC 3339, in UTC. What is stored may hold any number: only plausible
-/// ones are turned into dates.
+/// `seconds` since 1970 in RFC 3339, in UTC. `None` for implausible numbers: records may contain
+/// any.
 pub fn rfc3339(seconds: i64) -> Option<String> {
     let days = seconds.div_euclid(86_400);
     if !(0..100_000).contains(&days) {
@@ -31,7 +31,7 @@ pub fn rfc3339(seconds: i64) -> Option<String> {
     ))
 }
 
-/// The time that a member of this name holds, if it holds one.
+/// The time in a member of this name, if the member is a time.
 pub fn time_of(name: &str, value: &Value) -> Option<String> {
     TIMES
         .contains(&name)
@@ -40,7 +40,7 @@ pub fn time_of(name: &str, value: &Value) -> Option<String> {
         .and_then(rfc3339)
 }
 
-/// Adds the times as in RFC 3339 to all objects in `value`: `at_time` beside `at`, and so on.
+/// Adds times in RFC 3339 to all objects in `value`: `at_time` beside `at`, and so on.
 pub fn with_times(mut value: Value) -> Value {
     add_times(&mut value);
     value
@@ -72,7 +72,7 @@ fn add_times(value: &mut Value) {
 }
 
 /// Year, month and day of a day since 1970 (H. Hinnant, "chrono-compatible low-level date
-/// algorithms"): years begin in March, so that the leap day is the last.
+/// algorithms"). Years begin in March here, so the leap day is the last.
 fn date(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let (era, day) = (days / 146_097, days % 146_097);

@@ -1,5 +1,5 @@
-//! The decoders that meet stored bytes, one for each kind of record, as they are used everywhere
-//! here: a way in for those who try them with bytes of their own.
+//! The decoders of stored bytes, one for each kind of record, exposed for fuzzing and for tests
+//! with forged bytes.
 
 use crate::crypto::SecretBytes;
 use crate::keyring::Keyring;
@@ -12,7 +12,7 @@ use super::{Entry, Node, State, VaultError, Version};
 /// Opens the record of node `id`.
 ///
 /// # Errors
-/// When it is not what was stored for this node.
+/// When it is not the record of this node.
 pub fn node(keyring: &Keyring, id: NodeId, record: &KeyedRecord) -> Result<Node, VaultError> {
     Node::open(keyring, id, record)
 }
@@ -20,7 +20,7 @@ pub fn node(keyring: &Keyring, id: NodeId, record: &KeyedRecord) -> Result<Node,
 /// Opens the record that `directory` files under `tag`.
 ///
 /// # Errors
-/// When it is not what was stored there, or `directory` is none.
+/// When it is not the record there, or `directory` is not a directory.
 pub fn entry(
     keyring: &Keyring,
     directory: &Node,
@@ -33,7 +33,7 @@ pub fn entry(
 /// Opens the record of a version.
 ///
 /// # Errors
-/// When it is not what was stored for this version of this node.
+/// When it is not the record of this version of this node.
 pub fn version(
     keyring: &Keyring,
     node: NodeId,
@@ -43,10 +43,10 @@ pub fn version(
     Version::open(keyring, node, number, record)
 }
 
-/// Opens one chunk of a version, padding and all.
+/// Opens one chunk of a version, with its padding.
 ///
 /// # Errors
-/// When it is not what was stored there.
+/// When it is not that chunk.
 pub fn chunk(version: &Version, index: u32, sealed: &[u8]) -> Result<SecretBytes, VaultError> {
     let mut plain = SecretBytes::zeroed(version.plain_len(index))?;
     version.open_chunk(index, sealed, &mut plain)?;
@@ -56,7 +56,7 @@ pub fn chunk(version: &Version, index: u32, sealed: &[u8]) -> Result<SecretBytes
 /// Opens the state record with the keys of the vault's own node.
 ///
 /// # Errors
-/// When it is not what was stored.
+/// When it does not authenticate.
 pub fn state(keyring: &Keyring, system: &Node, sealed: &[u8]) -> Result<State, VaultError> {
     SystemKeys::of(system).open(keyring.vault(), sealed)
 }

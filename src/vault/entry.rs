@@ -1,4 +1,4 @@
-//! A name in a directory, and how it becomes a sealed record and back.
+//! A name in a directory, and its sealed record.
 
 use std::sync::Arc;
 
@@ -15,14 +15,14 @@ use super::node::{DirectoryBody, Kind, NameKeys, Node};
 /// Longest name in bytes.
 pub const MAX_NAME: usize = 255;
 
-/// What a directory says of a name.
+/// A directory's entry for a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Where the directory files the name.
+    /// The tag under which the directory files the name.
     pub tag: NameTag,
     /// The node that it names.
     pub node: NodeId,
-    /// What that node is.
+    /// The kind of that node.
     pub kind: Kind,
     /// The name.
     pub name: Vec<u8>,
@@ -34,7 +34,7 @@ struct Stored {
     sealed: Vec<u8>,
 }
 
-/// Of one size for all names.
+/// The plain entry, of the same size for all names.
 #[derive(Encode, Decode)]
 struct Plain {
     node: NodeId,
@@ -43,8 +43,8 @@ struct Plain {
     name: [u8; MAX_NAME],
 }
 
-/// A directory's keys: those that its entries are filed under, and while they are being moved under
-/// others, also those of the epoch before.
+/// A directory's keys: those of its entries, and while entries are being moved to new keys, also
+/// those of the epoch before.
 pub(super) struct DirectoryKeys {
     directory: NodeId,
     vault: VaultId,
@@ -63,7 +63,7 @@ fn must_be_a_name(name: &[u8]) -> Result<(), VaultError> {
     Ok(())
 }
 
-/// Under which of its directory's keys a record says that it stands.
+/// The epoch that a record claims.
 pub(super) fn epoch_of(record: &[u8]) -> Option<u32> {
     let (epoch, _) = codec::decode_prefix(record, "entry").ok()?;
     Some(epoch)
@@ -82,7 +82,7 @@ impl DirectoryKeys {
         })
     }
 
-    /// Whose they are.
+    /// The directory of these keys.
     pub(super) fn directory(&self) -> NodeId {
         self.directory
     }
@@ -96,13 +96,13 @@ impl DirectoryKeys {
         }
     }
 
-    /// Whether a record stands under the previous key.
+    /// Whether a record is under the previous key.
     pub(super) fn is_previous(&self, record: &[u8]) -> bool {
         let previous = self.previous.as_ref().map(|(epoch, _)| *epoch);
         previous.is_some() && previous == epoch_of(record)
     }
 
-    /// Finds a name, under whichever key; returns the entry and its record.
+    /// Finds a name under either key; returns the entry and its record.
     pub(super) fn find(
         &self,
         records: &mut (impl Read + ?Sized),
@@ -129,7 +129,7 @@ impl DirectoryKeys {
         }
     }
 
-    /// Counts a record into what the directory holds.
+    /// Adds a record to a directory's count and sum.
     pub(super) fn count(
         &self,
         into: &mut DirectoryBody,
@@ -141,7 +141,7 @@ impl DirectoryKeys {
         into.put(epoch, &self.element(tag, record), is_directory);
     }
 
-    /// The reverse, for one that is taken out.
+    /// Removes a record from them.
     pub(super) fn discount(
         &self,
         from: &mut DirectoryBody,
@@ -153,16 +153,16 @@ impl DirectoryKeys {
         from.take(epoch, &self.element(tag, record), is_directory);
     }
 
-    /// Where `name` is filed.
+    /// The tag of `name`.
     ///
     /// # Errors
-    /// When it is no name: empty, too long, `.` or `..`, or with a slash or NUL in it.
+    /// When the name is invalid: empty, too long, `.` or `..`, or with a slash or NUL in it.
     pub(super) fn tag(&self, name: &[u8]) -> Result<NameTag, VaultError> {
         must_be_a_name(name)?;
         Ok(self.keys.tag.tag(name))
     }
 
-    /// What an entry's record adds to the directory's sum.
+    /// The hash that an entry's record adds to the directory's sum.
     pub(super) fn element(&self, tag: &NameTag, record: &[u8]) -> [u8; 32] {
         let keys = epoch_of(record).and_then(|epoch| self.of_epoch(epoch));
         keys.unwrap_or(&self.keys).set.entry(tag, record)

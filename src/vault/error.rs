@@ -1,10 +1,13 @@
-//! What can go wrong with a vault, and which class of failure each is for a caller's exit code.
+//! Errors of a vault, and the class of each for a caller's exit code.
 
 use crate::crypto::{MemoryError, RandomError, SealError};
-use crate::error::{Class, Error};
+use crate::error::Error;
 use crate::keyring::KeyringError;
 use crate::kms::{KmsError, KmsErrorKind};
 use crate::store::{StoreError, StoreErrorKind};
+
+/// The class of this failure, which decides a command's exit code.
+pub use crate::error::Class as Failure;
 
 /// An operation on a vault failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -12,13 +15,14 @@ pub enum VaultError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Keys could not be had or used.
+    /// The keyring failed.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// Stored bytes are not what was stored. Names records by number, never by name.
+    /// A record was changed or damaged. The text identifies records by number, never by name.
     #[error("integrity failure: {0}")]
     Integrity(String),
-    /// The state of the vault is older than one that this host has seen, or another vault's.
+    /// The state of the vault is older than one that this host has seen, or belongs to another
+    /// vault.
     #[error("integrity failure: {0}")]
     Rollback(String),
     /// The anchor of this host cannot be read or written.
@@ -27,25 +31,25 @@ pub enum VaultError {
     /// A setting makes no sense here.
     #[error("{0}")]
     Setting(String),
-    /// Something is under way that excludes this.
+    /// Another operation excludes this one.
     #[error("{0}")]
     Busy(String),
     /// No memory that may hold secrets.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// No randomness.
+    /// The system's generator failed.
     #[error(transparent)]
     Random(#[from] RandomError),
-    /// There is no such name, or the node is gone.
+    /// The name does not exist, or the node is gone.
     #[error("no such entry")]
     NotFound,
     /// The name is taken.
     #[error("the name is taken")]
     Exists,
-    /// A directory is needed.
+    /// The operation needs a directory.
     #[error("not a directory")]
     NotADirectory,
-    /// A directory will not do.
+    /// The operation does not work on a directory.
     #[error("is a directory")]
     IsADirectory,
     /// The directory has entries.
@@ -60,7 +64,7 @@ pub enum VaultError {
     /// The arguments contradict each other.
     #[error("invalid argument")]
     Invalid,
-    /// The extended attribute is not there.
+    /// The extended attribute does not exist.
     #[error("no such attribute")]
     NoAttribute,
     /// The extended attributes of a node would become too large.
@@ -72,39 +76,20 @@ pub enum VaultError {
     /// The operation is not allowed on this object.
     #[error("not permitted")]
     NotPermitted,
-    /// The mount is ending, or what was asked for came too late for it.
+    /// The mount is ending, or the request came too late.
     #[error("the mount is ending; nothing more is written")]
     Closed,
-    /// What nobody waited for could not be stored.
+    /// A write that no program waited for could not be stored.
     #[error("some of what was last written could not be stored; the log says more")]
     Unpublished,
-    /// There are no ids left.
+    /// No node ids are left.
     #[error("the vault has no node numbers left")]
     OutOfNodes,
 }
 
-/// The classes of failure that scripts can tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Failure {
-    /// Anything else.
-    Failed,
-    /// There is no vault.
-    NotAVault,
-    /// Access to the KMS key is denied, or the key does not serve.
-    KeyDenied,
-    /// KMS does not answer.
-    KmsUnreachable,
-    /// What is stored is not what was stored.
-    Integrity,
-    /// Somebody else has the vault.
-    Busy,
-    /// There is a vault already.
-    Exists,
-}
-
-/// What is said of a record that is not what was sealed under its key, in its place.
+/// The reason for a record that was not sealed under its key in its place.
 pub(crate) const UNAUTHENTIC: &str = "does not authenticate";
-/// What is said of a chunk that is missing in the snapshot that has its version.
+/// The reason for a chunk that is missing in a snapshot that has its version.
 pub(super) const CUT_OUT: &str = "is missing, though its version is there";
 
 impl VaultError {
@@ -128,7 +113,7 @@ impl VaultError {
                 KeyringError::Integrity(_) | KeyringError::UnknownGeneration(..) => {
                     Failure::Integrity
                 }
-                // A URI that nobody pinned is how an attacker would have us use her key.
+                // With a URI that is not pinned, an attacker could make us use her key.
                 KeyringError::NotPinned(_) => Failure::Integrity,
                 KeyringError::Kms(error) => match error.kind {
                     KmsErrorKind::Denied
@@ -170,8 +155,8 @@ impl VaultError {
         }
     }
 
-    /// Whether it says that what is stored is not what was stored. A key that cannot be had, or is not
-    /// pinned, is none.
+    /// Whether the error shows that the vault was changed or damaged. A key that is unavailable or
+    /// not pinned does not.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             VaultError::Integrity(_) | VaultError::Rollback(_) => true,
@@ -181,15 +166,15 @@ impl VaultError {
         }
     }
 
-    /// A vault that had come to commit `from` is found at an earlier one, `to`.
+    /// The error for a vault that was at commit `from`, and is now at an earlier one, `to`.
     pub(super) fn went_back(from: u64, to: u64) -> Self {
         VaultError::Rollback(format!(
             "the vault was put back under the mount: it had come to commit {from}, and has {to}"
         ))
     }
 
-    /// Whether a reader that met this has met damage for certain. A record that is only missing may have
-    /// been removed since the reader asked for it.
+    /// Whether this error proves damage. A writer may have removed a record that is only missing
+    /// since the reader asked for it.
     pub(super) fn is_certain_damage(&self) -> bool {
         match self {
             Self::Integrity(what) => what.ends_with(UNAUTHENTIC) || what.ends_with(CUT_OUT),
@@ -218,15 +203,6 @@ impl From<KmsError> for VaultError {
 
 impl From<VaultError> for Error {
     fn from(error: VaultError) -> Self {
-        let class = match error.failure() {
-            Failure::Failed => Class::Failed,
-            Failure::NotAVault => Class::NotAVault,
-            Failure::KeyDenied => Class::KeyDenied,
-            Failure::KmsUnreachable => Class::KmsUnreachable,
-            Failure::Integrity => Class::Integrity,
-            Failure::Busy => Class::Busy,
-            Failure::Exists => Class::Exists,
-        };
-        Self::new(class, error)
+        Self::new(error.failure(), error)
     }
 }

@@ -1,13 +1,14 @@
-//! The key-management history, as a vault shows it.
+//! The key-management history for readers.
 
 use serde::Serialize;
 
-use crate::keyring::{HistoryHead, PastEvent};
+use crate::keyring::PastEvent;
 
+use super::VaultError;
 use super::chronicle::for_each_event;
-use super::{Vault, VaultError};
+use super::records::Records;
 
-/// An event as `audit` shows it.
+/// An event in the format of `audit`.
 #[derive(Clone, Debug, Serialize)]
 pub struct HistoryLine {
     /// Its number, from 1.
@@ -17,26 +18,18 @@ pub struct HistoryLine {
     pub event: PastEvent,
 }
 
-impl Vault {
-    /// Where the key-management history ends. It only grows, and another of the same length has another
-    /// hash.
-    pub fn history_head(&self) -> HistoryHead {
-        self.keyring().body().history.clone()
-    }
-
-    /// The key-management history, its chain verified.
-    ///
-    /// # Errors
-    /// `Integrity` when an event was changed, removed or reordered.
-    pub fn history(&self) -> Result<Vec<HistoryLine>, VaultError> {
-        fail::fail_point!("read-history");
-        self.read(|records| {
-            let mut lines = Vec::new();
-            let head = self.keyring().body().history.clone();
-            for_each_event(records, &head, |sequence, event| {
-                lines.push(HistoryLine { sequence, event });
-            })?;
-            Ok(lines)
-        })
-    }
+/// The key-management history. Verifies its chain.
+///
+/// # Errors
+/// `Integrity` when an event was changed, removed or reordered.
+pub(super) fn read_all(from: &Records) -> Result<Vec<HistoryLine>, VaultError> {
+    fail::fail_point!("read-history");
+    from.read(|records| {
+        let mut lines = Vec::new();
+        let head = from.keyring().body().history.clone();
+        for_each_event(records, &head, |sequence, event| {
+            lines.push(HistoryLine { sequence, event });
+        })?;
+        Ok(lines)
+    })
 }

@@ -1,5 +1,5 @@
-//! What a host has to do with a vault beside holding it: the anchor by which it remembers the vault, the
-//! guard that compares the two, and whether keys lie apart from the vault.
+//! The host's side of a vault: the anchor, which is its memory of the vault, the guard against
+//! rollback, which compares the two, and the check that keys are apart from the vault.
 
 pub(super) mod anchor;
 pub(super) mod apart;

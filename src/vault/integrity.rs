@@ -1,5 +1,5 @@
-//! What is known of the vault's integrity while it is open: whether it was counted, what was found that
-//! should not be, and whether anything of it is still served.
+//! The integrity of an open vault: whether it was counted, the findings, and whether it is still
+//! served.
 
 use std::ops::ControlFlow;
 use std::sync::OnceLock;
@@ -15,26 +15,26 @@ use super::VaultError;
 use super::current::Doubt;
 use super::node::Timestamp;
 
-/// More findings than these are counted, not listed.
+/// Limit on listed findings; more are only counted.
 const MAX_LISTED: usize = 16;
-/// More of these may not be damage that readers met, of which one large file can have any number: there is
-/// room for records that were replayed, inserted or deleted.
+/// Limit on listed findings of damage that readers met, of which one large file can cause any
+/// number. The rest of the list is for records that were replayed, inserted or deleted.
 const MAX_DAMAGED: usize = 8;
 
-/// What is known of the vault as a whole.
+/// The verdict on the vault as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Integrity {
-    /// It is still being counted.
+    /// The count is under way.
     Counting,
-    /// It was what its sums say.
+    /// The vault matched its sums.
     Verified {
-        /// As of this commit. What was written since was written by this process, or was found by a
-        /// later count.
+        /// At this commit. Everything since was written by this process, or confirmed by a later
+        /// count.
         commit: u64,
         /// When, in seconds since 1970.
         at: i64,
     },
-    /// It is not what was stored: nothing of it is served.
+    /// The vault does not match its sums, and nothing is served.
     Condemned {
         /// Why.
         why: String,
@@ -43,45 +43,49 @@ pub enum Integrity {
     },
 }
 
-/// A record that was not what it should be.
+/// A record that was not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// When it was found, in seconds since 1970.
     pub at: i64,
-    /// Which record, by number, and what is wrong with it.
+    /// The record, by number, and its defect.
     pub what: String,
 }
 
-/// Records that were not what they should be, since the vault was opened. Nothing takes them back.
+/// Records that were not as they should be, since the vault was opened. Findings are never
+/// withdrawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Findings {
-    /// How many reads met one.
+    /// Number of reads that met one.
     pub count: u64,
-    /// The first sixteen of them.
+    /// The first sixteen.
     pub listed: Vec<Finding>,
 }
 
 pub(super) type Alarm = Box<dyn Fn(&str) + Send + Sync>;
 
-/// See the module.
+/// The integrity of an open vault, as the module describes.
 pub(super) struct Guard {
     integrity: Mutex<Integrity>,
-    /// Why it could not be verified, as it was told.
+    /// Why the vault could not be verified, for those who wait.
     failure: Mutex<Option<VaultError>>,
     changed: Condvar,
     condemned: AtomicBool,
     stop: AtomicBool,
-    /// Nothing is served or written before there is a verdict.
+    /// Nothing is served or written before the verdict.
     gated: AtomicBool,
     counting: Mutex<Option<JoinHandle<()>>>,
     findings: Mutex<Findings>,
-    /// Those that the history does not have yet.
+    /// Findings that are not in the history yet.
     unrecorded: Mutex<Findings>,
     alarm: OnceLock<Alarm>,
+    /// A salvage reads what is left of the vault, so nothing is refused.
+    salvage: bool,
 }
 
-impl Default for Guard {
-    fn default() -> Self {
+impl Guard {
+    /// The integrity of a vault that was just opened, for salvage or for use.
+    pub(super) fn new(salvage: bool) -> Self {
         Self {
             integrity: Mutex::new(Rank::Verdict, Integrity::Counting),
             failure: Mutex::new(Rank::VerdictFailure, None),
@@ -93,28 +97,27 @@ impl Default for Guard {
             findings: Mutex::new(Rank::Findings, Findings::default()),
             unrecorded: Mutex::new(Rank::Unrecorded, Findings::default()),
             alarm: OnceLock::new(),
+            salvage,
         }
     }
-}
 
-impl Guard {
     fn integrity_now(&self) -> MutexGuard<'_, Integrity> {
         self.integrity.lock()
     }
 
-    /// What is known of the vault as a whole.
+    /// The verdict on the vault as a whole.
     pub(super) fn integrity(&self) -> Integrity {
         self.integrity_now().clone()
     }
 
-    /// Records that were not what they should be.
+    /// The findings so far.
     pub(super) fn findings(&self) -> Findings {
         self.findings.lock().clone()
     }
 
-    /// Tells whom to tell, in words, when something is found.
+    /// Sets the function that receives each finding, in words.
     pub(super) fn on_alarm(&self, alarm: Alarm) {
-        // A second one would only do the same.
+        // A second function would do the same.
         let _ = self.alarm.set(alarm);
         if let Integrity::Condemned { why, .. } = self.integrity() {
             self.alarm(&why);
@@ -127,7 +130,7 @@ impl Guard {
         }
     }
 
-    /// Whether a count is to go on.
+    /// Whether a count may go on.
     pub(super) fn go_on(&self) -> ControlFlow<()> {
         match self.stop.load(Ordering::Relaxed) {
             true => ControlFlow::Break(()),
@@ -135,23 +138,22 @@ impl Guard {
         }
     }
 
-    /// Nothing is to be served or written before there is a verdict.
+    /// Holds service and writes back until the verdict.
     pub(super) fn gate(&self) {
         self.gated.store(true, Ordering::Relaxed);
     }
 
-    /// Whether that is so.
+    /// Whether they are held back until the verdict.
     pub(super) fn is_gated(&self) -> bool {
         self.gated.load(Ordering::Relaxed)
     }
 
-    /// The thread that counts.
+    /// Sets the thread that counts.
     pub(super) fn is_counted_by(&self, thread: JoinHandle<()>) {
         *self.counting.lock() = Some(thread);
     }
 
-    /// Waits until it is known whether the vault is what its sums say, at most so long; `None`: it is
-    /// not known yet.
+    /// Waits for the verdict, at most `patience`; `None` without one by then.
     pub(super) fn await_verdict(
         &self,
         patience: Option<Duration>,
@@ -184,7 +186,24 @@ impl Guard {
         }
     }
 
-    /// Ends a count that is under way; what it was to show is never known then.
+    /// Waits for the verdict if service must wait for it. False if the vault is closed before there
+    /// is one.
+    pub(super) fn await_verdict_or_end(&self) -> bool {
+        !self.is_gated() || self.await_verdict(None).is_some()
+    }
+
+    /// Whether a user of the vault would have to wait for the verdict.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_gated() && self.integrity() == Integrity::Counting
+    }
+
+    /// Waits until the vault may be served; for threads that read or write without a request.
+    /// Returns whether it may.
+    pub(super) fn await_service(&self) -> bool {
+        !self.is_gated() || matches!(self.await_verdict(None), Some(Ok(())))
+    }
+
+    /// Stops a count under way, which then never reaches a verdict.
     pub(super) fn stop_counting(&self) {
         {
             let _integrity = self.integrity_now();
@@ -192,7 +211,7 @@ impl Guard {
         }
         self.changed.notify_all();
         let counting = self.counting.lock().take();
-        // It may be the one that closes the vault.
+        // The counting thread itself may be closing the vault.
         if let Some(thread) = counting.filter(|t| t.thread().id() != std::thread::current().id())
             && thread.join().is_err()
         {
@@ -200,7 +219,7 @@ impl Guard {
         }
     }
 
-    /// The sums have confirmed what was counted as of this commit.
+    /// Notes that the sums have confirmed the count of this commit.
     pub(super) fn note_verified(&self, commit: u64) {
         let mut integrity = self.integrity_now();
         if !matches!(*integrity, Integrity::Condemned { .. }) {
@@ -213,14 +232,14 @@ impl Guard {
         self.changed.notify_all();
     }
 
-    /// Serves nothing more of a vault of which part was found to have been replayed, inserted or
-    /// deleted: what is read may be old. Salvaging goes on.
-    pub(super) fn condemn(&self, error: &VaultError, salvage: bool) {
-        if self.condemned.swap(!salvage, Ordering::Relaxed) {
+    /// Stops serving a vault after an attacker has replayed, inserted or deleted part of it, since
+    /// records may be stale. A salvage goes on.
+    pub(super) fn condemn(&self, error: &VaultError) {
+        if self.condemned.swap(!self.salvage, Ordering::Relaxed) {
             return;
         }
         let why = error.to_string();
-        match salvage {
+        match self.salvage {
             true => tracing::error!("{why}"),
             false => tracing::error!("nothing more is served: {why}"),
         }
@@ -236,19 +255,41 @@ impl Guard {
         self.alarm(&why);
     }
 
-    /// Whether nothing of it is served any more.
+    /// Whether the vault is no longer served.
     pub(super) fn is_condemned(&self) -> bool {
         self.condemned.load(Ordering::Relaxed)
     }
 
-    /// Notes that records were found not to fit together, if that is what is wrong.
+    /// Refuses everything once nothing of the vault is served any more.
+    pub(super) fn must_serve(&self) -> Result<(), VaultError> {
+        if self.is_condemned() {
+            return Err(VaultError::Integrity(
+                "part of the vault was replayed, inserted or deleted, so nothing of it is served; \
+                 restore it from a backup, or get out what is left with `-o ro,salvage`"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Damage that a reader met stays known, as what is not current does.
+    pub(super) fn noted<T>(&self, result: Result<T, VaultError>) -> Result<T, VaultError> {
+        result.inspect_err(|error| {
+            if !self.salvage && error.is_certain_damage() {
+                self.note_damage(error);
+            }
+        })
+    }
+
+    /// Notes a finding if the error is damage.
     pub(super) fn note_damage(&self, error: &VaultError) {
         if error.is_damage() && self.note_up_to(MAX_DAMAGED, error.to_string()) {
             self.alarm(&error.to_string());
         }
     }
 
-    /// A record is certainly not what it should be: that stays known, whatever becomes of the record.
+    /// Notes that a record is certainly not as it should be. The finding stays, whatever happens to
+    /// the record.
     pub(super) fn found(&self, doubt: &Doubt) -> VaultError {
         let what = format!("{doubt}: it was replayed, inserted or deleted");
         if self.note_finding(what.clone()) {
@@ -258,7 +299,7 @@ impl Guard {
         VaultError::Integrity(what)
     }
 
-    /// Notes what was found; whether that is news.
+    /// Notes a finding; returns whether it is new.
     pub(super) fn note_finding(&self, what: String) -> bool {
         self.note_up_to(MAX_LISTED, what)
     }
@@ -272,17 +313,17 @@ impl Guard {
         is_news
     }
 
-    /// Whether the history does not have all findings yet.
+    /// Whether some findings are not in the history yet.
     pub(super) fn is_unrecorded(&self) -> bool {
         self.unrecorded.lock().count > 0
     }
 
-    /// Those findings, for whoever records them now.
+    /// Takes those findings, for the caller to record.
     pub(super) fn take_unrecorded(&self) -> Findings {
         std::mem::take(&mut *self.unrecorded.lock())
     }
 
-    /// They could not be recorded, and are left for another time.
+    /// Returns findings that could not be recorded.
     pub(super) fn leave_unrecorded(&self, found: &Findings) {
         let mut unrecorded = self.unrecorded.lock();
         for one in &found.listed {

@@ -1,4 +1,4 @@
-//! The records that carry data keys, whatever they belong to, in one order.
+//! The records that carry data keys, of nodes and of versions, in one order.
 
 use bincode::{Decode, Encode};
 
@@ -6,68 +6,71 @@ use crate::store::{KeyedRecord, NodeId, Read};
 
 use super::VaultError;
 
-/// Rows that are read at a time: so many that to hand them over costs little beside counting them.
+/// Number of rows read at a time: enough that passing them on takes little time beside counting
+/// them.
 pub(super) const BATCH: usize = 1024;
 
-/// What a data key belongs to.
+/// The owner of a data key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub(super) enum Key {
+pub(super) enum RecordId {
     Node(NodeId),
     Version(NodeId, u64),
 }
 
-impl Key {
-    /// The node whose it is; `None` for that of a version.
+impl RecordId {
+    /// The node; `None` for a version.
     pub(super) fn node(self) -> Option<NodeId> {
         match self {
-            Key::Node(node) => Some(node),
-            Key::Version(..) => None,
+            RecordId::Node(node) => Some(node),
+            RecordId::Version(..) => None,
         }
     }
 }
 
-impl std::fmt::Display for Key {
+impl std::fmt::Display for RecordId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Key::Node(node) => write!(f, "node {node}"),
-            Key::Version(node, version) => write!(f, "version {version} of node {node}"),
+            RecordId::Node(node) => write!(f, "node {node}"),
+            RecordId::Version(node, version) => write!(f, "version {version} of node {node}"),
         }
     }
 }
 
-/// The records that carry data keys, in order, those after `after`; none at the end.
+/// The next records that carry data keys after `after`, in order; empty at the end.
 pub(super) fn keys_after(
     records: &mut (impl Read + ?Sized),
-    after: Option<Key>,
+    after: Option<RecordId>,
     limit: usize,
-) -> Result<Vec<(Key, KeyedRecord)>, VaultError> {
+) -> Result<Vec<(RecordId, KeyedRecord)>, VaultError> {
     let (node, version) = match after {
         None => (Some(None), None),
-        Some(Key::Node(id)) => (Some(Some(id)), None),
-        Some(Key::Version(node, version)) => (None, Some((node, version))),
+        Some(RecordId::Node(id)) => (Some(Some(id)), None),
+        Some(RecordId::Version(node, version)) => (None, Some((node, version))),
     };
     if let Some(after) = node {
         let nodes = records.scan_nodes(after, limit)?;
         if !nodes.is_empty() {
             let nodes = nodes.into_iter();
-            return Ok(nodes.map(|(id, record)| (Key::Node(id), record)).collect());
+            return Ok(nodes
+                .map(|(id, record)| (RecordId::Node(id), record))
+                .collect());
         }
     }
     let versions = records.scan_versions(version, limit)?.into_iter();
-    let key = |(node, version)| Key::Version(node, version);
+    let key = |(node, version)| RecordId::Version(node, version);
     Ok(versions.map(|(id, record)| (key(id), record)).collect())
 }
 
-/// Hands all records that carry data keys to `take`, in order.
+/// Passes all records that carry data keys to `take`, in order.
 pub(super) fn for_each_key(
     records: &mut (impl Read + ?Sized),
-    mut take: impl FnMut(Key, &KeyedRecord),
+    mut take: impl FnMut(RecordId, &KeyedRecord),
 ) -> Result<(), VaultError> {
     let mut after = None;
     loop {
         let batch = records.scan_nodes(after, BATCH)?;
         for (id, record) in &batch {
-            take(Key::Node(*id), record);
+            take(RecordId::Node(*id), record);
         }
         after = batch.last().map(|(id, _)| *id);
         if batch.len() < BATCH {
@@ -78,7 +81,7 @@ pub(super) fn for_each_key(
     loop {
         let batch = records.scan_versions(after, BATCH)?;
         for ((node, version), record) in &batch {
-            take(Key::Version(*node, *version), record);
+            take(RecordId::Version(*node, *version), record);
         }
         after = batch.last().map(|(key, _)| *key);
         if batch.len() < BATCH {

@@ -1,4 +1,4 @@
-//! What a node is, and how its attributes become a sealed record and back.
+//! A node, and its sealed record.
 
 mod attributes;
 mod body;
@@ -21,19 +21,19 @@ use super::VaultError;
 pub use attributes::{Attributes, Kind, Timestamp};
 pub use body::{Body, DirectoryBody, FileBody, Remainder};
 
-/// The vault's own node, which carries no file.
+/// The vault's own node, which is not a file.
 pub const SYSTEM: NodeId = 0;
 /// The root directory.
 pub const ROOT: NodeId = 1;
 
-/// What a directory's names stand under.
+/// The keys of a directory's names.
 pub(super) struct NameKeys {
     pub(super) entry: EntryKey,
     pub(super) tag: NameTagKey,
     pub(super) set: SetKey,
 }
 
-/// A metadata key, and once they were needed the keys for names that are derived from it.
+/// A metadata key, and the keys for names derived from it, once they are needed.
 #[derive(Clone)]
 pub(super) struct NodeKey {
     key: MetadataKey,
@@ -68,14 +68,14 @@ impl Deref for NodeKey {
     }
 }
 
-/// A node, opened and verified.
+/// A node that was opened and verified.
 #[derive(Clone)]
 pub struct Node {
     /// Its id.
     pub id: NodeId,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
-    /// Raised by every change.
+    /// Grows with every change.
     pub revision: u64,
     /// Generation of the master key that wraps its metadata key.
     pub generation: u64,
@@ -84,18 +84,19 @@ pub struct Node {
     /// The key of its metadata.
     pub(super) key: NodeKey,
     wrapped: Vec<u8>,
-    /// Of a directory whose entries are being moved under another key, and of the system node while
-    /// the sums are made anew: the key before.
+    /// The previous key, in a directory whose entries are being moved to a new key, and in the
+    /// system node while its sums are recomputed.
     pub(super) previous: Option<PreviousKey>,
 }
 
-/// The key that some of what a directory holds still stands under, or the sums of the system node.
+/// The previous key: some entries of the directory are still under it, or the sums of the system
+/// node.
 ///
-/// The record has both keys, each wrapped by the master key of its own generation, and is filed under
-/// the older generation. So the query for what an old master key wraps finds the node until nothing
-/// needs that key any more, whoever began; and until then that master key is not removed. What is
-/// sealed by the new key is never under an old one, so that who has that one does not get to what is
-/// new.
+/// The record has both keys, each wrapped by the master key of its own generation, and is filed
+/// under the older generation. So the query for records under an old master key finds the node
+/// until nothing needs that key any more, whichever process began; until then that master key is
+/// not removed. The new key is never wrapped by an old master key, so an attacker who has the old
+/// one cannot open new records.
 #[derive(Clone)]
 pub(super) struct PreviousKey {
     generation: u64,
@@ -113,7 +114,7 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// The record's value as stored.
+/// The stored value of the record.
 #[derive(Encode, Decode)]
 struct Stored {
     kind: u8,
@@ -122,7 +123,7 @@ struct Stored {
     sealed: Vec<u8>,
 }
 
-/// What follows it in the record of a node with two keys: the new one. The attributes are sealed with
+/// The new key, which follows in the record of a node with two keys. The attributes are sealed with
 /// it.
 #[derive(Encode, Decode)]
 struct NewKey {
@@ -135,7 +136,7 @@ fn fixed(wrapped: &[u8]) -> Result<[u8; WRAPPED_LEN], VaultError> {
     wrapped.try_into().map_err(length)
 }
 
-/// Its beginning.
+/// The beginning of the value.
 #[derive(Decode)]
 struct Head {
     _kind: u8,
@@ -144,14 +145,14 @@ struct Head {
 }
 
 impl Node {
-    /// The node after its last name was taken away.
+    /// The node after its last name was removed.
     pub fn without_name(&self) -> Self {
         let mut node = self.clone();
         node.attributes.links = 0;
         node
     }
 
-    /// Bytes of its extended attributes.
+    /// Bytes of the node's extended attributes.
     pub fn xattr_bytes(&self) -> usize {
         let xattrs = self.attributes.xattrs.iter();
         xattrs.map(|(name, value)| name.len() + value.len()).sum()
@@ -241,7 +242,7 @@ impl Node {
             Body::Symlink(_) => (kind == Kind::Symlink, false),
             Body::Special(_) => {
                 let others = [Kind::File, Kind::Directory, Kind::Symlink];
-                // Whether the system node has two keys, the state says.
+                // The state says whether the system node has two keys.
                 let has_two = kind == Kind::System && previous.is_some();
                 (!others.contains(&kind), has_two)
             }
@@ -261,18 +262,18 @@ impl Node {
         })
     }
 
-    /// Whether a record claims to be a directory's. Opening it verifies that.
+    /// Whether a record claims to be a directory. Opening it verifies that.
     pub(super) fn says_directory(record: &KeyedRecord) -> bool {
         record.value.first() == Some(&(Kind::Directory as u8))
     }
 
-    /// The revision that a record claims to be. Opening it verifies that.
+    /// The revision that a record claims. Opening it verifies that.
     pub(super) fn revision_of(record: &KeyedRecord) -> u64 {
         let bytes = record.value.get(1..9).and_then(|b| b.try_into().ok());
         bytes.map_or(0, u64::from_le_bytes)
     }
 
-    /// The next revision of the node as a record.
+    /// Raises the revision and seals the node; returns its record.
     pub(super) fn seal(&mut self, vault: VaultId) -> Result<KeyedRecord, VaultError> {
         self.revision += 1;
         let plain = encode_attributes(&self.attributes)?;
@@ -303,20 +304,20 @@ impl Node {
         Ok(KeyedRecord { generation, value })
     }
 
-    /// The generation that its record is filed under.
+    /// The generation under which its record is filed.
     pub(super) fn stored_under(&self) -> u64 {
         let previous = self.previous.as_ref();
         previous.map_or(self.generation, |previous| previous.generation)
     }
 
-    /// Whether nothing of it stands under another master key than that of this generation.
+    /// Whether all of it is under the master key of this generation.
     pub(super) fn is_under(&self, generation: u64) -> bool {
         self.generation == generation && self.previous.is_none()
     }
 
-    /// Wraps the metadata key anew if another generation than the active one wraps it, or replaces
-    /// it while data keys are replaced. What else stands under the keys of directories and of the
-    /// system node is replaced together with them, and not here.
+    /// Wraps the metadata key again if it is under another generation than the active one, or
+    /// replaces it while a rotation replaces data keys. Other steps replace the keys of directories
+    /// and of the system node, together with the records under them.
     pub(super) fn rewrap(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
         if self.generation == keyring.active() {
             return Ok(());
@@ -333,7 +334,7 @@ impl Node {
         }
     }
 
-    /// Whether a node's metadata key can be had; nothing else of it is looked at.
+    /// Checks that a node's metadata key unwraps, and nothing else.
     pub(super) fn must_unwrap(
         keyring: &Keyring,
         id: NodeId,
@@ -346,9 +347,8 @@ impl Node {
         Ok(())
     }
 
-    /// A record with its metadata key wrapped by the active master key; nothing else of it changes.
-    /// Nothing is taken over of a record that does not authenticate: it is left for whoever restores
-    /// it.
+    /// A record with its metadata key wrapped by the active master key; nothing else in it changes.
+    /// A record that does not authenticate stays as it is, for the operator to restore.
     pub(super) fn rewrapped(
         keyring: &Keyring,
         nonces: &mut Nonces,
@@ -381,7 +381,7 @@ impl Node {
         })
     }
 
-    /// Replaces the metadata key. The caller replaces what stands under it.
+    /// Replaces the metadata key. The caller replaces the records under it.
     pub(super) fn renew_key(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
         let key = SecretKey::generate()?;
         (self.generation, self.wrapped) = keyring.wrap(self.id, Role::Metadata, &key)?;
@@ -389,7 +389,7 @@ impl Node {
         Ok(())
     }
 
-    /// Gives it another metadata key, beside the one that it has.
+    /// Adds a new metadata key beside the present one.
     pub(super) fn add_key(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
         let previous = PreviousKey {
             generation: self.generation,
@@ -401,14 +401,14 @@ impl Node {
         Ok(())
     }
 
-    /// Gives a directory another key, beside the one that its entries stand under so far.
+    /// Adds a new key to a directory, beside the key of its entries so far.
     pub(super) fn begin_epoch(&mut self, keyring: &Keyring) -> Result<(), VaultError> {
         self.add_key(keyring)?;
         self.directory_mut()?.begin_epoch();
         Ok(())
     }
 
-    /// Drops a directory's previous key, with which nothing that is still there can be opened.
+    /// Drops a directory's previous key, under which no entry is left.
     pub(super) fn end_epoch(&mut self) -> Result<(), VaultError> {
         self.previous = None;
         self.directory_mut()?.remainder = None;
@@ -418,7 +418,7 @@ impl Node {
     /// The file's body.
     ///
     /// # Errors
-    /// When it is no regular file.
+    /// When the node is not a regular file.
     pub fn file(&self) -> Result<&FileBody, VaultError> {
         match &self.attributes.body {
             Body::File(file) => Ok(file),
@@ -430,7 +430,7 @@ impl Node {
     /// The directory's body.
     ///
     /// # Errors
-    /// When it is no directory.
+    /// When the node is not a directory.
     pub fn directory(&self) -> Result<&DirectoryBody, VaultError> {
         match &self.attributes.body {
             Body::Directory(directory) => Ok(directory),

@@ -1,7 +1,7 @@
 //! The operations of a file tree, inside a write transaction: names, links, attributes, contents.
 //!
-//! Permissions are the kernel's matter (`default_permissions`); everything that keeps the tree a
-//! tree is decided here.
+//! The kernel checks permissions (`default_permissions`); this module enforces everything that
+//! keeps the tree a tree.
 
 use crate::store::NodeId;
 
@@ -14,18 +14,18 @@ mod request;
 
 pub use request::{AttributeChange, NewNode, NothingOpen, OpenFiles, Publication, RenameMode};
 
-/// Most links to a node, as on ext4.
+/// Limit on the links of a node, as on ext4.
 pub const MAX_LINKS: u32 = 65_000;
-/// Most bytes of extended attributes, names and values, that a node may have.
+/// Limit on the extended attributes of a node, in bytes of names and values.
 pub const MAX_XATTRS: usize = 64 * 1024;
 
 const SETGID: u32 = 0o2000;
 
 impl Tx<'_> {
-    /// Makes a node and gives it a name.
+    /// Creates a node with a name.
     ///
     /// # Errors
-    /// When the name is taken or the directory is none or gone.
+    /// When the name is taken, or the parent is gone or not a directory.
     pub fn create(
         &mut self,
         parent: NodeId,
@@ -101,10 +101,10 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes away a name of something that is no directory.
+    /// Removes a name of a node that is not a directory.
     ///
     /// # Errors
-    /// When there is no such name, or it names a directory.
+    /// When the name does not exist, or names a directory.
     pub fn unlink(
         &mut self,
         parent: NodeId,
@@ -120,10 +120,10 @@ impl Tx<'_> {
         Ok(found.0.node)
     }
 
-    /// Takes away an empty directory.
+    /// Removes an empty directory.
     ///
     /// # Errors
-    /// When there is no such directory, or it has entries.
+    /// When the directory does not exist, or has entries.
     pub fn rmdir(
         &mut self,
         parent: NodeId,
@@ -140,7 +140,7 @@ impl Tx<'_> {
     /// Moves a name.
     ///
     /// # Errors
-    /// As rename(2).
+    /// As for rename(2).
     pub fn rename(
         &mut self,
         (parent, name): (NodeId, &[u8]),
@@ -178,7 +178,7 @@ impl Tx<'_> {
         self.file_again(from.0.node, new_parent, new_name)
     }
 
-    /// Files a node that was taken out of a directory under another name.
+    /// Files a node under a new name after its old entry was removed.
     fn file_again(&mut self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<(), VaultError> {
         let kind = self.node(node)?.kind;
         let tag = self.put_entry(parent, name, node, kind)?;
@@ -192,7 +192,7 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Takes one link off a node and deletes it with the last one, unless somebody has it open.
+    /// Removes one link of a node. With the last link it deletes the node, unless the node is open.
     fn drop_link(&mut self, node: NodeId, open: &dyn OpenFiles) -> Result<(), VaultError> {
         let now = self.now;
         let attributes = &mut self.change(node)?.attributes;
@@ -231,7 +231,7 @@ impl Tx<'_> {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// When it must be new and is not, or the other way round, or there is no room.
+    /// When it must be new and exists, or must exist and does not, or there is no room.
     pub fn set_xattr(
         &mut self,
         node: NodeId,
@@ -265,7 +265,7 @@ impl Tx<'_> {
     /// Removes an extended attribute.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the attribute does not exist.
     pub fn remove_xattr(&mut self, node: NodeId, name: &[u8]) -> Result<(), VaultError> {
         let now = self.now;
         let attributes = &mut self.change(node)?.attributes;
@@ -277,19 +277,29 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// The number of a file's current version; 0 when nothing was published yet.
+    /// The number of a file's current version; 0 before the first is published.
     ///
     /// # Errors
-    /// When the node is gone or no regular file.
+    /// When the node is gone, or is not a regular file.
     pub fn current_version(&mut self, node: NodeId) -> Result<u64, VaultError> {
         Ok(self.node(node)?.file()?.version)
     }
 
-    /// Publishes `content` as the node's next version and returns its number. Versions before it
-    /// go, but for those in `keep`, which open handles still read.
+    /// The number of a stored version that the node does not name yet.
     ///
     /// # Errors
-    /// When the node is gone or no regular file.
+    /// When the node is gone or is not a regular file, or the store fails.
+    pub fn begun_version(&mut self, node: NodeId) -> Result<Option<u64>, VaultError> {
+        let current = self.node(node)?.file()?.version;
+        let last = self.records().versions_of(node)?.pop();
+        Ok(last.filter(|last| *last > current))
+    }
+
+    /// Publishes `content` as the node's next version, and returns its number. Removes earlier
+    /// versions, except for those in `keep`, which open handles still read.
+    ///
+    /// # Errors
+    /// When the node is gone, or is not a regular file.
     pub fn publish(
         &mut self,
         node: NodeId,
@@ -301,10 +311,10 @@ impl Tx<'_> {
         self.publish_parts(node, &[content], publication, modified, keep)
     }
 
-    /// As [`publish`](Self::publish), for a content that does not lie in one place.
+    /// As [`publish`](Self::publish), for a content in several parts.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`publish`](Self::publish).
     pub fn publish_parts(
         &mut self,
         node: NodeId,
@@ -314,8 +324,8 @@ impl Tx<'_> {
         keep: &[u64],
     ) -> Result<u64, VaultError> {
         let version = self.node(node)?.file()?.version + 1;
-        let stored = self.records.versions_of(node)?;
-        // It was begun in pieces, and came to no end.
+        let stored = self.records().versions_of(node)?;
+        // A version was begun in pieces, and never finished.
         if stored.contains(&version) {
             self.delete_version(node, version);
         }
@@ -326,7 +336,7 @@ impl Tx<'_> {
         Ok(version)
     }
 
-    /// Has the node name a version of so many bytes.
+    /// Makes `version` with `size` bytes the node's current one.
     pub(super) fn replace_current(
         &mut self,
         node: NodeId,
@@ -348,8 +358,8 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Removes what is `stored` besides `version`, but for what is to be kept, which is to be reaped.
-    /// Whether there is any.
+    /// Removes the `stored` versions other than `version`, except for those to keep, which are left
+    /// for reaping. Returns whether there are any.
     pub(super) fn leave_behind(
         &mut self,
         node: NodeId,
@@ -371,8 +381,8 @@ impl Tx<'_> {
         kept
     }
 
-    /// Removes what nobody needs any more of a node that was registered for it: all of it if it
-    /// has no name, else the versions before the current one. `keep` names what handles still read.
+    /// Reaps a registered node: deletes it if it has no name, otherwise removes its old versions.
+    /// `keep` names the versions that open handles still read.
     ///
     /// # Errors
     /// When the store fails or the node does not authenticate.
@@ -390,7 +400,7 @@ impl Tx<'_> {
             }
             Err(error) => return Err(error),
         };
-        // The list of orphans is not authenticated: only the node's own word deletes it.
+        // The list of orphans is not authenticated, so only the node's own record decides.
         if found.attributes.links == 0 && node > ROOT {
             if !open.is_open_or_dying(node) {
                 self.delete_node(node)?;
@@ -399,7 +409,7 @@ impl Tx<'_> {
         }
         let current = found.file().map_or(0, |file| file.version);
         let mut kept = false;
-        for version in self.records.versions_of(node)? {
+        for version in self.records().versions_of(node)? {
             if version == current {
                 continue;
             }
@@ -437,7 +447,7 @@ impl Tx<'_> {
     /// Refuses to put a directory below itself.
     fn must_not_be_inside(&mut self, start: NodeId, moved: NodeId) -> Result<(), VaultError> {
         let mut at = start;
-        // The kernel has no paths deeper than this; a loop can only come from a damaged vault.
+        // The kernel has no deeper paths; only a damaged vault can have a loop.
         for _ in 0..100_000 {
             if at == moved {
                 return Err(VaultError::Invalid);

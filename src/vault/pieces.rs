@@ -1,22 +1,23 @@
-//! Reading part of a content: what is wanted of each chunk, from one snapshot, opened and verified.
+//! Reads part of a content: the needed part of each chunk, from one snapshot, opened and verified.
 
 use crate::crypto::SecretBytes;
 use crate::store::Read;
 
 use super::content::{CHUNK, Version};
-use super::{Failure, Vault, VaultError};
+use super::records::Records;
+use super::{Failure, VaultError};
 
-/// The chunk that was last read in part, for the small reads that go on in it.
+/// The last chunk that was read in part, for later small reads in it.
 #[derive(Debug, Default)]
 pub struct LastChunk(Option<(u32, SecretBytes)>);
 
 impl LastChunk {
-    /// Bytes that it takes.
+    /// The bytes that it takes.
     pub fn size(&self) -> u64 {
         self.0.as_ref().map_or(0, |(_, chunk)| chunk.len() as u64)
     }
 
-    /// Copies what it has of the content from `at` on; tells how many bytes.
+    /// Copies the bytes that it has from `at` on; returns their number.
     fn copy_to(&self, at: u64, out: &mut [u8]) -> usize {
         let (index, skip) = position(at);
         let part = match &self.0 {
@@ -27,32 +28,24 @@ impl LastChunk {
         out[..length].copy_from_slice(&part[..length]);
         length
     }
-}
 
-fn position(at: u64) -> (u32, usize) {
-    let chunk = CHUNK as u64;
-    let index = u32::try_from(at / chunk).unwrap_or(u32::MAX);
-    (index, (at % chunk) as usize)
-}
-
-impl Vault {
-    /// Fills `out` with a version's content from `offset` on, which must have that much. After an
-    /// error nothing of what is in `out` may be used.
+    /// Fills `out` with a version's content from `offset` on. The content must be long enough.
+    /// After an error the caller must not use `out`.
     ///
     /// # Errors
     /// When a chunk is missing or does not authenticate.
-    pub fn read_at(
-        &self,
+    pub(super) fn read(
+        &mut self,
+        from: &Records,
         version: &Version,
         offset: u64,
         out: &mut [u8],
-        last: &mut LastChunk,
     ) -> Result<(), VaultError> {
-        let held = last.copy_to(offset, out);
+        let held = self.copy_to(offset, out);
         if held == out.len() {
             return Ok(());
         }
-        self.read(|records| {
+        from.read(|records| {
             let mut filled = held;
             while filled < out.len() {
                 let at = offset + filled as u64;
@@ -62,38 +55,44 @@ impl Vault {
                 if skip >= length {
                     return Err(VaultError::Invalid);
                 }
-                // A chunk that is wanted whole is opened where it is wanted.
+                // Open a whole chunk directly into its place.
                 filled += if skip == 0 && length <= rest.len() {
-                    self.chunk_into(records, version, index, &mut rest[..length])?;
+                    chunk_into(records, from, version, index, &mut rest[..length])?;
                     length
                 } else {
                     let mut plain = SecretBytes::zeroed(length)?;
-                    self.chunk_into(records, version, index, &mut plain)?;
-                    last.0 = Some((index, plain));
-                    last.copy_to(at, rest)
+                    chunk_into(records, from, version, index, &mut plain)?;
+                    self.0 = Some((index, plain));
+                    self.copy_to(at, rest)
                 };
             }
             Ok(())
         })
     }
+}
 
-    /// Opens one chunk into `plain`, padding and all.
-    fn chunk_into(
-        &self,
-        records: &mut dyn Read,
-        version: &Version,
-        index: u32,
-        plain: &mut [u8],
-    ) -> Result<(), VaultError> {
-        match version.read_chunk(records, index, plain) {
-            // The same content may stand under another key by now.
-            Err(error) if error.failure() == Failure::Integrity => {
-                let (node, number) = (version.node(), version.number());
-                let record = records.version(node, number)?.ok_or(error)?;
-                Version::open(&self.keyring(), node, number, &record)?
-                    .read_chunk_beside(records, index, plain)
-            }
-            other => other,
+fn position(at: u64) -> (u32, usize) {
+    let chunk = CHUNK as u64;
+    let index = u32::try_from(at / chunk).unwrap_or(u32::MAX);
+    (index, (at % chunk) as usize)
+}
+
+/// Opens one chunk into `plain`, with its padding.
+fn chunk_into(
+    records: &mut dyn Read,
+    from: &Records,
+    version: &Version,
+    index: u32,
+    plain: &mut [u8],
+) -> Result<(), VaultError> {
+    match version.read_chunk(records, index, plain) {
+        // The same content may be under another key by now.
+        Err(error) if error.failure() == Failure::Integrity => {
+            let (node, number) = (version.node(), version.number());
+            let record = records.version(node, number)?.ok_or(error)?;
+            Version::open(&from.keyring(), node, number, &record)?
+                .read_chunk_beside(records, index, plain)
         }
+        other => other,
     }
 }

@@ -1,4 +1,4 @@
-//! Reading: nodes, names and contents, each from one snapshot, opened and verified.
+//! Reads nodes, names and contents, each from one snapshot, opened and verified.
 
 use std::sync::Arc;
 
@@ -9,25 +9,27 @@ use crate::store::{NameTag, NodeId, Read};
 use super::cache::SealedVersion;
 use super::content::Version;
 use super::entry::{DirectoryKeys, Entry};
+use super::integrity::Guard;
 use super::node::{FileBody, Node};
-use super::{Failure, Vault, VaultError};
+use super::records::Records;
+use super::{Failure, VaultError};
 
-/// Contents up to this many bytes are fetched when they are looked up.
+/// A look-up also fetches contents up to this many bytes.
 const AHEAD: u64 = 4 << 10;
 
-/// What a file holds, as far as it was read.
+/// The content of a file, as far as it was read.
 #[derive(Debug)]
 pub enum Content {
-    /// Nothing was ever published.
+    /// No version was ever published.
     Unpublished,
-    /// All of it.
+    /// The whole content.
     Whole {
-        /// Which version.
+        /// The version's number.
         version: u64,
         /// Its bytes.
         bytes: SecretBytes,
     },
-    /// It is to be read chunk by chunk.
+    /// The content must be read chunk by chunk.
     Pieces(Version),
 }
 
@@ -36,87 +38,110 @@ pub enum Content {
 pub struct Listing {
     /// The entries.
     pub entries: Vec<Entry>,
-    /// Where to go on after them.
+    /// The place after the last entry.
     pub after: Option<NameTag>,
     /// Whether the directory ends here.
     pub complete: bool,
     /// Sum over the records of these entries.
     pub sum: SetSum,
-    /// The directory as of this listing.
+    /// The directory at the time of this listing.
     pub directory: Arc<Node>,
 }
 
-impl Vault {
+/// The change of a node since an earlier look.
+#[derive(Debug)]
+pub enum Since {
+    /// Its revision is the same.
+    Same,
+    /// Its revision differs. The node comes without its extended attributes: callers ask about many
+    /// nodes at once, and the attributes of a few hundred would be megabytes.
+    Changed(Arc<Node>),
+    /// There is none.
+    Gone,
+}
+
+/// Reads an open vault, as the module describes.
+pub(super) struct Reader {
+    records: Arc<Records>,
+    guard: Arc<Guard>,
+}
+
+impl Reader {
+    pub(super) fn new(records: &Arc<Records>, guard: &Arc<Guard>) -> Self {
+        Self {
+            records: Arc::clone(records),
+            guard: Arc::clone(guard),
+        }
+    }
+
     /// A node.
     ///
     /// # Errors
-    /// `NotFound` when there is none.
-    pub fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
-        self.must_serve()?;
-        self.refresh()?;
-        if let Some(node) = self.cache.get(id) {
+    /// `NotFound` when it does not exist.
+    pub(super) fn node(&self, id: NodeId) -> Result<Arc<Node>, VaultError> {
+        self.guard.must_serve()?;
+        self.records.refresh()?;
+        if let Some(node) = self.records.cache().get(id) {
             return Ok(node);
         }
-        let epoch = self.cache.epoch();
-        self.read(|records| self.node_in(records, id, epoch))
+        let epoch = self.records.cache().epoch();
+        self.records
+            .read(|records| self.node_in(records, id, epoch))
     }
 
-    /// A node inside a read transaction, from the cache if it is there. `epoch` is the cache's
-    /// from before the transaction: what was committed since, its snapshot may not have.
-    pub(super) fn node_in(
+    /// A node inside a read transaction, from the cache if possible. `epoch` is the cache's epoch
+    /// before the transaction, whose snapshot may lack later commits.
+    fn node_in(
         &self,
         records: &mut dyn Read,
         id: NodeId,
         epoch: u64,
     ) -> Result<Arc<Node>, VaultError> {
-        if let Some(node) = self.cache.get(id) {
+        if let Some(node) = self.records.cache().get(id) {
             return Ok(node);
         }
         let node = self.read_node(records, id)?;
-        self.cache.offer(epoch, &node);
+        self.records.cache().offer(epoch, &node);
         Ok(node)
     }
 
-    /// A node as the transaction's snapshot has it.
-    pub(super) fn read_node(
-        &self,
-        records: &mut dyn Read,
-        id: NodeId,
-    ) -> Result<Arc<Node>, VaultError> {
+    /// A node in the transaction's snapshot.
+    fn read_node(&self, records: &mut dyn Read, id: NodeId) -> Result<Arc<Node>, VaultError> {
         let record = records.node(id)?.ok_or(VaultError::NotFound)?;
-        Ok(Arc::new(Node::open(&self.keyring(), id, &record)?))
+        Ok(Arc::new(Node::open(&self.records.keyring(), id, &record)?))
     }
 
     /// The node that `name` names in `directory`.
     ///
     /// # Errors
     /// `NotFound` when there is no such name.
-    pub fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
-        // The directory's key may be replaced between the two reads, here or by the writer beside.
-        let may_move = self.read_only || self.keyring().renews_data_keys();
+    pub(super) fn lookup(&self, directory: NodeId, name: &[u8]) -> Result<Arc<Node>, VaultError> {
+        // The directory's key may be replaced between the two reads, here or by the writer beside
+        // this process.
+        let may_move = self.records.is_read_only() || self.records.keyring().renews_data_keys();
         let parent = self.node(directory)?;
-        self.must_serve()?;
-        let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+        self.guard.must_serve()?;
+        let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
         let tag = keys.tag(name)?;
         if !may_move && let Some(found) = self.lookup_kept(&parent, &keys, &tag) {
             return found;
         }
-        let epoch = self.cache.epoch();
-        let found = self.read(|records| {
+        let epoch = self.records.cache().epoch();
+        let found = self.records.read(|records| {
             let node = self.lookup_in(records, &keys, tag, name, epoch)?;
             self.fetch_small(records, &node);
             Ok(node)
         });
         match found {
             Err(error)
-                if (may_move || self.keyring().renews_data_keys())
+                if (may_move || self.records.keyring().renews_data_keys())
                     && (matches!(error, VaultError::NotFound)
                         || error.failure() == Failure::Integrity) =>
             {
-                // With the key that the snapshot has.
-                self.read(|records| {
+                // Use the key in the snapshot.
+                self.records.read(|records| {
                     let parent = self.read_node(records, directory)?;
-                    let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+                    let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
                     self.lookup_in(records, &keys, keys.tag(name)?, name, epoch)
                 })
             }
@@ -124,61 +149,67 @@ impl Vault {
         }
     }
 
-    /// As [`lookup`](Self::lookup), and the content of what was found, from one snapshot: whole if it
-    /// has at most as many bytes as `whole` says, which is told what it is.
+    /// As [`lookup`](Self::lookup), with the content of the node, from one snapshot. `whole` gets
+    /// the node, and returns up to how many bytes the content is read as a whole.
     ///
     /// # Errors
-    /// As `lookup`, and for the content as [`content`](Self::content).
-    pub fn lookup_with_content(
+    /// As `lookup`, and for the content as [`content_within`](Self::content_within).
+    pub(super) fn lookup_with_content(
         &self,
         directory: NodeId,
         name: &[u8],
         whole: &mut dyn FnMut(&FileBody) -> u64,
     ) -> Result<(Arc<Node>, Result<Content, VaultError>), VaultError> {
-        self.refresh()?;
-        let epoch = self.cache.epoch();
-        self.read(|records| {
+        self.records.refresh()?;
+        let epoch = self.records.cache().epoch();
+        self.records.read(|records| {
             let parent = self.read_node(records, directory)?;
-            let keys = DirectoryKeys::of(self.keyring().vault(), &parent)?;
+            let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
             let tag = keys.tag(name)?;
             let found = self.lookup_in(records, &keys, tag, name, epoch)?;
-            // The one that was found may be as it was cached.
+            // The node that was found may come from the cache.
             let node = self.read_node(records, found.id)?;
             let content = self.content_of(records, &node, &mut *whole);
-            Ok((node, self.noted(content)))
+            Ok((node, self.guard.noted(content)))
         })
     }
 
-    /// What a name names, if all that it takes was kept.
+    /// The node of a name, if the caches have everything.
     fn lookup_kept(
         &self,
         parent: &Arc<Node>,
         keys: &DirectoryKeys,
         tag: &NameTag,
     ) -> Option<Result<Arc<Node>, VaultError>> {
-        let Some(record) = self.cache.entry(parent.id, tag)? else {
-            // It may be filed elsewhere since, if the directory has changed.
-            let now = self.cache.get(parent.id)?;
+        let Some(record) = self.records.cache().entry(parent.id, tag)? else {
+            // If the directory has changed, the name may be filed elsewhere by now.
+            let now = self.records.cache().get(parent.id)?;
             let is_same = Arc::ptr_eq(&now, parent) && parent.previous.is_none();
             return is_same.then_some(Err(VaultError::NotFound));
         };
-        // What is wrong with them is told when they are had from the store.
+        // Reading from the store reports a defect.
         let entry = keys.open(tag, &record).ok()?;
-        let node = self.cache.get(entry.node)?;
+        let node = self.records.cache().get(entry.node)?;
         (node.kind == entry.kind).then_some(Ok(node))
     }
 
-    /// Who looks up a secret is about to read it: one transaction for both. What is wrong with the
-    /// content is told when it is asked for.
+    /// Fetches the content of a small secret, in the transaction of its look-up, since the program
+    /// is about to read it. A later read reports a defect of the content.
     fn fetch_small(&self, records: &mut dyn Read, node: &Node) {
         let Ok(file) = node.file() else { return };
         let version = (node.id, file.version);
-        // What another process may change is not kept.
-        if self.read_only || file.version == 0 || file.size > AHEAD || self.sealed.holds(version) {
+        // Do not cache records that another process may change.
+        if self.records.is_read_only()
+            || file.version == 0
+            || file.size > AHEAD
+            || self.records.sealed().holds(version)
+        {
             return;
         }
         if let Ok(Some((record, first))) = records.version_and_first_chunk(node.id, file.version) {
-            self.sealed.offer(version, SealedVersion { record, first });
+            self.records
+                .sealed()
+                .offer(version, SealedVersion { record, first });
         }
     }
 
@@ -193,8 +224,10 @@ impl Vault {
         let found = keys.find_filed(&mut *records, tag, name)?;
         let (entry, record) = found.ok_or(VaultError::NotFound)?;
         let directory = keys.directory();
-        if !self.read_only {
-            self.cache.offer_entry(epoch, directory, entry.tag, &record);
+        if !self.records.is_read_only() {
+            self.records
+                .cache()
+                .offer_entry(epoch, directory, entry.tag, &record);
         }
         self.node_of(records, directory, &entry, epoch)
     }
@@ -218,23 +251,23 @@ impl Vault {
         Ok(node)
     }
 
-    /// At most `limit` entries of a directory, those filed after `after`. Who is going to ask for
-    /// their nodes has them read `with_nodes`, in one transaction instead of many.
+    /// At most `limit` entries of a directory, after `after`. Callers that will ask for their nodes
+    /// pass `with_nodes`, which reads them in one transaction instead of many.
     ///
     /// # Errors
-    /// When it is no directory, or an entry does not authenticate.
-    pub fn list(
+    /// When the node is not a directory, or an entry does not authenticate.
+    pub(super) fn list(
         &self,
         directory: NodeId,
         after: Option<&NameTag>,
         limit: usize,
         with_nodes: bool,
     ) -> Result<Listing, VaultError> {
-        self.refresh()?;
-        let epoch = self.cache.epoch();
-        self.read(|records| {
+        self.records.refresh()?;
+        let epoch = self.records.cache().epoch();
+        self.records.read(|records| {
             let node = self.read_node(records, directory)?;
-            let keys = DirectoryKeys::of(self.keyring().vault(), &node)?;
+            let keys = DirectoryKeys::of(self.records.keyring().vault(), &node)?;
             let rows = records.entries(directory, after, limit)?;
             let mut sum = SetSum::default();
             let complete = rows.len() < limit;
@@ -244,11 +277,13 @@ impl Vault {
                 sum.add(&keys.element(&row.tag, &row.value));
                 match keys.open(&row.tag, &row.value) {
                     Ok(entry) => entries.push(entry),
-                    Err(error) if self.salvage => tracing::error!("passed over: {error}"),
+                    Err(error) if self.records.is_salvage() => {
+                        tracing::error!("passed over: {error}")
+                    }
                     Err(error) => return Err(error),
                 }
             }
-            // What is wrong with a node is told when it is asked for.
+            // A later read reports a defect of the node.
             let _ = entries
                 .iter()
                 .filter(|_| with_nodes)
@@ -263,29 +298,22 @@ impl Vault {
         })
     }
 
-    /// A file's current content and the node it belongs to: whole if it has at most `whole` bytes.
+    /// A file's current content and its node. The content is whole if it has at most the bytes that
+    /// `whole` returns. `whole` gets the node before any content is read, perhaps more than once,
+    /// and must not wait.
     ///
     /// # Errors
-    /// When it is no file, or does not authenticate.
-    pub fn content(&self, id: NodeId, whole: u64) -> Result<(Arc<Node>, Content), VaultError> {
-        self.content_within(id, &mut |_| whole)
-    }
-
-    /// The same, whole if it has at most as many bytes as `whole` says, which is told what it is before
-    /// any of it is read, perhaps more than once. It must not wait.
-    ///
-    /// # Errors
-    /// As [`content`](Self::content).
-    pub fn content_within(
+    /// When the node is not a file, or does not authenticate.
+    pub(super) fn content_within(
         &self,
         id: NodeId,
         whole: &mut dyn FnMut(&FileBody) -> u64,
     ) -> Result<(Arc<Node>, Content), VaultError> {
-        self.refresh()?;
-        let epoch = self.cache.epoch();
-        self.read(|records| {
-            // Only a writer's cache is as new as the snapshot.
-            let node = match self.read_only {
+        self.records.refresh()?;
+        let epoch = self.records.cache().epoch();
+        self.records.read(|records| {
+            // Only the writer's cache is as new as the snapshot.
+            let node = match self.records.is_read_only() {
                 true => self.read_node(records, id)?,
                 false => self.node_in(records, id, epoch)?,
             };
@@ -324,10 +352,15 @@ impl Vault {
     ///
     /// # Errors
     /// When it is missing or does not authenticate.
-    pub fn version(&self, id: NodeId, number: u64, whole: u64) -> Result<Content, VaultError> {
-        self.must_serve()?;
-        let keyring = self.keyring();
-        if let Some(sealed) = self.sealed.get((id, number), keyring.active())
+    pub(super) fn version(
+        &self,
+        id: NodeId,
+        number: u64,
+        whole: u64,
+    ) -> Result<Content, VaultError> {
+        self.guard.must_serve()?;
+        let keyring = self.records.keyring();
+        if let Some(sealed) = self.records.sealed().get((id, number), keyring.active())
             && let Ok(Some(bytes)) = open_kept(&keyring, (id, number), &sealed, whole)
         {
             return Ok(Content::Whole {
@@ -335,10 +368,11 @@ impl Vault {
                 bytes,
             });
         }
-        self.read(|records| self.version_in(records, id, number, whole))
+        self.records
+            .read(|records| self.version_in(records, id, number, whole))
     }
 
-    pub(super) fn version_in(
+    fn version_in(
         &self,
         records: &mut dyn Read,
         id: NodeId,
@@ -350,24 +384,46 @@ impl Vault {
             .ok_or_else(|| {
                 VaultError::tampered(format_args!("version {number} of node {id}"), "is missing")
             })?;
-        let version = Version::open(&self.keyring(), id, number, &record)?;
+        let version = Version::open(&self.records.keyring(), id, number, &record)?;
         if version.length() > whole {
             return Ok(Content::Pieces(version));
         }
         let bytes = version.whole(records, first.as_deref())?;
-        if !self.read_only && version.chunks() <= 1 {
+        if !self.records.is_read_only() && version.chunks() <= 1 {
             let sealed = SealedVersion { record, first };
-            self.sealed.offer((id, number), sealed);
+            self.records.sealed().offer((id, number), sealed);
         }
         Ok(Content::Whole {
             version: number,
             bytes,
         })
     }
+
+    /// The changes of nodes since these revisions, in one transaction. Nodes that still have their
+    /// revision are not opened.
+    ///
+    /// # Errors
+    /// When the store fails, or a node does not authenticate.
+    pub(super) fn since(&self, nodes: &[(NodeId, Option<u64>)]) -> Result<Vec<Since>, VaultError> {
+        self.records.read(|records| {
+            let nodes = nodes.iter();
+            nodes
+                .map(|(id, revision)| match records.node(*id)? {
+                    None => Ok(Since::Gone),
+                    Some(record) if Some(Node::revision_of(&record)) == *revision => {
+                        Ok(Since::Same)
+                    }
+                    Some(record) => {
+                        let node = Node::open(&self.records.keyring(), *id, &record)?;
+                        Ok(Since::Changed(Arc::new(node.without_xattrs())))
+                    }
+                })
+                .collect()
+        })
+    }
 }
 
-/// The whole content of a version that was kept as it is stored. `None` when it is to be read piece
-/// by piece.
+/// The whole content of a cached version; `None` if it must be read chunk by chunk.
 fn open_kept(
     keyring: &Keyring,
     (node, number): (NodeId, u64),

@@ -1,129 +1,102 @@
-//! Repairing a vault: what is whole stays where it is; what has lost a part goes to `lost+found`
-//! with all that is left of it; what cannot be opened at all goes to a file beside the vault. All in
-//! one transaction, which sets the sums to what is there then and says in the history what was done.
+//! Repairs a vault. Intact records stay where they are; a file that has lost a part goes to
+//! `lost+found` with the rest of it; records that do not open go to a file beside the vault. One
+//! transaction does everything, sets the sums to the remaining records, and records the repair in
+//! the history.
 //!
-//! It destroys nothing that could still be opened, and shows nothing as whole that is not.
+//! A repair must never destroy a record that still opens, nor show an incomplete content as whole.
 
-mod aside;
 mod left;
+mod quarantine;
 mod report;
 mod scan;
 mod seen;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::crypto::SecretBytes;
-use crate::keyring::{Event, EventKind, Keyring};
-use crate::store::{self, Durability, NodeId};
+use crate::keyring::{Event, EventKind};
+use crate::store::NodeId;
 
+use super::check::check_records;
+use super::commit::transact::Transactions;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
 use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
-use super::writing::Rollback;
+use super::records::Records;
+use super::tx::repair_tx;
 use super::{OpenOptions, Tx, Vault, VaultError};
 pub use report::{RepairReport, Repairs};
 
-use aside::Aside;
 use left::{Left, found_chunk, missing, opened};
+use quarantine::Quarantine;
 use seen::Seen;
 
-/// More deeds than these are counted, not listed.
+/// Limit on listed repairs; more are only counted.
 const MAX_LISTED: usize = 1000;
-/// As many of them stand in the history.
+/// Limit on repairs listed in the history.
 const MAX_RECORDED: usize = 100;
-/// Where parts of what was damaged are to be found.
+/// The directory for parts of damaged files.
 const LOST_FOUND: &str = "lost+found";
 
 /// Opens the vault in `path` for writing and repairs it.
 ///
 /// # Errors
-/// When it cannot be opened, is in use, or a medium fails; then nothing was changed. What cannot be
-/// repaired is in the report.
+/// When the vault cannot be opened, is in use, or a medium fails; nothing was changed then. The
+/// report lists what cannot be repaired.
 pub fn repair(path: &Path, options: &OpenOptions) -> Result<RepairReport, VaultError> {
-    let vault = Vault::open_to_mend(path, options)?;
-    let repairs = vault.repair()?;
-    let check = vault.check()?;
+    let vault = Vault::open_to_repair(path, options)?;
+    let repairs = repair_records(vault.records(), vault.transactions())?;
+    let check = check_records(vault.records())?;
     Ok(RepairReport { repairs, check })
 }
 
-impl Vault {
-    fn repair(&self) -> Result<Repairs, VaultError> {
-        let mut state = self.lock_state();
-        let (keyring, system) = (self.keyring(), self.system());
-        let now = Timestamp::now().seconds;
-        let mut aside = Aside::of(self.path(), now);
-        let mut outcome = None;
-        let finished = store::write(&self.store, Durability::Now, |records| {
-            aside.restart()?;
-            let mut next = Keyring::clone(&keyring);
-            let mut tx = Tx::new(&keyring, &system, &self.cache, records, state.clone());
-            let mut repair = Repair::new(&mut aside);
-            repair.run(&mut tx)?;
-            let repairs = repair.repairs;
-            if repairs.count == 0 {
-                outcome = Some((repairs, None));
-                return Err(Rollback::Untouched);
-            }
-            aside.sync()?;
-            let event = next.record_event(&Event {
-                at: now,
-                late: false,
-                kind: EventKind::Repaired {
-                    count: repairs.count,
-                    done: repairs.done.iter().take(MAX_RECORDED).cloned().collect(),
-                },
-            });
-            tx.keyring = &next;
-            tx.put_keyring(std::slice::from_ref(&event))?;
-            let (committed, _) = tx.finish()?;
-            outcome = Some((repairs, Some((next, event))));
-            Ok(committed)
-        });
-        let (mut repairs, changed) = match (finished, outcome) {
-            (Ok(committed), Some((repairs, Some(changed)))) => {
-                self.show(&committed);
-                *state = committed;
-                (repairs, changed)
-            }
-            (Err(Rollback::Failed(error)), _) => {
-                self.look_again(&mut state, Vec::new());
-                return Err(error);
-            }
-            (_, outcome) => {
-                aside.discard();
-                return Ok(outcome.map(|(repairs, _)| repairs).unwrap_or_default());
-            }
-        };
-        let (next, event) = changed;
-        self.cache.clear();
-        *self.keyring.write() = Arc::new(next);
-        drop(state);
-        self.lock_chronicle().take(Some(&event));
-        self.host.note_keyring(|| self.keyring());
-        repairs.taken_out = aside.path().map(Path::to_owned);
-        Ok(repairs)
+fn repair_records(records: &Records, transactions: &Transactions) -> Result<Repairs, VaultError> {
+    let now = Timestamp::now().seconds;
+    let mut quarantine = Quarantine::of(records.path(), now);
+    let mut repairs = Repairs::default();
+    let is_changed = transactions.repair(|tx| {
+        quarantine.restart()?;
+        let mut repair = Repair::new(&mut quarantine);
+        repair.run(tx)?;
+        repairs = repair.repairs;
+        if repairs.count == 0 {
+            return Ok(None);
+        }
+        quarantine.sync()?;
+        Ok(Some(Event {
+            at: now,
+            late: false,
+            kind: EventKind::Repaired {
+                count: repairs.count,
+                done: repairs.done.iter().take(MAX_RECORDED).cloned().collect(),
+            },
+        }))
+    })?;
+    match is_changed {
+        true => repairs.taken_out = quarantine.path().map(Path::to_owned),
+        false => quarantine.discard(),
     }
+    Ok(repairs)
 }
 
 struct Repair<'a> {
-    aside: &'a mut Aside,
+    quarantine: &'a mut Quarantine,
     repairs: Repairs,
     nodes: HashMap<NodeId, Seen>,
     /// Nodes whose records do not open.
     lost: BTreeSet<NodeId>,
-    /// Files, there or not, of which some version is not as it should be.
+    /// Files, existing or not, with a damaged version.
     troubled: BTreeSet<NodeId>,
-    /// Names under which what is damaged was found.
+    /// Names under which damaged nodes were found.
     names: HashMap<NodeId, Vec<u8>>,
     lost_found: Option<NodeId>,
 }
 
 impl<'a> Repair<'a> {
-    fn new(aside: &'a mut Aside) -> Self {
+    fn new(quarantine: &'a mut Quarantine) -> Self {
         Self {
-            aside,
+            quarantine,
             repairs: Repairs::default(),
             nodes: HashMap::new(),
             lost: BTreeSet::new(),
@@ -159,7 +132,7 @@ impl<'a> Repair<'a> {
         for id in ids {
             tx.run(&mut |tx| self.place(tx, id))??;
         }
-        let strays = tx.records.delete_stray_chunks()?;
+        let strays = tx.records().delete_stray_chunks()?;
         if strays > 0 {
             self.did(format_args!(
                 "removed {strays} chunks that belonged to no version"
@@ -174,7 +147,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Without a root directory nothing has a place.
+    /// Makes a new root directory if it is lost: without one, nothing has a place.
     fn root(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         if self
             .nodes
@@ -184,13 +157,13 @@ impl<'a> Repair<'a> {
             return Ok(());
         }
         if self.lost.remove(&ROOT) || self.nodes.remove(&ROOT).is_some() {
-            self.keep_node_aside(tx, ROOT)?;
+            self.quarantine_node(tx, ROOT)?;
             tx.run(&mut |tx| {
-                tx.discard_node(ROOT);
+                repair_tx::discard_node(tx, ROOT);
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| tx.found_root())??;
+        tx.run(&mut |tx| repair_tx::found_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -208,46 +181,46 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    fn keep_node_aside(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
-        match tx.records.node(id)? {
-            Some(record) => self.aside.record("node", &[id], &record),
+    fn quarantine_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
+        match tx.records().node(id)? {
+            Some(record) => self.quarantine.record("node", &[id], &record),
             None => Ok(()),
         }
     }
 
-    /// A node whose record does not open: what it was called is known by its entries, what it held
-    /// by its versions.
+    /// Handles a node whose record does not open: its entries give its name, its versions its
+    /// content.
     fn lost_node(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
-        self.keep_node_aside(tx, id)?;
-        tx.discard_node(id);
+        self.quarantine_node(tx, id)?;
+        repair_tx::discard_node(tx, id);
         self.did(format_args!("took out node {id}, which does not open"));
         Ok(())
     }
 
-    /// A file with versions that are not as they should be, or versions of what is no file.
+    /// Handles a file with damaged versions, or versions of a node that is not a file.
     fn troubled_file(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let (current, size, whole) = match self.nodes.get(&id) {
             Some(seen) if seen.kind == Kind::File => (seen.version, seen.size, seen.whole),
             _ => (0, 0, true),
         };
         let mut content = None;
-        let versions = tx.records.versions_of(id)?;
+        let versions = tx.records().versions_of(id)?;
         for version in &versions {
             let version = *version;
-            let Some(record) = tx.records.version(id, version)? else {
+            let Some(record) = tx.records().version(id, version)? else {
                 continue;
             };
             if version == current && whole {
                 continue;
             }
             let left = self.left_of(tx, id, version)?;
-            // One that was replaced, of a file that has what it needs: it goes when it is reaped.
+            // An old version of a file whose current version is whole: reaping removes it.
             let replaced = version < current && whole;
             match left {
                 Some(left) if version == current => {
                     let complete = left.missing.is_empty();
                     if complete && left.content.len() as u64 == size {
-                        tx.replace_content(id, version, record, &left.content)?;
+                        repair_tx::replace_content(tx, id, version, record, &left.content)?;
                         if let Some(seen) = self.nodes.get_mut(&id) {
                             seen.whole = true;
                         }
@@ -260,7 +233,7 @@ impl<'a> Repair<'a> {
                 }
                 Some(left) if replaced && left.missing.is_empty() => {}
                 Some(left) => {
-                    self.keep_version_aside(tx, id, version, &left.missing)?;
+                    self.quarantine_version(tx, id, version, &left.missing)?;
                     tx.delete_version(id, version);
                     let parts = missing(&left.missing);
                     let name = self.found(tx, id, version, &left.content)?;
@@ -270,7 +243,7 @@ impl<'a> Repair<'a> {
                     ));
                 }
                 None => {
-                    self.keep_version_aside(tx, id, version, &[])?;
+                    self.quarantine_version(tx, id, version, &[])?;
                     tx.delete_version(id, version);
                     self.did(format_args!(
                         "took out version {version} of node {id}, which does not open"
@@ -283,16 +256,16 @@ impl<'a> Repair<'a> {
         }
         match content {
             Some((version, record, left)) => {
-                self.keep_version_aside(tx, id, version, &left.missing)?;
-                tx.replace_content(id, version, record, &left.content)?;
-                tx.set_file(id, version, left.content.len() as u64)?;
+                self.quarantine_version(tx, id, version, &left.missing)?;
+                repair_tx::replace_content(tx, id, version, record, &left.content)?;
+                repair_tx::set_file(tx, id, version, left.content.len() as u64)?;
                 self.did(format_args!(
                     "node {id} has lost part of its content{}",
                     missing(&left.missing)
                 ));
             }
             None => {
-                tx.set_file(id, 0, 0)?;
+                repair_tx::set_file(tx, id, 0, 0)?;
                 self.did(format_args!(
                     "node {id} has lost its content, version {current}"
                 ));
@@ -301,14 +274,14 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// What can be opened of a version, wherever its chunks are; `None` when nothing can.
+    /// The part of a version that opens, wherever its chunks are; `None` if no part does.
     fn left_of(
         &self,
         tx: &mut Tx<'_>,
         id: NodeId,
         number: u64,
     ) -> Result<Option<Left>, VaultError> {
-        let Some(record) = tx.records.version(id, number)? else {
+        let Some(record) = tx.records().version(id, number)? else {
             return Ok(None);
         };
         let Some(version) = opened(Version::open(tx.keyring, id, number, &record))? else {
@@ -318,7 +291,7 @@ impl<'a> Repair<'a> {
         let mut content = SecretBytes::zeroed(padded.sum())?;
         let mut missing = Vec::new();
         for (index, plain) in (0..version.chunks()).zip(content.chunks_mut(CHUNK)) {
-            if !found_chunk(tx.records, &version, index, plain)? {
+            if !found_chunk(tx.records(), &version, index, plain)? {
                 missing.push(index);
             }
         }
@@ -329,30 +302,30 @@ impl<'a> Repair<'a> {
         Ok(Some(Left { content, missing }))
     }
 
-    fn keep_version_aside(
+    fn quarantine_version(
         &mut self,
         tx: &mut Tx<'_>,
         id: NodeId,
         version: u64,
         chunks: &[u32],
     ) -> Result<(), VaultError> {
-        if let Some(record) = tx.records.version(id, version)? {
-            self.aside.record("version", &[id, version], &record)?;
+        if let Some(record) = tx.records().version(id, version)? {
+            self.quarantine.record("version", &[id, version], &record)?;
         }
         for index in chunks {
             if let Some(Some(sealed)) = opened(
-                tx.records
+                tx.records()
                     .chunk((id, version, *index))
                     .map_err(VaultError::from),
             )? {
-                self.aside
+                self.quarantine
                     .chunk(&[id, version, u64::from(*index)], &sealed)?;
             }
         }
         Ok(())
     }
 
-    /// A content that belongs to nothing, as a new file.
+    /// Makes a new file of a content that belongs to no node.
     fn found(
         &mut self,
         tx: &mut Tx<'_>,
@@ -383,7 +356,8 @@ impl<'a> Repair<'a> {
         )
     }
 
-    /// Sees that a node that opens has the names and the place that it says, or one in `lost+found`.
+    /// Gives a node that opens the names and the place that its record states, or a name in
+    /// `lost+found`.
     fn place(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let Some(seen) = self.nodes.get(&id) else {
             return Ok(());
@@ -425,7 +399,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Gives a node a name in `lost+found`; says which, but for what it was called.
+    /// Gives a node a name in `lost+found`, and reports it without its old name.
     fn adopt(
         &mut self,
         tx: &mut Tx<'_>,
@@ -458,7 +432,7 @@ impl<'a> Repair<'a> {
         Err(VaultError::Exists)
     }
 
-    /// The directory of what has lost its place, made when it is needed.
+    /// The directory `lost+found`, created when needed.
     fn lost_found(&mut self, tx: &mut Tx<'_>) -> Result<NodeId, VaultError> {
         if let Some(directory) = self.lost_found {
             return Ok(directory);

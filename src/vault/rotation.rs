@@ -1,11 +1,10 @@
-//! The rotations, driven from one durable state to the next, each step a transaction of its own.
+//! Drives the rotations from one durable state to the next; each step is a transaction of its own.
 //!
-//! Every step begins from what the keyring record says and from what a query finds, never from
-//! what this process remembers, so it does not matter who did the steps before. One at a time
-//! drives. KMS is never asked while a transaction is open.
+//! Every step begins from the keyring record and from the results of a query, never from this
+//! process's memory, so it does not matter which process did the earlier steps. One thread drives
+//! at a time. KMS is never asked inside a transaction.
 
 mod damage;
-mod follow;
 mod migrate;
 mod names;
 mod prepare;
@@ -16,31 +15,38 @@ mod system;
 mod verify;
 
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::crypto::schedule::digest;
-use crate::keyring::{Change, ChangeKind, ChangePhase, UnverifiedKeyring, is_final};
-use crate::kms::{KeyUri, Provider};
-use crate::os::nice;
-use crate::store;
+use crate::keyring::{self, Keyring, RotationKind, RotationPhase, is_final};
+use crate::kms::{KeyUri, Kms, Provider};
+use crate::sync::{Mutex, Rank};
 
+use super::chronicle::Chronicle;
+use super::commit::transact::Transactions;
 use super::host::apart::must_be_apart;
+use super::host::memory::HostMemory;
+use super::integrity::Guard;
 use super::node::Timestamp;
-use super::{Failure, Vault, VaultError};
-pub(super) use progress::Rotation;
+use super::pause::pause;
+use super::records::Records;
+use super::{Failure, VaultError};
 pub use progress::{Outcome, Phase, Progress};
 pub use request::Request;
 
 use damage::Damage;
-use progress::Figures;
+use migrate::Migration;
+use progress::{Figures, Standing};
+use system::Renewal;
+use verify::Verification;
 
-/// How long a new key is on offer before it is used, if somebody reads beside: those have it by then,
-/// and need not wait for it.
+/// Time between storing a new key and using it, if other processes read the vault: they fetch the
+/// key meanwhile, and never wait for it.
 const OFFER: Duration = Duration::from_millis(600);
-/// How often what is in the way of the end is tried again.
+/// First pause before another attempt to end, if readers are in the way.
 const TRY_AGAIN: Duration = Duration::from_millis(200);
-/// And how often at least.
+/// Limit on that pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 fn offer() -> Duration {
@@ -48,7 +54,7 @@ fn offer() -> Duration {
     OFFER
 }
 
-/// What can be done about a rotation that is blocked.
+/// The remedies for a blocked rotation.
 pub const BLOCKED: &str = "restore what is damaged, have `secretfs check --repair` move it aside while \
                            the vault is not mounted, or give it up with --retire-despite";
 
@@ -56,47 +62,75 @@ fn now() -> i64 {
     Timestamp::now().seconds
 }
 
-impl Vault {
-    /// How far the rotation under way has come; `None` when there is none.
-    pub fn progress(&self) -> Option<Progress> {
-        let keyring = self.keyring();
-        let change = keyring.body().change.clone()?;
-        let figures = self.rotation.figures().clone();
-        let damage = self.rotation.damage().clone();
-        let rate = figures.since.map_or(0.0, |(since, done)| {
-            figures.done.saturating_sub(done) as f64 / since.elapsed().as_secs_f64().max(1e-3)
-        });
-        let left = figures.total.saturating_sub(figures.done);
-        let eta_seconds =
-            (rate > 0.0 && figures.trouble.is_none()).then(|| (left as f64 / rate).ceil() as u64);
-        Some(Progress {
-            change: change.kind,
-            phase: change.phase,
-            from: change.from,
-            to: change.to,
-            started: change.started,
-            done: figures.done,
-            total: figures.total,
-            rate,
-            eta_seconds,
-            trouble: figures.trouble,
-            blocked: figures.blocked,
-            damaged: damage.count,
-            records: damage.named,
-        })
+/// The parts that a rotation needs.
+pub(super) struct Parts {
+    pub(super) records: Arc<Records>,
+    pub(super) transactions: Arc<Transactions>,
+    pub(super) guard: Arc<Guard>,
+    pub(super) host: Arc<HostMemory>,
+    pub(super) chronicle: Arc<Mutex<Chronicle>>,
+    pub(super) kms: Arc<Kms>,
+}
+
+/// The rotations of a vault, as the module describes.
+pub(super) struct Rotation {
+    records: Arc<Records>,
+    transactions: Arc<Transactions>,
+    guard: Arc<Guard>,
+    host: Arc<HostMemory>,
+    chronicle: Arc<Mutex<Chronicle>>,
+    kms: Arc<Kms>,
+    /// Held by the thread that begins or drives a rotation.
+    driving: Mutex<()>,
+    standing: Standing,
+    renewal: Renewal,
+}
+
+impl Rotation {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts {
+            records,
+            transactions,
+            guard,
+            host,
+            chronicle,
+            kms,
+        } = parts;
+        Self {
+            renewal: Renewal::new(Arc::clone(&transactions)),
+            records,
+            transactions,
+            guard,
+            host,
+            chronicle,
+            kms,
+            driving: Mutex::new(Rank::Driving, ()),
+            standing: Standing::default(),
+        }
     }
 
-    /// Begins a rotation: when this returns, it will be done, whatever happens, unless KMS does not
-    /// unwrap what it has just wrapped. Asks KMS. [`drive`](Self::drive) does the rest.
+    fn under_way(&self) -> Option<keyring::Rotation> {
+        self.records.keyring().body().change.clone()
+    }
+
+    /// The progress of the rotation under way, if any.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        let change = self.under_way()?;
+        Some(self.standing.progress_of(&change))
+    }
+
+    /// Begins a rotation, and asks KMS. After this returns, the rotation will be finished whatever
+    /// happens, unless KMS does not unwrap what it has just wrapped. [`drive`](Self::drive) does
+    /// the rest.
     ///
     /// # Errors
-    /// `Busy` when one is under way; when KMS does not wrap, or does not unwrap what it wrapped, or
-    /// the intent cannot be stored. Then nothing has changed.
-    pub fn begin(&self, request: &Request) -> Result<(), VaultError> {
-        if self.is_read_only() {
+    /// `Busy` when a rotation is under way; and when KMS does not wrap, does not unwrap what it
+    /// wrapped, or the intent cannot be stored. Nothing has changed then.
+    pub(super) fn begin(&self, request: &Request) -> Result<(), VaultError> {
+        if self.records.is_read_only() {
             return Err(VaultError::ReadOnly);
         }
-        if matches!(request, Request::Despite(_)) && self.is_condemned() {
+        if matches!(request, Request::Despite(_)) && self.guard.is_condemned() {
             return Err(VaultError::Integrity(
                 "nothing of a vault is read of which part was replayed, inserted or deleted; unmount \
                  it, and give this command the vault's directory"
@@ -106,39 +140,37 @@ impl Vault {
         if self.insists(request) {
             return Ok(());
         }
-        if self.keyring().body().change.is_some() {
+        if self.is_rotating() {
             return Err(self.busy());
         }
-        // Whoever drove the last one is just leaving.
-        let _driving = self.rotation.driving.lock();
-        let keyring = self.keyring();
+        // Wait for the thread that drove the last rotation to leave.
+        let _driving = self.driving.lock();
+        let keyring = self.records.keyring();
         if keyring.body().change.is_some() {
             return Err(self.busy());
         }
-        // Whoever begins must be able to go back to the copies that exist.
-        keyring.prove_active(&self.kms)?;
-        *self.rotation.figures() = Figures::default();
-        *self.rotation.damage() = Damage::default();
+        // This host must be able to open existing copies of the vault.
+        keyring.prove_active(&*self.kms)?;
+        *self.standing.figures() = Figures::default();
+        *self.standing.damage() = Damage::default();
         let despite = matches!(request, Request::Despite(_));
-        self.rotation.despite.store(despite, Ordering::Relaxed);
+        self.standing.insist(despite);
         match request {
-            Request::Despite(ChangeKind::Rewrap) => Err(VaultError::Invalid),
+            Request::Despite(RotationKind::Rewrap) => Err(VaultError::Invalid),
             Request::Rotate | Request::Reencrypt | Request::Despite(_) => {
                 let kind = match request {
-                    Request::Reencrypt | Request::Despite(ChangeKind::Reencrypt) => {
-                        ChangeKind::Reencrypt
+                    Request::Reencrypt | Request::Despite(RotationKind::Reencrypt) => {
+                        RotationKind::Reencrypt
                     }
-                    _ => ChangeKind::Rotate,
+                    _ => RotationKind::Rotate,
                 };
-                // The history may tell of the one in use in words that only a later program knows.
-                let newest = self
-                    .lock_chronicle()
-                    .newest_generation
-                    .max(keyring.active());
-                let number = newest.saturating_add(1);
+                // A later program may have recorded the active generation in an event that this one
+                // does not know.
+                let newest = self.chronicle.lock().newest_generation;
+                let number = newest.max(keyring.active()).saturating_add(1);
                 let new =
-                    keyring.make_generation(number, &keyring.kms_keys()?, &self.kms, now())?;
-                self.change_keyring(
+                    keyring.make_generation(number, &keyring.kms_keys()?, &*self.kms, now())?;
+                self.transactions.change_keyring(
                     |keyring| Ok(Some(keyring.prepare(kind, new, now())?)),
                     |_| Ok(()),
                 )
@@ -158,12 +190,13 @@ impl Vault {
                     ));
                 }
                 if !to.iter().all(is_aws) {
-                    must_be_apart(self.kms.local()?.dir(), self.path())?;
+                    must_be_apart(self.kms.local()?.dir(), self.records.path())?;
                 }
-                let wraps = keyring.make_wraps(&to, &self.kms, now())?;
-                // First: a host that does not know the new keys could not mount it any more.
+                let wraps = keyring.make_wraps(&to, &*self.kms, now())?;
+                // Pin first: this host could no longer mount the vault if it did not know the new
+                // keys.
                 self.host.pin(&to)?;
-                self.change_keyring(
+                self.transactions.change_keyring(
                     |keyring| Ok(Some(keyring.replace_wraps(wraps, now())?)),
                     |_| Ok(()),
                 )
@@ -171,28 +204,28 @@ impl Vault {
         }
     }
 
-    /// Whether `request` is to insist on the rotation that is under way.
+    /// Whether `request` insists on the rotation that is under way.
     fn insists(&self, request: &Request) -> bool {
-        let change = self.keyring().body().change.clone();
+        let change = self.under_way();
         let joins = change.is_some_and(|change| *request == Request::Despite(change.kind));
         if joins {
-            self.rotation.despite.store(true, Ordering::Relaxed);
-            // It is no longer, until it is again.
-            self.note_trouble(None);
+            self.standing.insist(true);
+            // No longer blocked; `drive` sets it again if it still is.
+            self.standing.note_trouble(None);
         }
         joins
     }
 
     /// Whether a rotation is under way.
-    pub fn is_rotating(&self) -> bool {
-        self.keyring().body().change.is_some()
+    pub(super) fn is_rotating(&self) -> bool {
+        self.records.keyring().body().change.is_some()
     }
 
-    /// How long it is until the master key is `every` old.
-    pub fn until_rotation(&self, every: Duration) -> Duration {
-        let keyring = self.keyring();
+    /// The time until the master key is `every` old.
+    pub(super) fn until_rotation(&self, every: Duration) -> Duration {
+        let keyring = self.records.keyring();
         let made = keyring.body().active().map_or(0, |active| active.created);
-        // A clock that was set back makes it no longer than that.
+        // Even if the clock was set back, the time is at most `every`.
         let age = u64::try_from(now().saturating_sub(made)).unwrap_or(0);
         every.saturating_sub(Duration::from_secs(age))
     }
@@ -214,129 +247,140 @@ impl Vault {
         })
     }
 
-    /// Takes the rotation under way, whoever began it, to its end. `go_on` is asked between steps
-    /// and batches.
+    /// Drives the rotation under way to its end, whichever process began it. Asks `go_on` between
+    /// steps and batches.
     ///
     /// # Errors
-    /// When a record does not authenticate, or the store fails. The rotation stays where it is and
-    /// goes on the next time.
-    pub fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
-        let _driving = self.rotation.drive().ok_or_else(|| self.busy())?;
-        self.note_trouble(None);
-        *self.rotation.damage() = Damage::default();
-        while let Some(change) = self.keyring().body().change.clone() {
+    /// When a record does not authenticate, or the store fails. The rotation keeps its state, and
+    /// the next call continues.
+    pub(super) fn drive(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<Outcome, VaultError> {
+        let _driving = self.driving.try_lock().ok_or_else(|| self.busy())?;
+        self.standing.note_trouble(None);
+        *self.standing.damage() = Damage::default();
+        while let Some(change) = self.under_way() {
             if go_on().is_break() {
                 return Ok(Outcome::Stopped);
             }
-            let despite = self.rotation.is_despite();
+            let despite = self.standing.is_despite();
             match self.step(&change, go_on) {
-                Ok(ControlFlow::Continue(())) => self.note_trouble(None),
+                Ok(ControlFlow::Continue(())) => self.standing.note_trouble(None),
                 Ok(ControlFlow::Break(())) => return Ok(Outcome::Stopped),
                 Err(error) => {
-                    self.note_trouble(Some(&error));
-                    // Somebody may have come to insist meanwhile: once more, for them.
-                    let insists = !despite && self.rotation.is_despite();
+                    self.standing.note_trouble(Some(&error));
+                    // A user may have insisted meanwhile: try again for that user.
+                    let insists = !despite && self.standing.is_despite();
                     if !insists || error.failure() != Failure::Integrity {
                         return Err(error);
                     }
-                    *self.rotation.damage() = Damage::default();
-                    self.note_trouble(None);
+                    *self.standing.damage() = Damage::default();
+                    self.standing.note_trouble(None);
                 }
             }
         }
         Ok(Outcome::Done)
     }
 
-    fn note_trouble(&self, error: Option<&VaultError>) {
-        let mut figures = self.rotation.figures();
-        figures.trouble = error.map(ToString::to_string);
-        figures.blocked = error.is_some_and(|error| error.failure() == Failure::Integrity);
-    }
-
-    /// Takes one step.
+    /// Does one step.
     fn step(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let proceed = |()| ControlFlow::Continue(());
         match change.phase {
-            ChangePhase::Prepared => self.activate(change, go_on),
-            ChangePhase::Active => self.advance(ChangePhase::Migrating).map(proceed),
-            ChangePhase::Migrating => match self.migrate(change, go_on)? {
-                ControlFlow::Continue(()) => self.advance(ChangePhase::Verifying).map(proceed),
+            RotationPhase::Prepared => self.activate(change, go_on),
+            RotationPhase::Active => self.advance(RotationPhase::Migrating).map(proceed),
+            RotationPhase::Migrating => match self.migration(go_on).run(change)? {
+                ControlFlow::Continue(()) => self.advance(RotationPhase::Verifying).map(proceed),
                 stopped => Ok(stopped),
             },
-            ChangePhase::Verifying => self.retire(change, go_on),
-            ChangePhase::Retired => self.advance(ChangePhase::Scrubbing).map(proceed),
-            ChangePhase::Scrubbing => self.scrub(go_on),
+            RotationPhase::Verifying => self.retire(change, go_on),
+            RotationPhase::Retired => self.advance(RotationPhase::Scrubbing).map(proceed),
+            RotationPhase::Scrubbing => self.scrub(go_on),
         }
     }
 
-    fn advance(&self, to: ChangePhase) -> Result<(), VaultError> {
-        self.change_keyring(|keyring| keyring.advance(to).map(|()| None), |_| Ok(()))
+    fn migration<'a>(&'a self, go_on: &'a dyn Fn() -> ControlFlow<()>) -> Migration<'a> {
+        Migration {
+            records: &self.records,
+            transactions: &self.transactions,
+            standing: &self.standing,
+            go_on,
+        }
     }
 
-    /// Proves the stored wraps of the pending key and puts it into use.
+    fn verification(&self) -> Verification<'_> {
+        Verification {
+            records: &self.records,
+            transactions: &self.transactions,
+            guard: &self.guard,
+            standing: &self.standing,
+        }
+    }
+
+    fn advance(&self, to: RotationPhase) -> Result<(), VaultError> {
+        let advance = |keyring: &mut Keyring| keyring.advance(to).map(|()| None);
+        self.transactions.change_keyring(advance, |_| Ok(()))
+    }
+
+    /// Proves the stored wraps of the pending key, and activates it.
     fn activate(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
-        let stored = self.stored_keyring()?;
-        if stored.digest() != digest(&[&self.keyring().encode()]) && self.keyring().holds(change.to)
-        {
+        let (stored, keyring) = (self.records.stored_keyring()?, self.records.keyring());
+        if stored.digest() != digest(&[&keyring.encode()]) && keyring.holds(change.to) {
             return Err(VaultError::tampered(
                 "the keyring record",
                 "is not the one that was stored",
             ));
         }
-        let proved = match self.keyring().prove(change.to, &self.kms) {
+        let proved = match keyring.prove(change.to, &*self.kms) {
             Ok(proved) => proved,
             Err(error) if is_final(&error) => {
                 tracing::error!("the new master key cannot be used and is dropped: {error}");
-                self.change_keyring(|keyring| Ok(Some(keyring.abandon(now())?)), |_| Ok(()))?;
+                let abandon = |keyring: &mut Keyring| Ok(Some(keyring.abandon(now())?));
+                self.transactions.change_keyring(abandon, |_| Ok(()))?;
                 return Err(error.into());
             }
             Err(error) => return Err(error.into()),
         };
-        if self.store.has_readers() && pause(offer(), go_on).is_break() {
+        if self.records.store().has_readers() && pause(offer(), go_on).is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.change_keyring(
-            |keyring| Ok(Some(keyring.activate(proved, now())?)),
-            |_| Ok(()),
-        )?;
+        let activate = |keyring: &mut Keyring| Ok(Some(keyring.activate(proved, now())?));
+        self.transactions.change_keyring(activate, |_| Ok(()))?;
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Shows that the old key wraps nothing but the system node's, replaces that, and removes the old
+    /// Shows that the old key wraps only the system node's key, replaces that, and removes the old
     /// key.
     fn retire(
         &self,
-        change: &Change,
+        change: &keyring::Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
-        self.begin_renewal(change)?;
-        let counted = match self.verify(change, go_on)? {
+        self.renewal.begin(change)?;
+        let counted = match self.verification().run(change, go_on)? {
             ControlFlow::Continue(counted) => counted,
             ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
         };
-        let damage = self.rotation.damage().clone();
+        let damage = self.standing.damage().clone();
         match damage.first() {
-            Some(error) if !self.rotation.is_despite() => return Err(error),
+            Some(error) if !self.standing.is_despite() => return Err(error),
             Some(error) => tracing::warn!(
                 "{} records do not open, and the old key is removed all the same: {error}",
                 damage.count
             ),
             None => {}
         }
-        if !self.end_renewal(change, &counted, damage.count > 0)? {
-            // Once more from there.
+        if !self.renewal.end(change, &counted, damage.count > 0)? {
+            // Back to migrating.
             return Ok(ControlFlow::Continue(()));
         }
         let left = std::cell::Cell::new(0);
-        let retired = self.change_keyring(
+        let retired = self.transactions.change_keyring(
             |keyring| {
                 Ok(Some(match damage.count {
                     0 => keyring.retire(now())?,
@@ -355,25 +399,26 @@ impl Vault {
             },
         );
         match retired {
-            // Something was put back meanwhile, by whatever way: once more from there.
-            Err(_) if left.get() > 0 => self.advance(ChangePhase::Migrating)?,
+            // Old records have appeared meanwhile: back to migrating.
+            Err(_) if left.get() > 0 => self.advance(RotationPhase::Migrating)?,
             other => other?,
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Removes what was replaced from the medium.
+    /// Removes replaced records from the medium.
     fn scrub(&self, go_on: &dyn Fn() -> ControlFlow<()>) -> Result<ControlFlow<()>, VaultError> {
         die_at!("scrub-before");
-        // Readers may be in the way, and while it is tried nobody can write: less and less often.
+        // Readers may be in the way, and an attempt blocks writers, so attempts get rarer and
+        // rarer.
         let mut wait = TRY_AGAIN;
         let truncate = || {
-            // Nobody can write meanwhile.
-            let _forward = nice::forward();
-            self.store.truncate_wal()
+            // Hold the turn, because no other thread can write meanwhile.
+            let _turn = self.transactions.queue().turn_to_write()?;
+            Ok::<_, VaultError>(self.records.store().truncate_wal()?)
         };
         while !truncate()? {
-            self.rotation.figures().trouble =
+            self.standing.figures().trouble =
                 Some("waits for readers of older states to come to their end".into());
             if pause(wait, go_on).is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -381,32 +426,10 @@ impl Vault {
             wait = (wait * 2).min(LONGEST_PAUSE);
         }
         die_at!("scrub-after");
-        self.change_keyring(|keyring| Ok(Some(keyring.finish(now())?)), |_| Ok(()))?;
-        self.rotation.despite.store(false, Ordering::Relaxed);
-        *self.rotation.damage() = Damage::default();
+        let finish = |keyring: &mut Keyring| Ok(Some(keyring.finish(now())?));
+        self.transactions.change_keyring(finish, |_| Ok(()))?;
+        self.standing.insist(false);
+        *self.standing.damage() = Damage::default();
         Ok(ControlFlow::Continue(()))
-    }
-
-    pub(super) fn stored_keyring(&self) -> Result<UnverifiedKeyring, VaultError> {
-        let missing = || VaultError::tampered("the header or the keyring record", "is missing");
-        let (header, keyring) = store::read(&self.store, |records| {
-            let header = records.header()?.ok_or_else(missing)?;
-            let keyring = records.keyring()?.ok_or_else(missing)?;
-            Ok::<_, VaultError>((header, keyring))
-        })?;
-        Ok(UnverifiedKeyring::parse(&header, &keyring)?)
-    }
-}
-
-/// Waits, and looks often whether to go on.
-fn pause(time: Duration, go_on: &dyn Fn() -> ControlFlow<()>) -> ControlFlow<()> {
-    let until = Instant::now() + time;
-    loop {
-        go_on()?;
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return ControlFlow::Continue(());
-        }
-        std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }

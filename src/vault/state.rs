@@ -1,6 +1,5 @@
-//! The vault-wide state record: a sealed commitment to the set of all node and version records,
-//! made anew by every write transaction, so that replaying, inserting or deleting part of a vault
-//! shows.
+//! The vault-wide state record: a sealed commitment to the set of all node and version records.
+//! Every write transaction replaces it, so replaying, inserting or deleting part of a vault shows.
 
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
@@ -14,31 +13,31 @@ use crate::crypto::{OpenFailure, SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
-use super::keys::Key;
+use super::keys::RecordId;
 use super::node::Node;
 
-/// What the state record says.
+/// The contents of the state record.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct State {
     /// Number of write transactions so far.
     pub commit: u64,
-    /// Sequence of the keyring that belongs to it.
+    /// Sequence of the keyring that belongs to this state.
     pub keyring: u64,
-    /// The next node id to be given out.
+    /// The next free node id.
     pub next_node: NodeId,
     /// Number of node records.
     pub nodes: u64,
     /// Number of version records.
     pub versions: u64,
     sum: [u8; 32],
-    /// While the sum is made anew under another key: how far that has come. None takes one byte, zero,
-    /// as the padding that follows it.
+    /// The progress of recomputing the sum under a new key. `None` is encoded as one zero byte,
+    /// like the padding after it.
     renewal: Option<Renewal>,
     counting: Counting,
 }
 
-/// What was taken up and dropped under both keys since all records began to be counted once more. It
-/// is not stored: who comes after a crash counts again, from the beginning.
+/// Records added and removed under both keys since the recount of all records began. It is not
+/// stored: after a crash the recount starts again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Counting(Option<Renewal>);
 
@@ -56,23 +55,23 @@ impl<C> Decode<C> for Counting {
 
 bincode::impl_borrow_decode!(Counting);
 
-/// What was counted once more, record after record, to go on with under another key. Every
-/// transaction keeps it true for the records up to where it has come. What is stored of it says that
-/// none was counted yet; earlier programs stored how far they had come.
+/// A recount, record by record, to continue the sum under a new key. Every transaction keeps it
+/// true for the records counted so far. Its stored form says that no record was counted yet;
+/// earlier programs stored their progress.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Renewal {
     /// The last record that was counted.
-    upto: Option<Key>,
+    upto: Option<RecordId>,
     nodes: u64,
     versions: u64,
-    /// Sum over these records as before: at the end it must have become that of the state.
+    /// Sum over these records under the old key; at the end it must equal the sum of the state.
     found: [u8; 32],
-    /// Sum over them under the new key.
+    /// Sum over these records under the new key.
     sum: [u8; 32],
 }
 
 impl Renewal {
-    fn begun_at(upto: Option<Key>) -> Self {
+    fn begun_at(upto: Option<RecordId>) -> Self {
         Self {
             upto,
             nodes: 0,
@@ -84,10 +83,10 @@ impl Renewal {
 
     fn count(&mut self, element: &Element, present: bool) {
         let number = match element.key {
-            Key::Node(_) => &mut self.nodes,
-            Key::Version(..) => &mut self.versions,
+            RecordId::Node(_) => &mut self.nodes,
+            RecordId::Version(..) => &mut self.versions,
         };
-        // Of what was changed since something, more may have gone than come.
+        // Among the changes since the recount began, more records may go than come.
         *number = match present {
             true => number.wrapping_add(1),
             false => number.wrapping_sub(1),
@@ -98,7 +97,7 @@ impl Renewal {
         }
     }
 
-    /// Takes up what was counted of other records.
+    /// Adds the count of other records.
     fn add(&mut self, part: &Self) {
         self.nodes = self.nodes.wrapping_add(part.nodes);
         self.versions = self.versions.wrapping_add(part.versions);
@@ -107,10 +106,10 @@ impl Renewal {
     }
 }
 
-fn change_number(nodes: &mut u64, versions: &mut u64, key: Key, present: bool) {
+fn change_number(nodes: &mut u64, versions: &mut u64, key: RecordId, present: bool) {
     let counter = match key {
-        Key::Node(_) => nodes,
-        Key::Version(..) => versions,
+        RecordId::Node(_) => nodes,
+        RecordId::Version(..) => versions,
     };
     *counter = match present {
         true => counter.saturating_add(1),
@@ -128,7 +127,7 @@ fn change_sum(sum: &mut [u8; 32], hash: &[u8; 32], present: bool) {
 }
 
 impl State {
-    /// The state of a vault with nothing in it.
+    /// The state of an empty vault.
     pub(super) fn empty(next_node: NodeId) -> Self {
         Self {
             commit: 0,
@@ -142,7 +141,7 @@ impl State {
         }
     }
 
-    /// The same commits and numbers, with nothing counted.
+    /// The same commit and ids, with no records counted.
     pub(super) fn uncounted(&self) -> Self {
         let renewal = self.renewal.as_ref();
         Self {
@@ -155,7 +154,7 @@ impl State {
         }
     }
 
-    /// Takes up or drops a record.
+    /// Adds or removes a record.
     pub(super) fn count(&mut self, element: &Element, present: bool) {
         change_number(&mut self.nodes, &mut self.versions, element.key, present);
         change_sum(&mut self.sum, &element.hash, present);
@@ -169,33 +168,33 @@ impl State {
         }
     }
 
-    /// From now on the sum is made anew.
+    /// Begins to recompute the sum.
     pub(super) fn begin_renewal(&mut self) {
         self.renewal = Some(Renewal::begun_at(None));
         self.counting = Counting::default();
     }
 
-    /// From now on what is taken up and dropped is counted under both keys.
+    /// Begins to count added and removed records under both keys.
     pub(super) fn begin_counting(&mut self) {
         self.counting = Counting(Some(Renewal::begun_at(None)));
     }
 
-    /// Where that has come to.
-    pub(super) fn renewed_upto(&self) -> Option<Key> {
+    /// The last record that was counted again.
+    pub(super) fn renewed_upto(&self) -> Option<RecordId> {
         self.renewal.as_ref().and_then(|renewal| renewal.upto)
     }
 
-    /// Whether it is. It is not any more when the state was read again.
+    /// Whether records are counted under both keys. A state that was read again does not.
     pub(super) fn is_counting(&self) -> bool {
         self.counting.0.is_some()
     }
 
-    /// Goes on with the sum under the new key: over what `counted` has found, and what was changed
-    /// since, which must be known. With `despite`, what did not fit goes on not to fit: the new sum
-    /// must not make good what somebody has removed or put back.
+    /// Continues with the sum under the new key: over the records that `counted` found, and the
+    /// changes since, which must be known. With `despite`, records that did not match still do not
+    /// match: the new sum must not approve records that an attacker has removed or put back.
     ///
     /// # Errors
-    /// `Integrity` when there are other records than there should be.
+    /// `Integrity` when the records do not match the sum.
     pub(super) fn end_renewal(&mut self, counted: &State, despite: bool) -> Result<(), VaultError> {
         let mut all = Renewal::begun_at(None);
         for part in [&counted.counting.0, &self.counting.0] {
@@ -217,7 +216,8 @@ impl State {
         Ok(())
     }
 
-    /// Takes up what was counted elsewhere, beginning with the same that was uncounted.
+    /// Adds the count of another thread that began with the same [`uncounted`](Self::uncounted)
+    /// state.
     pub(super) fn add(&mut self, part: &State) {
         self.nodes = self.nodes.saturating_add(part.nodes);
         self.versions = self.versions.saturating_add(part.versions);
@@ -236,7 +236,7 @@ impl State {
     /// Compares with a recount.
     ///
     /// # Errors
-    /// `Integrity` when that came to something else.
+    /// `Integrity` when the recount differs.
     pub(super) fn must_agree_with(&self, recount: &State) -> Result<(), VaultError> {
         if self.agrees_with(recount) {
             return Ok(());
@@ -249,7 +249,7 @@ impl State {
         )))
     }
 
-    /// Whether a recount came to the same.
+    /// Whether a recount gives the same result.
     pub(super) fn agrees_with(&self, recount: &State) -> bool {
         let counted = |state: &Self| (state.nodes, state.versions, state.sum);
         counted(self) == counted(recount) && self.renewal == recount.renewal
@@ -258,24 +258,24 @@ impl State {
 
 /// A record's part in the sum.
 pub(super) struct Element {
-    key: Key,
+    key: RecordId,
     hash: [u8; 32],
-    /// The same under the new key, while the sum is made anew.
+    /// The same under the new key, while the sum is recomputed.
     renewed: Option<[u8; 32]>,
 }
 
-/// Makes elements of records; not to be kept.
+/// Turns records into elements. Callers drop it soon, since it holds keys.
 pub(super) struct Elements {
     hash: RecordHash,
     renewed: Option<RecordHash>,
 }
 
 impl Elements {
-    pub(super) fn of(&self, key: Key, record: &KeyedRecord) -> Element {
+    pub(super) fn of(&self, key: RecordId, record: &KeyedRecord) -> Element {
         let record = RecordDigest::of(record.generation, &record.value);
         let hash = |hash: &RecordHash| match key {
-            Key::Node(id) => hash.node(id, &record),
-            Key::Version(node, version) => hash.version(node, version, &record),
+            RecordId::Node(id) => hash.node(id, &record),
+            RecordId::Version(node, version) => hash.version(node, version, &record),
         };
         Element {
             key,
@@ -287,12 +287,12 @@ impl Elements {
 
 /// The system node's keys.
 pub(super) struct SystemKeys {
-    /// The record that they are from, by generation and revision.
+    /// Their record, by generation and revision.
     pub(super) record: (u64, u64),
-    /// Always of the newest key: the state is sealed anew by every transaction.
+    /// Always from the newest key, since every transaction seals the state again.
     state: StateKey,
     set: SetKey,
-    /// What the sum is being made anew with.
+    /// The key under which the sum is being recomputed.
     renewed: Option<SetKey>,
 }
 
@@ -311,12 +311,12 @@ impl SystemKeys {
         }
     }
 
-    /// Whether the sum is being made anew.
+    /// Whether the sum is being recomputed.
     pub(super) fn is_renewing(&self) -> bool {
         self.renewed.is_some()
     }
 
-    /// What hashes many records for the sum.
+    /// Hashes many records for the sum.
     pub(super) fn elements(&self) -> Elements {
         Elements {
             hash: self.set.ready(),
@@ -325,16 +325,16 @@ impl SystemKeys {
     }
 
     /// A record's part in the sum.
-    pub(super) fn element(&self, key: Key, record: &KeyedRecord) -> Element {
+    pub(super) fn element(&self, key: RecordId, record: &KeyedRecord) -> Element {
         self.elements().of(key, record)
     }
 
     pub(super) fn node(&self, id: NodeId, record: &KeyedRecord) -> Element {
-        self.element(Key::Node(id), record)
+        self.element(RecordId::Node(id), record)
     }
 
     pub(super) fn version(&self, node: NodeId, version: u64, record: &KeyedRecord) -> Element {
-        self.element(Key::Version(node, version), record)
+        self.element(RecordId::Version(node, version), record)
     }
 
     pub(super) fn seal(&self, vault: VaultId, state: &State) -> Result<Vec<u8>, VaultError> {

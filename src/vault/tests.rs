@@ -1,7 +1,7 @@
-//! Records against their contexts, and the bytes of the format.
+//! Records in wrong contexts, and the bytes of the format.
 //!
-//! The records in `tests/vectors/format1.txt` were computed by `format1.py` beside it, with none of
-//! the code here. What changes them makes every existing vault unreadable.
+//! `tests/vectors/format1.py` computes the records in `format1.txt` beside it, with none of the code
+//! here. A change of them makes every existing vault unreadable.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,8 @@ use crate::codec;
 use crate::crypto::SecretKey;
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{
-    Change, ChangeKind, ChangePhase, Event, EventKind, Header, History, HistoryHead, Keyring,
-    PastEvent, UnverifiedKeyring,
+    Event, EventKind, Header, History, HistoryHead, Keyring, KeyringBody, PastEvent, Rotation,
+    RotationKind, RotationPhase, UnverifiedKeyring,
 };
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsErrorKind, Wrapped,
@@ -19,7 +19,7 @@ use crate::store::{self, KeyedRecord, SqliteStore};
 
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
-use super::keys::Key;
+use super::keys::RecordId;
 use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
 use super::state::{Element, State, SystemKeys};
 
@@ -35,7 +35,7 @@ fn vectors() -> HashMap<&'static str, Vec<u8>> {
         .collect()
 }
 
-/// Gives one key to everybody.
+/// A KMS that always returns the same key.
 struct Gives([u8; 32]);
 
 impl KeyService for Gives {
@@ -143,7 +143,7 @@ fn the_header_and_the_keyring_are_pinned() {
     assert_eq!(codec::encode(&Header::new(vault)), v["header"]);
     let keyring = keyring();
     assert_eq!(keyring.vault(), vault);
-    // Check value, MAC and checksum were computed elsewhere and are the same here.
+    // Another implementation computes the same check value, MAC and checksum.
     assert_eq!(keyring.encode(), v["keyring"]);
     let body = keyring.body();
     assert_eq!((body.sequence, body.history.length), (1, 1));
@@ -161,9 +161,9 @@ fn the_header_and_the_keyring_are_pinned() {
 
 #[test]
 fn what_a_rotation_and_a_rollback_store_is_pinned() {
-    let change = Change {
-        kind: ChangeKind::Reencrypt,
-        phase: ChangePhase::Scrubbing,
+    let change = Rotation {
+        kind: RotationKind::Reencrypt,
+        phase: RotationPhase::Scrubbing,
         from: 1,
         to: 2,
         started: -1,
@@ -231,7 +231,7 @@ fn of_an_event_of_an_unknown_kind_is_told_what_can_be() {
     assert_eq!(told(&future[..12]), cut);
     assert_eq!(told(&future[..8]), json(r#"{"event": "unknown", "at": 2}"#));
     assert_eq!(told(&future[..7]), json(r#"{"event": "unknown"}"#));
-    // What is neither true nor false where it should say whether it is late; and more of a known kind.
+    // A late flag that is neither true nor false; and extra fields in a known kind.
     let other = [2, 0, 0, 0, 0, 0, 0, 0, 7, 57, 0, 0, 0];
     assert_eq!(told(&other), json(r#"{"event": "unknown", "at": 2}"#));
     let event = Event {
@@ -327,7 +327,7 @@ fn a_directory_whose_names_are_being_moved_is_pinned() {
     );
     assert_eq!(sealed.value[9..81], v["moving"][9..81]);
     assert_eq!(sealed.value[81 + 8 + 296..], v["moving"][81 + 8 + 296..]);
-    // Once the last entry has moved, it is a directory like all others.
+    // After the last entry has moved, it is an ordinary directory.
     again.end_epoch().unwrap();
     let sealed = again.seal(keyring().vault()).unwrap();
     let ended = open(3, &sealed.value);
@@ -351,7 +351,7 @@ fn a_directory_with_two_keys_opens_with_both_of_them_and_no_others() {
         other[at..at + bytes.len()].copy_from_slice(bytes);
         other
     };
-    // Exchanged; one of them twice; another node's; without the new one, or with more.
+    // The keys exchanged; one of them twice; another node's; without the new one, or longer.
     let exchanged = [&moving[..9], new, &moving[81..end + 8], old].concat();
     assert!(fails(&exchanged));
     assert!(fails(&put(end + 8, old)));
@@ -359,7 +359,7 @@ fn a_directory_with_two_keys_opens_with_both_of_them_and_no_others() {
     assert!(fails(&put(end + 8, &v["root"][9..81])));
     assert!(fails(&put(end, &2u64.to_le_bytes())));
     assert!(fails(&moving[..end]) && fails(&[&moving[..], &[0]].concat()));
-    // One that has no use for it.
+    // A node that has no use for a second key.
     let root = [&v["root"][..], &moving[end..]].concat();
     assert!(Node::open(&keyring(), ROOT, &record(&root)).is_err());
     // Entries of one epoch under the key of the other.
@@ -422,8 +422,8 @@ fn a_state_whose_sums_are_being_made_anew_is_pinned() {
     };
     elements().for_each(|element| recount.count(&element, true));
     assert_eq!(state, recount);
-    assert_eq!(state.renewed_upto(), Some(Key::Node(ROOT)));
-    // All is counted under both keys, beside what is written meanwhile: here the version.
+    assert_eq!(state.renewed_upto(), Some(RecordId::Node(ROOT)));
+    // Everything is counted under both keys, beside a write meanwhile: here the version.
     let counted = |elements: &mut dyn Iterator<Item = Element>| {
         let mut counted = state.uncounted();
         counted.begin_counting();
@@ -452,7 +452,7 @@ fn a_state_whose_sums_are_being_made_anew_is_pinned() {
     }
     expected.count(&new.version(FILE, 4, &record(&v["version"])), true);
     assert_eq!(ended, expected);
-    // Something that was not counted before is not made good, unless by order.
+    // A record that was not counted before is not approved, except by order.
     let mut inserted = now.clone();
     let fewer = counted(&mut elements().skip(1).take(2));
     assert!(inserted.clone().end_renewal(&fewer, false).is_err());
@@ -471,14 +471,14 @@ fn a_state_whose_sums_are_being_made_anew_is_pinned() {
 // ---------------------------------------------------------------------------------------------
 // Wrong contexts
 
-/// The same keys in another vault: what `change` makes of the header, with a keyring that fits.
+/// The same keys in another vault, whose keyring matches its header.
 fn foreign_vault() -> Keyring {
     let v = vectors();
     let mut header = v["header"].clone();
     header[14] ^= 1;
     let mut keyring: Vec<u8> = v["keyring"].clone();
     let length = usize::try_from(u64::from_le_bytes(keyring[..8].try_into().unwrap())).unwrap();
-    let mut body: crate::keyring::Body = codec::decode(&keyring[8..8 + length], "body").unwrap();
+    let mut body: KeyringBody = codec::decode(&keyring[8..8 + length], "body").unwrap();
     let master = crate::crypto::schedule::MasterKey(SecretKey::from_slice(&[7; 32]).unwrap());
     let vault = Header::decode(&header).unwrap().vault();
     body.generations[0].check = master.check_value(&header, vault, 1);
@@ -541,10 +541,10 @@ fn a_node_opens_in_its_own_place_only() {
         other[1..9].copy_from_slice(&revision.to_le_bytes());
         assert!(fails(FILE, &record(&other)), "revision {revision}");
     }
-    // The wrapped key of another node with these attributes, and the other way round.
+    // The wrapped key of another node with these attributes, and the reverse.
     let mixed = [&file[..9], &v["root"][9..81], &file[81..]].concat();
     assert!(fails(FILE, &record(&mixed)));
-    // The key of a content, of the same length, in the place of the metadata's.
+    // The key of a content, of the same length, in the place of the metadata key.
     let mixed = [&file[..9], &v["version"][..72], &file[81..]].concat();
     assert!(fails(FILE, &record(&mixed)));
     for other in [&file[..file.len() - 1], &[&file[..], b"\0"].concat(), b""] {
@@ -568,7 +568,7 @@ fn an_entry_opens_in_its_own_place_only() {
         let mut other = v["entry"].clone();
         other[..4].copy_from_slice(&epoch.to_le_bytes());
         assert!(keys.open(&tag, &other).is_err(), "epoch {epoch}");
-        // Also where the directory has come to that epoch.
+        // Even if the directory has reached that epoch.
         let mut directory = root.clone();
         directory.directory_mut().unwrap().epoch = epoch;
         let keys = DirectoryKeys::of(vault, &directory).unwrap();

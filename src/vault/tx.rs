@@ -1,13 +1,14 @@
 //! Write transactions: several jobs, one commit, one new state record.
 //!
-//! A job reads and changes nodes in memory and notes what is to be stored; when it fails, all it
-//! did is forgotten and the other jobs of the transaction go on. Nodes are sealed once, when the
+//! A job reads and changes nodes in memory, and notes what to store. If it fails, its changes are
+//! dropped, and the other jobs of the transaction go on. Nodes are sealed once, when the
 //! transaction ends, however often they were changed.
 
-mod directory;
+pub(super) mod directory;
 mod exchange;
-mod mend;
+mod ledger;
 mod op;
+pub(super) mod repair_tx;
 mod stage;
 
 use std::collections::HashMap;
@@ -15,36 +16,33 @@ use std::sync::Arc;
 
 use crate::crypto::Nonces;
 use crate::keyring::{EventRow, Keyring};
-use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
+use crate::store::{NameTag, NodeId, StoreErrorKind, Write};
 
 use super::VaultError;
-use super::cache::{ChangedEntry, Changes, RecordCache};
+use super::cache::{Changes, RecordCache};
 use super::content;
 use super::entry::{DirectoryKeys, Entry};
 use super::node::{Attributes, Kind, Node, Timestamp};
 use super::state::{State, SystemKeys};
-pub(super) use directory::Migrated;
 pub(super) use exchange::Exchange;
-pub use stage::{PIECE, pieces_of};
+pub use stage::{PIECE, pieces_of, publish_staged, stage_piece};
 
+use ledger::Ledger;
 use op::{Op, Slot, is_begun};
+
+/// A job of a write transaction, which may run more than once.
+pub type Job<'j> = &'j mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>;
 
 /// A write transaction under way.
 pub struct Tx<'a> {
     pub(super) keyring: &'a Keyring,
     pub(super) now: Timestamp,
-    system: &'a SystemKeys,
     cache: &'a RecordCache,
-    pub(super) records: &'a mut dyn Write,
-    state: State,
+    ledger: Ledger<'a>,
     nodes: HashMap<NodeId, Slot>,
-    /// What the current job found, to be put back if it fails.
+    /// The values before the current job, which are restored if it fails.
     undo: HashMap<NodeId, Option<Slot>>,
     ops: Vec<Op>,
-    /// Nodes of which another record was put in the place of the one that was there.
-    exchanged: Vec<NodeId>,
-    /// Entries that were stored and deleted.
-    entries: Vec<ChangedEntry>,
     touched: bool,
 }
 
@@ -59,20 +57,16 @@ impl<'a> Tx<'a> {
         Self {
             keyring,
             now: Timestamp::now(),
-            system,
             cache,
-            records,
-            state,
+            ledger: Ledger::new(system, records, state),
             nodes: HashMap::new(),
             undo: HashMap::new(),
             ops: Vec::new(),
-            exchanged: Vec::new(),
-            entries: Vec::new(),
             touched: false,
         }
     }
 
-    /// Runs one job; what it did stays only if it succeeds. The outer error is the transaction's.
+    /// Runs one job, whose changes stay only if it succeeds. The outer error ends the transaction.
     pub(super) fn run(
         &mut self,
         job: &mut dyn FnMut(&mut Tx<'_>) -> Result<(), VaultError>,
@@ -84,10 +78,10 @@ impl<'a> Tx<'a> {
             Ok(()) => {
                 self.touched |= !self.undo.is_empty() || !self.ops.is_empty();
                 for op in std::mem::take(&mut self.ops) {
-                    self.execute(op)?;
+                    self.ledger.execute(op)?;
                 }
             }
-            // The store's failures are the transaction's own; not what it has found in a record.
+            // A failure of the store ends the transaction; damage in a record does not.
             Err(VaultError::Store(error)) if error.kind != StoreErrorKind::Corrupt => {
                 return Err(error.clone().into());
             }
@@ -108,147 +102,76 @@ impl<'a> Tx<'a> {
         self.touched
     }
 
-    fn execute(&mut self, op: Op) -> Result<(), VaultError> {
-        match op {
-            Op::PutEntry {
-                directory,
-                tag,
-                record,
-            } => {
-                self.records.put_entry(directory, &tag, &record)?;
-                self.entries.push(((directory, tag), Some(record)));
-            }
-            Op::DeleteEntry { directory, tag } => {
-                self.records.delete_entry(directory, &tag)?;
-                self.entries.push(((directory, tag), None));
-            }
-            Op::PutVersion {
-                node,
-                version,
-                record,
-                chunks,
-            } => {
-                self.state
-                    .count(&self.system.version(node, version, &record), true);
-                let mut chunks = chunks.into_iter();
-                self.records
-                    .insert_version(node, version, &record, &mut chunks)?;
-            }
-            Op::BeginVersion {
-                node,
-                version,
-                record,
-                chunks,
-            } => {
-                self.state
-                    .count(&self.system.version(node, version, &record), true);
-                self.records.begin_version(node, version, &record, chunks)?;
-            }
-            Op::PutChunks {
-                node,
-                version,
-                index,
-                chunks,
-            } => {
-                let mut chunks = chunks.into_iter();
-                self.records.put_chunks(node, version, index, &mut chunks)?;
-            }
-            Op::RewrapVersion {
-                node,
-                version,
-                old,
-                new,
-            } => {
-                let element = |record| self.system.version(node, version, record);
-                self.state.count(&element(&old), false);
-                self.state.count(&element(&new), true);
-                self.records.rewrap_version(node, version, &new)?;
-            }
-            Op::ReplaceVersion {
-                node,
-                version,
-                old,
-                new,
-                chunks,
-            } => {
-                let element = |record| self.system.version(node, version, record);
-                self.state.count(&element(&old), false);
-                self.state.count(&element(&new), true);
-                let mut chunks = chunks.into_iter();
-                self.records
-                    .replace_version(node, version, &new, &mut chunks)?;
-            }
-            Op::DeleteVersion {
-                node,
-                version,
-                erased,
-            } => {
-                if let Some(record) = self.records.version(node, version)? {
-                    self.state
-                        .count(&self.system.version(node, version, &record), false);
-                    match erased {
-                        true => self.records.erase_version(node, version)?,
-                        false => self.records.delete_version(node, version)?,
-                    }
-                }
-            }
-            Op::PutOrphan(node) => self.records.put_orphan(node)?,
-            Op::DeleteOrphan(node) => self.records.delete_orphan(node)?,
-            Op::DiscardNode(id) => {
-                if let Some(record) = self.records.node(id)? {
-                    self.state.count(&self.system.node(id, &record), false);
-                    self.records.delete_node(id)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Seals what has changed and the state; returns the new state and what has changed.
-    pub(super) fn finish(mut self) -> Result<(State, Changes), VaultError> {
-        // What is known of these is not what is stored any more.
-        let mut changed = Changes::forgotten(std::mem::take(&mut self.exchanged));
-        changed.entries = std::mem::take(&mut self.entries);
-        for (id, slot) in std::mem::take(&mut self.nodes) {
+    /// Seals the changed nodes and the state; returns the new state and the changes.
+    pub(super) fn finish(self) -> Result<(State, Changes), VaultError> {
+        let Self {
+            keyring,
+            mut ledger,
+            nodes,
+            ..
+        } = self;
+        let mut changed = ledger.changes();
+        for (id, slot) in nodes {
             if !slot.changed {
                 continue;
             }
             if slot.stored {
-                let old = self.records.node(id)?.ok_or_else(|| {
-                    VaultError::tampered(format_args!("node {id}"), "has disappeared")
-                })?;
-                self.state.count(&self.system.node(id, &old), false);
+                ledger.discount_node(id)?;
             }
             match slot.node {
                 Some(mut node) => {
                     let sealed = Arc::make_mut(&mut node);
-                    sealed.rewrap(self.keyring)?;
-                    let record = sealed.seal(self.keyring.vault())?;
-                    self.put_node(id, &record)?;
+                    sealed.rewrap(keyring)?;
+                    let record = sealed.seal(keyring.vault())?;
+                    ledger.put_node(id, &record)?;
                     changed.nodes.push((id, Some(node)));
                 }
                 None => {
-                    self.records.delete_node(id)?;
+                    ledger.delete_node(id)?;
                     changed.nodes.push((id, None));
                 }
             }
         }
-        self.state.commit += 1;
-        self.state.keyring = self.keyring.body().sequence;
-        let sealed = self.system.seal(self.keyring.vault(), &self.state)?;
-        self.records.put_state(&sealed)?;
-        Ok((self.state, changed))
+        Ok((ledger.seal(keyring)?, changed))
     }
 
-    fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), VaultError> {
-        self.state.count(&self.system.node(id, record), true);
-        self.records.put_node(id, record)?;
+    // --- what is stored ----------------------------------------------------------------------
+
+    /// The records as this transaction has changed them by now.
+    pub(super) fn records(&mut self) -> &mut (dyn Write + 'a) {
+        self.ledger.records()
+    }
+
+    /// Notes a change to store if the job succeeds.
+    fn push(&mut self, op: Op) {
+        self.ops.push(op);
+    }
+
+    /// Number of write transactions before this one.
+    fn commits(&self) -> u64 {
+        self.ledger.commits()
+    }
+
+    /// Replaces the original record. If that has changed meanwhile, the writer has put it under the
+    /// active key, and nothing is left to do.
+    pub(super) fn exchange(&mut self, exchange: &Exchange) -> Result<(), VaultError> {
+        self.touched |= self.ledger.exchange(exchange)?;
         Ok(())
+    }
+
+    /// Counts all that is there, and goes on from that: for a repair. Whether it was what the state said.
+    pub(super) fn recount(&mut self) -> Result<bool, VaultError> {
+        self.ledger.recount()
+    }
+
+    /// Makes sure that no new node gets a number up to `id`.
+    pub(super) fn has_seen(&mut self, id: NodeId) {
+        self.ledger.has_seen(id);
     }
 
     // --- nodes -------------------------------------------------------------------------------
 
-    /// A node as the transaction sees it.
+    /// A node in the transaction.
     pub(super) fn node(&mut self, id: NodeId) -> Result<Arc<Node>, VaultError> {
         if let Some(slot) = self.nodes.get(&id) {
             return slot.node.clone().ok_or(VaultError::NotFound);
@@ -256,7 +179,7 @@ impl<'a> Tx<'a> {
         let node = match self.cache.get(id) {
             Some(node) => node,
             None => {
-                let record = self.records.node(id)?.ok_or(VaultError::NotFound)?;
+                let record = self.records().node(id)?.ok_or(VaultError::NotFound)?;
                 Arc::new(Node::open(self.keyring, id, &record)?)
             }
         };
@@ -269,7 +192,7 @@ impl<'a> Tx<'a> {
         Ok(node)
     }
 
-    /// A node to be changed.
+    /// A node to change.
     pub(super) fn change(&mut self, id: NodeId) -> Result<&mut Node, VaultError> {
         self.node(id)?;
         self.remember(id);
@@ -281,29 +204,30 @@ impl<'a> Tx<'a> {
             .ok_or(VaultError::NotFound)
     }
 
-    /// A new node.
+    /// Creates a node.
     pub(super) fn create_node(
         &mut self,
         kind: Kind,
         attributes: Attributes,
     ) -> Result<NodeId, VaultError> {
-        let id = self.state.next_node;
-        if id >= crate::store::MAX_ID {
-            return Err(VaultError::OutOfNodes);
-        }
-        self.state.next_node += 1;
+        let id = self.ledger.next_node()?;
         let node = Node::create(self.keyring, id, kind, attributes)?;
-        self.remember(id);
-        self.nodes.insert(id, Slot::made(node));
+        self.insert_node(node);
         Ok(id)
     }
 
-    /// Deletes a node and all its versions: nothing is left of it to be reaped.
+    /// A node that was made under a number that is its own.
+    fn insert_node(&mut self, node: Node) {
+        self.remember(node.id);
+        self.nodes.insert(node.id, Slot::made(node));
+    }
+
+    /// Deletes a node and all its versions, so that nothing is left to reap.
     pub(super) fn delete_node(&mut self, id: NodeId) -> Result<(), VaultError> {
         self.node(id)?;
         self.remember(id);
         self.delete_orphan(id);
-        for version in self.records.versions_of(id)? {
+        for version in self.records().versions_of(id)? {
             self.delete_version(id, version);
         }
         if let Some(slot) = self.nodes.get_mut(&id) {
@@ -336,10 +260,10 @@ impl<'a> Tx<'a> {
         name: &[u8],
     ) -> Result<Option<(Entry, Vec<u8>)>, VaultError> {
         let keys = self.directory_keys(directory)?;
-        keys.find(&mut *self.records, name)
+        keys.find(self.records(), name)
     }
 
-    /// Files a name, which must be free or taken out by this job.
+    /// Files a name, which must be free, or removed by this job.
     pub(super) fn put_entry(
         &mut self,
         directory: NodeId,
@@ -360,7 +284,7 @@ impl<'a> Tx<'a> {
         let body = parent.directory_mut()?;
         keys.count(body, &tag, &record, kind == Kind::Directory);
         (parent.attributes.modified, parent.attributes.changed) = (now, now);
-        self.ops.push(Op::PutEntry {
+        self.push(Op::PutEntry {
             directory,
             tag,
             record,
@@ -368,7 +292,7 @@ impl<'a> Tx<'a> {
         Ok(tag)
     }
 
-    /// Takes out a name that [`find`](Self::find) found.
+    /// Removes a name that [`find`](Self::find) found.
     pub(super) fn take_entry(
         &mut self,
         directory: NodeId,
@@ -380,7 +304,7 @@ impl<'a> Tx<'a> {
         let body = parent.directory_mut()?;
         keys.discount(body, &entry.tag, record, entry.kind == Kind::Directory);
         (parent.attributes.modified, parent.attributes.changed) = (now, now);
-        self.ops.push(Op::DeleteEntry {
+        self.push(Op::DeleteEntry {
             directory,
             tag: entry.tag,
         });
@@ -389,7 +313,7 @@ impl<'a> Tx<'a> {
 
     // --- versions and orphans ----------------------------------------------------------------
 
-    /// Stores a content, which lies in `parts`, as a new version.
+    /// Stores the content in `parts` as a new version.
     pub(super) fn put_version(
         &mut self,
         node: NodeId,
@@ -397,7 +321,7 @@ impl<'a> Tx<'a> {
         parts: &[&[u8]],
     ) -> Result<(), VaultError> {
         let (record, chunks) = content::seal(self.keyring, node, version, parts)?;
-        self.ops.push(Op::PutVersion {
+        self.push(Op::PutVersion {
             node,
             version,
             record,
@@ -407,34 +331,35 @@ impl<'a> Tx<'a> {
     }
 
     pub(super) fn delete_version(&mut self, node: NodeId, version: u64) {
-        self.ops.push(Op::DeleteVersion {
+        self.push(Op::DeleteVersion {
             node,
             version,
             erased: false,
         });
     }
 
-    /// Has a version stand under the active master key: its content key is wrapped anew, or its
-    /// content sealed under another one.
+    /// Moves a version to the active master key: wraps its content key again, or seals its content
+    /// under a new one.
     pub(super) fn migrate_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
         if !self.keyring.renews_data_keys() {
             return self.rewrap_version(node, version);
         }
-        let old = match self.records.version(node, version)? {
+        let old = match self.records().version(node, version)? {
             Some(old) if old.generation != self.keyring.active() => old,
             _ => return Ok(()),
         };
-        // Not whole yet: whoever stores it begins anew, with another key.
+        // The version is incomplete: its writer starts again, with another key.
         if self.node(node).is_ok_and(|node| is_begun(&node, version)) {
-            self.ops.push(Op::DeleteVersion {
+            self.push(Op::DeleteVersion {
                 node,
                 version,
                 erased: true,
             });
             return Ok(());
         }
-        let (new, chunks) = content::reencrypt(self.keyring, self.records, node, version, &old)?;
-        self.ops.push(Op::ReplaceVersion {
+        let (new, chunks) =
+            content::reencrypt(self.keyring, self.ledger.records(), node, version, &old)?;
+        self.push(Op::ReplaceVersion {
             node,
             version,
             old,
@@ -445,13 +370,13 @@ impl<'a> Tx<'a> {
     }
 
     fn rewrap_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {
-        let Some(old) = self.records.version(node, version)? else {
+        let Some(old) = self.records().version(node, version)? else {
             return Ok(());
         };
         if old.generation != self.keyring.active() {
             let mut nonces = Nonces::draw(1)?;
             let new = content::rewrap(self.keyring, &mut nonces, node, version, &old)?;
-            self.ops.push(Op::RewrapVersion {
+            self.push(Op::RewrapVersion {
                 node,
                 version,
                 old,
@@ -462,29 +387,34 @@ impl<'a> Tx<'a> {
     }
 
     pub(super) fn put_orphan(&mut self, node: NodeId) {
-        self.ops.push(Op::PutOrphan(node));
+        self.push(Op::PutOrphan(node));
     }
 
     pub(super) fn delete_orphan(&mut self, node: NodeId) {
-        self.ops.push(Op::DeleteOrphan(node));
+        self.push(Op::DeleteOrphan(node));
     }
 
     // --- keyring -----------------------------------------------------------------------------
 
-    /// Stores a keyring that has changed, and what it has to say.
+    /// Stores a changed keyring and its events.
     pub(super) fn put_keyring(&mut self, events: &[EventRow]) -> Result<(), VaultError> {
         self.touched = true;
         for (sequence, event) in events {
-            self.records.insert_event(*sequence, event)?;
+            self.records().insert_event(*sequence, event)?;
         }
-        self.records.put_keyring(&self.keyring.encode())?;
+        let encoded = self.keyring.encode();
+        self.records().put_keyring(&encoded)?;
         Ok(())
     }
 
     /// Puts the system node and the root directory into an empty vault.
-    pub(super) fn found(&mut self, system: Node, root: Attributes) -> Result<(), VaultError> {
+    pub(super) fn write_genesis(
+        &mut self,
+        system: Node,
+        root: Attributes,
+    ) -> Result<(), VaultError> {
         self.touched = true;
-        self.state.next_node = super::node::ROOT;
+        self.ledger.begin_at(super::node::ROOT);
         self.nodes.insert(super::node::SYSTEM, Slot::made(system));
         self.create_node(Kind::Directory, root)?;
         Ok(())

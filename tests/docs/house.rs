@@ -1,5 +1,5 @@
 //! The plan of the house, and that the sources keep to it: which room stands above which, who may know
-//! what of the world outside, and how long a file may be.
+//! what of the world outside, in how many files a type may be written, and how long a file may be.
 
 mod reader;
 
@@ -29,9 +29,24 @@ const FUSER: &[&str] = &["fs/transport/"];
 const RUSQLITE: &[&str] = &["store/sqlite/"];
 const TOKIO_AND_AWS: &[&str] = &["aws/", "kms/"];
 
+/// Files that may name a lock of the standard library, which has no rank and whose order nobody checks.
+const LOCKS_WITHOUT_RANK: &[(&str, &str)] = &[
+    ("sync.rs", "ranked locks are made of them"),
+    (
+        "daemon/panics.rs",
+        "the panic hook takes one whatever is held",
+    ),
+    ("fs/handles.rs", "to be ranked: the state of an open node"),
+    ("fs/publish.rs", "is handed that state, locked"),
+];
+
 /// Files that still import from each other in a circle. A list to be emptied: who takes part no longer
 /// must be taken off it, and nobody may be put on it.
 const IN_CIRCLES: &[&str] = &[];
+
+/// Most files in which the functions of one type are written: one, and another for how it is made, or for
+/// what is asked of it from outside. What a third would add is a type or a function of its own.
+const MOST_FILES: usize = 2;
 
 /// Most lines of a file.
 const LONGEST: usize = 500;
@@ -175,6 +190,46 @@ fn a_crate_is_seen_where_it_may_not_be_known() {
     }
 }
 
+/// Files that name a lock of the standard library and may not, and those that may and do not.
+fn unranked(house: &House, may: &[(&str, &str)]) -> Vec<String> {
+    let mut naming = BTreeSet::new();
+    for lock in ["Mutex", "MutexGuard", "RwLock", "Condvar"] {
+        naming.extend(house.naming_path(&["std", "sync", lock]));
+    }
+    let may: BTreeSet<&str> = may.iter().map(|(path, _)| *path).collect();
+    let new = naming.difference(&may);
+    let new = new.map(|path| format!("{path} names a lock of std: take one of crate::sync"));
+    let gone = may.difference(&naming);
+    let gone = gone.map(|path| format!("{path} names no lock of std: take it off the list"));
+    new.chain(gone).collect()
+}
+
+#[test]
+fn locks_have_a_rank_wherever_one_can_be() {
+    let wrong = unranked(&house(), LOCKS_WITHOUT_RANK);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_lock_without_a_rank_is_seen_in_whatever_form() {
+    for text in [
+        "use std::sync::{Arc, Mutex};",
+        "use std::sync::*;",
+        "use std::sync; static A: sync::RwLock<u8> = sync::RwLock::new(0);",
+        "struct A { a: std::sync::Condvar }",
+    ] {
+        let house = built_of(&[("fs/a.rs", text)]);
+        assert_eq!(unranked(&house, &[]).len(), 1, "{text}");
+        assert!(unranked(&house, &[("fs/a.rs", "")]).is_empty(), "{text}");
+    }
+    let house = built_of(&[(
+        "fs/a.rs",
+        "use std::sync::{Arc, mpsc}; use crate::sync::Mutex;",
+    )]);
+    assert!(unranked(&house, &[]).is_empty());
+    assert_eq!(unranked(&house, &[("fs/a.rs", "")]).len(), 1);
+}
+
 /// The files that take part in a circle of imports, each with what it imports from others of it.
 fn in_circles(house: &House) -> BTreeMap<String, BTreeSet<String>> {
     let imports = house.imports();
@@ -247,6 +302,51 @@ fn a_circle_is_seen_also_through_a_third_file_and_between_a_module_and_its_child
         ("fs/b.rs", "use super::A; pub struct B;"),
     ];
     assert!(in_circles(&built_of(&handed_on)).is_empty());
+}
+
+/// Types that are written in too many files, with these.
+fn strewn(house: &House) -> Vec<String> {
+    let all = house.extended().into_iter();
+    let strewn = all.filter(|(_, files)| files.len() > MOST_FILES);
+    strewn
+        .map(|(name, files)| format!("{name} is written in {files:?}"))
+        .collect()
+}
+
+#[test]
+fn no_type_is_written_in_more_than_two_files() {
+    let house = house();
+    let all = house.extended();
+    assert!(all.len() > 200, "the reader sees too little: {}", all.len());
+    let vault: Vec<_> = all["vault::facade::Vault"].iter().copied().collect();
+    assert_eq!(vault, ["vault/facade.rs", "vault/facade/open.rs"]);
+    let wrong = strewn(&house);
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_type_that_is_strewn_over_files_is_seen_by_whatever_path_it_is_reached() {
+    let vault = ("vault/mod.rs", "mod facade; pub use facade::Vault;");
+    let facade = ("vault/facade.rs", "pub struct Vault; impl Vault {}");
+    let one = ("vault/one.rs", "use super::Vault; impl Vault {}");
+    for text in [
+        "use super::Vault; impl Vault {}",
+        "use super::facade::Vault as Whole; impl Whole {}",
+        "impl crate::vault::Vault {}",
+        "impl super::facade::Vault {}",
+        "fn f() { impl super::Vault {} }",
+    ] {
+        let house = built_of(&[vault, facade, one, ("vault/two.rs", text)]);
+        assert_eq!(strewn(&house).len(), 1, "{text}");
+    }
+    for text in [
+        "pub struct Vault; impl Vault {}",
+        "use super::Vault; impl Drop for Vault { fn drop(&mut self) {} }",
+        "#[cfg(test)] mod tests { use super::Vault; impl Vault {} }",
+    ] {
+        let house = built_of(&[vault, facade, one, ("vault/two.rs", text)]);
+        assert!(strewn(&house).is_empty(), "{text}");
+    }
 }
 
 /// Files that are longer than they may be, and those that have become shorter than the list says.

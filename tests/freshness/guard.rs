@@ -231,7 +231,7 @@ fn an_edited_keyring_is_code_6_with_and_without_a_new_checksum() {
     refused(&place, 6, "");
     set_blob(&place, "UPDATE keyring SET value = ?1", &stored);
 
-    type Edit = fn(&mut secretfs::keyring::Body);
+    type Edit = fn(&mut secretfs::keyring::KeyringBody);
     let edits: [(&str, Edit); 7] = [
         ("sequence", |body| body.sequence += 1),
         ("no generation", |body| body.generations.clear()),
@@ -767,7 +767,7 @@ fn an_unpinned_key_in_the_keyring_is_never_asked() {
     let proxy = Proxy::always(Answer::Error(400, "AccessDeniedException", "asked"));
     let env = crate::support::moto::environment(place.path(), &proxy.url());
     let stored = blob(&place, "SELECT value FROM keyring");
-    type Edit = fn(&mut secretfs::keyring::Body);
+    type Edit = fn(&mut secretfs::keyring::KeyringBody);
     let edits: [Edit; 4] = [
         |body| body.generations[0].wraps.insert(0, attackers_wrap(HERS)),
         |body| body.generations[0].wraps.push(attackers_wrap(HERS)),

@@ -485,3 +485,28 @@ fn umount_of_an_aborted_mount_whose_vault_is_not_seen_does_not_say_that_it_is_fr
         wait_for("the daemon's end", SOON, || place.daemons().is_empty());
     }
 }
+
+/// A bind of a directory is without `.secretfs`.
+#[test]
+fn the_status_of_a_bind_of_a_directory_is_that_of_its_mount_where_that_can_be_asked() {
+    for mode in ["rw", "ro"] {
+        let place = Place::with_vault();
+        place.mount(&[]).succeeded();
+        fs::create_dir(place.point().join("sub")).expect("made");
+        umount(&place, &[]).succeeded();
+        place.mount(&["-o", mode]).succeeded();
+        let bind = place.path().join("bind");
+        fs::create_dir(&bind).expect("made");
+        let sub = place.point().join("sub");
+        let args = ["--bind".as_ref(), sub.as_os_str(), bind.as_os_str()];
+        system("mount", &args);
+        let bind = Bind(bind);
+        let ran = place.run(["status".as_ref(), bind.0.as_os_str()]);
+        match mode {
+            "rw" => assert!(ran.succeeded().stdout().contains("mode: read-write")),
+            _ => drop(ran.failed(1, "name that mount, or the vault")),
+        }
+        drop(bind);
+        umount(&place, &[]).succeeded();
+    }
+}

@@ -12,6 +12,7 @@ mod operator;
 mod process_mount;
 mod process_user;
 mod read_only_media;
+mod refused;
 mod socket;
 mod socket_hostile;
 mod stale;

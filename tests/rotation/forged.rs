@@ -10,7 +10,7 @@ use crate::support::moto::Moto;
 use crate::support::process::{Place, Ran, status};
 use rusqlite::Connection;
 use secretfs::crypto::schedule::Role;
-use secretfs::keyring::{ChangeKind, Event, EventKind, KeyringError, UnverifiedKeyring};
+use secretfs::keyring::{Event, EventKind, KeyringError, RotationKind, UnverifiedKeyring};
 use secretfs::kms::{self, KeyUri};
 use secretfs::vault::{Failure, Request, Vault};
 
@@ -301,7 +301,7 @@ fn who_follows_is_led_neither_back_to_a_key_that_was_left_nor_to_a_foreign_one()
     let new = old
         .make_generation(9, std::slice::from_ref(&hers), &kms, 0)
         .expect("made");
-    old.prepare(ChangeKind::Rotate, new, 0).expect("prepared");
+    old.prepare(RotationKind::Rotate, new, 0).expect("prepared");
     let proved = old.prove(9, &kms).expect("proved");
     old.activate(proved, 0).expect("activated");
     let error = parse(&old.encode())

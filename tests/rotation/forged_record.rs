@@ -7,23 +7,25 @@ use crate::support::aws::World;
 use crate::support::evil::{Record, blob, copy, set_blob};
 use crate::support::process::{detach, wait_for};
 use crate::support::rotating::{all_is_there, command, fill, wait_for_the_end};
-use secretfs::keyring::{Body, Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
+use secretfs::keyring::{
+    Generation, GenerationState, KeyringBody, Rotation, RotationKind, RotationPhase, Wrap,
+};
 
 const SECRETS: usize = 300;
 const SOON: Duration = Duration::from_secs(60);
 const STORE: &str = "UPDATE keyring SET value = ?1";
-const PHASES: [ChangePhase; 6] = [
-    ChangePhase::Prepared,
-    ChangePhase::Active,
-    ChangePhase::Migrating,
-    ChangePhase::Verifying,
-    ChangePhase::Retired,
-    ChangePhase::Scrubbing,
+const PHASES: [RotationPhase; 6] = [
+    RotationPhase::Prepared,
+    RotationPhase::Active,
+    RotationPhase::Migrating,
+    RotationPhase::Verifying,
+    RotationPhase::Retired,
+    RotationPhase::Scrubbing,
 ];
 
-type Edit = (String, Box<dyn Fn(&mut Body)>);
+type Edit = (String, Box<dyn Fn(&mut KeyringBody)>);
 
-fn edit(name: impl Into<String>, edit: impl Fn(&mut Body) + 'static) -> Edit {
+fn edit(name: impl Into<String>, edit: impl Fn(&mut KeyringBody) + 'static) -> Edit {
     (name.into(), Box::new(edit))
 }
 
@@ -37,9 +39,9 @@ fn her_wrap(uri: &str) -> Wrap {
     }
 }
 
-fn change(kind: ChangeKind, phase: ChangePhase, from: u64, to: u64) -> Change {
+fn change(kind: RotationKind, phase: RotationPhase, from: u64, to: u64) -> Rotation {
     let started = 1_700_000_000;
-    Change {
+    Rotation {
         kind,
         phase,
         from,
@@ -77,9 +79,9 @@ fn of_any(hers: &str) -> Vec<Edit> {
 fn of_an_idle_one(hers: &str) -> Vec<Edit> {
     let mut edits = of_any(hers);
     for kind in [
-        ChangeKind::Rotate,
-        ChangeKind::Reencrypt,
-        ChangeKind::Rewrap,
+        RotationKind::Rotate,
+        RotationKind::Reencrypt,
+        RotationKind::Rewrap,
     ] {
         for phase in PHASES {
             let name = format!("{kind} that is {phase:?}");
@@ -89,7 +91,7 @@ fn of_an_idle_one(hers: &str) -> Vec<Edit> {
             let (name, hers) = (format!("{kind} to her key, {phase:?}"), hers.to_owned());
             edits.push(edit(name, move |body| {
                 let state = match phase {
-                    ChangePhase::Prepared => GenerationState::Pending,
+                    RotationPhase::Prepared => GenerationState::Pending,
                     _ => GenerationState::Active,
                 };
                 if state == GenerationState::Active {
@@ -112,11 +114,12 @@ fn of_an_idle_one(hers: &str) -> Vec<Edit> {
 /// Another rotation is said to be under way than is.
 fn of_one_under_way(hers: &str) -> Vec<Edit> {
     let mut edits = of_any(hers);
-    let under_way =
-        |edit: fn(&mut Change)| move |body: &mut Body| edit(body.change.as_mut().expect("it is"));
+    let under_way = |edit: fn(&mut Rotation)| {
+        move |body: &mut KeyringBody| edit(body.change.as_mut().expect("it is"))
+    };
     for phase in PHASES
         .into_iter()
-        .filter(|phase| *phase != ChangePhase::Migrating)
+        .filter(|phase| *phase != RotationPhase::Migrating)
     {
         edits.push(edit(format!("{phase:?}"), move |body| {
             body.change.as_mut().expect("it is").phase = phase;
@@ -126,11 +129,11 @@ fn of_one_under_way(hers: &str) -> Vec<Edit> {
         edit("none", |body| body.change = None),
         edit(
             "rewrap",
-            under_way(|change| change.kind = ChangeKind::Rewrap),
+            under_way(|change| change.kind = RotationKind::Rewrap),
         ),
         edit(
             "reencrypt",
-            under_way(|change| change.kind = ChangeKind::Reencrypt),
+            under_way(|change| change.kind = RotationKind::Reencrypt),
         ),
         edit(
             "the other way",
@@ -173,7 +176,7 @@ fn is_refused(world: &World, edits: &[Edit], hers: &str) {
     let stored = blob(&world.place, "SELECT value FROM keyring");
     let anchors = world.place.path().join("anchors");
     let kept = world.place.path().join("anchors-kept");
-    let forge = |edit: &dyn Fn(&mut Body)| {
+    let forge = |edit: &dyn Fn(&mut KeyringBody)| {
         let mut record = Record::of(&world.place);
         record.edit(edit);
         record.store(&world.place);

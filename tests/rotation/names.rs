@@ -19,7 +19,7 @@ use crate::support::process::{Place, Server, status, wait_for};
 use crate::support::rotating::{
     check_is_clean, command, content, secret, serve_with, wait_for_the_end,
 };
-use secretfs::keyring::ChangeKind;
+use secretfs::keyring::RotationKind;
 use secretfs::store::Durability;
 use secretfs::vault::{Kind, Outcome, Phase, ROOT, Request, Tx, Vault};
 
@@ -367,7 +367,7 @@ fn who_insists_in_the_middle_of_a_run_loses_no_more_than_who_insists_before_it()
         1
     );
     drop(database);
-    let vault = Vault::open_to_mend(&layer.vault(), &layer.options()).expect("opened");
+    let vault = Vault::open_to_repair(&layer.vault(), &layer.options()).expect("opened");
     vault.begin(&Request::Reencrypt).expect("begun");
     let insisted = Cell::new(false);
     let go_on = || {
@@ -375,7 +375,7 @@ fn who_insists_in_the_middle_of_a_run_loses_no_more_than_who_insists_before_it()
         if progress.done > 1 && !insisted.get() {
             assert_eq!(progress.phase, Phase::Migrating);
             insisted.set(true);
-            let insist = Request::Despite(ChangeKind::Reencrypt);
+            let insist = Request::Despite(RotationKind::Reencrypt);
             vault.begin(&insist).expect("joined");
         }
         ControlFlow::Continue(())

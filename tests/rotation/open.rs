@@ -9,7 +9,7 @@ use crate::support::evil::Record;
 use crate::support::process::{Place, detach};
 use crate::support::rotating::{check_is_clean, command, wait_for_the_end};
 use secretfs::codec;
-use secretfs::keyring::Body;
+use secretfs::keyring::KeyringBody;
 
 const KINDS: [&str; 3] = [
     "rotate",
@@ -148,7 +148,7 @@ fn open_snapshots_drafts_and_unlinked_files_live_through_all_three() {
 
 /// The wraps of all master keys.
 fn wraps(place: &Place) -> Vec<Vec<u8>> {
-    let body: Body = codec::decode(&Record::of(place).body, "body").expect("a body");
+    let body: KeyringBody = codec::decode(&Record::of(place).body, "body").expect("a body");
     let generations = body.generations.into_iter();
     let wraps: Vec<_> = generations.flat_map(|g| g.wraps).map(|w| w.blob).collect();
     assert!(!wraps.is_empty() && wraps.iter().all(|wrap| wrap.len() > 32));

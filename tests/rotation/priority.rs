@@ -94,7 +94,7 @@ fn thread_id() -> String {
 fn may_come_forward() -> bool {
     let own = own_niceness();
     let tried = std::thread::spawn(move || {
-        nice::step_back();
+        nice::lower_priority();
         // Refused, or done.
         let _ = Command::new("renice")
             .args(["-n", &own.to_string(), "-p", &thread_id()])

@@ -16,7 +16,7 @@ use rusqlite::Connection;
 use secretfs::codec;
 use secretfs::crypto::SecretKey;
 use secretfs::crypto::schedule::{MetadataKey, Role, VaultId};
-use secretfs::keyring::Body;
+use secretfs::keyring::KeyringBody;
 use secretfs::store::Durability;
 use secretfs::vault::{Kind, Phase, Publication, ROOT, Request, Tx, Vault};
 
@@ -81,7 +81,7 @@ impl Thief {
         stored.set_attributes(self.vault, &self.of_file, &attributes);
         stored.put(&database);
         // The keyring's sequence can be read, and the number of the commit is as high as one likes.
-        let body: Body = codec::decode(&Record::of(place).body, "body").expect("a body");
+        let body: KeyringBody = codec::decode(&Record::of(place).body, "body").expect("a body");
         let mut state = self.state.clone();
         state[..8].copy_from_slice(&1_000_000u64.to_le_bytes());
         state[8..16].copy_from_slice(&body.sequence.to_le_bytes());

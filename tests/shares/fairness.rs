@@ -115,7 +115,7 @@ fn a_small_file_is_stored_before_the_large_ones_that_another_user_waits_for() {
 }
 
 /// Fail points are the whole process's: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
+pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,3 +5,4 @@ mod support;
 
 mod fairness;
 mod memory;
+mod turns;

@@ -1,5 +1,7 @@
 //! Vaults under keys of an AWS KMS that can be made to fail.
 
+use std::process::Command;
+
 use super::kms_proxy::Proxy;
 use super::moto::Moto;
 use super::process::{Place, Ran};
@@ -35,10 +37,16 @@ impl World {
         world
     }
 
-    /// A command on the vault, with arguments behind its path.
-    pub fn run(&self, name: &str, more: &[&str], fail_points: &str) -> Ran {
+    /// The program, with what it takes to reach the KMS.
+    pub fn command(&self) -> Command {
         let mut command = self.place.command();
         command.envs(self.env.iter().map(|(k, v)| (k, v)));
+        command
+    }
+
+    /// A command on the vault, with arguments behind its path.
+    pub fn run(&self, name: &str, more: &[&str], fail_points: &str) -> Ran {
+        let mut command = self.command();
         // On a machine that is busy with something else, too, a KMS that answers has answered.
         command.env("SECRETFS_KMS_TIMEOUT", "60s");
         command.env("FAILPOINTS", fail_points).arg(name);

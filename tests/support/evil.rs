@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 use secretfs::codec;
-use secretfs::keyring::Body;
+use secretfs::keyring::KeyringBody;
 use sha2::{Digest, Sha256};
 
 use super::process::Place;
@@ -81,8 +81,8 @@ impl Record {
     }
 
     /// Changes what the body says, as who can read the format can.
-    pub fn edit(&mut self, change: impl FnOnce(&mut Body)) {
-        let mut body: Body = codec::decode(&self.body, "body").expect("a body");
+    pub fn edit(&mut self, change: impl FnOnce(&mut KeyringBody)) {
+        let mut body: KeyringBody = codec::decode(&self.body, "body").expect("a body");
         change(&mut body);
         self.body = codec::encode(&body);
     }

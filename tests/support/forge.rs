@@ -10,7 +10,7 @@ use secretfs::crypto::schedule::{
     RecordDigest, Role, SetKey, StateKey, VaultId, VersionKey, WrapKey, digest,
 };
 use secretfs::crypto::{SecretBytes, SecretKey, SetSum};
-use secretfs::keyring::{Body, Header, WRAPPED_LEN};
+use secretfs::keyring::{Header, KeyringBody, WRAPPED_LEN};
 use secretfs::kms::{EncryptionContext, KeyService, KmsSettings, connect};
 
 use super::evil::{Record, execute, set_blob};
@@ -110,7 +110,7 @@ impl Hand {
         let header = one("SELECT value FROM header");
         let record = one("SELECT value FROM keyring");
         let length = u64::from_le_bytes(record[..8].try_into().expect("8 bytes")) as usize;
-        let body: Body = codec::decode(&record[8..8 + length], "body").expect("a body");
+        let body: KeyringBody = codec::decode(&record[8..8 + length], "body").expect("a body");
         let active = body.active().expect("an active key");
         let vault = Header::decode(&header).expect("a header").vault();
         let kms = connect(&KmsSettings {

@@ -42,7 +42,7 @@ pub fn of(place: &Place) -> Vec<Needle> {
     let header = Header::decode(&evil::blob(place, "SELECT value FROM header")).expect("a header");
     let vault: VaultId = header.vault();
     let body = Record::of(place).body;
-    let body: secretfs::keyring::Body = codec::decode(&body, "body").expect("a body");
+    let body: secretfs::keyring::KeyringBody = codec::decode(&body, "body").expect("a body");
     let active = body.active().expect("an active key");
     let kms = connect(&KmsSettings {
         local_dir: Some(place.path().join("kms")),

@@ -118,7 +118,7 @@ fn a_copy_is_of_what_is_written_alone_and_counts_as_long_as_it_is_there() {
     expect(blocks.image(), &text);
     drop(image);
     assert_eq!(budget.used(), length as u64);
-    // What is read is shared as well, as long as it is being read.
+    // A read shares the block, too, while it lasts.
     let window = blocks.image().window(0, 10);
     blocks.write(0, b"x").unwrap();
     assert_eq!(budget.used(), (length + BLOCK) as u64);
@@ -129,13 +129,13 @@ fn a_copy_is_of_what_is_written_alone_and_counts_as_long_as_it_is_there() {
 #[test]
 fn a_change_that_has_no_room_for_its_copies_changes_nothing() {
     let length = 3 * BLOCK - 100;
-    // An eighth of the whole is kept for others.
+    // An eighth of the limit is kept for others.
     let budget = Budget::new((length + BLOCK + 150) as u64 * 8 / 7);
     let (mut blocks, mut text) = written(length, &budget);
     let image = blocks.image().clone();
     let full = Err(Errno(libc::ENOSPC));
     let data = bytes(9, BLOCK + 300);
-    // Two blocks, then the last one and what would be added.
+    // Two blocks, then the last one and the bytes to add.
     assert_eq!(blocks.write(0, &data[..BLOCK + 1]), full);
     assert_eq!(blocks.write(length as u64 - 50, &data[..220]), full);
     assert_eq!(blocks.write(length as u64 - 10, &data[..BLOCK + 300]), full);
@@ -145,7 +145,7 @@ fn a_change_that_has_no_room_for_its_copies_changes_nothing() {
     expect(&image, &text);
     blocks.write(1, &data[..BLOCK - 1]).unwrap();
     text[1..BLOCK].copy_from_slice(&data[..BLOCK - 1]);
-    // To cut a block that others have takes a copy, too.
+    // Cutting a shared block needs a copy, too.
     assert_eq!(blocks.resize(length as u64 - 200), full);
     expect(blocks.image(), &text);
     drop(image);

@@ -1,10 +1,10 @@
-//! How far an open directory was read.
+//! The position of a reader in an open directory.
 //!
-//! Entries are shown in the order of their name tags. While a directory's key is replaced, its entries
-//! move, one after the other, to where the new key files them: from what is still to be read to what
-//! was read, or the other way round. So a directory in which entries moved while it was read is read a
-//! second time, when they stand where they stay, and what was shown already is left out: of each name
-//! that was shown a hash is kept.
+//! Entries are shown in the order of their name tags. While a rotation replaces a directory's key,
+//! entries move one by one to their tags under the new key: from the unread part to the part
+//! already read, or the reverse. So a directory whose entries moved during a read is read a second
+//! time, once they have their final tags, without the names already shown. A hash of each shown
+//! name is kept for that.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -16,11 +16,11 @@ use super::super::directory_entry::DirectoryEntry;
 
 /// `.` and `..` come first.
 pub(super) const FIRST_NAME: u64 = 2;
-/// Set in every other pass.
+/// Set in the positions of every other pass.
 const PASS: u64 = 1 << 62;
 
-/// The position after the entry filed under `tag`: 62 bits of a keyed hash, and never one of the
-/// first positions; above them which pass it is of.
+/// The position after the entry filed under `tag`: 62 bits of a keyed hash, never one of the first
+/// positions, and above them the parity of the pass.
 fn position_of(tag: &NameTag, pass: usize) -> u64 {
     let (first, _) = tag.split_at(8);
     let number = first
@@ -36,7 +36,8 @@ fn tag_at(position: u64) -> NameTag {
     tag
 }
 
-/// How a directory was found by a batch: its key epoch, and whether it has entries of the one before.
+/// The state of a directory in a batch: its key epoch, and whether it has entries of the previous
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) epoch: u32,
@@ -46,37 +47,37 @@ pub(super) struct Found {
 /// One pass through the directory.
 #[derive(Clone, Debug, Default)]
 struct Pass {
-    /// How many names were shown before it.
+    /// Number of names shown before it.
     shown: usize,
-    /// By its first batch.
+    /// The state in its first batch.
     begun: Option<Found>,
-    /// The epoch that the pass before ended in.
+    /// The epoch at the end of the pass before.
     before: Option<u32>,
-    /// It began somewhere that nothing was shown of: what has been shown is not known.
+    /// It began at a position that was never shown, so the names shown before are unknown.
     is_part: bool,
 }
 
-/// An open directory.
+/// The state of reading an open directory.
 #[derive(Debug)]
 pub(super) struct Reading {
-    /// Entries opened and not yet passed on.
+    /// Entries that are opened, but not passed on yet.
     pub(super) ahead: VecDeque<DirectoryEntry>,
-    /// The position that `ahead` begins at.
+    /// The position at the start of `ahead`.
     position: u64,
-    /// Where the store goes on after `ahead`.
+    /// The place in the store after `ahead`.
     pub(super) after: Option<NameTag>,
-    /// How the last batch of the pass found the directory: nothing comes after `ahead` in it.
+    /// The state in the last batch of the pass; set if nothing follows `ahead`.
     pub(super) ended: Option<Found>,
-    /// The directory was removed: nothing is in it.
+    /// The directory was removed, and is empty.
     pub(super) is_gone: bool,
-    /// For comparing what a pass has read with what the directory should hold: sum, count, and the
-    /// revision in which it began. `None` once somebody has sought.
+    /// The sum and count of the entries that a pass has read, to compare with the directory's own,
+    /// and the revision at its start. `None` after a seek.
     pub(super) whole: Option<(SetSum, u64, u64)>,
-    /// The passes so far; never none.
+    /// The passes so far; never empty.
     passes: Vec<Pass>,
-    /// What was shown since reading began: position and hash of the name.
+    /// The names shown so far, by position and hash.
     shown: Vec<(u64, u64)>,
-    /// The hashes among `shown`, once entries were seen to move.
+    /// The hashes in `shown`, once entries have moved.
     left_out: Option<HashSet<u64>>,
     hashing: RandomState,
 }
@@ -99,7 +100,7 @@ impl Default for Reading {
 }
 
 impl Reading {
-    /// Goes on from a position: at the beginning, where it is, or somewhere else.
+    /// Continues from a position: the beginning, the present one, or another.
     pub(super) fn seek(&mut self, position: u64) {
         if position == FIRST_NAME {
             *self = Self {
@@ -113,7 +114,7 @@ impl Reading {
             self.after = Some(tag_at(position));
             self.position = position;
             let odd = usize::from(position & PASS != 0);
-            // The last one that it can be of.
+            // The last pass that the position can belong to.
             let mut pass = self.passes.len() - 1;
             pass -= pass.min((pass + odd) % 2);
             if let Some(later) = self.passes.get(pass + 1) {
@@ -132,8 +133,8 @@ impl Reading {
         }
     }
 
-    /// Takes what was shown after the first so many for not shown. The kernel goes back some way
-    /// whenever a program's buffer is full, so this costs no more than that.
+    /// Treats all names after the `first` ones as not shown. The kernel goes back a little whenever
+    /// a program's buffer is full, so this takes time only for those.
     fn show_again(&mut self, first: usize) {
         let again = self.shown.drain(first.min(self.shown.len())..);
         if let Some(left_out) = &mut self.left_out {
@@ -149,7 +150,8 @@ impl Reading {
         }
     }
 
-    /// Has `take` see an entry, unless it was shown; tells whether it was taken or left out.
+    /// Passes an entry to `take`, unless it was shown already; returns whether to go on to the
+    /// next.
     pub(super) fn show(
         &mut self,
         entry: &DirectoryEntry,
@@ -176,7 +178,7 @@ impl Reading {
         position_of(tag, self.passes.len() - 1)
     }
 
-    /// Learns how a batch found the directory.
+    /// Notes the state of the directory in a batch.
     pub(super) fn note(&mut self, found: Found) {
         let begun = self.passes.last_mut().and_then(|pass| {
             let begun = pass.begun.get_or_insert(found);
@@ -187,8 +189,8 @@ impl Reading {
         }
     }
 
-    /// Whether all was shown, once nothing is ahead. Begins another pass if this one has come to its
-    /// end and was not enough.
+    /// Whether all names were shown, once `ahead` is empty. Begins another pass if this one has
+    /// ended and was not enough.
     pub(super) fn is_complete(&mut self) -> bool {
         let Some(found) = self.ended else {
             return self.is_gone;
@@ -196,7 +198,7 @@ impl Reading {
         let stood_still = self.passes.last().is_some_and(|pass| {
             let in_one_epoch = pass.begun.is_some_and(|begun| begun.epoch == found.epoch);
             let moving = pass.begun.is_some_and(|begun| begun.is_moving);
-            // What moved while the pass before was under way stands where it stays.
+            // Entries that moved during the pass before have their final tags.
             pass.is_part || in_one_epoch && (!moving || pass.before == Some(found.epoch))
         });
         if !stood_still {

@@ -1,32 +1,32 @@
-//! What directories that the kernel knows were last seen to hold, so that a new name is told from
-//! an old one.
+//! The names in directories that the kernel knows, as of the last look, to tell new names from old
+//! ones.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::store::NodeId;
 use crate::vault::{Vault, VaultError};
 
-/// Most names kept. In a directory for which there is no room only the directory itself is touched.
+/// Limit on names. If a directory does not fit, only the directory itself is touched.
 const MOST: usize = 20_000;
-/// Names read in one transaction.
+/// Number of names read in one transaction.
 const BATCH: usize = 256;
 
 type Directory = HashMap<Vec<u8>, NodeId>;
 
-/// See the module.
+/// The known names, as the module describes.
 #[derive(Default)]
 pub(super) struct Names {
     directories: HashMap<NodeId, Directory>,
-    /// Those for which there was no room.
+    /// Directories that did not fit.
     large: HashSet<NodeId>,
     count: usize,
 }
 
-/// What a directory was before.
+/// The previous listing of a directory.
 pub(super) enum Listed {
-    /// It was listed; names that are new since, or name something else.
+    /// It was listed before; the names that are new since, or name another node.
     Before(Vec<Vec<u8>>),
-    /// It was not; all names with what they name.
+    /// It was not listed before; all names with their nodes.
     Never(Vec<(Vec<u8>, NodeId)>),
 }
 
@@ -38,14 +38,14 @@ impl Names {
         self.count = self.directories.values().map(HashMap::len).sum();
     }
 
-    /// Whatever has a name.
+    /// All nodes that have a name.
     pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
         self.directories
             .values()
             .flat_map(|names| names.values().copied())
     }
 
-    /// Where these nodes have names.
+    /// The names of these nodes, with their directories.
     pub(super) fn of(&self, nodes: &HashSet<NodeId>) -> Vec<(NodeId, Vec<u8>)> {
         if nodes.is_empty() {
             return Vec::new();
@@ -57,12 +57,12 @@ impl Names {
             .collect()
     }
 
-    /// Whether it was tried to list a directory.
+    /// Whether there was an attempt to list a directory.
     pub(super) fn is_listed(&self, directory: NodeId) -> bool {
         self.directories.contains_key(&directory) || self.large.contains(&directory)
     }
 
-    /// What a directory holds now; nothing when it is gone, or there is no room for it.
+    /// The present names in a directory; `None` if it is gone, or does not fit.
     pub(super) fn read(
         &mut self,
         vault: &Vault,
@@ -93,7 +93,7 @@ impl Names {
         }
     }
 
-    /// Keeps what a directory holds now.
+    /// Stores the present names of a directory.
     pub(super) fn replace(&mut self, directory: NodeId, now: Directory) -> Listed {
         let before = self.directories.get(&directory);
         self.count = self.count + now.len() - before.map_or(0, HashMap::len);

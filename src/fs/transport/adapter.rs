@@ -1,4 +1,5 @@
-//! The adapter: what every request needs, which is the door, the caller, and the place of its thread.
+//! The adapter, which every request needs: it has the front door, and knows the caller and the
+//! request threads.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    /// Serves what is behind `door`, on `threads`. `known`: how it is known who asks.
+    /// An adapter for `door`, on `threads`. `known` is the source of the caller.
     pub(super) fn new(door: Arc<FrontDoor>, threads: Arc<RequestThreads>, known: Known) -> Self {
         Self {
             door,
@@ -31,12 +32,12 @@ impl Adapter {
         }
     }
 
-    /// Whether mounts of it may be idmapped.
+    /// Whether mounts of the file system may be idmapped.
     pub(super) fn is_idmapped(&self) -> bool {
         self.known != Known::ByKernel
     }
 
-    /// Begins a request, before anything else is done. The request lasts until the result is dropped.
+    /// Begins a request, before anything else. The request lasts until the result is dropped.
     pub(super) fn begin(&self, request: &Request) -> AtWork {
         received(request);
         self.threads.begin()
@@ -48,22 +49,22 @@ impl Adapter {
         self.threads.begin_release()
     }
 
-    /// The thread that waits for the answer, and its user.
+    /// The calling thread, and its user.
     pub(super) fn caller(&self, request: &Request) -> Caller {
         self.known.caller(request)
     }
 
-    /// The same, exact only if it `matters`: finding out may take longer than the answer.
+    /// The same, exact only if it `matters`: the look-up may take longer than the answer.
     pub(super) fn caller_if(&self, matters: bool, request: &Request) -> Caller {
         self.known.caller_if(matters, request)
     }
 
-    /// Answers with a node that the kernel remembers from now on.
+    /// Answers with a node that the kernel knows from now on.
     pub(super) fn entry(&self, reply: ReplyEntry) -> Done<Attr> {
         replies::entry(&self.door, reply)
     }
 
-    /// Tells failures of a request that names a node by its number.
+    /// Turns failures of a request that names a node by number into replies.
     pub(super) fn by_number(&self, request: &Request, ino: INodeNo) -> ByNumber {
         let door = &self.door;
         ByNumber {
@@ -78,9 +79,9 @@ thread_local! {
     static RECEIVED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Keeps the stack of this thread, and the buffer in which names and contents arrive, out of swap.
-/// fuser has one for each thread, and a request lies at its beginning. None of its pages behind the
-/// largest request is ever touched.
+/// Keeps the stack of this thread, and its buffer for names and contents, out of swap. fuser has
+/// one buffer for each thread, and a request is at its beginning. Pages behind the largest request
+/// are never touched.
 fn received(request: &Request) {
     if !RECEIVED.replace(true) {
         let start = std::ptr::from_ref(request).cast();

@@ -1,10 +1,10 @@
 //! Busy polling: a thread looks for the next request for a moment before it sleeps in the kernel.
 //!
-//! A program that reads a secret makes three requests in a row or more. To wake a thread that sleeps
-//! on another processor takes longer than to serve one of them, above all on a virtual machine, where
-//! the processor itself was given away meanwhile. So a thread that has answered looks whether the
-//! next one is there before it sleeps: not for long, not if that was in vain lately, and only one
-//! thread at a time, which steps back whenever another wants its processor.
+//! A program that reads a secret makes three or more requests in a row. Waking a thread that sleeps
+//! on another processor takes longer than serving a request, above all on a virtual machine, whose
+//! host may have given the processor away. So a thread that has answered polls for the next request
+//! before it sleeps: for a short time, not if recent polls were in vain, and only one thread at a
+//! time, which yields whenever another wants its processor.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,38 +16,39 @@ use super::super::handoff;
 
 /// A request this soon after a reply was already queued.
 const AT_ONCE: Duration = Duration::from_micros(3);
-/// After so many queued requests in a row a thread does not poll: there always is one.
+/// After this many queued requests in a row a thread does not poll: there is always one.
 const CROWDED: u32 = 8;
-/// After so many polls in vain a thread does not poll, until requests come fast again.
+/// After this many polls in vain a thread does not poll until requests come fast again.
 const IN_VAIN: u32 = 3;
 
-/// All threads share this.
+/// Busy polling, which all threads share.
 #[derive(Debug)]
 pub(super) struct BusyPoll {
     device: OwnedFd,
-    /// A thread polls for so long; zero: never.
+    /// Limit on a poll; zero turns polling off.
     patience: Duration,
-    /// One thread polls. More would take processors from the programs.
+    /// Whether a thread polls. More than one would take processors from programs.
     taken: AtomicBool,
-    /// Requests that came while a thread polled.
+    /// Number of requests that arrived while a thread polled.
     requests: AtomicU64,
 }
 
-/// One thread remembers this from one request to the next.
+/// A thread's memory from one request to the next.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
-    /// When the last one was answered.
+    /// When it answered the last request.
     answered: Option<Instant>,
-    /// Requests in a row that were waiting.
+    /// Number of queued requests in a row.
     waiting: u32,
-    /// Looks in a row that were in vain.
+    /// Number of polls in vain in a row.
     in_vain: u32,
 }
 
 impl Recent {
-    /// There is a request.
+    /// Notes a request.
     pub(super) fn note(&mut self, busy_poll: &BusyPoll) {
-        // Told to who looks: else each request would take the number from the other processor.
+        // Count only while a thread polls: otherwise each request would fetch the counter from
+        // another processor.
         if busy_poll.taken.load(Ordering::Relaxed) {
             busy_poll.requests.fetch_add(1, Ordering::Relaxed);
         }
@@ -60,7 +61,7 @@ impl Recent {
             true => self.waiting.saturating_add(1),
             false => 0,
         };
-        // It was found, or would have been but for the time that waking up takes.
+        // The poll found the request, or would have without the time to wake up.
         if gap < 2 * busy_poll.patience {
             self.in_vain = 0;
         }
@@ -68,7 +69,7 @@ impl Recent {
 }
 
 impl BusyPoll {
-    /// `device` is where requests come from.
+    /// Busy polling of `device`, from which requests come.
     pub(super) fn new(device: OwnedFd, patience: Duration) -> Self {
         Self {
             device,
@@ -78,7 +79,7 @@ impl BusyPoll {
         }
     }
 
-    /// The thread is through with a request: returns when there is another, or it is to sleep.
+    /// Polls after a request: returns when there is another, or when the thread should sleep.
     pub(super) fn look(&self, recent: &mut Recent) {
         if handoff::is_answered_elsewhere() || self.patience.is_zero() {
             return;
@@ -106,7 +107,7 @@ impl BusyPoll {
         self.taken.store(false, Ordering::Relaxed);
     }
 
-    /// Whether read(2) would return at once, be it with the end.
+    /// Whether read(2) would return at once, even with the end.
     fn is_request_waiting(&self) -> bool {
         let mut device = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
         poll(&mut device, PollTimeout::ZERO) != Ok(0)
@@ -135,7 +136,7 @@ mod tests {
         recent.note(&busy_poll);
         busy_poll.look(&mut recent);
         assert_eq!(recent.in_vain, 0);
-        // The end is something to be found, too.
+        // A poll finds the end, too.
         drop(sending.join().unwrap());
         nix::unistd::read(&busy_poll.device, &mut [0]).unwrap();
         busy_poll.look(&mut recent);

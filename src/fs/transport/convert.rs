@@ -1,4 +1,4 @@
-//! Converts what the kernel says into the file system's words, and back.
+//! Converts between the kernel's types and those of the file system.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,11 +10,11 @@ use fuser::{
 use super::super::{Attr, Errno, SetAttributes, Transfer};
 use crate::vault::{Kind, NewNode, RenameMode, Timestamp};
 
-/// Bound on what one READ or WRITE transfers, in bytes, and so on what the request buffers ever hold
-/// of a secret: the 128 KiB that many programs ask for, wherever in a page their buffer begins.
+/// Limit on one READ or WRITE, in bytes, and so on the part of a secret in a request buffer: the
+/// 128 KiB that many programs ask for, wherever in a page their buffer begins.
 pub const MAX_TRANSFER: u32 = 132 * 1024;
 
-/// Node ids are never reused, so there is one generation of each.
+/// Node ids are never reused, so each has one generation.
 pub(super) const GENERATION: Generation = Generation(0);
 
 impl From<Errno> for fuser::Errno {
@@ -48,7 +48,7 @@ fn time(stamp: Timestamp) -> SystemTime {
 
 fn stamp(time: TimeOrNow) -> Timestamp {
     match time {
-        // fuser counts the nanoseconds of a time before 1970 backwards from its second.
+        // For a time before 1970, fuser counts nanoseconds backwards from the second.
         TimeOrNow::SpecificTime(time) => match UNIX_EPOCH.duration_since(time) {
             Ok(before) if !before.is_zero() => Timestamp {
                 seconds: i64::try_from(before.as_secs()).map_or(i64::MIN, |s| -s),
@@ -80,7 +80,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// The kernel keeps open files out of the page cache, and sends no FLUSH for readers.
+/// Flags that keep open files out of the page cache, and make the kernel send no FLUSH for readers.
 pub(super) fn open_flags(flushes: bool) -> FopenFlags {
     match flushes {
         true => FopenFlags::FOPEN_DIRECT_IO,
@@ -100,7 +100,7 @@ pub(super) fn made_by_mknod(mode: u32) -> Option<Kind> {
     }
 }
 
-/// The mode of a renameat2(2); `None` for flags that are not known here.
+/// The mode of a renameat2(2); `None` for unknown flags.
 pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
     if flags.is_empty() {
         Some(RenameMode::Replace)

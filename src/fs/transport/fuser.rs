@@ -1,5 +1,5 @@
-//! The requests, as fuser hands them over: each is converted, asked at the front door and replied to.
-//! Nothing is decided here.
+//! The requests from fuser: each is converted, passed to the front door, and answered. Nothing is
+//! decided here.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -391,7 +391,7 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn access(&self, _: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        // The kernel decides (`default_permissions`) and does not ask.
+        // The kernel decides itself (`default_permissions`), and never asks.
         reply.ok();
     }
 
@@ -421,7 +421,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let caller = self.caller_if(false, request);
-        // The kernel asks for data and holes only: as beyond the end, there are none.
+        // The kernel asks for data and holes only; beyond the end there are none.
         let sought = u64::try_from(offset)
             .map_err(|_| Errno(libc::ENXIO))
             .and_then(|offset| self.door.seek(caller, fh.0, offset, whence));

@@ -1,5 +1,5 @@
-//! The transport: it takes requests from the kernel, and tells the kernel things. Nothing outside of this
-//! folder knows fuser, and nothing in it decides what a request means.
+//! The transport: it takes requests from the kernel, and sends notifications to it. Nothing outside
+//! this folder knows fuser, and nothing in it decides the meaning of a request.
 
 mod adapter;
 mod busy_poll;

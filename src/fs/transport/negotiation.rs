@@ -1,4 +1,4 @@
-//! The handshake with the kernel: which features it grants.
+//! The handshake with the kernel about features.
 
 use std::io;
 use std::time::Duration;
@@ -7,12 +7,13 @@ use fuser::{InitFlags, KernelConfig};
 
 use super::convert::MAX_TRANSFER;
 
-/// Agrees on what the file system relies on, and on what makes it faster where the kernel can do it.
+/// Requests the features that the file system needs, and those that make it faster if the kernel
+/// has them.
 ///
 /// # Errors
-/// When the kernel lacks what the file system relies on.
+/// When the kernel lacks a feature that the file system needs.
 pub(super) fn negotiate(config: &mut KernelConfig, is_idmapped: bool) -> io::Result<()> {
-    // Without this one, O_TRUNC would arrive as a truncation by path, which publishes.
+    // Without this feature, O_TRUNC would arrive as a truncation by path, which publishes.
     config
         .add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC)
         .map_err(|_| io::Error::other("the kernel's FUSE cannot open and truncate at once"))?;
@@ -32,20 +33,21 @@ pub(super) fn negotiate(config: &mut KernelConfig, is_idmapped: bool) -> io::Res
         InitFlags::FUSE_DO_READDIRPLUS,
         InitFlags::FUSE_READDIRPLUS_AUTO,
         InitFlags::FUSE_PARALLEL_DIROPS,
-        // An asynchronous writer does not wait, and may be another when it is asked who it is.
+        // An asynchronous writer does not wait, and its thread may have another user by the time of
+        // the look-up.
         match is_idmapped {
             true => InitFlags::empty(),
             false => InitFlags::FUSE_ASYNC_DIO,
         },
         InitFlags::FUSE_EXPORT_SUPPORT,
     ] {
-        // Older kernels do without.
+        // Older kernels lack some of these.
         let _ = config.add_capabilities(wanted);
     }
-    // As long as there are more requests under way that nobody waits for, the kernel holds back
-    // the next: a RELEASE, which publishes, would be overtaken by an OPEN made after it.
+    // With more background requests than this, the kernel holds back the next: an OPEN would
+    // overtake an earlier RELEASE, which publishes.
     let _ = config.set_max_background(u16::MAX);
-    // These only fail for values out of range, and then keep the nearest in range.
+    // These calls fail only for values out of range, and then use the nearest valid value.
     let _ = config.set_max_write(MAX_TRANSFER);
     let _ = config.set_time_granularity(Duration::from_nanos(1));
     Ok(())

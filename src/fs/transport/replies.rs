@@ -1,4 +1,4 @@
-//! Answers to the kernel.
+//! Replies to the kernel.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -17,10 +17,10 @@ use super::super::{Attr, Done, Errno, ReadDone};
 use super::convert::{GENERATION, file_attr, kind, open_flags};
 use crate::vault::MAX_NAME;
 
-/// The kernel names a node by its number: if that is gone, the name that it was found by is out
-/// of date. For ESTALE the kernel looks the name up again; ENOENT would be the program's.
+/// A request that names a node by number. If the node is gone, the name that led to it is stale:
+/// for ESTALE the kernel looks the name up again, while ENOENT would reach the program.
 pub(super) struct ByNumber {
-    /// There it depends on what the thread was told before.
+    /// Set beside a writer, where the errno depends on the thread's earlier answers.
     pub(super) beside_writer: Option<Arc<FrontDoor>>,
     pub(super) thread: u32,
     pub(super) ino: u64,
@@ -36,7 +36,7 @@ impl ByNumber {
     }
 }
 
-/// Answers with a node that the kernel remembers from now on.
+/// Answers with a node that the kernel knows from now on.
 pub(super) fn entry(door: &Arc<FrontDoor>, reply: ReplyEntry) -> Done<Attr> {
     let door = Arc::clone(door);
     Box::new(move |result| match result {
@@ -48,11 +48,11 @@ pub(super) fn entry(door: &Arc<FrontDoor>, reply: ReplyEntry) -> Done<Attr> {
     })
 }
 
-/// The same for a name in the directory that `asked` stands for.
+/// The same for a name in the directory of `asked`.
 pub(super) fn found(door: &Arc<FrontDoor>, asked: ByNumber, reply: ReplyEntry) -> Done<Attr> {
     let door = Arc::clone(door);
     Box::new(move |found| match found {
-        // The directory that it is looked for in is gone.
+        // The directory itself is gone.
         Err(error @ Errno(libc::ESTALE)) => reply.error(asked.errno(error)),
         found => entry(&door, reply)(found),
     })
@@ -117,7 +117,7 @@ pub(super) fn sought(result: Result<u64, Errno>, reply: ReplyLseek) {
     }
 }
 
-/// Answers with an extended attribute, or with its length where there is no room for it.
+/// Answers with an extended attribute, or with its length if the caller asks for that.
 pub(super) fn xattr(
     asked: &ByNumber,
     result: Result<Vec<u8>, Errno>,
@@ -148,7 +148,7 @@ pub(super) fn figures(result: Result<Figures, Errno>, reply: ReplyStatfs) {
     }
 }
 
-/// Adds an entry to a listing; true when it is full.
+/// Adds an entry to a listing; true if it is full.
 pub(super) fn add(entry: &DirectoryEntry, reply: &mut ReplyDirectory) -> bool {
     let name = OsStr::from_bytes(&entry.name);
     reply.add(INodeNo(entry.ino), entry.position, kind(entry.kind), name)
@@ -157,7 +157,7 @@ pub(super) fn add(entry: &DirectoryEntry, reply: &mut ReplyDirectory) -> bool {
 /// A listing with attributes.
 pub(super) struct Listing {
     reply: ReplyDirectoryPlus,
-    /// Nodes that the kernel remembers once it has the listing.
+    /// Nodes that the kernel knows once it has the listing.
     remembered: Vec<Attr>,
     failure: Option<Errno>,
 }
@@ -171,7 +171,7 @@ impl Listing {
         }
     }
 
-    /// Adds an entry; true when the listing is full, or cannot go on.
+    /// Adds an entry; true if the listing is full or has failed.
     pub(super) fn add(
         &mut self,
         entry: &DirectoryEntry,
@@ -188,15 +188,15 @@ impl Listing {
                     &file_attr(&attr),
                     GENERATION,
                 );
-                // The dots do not count as looked up.
+                // The kernel does not count dots as look-ups.
                 if !full && entry.name != b"." && entry.name != b".." {
                     self.remembered.push(attr);
                 }
                 full
             }
-            // Removed since the entry was read; beside a writer that is ESTALE.
+            // The node was removed since the entry was read; beside a writer that is ESTALE.
             Err(Errno(libc::ENOENT | libc::ESTALE)) => false,
-            // It was logged; what is left is to be got out.
+            // The failure is logged, and a salvage lists the rest.
             Err(Errno(libc::EIO)) if is_salvage => false,
             Err(error) => {
                 self.failure = Some(error);
@@ -205,7 +205,7 @@ impl Listing {
         }
     }
 
-    /// Answers with what was added, `read` being what came of reading the directory.
+    /// Answers with the added entries; `read` is the result of reading the directory.
     pub(super) fn send(self, door: &FrontDoor, read: Result<(), Errno>) {
         match read.and(self.failure.map_or(Ok(()), Err)) {
             Ok(()) => {

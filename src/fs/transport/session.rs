@@ -20,16 +20,16 @@ use super::who::Known;
 pub struct Serving {
     /// Number of threads that read requests.
     pub threads: usize,
-    /// A thread that has answered polls for the next request for so long.
+    /// Limit on a thread's poll for the next request.
     pub patience: Duration,
-    /// Mounts of it may be idmapped.
+    /// Whether mounts may be idmapped.
     pub idmap: bool,
-    /// This process has mounted it, or had it mounted.
+    /// Whether this process has made the mount, itself or through fusermount3.
     pub is_own: bool,
 }
 
-/// Number of threads that may read requests, of those that are `wanted`: one where /proc does not tell what
-/// the others do.
+/// The number of threads that may read requests, at most `wanted`: one if /proc does not show what
+/// threads wait for.
 fn usable_threads(wanted: usize) -> usize {
     if wanted > 1 && !threads::can_be_watched() {
         tracing::info!("one thread serves: /proc does not tell what several are waiting for");
@@ -38,8 +38,8 @@ fn usable_threads(wanted: usize) -> usize {
     wanted
 }
 
-/// Speaks the handshake with the kernel over `device`, and starts the thread that serves what is behind
-/// `door`. `on_end` is called when the session is over.
+/// Does the handshake with the kernel over `device`, and starts the threads that serve `door`.
+/// Calls `on_end` when the session ends.
 ///
 /// # Errors
 /// When the kernel refuses the handshake, or a thread cannot be started.
@@ -51,8 +51,8 @@ pub fn start(
 ) -> io::Result<()> {
     let count = usable_threads(serving.threads);
     let mut config = fuser::Config::default();
-    // The kernel enforces allow_other. fuser's own check would answer a FLUSH from a writer that
-    // changed its uid without asking the file system.
+    // The kernel enforces allow_other. fuser's own check would refuse the FLUSH of a writer that
+    // has changed its uid, without asking the file system.
     config.acl = fuser::SessionACL::All;
     config.n_threads = Some(count);
     let busy_poll = BusyPoll::new(device.try_clone()?, serving.patience);
@@ -72,7 +72,7 @@ pub fn start(
     std::thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || {
-            // Requests wait in the kernel meanwhile, where they can be interrupted.
+            // Requests wait in the kernel meanwhile, where programs can be interrupted.
             let is_to_be_served = served.vault().await_verdict_or_end();
             drop(served);
             if !is_to_be_served {
@@ -81,8 +81,8 @@ pub fn start(
             }
             let ended = std::panic::catch_unwind(AssertUnwindSafe(|| session.run()));
             on_end(match ended {
-                // The connection ended while a request was being handed over. In any other moment
-                // it is ENODEV, which the session itself takes for an end.
+                // The connection ended while the kernel passed a request. At other moments the
+                // errno is ENODEV, which the session treats as the end.
                 Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
                 Ok(result) => result.map_err(|e| e.to_string()),
                 Err(_) => Err("internal error".to_owned()),
@@ -91,23 +91,23 @@ pub fn start(
     Ok(())
 }
 
-/// The way to tell the kernel things.
+/// The channel for notifications to the kernel.
 struct Connection {
     notifier: fuser::Notifier,
-    /// Those go with the session, which ends before the file system does.
+    /// The threads end with the session, before the file system.
     threads: Weak<RequestThreads>,
 }
 
 impl Transport for Connection {
     fn drop_pages(&self, node: NodeId) {
-        // All of its pages. A node that the kernel has forgotten has none.
+        // Drop all its pages. A node that the kernel has forgotten has none.
         if let Err(e) = self.notifier.inval_inode(fuser::INodeNo(node), 0, 0) {
             tracing::debug!("cannot drop pages: {e}");
         }
     }
 
     fn forget_attributes(&self, node: NodeId) {
-        // No range of pages: attributes only.
+        // Without a range of pages, this drops attributes only.
         if let Err(e) = self.notifier.inval_inode(fuser::INodeNo(node), -1, 0) {
             tracing::debug!("cannot have attributes forgotten: {e}");
         }

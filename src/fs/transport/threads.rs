@@ -1,36 +1,38 @@
-//! The threads that take requests from the kernel, and what of theirs is still on its way.
+//! The threads that take requests from the kernel, and the requests that they have taken but not
+//! finished.
 //!
-//! The kernel hands requests over in the order in which they were made, but with several threads
-//! one that was taken later may be begun earlier. That matters for one kind alone: the RELEASE that
-//! follows a close is not waited for, and may publish what an OPEN made after it must see.
+//! The kernel passes requests in order, but with several threads one that was taken later may begin
+//! earlier. That matters for one kind only: no program waits for the RELEASE after a close, and a
+//! later OPEN must see the content that it publishes.
 
 use std::cell::RefCell;
 use std::fs;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::unistd::gettid;
 
 use super::busy_poll::{BusyPoll, Recent};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
-/// fuser names its threads so, with a number behind.
+/// fuser's names for its threads begin with this, followed by a number.
 const NAME: &str = "fuser-";
-/// The longest wait for the others: a thread that is ready to run is run before that.
+/// Limit on the wait for other threads: the system runs a ready thread before that.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-// The phase of a thread: the lowest bits of a number that every change raises.
-/// Waiting for a request, or just about to begin one.
+// The phase of a thread: the lowest bits of a number that grows with every change.
+/// The thread waits for a request, or is about to begin one.
 const AWAY: u64 = 0;
-/// At a request that nobody needs to wait for.
+/// Handling a request that no other needs to wait for.
 const BUSY: u64 = 1;
-/// At a RELEASE.
+/// Handling a RELEASE.
 const RELEASING: u64 = 2;
-/// Without a request, and not about to take one before it says so.
+/// Without a request, and not taking one before the next phase.
 const LOOKING: u64 = 3;
 const PHASES: u64 = 4;
 
-// Apart from others in memory: each changes twice with every request.
+// On cache lines of its own, because it changes twice with every request.
 #[derive(Debug)]
 #[repr(align(128))]
 struct RequestThread {
@@ -44,12 +46,12 @@ impl RequestThread {
         self.phase.store(raised + phase, Ordering::SeqCst);
     }
 
-    /// Whether it holds no request that was not begun: it is seen asleep while it waits for one. A
-    /// thread that has ended holds none either.
+    /// Whether it certainly holds no request that it has not begun: it sleeps while it waits for
+    /// one, or has ended.
     fn is_asleep(&self) -> bool {
         let task = format!("/proc/self/task/{}", self.thread);
         match fs::read_to_string(format!("{task}/stat")) {
-            // Its name stands in brackets before the state, and may hold anything.
+            // The name precedes the state in brackets, and may contain any character.
             Ok(stat) => {
                 stat.rsplit(')')
                     .next()
@@ -61,8 +63,8 @@ impl RequestThread {
     }
 }
 
-/// Whether a thread that sleeps does so in read(2). Who may not ask for the system call, as ordinary
-/// users may not of a process that hides its memory, asks for the kernel's function.
+/// Whether a sleeping thread sleeps in read(2). If the system call is not readable, as for ordinary
+/// users whose process hides its memory, this uses the kernel function.
 fn waits_in_read(task: &str) -> bool {
     match fs::read_to_string(format!("{task}/syscall")) {
         Ok(call) => call.split(' ').next() == Some(&libc::SYS_read.to_string()),
@@ -71,19 +73,19 @@ fn waits_in_read(task: &str) -> bool {
     }
 }
 
-/// Whether this system tells of a thread what [`RequestThreads`] need to know.
+/// Whether this system shows the facts about threads that [`RequestThreads`] needs.
 pub(super) fn can_be_watched() -> bool {
     let Ok(tasks) = fs::read_dir("/proc/self/task") else {
         return false;
     };
     tasks.flatten().any(|task| {
         fs::read(task.path().join("syscall")).is_ok()
-            // Of those that run, it is "0" everywhere.
+            // For running threads it is "0" on every system.
             || fs::read(task.path().join("wchan")).is_ok_and(|function| function != b"0")
     })
 }
 
-/// A thread's own view of itself.
+/// A thread's view of itself.
 struct Post {
     threads: Arc<RequestThreads>,
     own: Arc<RequestThread>,
@@ -91,7 +93,7 @@ struct Post {
 }
 
 impl Post {
-    /// The calling thread's, at its first request.
+    /// The view of the calling thread, at its first request.
     fn new(threads: &Arc<RequestThreads>) -> Self {
         Self {
             own: threads.named(gettid().as_raw()),
@@ -124,7 +126,7 @@ pub(super) struct RequestThreads {
     busy_poll: BusyPoll,
 }
 
-/// A thread is at a request until this is dropped.
+/// Marks a thread as handling a request until dropped.
 pub(super) struct AtWork(());
 
 impl Drop for AtWork {
@@ -134,17 +136,17 @@ impl Drop for AtWork {
 }
 
 impl RequestThreads {
-    /// There are `count` of them.
+    /// For `count` threads.
     pub(super) fn new(count: usize, busy_poll: BusyPoll) -> Self {
         Self {
             count,
-            known: Mutex::default(),
+            known: Mutex::new(Rank::RequestThreads, Vec::new()),
             busy_poll,
         }
     }
 
     fn known(&self) -> MutexGuard<'_, Vec<Arc<RequestThread>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 
     fn named(&self, thread: i32) -> Arc<RequestThread> {
@@ -165,18 +167,18 @@ impl RequestThreads {
         AtWork(())
     }
 
-    /// The calling thread is at a request.
+    /// Notes that the calling thread begins a request.
     pub(super) fn begin(self: &Arc<Self>) -> AtWork {
         self.at(BUSY)
     }
 
-    /// The calling thread is at a RELEASE.
+    /// Notes that the calling thread begins a RELEASE.
     pub(super) fn begin_release(self: &Arc<Self>) -> AtWork {
         self.at(RELEASING)
     }
 
-    /// Returns when every RELEASE that was taken from the kernel before this call is through. Not
-    /// to be called from within one.
+    /// Returns when every RELEASE taken from the kernel before this call is finished. A RELEASE
+    /// must not call this.
     pub(super) fn await_releases(&self) {
         if self.count < 2 {
             return;
@@ -198,7 +200,7 @@ impl RequestThreads {
                 let seen = other.phase.load(Ordering::SeqCst);
                 let through = match seen % PHASES {
                     RELEASING => false,
-                    // What it had when this was called, it has begun, or holds no more.
+                    // It has begun the request that it held at the call, or holds none.
                     AWAY => seen != first || other.is_asleep(),
                     _ => true,
                 };
@@ -216,7 +218,7 @@ impl RequestThreads {
         }
     }
 
-    /// Those that have not had a request yet may have their first one now.
+    /// Looks for all threads: one without a request so far may have its first one now.
     fn look_for_all(&self) {
         let Ok(tasks) = fs::read_dir("/proc/self/task") else {
             return;
@@ -239,8 +241,8 @@ mod tests {
 
     use super::*;
 
-    /// A thread that sleeps in read(2) is not waited for; one that is on its way to a request is,
-    /// and one that is at a RELEASE until that is through.
+    /// The wait skips a thread that sleeps in read(2), but includes one on its way to a request,
+    /// and one in a RELEASE until that is finished.
     #[test]
     fn who_holds_a_request_is_waited_for_and_who_sleeps_is_not() {
         let (waiting, wake) = nix::unistd::pipe().unwrap();
@@ -261,7 +263,7 @@ mod tests {
                 .spawn(move || {
                     let mut byte = [0];
                     assert_eq!(nix::unistd::read(&waiting, &mut byte), Ok(1));
-                    // Taken, and not begun.
+                    // The request is taken, and not begun.
                     while on_its_way.load(Ordering::SeqCst) {
                         std::hint::spin_loop();
                     }
@@ -292,7 +294,7 @@ mod tests {
                 on_its_way.store(false, Ordering::SeqCst);
             })
         };
-        // The byte is there: the thread has it, or is about to take it.
+        // The byte is there, and the thread has it or is about to take it.
         while other_sleeps() == Some(true) {
             std::hint::spin_loop();
         }
@@ -303,7 +305,7 @@ mod tests {
         releaser.join().unwrap();
     }
 
-    /// It has taken no request, and is not seen asleep either.
+    /// The thread has taken no request, and does not sleep either.
     #[test]
     fn who_looks_for_a_request_is_not_waited_for() {
         let (nothing, _wake) = nix::unistd::pipe().unwrap();

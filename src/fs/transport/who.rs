@@ -1,10 +1,10 @@
 //! The caller of a request.
 //!
-//! The kernel names user and group with every request, unless mounts of the file system may be
-//! idmapped: then it names the owner of what is to be made, as mapped, and nobody otherwise. Who asks
-//! is then asked of `/proc`. The thread waits for the answer meanwhile, and cannot become another: no
-//! requests are to be asked for that nobody waits for. Threads of the kernel itself (an NFS server) act
-//! for others, and are nobody.
+//! The kernel names user and group in every request, unless mounts of the file system may be
+//! idmapped: then it names only the mapped owner of a new node. In that case `/proc` names the
+//! caller. The calling thread waits meanwhile and cannot change its user, so this must not be used
+//! for requests that nobody waits for. Threads of the kernel itself (an NFS server) act for others,
+//! and count as nobody.
 
 use std::fs;
 
@@ -12,22 +12,23 @@ use fuser::Request;
 
 use super::super::Caller;
 
-/// Stands for a user whom the kernel does not name, or `/proc` does not show.
+/// Stands for a user that neither the kernel names nor `/proc` shows.
 const NOBODY: u32 = u32::MAX;
 
-/// The source from which the caller is known.
+/// The source of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
-    /// The kernel says it.
+    /// The kernel names the caller.
     ByKernel,
-    /// It does not.
+    /// `/proc` names the caller.
     ByProc,
-    /// Nobody can say: `/proc` is not that of who mounted.
+    /// The caller is unknown, because `/proc` belongs to another PID namespace than the mount.
     Unknown,
 }
 
 impl Known {
-    /// Where mounts may be idmapped. `is_own`: this process has mounted, or had it done.
+    /// The source if mounts may be idmapped. `is_own`: this process has made the mount, itself or
+    /// through fusermount3.
     pub(super) fn of_idmapped(is_own: bool) -> Self {
         let shown = fs::read_link("/proc/self");
         let own = std::process::id().to_string();
@@ -37,7 +38,7 @@ impl Known {
         }
     }
 
-    /// The thread that waits for the answer, and its user.
+    /// The calling thread, and its user.
     pub(super) fn caller(self, request: &Request) -> Caller {
         let pid = request.pid();
         let (uid, gid) = match self {
@@ -48,7 +49,7 @@ impl Known {
         Caller { uid, gid, pid }
     }
 
-    /// The same, exact only if it `matters`: finding out may take longer than the answer.
+    /// The same, exact only if it `matters`: the look-up may take longer than the answer.
     pub(super) fn caller_if(self, matters: bool, request: &Request) -> Caller {
         match matters {
             true => self.caller(request),
@@ -57,7 +58,7 @@ impl Known {
     }
 }
 
-/// The file system user and group of a thread; `None` when it cannot be seen from here.
+/// The file system user and group of a thread; `None` if it is not visible from here.
 fn credentials(thread: u32) -> Option<(u32, u32)> {
     if thread == 0 {
         return None;
@@ -65,7 +66,7 @@ fn credentials(thread: u32) -> Option<(u32, u32)> {
     of_status(&fs::read(format!("/proc/{thread}/status")).ok()?)
 }
 
-/// The last of the four that proc_pid_status(5) shows of each: real, effective, saved, file system.
+/// Parses proc_pid_status(5): of the four ids (real, effective, saved, file system), the last.
 fn of_status(text: &[u8]) -> Option<(u32, u32)> {
     let line = |name: &[u8]| {
         let mut lines = text.split(|byte| *byte == b'\n');

@@ -1,10 +1,9 @@
-//! One call of AWS KMS: what every error of it begins with, and the class that it has among those of
-//! all providers.
+//! One call of AWS KMS: the beginning of its errors, and their class among those of all providers.
 
 use crate::aws::errors::{Class, Failure};
 use crate::kms::{KeyUri, KmsError, KmsErrorKind};
 
-/// What is done to a key.
+/// The operation on a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     Wrap,
@@ -29,7 +28,7 @@ impl Call {
         }
     }
 
-    /// An error of this call.
+    /// An error of this call, of class `kind`.
     pub(super) fn fail(&self, kind: KmsErrorKind, why: impl AsRef<str>) -> KmsError {
         let attempt = match self.operation {
             Operation::Wrap => "wrap a key under",
@@ -42,7 +41,7 @@ impl Call {
         }
     }
 
-    /// The error of this call that AWS, or the way to it, is the reason for.
+    /// An error of this call that AWS, or the way to it, caused.
     pub(super) fn failed(&self, failure: Failure) -> KmsError {
         let kind = match failure.class {
             Class::Denied => KmsErrorKind::Denied,

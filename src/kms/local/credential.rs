@@ -1,12 +1,12 @@
-//! Local keys that systemd hands to a unit as credentials: decrypted by the TPM or a key of the host,
-//! kept in memory that is not swapped out, and gone with the unit.
+//! Local keys that systemd passes to a unit as credentials. The TPM or a key of the host decrypts
+//! them, memory that is never swapped out holds them, and they are gone when the unit ends.
 //!
-//! The credential `secretfs.NAME.key` holds what the file of the key `NAME` holds, to the byte, and
-//! is used in its stead. It can only be read: who changes a key changes the file that the credential
-//! was made from, and makes another one.
+//! The credential `secretfs.NAME.key` has the bytes of the file of the key `NAME`, and replaces
+//! that file. It is read-only: to change a key, the operator changes the file that the credential
+//! was made from, and makes a new credential.
 //!
-//! Must never take another key because the credential cannot be used, nor trust one that others than
-//! its owner and systemd could have written or read.
+//! This module must never fall back to another key when the credential cannot be used, nor trust a
+//! credential that anybody but its owner and systemd could have read or written.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::dir::{self, SUFFIX, check_private};
 use super::record::Record;
 use crate::kms::{KmsError, KmsErrorKind};
 
-/// Where systemd says that the credentials of a unit are.
+/// In this variable systemd names the directory of a unit's credentials.
 pub const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 const PREFIX: &str = "secretfs.";
 
@@ -34,7 +34,7 @@ impl Credentials {
         let Some(path) = variable.filter(|path| !path.is_empty()) else {
             return Ok(None);
         };
-        // Absolute at once: a daemon changes its working directory.
+        // Make it absolute now: the daemon changes its working directory.
         match std::path::absolute(&path) {
             Ok(path) => Ok(Some(Self { path })),
             Err(e) => Err(dir::error(
@@ -52,7 +52,7 @@ impl Credentials {
         &self.path
     }
 
-    /// Where the key `name` is, if it is here.
+    /// The path of the credential for the key `name`.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(format!("{PREFIX}{name}{SUFFIX}"))
     }
@@ -66,14 +66,14 @@ impl Credentials {
             check_lent(stat, path, "0400")
         })?;
         if record.is_some() {
-            // Not before there is something to use: what is in there may be of no concern.
+            // Only now: the directory's mode does not matter while it holds no key of ours.
             let stat = fstat(&fd).map_err(|e| dir::io_error("examine", &self.path, e))?;
             check_lent(&stat, &self.path, "0500")?;
         }
         Ok(record)
     }
 
-    /// The names of all keys, in no order.
+    /// The names of all keys, unordered.
     pub(super) fn names(&self) -> Result<Vec<String>, KmsError> {
         let Some(fd) = dir::open_directory("the credentials directory", &self.path)? else {
             return Ok(Vec::new());
@@ -86,7 +86,7 @@ impl Credentials {
         Ok(files.into_iter().filter_map(name).collect())
     }
 
-    /// What is said to who would change the key `name`.
+    /// The error for an attempt to change the key `name`.
     pub(super) fn read_only(&self, name: &str) -> KmsError {
         dir::error(
             KmsErrorKind::Configuration,
@@ -97,21 +97,22 @@ impl Credentials {
         )
     }
 
-    /// What is said of a key whose time is over, and which cannot be erased here.
+    /// The error for a key whose deletion date has passed, and which cannot be erased here.
     pub(super) fn expired(&self, name: &str) -> KmsError {
         dir::error(
             KmsErrorKind::NotFound,
             format!(
-                "local-kms://{name} has been deleted: the date is over that the credential {} bears; remove the credential, or make it anew from a key that serves",
+                "local-kms://{name} is deleted: the deletion date in the credential {} has passed; remove the credential, or make a new one from an enabled key",
                 self.file(name).display()
             ),
         )
     }
 }
 
-/// Refuses what is neither the caller's alone nor lent to the caller by root. systemd makes the
-/// directory 0500 and the files 0400. To a unit of another user it gives them away, or, where they
-/// can have an access control list, lends them by that; then the bits of the group show its mask.
+/// Refuses a file that is neither the caller's alone nor lent to the caller by root. systemd makes
+/// the directory 0500 and the files 0400. For a unit of another user, it changes their owner, or
+/// lends them through an access control list where the file system has those; the group's mode bits
+/// then show the list's mask.
 fn check_lent(stat: &FileStat, path: &Path, mode: &str) -> Result<(), KmsError> {
     let lent = stat.st_uid == 0 && !geteuid().is_root() && stat.st_mode & 0o027 == 0;
     if lent {

@@ -1,8 +1,9 @@
-//! The directory of the local KMS: who may own it, how its files are read and replaced.
+//! The directory of the local KMS: checks its owner and mode, reads and replaces its files.
 //!
-//! Must never follow a symbolic link, read a file that others could have written or read, replace
-//! a key by another process's, or leave half a file under a key's name. Everything below the
-//! directory goes through its descriptor, so that it cannot be exchanged in between.
+//! This module must never follow a symbolic link, read a file that others could have read or
+//! written, replace a key that another process created, or leave half a file under a key's name. It
+//! reaches every file through the directory's descriptor, so that nobody can exchange the directory
+//! meanwhile.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{Read as _, Write as _};
@@ -23,19 +24,19 @@ use crate::kms::{KmsError, KmsErrorKind};
 
 const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".tmp-";
-/// What the name of a key's file ends with.
+/// The ending of a key file's name.
 pub(super) const SUFFIX: &str = ".key";
 
-/// The directory, opened and found to be the caller's alone.
+/// The open directory, which belongs to the caller alone.
 pub(super) struct KeyDir {
     path: PathBuf,
     fd: OwnedFd,
 }
 
-/// Held while keys are created, changed or erased. Reading needs no lock: files are replaced whole.
+/// Held while keys are created, changed or erased. Readers need no lock: files are replaced whole.
 pub(super) struct DirLock(#[expect(dead_code, reason = "held, not read")] File);
 
-/// What became of an attempt to create a key.
+/// Whether an attempt created the key, or found it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Created {
     Now,
@@ -56,7 +57,7 @@ impl KeyDir {
         }))
     }
 
-    /// Opens `path`, and makes it if it does not exist.
+    /// Opens `path`; creates it first if it does not exist.
     pub(super) fn open_or_create(path: &Path) -> Result<Self, KmsError> {
         if let Some(dir) = Self::open(path)? {
             return Ok(dir);
@@ -67,7 +68,7 @@ impl KeyDir {
             .mode(0o700)
             .create(path)
             .map_err(|e| io_error("create the local KMS's directory", path, errno(&e)))?;
-        // Or the directory, and its keys with it, could be gone after a power failure.
+        // Without this, a power failure could remove the directory and its keys.
         for parent in made.iter().filter_map(|dir| dir.parent()) {
             let synced = File::open(parent).and_then(|parent| parent.sync_all());
             synced.map_err(|e| io_error("sync", parent, errno(&e)))?;
@@ -75,7 +76,7 @@ impl KeyDir {
         Self::open(path)?.ok_or_else(|| io_error("open", path, Errno::ENOENT))
     }
 
-    /// Where a key's file lies.
+    /// The path of a key's file.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.path.join(file_name(name))
     }
@@ -99,8 +100,8 @@ impl KeyDir {
         Ok(names)
     }
 
-    /// Waits at most `wait` for other processes that change keys here, and clears up after those
-    /// that died in the middle.
+    /// Waits at most `wait` for other processes that change keys here, and removes the temporary
+    /// files of those that died.
     pub(super) fn lock(&self, wait: Duration) -> Result<DirLock, KmsError> {
         let path = self.path.join(LOCK);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -141,7 +142,7 @@ impl KeyDir {
     pub(super) fn create(&self, _lock: &DirLock, record: &Record) -> Result<Created, KmsError> {
         let path = self.file(&record.name);
         let temporary = self.write_temporary(record)?;
-        // A link, for unlike a rename it fails where another file is.
+        // A link fails if the name exists; a rename would replace the file.
         let name = file_name(&record.name);
         let linked = linkat(
             &self.fd,
@@ -175,9 +176,9 @@ impl KeyDir {
         self.wipe(&file_name(name))
     }
 
-    /// Overwriting is worth little on file systems that copy on write, and much on the others. A
-    /// file with another name is only unlinked: a creator that died between link and unlink left
-    /// the key itself under a temporary name.
+    /// Overwrites and removes a file. Overwriting helps little on file systems that copy on write,
+    /// and much on the others. A file that has another link is only unlinked: a creator that died
+    /// between link and unlink left the key itself under a temporary name, too.
     fn wipe(&self, name: &str) -> Result<(), KmsError> {
         let path = self.path.join(name);
         let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
@@ -220,7 +221,7 @@ impl KeyDir {
         .map(File::from)
         .map_err(|e| io_error("create a file beside", &path, e))?;
         if let Err(e) = file.write_all(&bytes).and_then(|()| file.sync_all()) {
-            // The next lock clears up what this cannot.
+            // If this fails, the next holder of the lock removes the file.
             let _ = unlinkat(&self.fd, name.as_str(), UnlinkatFlags::NoRemoveDir);
             return Err(io_error("write the key file", &path, errno(&e)));
         }
@@ -236,7 +237,7 @@ impl KeyDir {
     }
 }
 
-/// Opens the directory `path`, which is called `what`; `None` if it does not exist.
+/// Opens the directory `path`; `None` if it does not exist. Errors call it `what`.
 pub(super) fn open_directory(what: &str, path: &Path) -> Result<Option<OwnedFd>, KmsError> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match open(path, flags, Mode::empty()) {
@@ -253,8 +254,8 @@ pub(super) fn open_directory(what: &str, path: &Path) -> Result<Option<OwnedFd>,
     }
 }
 
-/// The key `name` in the file `path` of the directory `dir`, if `private` has nothing against it;
-/// `None` if there is no such file.
+/// The key `name` in the file `path` of the directory `dir`; `None` if there is no such file.
+/// `private` refuses a file with the wrong owner or mode.
 pub(super) fn read_key(
     dir: &OwnedFd,
     path: &Path,
@@ -262,7 +263,7 @@ pub(super) fn read_key(
     private: impl FnOnce(&FileStat, &Path) -> Result<(), KmsError>,
 ) -> Result<Option<Record>, KmsError> {
     let file = path.file_name().unwrap_or_default();
-    // O_NONBLOCK: a FIFO put in the file's place must not hang the mount.
+    // O_NONBLOCK: a FIFO in the file's place must not hang the mount.
     let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
     let fd = match openat(dir, file, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -300,7 +301,7 @@ pub(super) fn read_key(
     Ok(Some(record))
 }
 
-/// The names in a directory. Those that are not UTF-8 are nobody's here.
+/// The names in a directory. Names that are not UTF-8 belong to no key and are left out.
 pub(super) fn entries(dir: &OwnedFd, path: &Path) -> Result<Vec<String>, KmsError> {
     let failed = |e| io_error("list", path, e);
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -323,14 +324,14 @@ fn read_bounded(mut file: File, path: &Path) -> Result<Zeroizing<Vec<u8>>, KmsEr
     let len = file.metadata().map_err(failed)?.len();
     let len = usize::try_from(len).ok().filter(|len| *len <= MAX_LEN);
     let len = len.ok_or_else(|| damaged(path, "it is too long"))?;
-    // Of the right size at once: a vector that grows leaves unwiped copies behind. Files are
-    // never changed in place, so the size cannot change under the read.
+    // Reserve the right size at once: a vector that grows leaves unwiped copies behind. Files are
+    // never changed in place, so the size does not change during the read.
     let mut bytes = Zeroizing::new(vec![0; len]);
     file.read_exact(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
-/// Refuses what is not the caller's alone.
+/// Refuses a file that does not belong to the caller alone.
 pub(super) fn check_private(stat: &FileStat, path: &Path, mode: &str) -> Result<(), KmsError> {
     let me = geteuid().as_raw();
     if stat.st_uid != me {

@@ -1,4 +1,4 @@
-//! Where the keys of the local KMS are kept on this host.
+//! The directory of the local KMS on this host.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -7,13 +7,13 @@ use super::refusal::fail;
 use crate::kms::{KmsError, KmsErrorKind, KmsSettings};
 use crate::os::user;
 
-/// Names the directory of the local KMS, where the settings do not.
+/// Names the directory of the local KMS if the settings do not.
 pub const DIR_VARIABLE: &str = "SECRETFS_LOCAL_KMS_DIR";
 
-/// Where root has them.
+/// The directory that root uses.
 const OF_ROOT: &str = "/var/lib/secretfs/kms";
 
-/// The directory that settings or environment name, else the usual one. Touches nothing.
+/// The directory that settings or environment name, else the default. Touches nothing.
 pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
     let dir = match &settings.local_dir {
         Some(dir) => dir.clone(),
@@ -21,7 +21,7 @@ pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
             std::env::var_os(name)
         })?,
     };
-    // Absolute at once: a daemon changes its working directory.
+    // Make it absolute now: the daemon changes its working directory.
     std::path::absolute(&dir).map_err(|e| {
         fail(
             KmsErrorKind::Configuration,
@@ -31,6 +31,15 @@ pub(super) fn of(settings: &KmsSettings) -> Result<PathBuf, KmsError> {
             ),
         )
     })
+}
+
+/// The usual directory, for settings that name none; `None` when it cannot be told.
+pub fn usual_dir() -> Option<PathBuf> {
+    default_dir(user::may_use_as_root(Path::new(OF_ROOT)), |name| {
+        std::env::var_os(name)
+    })
+    .ok()
+    .and_then(|dir| std::path::absolute(dir).ok())
 }
 
 pub(super) fn default_dir(
@@ -48,7 +57,7 @@ pub(super) fn default_dir(
     if root {
         return Ok(PathBuf::from(OF_ROOT));
     }
-    // The XDG specification has relative paths ignored.
+    // The XDG specification says to ignore relative paths.
     let data = path("XDG_DATA_HOME").filter(|dir| dir.is_absolute());
     data.or_else(|| path("HOME").map(|home| home.join(".local/share")))
         .map(|data| data.join("secretfs/kms"))

@@ -1,15 +1,15 @@
-//! What the file of a local KMS key holds, as bytes.
+//! The format of a local KMS key's file.
 //!
-//! Must never panic on any bytes, nor leave key material in a buffer that is not wiped; that is
-//! why the few fields are read by hand here, where every copy can be seen.
+//! Decoding must never panic, nor leave key material in an unwiped buffer. So the few fields are
+//! decoded by hand here, where every copy is visible.
 //!
 //! ```text
 //! "sfs-lk1\n" | state u8 | deletion date u64 | created u64 | name length u8 | name
 //!             | count u32 | count x (version u32, created u64, key 32 bytes) | SHA-256
 //! ```
-//! Numbers are little endian, dates are seconds since 1970. The checksum covers all that stands
-//! before it: damage is told apart from a wrong key. It is no protection against somebody who may
-//! write the file, for he may read it too.
+//! Numbers are little endian, dates are seconds since 1970. The checksum covers all bytes before it,
+//! and tells damage from a wrong key. It does not stop an attacker who can write the file, who can
+//! read it, too.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,26 +21,26 @@ use crate::crypto::SecretKey;
 const MAGIC: &[u8; 8] = b"sfs-lk1\n";
 const CHECKSUM_LEN: usize = 32;
 const VERSION_LEN: usize = 4 + 8 + SecretKey::LEN;
-/// Bound on the versions of a key: at one rotation a day, 27 years.
+/// Limit on the versions of a key: one rotation a day for 27 years.
 pub(super) const MAX_VERSIONS: usize = 10_000;
-/// Bound on the length of a key file.
+/// Limit on the length of a key file, in bytes.
 pub(super) const MAX_LEN: usize = 512 + MAX_VERSIONS * VERSION_LEN;
 
-/// Whether a local key serves.
+/// Whether a local key can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LocalState {
-    /// Wraps and unwraps.
+    /// The key wraps and unwraps.
     Enabled,
-    /// Refuses to, until it is enabled again.
+    /// The key refuses to, until it is enabled again.
     Disabled,
-    /// Refuses to; erased at the first use after `at`, in seconds since 1970.
+    /// The key refuses to. The first use after `at` erases it.
     PendingDeletion {
-        /// When.
+        /// The deletion date, in seconds since 1970.
         at: u64,
     },
 }
 
-/// The date of now.
+/// The present time, in seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -56,7 +56,7 @@ pub(super) struct Material {
     pub(super) key: SecretKey,
 }
 
-/// A whole key. No `Debug`: it is nothing but secrets and dates.
+/// A whole key. It has no `Debug`: it holds nothing but secrets and dates.
 pub(super) struct Record {
     pub(super) name: String,
     pub(super) state: LocalState,
@@ -71,11 +71,12 @@ impl Record {
         self.versions.last()
     }
 
-    /// The bytes to store. Bounded by [`MAX_LEN`] as long as the versions are by [`MAX_VERSIONS`].
+    /// The bytes to store: at most [`MAX_LEN`] if there are at most [`MAX_VERSIONS`] versions.
+    /// `None` if the name or the number of versions does not fit its field.
     pub(super) fn encode(&self) -> Option<Zeroizing<Vec<u8>>> {
         let name_len = u8::try_from(self.name.len()).ok()?;
         let count = u32::try_from(self.versions.len()).ok()?;
-        // All the room at once: a vector that grows leaves unwiped copies behind.
+        // Reserve all room at once: a vector that grows leaves unwiped copies behind.
         let room = 64 + self.name.len() + self.versions.len() * VERSION_LEN + CHECKSUM_LEN;
         let mut bytes = Zeroizing::new(Vec::with_capacity(room));
         let (state, at) = match self.state {
@@ -100,10 +101,10 @@ impl Record {
         Some(bytes)
     }
 
-    /// Reads what [`encode`](Self::encode) made.
+    /// Decodes the bytes of [`encode`](Self::encode).
     ///
     /// # Errors
-    /// In plain words, what is wrong with the bytes.
+    /// The defect of the bytes, in plain words.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, &'static str> {
         if bytes.len() < MAGIC.len() + CHECKSUM_LEN {
             return Err("it is too short");
@@ -134,7 +135,7 @@ impl Record {
         let name = rest.split_off(..usize::from(name_len))?;
         let name = std::str::from_utf8(name).ok()?.to_owned();
         let count = usize::try_from(u32::from_le_bytes(take(rest)?)).ok()?;
-        // Bounded before it is multiplied or reserved.
+        // Check the count before multiplying it or reserving room for it.
         if count == 0 || count > MAX_VERSIONS || rest.len() != count * VERSION_LEN {
             return None;
         }

@@ -1,4 +1,4 @@
-//! What is said of a key that does not serve.
+//! Errors for keys that cannot be used in their state.
 
 use super::record::{LocalState, Record, now};
 use crate::kms::{KmsError, KmsErrorKind};
@@ -22,7 +22,7 @@ pub(super) fn serving(record: &Record) -> Result<(), KmsError> {
     }
 }
 
-/// What is said of a key that waits to be deleted.
+/// The error for a key that is scheduled for deletion.
 pub(super) fn pending(name: &str, at: u64) -> KmsError {
     let hours = at.saturating_sub(now()).div_ceil(3600);
     fail(

@@ -1,12 +1,13 @@
-//! How the local KMS wraps a master key: every label, subkey, AAD and byte layout in one place.
+//! Wraps of the local KMS: every label, subkey, AAD and byte layout in one place.
 //!
-//! Must never use one subkey for two purposes, nor tell more about a key than its fingerprint.
+//! No subkey may serve two purposes, and a blob must never reveal more of a key than its
+//! fingerprint.
 //!
 //! ```text
 //! blob = format (1) | version u32 LE | fingerprint (8) | nonce (24) | ciphertext (32) | tag (16)
 //! AAD  = format (1) | name | version u32 LE | fingerprint (8) | pair count u32 LE | name, value, ...
 //! ```
-//! Names and values are preceded by their length (u32 LE), so that no two contexts encode alike.
+//! The length (u32 LE) precedes each name and value, so that no two contexts encode alike.
 
 use chacha20poly1305::aead::{AeadInOut, Generate};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
@@ -18,7 +19,7 @@ use super::record::Material;
 use crate::crypto::SecretKey;
 use crate::kms::EncryptionContext;
 
-/// The only blob format there is.
+/// The only blob format so far.
 const FORMAT: u8 = 1;
 const WRAP_LABEL: &[u8] = b"secretfs local-kms v1 wrap";
 const FINGERPRINT_LABEL: &[u8] = b"secretfs local-kms v1 fingerprint";
@@ -34,15 +35,15 @@ pub(super) const BLOB_LEN: usize = TAG_AT + 16;
 /// Why a blob does not open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SealError {
-    /// It is no blob of the local KMS.
+    /// The bytes are not a blob of the local KMS.
     NotABlob,
     /// The key has no such version.
     NoSuchVersion(u32),
-    /// Another key, of the same name.
+    /// Another key of the same name made the blob.
     OtherKey,
-    /// The right key, but another context, or altered bytes.
+    /// The right key made the blob, but under another context, or its bytes were altered.
     Refused,
-    /// The cipher or the random generator failed, which neither does on a working system.
+    /// The cipher or the random generator failed, which does not happen on a working system.
     Machine,
 }
 
@@ -80,7 +81,7 @@ fn seal_with_nonce(
     Ok(blob)
 }
 
-/// Unwraps what [`seal`] made, with whichever of `versions` made it.
+/// Unwraps a blob of [`seal`] with the one of `versions` that made it.
 pub(super) fn open(
     name: &str,
     versions: &[Material],
@@ -110,7 +111,7 @@ pub(super) fn open(
     SecretKey::from_slice(key.as_slice()).ok_or(SealError::Machine)
 }
 
-/// The `N` bytes of `blob` at `at`; every caller's range lies within `BLOB_LEN`.
+/// The `N` bytes of `blob` at `at`. Every caller's range is within `BLOB_LEN`.
 fn field<const N: usize>(blob: &[u8; BLOB_LEN], at: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&blob[at..at + N]);
@@ -123,7 +124,7 @@ fn cipher(material: &Material) -> Result<XChaCha20Poly1305, SealError> {
     XChaCha20Poly1305::new_from_slice(subkey.as_slice()).map_err(|_| SealError::Machine)
 }
 
-/// Tells two keys of one name apart, and nothing else about them.
+/// Tells keys of one name apart, and reveals nothing else about them.
 fn fingerprint(material: &Material) -> Result<[u8; 8], SealError> {
     let mut fingerprint = [0; 8];
     derive(material, FINGERPRINT_LABEL, &mut fingerprint)?;

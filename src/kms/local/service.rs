@@ -1,6 +1,6 @@
-//! Wrapping and unwrapping with local keys, and what is said when that fails.
+//! Wrapping and unwrapping with local keys, and the errors of both.
 //!
-//! Must never tell more of a key than its name, version and state.
+//! An error must never show more of a key than its name, version and state.
 
 use super::LocalKms;
 use super::place::DIR_VARIABLE;
@@ -65,7 +65,7 @@ fn seal_error(attempt: &str, record: &Record, error: SealError) -> KmsError {
     let (kind, why) = match error {
         SealError::NotABlob => (
             KmsErrorKind::WrongKey,
-            "what is stored is no wrap of the local KMS: it was altered, or made by another provider; look at the vault with `check`".to_owned(),
+            "the stored wrap is not one of the local KMS: it was altered, or made by another provider; look at the vault with `check`".to_owned(),
         ),
         SealError::NoSuchVersion(version) => (
             KmsErrorKind::WrongKey,

@@ -42,7 +42,7 @@ impl Fixture {
         self.kms.dir().join("default.key")
     }
 
-    /// Why the key cannot be used now, which must name what is wrong.
+    /// The key is refused now, with `kind`, and the message contains `words`.
     #[track_caller]
     fn refused(&self, kind: KmsErrorKind, words: &str) {
         let error = self.wrap().unwrap_err();
@@ -251,7 +251,7 @@ fn loose_modes_are_refused_and_the_remedy_named() {
 fn foreign_owners_are_refused() {
     let f = Fixture::new();
     if !nix::unistd::geteuid().is_root() {
-        // Only root can give files away, but there is one directory that is root's everywhere.
+        // Only root can change a file's owner, but one directory belongs to root everywhere.
         let error = at(Path::new("/"))
             .wrap(&f.uri, &f.key, &f.context)
             .unwrap_err();
@@ -393,7 +393,7 @@ fn waiting_for_the_lock_is_bounded() {
         .rotate("default")
         .unwrap_err();
     assert_eq!(error.kind, KmsErrorKind::Unreachable);
-    f.wrap().unwrap(); // Reading waits for nobody.
+    f.wrap().unwrap(); // A reader waits for nobody.
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn what_a_dead_creator_left_is_cleared_up_without_harm_to_the_key() {
     let wrapped = f.wrap().unwrap();
     let stale = f.kms.dir().join(".tmp-0000000000000000");
     fs::write(&stale, b"half a key").unwrap();
-    // Died between link and unlink: the temporary name is the key itself.
+    // A creator died between link and unlink: the temporary name is the key itself.
     let linked = f.kms.dir().join(".tmp-0000000000000001");
     fs::hard_link(f.file(), &linked).unwrap();
     f.kms.rotate("default").unwrap();
@@ -482,7 +482,7 @@ fn key_material_is_in_no_error_and_no_debug_form() {
     }
 }
 
-/// The key of `f` as a credential, and a KMS of a unit that has it.
+/// The KMS of a unit that has the key of `f` as a credential.
 fn as_credential(f: &Fixture) -> LocalKms {
     let directory = f.root.path().join("credentials");
     let _ = fs::remove_dir_all(&directory);
@@ -545,7 +545,7 @@ fn the_state_of_a_credential_holds_as_that_of_a_file() {
     f.kms.schedule_deletion("default", Duration::ZERO).unwrap();
     let kms = as_credential(&f);
     assert_eq!(unwrap(&kms), Err(KmsErrorKind::NotFound));
-    // It is not this program's to erase, nor is another made in its place.
+    // The program neither erases it nor creates another in its place.
     assert!(
         f.root
             .path()

@@ -1,8 +1,8 @@
-//! Moves what was committed from the WAL into the database, on a thread of its own, while commits go
-//! on. They wait only while the last of it is moved, so that the WAL can be begun anew.
+//! Moves commits from the WAL into the database, on a thread of its own, while new commits go on.
+//! New commits wait only while the last pages are moved, so that the WAL can restart.
 //!
-//! It must never be what makes a commit durable, and never touch the files before the first
-//! commit: the thread is started by the writer when the WAL has grown.
+//! No commit may depend on a checkpoint to become durable, and the thread must not touch the files
+//! before the first commit: the writer starts it when the WAL has grown.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -19,51 +19,56 @@ use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 use super::connection::{self, Purpose};
 use super::{failure, vfs};
 
-/// Pages in the WAL from which on it is worth moving them: 4 MiB.
+/// A checkpoint begins once the WAL has this many pages: 4 MiB.
 const WORTHWHILE: i32 = 1024;
 
-/// Pages committed beside a checkpoint that are few enough to be moved while nobody can write: 2 MiB.
+/// A checkpoint blocks writers to move at most this many remaining pages: 2 MiB.
 const FEW: i32 = 512;
 
-/// Pages in the WAL from which on any number of them is: 16 MiB. Who writes faster than they are moved
-/// (as when all keys are replaced) has to wait some day.
+/// Once the WAL has this many pages (16 MiB), a checkpoint blocks writers however many remain. A
+/// writer that is faster than the checkpoint, such as one that replaces all keys, would starve it
+/// otherwise.
 const MANY: i32 = 4 * 1024;
 
-/// How long a checkpoint that begins the WAL anew waits for readers, while nobody can write.
+/// Limit on waiting for readers while a checkpoint blocks writers.
 const WAIT_WITH_WRITERS: Duration = Duration::from_millis(2);
 
-/// After one that readers were in the way of, time without trying again.
+/// Pause after readers were in the way of such a checkpoint.
 const LEAVE_READERS: Duration = Duration::from_millis(500);
 
-/// Pages in the WAL from which on new transactions are held up until it could be begun anew: 64 MiB. An
-/// unbroken chain of overlapping readers would let it grow forever.
+/// Once the WAL has this many pages (64 MiB), new transactions wait until it restarts. An unbroken
+/// chain of overlapping readers would let it grow forever otherwise.
 const TOO_MANY: i32 = 16 * 1024;
 
-/// How long they are held up at most, and how long the checkpoint waits for those under way.
+/// Limit on the wait of new transactions, and on the checkpoint's wait for those under way.
 const HOLD_UP: Duration = Duration::from_secs(2);
 pub(super) const WAIT_FOR_READERS: Duration = Duration::from_millis(1500);
 
-/// After a hold-up that achieved nothing (another process reads and reads), time without one.
+/// Pause after such a wait was in vain, because another process reads without end.
 const RESPITE: Duration = Duration::from_secs(10);
 
-/// Rest after a checkpoint, so that a pinned WAL does not make for a busy loop.
+/// Pause after each checkpoint, so that a pinned WAL causes no busy loop.
 const REST: Duration = Duration::from_millis(50);
 
-/// What the thread, the writer and the readers share.
+/// The state that the thread, the writer and the readers share.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct CheckpointGate {
     orders: Mutex<Orders>,
     changed: Condvar,
-    /// New transactions are held up. Beside the mutex, so that a read costs no lock.
+    /// New transactions wait. An atomic outside the mutex, so that a read takes no lock.
     held_up: AtomicBool,
-    /// The same for those that write.
+    /// New write transactions wait.
     writes_held_up: AtomicBool,
     /// Pages in the WAL after the last commit.
     pages: AtomicI32,
-    /// The writer has stopped for good.
+    /// The writer refuses to write until the vault is reopened.
     stopped: AtomicBool,
-    /// Held by whoever writes in this process, the checkpoint that begins the WAL anew among them:
-    /// SQLite's own lock is waited for asleep, a millisecond at the least.
+    /// Held by a write transaction, or by the checkpoint that restarts the WAL: SQLite's own lock
+    /// between them would make a waiting thread sleep for at least a millisecond.
+    ///
+    /// The vault runs one write transaction at a time, but does not know of checkpoints. The lock
+    /// of the connection cannot take the place of this one: a sync takes it, too, for a moment
+    /// before and after, and need not wait for a checkpoint.
     writes: Mutex<()>,
 }
 
@@ -71,11 +76,11 @@ pub(super) struct Desk {
 struct Orders {
     wanted: bool,
     stop: bool,
-    /// An I/O error met by the thread.
+    /// The first I/O error of the thread.
     failed: Option<StoreError>,
 }
 
-impl Default for Desk {
+impl Default for CheckpointGate {
     fn default() -> Self {
         Self {
             orders: Mutex::new(Rank::Checkpoints, Orders::default()),
@@ -89,14 +94,16 @@ impl Default for Desk {
     }
 }
 
-impl Desk {
-    /// Holds up a new transaction while the WAL is being begun anew; bounded.
+impl CheckpointGate {
+    /// Makes a new transaction wait while the WAL restarts, for a limited time.
     pub(super) fn pass(&self) {
         self.pass_if_not(&self.held_up);
     }
 
-    /// The same for a transaction that writes: to be held for its duration.
-    pub(super) fn turn_to_write(&self) -> MutexGuard<'_, ()> {
+    /// The same for a write transaction: no checkpoint restarts the WAL while it holds the guard.
+    /// A checkpoint that waits for this goes first, or a steady writer would take the lock from it
+    /// each time.
+    pub(super) fn keep_off_checkpoint(&self) -> MutexGuard<'_, ()> {
         self.pass_if_not(&self.held_up);
         self.pass_if_not(&self.writes_held_up);
         self.writes.lock()
@@ -117,7 +124,7 @@ impl Desk {
         }
     }
 
-    /// The writer stops for good: what is on disk is not certain.
+    /// Notes that the writer has stopped, because nobody knows what is on disk.
     pub(super) fn stop_writing(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
@@ -126,7 +133,7 @@ impl Desk {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// The error that the thread met, if any: what it could not sync may be lost.
+    /// The I/O error of the thread, if any: pages that it could not sync may be lost.
     pub(super) fn failed(&self) -> Option<StoreError> {
         self.orders().failed.clone()
     }
@@ -135,75 +142,76 @@ impl Desk {
         self.orders.lock()
     }
 
-    /// Runs `work` while new transactions wait that look at `held_up`.
+    /// Runs `work` while new transactions that check `held_up` wait.
     fn holding_up<T>(&self, held_up: &AtomicBool, work: impl FnOnce() -> T) -> T {
         held_up.store(true, Ordering::Release);
         let outcome = work();
         held_up.store(false, Ordering::Release);
-        // The lock orders this with one that has just looked and is about to wait.
+        // Take the lock once: a transaction that has seen the flag is waiting before the
+        // notification.
         drop(self.orders());
         self.changed.notify_all();
         outcome
     }
 }
 
-/// The thread, once there is one.
+/// Starts and stops the thread.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
     place: Arc<Place>,
     opened: Arc<Opened>,
-    desk: Arc<Desk>,
+    gate: Arc<CheckpointGate>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Checkpointer {
-    pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>, desk: Arc<Desk>) -> Self {
+    pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>, gate: Arc<CheckpointGate>) -> Self {
         Self {
             place,
             opened,
-            desk,
+            gate,
             thread: None,
         }
     }
 
-    /// What it shares with the readers.
-    pub(super) fn desk(&self) -> &Desk {
-        &self.desk
+    /// The state shared with the readers.
+    pub(super) fn gate(&self) -> &CheckpointGate {
+        &self.gate
     }
 
-    /// Told by the writer how many pages the WAL has after a commit.
+    /// The writer reports the number of pages in the WAL after a commit.
     pub(super) fn wal_has(&mut self, pages: i32) {
-        self.desk.pages.store(pages, Ordering::Relaxed);
+        self.gate.pages.store(pages, Ordering::Relaxed);
         if pages < WORTHWHILE {
             return;
         }
-        let known = std::mem::replace(&mut self.desk.orders().wanted, true);
+        let known = std::mem::replace(&mut self.gate.orders().wanted, true);
         if self.thread.is_some() {
             if !known {
-                self.desk.changed.notify_all();
+                self.gate.changed.notify_all();
             }
             return;
         }
         let (place, opened) = (Arc::clone(&self.place), Arc::clone(&self.opened));
-        let desk = Arc::clone(&self.desk);
-        // Without the thread the WAL grows, but nothing is lost: the next commit tries again.
+        let gate = Arc::clone(&self.gate);
+        // Without the thread the WAL grows, but nothing is lost, and the next commit tries again.
         self.thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(move || run(&place, &opened, &desk))
+            .spawn(move || run(&place, &opened, &gate))
             .ok();
     }
 
     /// Ends the thread and waits for it.
     pub(super) fn stop(&mut self) {
-        self.desk.orders().stop = true;
-        self.desk.changed.notify_all();
+        self.gate.orders().stop = true;
+        self.gate.changed.notify_all();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-fn run(place: &Place, opened: &Opened, desk: &Desk) {
+fn run(place: &Place, opened: &Opened, gate: &CheckpointGate) {
     let connection = match connection::open_another(place, opened, Purpose::Write) {
         Ok(connection) => connection,
         Err(error) => {
@@ -211,31 +219,31 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
             return;
         }
     };
-    // When it is tried again to begin the WAL anew, and to hold everybody up for that.
+    // The earliest time of the next restart of the WAL, and of the next one that makes all wait.
     let (mut anew_from, mut hold_up_from) = (Instant::now(), Instant::now());
-    // After an I/O error the WAL may have what the database has not: it must not be begun anew.
-    while next_order(desk) && desk.failed().is_none() {
-        // It was begun anew since somebody asked for this.
-        if desk.pages.load(Ordering::Relaxed) < WORTHWHILE {
+    // After an I/O error the WAL may hold pages that the database lacks, so it must not restart.
+    while next_order(gate) && gate.failed().is_none() {
+        // The WAL has restarted since the writer asked for this.
+        if gate.pages.load(Ordering::Relaxed) < WORTHWHILE {
             continue;
         }
-        // Most of the work, while others go on to commit.
+        // Most of the work, while other threads commit.
         let (pages, moved) = match move_and_sync(&connection) {
             Ok(outcome) => outcome,
             Err(error) => {
-                fail(desk, error);
+                fail(gate, error);
                 continue;
             }
         };
-        let left = desk.pages.load(Ordering::Relaxed).saturating_sub(moved);
+        let left = gate.pages.load(Ordering::Relaxed).saturating_sub(moved);
         if (left <= FEW || pages >= MANY) && Instant::now() >= anew_from {
-            match begin_anew(&connection, desk) {
+            match begin_anew(&connection, gate) {
                 Ok(()) => continue,
                 Err(error) if error.kind == Kind::Busy => {
                     anew_from = Instant::now() + LEAVE_READERS;
                 }
                 Err(error) => {
-                    fail(desk, error);
+                    fail(gate, error);
                     continue;
                 }
             }
@@ -243,7 +251,7 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
         if pages < TOO_MANY || Instant::now() < hold_up_from {
             continue;
         }
-        let truncated = desk.holding_up(&desk.held_up, || {
+        let truncated = gate.holding_up(&gate.held_up, || {
             connection::waiting(&connection, WAIT_FOR_READERS, |connection| {
                 checkpoint(connection, CheckpointMode::TRUNCATE)
             })
@@ -251,13 +259,13 @@ fn run(place: &Place, opened: &Opened, desk: &Desk) {
         match truncated {
             Ok(_) => {}
             Err(error) if error.kind == Kind::Busy => hold_up_from = Instant::now() + RESPITE,
-            Err(error) => fail(desk, error),
+            Err(error) => fail(gate, error),
         }
     }
 }
 
-/// Moves what was committed so far, and has it on disk: SQLite itself leaves that to the checkpoint that
-/// moves the last of it, and then nobody can write meanwhile.
+/// Moves all commits so far into the database and syncs it. SQLite itself syncs only in the
+/// checkpoint that moves the last page, and writers would wait for that.
 fn move_and_sync(connection: &Connection) -> Result<(i32, i32), StoreError> {
     let outcome = checkpoint(connection, CheckpointMode::PASSIVE)?;
     vfs::sync_database(connection)
@@ -265,22 +273,22 @@ fn move_and_sync(connection: &Connection) -> Result<(i32, i32), StoreError> {
     Ok(outcome)
 }
 
-/// Moves what was committed since the last checkpoint, while nobody writes, so that the next commit
-/// begins the WAL anew. Where commits follow each other closely, it would grow for as long as they do,
-/// and to sync a file that grows takes more than twice as long.
-fn begin_anew(connection: &Connection, desk: &Desk) -> Result<(), StoreError> {
-    // Else one that writes again and again would have the lock again and again.
-    desk.holding_up(&desk.writes_held_up, || {
-        let _nobody_writes = desk.writes.lock();
+/// Moves the commits since the last checkpoint while writers wait, so that the next commit restarts
+/// the WAL. It would grow for as long as commits follow each other closely, and syncing a growing
+/// file takes more than twice as long.
+fn begin_anew(connection: &Connection, gate: &CheckpointGate) -> Result<(), StoreError> {
+    // Without this, a busy writer would take the lock again and again.
+    gate.holding_up(&gate.writes_held_up, || {
+        let _nobody_writes = gate.writes.lock();
         connection::waiting(connection, WAIT_WITH_WRITERS, |connection| {
             checkpoint(connection, CheckpointMode::RESTART).map(drop)
         })
     })
 }
 
-/// Waits until there is something to do; false when it is to stop.
-fn next_order(desk: &Desk) -> bool {
-    let mut orders = desk.orders();
+/// Waits for work; false if the thread must stop.
+fn next_order(gate: &CheckpointGate) -> bool {
+    let mut orders = gate.orders();
     let rest = Instant::now() + REST;
     loop {
         if orders.stop {
@@ -296,21 +304,21 @@ fn next_order(desk: &Desk) -> bool {
         } else {
             Duration::from_secs(3600)
         };
-        orders = desk.changed.wait_timeout(orders, timeout);
+        orders = gate.changed.wait_timeout(orders, timeout);
     }
 }
 
-pub(super) fn fail(desk: &Desk, error: StoreError) {
+pub(super) fn fail(gate: &CheckpointGate, error: StoreError) {
     tracing::warn!(%error, "a checkpoint failed");
-    // A full disk or a lock is nothing to give up for: all of it still is in the WAL.
+    // After a full disk or a busy lock everything still is in the WAL, so go on.
     if matches!(error.kind, Kind::Io | Kind::ReadOnly) {
-        desk.orders().failed.get_or_insert(error);
-        // The writer sees that, too, at its next transaction.
-        desk.stop_writing();
+        gate.orders().failed.get_or_insert(error);
+        // The writer sees the error at its next transaction, too.
+        gate.stop_writing();
     }
 }
 
-/// Runs a checkpoint; returns the pages in the WAL and how many of them were moved.
+/// Runs a checkpoint; returns the number of pages in the WAL, and how many of them are moved.
 pub(super) fn checkpoint(
     connection: &Connection,
     mode: CheckpointMode,

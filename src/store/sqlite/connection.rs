@@ -1,4 +1,4 @@
-//! Opens SQLite connections that give a hostile database nothing to work with.
+//! Opens SQLite connections hardened against a hostile database.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -14,26 +14,27 @@ use crate::store::{StoreError, StoreErrorKind as Kind};
 use super::hostile::Fault;
 use super::{failure, schema, vfs};
 
-/// How long a connection waits for another one's lock. Longer than any checkpoint of ours waits
-/// for readers, so that the two never give up on each other.
+/// Limit on waiting for another connection's lock. It is longer than our checkpoints wait for
+/// readers, so that no reader or writer gives up because of a checkpoint.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Prepared statements kept by each connection: all there are.
+/// Number of prepared statements that each connection keeps: enough for all.
 const STATEMENTS: usize = 64;
 
-/// What a connection is for.
+/// The use of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Write,
     Read,
-    /// Reading where nobody can write: without the files that SQLite has beside the database.
+    /// Reading where nobody can write, without the files that SQLite has beside the database.
     ReadStill,
 }
 
-/// Opens the existing database at `path` and verifies it. Returns the schema cookie, too.
+/// Opens the existing database at `path` and verifies it. Returns the schema cookie with it.
 ///
-/// The connection never checkpoints when it is closed, unless the caller says so later. One that
-/// fails is closed by `close`: what it may leave behind depends on what was there before.
+/// The connection does not checkpoint when it is closed, unless the caller changes that later.
+/// After a failure `close` closes the connection: it knows which files existed before, and may
+/// stay.
 pub(super) fn open(
     path: &Path,
     purpose: Purpose,
@@ -51,8 +52,8 @@ pub(super) fn open(
     }
 }
 
-/// One more connection to the database that was opened. Never to another that lies at its path by
-/// now: an older copy would authenticate as well.
+/// Opens one more connection to the same database. Refuses another database that is at its path by
+/// now, since an older copy would authenticate, too.
 pub(super) fn open_another(
     place: &Place,
     opened: &Opened,
@@ -64,10 +65,10 @@ pub(super) fn open_another(
     Ok(connection)
 }
 
-/// Makes a connection and sets all that is set without looking at the file.
+/// Makes a connection, with all settings that do not read the file.
 pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connection> {
-    // Without write permission SQLite falls back to reading by itself. Asking for no more than
-    // reading would leave empty WAL files behind: such a connection cannot remove them.
+    // Without write permission SQLite falls back to reading by itself. A read-only connection would
+    // leave empty WAL files behind, because it cannot remove them.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -93,7 +94,7 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
         (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false),
         (DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false),
         (DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, false),
-        // A statement is not planned anew because its parameters have changed.
+        // SQLite does not plan a statement again because its parameters have changed.
         (DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true),
         (DbConfig::SQLITE_DBCONFIG_DQS_DML, false),
         (DbConfig::SQLITE_DBCONFIG_DQS_DDL, false),
@@ -119,7 +120,7 @@ pub(super) fn connect(path: &Path, purpose: Purpose) -> rusqlite::Result<Connect
     Ok(connection)
 }
 
-/// The name of a file that does not change, as SQLite has it (<https://www.sqlite.org/uri.html>).
+/// SQLite's URI of a file that does not change (<https://www.sqlite.org/uri.html>).
 fn still_uri(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(byte);
@@ -130,7 +131,7 @@ fn still_uri(path: &Path) -> String {
     format!("file://{}?immutable=1", escaped.collect::<String>())
 }
 
-/// Runs `work` on a connection that waits for others' locks for so long, and no longer.
+/// Runs `work` on a connection that waits at most `time` for a lock.
 pub(super) fn waiting<T>(
     connection: &Connection,
     time: Duration,
@@ -147,15 +148,15 @@ pub(super) fn waiting<T>(
     outcome
 }
 
-/// The settings that belong to the connection but may read the file.
+/// Applies the connection's settings that may read the file.
 ///
-/// `secure_delete` is on: a removed or replaced record (a wrapped key, a wrap of the master key)
-/// is overwritten with zeros, also when whole pages become free. For records inside a page that
-/// costs nothing, the page is written anyway. Only for large chunks, ciphertext whose key goes
-/// with them, it is relaxed (see `tx_write`). A rotation that must show that an old keyring is
-/// gone from the raw files therefore needs no rewriting of its own: it replaces the record with
-/// `put_keyring`, calls `SqliteStore::truncate_wal`, and looks.
-pub(super) fn settle(connection: &Connection) -> rusqlite::Result<()> {
+/// `secure_delete` is on: SQLite overwrites a removed or replaced record (a wrapped key, a wrap of
+/// the master key) with zeros, even if whole pages become free. For records inside a page that
+/// costs nothing, because the page is written anyway. Only for large chunks, whose key is removed
+/// with them, it is relaxed (see `tx_write`). So a rotation that must show that an old keyring is
+/// gone from the raw files rewrites nothing itself: it replaces the record with `put_keyring`,
+/// calls `SqliteStore::truncate_wal`, and looks.
+pub(super) fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \
          PRAGMA secure_delete = ON; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0; \
@@ -175,13 +176,13 @@ fn prepare(connection: &Connection, purpose: Purpose) -> Result<i64, StoreError>
         }
         _ => explain(failure::of(connection, what, fault)),
     };
-    settle(connection).map_err(|error| fail(error.into()))?;
+    set_pragmas(connection).map_err(|error| fail(error.into()))?;
     if !schema::is_ours(connection).map_err(fail)? {
         let path = connection.path().unwrap_or_default();
         let message = format!("{path} is a SQLite database, but no vault of secretfs");
         return Err(StoreError::new(Kind::NotAVault, message));
     }
-    // Where there can be no WAL, the mode in the file is not SQLite's.
+    // Without a WAL, SQLite ignores the mode in the file.
     let journal = match purpose {
         Purpose::ReadStill => "delete",
         Purpose::Write | Purpose::Read => "wal",
@@ -207,7 +208,8 @@ fn prepare(connection: &Connection, purpose: Purpose) -> Result<i64, StoreError>
     Ok(cookie)
 }
 
-/// A reader, too, makes two files beside the database, unless somebody has it open already.
+/// Explains a denied open: a reader, too, creates two files beside the database, unless another
+/// process has it open.
 fn explain(error: StoreError) -> StoreError {
     if !matches!(error.kind, Kind::Denied | Kind::ReadOnly) {
         return error;

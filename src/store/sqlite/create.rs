@@ -1,7 +1,7 @@
-//! Makes a vault: whole, or not at all.
+//! Creates a vault, completely or not at all.
 //!
-//! The database is built under another name and gets its own only when everything is on disk, so
-//! a crash leaves nothing that could be taken for a vault, and nothing that stops another try.
+//! The database is built under another name and renamed once everything is on disk. So a crash
+//! leaves nothing that looks like a vault, and nothing that stops another attempt.
 
 use std::fs::{self, DirBuilder, DirEntry, File, Permissions};
 use std::io;
@@ -19,7 +19,7 @@ use super::connection::Purpose;
 use super::tx::Tx;
 use super::{checkpoint, connection, failure, schema};
 
-/// What a crash may leave behind.
+/// The name of the database until it is complete.
 const DRAFT: &str = "vault.db.new";
 const LEFTOVERS: [&str; 4] = [
     DRAFT,
@@ -54,7 +54,7 @@ pub(super) fn create(
     if made {
         undo.directory = Some(place.directory.clone());
     }
-    // Looked at before anything is touched, and again once nobody else can be at work here.
+    // Look before touching anything, and again once no other process can be at work here.
     let lock_was_there = refuse_occupied(&place)?;
     undo.lock = Some(Lock::acquire(&place.lock)?);
     if !lock_was_there {
@@ -83,7 +83,7 @@ pub(super) fn create(
             .and_then(|file| file.sync_all())
             .map_err(|error| StoreError::of_file("cannot sync", path, &error))
     };
-    // SQLite has closed it, so that no lock is lost by opening it here.
+    // SQLite has closed the file, so opening it here loses no lock.
     sync(&draft)?;
     fs::rename(&draft, &place.database)
         .map_err(|error| StoreError::of_file("cannot name the vault's database", &draft, &error))?;
@@ -96,7 +96,7 @@ pub(super) fn create(
     Ok(Ok(()))
 }
 
-/// Fails unless the directory is empty but for what a crash left. Returns whether the
+/// Fails unless the directory is empty, apart from files that a crash left. Returns whether the
 /// lock's file is there.
 fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
     let fail = |error| StoreError::of_file("cannot list the directory", &place.directory, &error);
@@ -121,11 +121,11 @@ fn refuse_occupied(place: &Place) -> Result<bool, StoreError> {
     Ok(lock_is_there)
 }
 
-/// Whether something in a directory was left by a crash while a vault was made there, or by the
-/// daemon of one that is gone.
+/// Whether a crash during the creation of a vault left this file, or the daemon of a vault that is
+/// gone.
 pub fn is_left_over(entry: &DirEntry) -> bool {
     let name = entry.file_name();
-    // Only an empty lock is ours: nobody announces itself before there is a vault.
+    // Only an empty lock is ours: no holder announces itself before there is a vault.
     entry.metadata().is_ok_and(|found| {
         let empty_lock = name == "lock" && found.len() == 0;
         match found.is_file() {
@@ -135,7 +135,7 @@ pub fn is_left_over(entry: &DirEntry) -> bool {
     })
 }
 
-/// Takes away what others may do in the directory.
+/// Removes the permissions of group and others on the directory.
 fn tighten(directory: &Path, undo: &mut Undo) -> Result<(), StoreError> {
     let fail = |error| StoreError::of_file("cannot set the permissions of", directory, &error);
     let mode = fs::metadata(directory).map_err(fail)?.permissions().mode() & 0o7777;
@@ -146,9 +146,10 @@ fn tighten(directory: &Path, undo: &mut Undo) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Builds the database at `draft` and closes it, with everything in the one file.
+/// Builds the database at `draft` and closes it, with everything in one file.
 fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> {
-    // SQLite would give it the umask's permissions, and its companions take theirs from it.
+    // SQLite would use the umask for the file's permissions, and copies those to the files beside
+    // it.
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -176,7 +177,8 @@ fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> 
         .execute_batch("COMMIT")
         .map_err(|error| failure::of(&connection, "cannot write the new vault", error))?;
     checkpoint::checkpoint(&connection, CheckpointMode::TRUNCATE)?;
-    // Closing removes the WAL; the one of a vault that is open has its name from `vault.db`.
+    // Closing removes the WAL, which has the draft's name; an open vault gets its WAL from
+    // `vault.db`.
     connection
         .set_db_config(
             rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE,
@@ -189,25 +191,25 @@ fn build(draft: &Path, init: Init<'_>) -> Result<Result<(), Abort>, StoreError> 
     Ok(Ok(()))
 }
 
-/// Makes the tables and leaves the transaction open.
+/// Creates the tables and leaves the transaction open.
 fn lay_out(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(&format!(
         "PRAGMA page_size = {}; PRAGMA auto_vacuum = NONE; PRAGMA encoding = 'UTF-8'; \
          PRAGMA journal_mode = WAL",
         schema::PAGE_SIZE
     ))?;
-    connection::settle(connection)?;
+    connection::set_pragmas(connection)?;
     connection.execute_batch("PRAGMA synchronous = FULL; BEGIN IMMEDIATE")?;
     schema::create(connection)
 }
 
-/// Removes what was made, unless it is told to forget.
+/// Removes everything that was made, unless `forget` is called.
 #[derive(Default)]
 struct Undo {
     directory: Option<PathBuf>,
     files: Vec<PathBuf>,
     mode: Option<(PathBuf, u32)>,
-    /// Held until all is undone; let go when dropped.
+    /// Held until everything is undone, and released by dropping it.
     lock: Option<Lock>,
 }
 
@@ -221,7 +223,7 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        // Nothing can be done about a failure here, and the first error is the one that counts.
+        // A failure here has no remedy, and the first error is the one that counts.
         for file in self.files.iter().rev() {
             let _ = fs::remove_file(file);
         }

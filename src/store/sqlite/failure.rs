@@ -1,4 +1,4 @@
-//! Sorts failures of SQLite into the classes to which the answers differ.
+//! Sorts failures of SQLite into the classes of the store.
 
 use rusqlite::{Connection, ErrorCode, ffi};
 
@@ -7,7 +7,7 @@ use crate::store::{StoreError, StoreErrorKind as Kind};
 use super::errno;
 use super::hostile::Fault;
 
-/// Says that `what` (on the vault of `connection`) failed.
+/// The error that `what` failed on the vault of `connection`.
 pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -> StoreError {
     let path = connection.path().unwrap_or("the vault");
     match fault.into() {
@@ -33,7 +33,7 @@ pub(super) fn of(connection: &Connection, what: &str, fault: impl Into<Fault>) -
     }
 }
 
-/// What SQLite calls an I/O error alike, in words of its own.
+/// A description in our own words of I/O errors for which SQLite has only one text.
 fn plainly(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Option<String> {
     let failure = error.sqlite_error()?;
     if failure.code != ErrorCode::SystemIoFailure {
@@ -46,7 +46,8 @@ fn plainly(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Option<Strin
     }
 }
 
-/// SQLite quotes from the file, which may be anybody's words: fit for one line of a terminal.
+/// Makes an error fit for one line of a terminal: SQLite quotes from the file, which an attacker
+/// may have written.
 fn printable(error: &str) -> String {
     let mut line = String::new();
     for c in error.chars().take(400) {
@@ -60,7 +61,7 @@ fn printable(error: &str) -> String {
 
 fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {
     let rusqlite::Error::SqliteFailure(failure, _) = error else {
-        // What is left are rows of another shape than the statement must give.
+        // All other errors are rows whose shape does not match the statement.
         return Kind::Corrupt;
     };
     match failure.code {
@@ -76,20 +77,20 @@ fn classify(error: &rusqlite::Error, errno: impl FnOnce() -> i32) -> Kind {
             _ => Kind::Io,
         },
         ErrorCode::SystemIoFailure => match failure.extended_code {
-            // What a failed sync has lost cannot be known, whatever its errno says.
+            // Nobody knows what a failed sync has lost, whatever its errno.
             ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC => Kind::Io,
-            // A file that ends before what it says it holds was cut off.
+            // A file that is shorter than its header says was cut off.
             ffi::SQLITE_IOERR_SHORT_READ => Kind::Corrupt,
             ffi::SQLITE_IOERR_CORRUPTFS | ffi::SQLITE_IOERR_DATA => Kind::Corrupt,
             _ => match errno() {
                 libc::ENOSPC | libc::EDQUOT => Kind::Full,
-                // It became so under us: file systems do that to themselves after an error.
+                // A file system may make itself read-only after an error.
                 libc::EROFS => Kind::ReadOnly,
                 _ => Kind::Io,
             },
         },
-        // `Unknown` is SQLITE_ERROR: a statement that was right when the schema was verified
-        // no longer compiles.
+        // `Unknown` is SQLITE_ERROR: a statement that compiled when the schema was verified no
+        // longer does.
         ErrorCode::DatabaseCorrupt
         | ErrorCode::NotADatabase
         | ErrorCode::TooBig

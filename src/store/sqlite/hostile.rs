@@ -1,19 +1,19 @@
-//! Turns what the database hands out into numbers and bytes that are within bounds.
+//! Turns values from the database into numbers and bytes within bounds.
 //!
-//! Everything here treats its input as written by an attacker: no conversion wraps, nothing is
-//! allocated before its length was compared with a bound, and nothing panics.
+//! Everything here treats its input as written by an attacker: no conversion wraps, every length is
+//! compared with a bound before an allocation, and nothing panics.
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
 use crate::store::{MAX_ID, NameTag};
 
-/// Why a row could not be had.
+/// Why a row could not be read.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// SQLite failed.
     Sql(rusqlite::Error),
-    /// The row is not what this program wrote; in plain words.
+    /// This program did not write the row; the reason in plain words.
     Corrupt(String),
 }
 
@@ -53,7 +53,7 @@ pub(super) fn blob(row: &Row<'_>, column: usize, max: usize) -> Result<Vec<u8>, 
     bytes(row, column, max).map(<[u8]>::to_vec)
 }
 
-/// The same where it lies.
+/// The same without a copy.
 pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize, max: usize) -> Result<&'a [u8], Fault> {
     match row.get_ref(column)? {
         ValueRef::Blob(bytes) if bytes.len() <= max => Ok(bytes),
@@ -80,8 +80,8 @@ pub(super) fn tag(row: &Row<'_>, column: usize) -> Result<NameTag, Fault> {
 
 /// Checks that keys rise strictly, beginning after `after`.
 ///
-/// A scan goes on from the last key it saw, so a forged tree that repeats or disorders keys would
-/// let it run forever.
+/// A scan continues after the last key it saw, so a forged tree with repeated or unordered keys
+/// would let it run forever.
 pub(super) fn ascending<K: Ord>(
     after: Option<K>,
     keys: impl Iterator<Item = K>,

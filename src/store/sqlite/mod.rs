@@ -1,13 +1,13 @@
 //! The store in a directory with one SQLite database, for one writing process and any number of
 //! reading ones on one host.
 //!
-//! Opening changes nothing on disk: a vault that fails verification is left as it was, down to
-//! the byte. (`vault.db-shm` does not count: it is an index that SQLite makes anew when it needs
-//! it.) Nothing here trusts what it reads, and nothing here decrypts.
+//! Opening changes nothing on disk: a vault that fails verification stays as it was, to the byte.
+//! (Except for `vault.db-shm`, an index that SQLite rebuilds when it needs it.) Nothing here trusts
+//! the bytes it reads, and nothing here decrypts.
 //!
-//! **No store may cross a `fork`**: a child that only drops it would release locks and take
-//! SQLite's bookkeeping along. Fork first, open afterwards. For the same reason nothing else in
-//! the process may open `vault.db` or the files beside it, not even to copy them.
+//! **No store may cross a `fork`**: a child that merely drops it would release locks and destroy
+//! SQLite's bookkeeping. Fork first, open afterwards. For the same reason nothing else in the
+//! process may open `vault.db` or the files beside it, not even to copy them.
 
 use std::fs::File;
 use std::path::Path;
@@ -36,54 +36,55 @@ mod writer;
 
 pub use create::is_left_over;
 
-use checkpoint::{Checkpointer, Desk};
+use checkpoint::{CheckpointGate, Checkpointer};
 use connection::Purpose;
 use pool::Pool;
 use wal::Wal;
-use writer::{Writer, data_version, truncate};
+use writer::{WriteConnection, data_version, truncate};
 
 use crate::sync::{Mutex, Rank};
 
 use super::lock::{self, Holder, Lock};
 use super::place::{Footprint, Opened, Place};
-use super::{Abort, Body, Durability, Read, Store, StoreError, StoreErrorKind as Kind, Write};
+use super::{Abort, Durability, Read, Store, StoreError, StoreErrorKind as Kind, TxFn, Write};
 
-/// What a vault is opened for.
+/// The mode in which a vault is opened.
 #[derive(Clone, Debug)]
 pub enum Mode {
-    /// Reading and writing, as this holder of the lock.
+    /// Reading and writing; [`Holder`] names this process in the lock.
     Write(Holder),
     /// Reading, beside any other process. Takes no lock.
     ReadOnly,
-    /// Reading what nobody changes, such as a backup: no file is made beside it, not for a moment.
+    /// Reading files that nobody changes, such as a backup. Creates no file beside them, not even
+    /// for a moment.
     ReadStill,
 }
 
-/// How a vault is opened.
+/// Options for opening a vault.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenOptions {
-    /// Accept a network or FUSE file system.
+    /// Accepts a network or FUSE file system.
     pub unsafe_filesystem: bool,
 }
 
-/// An open vault. Closed by dropping it, which moves everything into the database if anything was
-/// written or [adopted](Self::adopt_wal).
+/// An open vault. Dropping it closes it, and moves the WAL into the database if this store has
+/// written or [adopted](Self::adopt_wal) it.
 #[derive(Debug)]
 pub struct SqliteStore {
     place: Arc<Place>,
     opened: Arc<Opened>,
     pool: Pool,
-    desk: Arc<Desk>,
+    gate: Arc<CheckpointGate>,
     side: Side,
 }
 
-/// What looks for the commits of others.
+/// Watches for the commits of other processes.
 #[derive(Debug)]
-struct Watch {
+struct ForeignChanges {
     connection: Option<Connection>,
-    /// It takes the database for a file that nobody changes.
+    /// The connection reads the database as a file that nobody changes.
     is_still: bool,
-    /// Set in the numbers of a connection that came after such a one.
+    /// A bit for the numbers of a connection that replaced such a one.
     before: u64,
 }
 
@@ -91,22 +92,23 @@ struct Watch {
 enum Side {
     Write {
         holder: Holder,
-        /// After a panic in a body it is without its connection, and says so.
-        writer: Mutex<Writer>,
+        /// Only one write transaction runs at a time; the lock is for threads that sync beside it.
+        /// After a panic in a body it has no connection, and returns errors.
+        writer: Mutex<WriteConnection>,
         wal: Arc<Wal>,
         foreign: AtomicU64,
     },
     Read {
-        watch: Mutex<Watch>,
+        changes: Mutex<ForeignChanges>,
         wal: Wal,
-        /// Shows the writer that we are here.
+        /// Shows the writer that this reader is here.
         _shown: Option<File>,
     },
 }
 
 #[cfg(test)]
 impl SqliteStore {
-    /// What another thread's sync has done by the time that it has not yet looked where that went.
+    /// Syncs like another thread that has not yet checked that the vault is still in its place.
     fn sync_without_a_look(&self) -> Result<(), StoreError> {
         match &self.side {
             Side::Write { wal, .. } => wal.sync(),
@@ -116,14 +118,16 @@ impl SqliteStore {
 }
 
 impl SqliteStore {
-    /// Makes a vault in `directory`, with what `init` writes, or nothing at all.
+    /// Creates a vault in `directory` with the records that `init` writes, or nothing at all.
     ///
-    /// The directory is made (mode 0700; its parent must exist), or it exists and is empty.
+    /// The directory must be empty, or not exist; then it is created with mode 0700 in an existing
+    /// parent.
     ///
     /// # Errors
-    /// [`Exists`](Kind::Exists) when there is anything in the directory;
-    /// [`Busy`](Kind::Busy) when somebody else is just making a vault there. `Ok(Err(Abort))`
-    /// when `init` gave up. In all these cases everything is as it was.
+    /// [`Exists`](Kind::Exists) when there is a vault in the directory,
+    /// [`Occupied`](Kind::Occupied) when there is anything else, [`Busy`](Kind::Busy) when another
+    /// process is creating a vault there. `Ok(Err(Abort))` when `init` gave up. In all these cases
+    /// everything stays as it was.
     pub fn create(
         directory: &Path,
         init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
@@ -134,7 +138,7 @@ impl SqliteStore {
     /// [`create`](Self::create) with options.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`create`](Self::create).
     pub fn create_with(
         directory: &Path,
         options: OpenOptions,
@@ -147,12 +151,12 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`NotAVault`](Kind::NotAVault), [`Busy`](Kind::Busy) with the name of the holder,
-    /// [`Corrupt`](Kind::Corrupt) when the file's structure is not to the letter what
-    /// [`create`](Self::create) made, [`UnsafeFilesystem`](Kind::UnsafeFilesystem), and the ways
-    /// in which files cannot be opened.
+    /// [`Corrupt`](Kind::Corrupt) when the schema differs in any letter from that of
+    /// [`create`](Self::create), [`UnsafeFilesystem`](Kind::UnsafeFilesystem), and the kinds for
+    /// files that cannot be opened.
     pub fn open(directory: &Path, mode: Mode, options: OpenOptions) -> Result<Self, StoreError> {
         let place = Place::locate(directory, options.unsafe_filesystem)?;
-        // Not before there is a vault: taking the lock makes the file if it is missing.
+        // Check first that there is a vault: taking the lock creates the lock's file.
         place.look()?;
         let (lock, purpose) = match &mode {
             Mode::Write(_) => (Some(Lock::acquire(&place.lock)?), Purpose::Write),
@@ -163,7 +167,7 @@ impl SqliteStore {
             Mode::ReadOnly if place.is_still() => (None, Purpose::ReadStill),
             Mode::ReadOnly => (None, Purpose::Read),
         };
-        // Once more, since the previous writer may have been closing until just now.
+        // Look again: the previous writer may have been closing until now.
         let opened = place.look()?;
         let close = |connection| close_last(connection, &place, &opened, false);
         let (connection, cookie) = connection::open(&place.database, purpose, close)
@@ -175,27 +179,28 @@ impl SqliteStore {
             return Err(error);
         }
         let (place, opened) = (Arc::new(place), Arc::new(opened));
-        let desk = Arc::new(Desk::default());
+        let gate = Arc::new(CheckpointGate::default());
         let side = match (mode, lock) {
             (Mode::Write(holder), Some(lock)) => {
                 let thread =
-                    Checkpointer::new(Arc::clone(&place), Arc::clone(&opened), Arc::clone(&desk));
-                // What a killed writer left may not be on disk yet.
+                    Checkpointer::new(Arc::clone(&place), Arc::clone(&opened), Arc::clone(&gate));
+                // The commits that a killed writer left may not be on disk yet.
                 let unsynced = place.wal_len() > 0;
                 let wal = Arc::new(Wal::new(Arc::clone(&place), Arc::clone(&opened), unsynced));
                 wal.open_early();
-                let writer = Writer::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
+                let writer =
+                    WriteConnection::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
                 Side::Write {
                     holder,
-                    writer: Mutex::new(Rank::Writer, writer),
+                    writer: Mutex::new(Rank::WriteConnection, writer),
                     wal,
                     foreign: AtomicU64::new(0),
                 }
             }
             _ => Side::Read {
-                watch: Mutex::new(
+                changes: Mutex::new(
                     Rank::ForeignChanges,
-                    Watch {
+                    ForeignChanges {
                         connection: Some(connection),
                         is_still: opened.is_still(),
                         before: 0,
@@ -210,13 +215,13 @@ impl SqliteStore {
             place,
             opened,
             pool,
-            desk,
+            gate,
             side,
         })
     }
 
-    /// Writes into the lock who holds it. For the caller to do once the vault is verified: until
-    /// then nothing in it may change. Does nothing in a store opened for reading.
+    /// Writes the holder into the lock. The caller does this after it has verified the vault: until
+    /// then nothing in the vault may change. Does nothing in a store opened for reading.
     ///
     /// # Errors
     /// When the lock's file cannot be written.
@@ -229,8 +234,8 @@ impl SqliteStore {
         })
     }
 
-    /// What a killed writer left in the WAL is moved into the database when this one is closed, as if
-    /// it were its own. For the caller to say once the vault is verified.
+    /// Makes closing this store move the commits that a killed writer left in the WAL into the
+    /// database, like its own. The caller does this after it has verified the vault.
     pub fn adopt_wal(&self) {
         if let Side::Write { writer, .. } = &self.side {
             writer.lock().owns_wal |= self.place.wal_len() > 0;
@@ -242,7 +247,8 @@ impl SqliteStore {
         &self.place.directory
     }
 
-    /// That directory, wherever it is by now; nobody else writes to it while this store is open.
+    /// The vault's directory, even if it was moved. No other store writes to it while this one is
+    /// open.
     ///
     /// # Errors
     /// When the store was opened for reading, or the system has no descriptor left.
@@ -256,8 +262,8 @@ impl SqliteStore {
         })
     }
 
-    /// Fails when the vault no longer is at its path: what is read and written here then is not
-    /// what others find there.
+    /// Fails if the vault no longer is at its path: other processes would find other files there
+    /// than this store reads and writes.
     ///
     /// # Errors
     /// [`Moved`](Kind::Moved).
@@ -265,10 +271,9 @@ impl SqliteStore {
         self.place.check_unmoved(&self.opened)
     }
 
-    /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold
-    /// no earlier state of any record: replaced and removed records are overwritten in the
-    /// database itself. True when that was achieved; false when a reader was in the way for
-    /// more than a second.
+    /// Moves everything into the database and truncates the WAL, so that the raw files hold no
+    /// earlier state of any record: in the database, replaced and removed records are overwritten.
+    /// Returns false if a reader was in the way for more than a second.
     ///
     /// # Errors
     /// As for a durable commit.
@@ -279,21 +284,21 @@ impl SqliteStore {
         writer.lock().truncate_wal(&self.place, &self.opened)
     }
 
-    /// How the files are now: whoever changes one of them changes this, by SQLite or past it.
+    /// The present state of the files. Every change of a file changes it, whether through SQLite or
+    /// not.
     ///
     /// # Errors
-    /// When they cannot be looked at.
+    /// When the files cannot be examined.
     pub fn footprint(&self) -> Result<Footprint, StoreError> {
         self.place.footprint(self.foreign_changes()?)
     }
 
-    /// Has what is read next be read from the files, and not from pages that were read before.
+    /// Makes later reads go to the files, not to cached pages.
     pub fn forget_pages(&self) {
         self.pool.clear();
     }
 
-    /// Whether another process reads the vault beside this one, which writes it. True when that
-    /// cannot be told.
+    /// Whether another process reads the vault beside this writer. True if that is unknown.
     pub fn has_readers(&self) -> bool {
         lock::has_readers(&self.place.lock)
     }
@@ -310,26 +315,26 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
-        self.desk.pass();
+    fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
+        self.gate.pass();
         self.pool.read(body)
     }
 
-    /// Must not be called from within a body of another `write`.
+    /// Callers must not be inside the body of another `write`.
     fn write(
         &self,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError> {
         let Side::Write { writer, .. } = &self.side else {
             return Err(self.read_only());
         };
-        // Commits without a pause would keep the checkpoint from its lock as readers do.
-        let turn = self.desk.turn_to_write();
+        // Commits without a pause would keep the checkpoint from its lock, as readers do.
+        let no_checkpoint = self.gate.keep_off_checkpoint();
         let written = writer
             .lock()
             .write(&self.place, &self.opened, durability, body)?;
-        drop(turn);
+        drop(no_checkpoint);
         match (written, durability) {
             (Ok(()), Durability::Now) => self.sync().map(Ok),
             (written, _) => Ok(written),
@@ -346,19 +351,19 @@ impl Store for SqliteStore {
         if before {
             return Ok(());
         }
-        // Others go on to commit meanwhile.
+        // Other threads commit meanwhile.
         let synced = wal.sync();
         writer.lock().synced(&self.place, &self.opened, synced)
     }
 
     fn has_stopped_writing(&self) -> bool {
-        self.desk.has_stopped_writing()
+        self.gate.has_stopped_writing()
     }
 
     fn foreign_changes(&self) -> Result<u64, StoreError> {
         match &self.side {
-            // Asked of the writer's own connection, to which only the commits of others are
-            // changes. While it is writing there are none, and this must not wait.
+            // Ask the writer's own connection, for which only commits of other processes are
+            // changes. While it writes there are none, and this call must not wait.
             Side::Write {
                 writer, foreign, ..
             } => {
@@ -367,17 +372,18 @@ impl Store for SqliteStore {
                 }
                 Ok(foreign.load(Ordering::Relaxed))
             }
-            Side::Read { watch, .. } => {
-                let mut watch = watch.lock();
+            Side::Read { changes, .. } => {
+                let mut changes = changes.lock();
                 self.pool.look_whether_still();
-                if watch.is_still && !self.opened.is_still() {
-                    watch.connection = None;
-                    watch.connection = Some(self.pool.open_another()?);
-                    // Its number says nothing beside that of the last one; SQLite's have 32 bits.
-                    (watch.is_still, watch.before) = (false, 1 << 40);
+                if changes.is_still && !self.opened.is_still() {
+                    changes.connection = None;
+                    changes.connection = Some(self.pool.open_another()?);
+                    // Its number does not compare with that of the last connection. SQLite's
+                    // numbers have 32 bits, so a higher bit tells the two apart.
+                    (changes.is_still, changes.before) = (false, 1 << 40);
                 }
-                match &watch.connection {
-                    Some(connection) => Ok(data_version(connection)? | watch.before),
+                match &changes.connection {
+                    Some(connection) => Ok(data_version(connection)? | changes.before),
                     None => Err(StoreError::new(Kind::Io, "the vault was closed")),
                 }
             }
@@ -387,11 +393,11 @@ impl Store for SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        // The last connection decides what happens to the WAL, so the others go first.
+        // The last connection decides about the WAL, so close the others first.
         self.pool.clear();
         match &mut self.side {
-            Side::Read { watch, .. } => {
-                if let Some(connection) = watch.lock().connection.take() {
+            Side::Read { changes, .. } => {
+                if let Some(connection) = changes.lock().connection.take() {
                     close_last(connection, &self.place, &self.opened, false);
                 }
             }
@@ -411,14 +417,15 @@ impl Drop for SqliteStore {
                 let mut tidy = writer.owns_wal && synced.is_ok();
                 if let Some(connection) = writer.take() {
                     if tidy && let Err(error) = truncate(&connection) {
-                        // All of it is in the WAL, where the next writer finds it. SQLite would try
-                        // once more, and succeed although it has lost what could not be synced.
+                        // Everything is in the WAL, where the next writer finds it. SQLite would
+                        // try again when it closes, and succeed although it has lost pages that it
+                        // could not sync.
                         tidy = error.kind == Kind::Busy;
                         tracing::debug!(%error, "the WAL stays");
                     }
                     close_last(connection, &self.place, &self.opened, tidy);
                 }
-                // The lock goes last, with the writer.
+                // The lock ends last, with the writer.
             }
         }
     }
@@ -426,15 +433,15 @@ impl Drop for SqliteStore {
 
 /// Closes the last connection of this process.
 ///
-/// SQLite removes the WAL when the last connection of all processes is closed, after moving what
-/// is in it into the database. That is right if it is ours, or if the WAL exists only because we
-/// opened the database. Else what another process left behind, killed, stays as it is.
+/// When the last connection of all processes is closed, SQLite moves the WAL into the database and
+/// removes it. That is right if the WAL is ours, or exists only because we opened the database. A
+/// WAL that a killed process left stays as it is.
 fn close_last(connection: Connection, place: &Place, opened: &Opened, owns_wal: bool) {
-    // SQLite removes by name: never what is another vault's by now.
+    // SQLite removes the WAL by name, which may be another vault's by now.
     let ours = place.check_unmoved(opened).is_ok();
     if ours && (owns_wal || (!opened.wal_existed && place.wal_len() == 0)) {
         let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false);
     }
-    // Fails only when statements are left, of which the cache has just disposed.
+    // Closing fails only if statements are left, and the cache has just dropped them.
     let _ = connection.close();
 }

@@ -1,22 +1,22 @@
-//! Connections for reading, kept open: opening and verifying one costs a hundred times as much as
-//! a look-up.
+//! Open connections for reading: opening and verifying one takes a hundred times as long as a
+//! look-up.
 
 use std::sync::Arc;
 
 use rusqlite::Connection;
 
 use crate::store::place::{Opened, Place};
-use crate::store::{Abort, Body, Read, StoreError, StoreErrorKind as Kind};
+use crate::store::{Abort, Read, StoreError, StoreErrorKind as Kind, TxFn};
 use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
 
 use super::connection::{self, Purpose};
 use super::failure;
 use super::tx::Tx;
 
-/// More are opened when more are needed at once, and closed when they come back.
+/// Limit on idle connections. Concurrent readers open more, which are closed after use.
 const IDLE: usize = 8;
 
-/// How often a read is begun anew when a lock was in its way.
+/// Number of attempts of a read that a lock gets in the way of.
 const TRIES: usize = 3;
 
 #[derive(Debug)]
@@ -31,7 +31,8 @@ pub(super) struct Pool {
 struct Connections {
     idle: Vec<Connection>,
     in_use: usize,
-    /// Readers that could open none. To wake nobody up would be a system call for each read.
+    /// Readers that wait because they could not open a connection. The count saves each read a
+    /// system call that would wake nobody.
     waiting: usize,
 }
 
@@ -45,8 +46,8 @@ impl Pool {
         }
     }
 
-    /// Takes an idle connection or opens one. Where none can be opened, as when the vault was moved
-    /// away under its mount, those that are open already serve one request after the other.
+    /// Takes an idle connection, or opens one. If none can be opened, for example because the vault
+    /// was moved away under its mount, requests share the open connections, one after the other.
     fn take(&self) -> Result<Connection, StoreError> {
         self.look_whether_still();
         let mut connections = self.connections();
@@ -80,7 +81,7 @@ impl Pool {
         }
     }
 
-    /// One more connection for reading.
+    /// Opens one more connection for reading.
     pub(super) fn open_another(&self) -> Result<Connection, StoreError> {
         let purpose = match self.opened.is_still() {
             true => Purpose::ReadStill,
@@ -89,8 +90,7 @@ impl Pool {
         connection::open_another(&self.place, &self.opened, purpose)
     }
 
-    /// Where the vault was taken for one that nobody changes, and somebody does: it is read like any
-    /// other from now on.
+    /// If the vault was opened as still and has changed, reads it like any other vault from now on.
     pub(super) fn look_whether_still(&self) {
         if self.opened.is_still() && self.place.has_stirred(&self.opened) {
             self.opened.set_still(false);
@@ -98,7 +98,7 @@ impl Pool {
         }
     }
 
-    /// Takes back what was in use: a connection outside of any transaction, or none if it failed.
+    /// Returns a connection after use, outside any transaction; `None` if it failed.
     fn give(&self, connection: Option<Connection>) {
         let mut connections = self.connections();
         connections.in_use -= 1;
@@ -110,13 +110,13 @@ impl Pool {
         }
     }
 
-    /// Closes all that are idle.
+    /// Closes all idle connections.
     pub(super) fn clear(&self) {
         self.connections().idle.clear();
     }
 
     /// Runs `body` in a read transaction, and always ends it.
-    pub(super) fn read(&self, body: Body<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
+    pub(super) fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError> {
         let mut tries = 1;
         loop {
             let connection = self.take()?;
@@ -131,7 +131,8 @@ impl Pool {
                 trouble,
                 ..
             } = tx;
-            // A connection that failed, or cannot end its transaction, is closed: that ends it.
+            // Close a connection that failed or cannot end its transaction: that ends the
+            // transaction.
             let sound =
                 trouble.is_none() && (connection.is_autocommit() || end(&connection).is_ok());
             self.give(sound.then_some(connection));

@@ -1,22 +1,22 @@
-//! What a vault's database looks like, to the letter, and the bounds of everything in it.
+//! The schema of a vault's database, to the letter, and the bounds of all its values.
 //!
-//! The texts below are compared with what a file holds when it is opened. They must never change
-//! under one [`USER_VERSION`]: a changed comma makes every existing vault unreadable.
+//! Opening a file compares its schema with the texts below. They must never change under one
+//! [`USER_VERSION`]: a changed comma makes every existing vault unreadable.
 
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
 use super::hostile::Fault;
 
-/// `SECF`; stands at offset 68 of the file, where file(1) finds it.
+/// `SECF`, at offset 68 of the file, where file(1) looks for it.
 pub(super) const APPLICATION_ID: i64 = 0x5345_4346;
 /// Version of the layout below.
 pub(super) const USER_VERSION: i64 = 1;
-/// One page of the file system, so that a page is not torn more often than need be.
+/// One page of the file system, so that crashes tear as few pages as possible.
 pub(super) const PAGE_SIZE: i64 = 4096;
 
-// Bounds of the values, in bytes. They hold in both directions: nothing longer is written, and
-// nothing longer is handed out, whatever the file says.
+// Bounds of the values, in bytes, in both directions: nothing longer is written, and nothing longer
+// is returned, whatever the file says.
 
 /// The header is a few fixed fields.
 pub(super) const MAX_HEADER: usize = 4 << 10;
@@ -34,19 +34,19 @@ pub(super) const MAX_VERSION: usize = 16 << 10;
 pub(super) const MAX_CHUNK: usize = (64 << 10) + 64;
 /// One event of the key-management history.
 pub(super) const MAX_EVENT: usize = 64 << 10;
-/// What SQLite may load as one row: more than the longest record, so that our own check is the
-/// one that speaks, and little enough that a forged length costs nothing.
+/// Limit on one row that SQLite loads. It is more than the longest record, so that our own check
+/// reports a longer one, and small enough that a forged length costs little.
 pub(super) const MAX_ROW: i32 = 2 << 20;
 /// Versions of one node that [`Read::versions_of`](crate::store::Read::versions_of) lists.
 pub(super) const MAX_VERSIONS: usize = 1 << 20;
 
 /// The tables in the order in which they are created.
 ///
-/// There are no secondary indexes: what decides whether a key is deleted must not depend on an
-/// index that can be made to disagree with its table. A version names the row of its first chunk
-/// instead, and chunk `idx` is row `first_chunk + idx`; a row says itself whose chunk it is, and
-/// every look-up compares. Small chunks then lie inside a B-tree leaf, next to each other.
-/// `first_chunk` is 0 for a version without content.
+/// There are no secondary indexes: an attacker can make an index disagree with its table, and the
+/// deletion of a key must not depend on one. Instead, a version names the row of its first chunk,
+/// and chunk `idx` is row `first_chunk + idx`. Each row names the chunk that it holds, and every
+/// look-up compares. Small chunks are then next to each other inside a B-tree leaf. `first_chunk`
+/// is 0 for a version without content.
 pub(super) const TABLES: [(&str, &str); 9] = [
     (
         "header",
@@ -91,7 +91,7 @@ pub(super) const TABLES: [(&str, &str); 9] = [
     ),
 ];
 
-/// Makes the tables in an empty database and marks it as ours. The caller's transaction.
+/// Creates the tables in an empty database and marks it as ours, in the caller's transaction.
 pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
     for (_, sql) in TABLES {
         connection.execute_batch(sql)?;
@@ -101,16 +101,16 @@ pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-/// Whether the database says that it is a secretfs vault at all. Before [`verify`].
+/// Whether the database claims to be a secretfs vault. Callers ask before [`verify`].
 pub(super) fn is_ours(connection: &Connection) -> Result<bool, Fault> {
     Ok(number(connection, "PRAGMA application_id")? == APPLICATION_ID)
 }
 
-/// Compares everything that governs how SQLite acts on the file with what [`create`] made.
-/// Returns the schema cookie, which changes whenever somebody changes the schema.
+/// Compares every setting that governs what SQLite does with the file with those of [`create`].
+/// Returns the schema cookie, which changes with every change of the schema.
 ///
 /// # Errors
-/// Anything that differs: a trigger more, an index more, a changed default.
+/// When anything differs: an extra trigger or index, a changed default.
 pub(super) fn verify(connection: &Connection, journal: &str) -> Result<i64, Fault> {
     let version = number(connection, "PRAGMA user_version")?;
     if version != USER_VERSION {
@@ -149,7 +149,7 @@ pub(super) fn cookie(connection: &Connection) -> Result<i64, Fault> {
 }
 
 fn tables(connection: &Connection) -> Result<(), Fault> {
-    // One row more than there should be, so that a surplus shows without being read in full.
+    // Select one row more than expected, which shows a surplus without reading all of it.
     let mut statement = connection.prepare(
         "SELECT type, name, tbl_name, sql, rootpage FROM sqlite_schema ORDER BY rowid LIMIT 10",
     )?;
@@ -169,7 +169,7 @@ fn tables(connection: &Connection) -> Result<(), Fault> {
             }
         }
         let root: i64 = row.get(4)?;
-        // Two tables over one B-tree would let a write to the one change the other.
+        // If two tables shared a B-tree, a write to one would change the other.
         if root < 2 || roots.contains(&root) {
             return Err(Fault::corrupt(format!(
                 "`{name}` lies on another table's pages"

@@ -1,4 +1,4 @@
-//! One transaction: the connection inside of it, and what has gone wrong in it so far.
+//! One transaction: its connection, and its failures so far.
 
 use rusqlite::{Connection, Params, Row};
 
@@ -7,16 +7,17 @@ use crate::store::{MAX_ID, StoreError, StoreErrorKind as Kind};
 use super::failure;
 use super::hostile::{Fault, ascending};
 
-/// A connection inside of a transaction. Owns it, so that a panic in a body closes the connection
-/// (which rolls back) instead of leaving it to the next user.
+/// A connection in a transaction. It owns the connection, so that a panic in a body closes it,
+/// which rolls back, instead of leaving it to the next user.
 pub(super) struct Tx {
     pub(super) connection: Connection,
-    /// The first failure that forbids a commit, or calls for another try: a body may swallow what
-    /// it was told.
+    /// The first failure that forbids a commit, or calls for a retry: a body may ignore the error
+    /// that it got.
     pub(super) trouble: Option<StoreError>,
     /// Whether the transaction was begun for writing.
     pub(super) writing: bool,
-    /// No chunk that comes first in its version gets a number below this: these are kept free.
+    /// The first chunk of a version gets no number below this: numbers below are reserved for
+    /// versions that were begun.
     pub(super) chunks_from: u64,
 }
 
@@ -30,8 +31,8 @@ impl Tx {
         }
     }
 
-    /// Fails when SQLite has ended the transaction by itself, as it does after some errors: what
-    /// came next would be committed statement by statement.
+    /// Fails if SQLite has ended the transaction itself, as it does after some errors: each later
+    /// statement would commit by itself.
     pub(super) fn alive(&self) -> Result<(), StoreError> {
         match &self.trouble {
             Some(trouble) if self.writing || self.connection.is_autocommit() => {
@@ -45,7 +46,7 @@ impl Tx {
         }
     }
 
-    /// Words a failure and keeps it if the transaction cannot go on.
+    /// Turns a failure into an error, and keeps it if the transaction cannot go on.
     pub(super) fn blame(&mut self, what: &str, fault: Fault) -> StoreError {
         let fatal = matches!(fault, Fault::Sql(_));
         let error = failure::of(&self.connection, what, fault);
@@ -76,7 +77,7 @@ impl Tx {
         self.until(what, sql, params, take, |_| false)
     }
 
-    /// Rows up to one of which `enough` says so.
+    /// Rows up to and including the first one for which `enough` returns true.
     pub(super) fn until<T>(
         &mut self,
         what: &str,
@@ -143,7 +144,7 @@ pub(super) fn key(number: u64) -> Result<i64, StoreError> {
     }
 }
 
-/// A number of rows as SQLite takes it.
+/// A number of rows in SQLite's type.
 pub(super) fn rows(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -1,7 +1,7 @@
 //! Reading in a transaction.
 //!
-//! Every look-up is by primary key, every row is checked before it is handed out, and nothing
-//! here decides what a record means.
+//! Every look-up uses a primary key, every row is checked before it is returned, and nothing here
+//! interprets a record.
 
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
@@ -29,8 +29,8 @@ fn entry_row(row: &Row<'_>) -> Result<EntryRow, Fault> {
     })
 }
 
-/// Takes a chunk out of a row that begins at column `at` with node, version and index, if it is
-/// the one that was asked for: the row was found through a number that anybody may have forged.
+/// The chunk in a row that has node, version and index from column `at` on. Checks that it is the
+/// requested one: an attacker may have forged the number that led to the row.
 fn chunk_of<'a>(row: &'a Row<'_>, at: usize, expected: ChunkKey) -> Result<&'a [u8], Fault> {
     let found = (
         hostile::id(row, at)?,
@@ -90,7 +90,7 @@ impl Read for Tx {
     ) -> Result<Vec<EntryRow>, StoreError> {
         let what = "cannot list a directory";
         let id = key(directory)?;
-        // Without a lower bound for the first page: what sorts below every tag must show, too.
+        // The first page has no lower bound, so that a value that sorts below every tag shows, too.
         let found = match after {
             None => self.many(
                 what,
@@ -185,7 +185,7 @@ impl Read for Tx {
         &mut self,
         (node, version, index): ChunkKey,
     ) -> Result<Vec<Vec<u8>>, StoreError> {
-        // More are somebody's attempt to keep us busy.
+        // More copies are an attacker's attempt to keep us busy.
         let sql = "SELECT node, version, idx, sealed FROM chunk \
                    WHERE node = ?1 AND version = ?2 AND idx = ?3 AND length(sealed) <= ?4 LIMIT 64";
         let most = rows(schema::MAX_CHUNK);
@@ -330,7 +330,7 @@ impl Read for Tx {
             }
         }?;
         self.ordered(what, after, found.iter().map(|(id, _)| *id))?;
-        // A page that is not full was the last one.
+        // A page that is not full is the last one.
         let cursor = found
             .last()
             .map(|(id, _)| *id)
@@ -339,7 +339,7 @@ impl Read for Tx {
     }
 
     fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError> {
-        // Each table is read once.
+        // SQLite reads each table once.
         let sql = "SELECT n.under + v.under, n.total + v.total FROM \
                    (SELECT count(*) AS total, count(*) FILTER (WHERE generation = ?1) AS under \
                     FROM node) AS n, \
@@ -422,7 +422,8 @@ impl Read for Tx {
     }
 }
 
-/// Says of one record after the other whether there are enough of them.
+/// Returns a function that takes one record after the other, and returns whether their bytes reach
+/// [`MANY_BYTES`].
 fn enough<K>() -> impl FnMut(&(K, KeyedRecord)) -> bool {
     let mut bytes = 0;
     move |(_, record)| {

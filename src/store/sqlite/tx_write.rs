@@ -1,7 +1,6 @@
 //! Writing in a transaction.
 //!
-//! After any failure the transaction is good for nothing but a rollback, whatever its body makes
-//! of the error.
+//! After any failure the transaction can only roll back, even if its body ignores the error.
 
 use rusqlite::Params;
 
@@ -13,7 +12,7 @@ use super::hostile::{self, Fault};
 use super::schema;
 use super::tx::{Tx, key, one};
 
-/// Chunks longer than this lie outside of the B-tree's leaf, on pages of their own.
+/// Chunks longer than this many bytes are outside the B-tree's leaf, on pages of their own.
 const INLINE: i64 = 3 << 10;
 
 impl Tx {
@@ -39,9 +38,10 @@ impl Tx {
         Ok(statement.execute(params)?)
     }
 
-    /// How many rows from `first` on are the chunks of this version, in order.
+    /// The number of consecutive rows from `first` on that are the chunks of this version, in
+    /// order, and the length of the longest.
     fn own_chunks(&self, node: i64, version: i64, first: i64) -> Result<(i64, i64), Fault> {
-        // Does not name `sealed` but for its length, so that no content is loaded.
+        // Select only the length of `sealed`, so that SQLite loads no content.
         let mut statement = self.connection.prepare_cached(
             "SELECT id, node, version, idx, length(sealed) FROM chunk WHERE id >= ?1 ORDER BY id",
         )?;
@@ -49,7 +49,7 @@ impl Tx {
         let (mut count, mut longest) = (0, 0);
         while let Some(row) = rows.next()? {
             let found: (i64, i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-            // Compares before it adds: `first` may be close to the end of the numbers.
+            // Compare without adding to `first`, which may be close to the largest number.
             if found.0.checked_sub(first) != Some(count)
                 || (found.1, found.2, found.3) != (node, version, count)
             {
@@ -61,7 +61,7 @@ impl Tx {
         Ok((count, longest))
     }
 
-    /// A number from which on all are free, and stay so for whoever writes in this transaction.
+    /// The first chunk number that is neither used nor reserved; all after it are free, too.
     fn free_chunk(&self) -> Result<u64, Refused> {
         let last = one(
             &self.connection,
@@ -75,8 +75,8 @@ impl Tx {
         Ok((last.unwrap_or(0) + 1).max(self.chunks_from))
     }
 
-    /// Inserts chunks of a version whose first one has, or gets, the number `first`, from `index` on.
-    /// Returns how many.
+    /// Inserts chunks of a version from `index` on; the version's first chunk has the number
+    /// `first`. Returns their number.
     fn insert_chunks(
         &self,
         (node, version): (NodeId, u64),
@@ -89,7 +89,7 @@ impl Tx {
             let sealed = fits(&chunk, schema::MAX_CHUNK)?;
             let id = first.saturating_add(u64::from(at));
             if id > MAX_ID {
-                // Only a forged row can have used them up.
+                // Only a forged row can use up the numbers.
                 return Err(Fault::corrupt("the numbers of chunks are used up").into());
             }
             self.execute(
@@ -123,8 +123,8 @@ impl Tx {
         .map(drop)
     }
 
-    /// Removes a version's chunks: those rows that say themselves that they are its own. A forged
-    /// `first_chunk` can at most leave its own chunks behind, never remove another's.
+    /// Removes a version's chunks: only rows that name this version. A forged `first_chunk` can
+    /// leave the version's own chunks behind, but never remove another's.
     fn delete_chunks(
         &mut self,
         (node, version): (i64, i64),
@@ -135,8 +135,8 @@ impl Tx {
         if count == 0 {
             return Ok(());
         }
-        // Overwriting large chunks with zeros would double what is written, and mostly hides
-        // nothing: they are ciphertext, and their key goes in the same transaction.
+        // Overwriting large chunks with zeros would double the bytes written, and mostly hides
+        // nothing: they are ciphertext, and their key is removed in the same transaction.
         let relaxed = longest > INLINE && !overwrite;
         if relaxed {
             self.connection
@@ -160,7 +160,7 @@ impl Tx {
         })?;
         match first {
             None => return Ok(()),
-            // No version owns what has such a number; the record can go all the same.
+            // No chunk has such a number; remove the record alone.
             Some(..=0) => {}
             Some(first) => self.delete_chunks((node, version), first, overwrite)?,
         }
@@ -169,11 +169,11 @@ impl Tx {
     }
 }
 
-/// Why a change was not made.
+/// Why a change was refused.
 enum Refused {
-    /// The store or what is in it.
+    /// The store failed, or its content is corrupt.
     Fault(Fault),
-    /// What was asked for.
+    /// The request itself is invalid.
     Before(StoreError),
 }
 
@@ -189,7 +189,7 @@ impl From<StoreError> for Refused {
     }
 }
 
-/// Checks a value against what reading would accept.
+/// Refuses a value that is longer than reading accepts.
 fn fits(value: &[u8], max: usize) -> Result<&[u8], Refused> {
     if value.len() <= max {
         return Ok(value);
@@ -398,7 +398,7 @@ impl Write for Tx {
 
     fn delete_stray_chunks(&mut self) -> Result<u64, StoreError> {
         self.change("cannot remove chunks", |tx| {
-            // By the numbers that reading goes by.
+            // Match chunks to versions by the same numbers as reading does.
             let sql = "DELETE FROM chunk WHERE NOT EXISTS (SELECT 1 FROM version AS v \
                        WHERE v.node = chunk.node AND v.version = chunk.version \
                        AND v.first_chunk > 0 AND chunk.id - v.first_chunk = chunk.idx)";

@@ -1,16 +1,17 @@
-//! Writes a transaction into the WAL at once.
+//! Writes a transaction into the WAL in one piece.
 //!
 //! SQLite writes every frame of the WAL in two pieces, its header and its page: some twenty writes
-//! for a transaction that is forty kilobytes in all. This is SQLite's own way to the files
-//! (<https://www.sqlite.org/vfs.html>) but for one thing: frames that are appended are held back
-//! until the one comes that commits, and then written in one piece. The write of that one fails if
-//! that fails, and it returns before SQLite tells anybody that the frames are there.
+//! for a transaction of forty kilobytes. This VFS (<https://www.sqlite.org/vfs.html>) is SQLite's
+//! default with one change: it holds back appended frames until the frame that commits, and then
+//! writes them in one piece. If that fails, the write of the committing frame fails; it returns
+//! before SQLite publishes the frames.
 //!
-//! So what is held back belongs to a transaction that is not committed, and nobody but its own
-//! connection may want to see it. If it is given up, [`forget`] must be told: SQLite does not tell.
+//! So held frames belong to a transaction that is not committed, and only its own connection may
+//! read them. After a rollback the caller must call [`forget`], because SQLite does not report a
+//! rollback to the VFS.
 //!
-//! Only the connection that writes uses it, and only its WAL goes through it. Everything else is
-//! passed on. [`sync_database`] is here because it takes the same way to a file.
+//! Only the connection that writes uses the VFS, and only for its WAL. All other files go to the
+//! default. [`sync_database`] is here because it reaches a file in the same way.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -20,26 +21,27 @@ use std::sync::OnceLock;
 
 use rusqlite::{Connection, ffi};
 
-/// Bytes of a frame's header (<https://www.sqlite.org/fileformat2.html#walformat>); the size of the
-/// database after the commit is in the second four, and not zero in a frame that commits.
+/// Bytes of a frame's header (<https://www.sqlite.org/fileformat2.html#walformat>). Its second four
+/// bytes are the size of the database after the commit; they are zero in a frame that does not
+/// commit.
 const HEADER: usize = 24;
-/// Most bytes held back: what is more was spilled by a transaction that is far from its commit.
+/// Limit on held bytes: a transaction that spills more is far from its commit.
 const MOST: usize = 256 << 10;
-/// Most bytes that SQLite's own way takes in one write: it counts them in 17 bits.
+/// Limit on one write, in bytes: the default VFS counts them in 17 bits.
 const LONGEST: usize = 120 << 10;
 
 const NAME: &CStr = c"secretfs";
 
-/// The name for a connection that writes; `None` if there is no way to the files at all.
+/// The VFS's name, for a connection that writes; `None` if SQLite has no default VFS.
 pub(super) fn name() -> Option<&'static CStr> {
     static REGISTERED: OnceLock<bool> = OnceLock::new();
     REGISTERED.get_or_init(register).then_some(NAME)
 }
 
 fn register() -> bool {
-    // SAFETY: null asks for the default, which is never taken away; nobody does.
+    // SAFETY: null asks for the default, and nothing ever unregisters it.
     let default = unsafe { ffi::sqlite3_vfs_find(ptr::null()) };
-    // SAFETY: `sqlite3_vfs_find` has returned null or a pointer that is valid for good.
+    // SAFETY: `sqlite3_vfs_find` returned null, or a pointer that stays valid.
     let Some(real) = (unsafe { default.as_ref() }) else {
         return false;
     };
@@ -50,20 +52,20 @@ fn register() -> bool {
         xOpen: Some(open),
         ..*real
     }));
-    // SAFETY: `ours` lives for good, and its functions are the default's, which look at nothing in
-    // it that was changed, and `open`.
+    // SAFETY: `ours` is never freed. Its functions are `open` and those of the default, which read
+    // no changed field.
     unsafe { ffi::sqlite3_vfs_register(ours, 0) == ffi::SQLITE_OK }
 }
 
-/// A file of this connection's: `which` is `SQLITE_FCNTL_FILE_POINTER` for the database,
-/// `SQLITE_FCNTL_JOURNAL_POINTER` for its WAL. `None`: it is not open.
+/// A file of this connection: `which` is `SQLITE_FCNTL_FILE_POINTER` for the database,
+/// `SQLITE_FCNTL_JOURNAL_POINTER` for its WAL. `None` if the file is not open.
 fn file_of(
     connection: &Connection,
     which: c_int,
 ) -> Option<(*mut ffi::sqlite3_file, &ffi::sqlite3_io_methods)> {
     let mut file: *mut ffi::sqlite3_file = ptr::null_mut();
-    // SAFETY: the connection is open and in nobody else's hands; both of these store a pointer to a
-    // file, or to one that has no methods.
+    // SAFETY: the connection is open, and nothing else uses it; both operations store a pointer to
+    // a file, or to one that has no methods.
     let code = unsafe {
         let schema = c"main".as_ptr();
         ffi::sqlite3_file_control(connection.handle(), schema, which, (&raw mut file).cast())
@@ -76,22 +78,22 @@ fn file_of(
     Some((file, methods))
 }
 
-/// Drops what is held back of a transaction of this connection's that was given up: by now somebody
-/// else may have written where it belonged.
+/// Drops the frames that this connection holds back after a rollback: another writer may write at
+/// their place by now.
 pub(super) fn forget(connection: &Connection) {
     if let Some((file, methods)) = file_of(connection, ffi::SQLITE_FCNTL_JOURNAL_POINTER)
         && ptr::eq(methods, &METHODS)
     {
-        // SAFETY: `open` has opened the file, as its methods show, and SQLite is not using it.
+        // SAFETY: `open` has opened the file, as its methods show, and SQLite does not use it now.
         unsafe { held(file) }.forget();
     }
 }
 
-/// Returns when what was written into the database, the WAL aside, is on disk.
+/// Syncs the database, but not the WAL.
 pub(super) fn sync_database(connection: &Connection) -> rusqlite::Result<()> {
     let found = file_of(connection, ffi::SQLITE_FCNTL_FILE_POINTER);
     let code = match found.and_then(|(file, methods)| Some((file, methods.xSync?))) {
-        // SAFETY: the method is the file's own, and SQLite is not using it.
+        // SAFETY: the method belongs to the file, and SQLite does not use the file now.
         Some((file, sync)) => unsafe { sync(file, ffi::SQLITE_SYNC_NORMAL) },
         None => ffi::SQLITE_IOERR_FSYNC,
     };
@@ -101,23 +103,23 @@ pub(super) fn sync_database(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// What SQLite sees of a WAL; the file itself lies right behind it, in the memory that SQLite has
-/// reserved for both.
+/// SQLite's view of a WAL. The default VFS's file follows directly behind it, in the memory that
+/// SQLite has reserved for both.
 #[repr(C)]
 struct WalFile {
     base: ffi::sqlite3_file,
     held: *mut Held,
 }
 
-/// Frames held back, whole but for the last.
+/// Held frames. All are complete, except perhaps the last.
 #[derive(Default)]
 struct Held {
     frames: Vec<u8>,
-    /// Where they belong.
+    /// Their place in the file.
     at: i64,
-    /// Where the next piece comes if it is appended; `None` after a header that is corrected.
+    /// The place of the next appended piece; `None` after a header was corrected.
     next: Option<i64>,
-    /// The last one has its header, and this is whether it commits.
+    /// Set while the last frame has only its header; true if that frame commits.
     open: Option<bool>,
 }
 
@@ -130,7 +132,7 @@ impl Held {
 }
 
 static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
-    // What came later concerns shared memory and mapped files, which a WAL has none of.
+    // Later versions add shared memory and mapped files, which a WAL does not use.
     iVersion: 1,
     xClose: Some(close),
     xRead: Some(read),
@@ -152,17 +154,17 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
     xUnfetch: None,
 };
 
-/// The file behind `file`.
+/// The default VFS's file behind `file`.
 fn real(file: *mut ffi::sqlite3_file) -> *mut ffi::sqlite3_file {
     file.wrapping_byte_add(size_of::<WalFile>())
 }
 
-/// Calls a method of the file behind.
+/// Calls a method of the default VFS's file.
 macro_rules! pass_on {
     ($file:expr, $method:ident $(, $argument:expr)*) => {{
         let real = real($file);
-        // SAFETY: `open` has opened the file behind, so that it has methods, until `close`; SQLite
-        // calls one method of a file at a time.
+        // SAFETY: `open` has opened the file behind, so it has methods until `close`; SQLite calls
+        // one method of a file at a time.
         unsafe {
             match (*real).pMethods.as_ref().and_then(|methods| methods.$method) {
                 Some(method) => method(real $(, $argument)*),
@@ -186,15 +188,16 @@ unsafe extern "C" fn open(
         return ffi::SQLITE_CANTOPEN;
     };
     if flags & ffi::SQLITE_OPEN_WAL == 0 {
-        // SAFETY: SQLite's own arguments, with more memory behind `file` than is asked for.
+        // SAFETY: these are SQLite's own arguments, with more memory behind `file` than the default
+        // needs.
         return unsafe { method(default, path, file, flags, flags_out) };
     }
-    // SAFETY: as above; behind `WalFile`, whose size keeps the alignment, there is as much memory
-    // as the default asks for, zeroed as it wants it.
+    // SAFETY: as above; behind `WalFile`, whose size keeps the alignment, there is as much zeroed
+    // memory as the default needs.
     let code = unsafe { method(default, path, real(file), flags, flags_out) };
     if code != ffi::SQLITE_OK {
-        // SAFETY: the memory is SQLite's for a file; without methods it counts as not opened. The
-        // default leaves none behind when it fails.
+        // SAFETY: SQLite reserved the memory for a file; one without methods counts as not open.
+        // The default sets none when it fails.
         unsafe { (*file).pMethods = ptr::null() };
         return code;
     }
@@ -202,21 +205,21 @@ unsafe extern "C" fn open(
         base: ffi::sqlite3_file { pMethods: &METHODS },
         held: Box::into_raw(Box::default()),
     };
-    // SAFETY: the memory was reserved for this (`szOsFile`), and nothing in it needs dropping.
+    // SAFETY: SQLite reserved the memory for this (`szOsFile`), and nothing in it needs dropping.
     unsafe { file.cast::<WalFile>().write(opened) };
     ffi::SQLITE_OK
 }
 
-/// What is held back for `file`.
+/// The held frames of `file`.
 ///
 /// # Safety
-/// Not after `close`, and not twice at a time.
+/// Callers must not call this after `close`, nor hold two results at a time.
 unsafe fn held<'a>(file: *mut ffi::sqlite3_file) -> &'a mut Held {
-    // SAFETY: `open` has put a `WalFile` there, and its `held` is a box's until `close`.
+    // SAFETY: `open` has put a `WalFile` there, and its `held` points to a live box until `close`.
     unsafe { &mut *(*file.cast::<WalFile>()).held }
 }
 
-/// Writes what is held back. After a failure it is forgotten, and the transaction must not go on.
+/// Writes the held frames. After a failure they are dropped, and the transaction must not go on.
 fn let_go(file: *mut ffi::sqlite3_file, held: &mut Held) -> c_int {
     held.open = None;
     if held.frames.is_empty() {
@@ -253,15 +256,15 @@ unsafe extern "C" fn write(
     let Ok(length) = usize::try_from(length) else {
         return ffi::SQLITE_IOERR_WRITE;
     };
-    // SAFETY: SQLite passes as many readable bytes.
+    // SAFETY: SQLite passes `length` readable bytes.
     let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), length) };
     // SAFETY: the file is open, and SQLite calls one method at a time.
     let held = unsafe { held(file) };
     let appends = held.next == Some(at);
     let commits = match held.open.take() {
         Some(commits) if appends => commits,
-        // A header where the next frame begins. Those that are corrected, because a transaction
-        // was spilled, come after the last frame was appended, and lie before it.
+        // A header at the place of the next frame. Headers that SQLite corrects after a spill are
+        // written later, at places before the last frame.
         None if appends && length == HEADER => {
             if held.frames.is_empty() {
                 held.at = at;
@@ -273,7 +276,7 @@ unsafe extern "C" fn write(
         }
         _ => {
             let code = let_go(file, held);
-            // After a frame, or the header of all.
+            // A piece longer than a frame's header ends a frame, or is the file's header.
             held.next = (length > HEADER).then_some(at + length as i64);
             return match code {
                 ffi::SQLITE_OK => write_through(file, bytes, at),
@@ -290,8 +293,8 @@ unsafe extern "C" fn write(
 }
 
 unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
-    // What is held back belongs to a transaction that was given up.
-    // SAFETY: the box that `open` has made; SQLite closes a file once and does not use it again.
+    // Held frames belong to a transaction that was rolled back. SAFETY: this is the box that `open`
+    // made; SQLite closes a file once and does not use it again.
     drop(unsafe { Box::from_raw((*file.cast::<WalFile>()).held) });
     pass_on!(file, xClose)
 }
@@ -307,7 +310,8 @@ unsafe extern "C" fn read(
     if at.saturating_add(length.into()) > held.at {
         match let_go(file, held) {
             ffi::SQLITE_OK => {}
-            // Who reads may go on after a full disk, and would commit without these frames.
+            // A read may go on after SQLITE_FULL, and the transaction would commit without these
+            // frames.
             ffi::SQLITE_FULL => return ffi::SQLITE_IOERR_WRITE,
             code => return code,
         }

@@ -1,11 +1,11 @@
-//! Makes durable what was committed: syncs the WAL, beside whoever goes on to commit.
+//! Makes commits durable: syncs the WAL while other threads go on to commit.
 //!
-//! Commits leave the sync to this (`synchronous = NORMAL`: SQLite still orders its own writes around
-//! checkpoints), so that none of them holds the database while it waits for the disk, and one sync
-//! serves all that were committed before it.
+//! Commits themselves do not sync (`synchronous = NORMAL`; SQLite still orders its own writes
+//! around checkpoints). So no commit holds the database while it waits for the disk, and one sync
+//! serves all commits before it.
 //!
-//! This is the one file that is opened beside SQLite. It takes no locks on the WAL, which would
-//! vanish when a descriptor of it is closed; those are on the database and its shared memory.
+//! The WAL is the one file that is opened beside SQLite. That is safe: SQLite's locks, which vanish
+//! when a descriptor is closed, are on the database and its shared memory, not on the WAL.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -19,22 +19,22 @@ use crate::store::place::{Opened, Place, identity};
 use crate::store::{StoreError, StoreErrorKind as Kind};
 use crate::sync::{Mutex, Rank};
 
-/// How far the WAL is on disk.
+/// The WAL, and how much of it is on disk.
 #[derive(Debug)]
 pub(super) struct Wal {
     place: Arc<Place>,
     opened: Arc<Opened>,
     file: Mutex<Option<Arc<File>>>,
-    /// Commits so far, and how many of them are on disk.
+    /// Number of commits so far, and of those on disk.
     committed: AtomicU64,
     synced: AtomicU64,
-    /// Why nobody knows what is on disk. Held during a sync: the kernel tells of a failure once, and
-    /// whoever syncs at the same time or after it must not take its silence for success.
+    /// Why nobody knows what is on disk. Held during a sync: the kernel reports a failure once, and
+    /// a thread that syncs at the same time or later must not take its silence for success.
     failed: Mutex<Option<StoreError>>,
 }
 
 impl Wal {
-    /// `unsynced`: what is in it already may not be on disk.
+    /// `unsynced`: the WAL already has commits that may not be on disk.
     pub(super) fn new(place: Arc<Place>, opened: Arc<Opened>, unsynced: bool) -> Self {
         Self {
             place,
@@ -46,29 +46,30 @@ impl Wal {
         }
     }
 
-    /// Opens it while there are descriptors to be had; if it cannot be, the first sync says so.
+    /// Opens the WAL early, while there are free descriptors. If that fails, the first sync returns
+    /// the error.
     pub(super) fn open_early(&self) {
         let _ = self.file();
     }
 
-    /// Something was committed into it.
+    /// Counts a commit.
     pub(super) fn has_grown(&self) {
         self.committed.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Whether all that was committed is on disk.
+    /// Whether all commits are on disk.
     pub(super) fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire) >= self.committed.load(Ordering::Acquire)
     }
 
-    /// Returns when all that was committed before is on disk. After a failure nobody knows what is:
-    /// nothing more must be written.
+    /// Returns when all earlier commits are on disk. After a failure nobody knows what is on disk,
+    /// and nothing more may be written.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         let mut failed = self.failed.lock();
         if let Some(error) = &*failed {
             return Err(error.clone());
         }
-        // Read now: one sync serves all who waited for the last one.
+        // Read now, under the lock: one sync serves all threads that waited for the last one.
         let upto = self.committed.load(Ordering::Acquire);
         if self.synced.load(Ordering::Acquire) >= upto {
             return Ok(());
@@ -84,7 +85,7 @@ impl Wal {
         outcome
     }
 
-    /// Makes durable what other processes have committed, for one that only reads.
+    /// Makes the commits of other processes durable, in a process that only reads.
     pub(super) fn sync_of_others(&self) -> Result<(), StoreError> {
         if self.place.wal_len() == 0 {
             return Ok(());
@@ -106,7 +107,7 @@ impl Wal {
         }
     }
 
-    /// The WAL that SQLite has open. It stays the same file until the vault is closed.
+    /// The WAL that SQLite has open: the same file until the vault is closed.
     fn file(&self) -> Result<Arc<File>, StoreError> {
         let mut file = self.file.lock();
         if let Some(file) = &*file {
@@ -119,7 +120,7 @@ impl Wal {
             .open(path)
             .and_then(|file| Ok((identity(&file.metadata()?), file)))
             .map_err(|error| StoreError::of_file("cannot open", path, &error))?;
-        // What lies at its path may be another vault's.
+        // The file at the path may belong to another vault.
         self.place.remember_wal(&self.opened);
         if !self.opened.is_wal(found.0) {
             self.place.check_unmoved(&self.opened)?;

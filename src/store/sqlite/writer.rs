@@ -1,7 +1,7 @@
 //! The one connection that writes.
 //!
-//! It commits nothing into a file that no longer lies at the vault's path, and after an I/O failure
-//! in a commit or a sync it stops instead of guessing what is on disk.
+//! It never commits into a file that is no longer at the vault's path. After an I/O failure in a
+//! commit or a sync it stops, instead of guessing what is on disk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -11,7 +11,7 @@ use rusqlite::wal::CheckpointMode;
 
 use crate::store::lock::Lock;
 use crate::store::place::{Opened, Place};
-use crate::store::{Abort, Body, Durability, StoreError, StoreErrorKind as Kind, Write};
+use crate::store::{Abort, Durability, StoreError, StoreErrorKind as Kind, TxFn, Write};
 
 use super::checkpoint::{Checkpointer, WAIT_FOR_READERS, checkpoint};
 use super::connection;
@@ -20,31 +20,31 @@ use super::tx::Tx;
 use super::wal::Wal;
 use super::{failure, schema, vfs};
 
-/// How often a body is run when a lock is in its way.
+/// Number of attempts of a body that a lock gets in the way of.
 const TRIES: usize = 3;
 
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct WriteConnection {
     /// `None` after a panic in a body, which closed it, and after [`take`](Self::take).
     connection: Option<Connection>,
     pub(super) lock: Lock,
     pub(super) checkpointer: Checkpointer,
-    /// The schema cookie when the schema was verified.
+    /// The schema cookie of the verified schema.
     cookie: i64,
-    /// Pages in the WAL after the last commit that wrote any; set by SQLite's hook.
+    /// Pages in the WAL after the last commit that wrote any. SQLite's hook sets it.
     pages: Arc<AtomicI32>,
     wal: Arc<Wal>,
-    /// What is in the WAL is this one's to move into the database at the end.
+    /// The WAL is ours: closing moves it into the database.
     pub(super) owns_wal: bool,
-    /// Something was committed since the vault was last seen in its place.
+    /// There were commits since the vault was last found in its place.
     unseen: bool,
-    /// Why nothing is written any more.
+    /// Why the writer refuses to write.
     latch: Option<StoreError>,
-    /// Below this, numbers of chunks may be kept for versions that were begun.
+    /// Chunk numbers below this may be reserved for versions that were begun.
     chunks_from: u64,
 }
 
-impl Writer {
+impl WriteConnection {
     pub(super) fn new(
         mut connection: Connection,
         cookie: i64,
@@ -73,24 +73,24 @@ impl Writer {
         })
     }
 
-    /// Takes the connection out, for good. `None` if it must not be used any more.
+    /// Takes the connection out for good; `None` if it is gone already.
     pub(super) fn take(&mut self) -> Option<Connection> {
         self.connection.take()
     }
 
-    /// A number that changes when somebody else has committed.
+    /// A number that changes when another connection commits.
     pub(super) fn data_version(&self) -> Result<u64, StoreError> {
         data_version(self.connection.as_ref().ok_or_else(gone)?)
     }
 
-    /// Runs `body` in a transaction. It is not durable yet, whatever `durability` says: that tells
-    /// whether it is going to be.
+    /// Runs `body` in a transaction. The transaction is not durable yet; `durability` says whether
+    /// the caller is going to sync it.
     pub(super) fn write(
         &mut self,
         place: &Place,
         opened: &Opened,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Result<Result<(), Abort>, StoreError> {
         let mut tries = 1;
         loop {
@@ -108,18 +108,18 @@ impl Writer {
         place: &Place,
         opened: &Opened,
         durability: Durability,
-        body: Body<'_, dyn Write>,
+        body: TxFn<'_, dyn Write>,
     ) -> Attempt {
         if let Err(error) = self.usable(place, opened, durability) {
             return Attempt::of(error);
         }
         let Some(connection) = self.connection.take() else {
-            self.checkpointer.desk().stop_writing();
+            self.checkpointer.gate().stop_writing();
             return Attempt::of(gone());
         };
         if let Err(error) = begin(&connection, self.cookie) {
             self.give_back(connection);
-            // Not `Busy` for the caller: the connection has waited long enough.
+            // No retry after `Busy`: the connection has already waited for the lock.
             return Attempt::Done(Err(error));
         }
         let mut tx = Tx::new(connection, true);
@@ -131,7 +131,7 @@ impl Writer {
             chunks_from,
             ..
         } = tx;
-        // Whatever becomes of the transaction: there are enough numbers.
+        // Keep the reservation even after a rollback: there are plenty of numbers.
         self.chunks_from = chunks_from;
         match (outcome, trouble) {
             (Ok(()), None) => {}
@@ -144,7 +144,7 @@ impl Writer {
                 };
             }
         }
-        // A vault that is no longer in its place takes nothing more, durable or not.
+        // A vault that is no longer in its place takes no commit, durable or not.
         if let Err(error) = self.acknowledge(place, opened) {
             self.give_back(connection);
             return Attempt::of(error);
@@ -155,22 +155,22 @@ impl Writer {
         }
     }
 
-    /// Whether something may be written, or made durable.
+    /// Fails if the writer has stopped, or the vault is no longer in its place.
     pub(super) fn may_sync(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         self.look_at_checkpoints();
         if self.wal.is_synced() {
             return match self.latch.clone() {
                 Some(latch) => Err(latch),
-                // By somebody who has not looked yet where that went.
+                // Another thread has synced, and has not yet checked where the vault is.
                 None if self.unseen => self.acknowledge(place, opened),
                 None => Ok(()),
             };
         }
-        // Where it goes is looked at before it is acknowledged.
+        // `synced` checks the vault's place before the commit is acknowledged.
         self.usable(place, opened, Durability::Soon)
     }
 
-    /// After a sync: that went where the next mount will look.
+    /// Takes the outcome of a sync, and checks that it went where the next mount will look.
     pub(super) fn synced(
         &mut self,
         place: &Place,
@@ -183,8 +183,8 @@ impl Writer {
         outcome.and_then(|()| self.acknowledge(place, opened))
     }
 
-    /// Moves everything into the database and cuts the WAL to nothing, so that the raw files hold
-    /// no old state of any record. False when a reader was in the way.
+    /// Moves everything into the database and truncates the WAL, so that the raw files hold no old
+    /// state of any record. False if a reader was in the way.
     pub(super) fn truncate_wal(
         &mut self,
         place: &Place,
@@ -217,16 +217,16 @@ impl Writer {
             return Err(latch.clone());
         }
         if durability == Durability::Now {
-            // Again after the commit: here it can still be refused without a trace.
+            // Checked again after the commit. Here a refusal leaves no trace.
             self.check_place(place, opened)?;
         }
         Ok(())
     }
 
-    /// After one that failed nobody knows what is in the database.
+    /// Stops the writer after a failed checkpoint, which leaves unknown what is in the database.
     fn look_at_checkpoints(&mut self) {
         if self.latch.is_none()
-            && let Some(error) = self.checkpointer.desk().failed()
+            && let Some(error) = self.checkpointer.gate().failed()
         {
             self.latch(&error);
         }
@@ -238,13 +238,13 @@ impl Writer {
         let result = outcome.map_err(|error| failure::of(&connection, "cannot commit", error));
         self.give_back(connection);
         if let Err(error) = result {
-            // Nothing is lost by a full disk: the transaction was not begun, so to say.
+            // After a full disk or a busy lock the transaction is rolled back, and nothing is lost.
             if !matches!(error.kind, Kind::Full | Kind::Busy) {
                 self.latch(&error);
             }
             return Err(error);
         }
-        // The hook has run if there was something to write.
+        // The hook has run if the commit wrote anything.
         let pages = self.pages.load(Ordering::Relaxed);
         if pages > 0 {
             self.owns_wal = true;
@@ -255,8 +255,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Before a commit, and before a durable one is acknowledged: it goes where the next mount will
-    /// look.
+    /// Checks, before a commit and before a durable one is acknowledged, that it goes where the
+    /// next mount will look.
     fn acknowledge(&mut self, place: &Place, opened: &Opened) -> Result<(), StoreError> {
         let found = self.check_place(place, opened);
         match &found {
@@ -279,15 +279,15 @@ impl Writer {
         Err(StoreError::new(Kind::Moved, message))
     }
 
-    /// Takes the connection back, out of any transaction.
+    /// Takes the connection back, and rolls back if a transaction is open.
     fn give_back(&mut self, connection: Connection) {
         if connection.is_autocommit() || execute(&connection, "ROLLBACK").is_ok() {
             vfs::forget(&connection);
             self.connection = Some(connection);
         }
-        // Else it is closed here, which rolls back, and nothing is written any more.
+        // Otherwise the connection is closed here, which rolls back, and the writer stops.
         if self.connection.is_none() {
-            self.checkpointer.desk().stop_writing();
+            self.checkpointer.gate().stop_writing();
         }
     }
 
@@ -298,12 +298,12 @@ impl Writer {
         };
         let message = format!("nothing is written any more until the vault is reopened: {error}");
         tracing::error!("{message}");
-        self.checkpointer.desk().stop_writing();
+        self.checkpointer.gate().stop_writing();
         self.latch.get_or_insert(StoreError::new(kind, message));
     }
 }
 
-/// Moves everything into the database and empties the WAL, if the readers let it.
+/// Moves everything into the database and truncates the WAL; `Busy` if readers are in the way.
 pub(super) fn truncate(connection: &Connection) -> Result<(), StoreError> {
     connection::waiting(connection, WAIT_FOR_READERS, |connection| {
         checkpoint(connection, CheckpointMode::TRUNCATE).map(drop)
@@ -312,7 +312,7 @@ pub(super) fn truncate(connection: &Connection) -> Result<(), StoreError> {
 
 enum Attempt {
     Done(Result<Result<(), Abort>, StoreError>),
-    /// Another try may succeed.
+    /// A retry may succeed.
     Busy(StoreError),
 }
 
@@ -326,7 +326,7 @@ impl Attempt {
     }
 }
 
-/// Begins a write transaction, on the schema that was verified.
+/// Begins a write transaction, and checks that the schema is the verified one.
 fn begin(connection: &Connection, cookie: i64) -> Result<(), StoreError> {
     let what = "cannot begin to write";
     let fail = |fault: Fault| failure::of(connection, what, fault);
@@ -343,12 +343,12 @@ fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.raw_execute().map(drop)
 }
 
-/// A number that changes when another connection has committed.
+/// A number that changes when another connection commits.
 pub(super) fn data_version(connection: &Connection) -> Result<u64, StoreError> {
     connection
         .prepare_cached("PRAGMA data_version")
         .and_then(|mut statement| statement.query_row([], |row| row.get::<_, i64>(0)))
-        // Only ever compared; the sign does not matter.
+        // Callers only compare the number, so its sign does not matter.
         .map(i64::cast_unsigned)
         .map_err(|error| failure::of(connection, "cannot look for changes", error))
 }

@@ -1,9 +1,9 @@
-//! A copy of a vault on its way: in a directory of another name beside the one that it is to get, and
-//! by its own name only once it is whole.
+//! A partial copy of a vault. It is in a directory of another name beside the target, and moves to
+//! the target only once it is complete.
 //!
-//! Of a run that was killed, this directory stays. The next run for the same target takes away what is
-//! in it, if it is its user's and nobody is at work there. Must never remove anything else, and never
-//! replace anything.
+//! A killed run leaves this directory. The next run for the same target removes its contents, if
+//! the directory belongs to the same user and no process is at work there. It must never remove
+//! anything else, and never replace anything.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -21,13 +21,13 @@ use crate::error::{Class, Error};
 
 use super::target::Target;
 
-/// What a directory of this kind is called, behind a point and the name of the target.
+/// The end of the directory's name, which begins with a dot and the name of the target.
 const SUFFIX: &str = ".secretfs-partial";
-/// Of long names of targets the beginning, so that there is room for that.
+/// Limit on the bytes from the target's name, which leaves room for the suffix.
 const MAX_NAME: usize = 200;
-/// The copy in it.
+/// The name of the copy in the directory.
 const COPY: &str = "copy";
-/// All that a copy can have in it.
+/// All files that a copy can contain.
 const FILES: [&str; 9] = [
     "vault.db",
     "vault.db-wal",
@@ -40,25 +40,26 @@ const FILES: [&str; 9] = [
     "lock",
 ];
 
-/// See the module. Dropped, it is gone with all that is in it.
+/// A partial copy, as the module describes. Dropping it removes it.
 pub(super) struct Partial {
     outer: PathBuf,
-    /// Shows others that somebody is at work here.
+    /// Shows other processes that this one is at work here.
     _lock: Flock<File>,
 }
 
 impl Partial {
-    /// Begins a copy for `target`, or begins anew what an earlier run left.
+    /// Begins a copy for `target`, and removes what an earlier run left.
     ///
     /// # Errors
-    /// When another process makes the same, or the directory cannot be made or is not ours.
+    /// When another process makes a copy for the same target, or the directory cannot be made or
+    /// belongs to another user.
     pub(super) fn begin(target: &Target) -> Result<Self, Error> {
         let outer = target.parent.join(name_for(target));
         let fail = |what: &str, e: &dyn std::fmt::Display| {
             let why = format!("cannot {what} {}: {e}", outer.display());
             Error::new(Class::Failed, why)
         };
-        // A few rounds: whoever was at work here may just be taking it away.
+        // Try several times: another process may be removing the directory.
         for _ in 0..8 {
             match DirBuilder::new().mode(0o700).create(&outer) {
                 Ok(()) => {}
@@ -104,16 +105,16 @@ impl Partial {
         Err(fail("use", &"it keeps being replaced"))
     }
 
-    /// Where the copy is to be made.
+    /// The path of the copy.
     pub(super) fn copy(&self) -> PathBuf {
         self.outer.join(COPY)
     }
 
-    /// Has all of the copy be on the disk, and what is read of it next be read from there. To be called
-    /// while nobody has it open. Without `keep_lock`, the writer's lock is taken away.
+    /// Syncs all of the copy, and drops it from the page cache, so that the next reader reads the
+    /// disk. No process may have it open. Without `keep_lock`, this removes the writer's lock file.
     ///
     /// # Errors
-    /// When something is left that is not in the database, or the disk fails.
+    /// When another file is left beside the database, or the disk fails.
     pub(super) fn settle(&self, keep_lock: bool) -> Result<(), Error> {
         let copy = self.copy();
         let sync = || {
@@ -142,7 +143,7 @@ impl Partial {
         })
     }
 
-    /// Gives the copy its name, which nothing has, and makes that durable.
+    /// Renames the copy to the target, which must not exist, and makes that durable.
     ///
     /// # Errors
     /// When something has that name by now, or the disk fails.
@@ -150,7 +151,8 @@ impl Partial {
         let copy = self.copy();
         let flags = RenameFlags::RENAME_NOREPLACE;
         let named = match renameat2(AT_FDCWD, &copy, AT_FDCWD, &target.path, flags) {
-            // Where a file system does not know that, an empty directory is all that can be replaced.
+            // Without this flag of the file system, a rename can still replace no more than an
+            // empty directory.
             Err(Errno::EINVAL | Errno::ENOSYS) => fs::rename(&copy, &target.path),
             named => named.map_err(Into::into),
         };
@@ -174,7 +176,7 @@ impl Partial {
         })
     }
 
-    /// Takes away what is in it, as far as a copy can have that.
+    /// Removes the copy, but no file that a copy cannot contain.
     fn clear(&self) -> io::Result<()> {
         let gone = |removed: io::Result<()>| match removed {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -195,7 +197,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // What cannot be removed now the next run removes, or names.
+        // The next run removes or reports what cannot be removed now.
         let _ = self.clear();
         let _ = fs::remove_dir(&self.outer);
     }

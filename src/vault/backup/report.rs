@@ -1,32 +1,34 @@
-//! What a copy of a vault came to, and which keys it takes to open it.
+//! The report of a copy, with the keys that open the copy.
 
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::keyring::{GenerationState, Keyring};
-use crate::kms::{KeyUri, Kms, Provider};
+use crate::kms::local::LocalKms;
+use crate::kms::{KeyUri, KmsSettings, Provider};
 
 use super::super::CheckReport;
 
-/// What a copy of a vault came to. All of it was verified, from the disk.
+/// The report of a copy of a vault, of which every record was verified from the disk.
 #[derive(Clone, Debug, Serialize)]
 pub struct CopyReport {
-    /// Where it is.
+    /// The path of the copy.
     pub path: String,
     /// The vault's id, in hexadecimal.
     pub vault: String,
-    /// The commit that it is as of.
+    /// The commit that the copy holds.
     pub commit: u64,
-    /// Files with a name.
+    /// Files that have a name.
     pub secrets: u64,
-    /// Nodes, the vault's own among them.
+    /// Nodes, including the vault's own.
     pub nodes: u64,
-    /// Bytes of contents, without padding.
+    /// Bytes of content, without padding.
     pub bytes: u64,
-    /// Any one of the KMS keys opens it; else, in the middle of a `rewrap`, it takes more than one.
+    /// Whether any one of the KMS keys opens the copy. In the middle of a `rewrap` it may need
+    /// several.
     pub any_key_opens: bool,
-    /// The KMS keys that its master keys are wrapped by.
+    /// The KMS keys that wrap its master keys.
     pub kms_keys: Vec<NeededKey>,
 }
 
@@ -35,7 +37,7 @@ pub struct CopyReport {
 pub struct NeededKey {
     /// Its URI.
     pub uri: String,
-    /// The file of a key of the local KMS, if this host has it. It is never part of a copy.
+    /// For a key of the local KMS: its file, if this host has it. A copy never contains it.
     pub key_file: Option<String>,
 }
 
@@ -45,9 +47,9 @@ impl CopyReport {
         commit: u64,
         check: &CheckReport,
         keyring: &Keyring,
-        kms: &Kms,
+        kms: &KmsSettings,
     ) -> Self {
-        // Nothing stands under a pending key.
+        // A pending master key wraps nothing.
         let generations = keyring.body().generations.iter();
         let sets = generations
             .filter(|generation| generation.state != GenerationState::Pending)
@@ -61,9 +63,10 @@ impl CopyReport {
         let mut uris: Vec<&str> = sets.iter().flatten().copied().collect();
         uris.sort_unstable();
         uris.dedup();
+        let local = LocalKms::new(kms).ok();
         let kms_keys = uris.iter().map(|uri| NeededKey {
             uri: (*uri).to_owned(),
-            key_file: key_file(uri, kms),
+            key_file: key_file(uri, local.as_ref()),
         });
         Self {
             path: path.display().to_string(),
@@ -78,11 +81,12 @@ impl CopyReport {
     }
 }
 
-fn key_file(uri: &str, kms: &Kms) -> Option<String> {
+/// The file of a key of the local KMS, if this host has it.
+fn key_file(uri: &str, local: Option<&LocalKms>) -> Option<String> {
     let key = uri.parse::<KeyUri>().ok()?;
     match key.provider() {
         Provider::Local => {
-            let file = kms.local().ok()?.file_of(key.key())?;
+            let file = local?.file_of(key.key())?;
             Some(file.display().to_string())
         }
         Provider::Aws => None,

@@ -1,5 +1,5 @@
-//! Where a copy of a vault is to be: a path at which there is nothing yet, and nothing around it that
-//! forbids it.
+//! The target of a copy of a vault: a path that does not exist yet, at a place where a vault may
+//! be.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,9 +11,9 @@ use crate::store;
 
 use super::super::VaultError;
 
-/// See the module.
+/// The target of a copy, as the module describes.
 pub(super) struct Target {
-    /// Absolute, the links on the way to it resolved.
+    /// The absolute path, with links in its parent resolved.
     pub(super) path: PathBuf,
     pub(super) parent: PathBuf,
     pub(super) name: OsString,
@@ -23,7 +23,7 @@ impl Target {
     /// The target at `path`.
     ///
     /// # Errors
-    /// When there is anything, a link included, or its parent cannot have it.
+    /// When something exists there, even a link, or the parent is not a directory.
     pub(super) fn of(path: &Path) -> Result<Self, Error> {
         let fail = |class, why: &dyn std::fmt::Display| {
             Error::new(class, format!("cannot make {}: {why}", path.display()))
@@ -39,7 +39,8 @@ impl Target {
             Ok(_) => {
                 return Err(fail(
                     Class::Exists,
-                    &"there is something already, and nothing is ever replaced; choose a path that does not exist",
+                    &"there is something already, and nothing is ever replaced; choose a path that \
+                      does not exist",
                 ));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -70,15 +71,16 @@ impl Target {
         })
     }
 
-    /// Refuses to be inside of the vault in `directory`, or of a mount of any vault.
+    /// Refuses a target inside the vault in `directory`, or inside a mount of any vault.
     ///
     /// # Errors
-    /// As it says, and when nobody can tell.
+    /// When it is inside one, or the mounts cannot be read.
     pub(super) fn must_be_outside_of(&self, directory: &Path) -> Result<(), Error> {
         let shown = self.path.display();
         if is_under(&self.path, directory) {
             let why = format!(
-                "{shown} lies inside of {}, and a vault has nothing but itself in its directory; choose a path outside of it",
+                "{shown} lies inside of {}, and a vault has nothing but itself in its directory; \
+                 choose a path outside of it",
                 directory.display()
             );
             return Err(Error::new(Class::Usage, why));
@@ -91,7 +93,8 @@ impl Target {
             Some(mount) => Err(Error::new(
                 Class::Usage,
                 format!(
-                    "{shown} lies in the mount of a vault on {}: what is made there would be secrets of that; choose a path outside of it",
+                    "{shown} lies in the mount of a vault on {}: what is made there would be \
+                     secrets of that; choose a path outside of it",
                     mount.point.display()
                 ),
             )),
@@ -99,10 +102,10 @@ impl Target {
         }
     }
 
-    /// Refuses a path of which somebody has a vault mounted, though it is gone from there.
+    /// Refuses a path whose former vault is still mounted.
     ///
     /// # Errors
-    /// When there is such a mount, or nobody can tell.
+    /// When such a mount exists, or the mounts cannot be read.
     pub(super) fn must_not_be_mounted(&self) -> Result<(), Error> {
         let shown = self.path.display();
         let mounts = mountinfo::mounts().map_err(|e| Error::new(Class::Failed, e))?;
@@ -121,10 +124,10 @@ impl Target {
         }
     }
 
-    /// Refuses file systems on which a vault is not safe, as `init` does.
+    /// Refuses a file system that cannot keep the promises a vault needs, as `init` does.
     ///
     /// # Errors
-    /// With the name of such a one.
+    /// With the name of the file system.
     pub(super) fn must_be_safe(&self, unsafe_filesystem: bool) -> Result<(), Error> {
         match unsafe_filesystem {
             true => Ok(()),

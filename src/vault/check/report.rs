@@ -1,20 +1,20 @@
-//! What a check came to.
+//! The report of a check.
 
 use serde::Serialize;
 
 use crate::store::NodeId;
 
-/// More problems than these are counted, not listed.
+/// Limit on listed problems; more are only counted.
 const MAX_LISTED: usize = 1000;
 
-/// What a check came to.
+/// The report of a check.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CheckReport {
     /// The vault's id.
     pub vault: String,
-    /// Nodes opened, the vault's own among them.
+    /// Nodes opened, including the vault's own.
     pub nodes: u64,
-    /// Files among them that have a name.
+    /// Files that have a name.
     #[serde(skip)]
     pub files: u64,
     /// Names opened.
@@ -29,16 +29,16 @@ pub struct CheckReport {
     pub bytes: u64,
     /// Number of problems.
     pub problem_count: u64,
-    /// The first thousand of them.
+    /// The first thousand problems.
     pub problems: Vec<Problem>,
 }
 
-/// Something that is not as it was stored. Named by numbers: names are secrets.
+/// A record that is not as it was stored, identified by number, because names are secrets.
 #[derive(Clone, Debug, Serialize)]
 pub struct Problem {
-    /// The node concerned, if one is.
+    /// The node, if the problem concerns one.
     pub node: Option<NodeId>,
-    /// What is wrong.
+    /// The defect.
     pub what: String,
 }
 

@@ -1,6 +1,6 @@
-//! Records of a transaction, each compared with what is known to be current before it is handed on, and
-//! every change noted. What is served, and what a job changes, goes through this; only counts, whose
-//! sums tell what is current, and what looks at keyring and state do not.
+//! The records of a transaction: each is compared with its mark before it is returned, and every
+//! change is noted. All records that are served, and all changes of a job, go through this. Only
+//! counts, whose sums show what is current, and readers of keyring and state do not.
 
 mod records;
 
@@ -15,35 +15,34 @@ use super::{Changed, Current};
 
 type CountNames<'a> = &'a dyn Fn(&mut dyn Read, NodeId, &KeyedRecord) -> Result<(), VaultError>;
 
-/// What a mount that only reads needs to believe a record that it does not know.
+/// The means by which a read-only mount accepts a record that it does not know.
 #[derive(Clone, Copy)]
 pub(in crate::vault) struct Following<'a> {
-    /// Whether a node or a version is authentic. What it says of itself is not to be believed before.
+    /// Whether a node or a version is authentic. Its own fields are not trusted before.
     pub(in crate::vault) is_authentic: &'a dyn Fn(&Place, &KeyedRecord) -> bool,
-    /// Counts the names of a directory, whose record is given, against the sum in it, and takes up
-    /// what it finds.
+    /// Counts the names of a directory against the sum in its record, and takes up their marks.
     pub(in crate::vault) count_names: CountNames<'a>,
-    /// Nobody else takes up marks while the transaction is there.
+    /// No other thread takes up marks during the transaction.
     pub(in crate::vault) alone: bool,
 }
 
-/// See the module.
+/// The records of a transaction, as the module describes.
 pub(in crate::vault) struct Checked<'a, R: ?Sized> {
     current: &'a Current,
     records: &'a mut R,
     following: Option<Following<'a>>,
-    /// Nothing is compared: for who counts.
+    /// Nothing is compared, because the caller counts.
     is_raw: bool,
-    /// What this transaction has changed.
+    /// The changes of this transaction.
     changed: HashMap<Place, Option<Mark>>,
-    /// The first record that is not what it should be.
+    /// The first record that is not as it should be.
     pub(in crate::vault) doubt: Option<Doubt>,
-    /// What went wrong when names were counted.
+    /// The error of a count of names.
     pub(in crate::vault) failure: Option<VaultError>,
 }
 
 impl<'a, R: Read + ?Sized> Checked<'a, R> {
-    /// For a transaction of a mount that writes.
+    /// For a transaction in a mount for writing.
     pub(in crate::vault) fn new(current: &'a Current, records: &'a mut R) -> Self {
         Self {
             current,
@@ -56,7 +55,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         }
     }
 
-    /// For one of a mount that only reads.
+    /// For a transaction in a read-only mount.
     pub(in crate::vault) fn following(
         current: &'a Current,
         records: &'a mut R,
@@ -68,7 +67,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         }
     }
 
-    /// What it has changed, to be told to [`Current::commit`].
+    /// The changes, for [`Current::commit`].
     pub(in crate::vault) fn into_changed(self) -> Vec<Changed> {
         self.changed.into_iter().collect()
     }
@@ -123,7 +122,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         Err(self.doubt(place, why))
     }
 
-    /// Takes up what the writer may have done, and nothing else.
+    /// Takes up a record that the writer may have written, and no other.
     fn follow(
         &mut self,
         following: Following<'a>,
@@ -134,7 +133,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         if let Place::Entry(directory, _) = place {
             return self.count_names(following, directory);
         }
-        // What the writer has removed is missed by whoever needs it.
+        // If the writer has removed the record, callers that need it find it missing.
         let Some((found, record)) = found.zip(record) else {
             return Ok(());
         };
@@ -147,10 +146,10 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
             (Place::Node(id), None) if self.current.was_given_out(id) => {
                 "was removed, and is there again"
             }
-            // A version that was begun and given up may have had this number, and never had all of its
-            // chunks.
+            // A version that was begun and given up may have had the same number. It never had all
+            // its chunks.
             (_, None | Some(Age::Newer)) | (Place::Version(..), Some(Age::Same)) => {
-                // One that is not authentic is refused when it is opened.
+                // Opening a record refuses one that is not authentic.
                 if (following.is_authentic)(&place, record) {
                     self.current.take_up(&place, found, following.alone);
                 }
@@ -160,8 +159,8 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         Err(self.doubt(place, why))
     }
 
-    /// A name is not the one that was counted: the writer has changed the directory, or somebody else
-    /// has. Counting its names tells.
+    /// A name differs from the counted one: the writer has changed the directory, or an attacker. A
+    /// count of its names shows which.
     fn count_names(
         &mut self,
         following: Following<'a>,
@@ -208,11 +207,11 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         self.note(place, Some(mark));
     }
 
-    /// Whether a record that is to be exchanged is the one that was stored last; not if another has its
-    /// place by now.
+    /// Whether a record to exchange still is the one stored last; false if another has its place by
+    /// now.
     ///
     /// # Errors
-    /// When it is in its place, and should not be.
+    /// When it is in its place, but is stale.
     fn may_exchange(&mut self, place: Place, old: &KeyedRecord) -> Result<bool, StoreError> {
         if !self.compares() {
             return Ok(true);

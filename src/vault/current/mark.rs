@@ -1,11 +1,11 @@
-//! What a record is remembered by, and how old one is beside another.
+//! Marks of records, and the comparison of their age.
 
 use std::cmp::Ordering;
 
-/// What a record is remembered by. Of a node and a version: its revision, in 28 bits, and the generation
-/// of its key, in 12, of which no change lowers either and every change raises one; 23 bits of a keyed
-/// hash; and in which round of counting it was seen last. Of an entry, which does not say how old it is,
-/// 63 bits of the hash.
+/// The mark of a record. For a node or a version: 28 bits of its revision, 12 of the generation of
+/// its key, 23 of a keyed hash, and one for the round of counting that saw it last. No change
+/// lowers revision or generation, and every change raises one of them. For an entry, which has no
+/// age: 63 bits of the hash, and the round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::vault) struct Mark(u64);
 
@@ -15,18 +15,18 @@ const HASH: u64 = (1 << 23) - 1;
 pub(super) const REVISION_BITS: u32 = 28;
 const GENERATION_BITS: u32 = 12;
 
-/// How old one record is beside another in the same place.
+/// The age of a record compared with another in the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Age {
     Same,
     Newer,
     Older,
-    /// Newer and older at once, as no record ever is.
+    /// Newer and older at once, which never happens to a true record.
     Neither,
 }
 
-/// How a number that only rises, of which so many bits are known, compares with what it was. It is never
-/// half of all its values ahead.
+/// Compares two values of a rising number of which the lowest `bits` are known. The number never
+/// rises by half of that range between the two.
 fn compare_wrapped(now: u64, before: u64, bits: u32) -> Ordering {
     let ahead = now.wrapping_sub(before) & ((1 << bits) - 1);
     match ahead {
@@ -37,7 +37,7 @@ fn compare_wrapped(now: u64, before: u64, bits: u32) -> Ordering {
 }
 
 impl Mark {
-    /// Of a node or a version with this hash.
+    /// The mark of a node or a version with this hash.
     pub(super) fn aged(revision: u64, generation: u64, hash: u64) -> Self {
         let low = |number: u64, bits: u32| number & ((1 << bits) - 1);
         let (revision, generation) = (
@@ -47,7 +47,7 @@ impl Mark {
         Self(revision << (24 + GENERATION_BITS) | generation << 24 | (hash & HASH) << 1)
     }
 
-    /// How old it is beside another mark of the same node or version.
+    /// Its age compared with another mark of the same node or version.
     pub(super) fn age_beside(self, other: Self) -> Age {
         use Ordering::{Equal, Greater, Less};
         let revision = |mark: Self| mark.0 >> (24 + GENERATION_BITS);
@@ -62,22 +62,22 @@ impl Mark {
         }
     }
 
-    /// Of an entry with this hash.
+    /// The mark of an entry with this hash.
     pub(super) fn of_entry(hash: u64) -> Self {
         Self(hash << 1)
     }
 
-    /// As it was kept in a table.
+    /// The mark from its bits in a table.
     pub(super) fn kept(bits: u64) -> Self {
         Self(bits)
     }
 
-    /// To be kept, as seen in this round.
+    /// The bits for a table, as seen in this round.
     pub(super) fn seen_in(self, round: u64) -> u64 {
         self.0 & !SEEN | round & SEEN
     }
 
-    /// Whether both are of the same record.
+    /// Whether both marks are of the same record.
     pub(super) fn is(self, other: Self) -> bool {
         self.0 | SEEN == other.0 | SEEN
     }

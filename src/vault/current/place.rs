@@ -1,8 +1,8 @@
-//! Where a record is, and what is doubted of one.
+//! Places of records, and doubts about records.
 
 use crate::store::{NameTag, NodeId, StoreError, StoreErrorKind};
 
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 
 /// A record's place in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,11 +12,11 @@ pub(in crate::vault) enum Place {
     Entry(NodeId, NameTag),
 }
 
-impl From<Key> for Place {
-    fn from(key: Key) -> Self {
+impl From<RecordId> for Place {
+    fn from(key: RecordId) -> Self {
         match key {
-            Key::Node(node) => Place::Node(node),
-            Key::Version(node, version) => Place::Version(node, version),
+            RecordId::Node(node) => Place::Node(node),
+            RecordId::Version(node, version) => Place::Version(node, version),
         }
     }
 }
@@ -31,16 +31,16 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// The place of a node or a version; that of an entry as directory and tag.
-pub(super) fn key_of(place: &Place) -> Result<Key, (NodeId, NameTag)> {
+/// The key of a node or a version; the error is the directory and tag of an entry.
+pub(super) fn key_of(place: &Place) -> Result<RecordId, (NodeId, NameTag)> {
     match *place {
-        Place::Node(node) => Ok(Key::Node(node)),
-        Place::Version(node, version) => Ok(Key::Version(node, version)),
+        Place::Node(node) => Ok(RecordId::Node(node)),
+        Place::Version(node, version) => Ok(RecordId::Version(node, version)),
         Place::Entry(directory, tag) => Err((directory, tag)),
     }
 }
 
-/// A record is not what it should be, as far as one transaction can tell.
+/// A record is not as it should be, as far as one transaction can tell.
 #[derive(Clone, Debug)]
 pub(in crate::vault) struct Doubt {
     place: Place,

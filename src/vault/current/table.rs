@@ -1,8 +1,8 @@
-//! A map from 64 bits to 64 bits that takes 17 to 20 bytes for each pair: open addressing with linear
-//! probing, in which whoever is farther from home comes first ("Robin Hood hashing", Celis, Larson and
-//! Munro, FOCS 1985), so that it may be filled to fifteen sixteenths.
+//! A map from 64 bits to 64 bits that takes 17 to 20 bytes for each pair. It uses open addressing
+//! with linear probing, and the key that is farther from its home comes first ("Robin Hood
+//! hashing", Celis, Larson and Munro, FOCS 1985), so fifteen sixteenths of the places may be taken.
 //!
-//! Keys must be hashes already: their highest bits say where they are at home.
+//! Keys must be hashes: their highest bits give their home.
 
 /// A pair. Key 0 marks a free place.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,11 +18,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Has room for `count` pairs, and for hardly one more.
+    /// A table with room for `count` pairs, and hardly for one more.
     pub(super) fn with_room(count: usize) -> Self {
         Self::with_places(match count {
             0 => 0,
-            // Eleven twelfths of them taken.
+            // With `count` pairs, eleven twelfths of the places are taken.
             count => count + count / 11 + 1,
         })
     }
@@ -39,7 +39,7 @@ impl Table {
         self.len
     }
 
-    /// Bytes that the pairs take.
+    /// Bytes of the table.
     pub(super) fn bytes(&self) -> usize {
         std::mem::size_of_val(&*self.slots)
     }
@@ -48,7 +48,7 @@ impl Table {
         self.find(key).map(|at| self.slots[at].mark)
     }
 
-    /// Puts a pair in, in the place of one with the same key.
+    /// Inserts a pair, or replaces the one with the same key.
     pub(super) fn set(&mut self, key: u64, mark: u64) {
         if let Some(at) = self.find(key) {
             self.slots[at].mark = mark;
@@ -60,7 +60,7 @@ impl Table {
         self.insert(Slot { key, mark });
     }
 
-    /// Makes room for so many pairs in all.
+    /// Makes room for `count` pairs in all.
     pub(super) fn reserve(&mut self, count: usize) {
         let table = Self::with_room(count);
         if table.slots.len() > self.slots.len() {
@@ -70,7 +70,7 @@ impl Table {
 
     pub(super) fn remove(&mut self, key: u64) {
         let Some(mut at) = self.find(key) else { return };
-        // Those behind it that are not at home move up.
+        // Later pairs that are not at home move up.
         loop {
             let next = (at + 1) % self.slots.len();
             let slot = self.slots[next];
@@ -87,7 +87,7 @@ impl Table {
         }
     }
 
-    /// Keeps the pairs whose mark `keep` wants kept.
+    /// Keeps the pairs for whose mark `keep` returns true.
     pub(super) fn retain(&mut self, keep: impl Fn(u64) -> bool) {
         let kept = |slot: &&Slot| slot.key != 0 && keep(slot.mark);
         let count = self.slots.iter().filter(kept).count();
@@ -101,7 +101,7 @@ impl Table {
         *self = table;
     }
 
-    /// Has as many places as are right for the pairs that there are, and one more.
+    /// Grows the table to the right size for its pairs and one more.
     fn grow(&mut self) {
         self.move_to(Self::with_places(roomy(self.len + 1)));
     }
@@ -117,7 +117,7 @@ impl Table {
         ((u128::from(key) * self.slots.len() as u128) >> 64) as usize
     }
 
-    /// How far from its home a key is that stands at `at`.
+    /// The distance of a key at `at` from its home.
     fn distance(&self, at: usize, key: u64) -> usize {
         let home = self.home(key);
         match at >= home {
@@ -134,7 +134,7 @@ impl Table {
             if slot.key == key {
                 return Some(at);
             }
-            // It would have come before this one.
+            // The key would be before this slot.
             if slot.key == 0 || self.distance(at, slot.key) < distance {
                 return None;
             }
@@ -143,7 +143,7 @@ impl Table {
         None
     }
 
-    /// Puts in a pair whose key is not there; there must be room.
+    /// Inserts a pair whose key is not in the table; there must be room.
     fn insert(&mut self, mut slot: Slot) {
         let mut at = self.home(slot.key);
         let mut distance = 0;
@@ -161,7 +161,7 @@ impl Table {
     }
 }
 
-/// Places for `count` pairs and some more: five sixths of them are taken.
+/// A number of places of which `count` pairs take five sixths.
 fn roomy(count: usize) -> usize {
     count + count / 5 + 1
 }
@@ -174,7 +174,7 @@ mod tests {
 
     use super::*;
 
-    /// Few keys at home in few places, so that they meet.
+    /// Keys with few homes, so that they collide.
     fn spread(key: u8) -> u64 {
         (u64::from(key % 8) << 61) | (u64::from(key) + 1)
     }

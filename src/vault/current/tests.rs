@@ -8,13 +8,13 @@ fn record(revision: u64, generation: u64, end: u8) -> KeyedRecord {
     KeyedRecord { generation, value }
 }
 
-/// What was sealed before, wrapped by a later master key, is authentic, and not newer.
+/// A record sealed before, but wrapped by a later master key, is authentic and not newer.
 #[test]
 fn who_follows_takes_up_only_what_is_older_in_no_way() {
     let current = Current::new();
     current.begin();
     current
-        .counted(&[(Key::Node(5), record(6, 2, 1))])
+        .counted(&[(RecordId::Node(5), record(6, 2, 1))])
         .expect("nothing was known");
     current.confirm(9, 6);
     let place = Place::Node(5);
@@ -38,7 +38,7 @@ fn who_follows_takes_up_only_what_is_older_in_no_way() {
     assert_eq!(age(6, 2), Age::Same);
     current.take_up(&place, current.mark_of(&place, &record(7, 2, 2)), false);
     assert_eq!(age(7, 2), Age::Same);
-    // The numbers are kept in part.
+    // A mark has only part of the numbers.
     let wraps = 1 << REVISION_BITS;
     current.take_up(
         &place,
@@ -55,11 +55,11 @@ fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
     let place = Place::Node(5);
     let (old, new) = (record(1, 1, 1), record(2, 1, 2));
     let changed = |record| vec![(place, Some(current.mark_of(&place, record)))];
-    // One that the count has seen, and one that it has not.
+    // A commit that the count has seen, and one that it has not.
     current.commit(3, changed(&old));
     current.commit(4, changed(&new));
     current
-        .counted(&[(Key::Node(5), old)])
+        .counted(&[(RecordId::Node(5), old)])
         .expect("nothing was known");
     current.confirm(3, 6);
     assert_eq!(
@@ -68,11 +68,11 @@ fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
             .map(|mark| mark.is(current.mark_of(&place, &new))),
         Some(true)
     );
-    // What a count was given up for is not known.
+    // After a count was given up, there are no marks.
     let other = Current::new();
     other.begin();
     other
-        .counted(&[(Key::Node(5), new)])
+        .counted(&[(RecordId::Node(5), new)])
         .expect("nothing was known");
     other.give_up();
     assert!(other.known(&place).is_none() && other.is_off());
@@ -85,7 +85,7 @@ fn what_a_count_does_not_find_any_more_is_forgotten() {
         current.begin();
         for id in round {
             current
-                .counted(&[(Key::Node(*id), record(1, 1, 1))])
+                .counted(&[(RecordId::Node(*id), record(1, 1, 1))])
                 .expect("as before");
         }
         current.confirm(1, 8);

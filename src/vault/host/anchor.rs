@@ -1,8 +1,9 @@
-//! What this host remembers of a vault, outside of it: which KMS keys may be asked, and the newest
-//! state that was seen. Without it, whoever can write the vault can put an older one, or another
-//! one, in its place.
+//! The anchor: this host's memory of a vault, outside the vault. It holds the KMS keys that may be
+//! asked, and the newest state seen. Without it, an attacker who can write the vault can replace it
+//! by an older one, or by another.
 //!
-//! One small JSON file for each vault id, replaced as a whole under a lock of the directory.
+//! There is one small JSON file for each vault id, which is replaced as a whole, under a lock on
+//! the directory.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -19,19 +20,19 @@ use crate::crypto::schedule::{VaultId, digest};
 
 use super::super::VaultError;
 
-/// Largest anchor that is read, in bytes.
+/// Limit on an anchor, in bytes.
 const MAX_LEN: u64 = 64 * 1024;
-/// How long to wait for another process that stores an anchor, which takes milliseconds.
+/// Limit on the wait for another process that stores an anchor, which takes milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What is remembered.
+/// The anchor of a vault.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Anchor {
     format: u32,
     /// The vault's id, in hexadecimal.
     pub vault: String,
-    /// Where the vault was last seen; bytes that are not UTF-8 are escaped.
+    /// The path at which the vault was last seen; bytes that are not UTF-8 are escaped.
     pub path: String,
     /// The KMS keys that may be asked to unwrap.
     pub kms_keys: Vec<String>,
@@ -101,7 +102,7 @@ impl Anchors {
         }
     }
 
-    /// The id of the vault that was last seen at `path`, if it is another than `vault`.
+    /// The id of the vault that was last seen at `path`, if that is not `vault`.
     ///
     /// # Errors
     /// When an anchor cannot be read or is damaged.
@@ -117,7 +118,7 @@ impl Anchors {
                     return Ok(Some(anchor.vault));
                 }
                 Ok(_) => {}
-                // That of some other vault: no reason to refuse this one.
+                // The damaged anchor of another vault is no reason to refuse this one.
                 Err(error) => tracing::warn!("{error}"),
             }
         }
@@ -164,7 +165,7 @@ impl Anchors {
         Ok(Some(anchor))
     }
 
-    /// Stores an anchor. Sequences are only ever raised, whoever else stores at the same time,
+    /// Stores an anchor. Sequences never go down, even if other processes store at the same time,
     /// unless `lower` says that an older state was accepted.
     ///
     /// # Errors
@@ -187,8 +188,8 @@ impl Anchors {
         self.replace(&file, &anchor)
     }
 
-    /// Forgets that other vaults were seen at the path of `anchor`, and stores it: for a vault
-    /// just made, or one that was accepted there.
+    /// Stores `anchor`, and forgets that other vaults were seen at its path: for a new vault, or
+    /// one that was accepted there.
     ///
     /// # Errors
     /// When the directory cannot be written.
@@ -208,24 +209,24 @@ impl Anchors {
         self.store(anchor, true)
     }
 
-    /// Forgets a vault that was not made after all.
+    /// Removes the anchor of a vault whose creation failed.
     pub fn forget(&self, vault: VaultId) {
-        // Nothing can be done about a failure, and another error is told already.
+        // A failure has no remedy here, and another error is reported already.
         if let Ok(_lock) = self.lock() {
             let _ = fs::remove_file(self.file(&vault.to_string()));
         }
     }
 
-    /// Whether anchors can be stored at all: to be asked before there is something to remember.
+    /// Checks that anchors can be stored, before there is one to store.
     ///
     /// # Errors
-    /// When the directory cannot be made or written.
+    /// When the directory cannot be created or written.
     pub fn must_be_writable(&self) -> Result<(), VaultError> {
         self.lock().map(drop)
     }
 
-    /// Waits for whoever is at work here, but not for ever: one that is stopped must not stop the
-    /// writes to every other vault of the host.
+    /// Waits for another process at work here, for a limited time: a stopped process must not block
+    /// writes to all other vaults of the host.
     fn lock(&self) -> Result<Flock<File>, VaultError> {
         let directory = &self.directory;
         fs::DirBuilder::new()
@@ -278,10 +279,10 @@ impl Anchors {
     }
 }
 
-/// The text of an anchor, ended by a line with its own SHA-256: damage is found, tampering is
-/// not, since who can write here owns the host.
+/// The text of an anchor, which ends with a line of its own SHA-256. That detects damage, but no
+/// tampering: an attacker who can write here owns the host.
 fn encode(anchor: &Anchor) -> Vec<u8> {
-    // A struct of strings and numbers always has a JSON form.
+    // A struct of strings and numbers can always be encoded as JSON.
     let mut text = serde_json::to_vec_pretty(anchor).unwrap_or_default();
     text.push(b'\n');
     let sum = hex(&digest(&[&text]));
@@ -293,7 +294,7 @@ fn encode(anchor: &Anchor) -> Vec<u8> {
 /// Decodes the text of an anchor.
 ///
 /// # Errors
-/// When it is none.
+/// When the text is not an anchor.
 pub fn decode(text: &[u8]) -> Result<Anchor, String> {
     const SUM: usize = 65;
     let at = text.len().checked_sub(SUM).ok_or("it is too short")?;

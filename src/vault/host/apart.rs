@@ -1,4 +1,4 @@
-//! Whether whoever has a vault, or the disk that it is on, has the key of it, too.
+//! Warns if a vault and its key are on one disk, so that a copy of the disk has both.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,14 @@ use crate::kms::{KeyUri, Provider};
 
 use super::super::VaultError;
 
-/// A warning for each key of the local KMS among `uris` whose file lies on the file system of `vault`.
+/// A warning for each key of the local KMS among `uris` whose file is on the file system of
+/// `vault`.
 ///
-/// Compared is the number of the device, as `stat` has it. That sees through bind mounts and links,
-/// and takes a tmpfs, such as `/run` or a unit's credentials, for a file system of its own. It cannot
-/// see that two file systems share a disk: partitions, LVM volumes, btrfs subvolumes and ZFS datasets
-/// each have numbers of their own, and so do an overlay and what is below it. So a warning is true,
-/// and none promises nothing.
+/// The comparison uses the device number from `stat`. It sees through bind mounts and links, and
+/// treats a tmpfs, such as `/run` or a unit's credentials, as a file system of its own. It cannot
+/// see that two file systems share a disk: partitions, LVM volumes, btrfs subvolumes and ZFS
+/// datasets each have numbers of their own, and so does an overlay beside its lower file system. So
+/// a warning is always true, but no warning promises nothing.
 pub(in crate::vault) fn warnings<'a>(
     local: &LocalKms,
     vault: &Path,
@@ -42,7 +43,8 @@ pub(in crate::vault) fn warnings<'a>(
     warnings
 }
 
-/// Refuses keys and vault inside of one another: who copies the vault would copy its key.
+/// Refuses keys inside the vault, and a vault inside the keys: a copy of one would include the
+/// other.
 pub(in crate::vault) fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), VaultError> {
     let (keys, vault) = (real_path(keys), real_path(vault));
     if keys.starts_with(&vault) || vault.starts_with(&keys) {
@@ -56,7 +58,7 @@ pub(in crate::vault) fn must_be_apart(keys: &Path, vault: &Path) -> Result<(), V
     Ok(())
 }
 
-/// The path with the links resolved in as much of it as exists.
+/// The path with links resolved in the part of it that exists.
 pub(crate) fn real_path(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     for ancestor in absolute.ancestors() {

@@ -1,5 +1,5 @@
-//! What this host remembers of a vault, against what the vault is now: before any key is touched,
-//! and again when everything is authentic.
+//! Compares a vault with this host's memory of it: before any key is touched, and again when
+//! everything is authentic.
 
 use std::path::{Path, PathBuf};
 
@@ -12,22 +12,22 @@ use super::super::options::OpenOptions;
 use super::super::state::State;
 use super::anchor::{Anchor, Anchors, hex};
 
-/// The comparison of a vault with what this host remembers of it.
+/// The comparison of a vault with this host's memory of it.
 pub(in crate::vault) struct RollbackGuard {
     pub(in crate::vault) anchors: Option<Anchors>,
     pub(super) anchor: Option<Anchor>,
     pub(in crate::vault) pins: Vec<KeyUri>,
     pub(super) vault: VaultId,
     pub(super) path: PathBuf,
-    /// A host that must have an anchor must be able to store it.
+    /// The host must be able to store an anchor.
     pub(super) required: bool,
     other_vault: bool,
-    /// The keyring has the sequence that was seen, and is another.
+    /// The keyring differs from the known one of the same sequence.
     forked: bool,
 }
 
 impl RollbackGuard {
-    /// Looks at who the vault says it is, before any key is touched.
+    /// Checks the id that the vault claims, before any key is touched.
     pub(in crate::vault) fn begin(
         path: &Path,
         unverified: &UnverifiedKeyring,
@@ -93,8 +93,8 @@ impl RollbackGuard {
         })
     }
 
-    /// Compares sequences, now that they are authentic. Returns what is to be recorded when an
-    /// older state was accepted.
+    /// Compares the sequences, which are authentic by now. Returns the event to record if an older
+    /// state was accepted.
     pub(in crate::vault) fn compare(
         &self,
         keyring: &Keyring,
@@ -143,7 +143,7 @@ impl RollbackGuard {
     }
 }
 
-/// Which KMS keys may be asked.
+/// The KMS keys that may be asked.
 fn pins(
     anchor: &Option<Anchor>,
     unverified: &UnverifiedKeyring,

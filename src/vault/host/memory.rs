@@ -1,4 +1,4 @@
-//! What this host remembers of an open vault: the anchor, kept up with the vault.
+//! This host's memory of an open vault: the anchor, which follows the vault.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use super::super::node::Timestamp;
 use super::anchor::{Anchor, Anchors, hex};
 use super::guard::RollbackGuard;
 
-/// What this host remembers of an open vault, and whether it does.
+/// The anchor of an open vault, and the outcome of storing it.
 struct Kept {
     anchors: Anchors,
     anchor: Anchor,
-    /// When it was stored last, in seconds since 1970.
+    /// When it was last stored, in seconds since 1970.
     stored: Option<i64>,
-    /// Why it could not be stored the last time.
+    /// Why the last attempt to store it failed.
     trouble: Option<String>,
 }
 
 impl Kept {
-    /// Stores the anchor; notes what comes of it.
+    /// Stores the anchor, and notes the outcome.
     fn store(&mut self, lower: bool) -> Result<(), VaultError> {
         fail::fail_point!("anchor-stores");
         let stored = match lower {
@@ -40,45 +40,56 @@ impl Kept {
     }
 }
 
-/// What this host remembers of an open vault, for `status`.
+/// This host's memory of an open vault, for `status`.
 #[derive(Clone, Debug, Serialize)]
 pub struct AnchorSummary {
-    /// Older states of the vault than this commit are refused; none while nothing is stored.
+    /// This host refuses states of the vault older than this commit; `None` while nothing is
+    /// stored.
     pub commit: Option<u64>,
-    /// Seconds since it was stored. It is, within seconds, whenever the vault has come further.
+    /// Seconds since it was stored. It is stored within seconds after a commit.
     pub age_seconds: Option<i64>,
-    /// Why it could not be stored the last time.
+    /// Why the last attempt to store it failed.
     pub trouble: Option<String>,
 }
 
-/// A vault that was just opened.
+/// The state of a vault that was just opened.
 pub(in crate::vault) struct Seen<'a> {
     pub(in crate::vault) keyring: &'a Keyring,
-    /// The last one that is known.
+    /// The last known commit.
     pub(in crate::vault) commit: u64,
     pub(in crate::vault) read_only: bool,
 }
 
-/// See the module. There is nothing in it until the vault is in use, and where there is no place for
-/// anchors.
-pub(in crate::vault) struct HostMemory(Mutex<Option<Kept>>);
-
-impl Default for HostMemory {
-    fn default() -> Self {
-        Self(Mutex::new(Rank::HostMemory, None))
-    }
+/// This host's memory of one vault, as the module describes.
+pub(in crate::vault) struct HostMemory {
+    /// `None` until the vault is in use, and where there is no place for anchors.
+    kept: Mutex<Option<Kept>>,
+    /// KMS keys that the vault might use when it was opened.
+    pins: Vec<KeyUri>,
+    /// Those of them that the caller named when it opened the vault.
+    named: Vec<KeyUri>,
 }
 
 impl HostMemory {
-    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
-        self.0.lock()
+    /// The memory of a vault that may use the KMS keys `pins`, of which its opener has `named`
+    /// some.
+    pub(in crate::vault) fn new(pins: Vec<KeyUri>, named: Vec<KeyUri>) -> Self {
+        Self {
+            kept: Mutex::new(Rank::HostMemory, None),
+            pins,
+            named,
+        }
     }
 
-    /// Remembers what was opened. `lower`: also if that is older than what was remembered. `sync` makes
-    /// durable what was committed.
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        self.kept.lock()
+    }
+
+    /// Stores the anchor of an opened vault, with `lower` even if it is older than the one stored.
+    /// `sync` makes the commits durable.
     ///
     /// # Errors
-    /// When it cannot, and must.
+    /// When it cannot be stored, and must be.
     pub(in crate::vault) fn begin(
         &self,
         guard: RollbackGuard,
@@ -96,14 +107,14 @@ impl HostMemory {
             };
         };
         let mut uris: Vec<String> = guard.pins.iter().map(ToString::to_string).collect();
-        // Keys pinned for this time only do not make the host forget the others.
+        // Pins for this mount only do not make the host forget other keys.
         for known in guard.anchor.iter().flat_map(|anchor| &anchor.kms_keys) {
             if !uris.contains(known) {
                 uris.push(known.clone());
             }
         }
         let mut anchor = Anchor::new(guard.vault, &guard.path, uris);
-        // Looking at a copy does not move the vault: what is bound to its place stays bound.
+        // Reading a copy does not move the vault: the anchor keeps its path.
         if seen.read_only
             && let Some(old) = &guard.anchor
         {
@@ -113,7 +124,7 @@ impl HostMemory {
         anchor.keyring_digest = hex(&digest(&[&seen.keyring.encode()]));
         let old = guard.anchor.as_ref().filter(|_| !lower);
         let old = old.map_or(0, |old| old.commit_sequence);
-        // As of before the sync below, and never less than another mount has stored.
+        // The commit before the sync below, and never less than another mount has stored.
         anchor.commit_sequence = seen.commit.max(old);
         let mut kept = Kept {
             anchors,
@@ -121,8 +132,8 @@ impl HostMemory {
             stored: None,
             trouble: None,
         };
-        // Another process may just be storing what was read: the anchor must not know what a power cut
-        // can still take away. A writer has synced.
+        // Another process may have committed this state without a sync: the anchor must not hold a
+        // commit that a power cut can still remove. A writer has synced.
         let synced = match seen.read_only {
             true => sync(),
             false => Ok(()),
@@ -138,16 +149,16 @@ impl HostMemory {
             if lower || guard.required {
                 return Err(error);
             }
-            // A read-only root file system is common in containers; what is pinned by options or
-            // by an anchor already there still holds.
+            // A read-only root file system is common in containers. Pins from options or from an
+            // existing anchor still hold.
             tracing::warn!("{error}; older states of the vault cannot be told");
         }
         *self.kept() = Some(kept);
         Ok(())
     }
 
-    /// Remembers that the vault has come to `commit`, if it has come further. `sync` makes durable what
-    /// was committed: what is remembered is on disk first, or a power cut would look like an attack.
+    /// Stores `commit` in the anchor if it is newer. `sync` first makes the commits durable:
+    /// otherwise a power cut would look like an attack.
     ///
     /// # Errors
     /// When the vault cannot be synced, or the anchor cannot be written.
@@ -174,7 +185,7 @@ impl HostMemory {
         kept.store(false)
     }
 
-    /// What `status` shows of it; none when there is no place for it.
+    /// The summary for `status`; `None` without a directory for anchors.
     pub(in crate::vault) fn summary(&self) -> Option<AnchorSummary> {
         let guard = self.kept();
         let kept = guard.as_ref()?;
@@ -186,19 +197,31 @@ impl HostMemory {
         })
     }
 
-    /// The KMS keys that are stored now: another mount may have moved the vault to others.
-    pub(in crate::vault) fn kms_keys(&self, vault: VaultId) -> Vec<KeyUri> {
+    /// The KMS keys that this host allows now, including those to which another mount has moved the
+    /// vault.
+    pub(in crate::vault) fn allowed_keys(&self, vault: VaultId) -> Vec<KeyUri> {
+        let mut allowed = self.pins.clone();
         let guard = self.kept();
-        match guard.as_ref().map(|kept| kept.anchors.load(vault)) {
-            Some(Ok(Some(anchor))) => {
-                let uris = anchor.kms_keys.iter();
-                uris.filter_map(|uri| uri.parse().ok()).collect()
-            }
-            _ => Vec::new(),
+        if let Some(Ok(Some(anchor))) = guard.as_ref().map(|kept| kept.anchors.load(vault)) {
+            let uris = anchor.kms_keys.iter();
+            allowed.extend(uris.filter_map(|uri| uri.parse().ok()));
         }
+        allowed
     }
 
-    /// Allows KMS keys that the vault is about to be wrapped by.
+    /// The first of `keys` that neither wraps the master key (`now_under`) nor was named when the
+    /// vault was opened. Keys in the stored anchor do not count: the vault may have left one for a
+    /// reason.
+    pub(in crate::vault) fn first_unknown_key<'k>(
+        &self,
+        keys: &'k [KeyUri],
+        now_under: &[KeyUri],
+    ) -> Option<&'k KeyUri> {
+        let known = |key: &KeyUri| now_under.contains(key) || self.named.contains(key);
+        keys.iter().find(|key| !known(key))
+    }
+
+    /// Adds KMS keys that are about to wrap the master key.
     pub(in crate::vault) fn pin(&self, keys: &[KeyUri]) -> Result<(), VaultError> {
         let mut guard = self.kept();
         let Some(kept) = guard.as_mut() else {
@@ -213,8 +236,8 @@ impl HostMemory {
         kept.store(false)
     }
 
-    /// Remembers the keyring that was just stored. A failure costs only how soon an older one is
-    /// noticed. `newest` is asked once nobody else can: the newest is what stays.
+    /// Notes the keyring that was just stored. After a failure this host only notices an older one
+    /// later. `newest` is called under the lock, so the newest keyring wins.
     pub(in crate::vault) fn note_keyring(&self, newest: impl FnOnce() -> Arc<Keyring>) {
         let mut guard = self.kept();
         let Some(kept) = guard.as_mut() else {
@@ -224,7 +247,7 @@ impl HostMemory {
         let anchor = &mut kept.anchor;
         anchor.keyring_sequence = keyring.body().sequence;
         anchor.keyring_digest = hex(&digest(&[&keyring.encode()]));
-        // Once all is over, keys that it was under need not be asked any more.
+        // After the rotation, the previous KMS keys are no longer needed.
         if keyring.body().change.is_none()
             && let Ok(keys) = keyring.kms_keys()
         {

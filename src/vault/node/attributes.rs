@@ -1,4 +1,4 @@
-//! What a node says of itself beside its content.
+//! The attributes of a node, beside its content.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,17 +6,17 @@ use bincode::{Decode, Encode};
 
 use super::body::Body;
 
-/// A point in time with nanoseconds, also before 1970.
+/// A point in time with nanoseconds, even before 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct Timestamp {
     /// Seconds since 1970.
     pub seconds: i64,
-    /// 0 to 999,999,999, always forward.
+    /// 0 to 999,999,999, always counted forward.
     pub nanoseconds: u32,
 }
 
 impl Timestamp {
-    /// The time now.
+    /// The present time.
     pub fn now() -> Self {
         SystemTime::now().into()
     }
@@ -47,7 +47,7 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -70,7 +70,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The kind that `number` stands for in a record.
+    /// The kind with this `number` in a record.
     pub fn from_number(number: u8) -> Option<Self> {
         [
             Kind::File,
@@ -87,7 +87,7 @@ impl Kind {
     }
 }
 
-/// Everything about a node but its name and content.
+/// Everything about a node except its name and content.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Attributes {
     /// Permission bits, set-id bits and sticky bit (07777).
@@ -96,24 +96,24 @@ pub struct Attributes {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Number of entries that name it; for a directory 1 while it is in the tree.
+    /// Number of entries that name the node; for a directory 1 while it is in the tree.
     pub links: u32,
-    /// Last access, as far as it was set explicitly.
+    /// Last access, if set explicitly.
     pub accessed: Timestamp,
     /// Last change of the content.
     pub modified: Timestamp,
     /// Last change of anything.
     pub changed: Timestamp,
-    /// When it was made.
+    /// When the node was created.
     pub created: Timestamp,
     /// Extended attributes, ordered by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The rest.
+    /// The part that depends on the kind.
     pub body: Body,
 }
 
 impl Attributes {
-    /// Of a node that is made now and has one name.
+    /// The attributes of a node that is created now, with one name.
     pub(in crate::vault) fn of_new(
         mode: u32,
         (uid, gid): (u32, u32),

@@ -1,4 +1,4 @@
-//! What only some kinds of node have, and the bytes it is stored as.
+//! The part of a node that depends on its kind, and its stored bytes.
 
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
@@ -8,64 +8,63 @@ use bincode::{Decode, Encode};
 use crate::crypto::SetSum;
 use crate::store::{NameTag, NodeId};
 
-/// What only some kinds have.
+/// The part of a node that depends on its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// Of a regular file.
+    /// A regular file.
     File(FileBody),
-    /// Of a directory.
+    /// A directory.
     Directory(DirectoryBody),
-    /// Of a symbolic link: its target.
+    /// A symbolic link, with its target.
     Symlink(Vec<u8>),
-    /// Of a device: its number; of a pipe or socket: 0.
+    /// A device, with its number; a pipe or a socket, with 0.
     Special(u32),
 }
 
-/// Which content a file has.
+/// The content of a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct FileBody {
-    /// Current version; 0 when nothing was published yet.
+    /// Current version; 0 before the first is published.
     pub version: u64,
-    /// The version that last replaced the content as a whole: readers that hold this one or a
-    /// later one follow to the current.
+    /// The version that last replaced the content as a whole. Readers of this or a later version
+    /// follow to the current one.
     pub replaced: u64,
     /// Its length in bytes.
     pub size: u64,
 }
 
-/// How a directory is held together.
+/// The entries of a directory, as count and sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectoryBody {
-    /// The directory above; the root is its own.
+    /// The parent directory; the root's is the root itself.
     pub parent: NodeId,
-    /// Where the directory above files its name.
+    /// The tag under which the parent files its name.
     pub tag: NameTag,
-    /// Number of entries, under whichever key.
+    /// Number of entries, under either key.
     pub entries: u64,
     /// Number of directories among them.
     pub subdirectories: u32,
-    /// Sum over all entry records, each under the key of its epoch.
+    /// Sum over all entry records, each hashed with the key of its epoch.
     sum: [u8; 32],
     /// Key epoch of new entries.
     pub epoch: u32,
-    /// While its entries are being moved under another key: what of them still stands under the one
-    /// before.
+    /// The entries that are still under the previous key, while entries are being moved.
     pub remainder: Option<Remainder>,
 }
 
-/// The entries of a directory that stand under its previous key. They only get fewer.
+/// The entries of a directory under its previous key. Their number only falls.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Remainder {
     /// Their key epoch.
     pub epoch: u32,
-    /// How many there are.
+    /// Their number.
     pub entries: u64,
     /// Sum over their records.
     sum: [u8; 32],
 }
 
 impl Remainder {
-    /// Whether nothing is left, and all that left it had been counted in.
+    /// Whether no entry is left, and the sum is that of none.
     pub(in crate::vault) fn is_nothing(&self) -> bool {
         self.entries == 0 && self.sum == [0; 32]
     }
@@ -97,7 +96,7 @@ impl DirectoryBody {
         }
     }
 
-    /// The same directory, with nothing counted.
+    /// The same directory, with no entries counted.
     pub(in crate::vault) fn uncounted(&self) -> Self {
         let remainder = self.remainder.as_ref().map(|remainder| Remainder {
             epoch: remainder.epoch,
@@ -111,7 +110,7 @@ impl DirectoryBody {
         }
     }
 
-    /// Whether a count of what is there came to the same entries, whatever they name.
+    /// Whether a count of the stored records gives the same entries, whatever they name.
     pub(in crate::vault) fn agrees_with(&self, found: &Self) -> bool {
         (self.entries, self.sum, &self.remainder) == (found.entries, found.sum, &found.remainder)
     }
@@ -121,7 +120,7 @@ impl DirectoryBody {
         SetSum(self.sum)
     }
 
-    /// Takes up an entry of this epoch.
+    /// Adds an entry of this epoch.
     pub(in crate::vault) fn put(&mut self, epoch: u32, element: &[u8; 32], is_directory: bool) {
         self.entries += 1;
         self.subdirectories += u32::from(is_directory);
@@ -132,7 +131,7 @@ impl DirectoryBody {
         }
     }
 
-    /// Drops an entry of this epoch.
+    /// Removes an entry of this epoch.
     pub(in crate::vault) fn take(&mut self, epoch: u32, element: &[u8; 32], is_directory: bool) {
         self.entries = self.entries.saturating_sub(1);
         self.subdirectories = self.subdirectories.saturating_sub(u32::from(is_directory));
@@ -143,7 +142,8 @@ impl DirectoryBody {
         }
     }
 
-    /// Takes up what was counted elsewhere of the same directory, beginning with nothing counted.
+    /// Adds the count of another thread for the same directory, which began with no entries
+    /// counted.
     pub(in crate::vault) fn add(&mut self, part: &Self) {
         self.entries = self.entries.saturating_add(part.entries);
         self.subdirectories = self.subdirectories.saturating_add(part.subdirectories);
@@ -154,7 +154,7 @@ impl DirectoryBody {
         }
     }
 
-    /// From now on new entries are filed under another key.
+    /// Begins a new epoch: new entries are filed under another key.
     pub(super) fn begin_epoch(&mut self) {
         self.remainder = Some(Remainder {
             epoch: self.epoch,
@@ -165,8 +165,8 @@ impl DirectoryBody {
     }
 }
 
-/// Numbers of the forms in records. A directory whose entries are being moved has one of its own, so
-/// that all others stay as they are.
+/// Numbers of the forms in records. A directory whose entries are being moved has a form of its
+/// own, so that the others keep their bytes.
 const FILE: u32 = 0;
 const DIRECTORY: u32 = 1;
 const SYMLINK: u32 = 2;

@@ -1,19 +1,19 @@
-//! What can be asked of a file tree, and what must be known for it.
+//! Requests to a file tree, and the facts that they need.
 
 use crate::store::NodeId;
 
 use super::super::node::{Kind, Timestamp};
 
-/// A node to be made.
+/// A node to create.
 #[derive(Clone, Debug)]
 pub struct NewNode {
-    /// What.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits, set-id bits and sticky bit.
     pub mode: u32,
     /// Owner.
     pub uid: u32,
-    /// Group, unless the directory passes on its own.
+    /// Group, unless the directory's group is inherited.
     pub gid: u32,
     /// Device number of a device.
     pub device: u32,
@@ -21,18 +21,18 @@ pub struct NewNode {
     pub target: Vec<u8>,
 }
 
-/// How a rename treats a name that is taken.
+/// The treatment of a taken name by a rename.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenameMode {
-    /// It is replaced.
+    /// Replace it.
     Replace,
-    /// It is an error.
+    /// Return an error.
     NoReplace,
-    /// The two are exchanged.
+    /// Exchange the two.
     Exchange,
 }
 
-/// Attributes to be changed; `None` leaves them.
+/// Attributes to change; `None` leaves them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AttributeChange {
     /// Permission bits, set-id bits and sticky bit.
@@ -47,23 +47,22 @@ pub struct AttributeChange {
     pub modified: Option<Timestamp>,
 }
 
-/// How a content takes the place of the one before.
+/// The way in which a content replaces the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Publication {
-    /// As a whole: readers of the one before keep it.
+    /// As a whole: readers of the earlier content keep it.
     Replacement,
-    /// By edits: readers follow.
+    /// By edits: readers follow to the new content.
     InPlace,
 }
 
-/// What a job needs to know about open handles, as of now.
+/// Facts about open handles at this moment, for a job.
 pub trait OpenFiles {
-    /// Whether the node has an open handle. If not, it cannot get one any more until the
-    /// transaction is over.
+    /// Whether the node has an open handle. If not, it gets none until the transaction ends.
     fn is_open_or_dying(&self, node: NodeId) -> bool;
 }
 
-/// Nobody has anything open: commands on a vault that is not mounted.
+/// No open handles, for commands on a vault that is not mounted.
 #[derive(Clone, Copy, Debug)]
 pub struct NothingOpen;
 

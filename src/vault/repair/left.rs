@@ -1,4 +1,4 @@
-//! What is left of what was damaged.
+//! The remains of a damaged content.
 
 use crate::crypto::SecretBytes;
 use crate::store::Read;
@@ -6,14 +6,14 @@ use crate::store::Read;
 use super::super::content::Version;
 use super::super::{Failure, VaultError};
 
-/// What is left of a content.
+/// The remains of a content.
 pub(super) struct Left {
     pub(super) content: SecretBytes,
-    /// Chunks that were not to be had: zeros.
+    /// Chunks that were not found; their bytes are zero.
     pub(super) missing: Vec<u32>,
 }
 
-/// `None` instead of an integrity failure.
+/// Turns an integrity failure into `None`.
 pub(super) fn opened<T>(result: Result<T, VaultError>) -> Result<Option<T>, VaultError> {
     match result {
         Ok(value) => Ok(Some(value)),
@@ -22,7 +22,7 @@ pub(super) fn opened<T>(result: Result<T, VaultError>) -> Result<Option<T>, Vaul
     }
 }
 
-/// Opens a chunk, from where it should be or from any other row that says that it is it.
+/// Opens a chunk from its place, or from any other row that claims to be it.
 pub(super) fn found_chunk(
     records: &mut (impl Read + ?Sized),
     version: &Version,
@@ -41,12 +41,12 @@ pub(super) fn found_chunk(
             return Ok(true);
         }
     }
-    // Opening may have left something in it.
+    // A failed attempt may have left bytes in it.
     plain.fill(0);
     Ok(false)
 }
 
-/// Says which chunks are missing, as the end of a sentence.
+/// Names the missing chunks, as the end of a sentence.
 pub(super) fn missing(chunks: &[u32]) -> String {
     match chunks {
         [] => String::new(),

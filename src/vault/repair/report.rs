@@ -1,4 +1,4 @@
-//! What a repair came to.
+//! The report of a repair.
 
 use std::path::PathBuf;
 
@@ -6,23 +6,23 @@ use serde::Serialize;
 
 use super::super::check::CheckReport;
 
-/// What a repair did.
+/// The steps of a repair.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Repairs {
-    /// Number of deeds.
+    /// Number of steps.
     pub count: u64,
-    /// The first thousand of them. Name records by number: names are secrets.
+    /// The first thousand steps. They identify records by number, because names are secrets.
     pub done: Vec<String>,
-    /// Where the records are that were taken out.
+    /// The file with the removed records, if any.
     pub taken_out: Option<PathBuf>,
 }
 
-/// What a repair did, and what a check found afterwards.
+/// The steps of a repair, and the report of a check after it.
 #[derive(Clone, Debug, Serialize)]
 pub struct RepairReport {
-    /// What was done.
+    /// The steps.
     pub repairs: Repairs,
-    /// How the vault is now.
+    /// The check of the vault after the repair.
     #[serde(flatten)]
     pub check: CheckReport,
 }

@@ -1,12 +1,13 @@
-//! Finding out what is there, and what of it is as it should be.
+//! Finds the records of the vault, and those that are as they should be.
 
 use crate::crypto::SecretBytes;
 use crate::store::{NameTag, NodeId, Read};
 
-use super::super::afresh::is_listed;
 use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
+use super::super::leftovers::is_listed;
 use super::super::node::{Body, Kind, Node, SYSTEM};
+use super::super::tx::repair_tx;
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
 
@@ -37,7 +38,7 @@ impl Repair<'_> {
     pub(super) fn scan_nodes(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after = None;
         loop {
-            let batch = tx.records.scan_nodes(after, BATCH)?;
+            let batch = tx.records().scan_nodes(after, BATCH)?;
             for (id, record) in &batch {
                 tx.has_seen(*id);
                 match opened(Node::open(tx.keyring, *id, record))? {
@@ -56,19 +57,21 @@ impl Repair<'_> {
     pub(super) fn scan_versions(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after = None;
         loop {
-            let batch = tx.records.scan_versions(after, BATCH)?;
+            let batch = tx.records().scan_versions(after, BATCH)?;
             for ((id, number), record) in &batch {
                 tx.has_seen(*id);
                 let version = opened(Version::open(tx.keyring, *id, *number, record))?;
                 let length = match &version {
-                    Some(version) if all_chunks_open(tx.records, version)? => {
+                    Some(version) if all_chunks_open(tx.records(), version)? => {
                         Some(version.length())
                     }
                     _ => None,
                 };
-                // On its way to be the next one, and cut off: it goes when it is reaped.
+                // The next version, interrupted while it was stored: reaping removes it.
                 let is_begun = match &version {
-                    Some(version) => !version.has_end(tx.records)? && is_listed(tx.records, *id)?,
+                    Some(version) => {
+                        !version.has_end(tx.records())? && is_listed(tx.records(), *id)?
+                    }
                     None => false,
                 };
                 match self.nodes.get_mut(id) {
@@ -100,7 +103,7 @@ impl Repair<'_> {
     pub(super) fn scan_orphans(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after = None;
         loop {
-            let batch = tx.records.orphans(after, BATCH)?;
+            let batch = tx.records().orphans(after, BATCH)?;
             for id in &batch {
                 if let Some(seen) = self.nodes.get_mut(id) {
                     seen.is_orphan = true;
@@ -133,15 +136,15 @@ impl Repair<'_> {
         Ok(())
     }
 
-    /// Takes out of a directory what does not open or names nothing, and sees that what it says of
-    /// its entries is true.
+    /// Removes entries of a directory that do not open or name nothing, and corrects its count and
+    /// sum.
     fn directory(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
         let keys = tx.directory_keys(id)?;
         let said = tx.node(id)?.directory()?.clone();
         let mut counted = said.uncounted();
         let mut after: Option<NameTag> = None;
         loop {
-            let batch = tx.records.entries(id, after.as_ref(), BATCH)?;
+            let batch = tx.records().entries(id, after.as_ref(), BATCH)?;
             for row in &batch {
                 let why = match opened(keys.open(&row.tag, &row.value))? {
                     None => "an entry that does not open",
@@ -154,8 +157,8 @@ impl Repair<'_> {
                         }
                     },
                 };
-                self.aside.entry(id, &row.tag, &row.value)?;
-                tx.discard_entry(id, row.tag);
+                self.quarantine.entry(id, &row.tag, &row.value)?;
+                repair_tx::discard_entry(tx, id, row.tag);
                 self.did(format_args!("took out of directory {id} {why}"));
             }
             after = batch.last().map(|row| row.tag);
@@ -168,12 +171,12 @@ impl Repair<'_> {
                 "directory {id} has {} entries, and says so now; it said {}",
                 counted.entries, said.entries
             ));
-            tx.set_directory(id, counted)?;
+            repair_tx::set_directory(tx, id, counted)?;
         }
         Ok(())
     }
 
-    /// Why a name cannot stay; `None` when it can.
+    /// Why a name cannot stay; `None` if it can.
     fn refused(
         &mut self,
         tx: &mut Tx<'_>,
@@ -182,9 +185,9 @@ impl Repair<'_> {
         entry: &Entry,
     ) -> Result<Option<&'static str>, VaultError> {
         let here = (directory, entry.tag);
-        // Of a name that has moved, what stands under the previous key was put back.
+        // The name has moved to the new key, and an attacker has put the old entry back.
         let tag = keys.tag(&entry.name)?;
-        if tag != entry.tag && tx.records.entry(directory, &tag)?.is_some() {
+        if tag != entry.tag && tx.records().entry(directory, &tag)?.is_some() {
             return Ok(Some("a name that is there twice"));
         }
         let damaged = match self.nodes.get(&entry.node) {
@@ -215,7 +218,7 @@ impl Repair<'_> {
         Ok(None)
     }
 
-    /// Whether the whole content can be had after all, from wherever its chunks are.
+    /// Whether the whole content still opens, wherever its chunks are.
     fn is_all_there(&self, tx: &mut Tx<'_>, id: NodeId) -> Result<bool, VaultError> {
         let Some(seen) = self.nodes.get(&id) else {
             return Ok(false);
@@ -225,7 +228,7 @@ impl Repair<'_> {
             .is_some_and(|left| left.missing.is_empty() && left.content.len() as u64 == seen.size))
     }
 
-    /// Whether a directory is found where it says it is.
+    /// Whether a directory is at the place that its record states.
     fn is_at(
         &self,
         tx: &mut Tx<'_>,
@@ -240,27 +243,28 @@ impl Repair<'_> {
             return Ok(false);
         }
         let keys = tx.directory_keys(directory)?;
-        let Some(record) = tx.records.entry(directory, &tag)? else {
+        let Some(record) = tx.records().entry(directory, &tag)? else {
             return Ok(false);
         };
         Ok(opened(keys.open(&tag, &record))?.is_some_and(|entry| entry.node == id))
     }
 
-    /// Entries of what is no directory, or does not open: their names went with its key.
+    /// Removes entries of nodes that are not directories, or do not open: their names are lost with
+    /// the key.
     pub(super) fn entries_of_no_directory(&mut self, tx: &mut Tx<'_>) -> Result<(), VaultError> {
         let mut after: Option<(NodeId, NameTag)> = None;
         loop {
             let from = after.as_ref().map(|(id, tag)| (*id, tag));
-            let batch = tx.records.scan_entries(from, BATCH)?;
+            let batch = tx.records().scan_entries(from, BATCH)?;
             for row in &batch {
                 let seen = self.nodes.get(&row.directory);
                 if seen.is_some_and(|seen| seen.kind == Kind::Directory) {
                     continue;
                 }
-                self.aside.entry(row.directory, &row.tag, &row.value)?;
+                self.quarantine.entry(row.directory, &row.tag, &row.value)?;
                 let (directory, tag) = (row.directory, row.tag);
                 tx.run(&mut |tx| {
-                    tx.discard_entry(directory, tag);
+                    repair_tx::discard_entry(tx, directory, tag);
                     Ok(())
                 })??;
                 self.did(format_args!(
@@ -279,7 +283,7 @@ fn all_chunks_open(
     records: &mut (impl Read + ?Sized),
     version: &Version,
 ) -> Result<bool, VaultError> {
-    // One more than there should be is none of its own.
+    // A chunk beyond the last does not belong to the version.
     let beyond = (version.node(), version.number(), version.chunks());
     if matches!(records.chunk(beyond), Ok(Some(_))) {
         return Ok(false);

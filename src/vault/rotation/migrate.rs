@@ -1,27 +1,29 @@
-//! Putting every data key under the new master key.
+//! Moves every data key to the new master key.
 
 use std::cell::{Cell, RefCell};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::keyring::Change;
+use crate::keyring::Rotation;
 use crate::os::nice;
 use crate::store::Durability;
 
 use super::super::cache::Changes;
+use super::super::commit::transact::Transactions;
 use super::super::crew::Crew;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::node::{Node, SYSTEM};
-use super::super::tx::{Exchange, Migrated};
-use super::super::{Failure, Job, Tx, Vault, VaultError};
+use super::super::records::Records;
+use super::super::tx::directory::{Migrated, migrate_node};
+use super::super::tx::{Exchange, Job, Tx};
+use super::super::{Failure, VaultError};
 use super::damage::Damage;
-use super::prepare::Keyed;
-use super::search::{BATCH, Search};
+use super::names::move_names;
+use super::prepare::{Keyed, prepare};
+use super::progress::Standing;
+use super::search::{BATCH, SLICE, Search};
 
-/// How long a transaction may keep others from writing.
-pub(super) const SLICE: Duration = Duration::from_millis(20);
-
-impl Key {
+impl RecordId {
     fn migrate(
         self,
         tx: &mut Tx<'_>,
@@ -29,56 +31,64 @@ impl Key {
         until: Instant,
     ) -> Result<Migrated, VaultError> {
         match self {
-            Key::Node(node) => tx.migrate_node(node, despite, until),
-            Key::Version(node, version) => {
+            RecordId::Node(node) => migrate_node(tx, node, despite, until),
+            RecordId::Version(node, version) => {
                 tx.migrate_version(node, version).map(|()| Migrated::Done)
             }
         }
     }
 }
 
-impl Vault {
-    /// Re-wraps what the old key wraps. Finds it by asking for it, from the beginning: what was
-    /// done before, by whomever, is not found.
-    pub(super) fn migrate(
-        &self,
-        change: &Change,
-        go_on: &dyn Fn() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, VaultError> {
-        let (under, total) = self.read(|records| Ok(records.keys_under(change.to)?))?;
+/// One run of the migration that the module describes.
+pub(super) struct Migration<'a> {
+    pub(super) records: &'a Records,
+    pub(super) transactions: &'a Transactions,
+    pub(super) standing: &'a Standing,
+    /// Whether to go on: asked between batches.
+    pub(super) go_on: &'a dyn Fn() -> ControlFlow<()>,
+}
+
+impl Migration<'_> {
+    /// Re-wraps all records under the old key. It queries for them from the beginning, and so skips
+    /// records that any process has already done.
+    pub(super) fn run(&self, change: &Rotation) -> Result<ControlFlow<()>, VaultError> {
+        let (under, total) = self
+            .records
+            .read(|records| Ok(records.keys_under(change.to)?))?;
         {
-            let mut figures = self.rotation.figures();
+            let mut figures = self.standing.figures();
             (figures.done, figures.total) = (under, total);
             figures.since = Some((Instant::now(), under));
         }
-        let mut damage = Damage::of_a_run(self.rotation.is_despite());
-        if self.exchange_all(change, &mut damage, go_on)?.is_break() {
+        let mut damage = Damage::of_a_run(self.standing.is_despite());
+        if self.exchange_all(change, &mut damage)?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.sync()?;
+        self.records.sync()?;
         if let Some(error) = damage.passing.take() {
             return Err(error);
         }
         let (error, despite) = (damage.first(), damage.despite);
-        *self.rotation.damage() = damage;
+        *self.standing.damage() = damage;
         match error {
-            // All others are done: one bad record keeps no more than itself under the old key, and the
-            // vault's own, which is replaced last.
+            // All other records are done: a bad record keeps only itself under the old key, and the
+            // vault's own node, which comes last.
             Some(error) if !despite => return Err(error),
             _ => {}
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Reads what the old key wraps, has it put under the new one on all processors, and stores that.
+    /// Reads the records under the old key, moves them to the new one on all processors, and stores
+    /// them.
     fn exchange_all(
         &self,
-        change: &Change,
+        change: &Rotation,
         damage: &mut Damage,
-        go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
-        let (keyring, system) = (self.keyring(), self.system());
-        let prepare = |batch| self.prepare(&keyring, &system, batch);
+        let records = self.records;
+        let (keyring, system) = (records.keyring(), records.system());
+        let prepare = |batch| prepare(records, &keyring, &system, batch);
         Crew::with(&prepare, |crew, prepare| {
             let mut search = Search::for_all_but(change.to);
             let mut slow = Vec::new();
@@ -92,24 +102,22 @@ impl Vault {
                     slow.extend(others);
                     if slow.len() >= BATCH {
                         let keys = std::mem::take(&mut slow);
-                        if self.rewrap_all(&keys, damage, go_on)?.is_break() {
+                        if self.rewrap_all(&keys, damage)?.is_break() {
                             return Ok(ControlFlow::Break(()));
                         }
                     }
                 }
                 let Some(prepared) = crew.take(prepare) else {
-                    return self.rewrap_all(&slow, damage, go_on);
+                    return self.rewrap_all(&slow, damage);
                 };
-                // What is stored decides, not what was read when it was whole.
+                // The stored record decides, not the one that was read while it was intact.
                 let doubtful = prepared.rest.iter().filter_map(|key| key.node());
                 {
                     let _forward = nice::forward();
-                    self.cache.commit(Changes::forgotten(doubtful));
+                    records.cache().commit(Changes::forgotten(doubtful));
                 }
-                if self
-                    .exchange(&prepared.exchanges, damage, go_on)?
-                    .is_break()
-                    || self.rewrap_all(&prepared.rest, damage, go_on)?.is_break()
+                if self.exchange(&prepared.exchanges, damage)?.is_break()
+                    || self.rewrap_all(&prepared.rest, damage)?.is_break()
                 {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -120,17 +128,19 @@ impl Vault {
         })
     }
 
-    /// The next keys that are not under the new master key: those whose records can be made anew
-    /// outside of a transaction, and the others. `None` at the end.
+    /// The next keys that are not under the new master key: those whose new records can be made
+    /// outside a transaction, and the others. `None` at the end.
     #[allow(clippy::type_complexity)]
     fn next_batch(
         &self,
         search: &mut Search,
-    ) -> Result<Option<(Vec<Keyed>, Vec<Key>)>, VaultError> {
-        let found = match self.read(|records| search.with_records(records)) {
-            // One record that cannot be read keeps no other one back.
+    ) -> Result<Option<(Vec<Keyed>, Vec<RecordId>)>, VaultError> {
+        let found = match self.records.read(|records| search.with_records(records)) {
+            // A record that cannot be read must not block the others.
             Err(error) if error.failure() == Failure::Integrity => {
-                let keys = self.read(|records| search.without_records(records))?;
+                let keys = self
+                    .records
+                    .read(|records| search.without_records(records))?;
                 keys.into_iter().map(|key| (key, None)).collect()
             }
             found => found?,
@@ -142,36 +152,28 @@ impl Vault {
         let (mut fast, mut slow) = (Vec::new(), Vec::new());
         for (key, record) in found {
             match (key, record) {
-                // Sums over everything stand under the system node's key: it is replaced last.
-                (Key::Node(SYSTEM), _) => {}
+                // The sums of the vault are under the system node's key, which is replaced last.
+                (RecordId::Node(SYSTEM), _) => {}
                 (_, None) => slow.push(key),
-                // Names stand under its key.
-                (Key::Node(_), Some(record)) if Node::says_directory(&record) => slow.push(key),
+                // The directory's names are under its key.
+                (RecordId::Node(_), Some(record)) if Node::says_directory(&record) => {
+                    slow.push(key)
+                }
                 (_, Some(record)) => fast.push((key, record)),
             }
         }
         Ok(Some((fast, slow)))
     }
 
-    /// A transaction of a rotation: whoever waits to write goes first.
-    pub(super) fn transact_after_others(
-        &self,
-        jobs: &mut [Job<'_>],
-    ) -> Result<Vec<Result<(), VaultError>>, VaultError> {
-        self.turns.give_way();
-        self.transact(Durability::Soon, jobs)
-    }
-
-    /// Stores what was prepared, in transactions that end in time.
+    /// Stores prepared records, in short transactions.
     fn exchange(
         &self,
         exchanges: &[Exchange],
         damage: &mut Damage,
-        go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let mut rest = exchanges;
         while !rest.is_empty() {
-            if go_on().is_break() {
+            if (self.go_on)().is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let mut taken = 0;
@@ -189,35 +191,36 @@ impl Vault {
                 Ok(())
             };
             die_at!("migrate-before");
-            let outcomes = self.transact_after_others(&mut [&mut job])?;
+            let outcomes = self
+                .transactions
+                .transact(Durability::Soon, &mut [&mut job])?;
             die_at!("migrate-after");
-            self.rotation.figures().done += taken as u64;
+            self.standing.figures().done += taken as u64;
             rest = &rest[taken..];
             if outcomes.into_iter().any(|outcome| outcome.is_err()) {
                 let keys: Vec<_> = rest.iter().map(|exchange| exchange.key).collect();
-                return self.rewrap_all(&keys, damage, go_on);
+                return self.rewrap_all(&keys, damage);
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Re-wraps `keys` in transactions that end in time. What does not authenticate is passed over;
-    /// `damage` names it.
+    /// Re-wraps `keys` in short transactions. Skips records that do not authenticate; `damage`
+    /// names them.
     fn rewrap_all(
         &self,
-        keys: &[Key],
+        keys: &[RecordId],
         damage: &mut Damage,
-        go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let mut rest = keys;
         while !rest.is_empty() {
-            if go_on().is_break() {
+            if (self.go_on)().is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let (begun, taken) = (Cell::new(Instant::now()), Cell::new(0));
             let unfinished = RefCell::new(Vec::new());
             let despite = damage.despite;
-            // Each a job of its own: one that fails leaves nothing half done.
+            // Each record is a job of its own, so a failed one leaves nothing half done.
             let mut jobs: Vec<_> = rest
                 .iter()
                 .enumerate()
@@ -242,14 +245,14 @@ impl Vault {
                 .collect();
             let mut jobs: Vec<Job<'_>> = jobs.iter_mut().map(|job| job as Job<'_>).collect();
             die_at!("migrate-before");
-            let outcomes = self.transact_after_others(&mut jobs)?;
+            let outcomes = self.transactions.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
             let mut told = false;
             for (key, outcome) in rest.iter().zip(outcomes) {
                 match outcome {
                     Ok(()) => {}
                     Err(error) if error.failure() == Failure::Integrity => {
-                        // Once in a batch: somebody may have forged them all.
+                        // Log once in a batch: an attacker may have forged them all.
                         if !std::mem::replace(&mut told, true) {
                             tracing::error!("a key cannot be replaced: {error}");
                         }
@@ -259,13 +262,13 @@ impl Vault {
                 }
             }
             for (key, migrated) in unfinished.into_inner() {
-                if self.move_names(key, migrated, damage, go_on)?.is_break() {
+                if move_names(self.transactions, key, migrated, damage, self.go_on)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }
             let taken = taken.get();
             rest = &rest[taken..];
-            self.rotation.figures().done += taken as u64;
+            self.standing.figures().done += taken as u64;
         }
         Ok(ControlFlow::Continue(()))
     }

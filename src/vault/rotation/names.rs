@@ -1,68 +1,69 @@
-//! Moving a directory's names from one key to another, a few in each transaction, however many there
+//! Moves a directory's names from one key to another, a few in each transaction, however many there
 //! are.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use super::super::keys::Key;
-use super::super::tx::Migrated;
-use super::super::{Failure, Tx, Vault, VaultError};
-use super::damage::Damage;
-use super::migrate::SLICE;
+use crate::store::Durability;
 
-impl Vault {
-    /// Goes on with a directory that was begun, to its end. `damage` names it if it keeps its
-    /// previous key.
-    pub(super) fn move_names(
-        &self,
-        key: Key,
-        begun: Migrated,
-        damage: &mut Damage,
-        go_on: &dyn Fn() -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, VaultError> {
-        let mut migrated = begun;
-        loop {
-            let (after, trouble, node) = match (migrated, key) {
-                (Migrated::Stuck(error), _) => {
-                    tracing::error!("names of {key} cannot be moved: {error}");
-                    damage.leave(key, error);
-                    return Ok(ControlFlow::Continue(()));
-                }
-                (Migrated::LeftBehind, _) => {
-                    let what = format!("entries of {key}");
-                    let error = VaultError::tampered(&what, "are not what was stored");
-                    damage.note(&what, error);
-                    return Ok(ControlFlow::Continue(()));
-                }
-                (Migrated::GoOn(after, trouble), Key::Node(node)) => (after, trouble, node),
-                (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
-            };
-            if go_on().is_break() {
-                return Ok(ControlFlow::Break(()));
+use super::super::commit::transact::Transactions;
+use super::super::keys::RecordId;
+use super::super::tx::Tx;
+use super::super::tx::directory::{self, Migrated};
+use super::super::{Failure, VaultError};
+use super::damage::Damage;
+use super::search::SLICE;
+
+/// Finishes a directory that was begun. `damage` names it if it keeps its previous key.
+pub(super) fn move_names(
+    transactions: &Transactions,
+    key: RecordId,
+    begun: Migrated,
+    damage: &mut Damage,
+    go_on: &dyn Fn() -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, VaultError> {
+    let mut migrated = begun;
+    loop {
+        let (after, trouble, node) = match (migrated, key) {
+            (Migrated::Stuck(error), _) => {
+                tracing::error!("names of {key} cannot be moved: {error}");
+                damage.leave(key, error);
+                return Ok(ControlFlow::Continue(()));
             }
-            let (mut moved, despite) = (Migrated::Done, damage.despite);
-            let mut job = |tx: &mut Tx<'_>| {
-                die_at!("names-within");
-                let from = (Some(&after), trouble.clone());
-                moved = tx.move_names(node, from, despite, Instant::now() + SLICE)?;
-                Ok(())
-            };
-            die_at!("names-before");
-            let outcomes = self.transact_after_others(&mut [&mut job])?;
-            die_at!("names-after");
-            for outcome in outcomes {
-                match outcome {
-                    Err(error) if error.failure() == Failure::Integrity => {
-                        moved = Migrated::Stuck(error);
-                    }
-                    Err(error) => {
-                        damage.passing.get_or_insert(error);
-                        moved = Migrated::Done;
-                    }
-                    Ok(()) => {}
-                }
+            (Migrated::LeftBehind, _) => {
+                let what = format!("entries of {key}");
+                let error = VaultError::tampered(&what, "are not what was stored");
+                damage.note(&what, error);
+                return Ok(ControlFlow::Continue(()));
             }
-            migrated = moved;
+            (Migrated::GoOn(after, trouble), RecordId::Node(node)) => (after, trouble, node),
+            (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
+        };
+        if go_on().is_break() {
+            return Ok(ControlFlow::Break(()));
         }
+        let (mut moved, despite) = (Migrated::Done, damage.despite);
+        let mut job = |tx: &mut Tx<'_>| {
+            die_at!("names-within");
+            let from = (Some(&after), trouble.clone());
+            moved = directory::move_names(tx, node, from, despite, Instant::now() + SLICE)?;
+            Ok(())
+        };
+        die_at!("names-before");
+        let outcomes = transactions.transact(Durability::Soon, &mut [&mut job])?;
+        die_at!("names-after");
+        for outcome in outcomes {
+            match outcome {
+                Err(error) if error.failure() == Failure::Integrity => {
+                    moved = Migrated::Stuck(error);
+                }
+                Err(error) => {
+                    damage.passing.get_or_insert(error);
+                    moved = Migrated::Done;
+                }
+                Ok(()) => {}
+            }
+        }
+        migrated = moved;
     }
 }

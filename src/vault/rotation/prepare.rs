@@ -1,115 +1,118 @@
-//! Making the records that take the place of others, outside of any transaction and on any thread.
+//! Makes replacement records, outside any transaction and on any thread.
 
 use crate::crypto::Nonces;
 use crate::keyring::Keyring;
 use crate::store::{KeyedRecord, NodeId, Read};
 
+use super::super::VaultError;
 use super::super::content::{self, Version};
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::node::Node;
+use super::super::records::Records;
 use super::super::state::SystemKeys;
 use super::super::tx::Exchange;
-use super::super::{Vault, VaultError};
 
-/// Contents are sealed anew outside of a transaction up to this many bytes at a time.
+/// Limit on the contents that are sealed again at a time outside a transaction, in bytes.
 const CONTENTS: u64 = 1 << 20;
 
-/// A record, and what it belongs to.
-pub(super) type Keyed = (Key, KeyedRecord);
+/// A record, and its owner.
+pub(super) type Keyed = (RecordId, KeyedRecord);
 
-/// What became of some records.
+/// The outcome of preparing some records.
 #[derive(Default)]
 pub(super) struct Prepared {
     pub(super) exchanges: Vec<Exchange>,
-    /// Those that a transaction has to look at by itself: it finds out what is wrong with them, or
-    /// they are large.
-    pub(super) rest: Vec<Key>,
-    /// Those for which there was no more room here.
+    /// Records for a transaction to handle itself: it finds their defect, or they are large.
+    pub(super) rest: Vec<RecordId>,
+    /// Records that did not fit here.
     pub(super) left: Vec<Keyed>,
 }
 
-impl Vault {
-    /// Makes what takes the place of `records` under the active master key.
-    pub(super) fn prepare(
-        &self,
-        keyring: &Keyring,
-        system: &SystemKeys,
-        records: Vec<Keyed>,
-    ) -> Prepared {
-        if keyring.renews_data_keys() && records.iter().any(|(key, _)| key.node().is_none()) {
-            return self.seal_anew(keyring, system, records);
-        }
-        let elements = system.elements();
-        let mut prepared = Prepared::default();
-        let Ok(mut nonces) = Nonces::draw(records.len()) else {
-            prepared.rest = records.into_iter().map(|(key, _)| key).collect();
-            return prepared;
+/// Makes what takes the place of the records of a batch under the active master key.
+pub(super) fn prepare(
+    records: &Records,
+    keyring: &Keyring,
+    system: &SystemKeys,
+    batch: Vec<Keyed>,
+) -> Prepared {
+    if keyring.renews_data_keys() && batch.iter().any(|(key, _)| key.node().is_none()) {
+        return seal_anew(records, keyring, system, batch);
+    }
+    let elements = system.elements();
+    let mut prepared = Prepared::default();
+    let Ok(mut nonces) = Nonces::draw(batch.len()) else {
+        prepared.rest = batch.into_iter().map(|(key, _)| key).collect();
+        return prepared;
+    };
+    for (key, old) in batch {
+        let new = match (key, keyring.renews_data_keys()) {
+            (RecordId::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
+            (RecordId::Node(id), true) => renewed(keyring, id, &old),
+            (RecordId::Version(node, version), _) => {
+                content::rewrap(keyring, &mut nonces, node, version, &old)
+            }
         };
-        for (key, old) in records {
-            let new = match (key, keyring.renews_data_keys()) {
-                (Key::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
-                (Key::Node(id), true) => renewed(keyring, id, &old),
-                (Key::Version(node, version), _) => {
-                    content::rewrap(keyring, &mut nonces, node, version, &old)
-                }
-            };
-            match new {
-                Ok(new) => {
-                    let exchange = Exchange::new(&elements, key, old, new, None);
-                    prepared.exchanges.push(exchange);
-                }
-                Err(_) => prepared.rest.push(key),
+        match new {
+            Ok(new) => {
+                let exchange = Exchange::new(&elements, key, old, new, None);
+                prepared.exchanges.push(exchange);
             }
+            Err(_) => prepared.rest.push(key),
         }
-        prepared
     }
-
-    /// Seals the contents of versions under other content keys.
-    fn seal_anew(&self, keyring: &Keyring, system: &SystemKeys, versions: Vec<Keyed>) -> Prepared {
-        let elements = system.elements();
-        let done = self.read(|records| {
-            let mut prepared = Prepared::default();
-            let mut bytes = 0;
-            for (key, old) in &versions {
-                let Key::Version(node, version) = *key else {
-                    prepared.rest.push(*key);
-                    continue;
-                };
-                if bytes >= CONTENTS {
-                    prepared.left.push((*key, old.clone()));
-                    continue;
-                }
-                match content_anew(keyring, records, (node, version), old) {
-                    Ok(Some((length, new, chunks))) => {
-                        bytes += length;
-                        let (old, chunks) = (old.clone(), Some(chunks));
-                        let exchange = Exchange::new(&elements, *key, old, new, chunks);
-                        prepared.exchanges.push(exchange);
-                    }
-                    Ok(None) | Err(_) => prepared.rest.push(*key),
-                }
-            }
-            Ok(prepared)
-        });
-        done.unwrap_or_else(|_| Prepared {
-            rest: versions.iter().map(|(key, _)| *key).collect(),
-            ..Prepared::default()
-        })
-    }
+    prepared
 }
 
-/// A node's record under another metadata key.
+/// Seals the contents of versions under new content keys.
+fn seal_anew(
+    records: &Records,
+    keyring: &Keyring,
+    system: &SystemKeys,
+    versions: Vec<Keyed>,
+) -> Prepared {
+    let elements = system.elements();
+    let done = records.read(|records| {
+        let mut prepared = Prepared::default();
+        let mut bytes = 0;
+        for (key, old) in &versions {
+            let RecordId::Version(node, version) = *key else {
+                prepared.rest.push(*key);
+                continue;
+            };
+            if bytes >= CONTENTS {
+                prepared.left.push((*key, old.clone()));
+                continue;
+            }
+            match content_anew(keyring, records, (node, version), old) {
+                Ok(Some((length, new, chunks))) => {
+                    bytes += length;
+                    let (old, chunks) = (old.clone(), Some(chunks));
+                    let exchange = Exchange::new(&elements, *key, old, new, chunks);
+                    prepared.exchanges.push(exchange);
+                }
+                Ok(None) | Err(_) => prepared.rest.push(*key),
+            }
+        }
+        Ok(prepared)
+    });
+    done.unwrap_or_else(|_| Prepared {
+        rest: versions.iter().map(|(key, _)| *key).collect(),
+        ..Prepared::default()
+    })
+}
+
+/// A node's record under a new metadata key.
 fn renewed(keyring: &Keyring, id: NodeId, old: &KeyedRecord) -> Result<KeyedRecord, VaultError> {
     let mut node = Node::open(keyring, id, old)?;
     node.renew_key(keyring)?;
     let new = node.seal(keyring.vault())?;
-    // What it takes the place of is gone then.
+    // Open it before it replaces the only other record.
     Node::open(keyring, id, &new)?;
     Ok(new)
 }
 
-/// A version under another content key, and the length of its content. `None` for one that is not
-/// what it was, or is long.
+/// A version under a new content key, and the length of its content. `None` for a version that has
+/// changed or is long.
 #[allow(clippy::type_complexity)]
 fn content_anew(
     keyring: &Keyring,

@@ -1,102 +1,88 @@
-//! How far a rotation has come, and what this process knows of it besides what is stored.
+//! The progress of a rotation, and this process's own facts about it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::keyring::{ChangeKind, ChangePhase};
-use crate::sync::{Condvar, Mutex, MutexGuard, Rank};
+use crate::keyring::{Rotation, RotationKind, RotationPhase};
+use crate::sync::{Mutex, MutexGuard, Rank};
 
-use super::super::VaultError;
+use super::super::{Failure, VaultError};
 use super::damage::Damage;
 
-/// Where a rotation is.
-pub type Phase = ChangePhase;
+/// The phase of a rotation.
+pub type Phase = RotationPhase;
 
-/// How far a rotation has come.
+/// The progress of a rotation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Progress {
-    /// Which one.
-    pub change: ChangeKind,
+    /// Its kind.
+    pub change: RotationKind,
     /// Its durable state.
     pub phase: Phase,
-    /// Generation that is left.
+    /// The generation that it leaves.
     pub from: u64,
-    /// Generation that is entered.
+    /// The generation that it enters.
     pub to: u64,
     /// When it began, in seconds since 1970.
     pub started: i64,
-    /// Keys that stand under the new generation.
+    /// Number of keys under the new generation.
     pub done: u64,
-    /// All keys.
+    /// Number of all keys.
     pub total: u64,
-    /// Keys for each second, as of this run.
+    /// Keys per second in this run.
     pub rate: f64,
-    /// Seconds left, if that can be told.
+    /// Seconds left, if known.
     pub eta_seconds: Option<u64>,
-    /// What it waits for, or what has stopped it.
+    /// The reason why it waits, or has stopped.
     pub trouble: Option<String>,
-    /// It is not tried again by itself: a record is not what was stored.
+    /// It does not continue by itself, because a record is damaged.
     pub blocked: bool,
-    /// Number of records that do not open, or sums that are not right.
+    /// Number of records that do not open, and of wrong sums.
     pub damaged: u64,
     /// Some of them, by number.
     pub records: Vec<String>,
 }
 
-/// How a run ended.
+/// The end of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing is left to do.
+    /// The rotation is finished.
     Done,
-    /// It was told to stop, and goes on the next time.
+    /// The caller has stopped it; the next run continues.
     Stopped,
-}
-
-/// What this process knows of the rotation besides what is stored.
-pub(in crate::vault) struct Rotation {
-    /// Held by whoever begins or drives one.
-    pub(super) driving: Mutex<()>,
-    /// Somebody insists that the old key goes although records do not open. Not remembered beyond
-    /// this process.
-    pub(super) despite: AtomicBool,
-    /// The generation under which this process has replaced the system node's key last.
-    pub(super) renewed: AtomicU64,
-    damage: Mutex<Damage>,
-    figures: Mutex<Figures>,
-    pub(super) follower: Mutex<bool>,
-    /// The keyring record that could not be followed last, by its digest, and why.
-    pub(super) failed: Mutex<Option<([u8; 32], VaultError)>>,
-    pub(super) followed: Condvar,
 }
 
 #[derive(Clone, Default)]
 pub(super) struct Figures {
     pub(super) done: u64,
     pub(super) total: u64,
-    /// When this run began to migrate, and how much was done by then.
+    /// When this run began to migrate, and the number of keys done by then.
     pub(super) since: Option<(Instant, u64)>,
     pub(super) trouble: Option<String>,
     pub(super) blocked: bool,
 }
 
-impl Default for Rotation {
+/// The facts about a rotation that only this process knows.
+pub(super) struct Standing {
+    /// A user insists on removing the old key although records do not open. It is not stored.
+    despite: AtomicBool,
+    damage: Mutex<Damage>,
+    figures: Mutex<Figures>,
+}
+
+impl Default for Standing {
     fn default() -> Self {
         Self {
-            driving: Mutex::new(Rank::Driving, ()),
             despite: AtomicBool::new(false),
-            renewed: AtomicU64::new(0),
             damage: Mutex::new(Rank::Damage, Damage::default()),
             figures: Mutex::new(Rank::Figures, Figures::default()),
-            follower: Mutex::new(Rank::Follower, false),
-            failed: Mutex::new(Rank::FollowFailed, None),
-            followed: Condvar::new(),
         }
     }
 }
 
-impl Rotation {
+impl Standing {
     pub(super) fn figures(&self) -> MutexGuard<'_, Figures> {
         self.figures.lock()
     }
@@ -105,11 +91,62 @@ impl Rotation {
         self.damage.lock()
     }
 
+    /// Whether the old key goes although records do not open.
     pub(super) fn is_despite(&self) -> bool {
         self.despite.load(Ordering::Relaxed)
     }
 
-    pub(super) fn drive(&self) -> Option<MutexGuard<'_, ()>> {
-        self.driving.try_lock()
+    /// Sets whether a user insists on removing the old key.
+    pub(super) fn insist(&self, despite: bool) {
+        self.despite.store(despite, Ordering::Relaxed);
+    }
+
+    /// Sets the error that stops the rotation; `None` when it goes on.
+    pub(super) fn note_trouble(&self, error: Option<&VaultError>) {
+        let mut figures = self.figures();
+        figures.trouble = error.map(ToString::to_string);
+        figures.blocked = error.is_some_and(|error| error.failure() == Failure::Integrity);
+    }
+
+    /// Notes an integrity failure, and returns any other.
+    pub(super) fn verified(
+        &self,
+        what: impl std::fmt::Display,
+        result: Result<(), VaultError>,
+    ) -> Result<(), VaultError> {
+        match result {
+            Err(error) if error.failure() == Failure::Integrity => {
+                self.damage().note(what, error);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// The progress of `change`.
+    pub(super) fn progress_of(&self, change: &Rotation) -> Progress {
+        let figures = self.figures().clone();
+        let damage = self.damage().clone();
+        let rate = figures.since.map_or(0.0, |(since, done)| {
+            figures.done.saturating_sub(done) as f64 / since.elapsed().as_secs_f64().max(1e-3)
+        });
+        let left = figures.total.saturating_sub(figures.done);
+        let eta_seconds =
+            (rate > 0.0 && figures.trouble.is_none()).then(|| (left as f64 / rate).ceil() as u64);
+        Progress {
+            change: change.kind,
+            phase: change.phase,
+            from: change.from,
+            to: change.to,
+            started: change.started,
+            done: figures.done,
+            total: figures.total,
+            rate,
+            eta_seconds,
+            trouble: figures.trouble,
+            blocked: figures.blocked,
+            damaged: damage.count,
+            records: damage.named,
+        }
     }
 }

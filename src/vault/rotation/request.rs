@@ -1,23 +1,23 @@
-//! What can be asked of a vault's keys.
+//! Requests about a vault's keys.
 
-use crate::keyring::ChangeKind;
+use crate::keyring::RotationKind;
 use crate::kms::KeyUri;
 
-/// What is asked for.
+/// A request about a vault's keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// A new master key; every data key is wrapped by it.
+    /// A new master key, which wraps every data key.
     Rotate,
-    /// New data keys and a new master key; everything is encrypted anew.
+    /// New data keys and a new master key; everything is encrypted again.
     Reencrypt,
-    /// That one of these two, which is under way or begins now, removes the old master key although
-    /// records do not open.
-    Despite(ChangeKind),
+    /// One of these two, under way or new, which removes the old master key even if records do not
+    /// open.
+    Despite(RotationKind),
     /// New wraps of the same master key.
     Rewrap {
-        /// Under these KMS keys; none: under those that it has.
+        /// By these KMS keys; if empty, by the present ones.
         to: Vec<KeyUri>,
-        /// It may leave AWS for a key on this host.
+        /// Allows a move from AWS KMS to a key on this host.
         leave_aws: bool,
     },
 }
@@ -28,15 +28,15 @@ impl Request {
         match self {
             Request::Rotate => "rotate",
             Request::Reencrypt => "reencrypt",
-            Request::Despite(ChangeKind::Rotate) => "rotate",
-            Request::Despite(ChangeKind::Reencrypt) => "reencrypt",
-            Request::Rewrap { .. } | Request::Despite(ChangeKind::Rewrap) => "rewrap",
+            Request::Despite(RotationKind::Rotate) => "rotate",
+            Request::Despite(RotationKind::Reencrypt) => "reencrypt",
+            Request::Rewrap { .. } | Request::Despite(RotationKind::Rewrap) => "rewrap",
         }
     }
 }
 
 impl std::fmt::Display for Request {
-    /// As the control file takes it.
+    /// The request in the syntax of the control file.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())?;
         if let Request::Despite(_) = self {

@@ -1,26 +1,31 @@
-//! Finding the keys that are not under a generation, a few at a time.
+//! Finds the keys that are not under a generation, a few at a time.
+
+use std::time::Duration;
 
 use crate::store::{KeyedRecord, Read};
 
 use super::super::VaultError;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 
-/// Keys looked for in one read, and changed in one transaction if it does not take too long.
+/// Limit on keys in one read, and in one transaction if it does not take too long.
 pub(super) const BATCH: usize = 256;
 
-/// A search among the nodes, and then among the versions.
+/// Limit on the time that a transaction keeps others from writing.
+pub(super) const SLICE: Duration = Duration::from_millis(20);
+
+/// A search through the nodes, and then the versions.
 pub(super) struct Search {
-    /// Of which generation none is looked for.
+    /// Skip records under this generation.
     but: u64,
-    after: Option<Key>,
-    /// No node comes any more.
+    after: Option<RecordId>,
+    /// All nodes are done.
     past_nodes: bool,
-    /// Nothing does.
+    /// All records are done.
     ended: bool,
 }
 
 impl Search {
-    /// For what stands under any other generation.
+    /// A search for all records under other generations.
     pub(super) fn for_all_but(generation: u64) -> Self {
         Self {
             but: generation,
@@ -30,17 +35,17 @@ impl Search {
         }
     }
 
-    /// Goes on after `key`.
-    pub(super) fn after(&mut self, key: Key) {
+    /// Continues after `key`.
+    pub(super) fn after(&mut self, key: RecordId) {
         self.past_nodes |= key.node().is_none();
         self.after = Some(key);
     }
 
-    /// The next ones with their records; none at the end.
+    /// The next keys with their records; empty at the end.
     pub(super) fn with_records(
         &mut self,
         records: &mut dyn Read,
-    ) -> Result<Vec<(Key, Option<KeyedRecord>)>, VaultError> {
+    ) -> Result<Vec<(RecordId, Option<KeyedRecord>)>, VaultError> {
         if self.ended {
             return Ok(Vec::new());
         }
@@ -48,44 +53,44 @@ impl Search {
             let nodes = records.node_records_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
             if !self.past_nodes {
-                let keyed = |(id, record)| (Key::Node(id), Some(record));
+                let keyed = |(id, record)| (RecordId::Node(id), Some(record));
                 return Ok(nodes.into_iter().map(keyed).collect());
             }
         }
         let versions = records.version_records_not_under(self.but, self.version(), BATCH)?;
         self.ended = versions.is_empty();
-        let keyed = |((node, version), record)| (Key::Version(node, version), Some(record));
+        let keyed = |((node, version), record)| (RecordId::Version(node, version), Some(record));
         Ok(versions.into_iter().map(keyed).collect())
     }
 
-    /// The next ones alone.
+    /// The next keys without their records.
     pub(super) fn without_records(
         &mut self,
         records: &mut dyn Read,
-    ) -> Result<Vec<Key>, VaultError> {
+    ) -> Result<Vec<RecordId>, VaultError> {
         if !self.past_nodes {
             let nodes = records.nodes_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
             if !self.past_nodes {
-                return Ok(nodes.into_iter().map(Key::Node).collect());
+                return Ok(nodes.into_iter().map(RecordId::Node).collect());
             }
         }
         let versions = records.versions_not_under(self.but, self.version(), BATCH)?;
         self.ended = versions.is_empty();
-        let key = |(node, version)| Key::Version(node, version);
+        let key = |(node, version)| RecordId::Version(node, version);
         Ok(versions.into_iter().map(key).collect())
     }
 
     fn node(&self) -> Option<u64> {
         match self.after {
-            Some(Key::Node(node)) => Some(node),
+            Some(RecordId::Node(node)) => Some(node),
             _ => None,
         }
     }
 
     fn version(&self) -> Option<(u64, u64)> {
         match self.after {
-            Some(Key::Version(node, version)) => Some((node, version)),
+            Some(RecordId::Version(node, version)) => Some((node, version)),
             _ => None,
         }
     }

@@ -1,50 +1,65 @@
-//! Showing that nothing is left under the old master key, and that all that there is opens with the
-//! new one and is what was stored.
+//! Shows that no record is left under the old master key, and that all records open with the new
+//! one and match the sums.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::keyring::{Change, Keyring};
+use crate::keyring::{Keyring, Rotation};
 use crate::store::{self, MANY_BYTES, NodeId, Read};
 
+use super::super::VaultError;
+use super::super::commit::transact::Transactions;
+use super::super::content::{self, Version};
+use super::super::counting::names::recount_names;
 use super::super::crew::Crew;
-use super::super::keys::{Key, keys_after};
+use super::super::integrity::Guard;
+use super::super::keys::{RecordId, keys_after};
 use super::super::node::{Node, SYSTEM};
+use super::super::records::Records;
 use super::super::state::{State, SystemKeys};
-use super::super::{Failure, Vault, VaultError, Version, content};
 use super::prepare::Keyed;
+use super::progress::Standing;
 use super::search::BATCH;
 
-/// Something to be looked at.
+/// A piece of work.
 enum Piece {
     Records(Vec<Keyed>),
     Names(NodeId),
 }
 
-/// What was found out.
+/// The result of a piece.
 enum Found {
     Counted {
         sums: Box<State>,
         directories: Vec<NodeId>,
-        /// Those that do not open.
-        failed: Vec<(Key, VaultError)>,
+        /// Records that do not open.
+        failed: Vec<(RecordId, VaultError)>,
     },
     Names(Result<(), VaultError>),
 }
 
-impl Vault {
-    /// Opens every key with the new master key, and recounts the vault, under both keys of the system
-    /// node if it has two. Names what does not open or does not fit.
-    pub(super) fn verify(
+/// One run of the verification that the module describes.
+pub(super) struct Verification<'a> {
+    pub(super) records: &'a Records,
+    pub(super) transactions: &'a Transactions,
+    pub(super) guard: &'a Guard,
+    pub(super) standing: &'a Standing,
+}
+
+impl Verification<'_> {
+    /// Opens every key with the new master key, and recounts the vault, under both keys of the
+    /// system node if it has two. Names the records that do not open or do not match.
+    pub(super) fn run(
         &self,
-        change: &Change,
+        change: &Rotation,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<(), State>, VaultError> {
-        let keyring = self.keyring();
-        self.must_serve()?;
-        // The sums tell what is current. A read that is in doubt would wait for the state, as this does.
-        let verified = store::read(&self.store, |records| {
+        let keyring = self.records.keyring();
+        self.guard.must_serve()?;
+        // Read the store directly: the sums show which records are current. A checked read that met
+        // a stale record would wait for the turn, too.
+        let verified = store::read(self.records.store(), |records| {
             let (state, system) = self.counted_from(records)?;
             let look = |piece| match piece {
                 Piece::Records(batch) => {
@@ -102,24 +117,25 @@ impl Vault {
             return Ok(ControlFlow::Break(()));
         };
         for (key, error) in &broken {
-            self.verified(key, Err(error.clone()))?;
+            self.standing.verified(key, Err(error.clone()))?;
         }
-        let named = |key: &Key| broken.contains_key(key);
+        let named = |key: &RecordId| broken.contains_key(key);
         let search = || self.name_what_does_not_open(&keyring, &named, go_on);
         if sums.is_err() && search()?.is_break() {
             return Ok(ControlFlow::Break(()));
         }
-        self.verified("the sums over all records", sums.and(names))?;
+        let standing = self.standing;
+        standing.verified("the sums over all records", sums.and(names))?;
         Ok(ControlFlow::Continue(recount))
     }
 
-    /// The state and its keys as a snapshot has them that is taken here. If the system node has two
-    /// keys, what others write from now on is counted beside.
+    /// The state and its keys in a snapshot taken here. If the system node has two keys, later
+    /// writes are counted, too.
     fn counted_from(&self, records: &mut dyn Read) -> Result<(State, Arc<SystemKeys>), VaultError> {
-        // Nobody commits meanwhile.
-        let mut now = self.lock_state();
-        let state = self.stored_state(records)?;
-        let system = self.system_in(records)?;
+        // Under the lock, no other thread commits.
+        let mut now = self.transactions.queue().turn();
+        let state = self.records.stored_state(records)?;
+        let system = self.records.system_in(records)?;
         if state.commit != now.commit {
             return Err(VaultError::tampered(
                 "the state record",
@@ -132,26 +148,32 @@ impl Vault {
         Ok((state, system))
     }
 
-    /// Whether a directory holds the names that it should, as of now.
+    /// Checks a directory's names against its sum now.
     fn names_agree(&self, directory: NodeId) -> Result<(), VaultError> {
-        match self.read(|records| self.recount_names(records, directory)) {
-            // It was removed meanwhile.
+        let found = self.records.read(|records| {
+            let keyring = self.records.keyring();
+            recount_names(records, (&keyring, self.records.current()), directory)
+        });
+        match found {
+            // The directory was removed meanwhile.
             Err(VaultError::NotFound) => Ok(()),
             found => found,
         }
     }
 
-    /// The sums tell that a record is not what was stored, not which: looks for one that does not
-    /// authenticate although its key does, besides those that are `named`.
+    /// Looks for records that do not authenticate although their keys do, besides those that are
+    /// `named`: wrong sums do not show which record is damaged.
     fn name_what_does_not_open(
         &self,
         keyring: &Keyring,
-        named: &dyn Fn(&Key) -> bool,
+        named: &dyn Fn(&RecordId) -> bool,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let (mut after, mut limit) = (None, BATCH);
         loop {
-            let batch = self.read(|records| keys_after(records, after, limit))?;
+            let batch = self
+                .records
+                .read(|records| keys_after(records, after, limit))?;
             after = batch.last().map(|(key, _)| *key).or(after);
             limit = as_many(&batch);
             for (key, record) in &batch {
@@ -159,13 +181,13 @@ impl Vault {
                     continue;
                 }
                 let (key, opened) = match *key {
-                    Key::Node(id) => (*key, Node::open(keyring, id, record).map(drop)),
-                    Key::Version(node, version) => {
+                    RecordId::Node(id) => (*key, Node::open(keyring, id, record).map(drop)),
+                    RecordId::Version(node, version) => {
                         let opened = Version::open(keyring, node, version, record);
                         (*key, opened.map(drop))
                     }
                 };
-                self.verified(key, opened)?;
+                self.standing.verified(key, opened)?;
             }
             if go_on().is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -175,24 +197,9 @@ impl Vault {
             }
         }
     }
-
-    /// Notes an integrity failure, and passes on any other.
-    fn verified(
-        &self,
-        what: impl std::fmt::Display,
-        result: Result<(), VaultError>,
-    ) -> Result<(), VaultError> {
-        match result {
-            Err(error) if error.failure() == Failure::Integrity => {
-                self.rotation.damage().note(what, error);
-                Ok(())
-            }
-            result => result,
-        }
-    }
 }
 
-/// With nothing counted, to begin with.
+/// The state with no records counted, for the start of a count.
 fn uncounted(state: &State, system: &SystemKeys) -> State {
     let mut uncounted = state.uncounted();
     if system.is_renewing() {
@@ -201,7 +208,7 @@ fn uncounted(state: &State, system: &SystemKeys) -> State {
     uncounted
 }
 
-/// Records looked at in one piece.
+/// Limit on records in one piece.
 fn at_most() -> usize {
     fail::fail_point!("keys-at-a-time", |number| {
         number.and_then(|number| number.parse().ok()).unwrap_or(1)
@@ -209,14 +216,14 @@ fn at_most() -> usize {
     BATCH
 }
 
-/// How many records like these are enough at a time.
+/// The number of records like these to read at a time.
 fn as_many(batch: &[Keyed]) -> usize {
     let bytes: usize = batch.iter().map(|(_, record)| record.value.len()).sum();
     (batch.len() * MANY_BYTES / bytes.max(1)).clamp(1, at_most())
 }
 
-/// Counts records, and unwraps the keys of those that are under generation `to`. What else is in a
-/// record was authenticated before it was stored, and the sums show that it is what was stored.
+/// Counts records, and unwraps the keys of those under generation `to`. The rest of a record was
+/// authenticated before it was stored, and the sums show that it has not changed.
 fn counted(
     keyring: &Keyring,
     system: &SystemKeys,
@@ -229,7 +236,7 @@ fn counted(
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
         let mut is_whole = false;
-        if let Key::Node(id) = key
+        if let RecordId::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);
@@ -239,10 +246,14 @@ fn counted(
             continue;
         }
         let unwrapped = match *key {
-            // Their records were made in transactions, where they were not opened again.
-            Key::Node(id) if is_whole || id == SYSTEM => Node::open(keyring, id, record).map(drop),
-            Key::Node(id) => Node::must_unwrap(keyring, id, record),
-            Key::Version(node, version) => content::must_unwrap(keyring, node, version, record),
+            // Transactions made these records, and did not open them again.
+            RecordId::Node(id) if is_whole || id == SYSTEM => {
+                Node::open(keyring, id, record).map(drop)
+            }
+            RecordId::Node(id) => Node::must_unwrap(keyring, id, record),
+            RecordId::Version(node, version) => {
+                content::must_unwrap(keyring, node, version, record)
+            }
         };
         if let Err(error) = unwrapped {
             failed.push((*key, error));

@@ -1,19 +1,18 @@
-//! Records that were prepared outside of the transaction, and take the place of those that they were
-//! made from if these are still there.
+//! Records prepared outside the transaction, which replace their originals if those are still
+//! there.
 
-use crate::store::KeyedRecord;
+use crate::store::{KeyedRecord, Write};
 
 use super::super::VaultError;
-use super::super::keys::Key;
+use super::super::keys::RecordId;
 use super::super::state::{Element, Elements};
-use super::Tx;
 
-/// A record under the active master key, beside the one that it was made from.
+/// A record under the active master key, with its original.
 pub(in crate::vault) struct Exchange {
-    pub(in crate::vault) key: Key,
+    pub(in crate::vault) key: RecordId,
     old: KeyedRecord,
     new: KeyedRecord,
-    /// The chunks of a version whose content was sealed anew.
+    /// The chunks of a version whose content was sealed again.
     chunks: Option<Vec<Vec<u8>>>,
     elements: [Element; 2],
 }
@@ -21,7 +20,7 @@ pub(in crate::vault) struct Exchange {
 impl Exchange {
     pub(in crate::vault) fn new(
         elements: &Elements,
-        key: Key,
+        key: RecordId,
         old: KeyedRecord,
         new: KeyedRecord,
         chunks: Option<Vec<Vec<u8>>>,
@@ -35,37 +34,28 @@ impl Exchange {
             elements,
         }
     }
-}
 
-impl Tx<'_> {
-    /// Puts a record in the place of the one that it was made from. If that has changed meanwhile,
-    /// who changed it has put it under the active key, and nothing is to be done.
-    pub(in crate::vault) fn exchange(&mut self, exchange: &Exchange) -> Result<(), VaultError> {
-        let Exchange { old, new, .. } = exchange;
-        let done = match (exchange.key, &exchange.chunks) {
-            (Key::Node(id), _) => self.records.exchange_node(id, old, new)?,
-            (Key::Version(node, version), None) => {
-                self.records.exchange_version(node, version, old, new)?
+    /// The elements of the sum for the old and the new record.
+    pub(super) fn elements(&self) -> &[Element; 2] {
+        &self.elements
+    }
+
+    /// Stores the new record if the old one is still there; returns whether it was.
+    pub(super) fn store(&self, records: &mut dyn Write) -> Result<bool, VaultError> {
+        let Self { old, new, .. } = self;
+        Ok(match (self.key, &self.chunks) {
+            (RecordId::Node(id), _) => records.exchange_node(id, old, new)?,
+            (RecordId::Version(node, version), None) => {
+                records.exchange_version(node, version, old, new)?
             }
-            (Key::Version(node, version), Some(chunks)) => {
-                let same = self.records.version(node, version)?.as_ref() == Some(old);
-                if same {
+            (RecordId::Version(node, version), Some(chunks)) => {
+                let is_same = records.version(node, version)?.as_ref() == Some(old);
+                if is_same {
                     let mut chunks = chunks.iter().cloned();
-                    self.records
-                        .replace_version(node, version, new, &mut chunks)?;
+                    records.replace_version(node, version, new, &mut chunks)?;
                 }
-                same
+                is_same
             }
-        };
-        if done {
-            let [old, new] = &exchange.elements;
-            self.state.count(old, false);
-            self.state.count(new, true);
-            self.touched = true;
-            if let Key::Node(id) = exchange.key {
-                self.exchanged.push(id);
-            }
-        }
-        Ok(())
+        })
     }
 }

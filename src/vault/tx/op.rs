@@ -1,4 +1,4 @@
-//! What a transaction has of nodes, and what is left to be stored of it.
+//! The nodes of a transaction, and the operations left to store.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use crate::store::{KeyedRecord, NameTag, NodeId};
 
 use super::super::node::Node;
 
-/// A node as the transaction has it; `None` once it is deleted.
+/// A node in the transaction; `None` once it is deleted.
 #[derive(Clone)]
 pub(super) struct Slot {
     pub(super) node: Option<Arc<Node>>,
     pub(super) changed: bool,
-    /// Whether the store has a record of it that the sum counts.
+    /// Whether the store has a record of it, which the sum counts.
     pub(super) stored: bool,
 }
 
 impl Slot {
-    /// A node that is new.
+    /// A new node.
     pub(super) fn made(node: Node) -> Self {
         Self {
             node: Some(Arc::new(node)),
@@ -26,7 +26,7 @@ impl Slot {
     }
 }
 
-/// What a successful job leaves to be stored.
+/// An operation that a successful job leaves to store.
 pub(super) enum Op {
     PutEntry {
         directory: NodeId,
@@ -43,7 +43,7 @@ pub(super) enum Op {
         record: KeyedRecord,
         chunks: Vec<Vec<u8>>,
     },
-    /// A version whose chunks come afterwards.
+    /// A version whose chunks follow later.
     BeginVersion {
         node: NodeId,
         version: u64,
@@ -72,16 +72,16 @@ pub(super) enum Op {
     DeleteVersion {
         node: NodeId,
         version: u64,
-        /// Nothing of its content is to stay as it stood.
+        /// Its content must be overwritten.
         erased: bool,
     },
     PutOrphan(NodeId),
     DeleteOrphan(NodeId),
-    /// A node that does not open.
+    /// Removes a node that does not open.
     DiscardNode(NodeId),
 }
 
-/// Whether a version that is there is one that the node does not name yet.
+/// Whether a stored version is one that the node does not name yet.
 pub(super) fn is_begun(node: &Node, version: u64) -> bool {
     node.file().is_ok_and(|file| version > file.version)
 }

@@ -23,6 +23,8 @@ struct File {
     uses: Vec<Use>,
     /// Paths of more than one segment, wherever they stand.
     paths: Vec<Vec<String>>,
+    /// The types to which it adds functions of their own, not those of a trait.
+    extended: Vec<Vec<String>>,
 }
 
 /// A name that a `use` brings in.
@@ -102,6 +104,52 @@ impl House {
             .collect();
         files.sort_unstable();
         files
+    }
+
+    /// Every type that has functions of its own, by the path of its module and its name, with the files
+    /// in which these are written.
+    pub fn extended(&self) -> BTreeMap<String, BTreeSet<&str>> {
+        let mut found: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for (module, file) in self.program() {
+            for path in &file.extended {
+                let definition = self.type_at(module, file, path);
+                let written = found.entry(definition.join("::")).or_default();
+                written.insert(&file.path);
+            }
+        }
+        found
+    }
+
+    /// Where the type is defined that `path` leads to from a file.
+    fn type_at(&self, module: &Module, file: &File, path: &[String]) -> Vec<String> {
+        let here = || [module, path].concat();
+        let known = file.uses.iter().find(|one| one.name == path[0]);
+        let whole = match path {
+            [name] if file.defined.contains(name) => return here(),
+            [_] => known.and_then(|one| self.absolute(module, &one.path)),
+            _ => self.absolute(module, path),
+        };
+        let definition = whole.and_then(|whole| self.definition(&whole, 0));
+        definition.map_or_else(here, |(module, name)| [module, vec![name]].concat())
+    }
+
+    /// The files that name what `path` leads to, whole or through a `use` of what it is in.
+    pub fn naming_path(&self, path: &[&str]) -> Vec<&str> {
+        let (_, above) = path.split_last().expect("a path");
+        let leads =
+            |one: &[String]| one.len() >= path.len() && one.iter().zip(path).all(|(a, b)| a == b);
+        let names = |file: &File| {
+            let whole = |one: &Vec<String>| {
+                let through = file.uses.iter().find(|part| part.name == one[0]);
+                through.map(|part| [&part.path[..], &one[1..]].concat())
+            };
+            let mut uses = file.uses.iter();
+            let mut paths = file.paths.iter();
+            uses.any(|one| leads(&one.path) || one.name == "*" && one.path == above)
+                || paths.any(|one| leads(one) || whole(one).is_some_and(|one| leads(&one)))
+        };
+        let files = self.program().filter(|(_, file)| names(file));
+        files.map(|(_, file)| &*file.path).collect()
     }
 
     fn program(&self) -> impl Iterator<Item = (&Module, &File)> {
@@ -307,6 +355,13 @@ impl<'a> Visit<'a> for File {
                 "src/{}: a module within a file",
                 self.path
             );
+        }
+        if let Item::Impl(one) = item
+            && one.trait_.is_none()
+            && let syn::Type::Path(of) = &*one.self_ty
+        {
+            let names = of.path.segments.iter().map(|part| part.ident.to_string());
+            self.extended.push(names.collect());
         }
         visit::visit_item(self, item);
     }

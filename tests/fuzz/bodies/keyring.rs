@@ -2,7 +2,7 @@
 
 use secretfs::codec;
 use secretfs::crypto::schedule::{KeyringMacKey, VaultId, digest};
-use secretfs::keyring::{Body, GenerationState, Header, UnverifiedKeyring};
+use secretfs::keyring::{GenerationState, Header, KeyringBody, UnverifiedKeyring};
 
 use super::split;
 use super::world::{master, unlock, world};
@@ -73,7 +73,7 @@ fn with_checksum(body: &[u8]) {
 /// A body that somebody with the master key has written.
 fn with_all(body: &[u8]) {
     let header = &world().vectors["header"];
-    let Ok(mut decoded) = codec::decode::<Body>(body, "body") else {
+    let Ok(mut decoded) = codec::decode::<KeyringBody>(body, "body") else {
         return;
     };
     assert_eq!(codec::encode(&decoded), body);

@@ -1,4 +1,4 @@
-//! A vault is made whole or not at all.
+//! A vault is created completely or not at all.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! The medium: full, gone, of the wrong kind; what is durable and what is gone for good.
+//! A medium that is full, gone, or of the wrong kind; durable commits, and records that are erased.
 
 use std::os::unix::fs::MetadataExt as _;
 
@@ -76,7 +76,7 @@ fn a_full_disk_refuses_a_write_and_spares_the_store() {
         Ok(())
     })
     .unwrap();
-    // Emptied by others: the same store goes on.
+    // Another program frees space: the same store goes on.
     fs::remove_file(&ballast).unwrap();
     put(&store, |tx| tx.put_node(1, &record(2, b"small"))).unwrap();
     drop(store);
@@ -171,7 +171,7 @@ fn no_connection_is_opened_to_what_took_the_place_of_the_vault() {
     assert_eq!(orphans().unwrap(), [9]);
 }
 
-/// The files are still there, for those that have them open.
+/// The files still exist for processes that have them open.
 #[test]
 fn what_was_moved_away_is_read_by_several_over_the_connections_that_are_left() {
     let vault = Vault::filled();
@@ -185,7 +185,7 @@ fn what_was_moved_away_is_read_by_several_over_the_connections_that_are_left() {
         let first = scope.spawn(move || {
             get(store, |tx| {
                 begun.send(()).unwrap();
-                // The second has no connection of its own meanwhile.
+                // The second thread has no connection of its own meanwhile.
                 std::thread::sleep(std::time::Duration::from_millis(50));
                 tx.orphans(None, 10)
             })
@@ -216,7 +216,7 @@ fn a_vault_replaced_during_a_transaction_latches_the_writer() {
 
 #[test]
 fn network_and_fuse_file_systems_are_refused() {
-    // 9p and FUSE are not to be had in every environment; whatever is mounted here will do.
+    // Not every environment has 9p or FUSE; any unsafe file system mounted here will do.
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     for line in mounts.lines() {
         let mut fields = line.split(' ').skip(1);
@@ -226,7 +226,7 @@ fn network_and_fuse_file_systems_are_refused() {
         let unsafe_kind =
             kind_of.starts_with("fuse") || kind_of == "9p" || kind_of.starts_with("nfs");
         let opened = SqliteStore::open(Path::new(point), Mode::ReadOnly, OpenOptions::default());
-        // Those of other tests come and go, and may be dead.
+        // Mounts of other tests come and go, and may be dead.
         if let Err(error) = opened
             && kind_of != "fuse.secretfs"
             && Path::new(point).is_dir()
@@ -302,7 +302,7 @@ fn commits_without_a_pause_do_not_make_the_wal_grow() {
     let value = [7; 64 << 10];
     let mut longest = 0;
     for i in 0..2_500_u64 {
-        // At the pace of the disk that has to take it twice.
+        // At the pace of the disk, which takes everything twice.
         let durability = match i % 8 {
             0 => Durability::Now,
             _ => Durability::Soon,
@@ -327,7 +327,7 @@ fn after_a_checkpoint_that_failed_the_wal_is_kept() {
     })
     .unwrap();
     let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
-    checkpoint::fail(&store.desk, failed);
+    checkpoint::fail(&store.gate, failed);
     let error = write(&store, Durability::Soon, |tx: &mut dyn Write| {
         tx.put_node(41, &value)
     })
@@ -338,11 +338,11 @@ fn after_a_checkpoint_that_failed_the_wal_is_kept() {
     let store = vault.writer();
     assert_eq!(get(&store, |tx| tx.node(40)).unwrap(), Some(value));
 
-    // Also if nothing is left to be synced.
+    // Even if nothing is left to sync.
     store.adopt_wal();
     store.sync().unwrap();
     let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
-    checkpoint::fail(&store.desk, failed);
+    checkpoint::fail(&store.gate, failed);
     drop(store);
     assert!(!vault.snapshot()["vault.db-wal"].0.is_empty());
 }

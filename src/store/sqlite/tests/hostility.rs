@@ -1,4 +1,4 @@
-//! The database is written by an attacker.
+//! An attacker writes the database.
 
 use std::os::unix::fs::symlink;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Opens the vault in both modes; both must say this, and change nothing.
+/// Opens the vault in both modes; both must fail with this message, and change nothing.
 fn refused(vault: &Vault, expected: StoreErrorKind) {
     let before = vault.snapshot();
     assert_eq!(kind(vault.open_once_free(Holder::current(None))), expected);
@@ -139,7 +139,7 @@ fn a_forged_first_chunk_shows_and_deletes_nothing_of_others() {
     put(&store, |tx| tx.delete_version(2, 1)).unwrap();
     get(&store, |tx| {
         assert_eq!(tx.chunk((2, 2, 2))?.unwrap(), vec![2; 10]);
-        // Its own is left over, for a check to find.
+        // The version's own chunk is left over, for a check to find.
         assert_eq!(
             tx.scan_chunk_keys(None, 10)?.0,
             [(2, 1, 0), (2, 2, 0), (2, 2, 1), (2, 2, 2)]
@@ -247,7 +247,7 @@ fn oversize_values_are_not_handed_out() {
     );
     assert_eq!(kind(get(&store, |tx| tx.node(2))), StoreErrorKind::Corrupt);
     assert_eq!(kind(get(&store, |tx| tx.header())), StoreErrorKind::Corrupt);
-    // What is not damaged is served by the same connection.
+    // The same connection serves records that are not damaged.
     assert_eq!(
         get(&store, |tx| tx.node(1)).unwrap().unwrap(),
         record(1, b"root")
@@ -267,7 +267,7 @@ fn a_schema_changed_under_an_open_vault_stops_the_writer() {
     assert_eq!(get(&store, |tx| tx.keyring()).unwrap().unwrap(), b"keyring");
 }
 
-/// Uses a vault in every way; errors are fine, anything else is not.
+/// Uses a vault in every way; only errors are fine.
 fn use_everything(directory: &Path) {
     let mode = Mode::Write(Holder::current(None));
     let Ok(store) = SqliteStore::open(directory, mode, OpenOptions::default()) else {
@@ -317,7 +317,7 @@ proptest! {
     #[test]
     fn random_damage_is_an_error_and_never_a_panic(
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..24),
-        // The beginnings of pages are where structure is.
+        // The beginnings of pages hold the structure.
         heads in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..64, any::<u8>()), 0..8),
         cut in prop::option::weighted(0.2, any::<prop::sample::Index>()),
     ) {

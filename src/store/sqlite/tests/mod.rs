@@ -1,4 +1,4 @@
-//! What the store promises, on real files.
+//! The promises of the store, on real files.
 
 mod copying;
 mod creation;
@@ -53,8 +53,9 @@ impl Vault {
         self.open_once_free(Holder::current(None)).unwrap()
     }
 
-    /// Opens it for writing. A process that another test starts has all descriptors of this one until it
-    /// runs its program, and so the lock of whoever had it open just before: that is waited for.
+    /// Opens it for writing. A process that another test starts has all descriptors of this one
+    /// until it runs its program, and so may hold the lock of a store that was just closed: this
+    /// waits for it.
     pub(super) fn open_once_free(&self, holder: Holder) -> Result<SqliteStore, StoreError> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -75,8 +76,7 @@ impl Vault {
         self.directory.join(name)
     }
 
-    /// A connection of the attacker's, to the closed vault. What it runs ends up in the database
-    /// itself.
+    /// A connection of the attacker to the closed vault. Its changes end up in the database itself.
     pub(super) fn tamper(&self, sql: &str) {
         let connection = rusqlite::Connection::open(self.file("vault.db")).unwrap();
         connection
@@ -85,7 +85,7 @@ impl Vault {
         connection.execute_batch(sql).unwrap();
     }
 
-    /// Every file's name and bytes, but for the index of the WAL, which is no state.
+    /// Every file's name and bytes, except for the index of the WAL, which is no state.
     pub(super) fn snapshot(&self) -> BTreeMap<String, Bytes> {
         snapshot(&self.directory)
     }

@@ -1,4 +1,4 @@
-//! Several processes, and what one leaves behind.
+//! Several processes, and the files that one leaves behind.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
@@ -13,7 +13,7 @@ use crate::store::{Store, holder};
 const VAULT: &str = "SECRETFS_TEST_VAULT";
 const ROLE: &str = "SECRETFS_TEST_ROLE";
 
-/// Another process that plays a role on the vault, and has said that it is ready.
+/// Another process that plays a role on the vault, and has reported that it is ready.
 struct Process(Child);
 
 impl Process {
@@ -42,7 +42,7 @@ impl Process {
             lines.any(|line| line.unwrap().contains("READY")),
             "the child failed"
         );
-        // Goes on reading, or the child would be stopped by what the test harness prints.
+        // Read on, or the output of the test harness would block the child.
         std::thread::spawn(move || lines.for_each(drop));
         Self(child)
     }
@@ -69,7 +69,7 @@ fn a_writer_knows_whether_somebody_reads_beside_it() {
     assert!(writer.has_readers());
     drop(here);
     assert!(!writer.has_readers());
-    // It is not in the way of readers, nor they of writers.
+    // A writer does not block readers, nor they a writer.
     let reader = Process::start(&vault, "hold a read transaction and hang");
     drop(writer);
     let writer = vault.writer();
@@ -112,7 +112,7 @@ fn child() {
             .unwrap();
         }
         "follow the state" => {
-            // Sees only whole commits, and at last the last one.
+            // A reader sees only whole commits, and finally the last one.
             let store = open(Mode::ReadOnly).unwrap();
             ready();
             let (mut seen, mut changes) = (0, 0);
@@ -154,8 +154,8 @@ fn child() {
             assert!(error.message.contains("write permission"), "{error}");
         }
         "meet an I/O failure" => {
-            // SQLite knows nothing of EFBIG: to it, the medium fails. Without a handler for the
-            // signal the process would end.
+            // SQLite does not know EFBIG, and takes it for a failing medium. Without a handler the
+            // signal would end the process.
             let flag = std::sync::Arc::default();
             signal_hook::flag::register(libc::SIGXFSZ, flag).unwrap();
             let store = open(Mode::Write(Holder::current(None))).unwrap();
@@ -239,7 +239,7 @@ fn hostile_text_in_the_lock_is_harmless() {
     drop(store);
 }
 
-/// What the child has committed is there without a WAL.
+/// The child's commits are in the database, without a WAL.
 #[track_caller]
 fn must_be_in_the_database(vault: &Vault) {
     assert_eq!(
@@ -266,7 +266,7 @@ fn a_killed_writer_leaves_its_commits_and_no_lock() {
     child.kill();
     assert_eq!(holder(&vault.directory).unwrap(), None);
 
-    // Looking at what is left changes nothing, not even the WAL.
+    // Reading the remains changes nothing, not even the WAL.
     let before = vault.snapshot();
     assert!(!before["vault.db-wal"].0.is_empty());
     for _ in 0..2 {
@@ -277,7 +277,7 @@ fn a_killed_writer_leaves_its_commits_and_no_lock() {
         }
         assert_eq!(vault.snapshot(), before);
     }
-    // The first write does, and a writer that closes in order leaves the database alone.
+    // The first write changes it, and a writer that closes properly leaves the database alone.
     let store = vault.writer();
     put(&store, |tx| tx.put_node(41, &record(4, b"x"))).unwrap();
     drop(store);
@@ -326,7 +326,7 @@ fn readers_in_other_processes_follow_a_writer_that_starts_later() {
     let readers: Vec<_> = (0..4)
         .map(|_| Process::start(&vault, "follow the state"))
         .collect();
-    // One writer after the other; the second finds what the first, killed, left.
+    // One writer after the other; the second finds the commits of the first, which was killed.
     Process::start(&vault, "commit and hang").kill();
     let store = vault.writer();
     assert_eq!(
@@ -393,7 +393,7 @@ fn a_reader_that_hangs_does_not_stop_the_writer_from_closing() {
     );
 }
 
-/// Somebody without permission to write: uid 65534 on files that others may read.
+/// A user without write permission: uid 65534, on files that all may read.
 fn for_everybody_to_read(vault: &Vault) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let mut path = vault.directory.clone();

@@ -390,7 +390,7 @@ fn a_body_that_panics_commits_nothing() {
     }));
     assert!(panicked.is_err());
     assert_eq!(get(&store, |tx| tx.node(50)).unwrap(), None);
-    // What else was left half done above is anybody's guess.
+    // Nobody knows what else is half done above.
     assert_eq!(
         kind(put(&store, |tx| tx.delete_node(50))),
         StoreErrorKind::Io

@@ -1,4 +1,4 @@
-//! How transactions get into the WAL.
+//! Transactions on their way into the WAL.
 
 use proptest::prelude::*;
 use rusqlite::Connection;
@@ -7,7 +7,7 @@ use super::super::connection::{self, Purpose};
 use super::super::vfs;
 use super::*;
 
-/// How often this thread has written to files or devices.
+/// The number of writes of this thread to files or devices.
 fn writes() -> u64 {
     let counts = fs::read_to_string("/proc/thread-self/io").unwrap();
     let line = counts.lines().find_map(|line| line.strip_prefix("syscw: "));
@@ -24,24 +24,24 @@ fn a_transaction_gets_into_the_wal_with_one_write() {
         })
         .unwrap();
     };
-    // The first one begins the WAL, and has pages to read.
+    // The first transaction begins the WAL, and reads pages.
     large(&store, 100);
     let before = writes();
     large(&store, 200);
     assert_eq!(writes() - before, 1);
 }
 
-/// What is done to a table.
+/// A change of a table.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Rows of so many bytes.
+    /// Rows of this many bytes.
     Put(std::ops::Range<u8>, u16),
     Remove(std::ops::Range<u8>),
     Commit,
     Rollback,
     Savepoint,
     RollbackToSavepoint,
-    /// By another connection, which may begin the WAL anew or cut it.
+    /// A checkpoint by another connection, which may restart or truncate the WAL.
     Checkpoint(bool),
 }
 
@@ -81,14 +81,14 @@ fn take(connection: &Connection, step: &Step, number: usize) {
         }
         Step::Savepoint => connection.execute_batch("SAVEPOINT s").unwrap(),
         Step::RollbackToSavepoint => {
-            // There may be none.
+            // There may be no savepoint.
             let _ = connection.execute_batch("ROLLBACK TO s");
         }
         Step::Checkpoint(cuts) => {
             let mode = if *cuts { "TRUNCATE" } else { "PASSIVE" };
             let path = connection.path().unwrap();
             let other = Connection::open(path).unwrap();
-            // The transaction under way is in the way of some.
+            // The transaction under way blocks some checkpoints.
             other.busy_timeout(std::time::Duration::ZERO).unwrap();
             other
                 .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
@@ -134,7 +134,7 @@ fn what_was_given_up_is_not_written_over_what_others_have_committed_since() {
     for number in [2, 4, 6] {
         let before = length();
         put(&ours, number);
-        // It has spilled, and that is held back.
+        // The transaction has spilled, and the VFS holds that back.
         assert!(length() - before < 40 * 3_000);
         ours.execute_batch("ROLLBACK").unwrap();
         vfs::forget(&ours);
@@ -166,7 +166,7 @@ proptest! {
             for connection in [&ours, &plain] {
                 take(connection, step, number);
             }
-            // As seen by its own transaction, by others, and after a crash.
+            // As its own transaction sees it, as others do, and after a crash.
             prop_assert_eq!(rows(&ours), rows(&plain));
             if matches!(step, Step::Commit) {
                 let wal = |name: &str| fs::read(path(&format!("{name}.db-wal"))).unwrap().len();

@@ -1,4 +1,4 @@
-//! The traits of a transaction: reading compares, writing notes, and the rest is passed on.
+//! The traits of a transaction: reads compare, writes note, and other calls are passed on.
 
 use crate::store::{ChunkKey, EntryRow, KeyedRecord, NameTag, NodeId, Read, StoreError, Write};
 
@@ -34,7 +34,7 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
             .as_ref()
             .map(|value| self.current.mark_of_entry(value));
         self.compare(place, mark, None)?;
-        // All names were counted; this one may have been another before, past SQLite.
+        // All names were counted, but an attacker may have replaced this one since, past SQLite.
         let found = self.records.entry(directory, tag)?;
         self.must_be_counted(place, found.as_deref())?;
         Ok(found)
@@ -59,7 +59,8 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
             let compared = self.compare(place, Some(mark), None);
             if self.following.is_some() {
                 compared?;
-                // All of them were counted; these may have been others before, past SQLite.
+                // All names were counted, but an attacker may have replaced some since, past
+                // SQLite.
                 let rows = self.records.entries(directory, after, limit)?;
                 for row in &rows {
                     let place = Place::Entry(directory, row.tag);
@@ -67,7 +68,8 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
                 }
                 return Ok(rows);
             }
-            // Who needs it is told; those who go through all of them find that it is none.
+            // A caller that needs the entry gets the error; one that goes through all finds an
+            // entry that does not open.
             if compared.is_err() {
                 row.value.clear();
             }

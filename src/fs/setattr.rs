@@ -1,25 +1,26 @@
-//! Changing attributes: at once, but for the length of what is open, which is that of a draft.
+//! Changes of attributes. They take effect at once, except for the length of an open file, which is
+//! that of a draft.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::vault::{AttributeChange, Kind, Node};
+use crate::vault::{AttributeChange, Kind, Node, Ticket};
 
-use super::attr::Attributes;
 use super::commits::Commits;
+use super::failures::Failures;
+use super::getattr::Attributes;
 use super::nodes::Nodes;
-use super::queue::Ticket;
 use super::set_attributes::SetAttributes;
 use super::set_id::{SetIdBits, without_set_id};
 use super::table::Table;
 use super::truncation::Truncation;
 use super::watchers::Watchers;
-use super::{Attr, Caller, Done, Errno, FileHandle, to_errno};
+use super::{Attr, Caller, Done, Errno, FileHandle};
 
-/// The kernel takes the length in the answer to a change for that of the file, whatever it knows by
-/// then; of what it has only asked for, it drops what is of before. A publication may end while the answer
-/// is made, as that of an emptied file does after its last close, so the kernel is to ask again before it
-/// tells anybody.
+/// Makes the kernel ask for the attributes again before it uses them. It takes the length in the
+/// answer to a change as the file's, whatever it has learnt meanwhile, while it drops stale answers
+/// to mere queries. And a publication may end while the answer is made, like that of an emptied
+/// file after its last close.
 fn not_remembered(done: Done<Attr>) -> Done<Attr> {
     Box::new(move |mut answer| {
         if let Ok(attr) = &mut answer
@@ -31,9 +32,10 @@ fn not_remembered(done: Done<Attr>) -> Done<Attr> {
     })
 }
 
-/// See the module.
+/// The changes of attributes in a mount.
 pub(super) struct AttributeChanges {
     pub(super) is_read_only: bool,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) commits: Arc<Commits>,
@@ -44,7 +46,8 @@ pub(super) struct AttributeChanges {
 }
 
 impl AttributeChanges {
-    /// Changes attributes; a change of length edits a draft, or publishes when there is no handle.
+    /// Changes attributes. A change of length edits a draft, or publishes at once if there is no
+    /// handle.
     pub(super) fn setattr(
         self: &Arc<Self>,
         caller: Caller,
@@ -69,12 +72,13 @@ impl AttributeChanges {
         let changes = Arc::clone(self);
         let then: Done<()> = Box::new(move |resized| match resized {
             Ok(()) => {
-                let told = Arc::clone(&changes);
-                // The kernel takes what this tells for the length of the file.
-                let done: Done<Attr> = Box::new(move |attr| match (attr, told.nodes.node(ino)) {
-                    (Ok(_), Ok(node)) => done(Ok(told.attributes.attr_through(fh, &node))),
-                    (attr, _) => done(attr),
-                });
+                let own = Arc::clone(&changes);
+                // The kernel takes this length as the file's.
+                let done: Done<Attr> =
+                    Box::new(move |attr| match (attr, own.nodes.stored_or_held(ino)) {
+                        (Ok(_), Ok(node)) => done(Ok(own.attributes.attr_through(fh, &node))),
+                        (attr, _) => done(attr),
+                    });
                 changes.set_plain(caller, ino, SetAttributes { size: None, ..set }, done);
             }
             Err(error) => done(Err(error)),
@@ -86,9 +90,9 @@ impl AttributeChanges {
         }
     }
 
-    /// Everything but the length.
+    /// Changes all attributes except the length.
     fn set_plain(self: &Arc<Self>, caller: Caller, ino: u64, set: SetAttributes, done: Done<Attr>) {
-        let node = match self.nodes.node(ino) {
+        let node = match self.nodes.stored_or_held(ino) {
             Ok(node) => node,
             Err(error) => return done(Err(error)),
         };
@@ -105,7 +109,7 @@ impl AttributeChanges {
                 .set_modified(caller.pid, &self.attributes.place(ino), modified);
             let is_published = node.file().is_ok_and(|file| file.version > 0);
             if moves && is_published {
-                // Or it would be told of what is there until then.
+                // Otherwise the time would also apply to the content published so far.
                 change.modified = None;
             }
         }
@@ -120,7 +124,7 @@ impl AttributeChanges {
         queue.submit(
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
-            move |outcome| match to_errno(outcome) {
+            move |outcome| match changes.failures.to_errno(outcome) {
                 Ok(()) => changes.attributes.settled_attr(ino, done),
                 Err(error) => done(Err(error)),
             },
@@ -128,13 +132,14 @@ impl AttributeChanges {
     }
 }
 
-/// chown(2) takes away set-id bits, from everything but directories, whoever calls it.
+/// chown(2) clears set-id bits for every caller, except on directories.
 fn mode_after_chown(node: &Node, caller: Caller, set: &SetAttributes) -> Option<u32> {
     if node.kind == Kind::Directory || (set.uid.is_none() && set.gid.is_none()) {
         return None;
     }
     let mode = node.attributes.mode;
-    // Without execute permission the bit marks mandatory locking, which only the privileged keep.
+    // Without execute permission the set-group-id bit marks mandatory locking, and stays for
+    // privileged callers.
     let kept = without_set_id(mode) & if caller.uid == 0 { !0 } else { !0o2000 };
     (kept != mode).then_some(kept)
 }

@@ -1,6 +1,6 @@
-//! Reading through handles: which version or draft a read sees, and how it is decrypted.
+//! Reads through handles: the version or draft that a read sees, and its decryption.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::crypto::SecretBytes;
@@ -9,6 +9,8 @@ use crate::vault::{Content, FileBody, LastChunk, Vault, Version};
 use super::blocks::Window;
 use super::budget::{Budget, SMALL, UNKNOWN};
 use super::descriptors;
+use super::errno::file_of;
+use super::failures::Failures;
 use super::handles::{Handle, NodeState};
 use super::kernel::Device;
 use super::loaded::{LastRead, Loaded, Pin, Shown};
@@ -19,34 +21,36 @@ use super::settling::Settling;
 use super::table::Table;
 use super::{Errno, FileHandle, ReadDone, Transfer, window};
 
-/// Contents up to this many bytes are decrypted whole; larger ones chunk by chunk.
+/// Contents up to this many bytes are decrypted as a whole; larger ones chunk by chunk.
 const WHOLE: u64 = SMALL;
 
-/// Where a read finds its bytes.
+/// The source of a read's bytes.
 enum View {
     /// In a draft.
     Draft(Window),
-    /// Nowhere: nothing was published or written.
+    /// Nowhere, because nothing was published or written.
     Nothing,
     /// In a version.
     Version(Pin),
-    /// It has to wait for a publication.
+    /// Unknown: the read must wait for a publication.
     Unsettled,
 }
 
-/// The version that a read finds.
+/// The version that a read uses.
 enum Next {
-    /// What is published.
+    /// The published one.
     Current,
-    /// This one, whatever was published since.
+    /// This one, even if others were published since.
     Pinned(Pin),
 }
 
-/// See the module.
+/// The reads of a mount.
 pub(super) struct Reads {
-    /// A reader that asks again at the end of a replaced content after this long waits for more.
+    /// A reader that asks again at the end of a replaced content after this long is waiting for
+    /// more.
     pub(super) end_patience: Duration,
     pub(super) vault: Arc<Vault>,
+    pub(super) failures: Arc<Failures>,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) loader: Arc<Loader>,
@@ -68,7 +72,8 @@ impl Reads {
     ) {
         let handle = match self.table.get(fh) {
             Ok(handle) if handle.access.read => handle,
-            // The page cache reads for a program that only writes, to fill a page.
+            // A handle for writing only: the page cache may read through it to fill a page, a
+            // program may not.
             Ok(handle) if transfer.lock_owner.is_none() => handle,
             Ok(_) => return done(Err(Errno(libc::EBADF))),
             Err(error) => return done(Err(error)),
@@ -85,7 +90,7 @@ impl Reads {
             if !matches!(view, View::Unsettled)
                 && let Err(error) = self.page_cache.admit(&handle.node, fh, content)
             {
-                // Nothing was read, and the kernel tries again.
+                // Nothing was read, so the kernel tries again.
                 if let Some(own) = handle.node.lock().handles.get_mut(&fh)
                     && !own.write
                 {
@@ -107,7 +112,7 @@ impl Reads {
         }
     }
 
-    /// Finds out where a read looks, and settles the handle on a version if need be.
+    /// Finds the source of a read, and pins the handle to a version if needed.
     fn view(
         &self,
         fh: FileHandle,
@@ -120,10 +125,10 @@ impl Reads {
             return Ok(View::Draft(draft.image().window(offset, size)));
         }
         let beside_writer = self.vault.is_read_only();
-        let file = match self.nodes.present(handle.node.id) {
-            // Removed by the writer: what was opened can still be read.
+        let file = match self.nodes.stored(handle.node.id) {
+            // The writer has removed the file, but its content at the open can still be read.
             Err(Errno(libc::ESTALE)) if beside_writer => None,
-            node => Some(*node?.file()?),
+            node => Some(*file_of(&*node?)?),
         };
         if file.is_some_and(|file| state.shows_draft(file.version)) {
             return Ok(match &state.shared {
@@ -144,7 +149,7 @@ impl Reads {
                         state.remember_opened(node);
                         pin
                     }
-                    // Removed meanwhile.
+                    // The file was removed meanwhile.
                     Err(Errno(libc::ESTALE)) => settled,
                     Err(error) => return Err(error),
                 };
@@ -161,7 +166,7 @@ impl Reads {
         };
         let mut locked = state;
         let state = &mut *locked;
-        state.forget_told(fh, transfer.pid);
+        state.readers().forget_told(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
@@ -170,24 +175,24 @@ impl Reads {
             let user = self.holder(handle);
             let known = || state.loaded.get(pin.version, user);
             let loaded = pin.loaded.clone().or_else(known);
-            own.settle(Some(Pin { loaded, ..pin }));
+            own.pin_to(Some(Pin { loaded, ..pin }));
         }
         let Some(pin) = own.pin.clone() else {
             return Ok(View::Nothing);
         };
         own.reading.note(offset, size, pin.length, transfer.pid);
-        // In one step with that: whoever looks sees one or the other.
+        // Set both in one step: other threads see neither or both.
         own.paged |= transfer.lock_owner.is_none();
         drop(locked);
         if beside_writer && !settled {
-            // What the kernel remembers may be of a version in between.
+            // The kernel may have stored the attributes of a version in between.
             let ino = handle.node.id;
             self.loader.forget_other_versions(ino, pin.version);
         }
         Ok(View::Version(pin))
     }
 
-    /// Whether a read goes on in what its handle has settled on, or finds what is current.
+    /// The version for a read: the handle's pinned one, or the current one.
     fn next_version(
         &self,
         state: &mut NodeState,
@@ -204,9 +209,10 @@ impl Reads {
         let reading = own.reading;
         let pin = own.pin.clone();
         let Some(file) = file else {
-            // Removed: what its process was told of since, or what was opened.
+            // The file is removed: use the version that its process has seen since, or the opened
+            // one.
             let fresh = reading.fresh;
-            let told = fresh.and_then(|fresh| state.told_since(fh, fresh, transfer.pid));
+            let told = fresh.and_then(|fresh| state.readers().told_since(fh, fresh, transfer.pid));
             return told.or(pin).map_or(Next::Current, Next::Pinned);
         };
         if let Some(fresh) = reading.fresh {
@@ -215,8 +221,8 @@ impl Reads {
                     .filter(|pin| pin.version == file.version)
                     .map_or(Next::Current, Next::Pinned);
             }
-            // Replaced since it was opened.
-            return match state.told_since(fh, fresh, transfer.pid) {
+            // The file was replaced since it was opened.
+            return match state.readers().told_since(fh, fresh, transfer.pid) {
                 Some(told) => Next::Pinned(told),
                 None if self.is_locked(handle.node.id) => Next::Current,
                 None => Next::Pinned(pin.unwrap_or_else(|| fresh.pin())),
@@ -225,7 +231,7 @@ impl Reads {
         let Some(pin) = pin else {
             return Next::Current;
         };
-        // A mapping shows what is edited in place, whatever else its process was told of.
+        // A mapping shows in-place edits, whatever version its process has seen.
         let by_page = transfer.lock_owner.is_none();
         if by_page && pin.version != file.version && pin.version >= file.replaced {
             return Next::Current;
@@ -234,9 +240,12 @@ impl Reads {
             if reading.held && !self.is_locked(handle.node.id) {
                 return Next::Pinned(pin);
             }
-            // The beginning again: what was told last, or the newest. A page may be missing from a
-            // mapping of the one before, so for pages it must have been told.
-            let told = state.told_again(Shown::of_pin(&pin), transfer.pid);
+            // The reader begins again: use the version last seen, or the newest. A page may be
+            // missing from a mapping of the previous version, so for pages only a version that was
+            // seen counts.
+            let told = state
+                .readers()
+                .told_again(Shown::of_pin(&pin), transfer.pid);
             return match told.filter(|_| !self.is_locked(handle.node.id)) {
                 Some(told) => Next::Pinned(told),
                 None if by_page => Next::Pinned(pin),
@@ -251,8 +260,9 @@ impl Reads {
         }
     }
 
-    /// Whether somebody holds a lock: who has waited for one must see what was written under it. Not
-    /// asked unless something was published since the file was opened.
+    /// Whether any process holds a lock on the file: a process that has waited for a lock must see
+    /// what was written under it. Callers check this only if a version was published since the
+    /// open.
     fn is_locked(&self, node: u64) -> bool {
         !self.vault.is_read_only() && descriptors::is_locked(node, self.device.get())
     }
@@ -274,11 +284,11 @@ impl Reads {
             Ok(Loaded::Whole { bytes, .. }) => done(Ok(window(bytes, offset, size))),
             Ok(Loaded::Shared { of, .. }) => match &**of {
                 Loaded::Whole { bytes, .. } => done(Ok(window(bytes, offset, size))),
-                // Only what is there whole is shared.
+                // Only whole contents are shared.
                 Loaded::Shared { .. } | Loaded::Pieces(_) => done(Err(Errno(libc::EIO))),
             },
             Ok(Loaded::Pieces(version)) => {
-                let mut last = pin.last.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut last = pin.last.lock();
                 match self.read_pieces(version, &mut last, offset, size) {
                     Ok(bytes) => done(Ok(&bytes)),
                     Err(error) => done(Err(error)),
@@ -288,23 +298,23 @@ impl Reads {
         }
     }
 
-    /// Decrypts a version, or takes it from another handle that has it.
+    /// Decrypts a version, or shares it with another handle that has it.
     fn load(&self, fh: FileHandle, handle: &Handle, version: u64) -> Result<Arc<Loaded>, Errno> {
         let user = self.holder(handle);
         let known = handle.node.lock().loaded.get(version, user);
         let loaded = match known {
             Some(loaded) => loaded,
             None => {
-                let content = self.vault.version(handle.node.id, version, WHOLE)?;
-                self.hold(content, handle.node.id)?
+                let content = self.vault.version(handle.node.id, version, WHOLE);
+                self.hold(self.failures.to_errno(content)?, handle.node.id)?
             }
         };
         remember(&mut handle.node.lock(), fh, (version, user), &loaded);
         Ok(loaded)
     }
 
-    /// For whom contents count that handles show: beside a writer, where they have to be held, for who
-    /// has opened it, elsewhere for nobody.
+    /// The user whose budget a handle's content counts in: beside a writer, where it must be held,
+    /// the user who opened the handle; otherwise nobody.
     fn holder(&self, handle: &Handle) -> u32 {
         match self.vault.is_read_only() {
             true => handle.user,
@@ -312,7 +322,7 @@ impl Reads {
         }
     }
 
-    /// Accounts for a content in memory; when there is no room, it is read piece by piece.
+    /// Accounts for a content in memory. Without room for it, it is read chunk by chunk.
     fn hold(&self, content: Content, node: u64) -> Result<Arc<Loaded>, Errno> {
         let loaded = match content {
             Content::Whole { version, bytes } => match self.budget.keep(bytes.len() as u64) {
@@ -320,7 +330,10 @@ impl Reads {
                     bytes,
                     _reservation: reservation,
                 },
-                None => match self.vault.version(node, version, 0)? {
+                None => match self
+                    .failures
+                    .to_errno(self.vault.version(node, version, 0))?
+                {
                     Content::Pieces(version) => Loaded::Pieces(version),
                     Content::Whole { .. } | Content::Unpublished => {
                         return Err(Errno(libc::ENOMEM));
@@ -342,8 +355,10 @@ impl Reads {
     ) -> Result<SecretBytes, Errno> {
         let end = offset.saturating_add(size.into()).min(version.length());
         let mut out = SecretBytes::zeroed(end.saturating_sub(offset) as usize)?;
-        self.vault
-            .read_at(version, offset, &mut out, &mut last.chunk)?;
+        let read = self
+            .vault
+            .read_at(version, offset, &mut out, &mut last.chunk);
+        self.failures.to_errno(read)?;
         let size = last.chunk.size();
         if last.room.as_ref().is_none_or(|room| room.bytes() < size) {
             last.room = self.budget.keep_if_half_is_free(size);

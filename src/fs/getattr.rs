@@ -1,10 +1,10 @@
-//! Who is told of which length and times, so that what `fstat` tells and what is read or written are
-//! of one content.
+//! The length and times that each process sees, so that `fstat` agrees with the content that the
+//! process reads or writes.
 //!
-//! A file that is being written has two lengths: that of the draft, for the processes that write it,
-//! and that of what is published, for everybody else. The kernel has room for one. It keeps that
-//! of the draft where that matters: where the draft can be mapped, or its end was just asked for. The
-//! others are told theirs in an answer that the kernel passes on without believing it.
+//! A file that is being written has two lengths: that of the draft, for the processes that write
+//! it, and that of the published content, for all others. The kernel has room for one. It keeps the
+//! draft's where that matters: if the draft can be mapped, or a writer has just asked for its end.
+//! Other processes get theirs in an answer that the kernel passes on without storing it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,16 +24,16 @@ use super::settling::Settling;
 use super::table::Table;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 
-/// An answer, and whether the kernel may take it for what is true for all.
+/// An answer, and whether the kernel may use it for all processes.
 struct Answer {
     attr: Attr,
     for_all: bool,
 }
 
-/// See the module.
+/// The attributes of a mount's nodes.
 pub(super) struct Attributes {
     pub(super) is_beside_writer: bool,
-    /// How long the kernel may remember them.
+    /// How long the kernel may keep attributes.
     pub(super) ttl: Duration,
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
@@ -44,7 +44,7 @@ pub(super) struct Attributes {
 }
 
 impl Attributes {
-    /// A node of this mount.
+    /// The node `id` of this mount.
     pub(super) fn place(&self, id: NodeId) -> Place {
         Place {
             id,
@@ -52,7 +52,7 @@ impl Attributes {
         }
     }
 
-    /// What is stored of a node.
+    /// The attributes of a stored node.
     fn stored_attr(&self, node: &Node) -> Attr {
         let a = &node.attributes;
         let mut attr = Attr {
@@ -79,16 +79,16 @@ impl Attributes {
         attr
     }
 
-    /// What the kernel is told of a node that nobody has asked about: with a name, or after a change.
-    /// If there is more to know it asks itself before it tells anybody.
+    /// The attributes for the kernel when no process has asked for them: with a name, or after a
+    /// change. If they may differ for some process, the kernel asks again before it uses them.
     pub(super) fn attr_of(&self, node: &Node) -> Attr {
         let mut attr = self.stored_attr(node);
         if node.kind == Kind::File
             && let Some(open) = self.table.node(node.id)
         {
             let mut state = open.lock();
-            self.mark_unsettled(&mut attr, &state);
-            match state.sizing_draft() {
+            self.mark_unsettled(&mut attr, &mut state);
+            match state.authors().sizing_draft() {
                 Some(draft) if !state.shows_draft(attr.version) => attr.size = draft.len(),
                 _ => show_first_draft(&mut attr, &state),
             }
@@ -97,19 +97,19 @@ impl Attributes {
         attr
     }
 
-    /// Whatever may change with the next request, or without one, or is not the same for all, is not
-    /// to be remembered.
-    fn mark_unsettled(&self, attr: &mut Attr, state: &NodeState) {
+    /// Keeps the kernel from storing attributes that may change with the next request, or without
+    /// one, or differ between processes.
+    fn mark_unsettled(&self, attr: &mut Attr, state: &mut NodeState) {
         if state.has_writers()
             || state.shared.is_some()
             || state.publishing > 0
-            || state.has_outdated_readers(attr.version)
+            || state.readers().has_outdated(attr.version)
         {
             attr.ttl = Duration::ZERO;
         }
     }
 
-    /// Attributes of a node, or of what a handle sees.
+    /// Attributes of a node, or of the content that a handle sees.
     pub(super) fn getattr(
         self: &Arc<Self>,
         caller: Caller,
@@ -119,57 +119,57 @@ impl Attributes {
     ) {
         match ino {
             ROOT => self.settled_attr(ino, done),
-            _ => self.told_attr(caller, ino, fh, done),
+            _ => self.attr_for(caller, ino, fh, done),
         }
     }
 
-    /// What `stat` or `fstat` shows to a process, or what asking for the end of a handle finds.
-    fn told_attr(
+    /// The answer to `stat` or `fstat` of a process, or to a seek to the end of a handle.
+    fn attr_for(
         self: &Arc<Self>,
         caller: Caller,
         ino: NodeId,
         fh: Option<FileHandle>,
         done: Done<Attr>,
     ) {
-        // Who writes does not wait for what is being published of it.
+        // A writer does not wait for its own publication.
         if let Some(fh) = fh
             && let Some(length) = self.seek_in_draft(fh)
         {
-            return done(self.nodes.node(ino).map(|node| {
+            return done(self.nodes.stored_or_held(ino).map(|node| {
                 let attr = self.stored_attr(&node);
                 self.with_draft_through(fh, attr, length)
             }));
         }
         let attributes = Arc::clone(self);
         self.settling
-            .when_settled(ino, move || match attributes.tell(caller, ino, fh) {
+            .when_settled(ino, move || match attributes.answer(caller, ino, fh) {
                 Ok(Some(answer)) => {
                     match answer.for_all {
-                        true => attributes.note_told(&answer.attr),
+                        true => attributes.note_remembered(&answer.attr),
                         false => attributes.kernel.forget_attributes(ino),
                     }
                     done(Ok(answer.attr));
                 }
-                // Somebody has begun to publish since.
-                Ok(None) => attributes.told_attr(caller, ino, fh, done),
+                // A new publication has begun since.
+                Ok(None) => attributes.attr_for(caller, ino, fh, done),
                 Err(error) => done(Err(error)),
             });
     }
 
-    /// The attributes of a node, once what was closed is published.
+    /// The attributes of a node, after pending publications.
     pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let attributes = Arc::clone(self);
         self.settling.when_settled(id, move || {
             done(
                 attributes
                     .nodes
-                    .node_or_opened(id)
+                    .stored_held_or_opened(id)
                     .map(|node| attributes.attr_of(&node)),
             );
         });
     }
 
-    /// The length of the draft of a handle, which its process is asking for.
+    /// The length of a handle's draft, if its process is seeking to the end.
     fn seek_in_draft(&self, fh: FileHandle) -> Option<u64> {
         let handle = self.table.get(fh).ok()?;
         let mut state = handle.node.lock();
@@ -181,7 +181,7 @@ impl Attributes {
         Some(length)
     }
 
-    /// After a change through a handle: the length and times of its draft.
+    /// The attributes after a change through a handle, with the length and times of its draft.
     pub(super) fn attr_through(&self, fh: Option<FileHandle>, node: &Node) -> Attr {
         let attr = self.attr_of(node);
         let handle = fh.and_then(|fh| Some((fh, self.table.get(fh).ok()?)));
@@ -211,8 +211,8 @@ impl Attributes {
         attr
     }
 
-    /// `None` while something is being published.
-    fn tell(
+    /// `None` while a publication is under way.
+    fn answer(
         &self,
         caller: Caller,
         ino: NodeId,
@@ -223,26 +223,26 @@ impl Attributes {
             for_all: true,
         };
         let Some(open) = self.table.node(ino) else {
-            let attr = self.stored_attr(&*self.nodes.node(ino)?);
+            let attr = self.stored_attr(&*self.nodes.stored_or_held(ino)?);
             return Ok(Some(for_all(attr)));
         };
         let mut state = open.lock();
         if state.publishing > 0 {
             return Ok(None);
         }
-        let node = match (self.nodes.present(ino), &state.opened) {
+        let node = match (self.nodes.stored(ino), &state.opened) {
             (Err(Errno(libc::ESTALE)), Some(_)) => {
-                let attr = self.attr_of_removed(&state, caller, fh)?;
+                let attr = self.attr_of_removed(&mut state, caller, fh)?;
                 return Ok(Some(for_all(attr)));
             }
-            (Err(Errno(libc::ESTALE)), None) => self.nodes.node(ino)?,
+            (Err(Errno(libc::ESTALE)), None) => self.nodes.stored_or_held(ino)?,
             (node, _) => node?,
         };
         let mut attr = self.stored_attr(&node);
         let Ok(file) = node.file() else {
             return Ok(Some(for_all(attr)));
         };
-        self.mark_unsettled(&mut attr, &state);
+        self.mark_unsettled(&mut attr, &mut state);
         if state.shows_draft(file.version) {
             show_first_draft(&mut attr, &state);
             state.believed = Some(attr.size);
@@ -250,31 +250,32 @@ impl Attributes {
         }
         if let Some(fh) = fh {
             let mut end = Shown::of(file).pin();
-            if self.is_beside_writer && state.settles_elsewhere(fh, file) {
+            if self.is_beside_writer && state.readers().settles_elsewhere(fh, file) {
                 drop(state);
                 let handle = self.table.get(fh);
                 let user = handle.map_or(caller.uid, |handle| handle.user);
-                // It may be gone when it is read.
+                // The content may be gone when it is read.
                 end = match self.loader.load_current_of(&open, user) {
                     Ok((_, current)) => current.unwrap_or(end),
                     Err(Errno(libc::ESTALE)) => {
-                        let attr = self.attr_of_removed(&open.lock(), caller, Some(fh))?;
+                        let attr = self.attr_of_removed(&mut open.lock(), caller, Some(fh))?;
                         return Ok(Some(for_all(attr)));
                     }
                     Err(error) => return Err(error),
                 };
                 state = open.lock();
             }
-            attr.size = state.seek_in_version(fh, file, end);
+            attr.size = state.readers().seek_in_version(fh, file, end);
             if self.is_beside_writer {
-                // The kernel must believe it, and it may be of another version than `file`.
+                // The kernel must use this length, which may belong to another version than `file`.
                 attr.ttl = Duration::ZERO;
             }
             state.believed = Some(attr.size);
             return Ok(Some(for_all(attr)));
         }
-        let draft = state.draft_of_process(caller.pid, &self.place(ino));
-        // What is published is the same for all.
+        let authors = state.authors();
+        let draft = authors.draft_of_process(caller.pid, &self.place(ino));
+        // A published content is the same for all.
         let is_own = |draft: &Draft| draft.is_unpublished() || draft.len() != attr.size;
         if let Some((_, draft)) = draft.filter(|(_, draft)| is_own(draft)) {
             attr.size = draft.len();
@@ -282,21 +283,22 @@ impl Attributes {
             state.believed = Some(attr.size);
             return Ok(Some(for_all(attr)));
         }
-        if let Some(length) = state.drained_by(caller.pid, file) {
+        if let Some(length) = state.readers().drained_by(caller.pid, file) {
             attr.size = length;
-        } else if state.has_outdated_fresh(file.version) {
+        } else if state.readers().has_outdated_fresh(file.version) {
             let mut pin = Some(Shown::of(file).pin());
             if self.is_beside_writer {
-                // Nothing is held for others, who cannot read it first.
-                let may_read = state.may_read_first(caller.pid, &self.place(ino));
+                // Hold nothing for processes that are not the first to read it.
+                let place = self.place(ino);
+                let may_read = state.readers().may_read_first(caller.pid, &place);
                 drop(state);
                 let current = may_read.then(|| self.loader.load_current_of(&open, caller.uid));
                 pin = match current {
                     Some(Ok((_, current))) => current.or(pin),
-                    // It reads what was there when it has opened the file.
+                    // It reads the content from the time it opened the file.
                     None | Some(Err(Errno(libc::ENOMEM))) => None,
                     Some(Err(Errno(libc::ESTALE))) => {
-                        let attr = self.attr_of_removed(&open.lock(), caller, fh)?;
+                        let attr = self.attr_of_removed(&mut open.lock(), caller, fh)?;
                         return Ok(Some(for_all(attr)));
                     }
                     Some(Err(error)) => return Err(error),
@@ -308,12 +310,12 @@ impl Attributes {
                 state.told.note(caller.pid, pin);
             }
         } else if self.is_beside_writer {
-            // Nobody is going to read another version.
+            // No process is going to read another version.
             state.told = Told::default();
-        } else if state.may_read_again(caller.pid) {
+        } else if state.readers().may_read_again(caller.pid) {
             state.told.note(caller.pid, Shown::of(file).pin());
         }
-        let sizing = state.sizing_draft().map(Draft::len);
+        let sizing = state.authors().sizing_draft().map(Draft::len);
         let believed_by_all = sizing.is_none_or(|length| length == attr.size);
         if believed_by_all {
             state.believed = Some(attr.size);
@@ -324,21 +326,22 @@ impl Attributes {
         }))
     }
 
-    /// The attributes of an open file that the writer beside has removed: as it was when it was opened.
+    /// The attributes of an open file that the writer has removed: those at the time of the open.
     fn attr_of_removed(
         &self,
-        state: &NodeState,
+        state: &mut NodeState,
         caller: Caller,
         fh: Option<FileHandle>,
     ) -> Result<Attr, Errno> {
         let opened = state.opened.as_ref().ok_or(Errno(libc::ESTALE))?;
         let mut attr = self.stored_attr(&opened.without_name());
-        attr.size = state.length_read_by(fh, caller.pid).unwrap_or(attr.size);
+        let length = state.readers().length_read_by(fh, caller.pid);
+        attr.size = length.unwrap_or(attr.size);
         attr.ttl = Duration::ZERO;
         Ok(attr)
     }
 
-    /// The length that everybody sees who does not write.
+    /// The length that all processes see, except writers.
     fn size_for_all(&self, node: &Node) -> u64 {
         let mut attr = self.stored_attr(node);
         if let Some(open) = self.table.node(node.id) {
@@ -347,27 +350,27 @@ impl Attributes {
         attr.size
     }
 
-    /// The length of what a handle is going to read: its draft, or the version that it has settled on
-    /// or settles on now.
+    /// The length of the content that a handle is going to read: its draft, or the version that it
+    /// is pinned to or pins now.
     fn size_through(&self, fh: FileHandle, thread: u32) -> Option<u64> {
         let handle = self.table.get(fh).ok()?;
         let mut state = handle.node.lock();
         if let Some(draft) = state.draft_of(fh) {
             return Some(draft.len());
         }
-        // One that writes follows what is published until it has a draft.
+        // A handle for writing follows the published content until it has a draft.
         let own = state.handles.get(&fh).filter(|own| !own.write)?;
         let pinned = own.pin.as_ref().map(|pin| pin.length);
         let Some(fresh) = own.reading.fresh else {
             return pinned;
         };
-        let Some(told) = state.told_since(fh, fresh, thread) else {
+        let Some(told) = state.readers().told_since(fh, fresh, thread) else {
             return Some(fresh.length);
         };
         let length = told.length;
         if let Some(own) = state.handles.get_mut(&fh) {
             own.reading.fresh = Some(Shown::of_pin(&told));
-            // Only beside a writer there is one so early.
+            // Only beside a writer is there a pin so early.
             own.pin = own.pin.take().map(|_| told);
         }
         Some(length)
@@ -384,7 +387,7 @@ impl Attributes {
         let handle = self.table.get(fh)?;
         let size = match self.size_through(fh, caller.pid) {
             Some(size) => size,
-            None => self.size_for_all(&*self.nodes.node(handle.node.id)?),
+            None => self.size_for_all(&*self.nodes.stored_or_held(handle.node.id)?),
         };
         match whence {
             _ if offset >= size => Err(Errno(libc::ENXIO)),
@@ -394,13 +397,13 @@ impl Attributes {
         }
     }
 
-    /// Beside a writer, before the kernel is told `attr` and may remember it. If it may remember another
-    /// version, it forgets that, and ignores this answer, too.
+    /// Called beside a writer, before the kernel gets `attr` and may store it. If the kernel may
+    /// have stored another version, this tells it to forget that; it then ignores this answer, too.
     ///
-    /// An opener settles on a version, and then looks at the note; this notes first, and then looks at who
-    /// has settled. One of the two sees the other, so the kernel remembers no length of another version than
-    /// what is read. An answer that is not to be remembered is believed at once, and needs no note.
-    fn note_told(&self, attr: &Attr) {
+    /// An opener pins a version and then reads the note; this writes the note and then looks at the
+    /// pins. One of the two sees the other, so the kernel never keeps the length of another version
+    /// than the one that is read. An answer that the kernel does not store needs no note.
+    fn note_remembered(&self, attr: &Attr) {
         if !self.is_beside_writer || attr.kind != Kind::File || attr.ttl.is_zero() {
             return;
         }
@@ -408,19 +411,19 @@ impl Attributes {
         self.forget_outdated(attr);
     }
 
-    /// The second half of that: to be called once it is noted what the kernel may remember.
+    /// The second half of that, called after the note.
     pub(super) fn forget_outdated(&self, attr: &Attr) {
         if self.is_beside_writer
             && !attr.ttl.is_zero()
             && let Some(open) = self.table.node(attr.ino)
-            && open.lock().has_outdated_readers(attr.version)
+            && open.lock().readers().has_outdated(attr.version)
         {
             self.kernel.forget_attributes(attr.ino);
         }
     }
 }
 
-/// A file that was never published shows its first content while it is written.
+/// Shows the first content of a file while it is being written, before the first publication.
 fn show_first_draft(attr: &mut Attr, state: &NodeState) {
     if state.shows_draft(attr.version)
         && let Some(shared) = &state.shared

@@ -1,5 +1,5 @@
-//! Where records go that are taken out of a vault: a file beside it, as they stood there. What is in
-//! it is as sealed as the vault itself, and no more.
+//! The file beside the vault for records that a repair removes, unchanged. Its contents are as
+//! sealed as the vault itself, and no more.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek as _, Write as _};
@@ -13,14 +13,14 @@ use crate::store::KeyedRecord;
 use super::super::VaultError;
 use super::super::host::anchor::hex;
 
-/// The file, made when the first record goes there.
-pub(super) struct Aside {
+/// The file, created with the first record.
+pub(super) struct Quarantine {
     path: PathBuf,
     file: Option<BufWriter<File>>,
 }
 
-impl Aside {
-    /// Beside the vault in `vault`.
+impl Quarantine {
+    /// The file for the vault in `vault`, beside it.
     pub(super) fn of(vault: &Path, now: i64) -> Self {
         let mut name = vault.as_os_str().to_owned();
         name.push(format!(".removed-{now}-{}", std::process::id()));
@@ -79,7 +79,7 @@ impl Aside {
         written.map_err(|e| self.failed(&e))
     }
 
-    /// From the beginning, because the transaction is.
+    /// Empties the file, because the transaction starts again.
     pub(super) fn restart(&mut self) -> Result<(), VaultError> {
         let emptied = match &mut self.file {
             Some(file) => file.rewind().and_then(|()| file.get_ref().set_len(0)),
@@ -88,7 +88,7 @@ impl Aside {
         emptied.map_err(|e| self.failed(&e))
     }
 
-    /// Makes durable what went there, before it is gone from the vault.
+    /// Makes its records durable, before they are removed from the vault.
     pub(super) fn sync(&mut self) -> Result<(), VaultError> {
         let Some(file) = &mut self.file else {
             return Ok(());
@@ -99,15 +99,15 @@ impl Aside {
         synced.map_err(|e| self.failed(&e))
     }
 
-    /// Nothing was taken out after all.
+    /// Removes the file, because nothing was removed from the vault after all.
     pub(super) fn discard(&mut self) {
         if self.file.take().is_some() {
-            // What is left of it harms nobody.
+            // A remaining file is harmless.
             let _ = std::fs::remove_file(&self.path);
         }
     }
 
-    /// Where it is, if it is.
+    /// The path of the file, if it exists.
     pub(super) fn path(&self) -> Option<&Path> {
         self.file.as_ref().map(|_| self.path.as_path())
     }

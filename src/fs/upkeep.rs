@@ -1,18 +1,18 @@
-//! What a mount does by itself, now and then: it has this host remember how far the vault has come,
-//! writes into the history what was found, and counts what another process may have changed.
+//! The periodic tasks of a mount: it updates the vault's anchor on this host, records findings in
+//! the history, and counts a vault that another process may have changed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::os::nice::step_back;
+use crate::os::nice::lower_priority;
 use crate::vault::{Footprint, Vault, VaultError};
 
 use super::askers::Askers;
 use super::reaping::Reaping;
 use super::routine::Routine;
 
-/// How often the host's anchor of the vault is brought up to date. With what it takes to store it, the
-/// anchor is never more than five seconds behind.
+/// Interval between updates of the anchor. With the time to store it, the anchor is never more than
+/// five seconds behind.
 const ANCHOR_EVERY: Duration = Duration::from_secs(2);
 
 /// Starts the threads. They end with the file system.
@@ -22,7 +22,7 @@ pub(super) fn start(
     reaping: &Arc<Reaping>,
     verify_every: Duration,
 ) -> std::io::Result<[Routine; 2]> {
-    let mut told = None;
+    let mut logged = None;
     let (anchored, askers) = (Arc::clone(vault), Arc::clone(askers));
     let anchor = move || {
         let vault = &anchored;
@@ -30,8 +30,8 @@ pub(super) fn start(
         if !vault.await_verdict_or_end() || vault.is_condemned() && vault.is_read_only() {
             return;
         }
-        // What a writer has acknowledged is certain, whatever became of it.
-        tell_once(&mut told, vault.keep_anchor());
+        // Do this even if the vault is condemned: acknowledged commits are certain.
+        log_once(&mut logged, vault.keep_anchor());
         if !vault.is_condemned() {
             record_findings(vault);
         }
@@ -39,7 +39,7 @@ pub(super) fn start(
     let mut lookback = Lookback {
         reaping: Arc::clone(reaping),
         vault: Arc::clone(vault),
-        // The count before the mount does not tell: at worst, it is done once more.
+        // The files at the count before the mount are unknown: at worst, there is one count more.
         counted: None,
         is_begun: false,
     };
@@ -50,13 +50,13 @@ pub(super) fn start(
     ])
 }
 
-/// Logs a failure, but not the same one every time.
-fn tell_once(told: &mut Option<String>, result: Result<(), VaultError>) {
+/// Logs a failure, unless it repeats the last one.
+fn log_once(logged: &mut Option<String>, result: Result<(), VaultError>) {
     let failed = result.err().map(|error| error.to_string());
-    if let Some(error) = failed.as_ref().filter(|_| failed != *told) {
+    if let Some(error) = failed.as_ref().filter(|_| failed != *logged) {
         tracing::warn!("{error}; this host does not remember how far the vault has come");
     }
-    *told = failed;
+    *logged = failed;
 }
 
 fn record_findings(vault: &Vault) {
@@ -68,7 +68,7 @@ fn record_findings(vault: &Vault) {
 struct Lookback {
     reaping: Arc<Reaping>,
     vault: Arc<Vault>,
-    /// How the files were when they were counted.
+    /// The state of the files at the last count.
     counted: Option<Footprint>,
     is_begun: bool,
 }
@@ -76,7 +76,7 @@ struct Lookback {
 impl Lookback {
     fn look(&mut self) {
         if !std::mem::replace(&mut self.is_begun, true) {
-            step_back();
+            lower_priority();
             let is_served = self.vault.await_service() && !self.vault.is_condemned();
             if is_served && !self.vault.is_read_only() {
                 self.reap_left_overs();
@@ -84,9 +84,9 @@ impl Lookback {
         }
         match (self.vault.is_read_only(), self.vault.is_condemned()) {
             (true, false) if !self.vault.is_salvage() => self.count_afresh(),
-            // Once somebody has put it right.
+            // The operator may have restored the vault.
             (false, true) => record_findings(&self.vault),
-            // Who writes knows what there is.
+            // A writer knows the state of the vault.
             _ => {}
         }
     }
@@ -99,7 +99,7 @@ impl Lookback {
         };
         match self.vault.count_afresh() {
             Ok(()) => self.counted = Some(now),
-            // It has been told.
+            // It has been logged.
             Err(_) if self.vault.is_condemned() => {}
             Err(error) => tracing::warn!("the vault cannot be counted anew: {error}"),
         }

@@ -1,8 +1,8 @@
-//! How a keyring changes: the transitions of the three rotations, each a step from one durable
-//! state to the next.
+//! The transitions of the three rotations: each takes the keyring from one durable state to the
+//! next.
 //!
-//! KMS is asked before a transition, never in one: what is made or proved there is handed in. A
-//! transition changes a copy in memory; it holds once the copy is stored.
+//! Callers ask KMS before a transition and pass its results in; no transition waits for KMS. A
+//! transition changes a copy in memory, and takes effect once the copy is stored.
 
 use std::sync::Arc;
 
@@ -11,23 +11,23 @@ use crate::crypto::schedule::{MasterKey, same};
 use crate::kms::{EncryptionContext, KeyService, KeyUri, KmsError, KmsErrorKind};
 
 use super::error::merge;
-use super::record::{Change, ChangeKind, ChangePhase, Generation, GenerationState, Wrap};
+use super::record::{Generation, GenerationState, Rotation, RotationKind, RotationPhase, Wrap};
 use super::{Event, EventKind, Keyring, KeyringError, LiveKey, wrap_and_prove};
 
-/// An event as it is stored: its number and its bytes.
+/// A stored event: its number and its bytes.
 pub type EventRow = (u64, Vec<u8>);
 
-/// A master key made for a rotation, wrapped by every KMS key and proved; stored nowhere yet.
+/// A new master key for a rotation, wrapped by every KMS key and proved, and not stored yet.
 pub struct NewGeneration {
     generation: Generation,
     key: Arc<LiveKey>,
 }
 
 impl Keyring {
-    /// The KMS keys under which the active master key stands, in order.
+    /// The KMS keys that wrap the active master key, in order.
     ///
     /// # Errors
-    /// When one of them is no URI.
+    /// When one of them is not a URI.
     pub fn kms_keys(&self) -> Result<Vec<KeyUri>, KeyringError> {
         let wraps = self.body.active().map(|g| &g.wraps[..]).unwrap_or_default();
         wraps
@@ -36,20 +36,21 @@ impl Keyring {
             .collect()
     }
 
-    /// Has KMS unwrap the active master key once more: whoever replaces a wrap must still be able
-    /// to use it.
+    /// Has KMS unwrap the active master key again: a host that replaces the wraps must still be
+    /// able to use the present ones.
     ///
     /// # Errors
-    /// When none of the KMS keys does.
+    /// When no KMS key unwraps it.
     pub fn prove_active(&self, kms: &dyn KeyService) -> Result<(), KeyringError> {
         self.prove(self.active, kms).map(drop)
     }
 
-    /// Has KMS unwrap a generation from its wraps in this record, and compares with its check
-    /// value. Takes the key in, if it was not at hand.
+    /// Has KMS unwrap a generation from its wraps in this record, and compares the key with the
+    /// check value. Returns the key, which [`activate`](Self::activate) takes into memory if it is
+    /// missing there.
     ///
     /// # Errors
-    /// When KMS refuses or does not answer, or unwraps something else.
+    /// When KMS refuses, does not answer, or unwraps another key.
     pub fn prove(&self, number: u64, kms: &dyn KeyService) -> Result<ProvedKey, KeyringError> {
         let generation = self.generation(number)?;
         let context = EncryptionContext::master_key(&self.vault.to_string(), number);
@@ -80,8 +81,9 @@ impl Keyring {
         ))
     }
 
-    /// Makes the next master key, wrapped by each of `kms_keys`, each wrap proved by unwrapping
-    /// it again. `number` must never have been that of another, not even of one that was dropped.
+    /// Makes the next master key, wraps it with each of `kms_keys`, and proves each wrap by
+    /// unwrapping it again. No generation may ever have had `number`, not even one that was
+    /// dropped.
     ///
     /// # Errors
     /// When a KMS key does not wrap, or does not unwrap what it wrapped.
@@ -109,7 +111,7 @@ impl Keyring {
         })
     }
 
-    /// Makes new wraps of the active master key, under each of `kms_keys`, each proved.
+    /// Wraps the active master key again with each of `kms_keys`, and proves each wrap.
     ///
     /// # Errors
     /// As for [`make_generation`](Self::make_generation).
@@ -126,13 +128,13 @@ impl Keyring {
             .collect()
     }
 
-    /// Stores a new master key as pending: the first durable state of a rotation.
+    /// Adds a new master key as pending: the first durable state of a rotation.
     ///
     /// # Errors
-    /// When a change is under way, or the key was made for another state of the keyring.
+    /// When a rotation is under way, or the key was made for another state of the keyring.
     pub fn prepare(
         &mut self,
-        kind: ChangeKind,
+        kind: RotationKind,
         new: NewGeneration,
         now: i64,
     ) -> Result<EventRow, KeyringError> {
@@ -144,9 +146,9 @@ impl Keyring {
         let kms_keys = new.generation.wraps.iter().map(|w| w.uri.clone()).collect();
         self.keys.insert(to, new.key);
         self.body.generations.push(new.generation);
-        self.body.change = Some(Change {
+        self.body.change = Some(Rotation {
             kind,
-            phase: ChangePhase::Prepared,
+            phase: RotationPhase::Prepared,
             from,
             to,
             started: now,
@@ -162,12 +164,13 @@ impl Keyring {
         ))
     }
 
-    /// The pending key becomes the active one, the old one unwraps only. From here only forward.
+    /// Makes the pending key active; the old one only unwraps from now on. The rotation cannot go
+    /// back after this.
     ///
     /// # Errors
-    /// When the change is not in the prepared state.
+    /// When the rotation is not in the prepared state, or `proved` is another key.
     pub fn activate(&mut self, proved: ProvedKey, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Prepared])?.clone();
+        let change = self.change_in(&[RotationPhase::Prepared])?.clone();
         if proved.number != change.to {
             return Err(KeyringError::OutOfStep);
         }
@@ -180,7 +183,7 @@ impl Keyring {
             }
         }
         self.active = change.to;
-        self.enter(ChangePhase::Active);
+        self.enter(RotationPhase::Active);
         Ok(self.record(
             now,
             EventKind::Activated {
@@ -189,12 +192,12 @@ impl Keyring {
         ))
     }
 
-    /// Drops a pending key that cannot be used. Nothing was ever wrapped by it.
+    /// Drops a pending key that cannot be used. It never wrapped anything.
     ///
     /// # Errors
-    /// When the change is past the prepared state.
+    /// When the rotation is not in the prepared state.
     pub fn abandon(&mut self, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Prepared])?.clone();
+        let change = self.change_in(&[RotationPhase::Prepared])?.clone();
         self.drop_generation(change.to);
         self.body.change = None;
         Ok(self.record(
@@ -206,16 +209,16 @@ impl Keyring {
         ))
     }
 
-    /// The next durable state, where nothing but the record of it changes.
+    /// Enters a durable state that changes nothing but the phase.
     ///
     /// # Errors
-    /// When that is not the next one.
-    pub fn advance(&mut self, to: ChangePhase) -> Result<(), KeyringError> {
+    /// When the rotation cannot go from its phase to `to`.
+    pub fn advance(&mut self, to: RotationPhase) -> Result<(), KeyringError> {
         let before = match to {
-            ChangePhase::Migrating => &[ChangePhase::Active, ChangePhase::Verifying][..],
-            ChangePhase::Verifying => &[ChangePhase::Migrating],
-            ChangePhase::Scrubbing => &[ChangePhase::Retired],
-            ChangePhase::Prepared | ChangePhase::Active | ChangePhase::Retired => &[],
+            RotationPhase::Migrating => &[RotationPhase::Active, RotationPhase::Verifying][..],
+            RotationPhase::Verifying => &[RotationPhase::Migrating],
+            RotationPhase::Scrubbing => &[RotationPhase::Retired],
+            RotationPhase::Prepared | RotationPhase::Active | RotationPhase::Retired => &[],
         };
         self.change_in(before)?;
         self.enter(to);
@@ -223,15 +226,15 @@ impl Keyring {
         Ok(())
     }
 
-    /// Removes the old master key: its wraps from the record, itself from memory. The caller has
-    /// shown, in the transaction that stores this, that nothing stands under it.
+    /// Removes the old master key from memory, and its wraps from the record. The caller has shown,
+    /// in the transaction that stores this, that the key wraps nothing.
     ///
     /// # Errors
-    /// When the change is not in the verifying state.
+    /// When the rotation is not in the verifying state.
     pub fn retire(&mut self, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Verifying])?.clone();
+        let change = self.change_in(&[RotationPhase::Verifying])?.clone();
         self.drop_generation(change.from);
-        self.enter(ChangePhase::Retired);
+        self.enter(RotationPhase::Retired);
         Ok(self.record(
             now,
             EventKind::Retired {
@@ -240,8 +243,8 @@ impl Keyring {
         ))
     }
 
-    /// The same although `count` records, of which `records` names some, do not open and may stand
-    /// under it.
+    /// As [`retire`](Self::retire), although `count` records do not open and may be under the old
+    /// key. `records` names some of them.
     ///
     /// # Errors
     /// As for [`retire`](Self::retire).
@@ -251,9 +254,9 @@ impl Keyring {
         records: Vec<String>,
         now: i64,
     ) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Verifying])?.clone();
+        let change = self.change_in(&[RotationPhase::Verifying])?.clone();
         self.drop_generation(change.from);
-        self.enter(ChangePhase::Retired);
+        self.enter(RotationPhase::Retired);
         Ok(self.record(
             now,
             EventKind::RetiredDespite {
@@ -264,11 +267,11 @@ impl Keyring {
         ))
     }
 
-    /// Replaces the wraps of the active master key: the one durable state of a rewrap, but for
-    /// what is to be scrubbed from the medium.
+    /// Replaces the wraps of the active master key. A rewrap has this one durable state, and then
+    /// only scrubs the old wraps from the medium.
     ///
     /// # Errors
-    /// When a change is under way.
+    /// When a rotation is under way, or `wraps` is empty.
     pub fn replace_wraps(&mut self, wraps: Vec<Wrap>, now: i64) -> Result<EventRow, KeyringError> {
         if self.body.change.is_some() || wraps.is_empty() {
             return Err(KeyringError::OutOfStep);
@@ -290,9 +293,9 @@ impl Keyring {
             from: names(&old),
             to: names(&generation.wraps),
         };
-        self.body.change = Some(Change {
-            kind: ChangeKind::Rewrap,
-            phase: ChangePhase::Scrubbing,
+        self.body.change = Some(Rotation {
+            kind: RotationKind::Rewrap,
+            phase: RotationPhase::Scrubbing,
             from: active,
             to: active,
             started: now,
@@ -300,12 +303,12 @@ impl Keyring {
         Ok(self.record(now, event))
     }
 
-    /// The change is done.
+    /// Ends the rotation.
     ///
     /// # Errors
-    /// When it is not in its last state.
+    /// When it is not in the scrubbing state.
     pub fn finish(&mut self, now: i64) -> Result<EventRow, KeyringError> {
-        let change = self.change_in(&[ChangePhase::Scrubbing])?.clone();
+        let change = self.change_in(&[RotationPhase::Scrubbing])?.clone();
         self.body.change = None;
         Ok(self.record(
             now,
@@ -316,10 +319,10 @@ impl Keyring {
         ))
     }
 
-    /// Whether data keys are being replaced, and not only what wraps them.
+    /// Whether the rotation replaces data keys, not only their wraps.
     pub fn renews_data_keys(&self) -> bool {
         let change = self.body.change.as_ref();
-        change.is_some_and(|change| change.kind == ChangeKind::Reencrypt)
+        change.is_some_and(|change| change.kind == RotationKind::Reencrypt)
     }
 
     /// Whether the master key of a generation is in memory.
@@ -340,14 +343,14 @@ impl Keyring {
         self.keys.remove(&number);
     }
 
-    fn change_in(&self, phases: &[ChangePhase]) -> Result<&Change, KeyringError> {
+    fn change_in(&self, phases: &[RotationPhase]) -> Result<&Rotation, KeyringError> {
         let change = self.body.change.as_ref();
         change
             .filter(|change| phases.contains(&change.phase))
             .ok_or(KeyringError::OutOfStep)
     }
 
-    fn enter(&mut self, phase: ChangePhase) {
+    fn enter(&mut self, phase: RotationPhase) {
         if let Some(change) = &mut self.body.change {
             change.phase = phase;
         }
@@ -368,8 +371,8 @@ pub struct ProvedKey {
     key: Arc<LiveKey>,
 }
 
-/// Whether no asking again can help: what was wrapped is not what was meant. A key that is denied or
-/// disabled may come back.
+/// Whether a retry can never help: the wrap is not of the expected key. A key that is denied or
+/// disabled may still come back.
 pub fn is_final(error: &KeyringError) -> bool {
     matches!(
         error,

@@ -25,7 +25,7 @@ fn a_small_job_waits_for_one_large_one_of_another_user_at_most() {
         queue.push(large(1), "large");
     }
     assert_eq!(queue.take(), ["large"]);
-    // It comes while that is being stored.
+    // The small one arrives while the large one is being stored.
     queue.push(small(2), "small");
     assert_eq!(queue.take(), ["small"]);
     queue.push(large(1), "large");
@@ -38,7 +38,7 @@ fn a_small_job_waits_for_one_large_one_of_another_user_at_most() {
 fn nobody_waits_for_ever_for_a_user_who_always_has_another_job() {
     let mut queue = Queue::default();
     queue.push(large(1), "large");
-    // The other's share is empty in between each time, and keeps nothing of what it has had.
+    // The other user's share is empty in between each time, and remembers nothing.
     let mut before = 0;
     loop {
         queue.push(small(2), "small");
@@ -136,7 +136,7 @@ fn one_node_is_published_in_the_order_of_submission_whoever_writes_it() {
     assert!(!queue.may_overtake(&Ticket::quick(user(3)).on(7)));
     queue.push(Ticket::quick(user(3)).on(7), "times");
     assert!(queue.take_quick().is_empty());
-    // Who waits for the older one does not keep other jobs of the same user waiting.
+    // A job that waits for the older one does not block other jobs of its user.
     assert_eq!(queue.take(), ["beside"]);
     assert_eq!(queue.take(), ["other node"]);
     assert_eq!(queue.take(), ["older"]);
@@ -195,7 +195,7 @@ fn those_who_are_not_known_have_one_share_together() {
     assert_eq!(order, ["unknown", "known", "unknown", "unknown"]);
 }
 
-/// What is queued by whom: user, node, kind, size, steps.
+/// Jobs by user, node, kind, size and steps.
 fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
     let ticket = (0..4_u32, 0..5_u64, 0..3, 0..3_u64, 1..4_u32);
     let ticket = ticket.prop_map(|(uid, node, kind, size, steps)| {
@@ -216,7 +216,7 @@ fn tickets() -> impl Strategy<Value = Vec<Ticket>> {
 }
 
 proptest! {
-    /// Whatever is taken when, all of it comes out once, in an order that keeps the module's rules.
+    /// Every job comes out once, in an order that keeps the module's rules, however they are taken.
     #[test]
     fn every_job_is_taken_once_in_an_order_that_programs_may_see(
         tickets in tickets(),
@@ -225,7 +225,7 @@ proptest! {
         let mut queue = Queue::default();
         let mut order = Vec::new();
         let mut left = tickets.clone();
-        // Has what was taken come back as long as it has further steps.
+        // Returns taken jobs to the queue as long as they have further steps.
         let mut step = |queue: &mut Queue<usize>, batch: Vec<usize>| {
             for number in &batch {
                 if let Some(next) = left[*number].next_step() {
@@ -258,7 +258,7 @@ proptest! {
             step(&mut queue, batch);
         }
         prop_assert!(!queue.has_quick() && queue.nodes.is_empty() && queue.shares.is_empty());
-        // Where each begins and ends.
+        // The places at which each begins and ends.
         let mut places: HashMap<usize, Vec<usize>> = HashMap::new();
         for (at, number) in order.iter().enumerate() {
             places.entry(*number).or_default().push(at);
@@ -280,4 +280,97 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_rotation_and_users_who_always_want_more_both_go_on() {
+    for users in [1, 2, 16] {
+        let mut queue = Queue::default();
+        let mut jobs = vec![0; users];
+        let mut turns = 0;
+        (0..users).for_each(|one| queue.push(small(one as u32), one));
+        queue.push_turn();
+        for _ in 0..1000 {
+            if queue.is_turn_next() {
+                assert!(queue.take_turn().is_some());
+                turns += 1;
+                queue.push_turn();
+                continue;
+            }
+            for one in queue.take() {
+                jobs[one] += 1;
+                queue.push(small(one as u32), one);
+            }
+        }
+        // A turn costs about as much as four of the jobs, of which a batch has one of each user.
+        assert!((150..=250).contains(&turns), "{turns} turns");
+        let expected = turns * 3..=turns * 5;
+        assert!(jobs.iter().all(|n| expected.contains(n)), "{jobs:?}");
+    }
+}
+
+#[test]
+fn a_user_who_comes_waits_for_one_turn_at_most() {
+    let mut queue = Queue::default();
+    for _ in 0..100 {
+        queue.push_turn();
+        assert!(queue.is_turn_next() && queue.take_turn().is_some());
+    }
+    // While the last one is under way, more of them come, and a user.
+    queue.push_turn();
+    queue.push_turn();
+    queue.push(small(1), "small");
+    assert!(!queue.is_turn_next());
+    assert_eq!(queue.take(), ["small"]);
+    assert!(queue.is_turn_next());
+}
+
+#[test]
+fn threads_have_their_turns_in_the_order_in_which_they_came_whoever_waits() {
+    let mut queue = Queue::default();
+    let first = queue.push_turn();
+    queue.push(large(1), ());
+    let second = queue.push_turn();
+    // Nobody is there to take the job.
+    assert_eq!(queue.take_turn(), Some(first));
+    assert_eq!(queue.take_turn(), Some(second));
+    assert_eq!(queue.take_turn(), None);
+    assert_eq!(queue.drain().len(), 1);
+}
+
+#[test]
+fn what_nobody_waits_for_goes_along_with_as_many_jobs_and_one_and_fills_a_batch_alone() {
+    let mut queue = Queue::default();
+    (0..6).for_each(|_| queue.push_later("later"));
+    assert!(queue.is_empty() && queue.later() == 6);
+    queue.push(small(1), "job");
+    assert_eq!(queue.take(), ["job", "later", "later"]);
+    assert_eq!(queue.take(), ["later"; 4]);
+    (0..MAX_BATCH).for_each(|_| queue.push_later("later"));
+    queue.push(small(1), "job");
+    // By now there are too many of them.
+    assert_eq!(queue.take().len(), MAX_BATCH);
+    assert_eq!(queue.later(), 1);
+    let turn = queue.push_turn();
+    // Its turn, but for the one that came before.
+    assert!(!queue.is_turn_next());
+    assert_eq!(queue.take(), ["later"]);
+    assert!(queue.is_turn_next());
+    assert_eq!(queue.take_turn(), Some(turn));
+}
+
+/// Turns that were had while the committer was at the disk are nothing that a user could owe.
+#[test]
+fn turns_before_waiting_jobs_put_nobody_who_comes_behind_all_of_those() {
+    let mut queue = Queue::default();
+    for _ in 0..4 {
+        queue.push(large(1), "large");
+    }
+    for _ in 0..50 {
+        queue.push_turn();
+        assert!(queue.take_turn().is_some());
+    }
+    queue.push(small(2), "small");
+    assert_eq!(queue.take(), ["large"]);
+    assert_eq!(queue.take(), ["small"]);
 }

@@ -1,17 +1,17 @@
-//! Who waits for the disk these days.
+//! Whether several users have waited for the disk recently.
 
 use std::time::{Duration, Instant};
 
-use super::queue::Whose;
+use super::ticket::Whose;
 
-/// A user who has not waited for the disk for so long is not about.
+/// A user who has not waited for the disk for this long does not count.
 const ABOUT: Duration = Duration::from_secs(2);
 
-/// See the module.
+/// The users who have waited for the disk recently.
 #[derive(Default)]
 pub(super) struct Users {
     last: Whose,
-    /// When another than the one before came last.
+    /// When the user last changed.
     changed: Option<Instant>,
 }
 
