@@ -85,7 +85,7 @@ impl LocalKms {
         self.place_of(name).map(|(_, file)| file)
     }
 
-    /// That directory, and the file in it.
+    /// The directory and the file of the key `name`; `None` if neither directory has one.
     fn place_of(&self, name: &str) -> Option<(&Path, PathBuf)> {
         let credential = self.credentials.as_ref().map(|c| (c.path(), c.file(name)));
         let own = (self.dir(), self.dir.join(dir::file_name(name)));

@@ -10,7 +10,7 @@ fn on() -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// A store with nothing in it but its tables.
+/// A store whose tables are empty.
 fn empty() -> Vault {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join("vault");
@@ -23,7 +23,7 @@ fn empty() -> Vault {
     }
 }
 
-/// All records, each chunk with whose it is; not where it lies.
+/// All records. Each chunk comes with its owner, but without its place in the table.
 fn records(store: &SqliteStore) -> Vec<String> {
     get(store, |tx| {
         let mut all = vec![
@@ -70,7 +70,7 @@ fn a_copy_has_all_that_a_version_owns_as_of_one_commit() {
     let reader = vault.reader();
     let written = Cell::new(0);
     let write_meanwhile = || {
-        // What is committed while it is copied is of another commit.
+        // The copy must not contain what is committed meanwhile.
         let n = written.replace(written.get() + 1);
         let later = || {
             put(&store, |tx| {
@@ -80,7 +80,7 @@ fn a_copy_has_all_that_a_version_owns_as_of_one_commit() {
             })
             .unwrap();
         };
-        // This thread may hold locks of the copy.
+        // Another thread commits, because this one may hold locks of the copy.
         std::thread::scope(|scope| scope.spawn(later).join()).unwrap();
         on()
     };
@@ -102,7 +102,7 @@ fn a_version_that_was_begun_is_copied_as_far_as_it_is_there_and_chunks_of_none_a
         .unwrap();
     }
     {
-        // By another process: where the rest should have come, there is another's.
+        // The next process stores another chunk where the rest should have come.
         let store = vault.writer();
         put(&store, |tx| {
             tx.insert_version(3, 1, &record(1, b"next"), &mut chunks(&[100, 100]))
