@@ -241,7 +241,7 @@ impl Settings {
     pub fn memory_warning(&self) -> Option<String> {
         let limit = self.group_memory.filter(|limit| *limit < self.max_memory)?;
         Some(format!(
-            "max-memory is {} bytes, but the control group of this process is limited to {limit}: \
+            "max-memory is {} bytes, but the control group of this process may have no more than {limit}: \
              the kernel kills it if open files take that much; lower max-memory (a third by default), or raise \
              the limit of the group",
             self.max_memory

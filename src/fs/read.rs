@@ -288,8 +288,11 @@ impl Reads {
                 Loaded::Shared { .. } | Loaded::Pieces(_) => done(Err(Errno(libc::EIO))),
             },
             Ok(Loaded::Pieces(version)) => {
-                let mut last = pin.last.lock();
-                match self.read_pieces(version, &mut last, offset, size) {
+                let last = pin.last;
+                let read = self.read_pieces(version, &mut last.lock(), offset, size);
+                // A copy writes what it has read, and may need the room that this piece takes.
+                drop(last);
+                match read {
                     Ok(bytes) => done(Ok(&bytes)),
                     Err(error) => done(Err(error)),
                 }

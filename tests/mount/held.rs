@@ -304,8 +304,17 @@ fn drain_timeout_is_not_for_a_daemon_that_nobody_keeps_alive() {
     command.arg("umount").arg(place.point());
     command.args(["--drain-timeout", "100ms"]);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let waiting = command.spawn().expect("it runs");
-    wait_for("the mount to go", SOON, || !place.is_mounted());
+    let mut waiting = command.spawn().expect("it runs");
+    wait_for("the mount to go", SOON, || {
+        let ended = waiting.try_wait().expect("a child");
+        if ended.is_some() && place.is_mounted() {
+            let mut said = String::new();
+            let stderr = waiting.stderr.as_mut().expect("piped");
+            stderr.read_to_string(&mut said).expect("read");
+            panic!("it did not unmount: {said}");
+        }
+        !place.is_mounted()
+    });
     std::thread::sleep(Duration::from_secs(1));
     daemons.iter().for_each(|pid| kill(*pid, libc::SIGCONT));
     Ran(waiting.wait_with_output().expect("ended")).succeeded();
