@@ -19,7 +19,7 @@ use crate::os::sys::MountId;
 
 use super::helper::Helper;
 use super::mount_options::MountOptions;
-use super::point::{self, Point};
+use super::point::{self, Point, TRIES};
 
 /// The process that mounts.
 pub(crate) enum Mounter {
@@ -46,10 +46,6 @@ pub(crate) enum Unmounted {
     /// Our mount is not found; any other mount there stays.
     NotOurs,
 }
-
-/// Most searches for a mount that is in the tree: while another process swaps directories above it,
-/// its path leads elsewhere every other time.
-const TRIES: usize = 100;
 
 impl Mount {
     /// The device number of its file system: major, minor.

@@ -20,6 +20,10 @@ use crate::os::sys::{self, MountId};
 use super::quote::quoted;
 use super::{fusermount, harden};
 
+/// Most searches for a mount that is in the tree: while another process exchanges directories above
+/// it, its path leads elsewhere every other time.
+pub(crate) const TRIES: usize = 100;
+
 /// An open directory to mount on.
 #[derive(Debug)]
 pub(crate) struct Point {
@@ -104,20 +108,27 @@ impl Point {
         let parent = open_path(&self.as_path().join(".."))?;
         let path = path_of(&self.directory)?;
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-        let id = sys::mount_id(&through(&parent).join(name))?;
+        // By a descriptor: the id is kept, and has to be one mount's.
+        let id = sys::mount_id_of(&open_path(&through(&parent).join(name))?)?;
         let below = sys::mount_id_of(&self.directory)?;
         Ok((id != below).then_some((id, path)))
     }
 
     /// Removes the mount that was just made on it.
     pub(crate) fn uncover(&self) {
-        if let Ok(Some((id, _))) = self.covered_by()
-            && let Ok(parent) = open_path(&self.as_path().join(".."))
-            && let Ok(path) = path_of(&self.directory)
-            && let Some(name) = path.file_name()
-        {
-            let _ = unmount_at(&through(&parent).join(name), id, MntFlags::MNT_DETACH);
+        for _ in 0..TRIES {
+            if self.try_to_uncover().is_some() {
+                return;
+            }
         }
+    }
+
+    fn try_to_uncover(&self) -> Option<()> {
+        let (id, path) = self.covered_by().ok()??;
+        let parent = open_path(&self.as_path().join("..")).ok()?;
+        let name = through(&parent).join(path.file_name()?);
+        let is_gone = unmount_at(&name, id, MntFlags::MNT_DETACH).ok()?;
+        is_gone.then_some(())
     }
 }
 

@@ -1,9 +1,10 @@
 //! Open handles and their nodes, with their drafts and pinned versions.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::store::NodeId;
+use crate::sync::{Mutex, MutexGuard, Rank};
 use crate::vault::{Node, Timestamp, Whose};
 
 use super::authors::{Authors, Place};
@@ -223,19 +224,19 @@ impl OpenNode {
     pub(super) fn new(id: NodeId) -> Self {
         Self {
             id,
-            state: Mutex::default(),
-            loading: Mutex::default(),
+            state: Mutex::new(Rank::NodeState, NodeState::default()),
+            loading: Mutex::new(Rank::Loading, ()),
         }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, NodeState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Keeps other threads from decrypting its content at the same time. Taken before the lock of
     /// its state.
     pub(super) fn lock_loading(&self) -> MutexGuard<'_, ()> {
-        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loading.lock()
     }
 }
 

@@ -1,11 +1,12 @@
 //! Publishes a draft as a version: takes its content at one change, queues it, and reports the
 //! result to waiting programs.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
+use crate::sync::MutexGuard;
 use crate::vault::{
     PIECE, Publication, Ticket, Timestamp, Tx, Vault, VaultError, Whose, pieces_of, publish_staged,
     stage_piece,

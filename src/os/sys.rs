@@ -26,11 +26,18 @@ pub(crate) struct MountId {
 // From Linux 6.8; libc does not define it on every target.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
-/// The mount that `path` is on. The empty request mask needs no permission, and no answer from the
-/// file system mounted there, whose daemon may be dead.
+/// The mount that `path` is on; a symlink there is not followed. The empty request mask needs no
+/// permission, and no answer from the file system mounted there, whose daemon may be dead.
+///
+/// It takes two questions. While another process exchanges names, each may be answered of another
+/// mount: such an id equals no mount's, so compare it, but never keep it.
 pub(crate) fn mount_id(path: &Path) -> io::Result<MountId> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    mount_id_at(libc::AT_FDCWD, &path, libc::AT_NO_AUTOMOUNT)
+    mount_id_at(
+        libc::AT_FDCWD,
+        &path,
+        libc::AT_NO_AUTOMOUNT | libc::AT_SYMLINK_NOFOLLOW,
+    )
 }
 
 /// The mount that an open file is on, found in the same way.

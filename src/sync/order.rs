@@ -27,23 +27,31 @@ ranks! {
     LastPiece,
     /// Of a vault: the thread that begins or drives a rotation. Held over everything it does.
     Driving,
-    /// Of a vault: whether a thread follows the keyring of the writer.
-    Follower,
-    /// Of a vault: the keyring record that could not be followed.
-    FollowFailed,
     /// Of a vault: the turn to commit, with the state. Held over a whole write transaction. It is
     /// the only one for which threads do not wait at the lock: see `src/vault/commit.rs`.
     Turn,
-    /// Of a vault: readers that take up marks share it. One that must not be overtaken holds it
-    /// alone, over a whole read.
-    Following,
-    /// Of a vault: this host's memory of it.
-    HostMemory,
     /// Of a store: keeps the checkpoint that restarts the WAL apart from write transactions.
     Writes,
     /// Of a store: the connection that writes. Held over a whole transaction, with everything that
     /// its jobs do.
     WriteConnection,
+    /// Of a file system: its open nodes. Jobs take it while they run, and the remains of a job when
+    /// it is dropped.
+    OpenNodes,
+    /// Of an open node: the decryption of a large content. Held over that.
+    Loading,
+    /// Of an open node: its handles and drafts. Jobs take it while they run, and requests hold it while
+    /// they read the vault.
+    NodeState,
+    /// Of a vault: whether a thread follows the keyring of the writer.
+    Follower,
+    /// Of a vault: the keyring record that could not be followed.
+    FollowFailed,
+    /// Of a vault: readers that take up marks share it. One that must not be overtaken holds it
+    /// alone, over a whole read.
+    Following,
+    /// Of a vault: this host's memory of it.
+    HostMemory,
     /// Of a store opened for reading: the connection that sees changes.
     ForeignChanges,
     /// Of a store: why nobody knows what is on disk. Held over a sync of the WAL.
@@ -88,9 +96,6 @@ ranks! {
     Findings,
     /// Of a vault: findings that are not in the history yet.
     Unrecorded,
-    /// Of a file system: its open nodes. Jobs take it while they run, and the remains of a job when
-    /// it is dropped.
-    OpenNodes,
     /// Of a file system: its open handles.
     OpenHandles,
     /// Of a job: nodes that it is deleting.

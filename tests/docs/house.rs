@@ -36,8 +36,6 @@ const LOCKS_WITHOUT_RANK: &[(&str, &str)] = &[
         "daemon/panics.rs",
         "the panic hook takes one whatever is held",
     ),
-    ("fs/handles.rs", "to be ranked: the state of an open node"),
-    ("fs/publish.rs", "is handed that state, locked"),
 ];
 
 /// Files that still import from each other in a circle. A list to be emptied: who takes part no longer
