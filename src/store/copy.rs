@@ -12,7 +12,7 @@ use super::{
 
 /// Rows read at a time.
 const BATCH: usize = 64;
-/// A write transaction ends once it has this many bytes of content.
+/// A write transaction ends once it has this many bytes of content, even within a version.
 const ENOUGH: usize = 4 << 20;
 
 /// The reason that a copy is incomplete.
@@ -33,7 +33,7 @@ pub type GoOn<'a> = &'a dyn Fn() -> ControlFlow<()>;
 /// keyring and the state come last, in one transaction: until then nobody can open the copy.
 ///
 /// The copy holds a snapshot of `from`, as any long read does: a writer goes on meanwhile, but
-/// cannot start its WAL from the beginning. The copy needs memory for a few records only.
+/// cannot start its WAL from the beginning. The copy needs memory for some megabytes of records.
 ///
 /// Of an incomplete version it copies the chunks that exist: the sums count its record, too.
 ///
@@ -141,11 +141,21 @@ impl Copy<'_> {
         let mut after: Option<(NodeId, u64)> = None;
         loop {
             let batch = from.scan_versions(after, BATCH)?;
-            let mut left = &batch[..];
-            while !left.is_empty() {
-                let done = self.put(|to| self.some_versions(&mut *from, to, left))?;
-                left = left.get(done..).unwrap_or_default();
+            let (mut whole, mut bytes) = (Vec::new(), 0);
+            for (key, record) in &batch {
+                let piece = self.piece(from, (key.0, key.1, 0))?;
+                if piece.is_last {
+                    bytes += piece.bytes;
+                    whole.push((*key, record, piece));
+                } else {
+                    self.in_pieces(from, (*key, record), piece)?;
+                }
+                if bytes >= ENOUGH {
+                    self.whole_versions(&std::mem::take(&mut whole))?;
+                    bytes = 0;
+                }
             }
+            self.whole_versions(&whole)?;
             after = batch.last().map(|(key, _)| *key);
             if batch.len() < BATCH {
                 return Ok(());
@@ -153,32 +163,72 @@ impl Copy<'_> {
         }
     }
 
-    /// Copies the first of `versions`, at least one, with their chunks. Returns their number.
-    fn some_versions(
+    fn whole_versions(
+        &self,
+        versions: &[(VersionKey, &KeyedRecord, Piece)],
+    ) -> Result<(), CopyError> {
+        self.put(|to| {
+            for ((node, version), record, piece) in versions {
+                to.insert_version(*node, *version, record, &mut piece.chunks.iter().cloned())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Copies a version in several transactions: in one, its chunks would take the room of the
+    /// version twice, in the WAL and in the database.
+    fn in_pieces(
         &self,
         from: &mut dyn Read,
-        to: &mut dyn Write,
-        versions: &[((NodeId, u64), KeyedRecord)],
-    ) -> Result<usize, CopyError> {
-        let mut bytes = 0;
-        for (at, ((node, version), record)) in versions.iter().enumerate() {
-            let mut chunks = Chunks {
-                from: &mut *from,
-                go_on: self.go_on,
-                next: (*node, *version, 0),
-                bytes: 0,
-                failure: None,
-            };
-            to.insert_version(*node, *version, record, &mut chunks)?;
-            if let Some(failure) = chunks.failure {
-                return Err(failure);
+        ((node, version), record): (VersionKey, &KeyedRecord),
+        first: Piece,
+    ) -> Result<(), CopyError> {
+        // The number of its chunks is not known yet, and no version has more than this.
+        self.put(|to| Ok(to.begin_version(node, version, record, u32::MAX)?))?;
+        let (mut index, mut piece) = (0, first);
+        loop {
+            self.put(|to| {
+                let mut chunks = piece.chunks.iter().cloned();
+                Ok(to.put_chunks(node, version, index, &mut chunks)?)
+            })?;
+            if piece.is_last {
+                return Ok(());
             }
-            bytes += chunks.bytes;
-            if bytes >= ENOUGH {
-                return Ok(at + 1);
-            }
+            index = piece.next;
+            piece = self.piece(from, (node, version, index))?;
         }
-        Ok(versions.len())
+    }
+
+    /// Reads the chunks of a version from `first` on, as many as one transaction takes, up to the
+    /// first one that is missing.
+    fn piece(&self, from: &mut dyn Read, first: ChunkKey) -> Result<Piece, CopyError> {
+        let (node, version, mut next) = first;
+        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        let is_last = loop {
+            if (self.go_on)().is_break() {
+                return Err(CopyError::Interrupted);
+            }
+            let chunk = match from.chunk((node, version, next)) {
+                Ok(Some(chunk)) if next < u32::MAX => chunk,
+                Ok(_) => break true,
+                // Behind the last chunk, or in place of a missing one, lies a chunk of another
+                // version. The check of the copy knows how many chunks belong here.
+                Err(error) if error.kind == Kind::Corrupt => break true,
+                Err(error) => return Err(error.into()),
+            };
+            next += 1;
+            bytes += chunk.len();
+            chunks.push(chunk);
+            if bytes >= ENOUGH {
+                break false;
+            }
+        };
+        Ok(Piece {
+            chunks,
+            bytes,
+            next,
+            is_last,
+        })
     }
 
     fn orphans(&self, from: &mut dyn Read) -> Result<(), CopyError> {
@@ -216,41 +266,15 @@ impl Copy<'_> {
     }
 }
 
-/// The chunks of a version, in order, up to the first one that is missing.
-struct Chunks<'a> {
-    from: &'a mut dyn Read,
-    go_on: GoOn<'a>,
-    next: ChunkKey,
+/// Identifies a version: node, number.
+type VersionKey = (NodeId, u64);
+
+/// Chunks of a version, in order.
+struct Piece {
+    chunks: Vec<Vec<u8>>,
     bytes: usize,
-    /// The reason that they ended early.
-    failure: Option<CopyError>,
-}
-
-impl Iterator for Chunks<'_> {
-    type Item = Vec<u8>;
-
-    fn next(&mut self) -> Option<Vec<u8>> {
-        if self.failure.is_some() {
-            return None;
-        }
-        if (self.go_on)().is_break() {
-            self.failure = Some(CopyError::Interrupted);
-            return None;
-        }
-        match self.from.chunk(self.next) {
-            Ok(Some(chunk)) => {
-                self.next.2 = self.next.2.saturating_add(1);
-                self.bytes += chunk.len();
-                Some(chunk)
-            }
-            Ok(None) => None,
-            // Behind the last chunk, or in place of a missing one, lies a chunk of another version.
-            // The check of the copy knows how many chunks belong here.
-            Err(error) if error.kind == Kind::Corrupt => None,
-            Err(error) => {
-                self.failure = Some(error.into());
-                None
-            }
-        }
-    }
+    /// The index of the next chunk.
+    next: u32,
+    /// The version has no more.
+    is_last: bool,
 }

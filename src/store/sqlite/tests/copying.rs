@@ -127,6 +127,37 @@ fn a_version_that_was_begun_is_copied_as_far_as_it_is_there_and_chunks_of_none_a
 }
 
 #[test]
+fn a_large_version_is_copied_in_several_transactions() {
+    let vault = Vault::filled();
+    {
+        let store = vault.writer();
+        put(&store, |tx| {
+            tx.insert_version(2, 4, &record(1, b"large"), &mut chunks(&[60_000; 200]))?;
+            tx.insert_version(2, 5, &record(1, b"after it"), &mut chunks(&[100, 100]))
+        })
+        .unwrap();
+    }
+    let to = empty();
+    let copied = to.writer();
+    let in_part = Cell::new(0);
+    let look = || {
+        let (is_begun, has_end) = get(&copied, |tx| {
+            Ok((
+                tx.version(2, 4)?.is_some(),
+                tx.chunk((2, 4, 199))?.is_some(),
+            ))
+        })
+        .unwrap();
+        in_part.set(in_part.get() + u32::from(is_begun && !has_end));
+        on()
+    };
+    let reader = vault.reader();
+    copy(&reader, &copied, &look).unwrap();
+    assert!(in_part.get() > 1, "it came at once");
+    assert_eq!(records(&copied), records(&reader));
+}
+
+#[test]
 fn a_copy_that_is_to_end_cannot_be_opened_as_a_whole_one() {
     let vault = Vault::filled();
     let reader = vault.reader();
