@@ -6,7 +6,7 @@ use crate::daemon;
 use crate::error::Error;
 use crate::vault::{self, CopyReport, OpenOptions};
 
-use super::copying::{go_on, keys, size};
+use super::copying::{keys, size};
 use super::flags::{Flags, ForOpen};
 use super::output;
 
@@ -14,7 +14,8 @@ use super::output;
 ///
 /// Copies the vault to DEST, as of one commit, and verifies every record of the copy. The vault may
 /// be mounted, by any user, and written meanwhile. DEST must not exist; it appears only once the
-/// whole copy is on disk.
+/// whole copy is on disk. It must be where other users cannot exchange a directory on the way to
+/// it; in a directory with the sticky bit, such as /tmp, they cannot.
 ///
 /// A backup is a directory that holds a vault with the same id. It can be checked where it is,
 /// mounted there with -o ro, and turned into a vault again by `secretfs restore`. The KMS keys that
@@ -42,7 +43,7 @@ impl Backup {
         super::meant::must_be_a_vault(&self.vault)?;
         let options = OpenOptions::to_look(&settings);
         let stop = daemon::interruptions()?;
-        let made = vault::backup(&self.vault, &self.dest, &options, &go_on(&stop))?;
+        let made = vault::backup(&self.vault, &self.dest, &options, &daemon::go_on(&stop))?;
         match self.json {
             true => output::show(&made, true),
             false => output::print(&text(&made, &self.vault)),

@@ -1,17 +1,6 @@
-//! Functions that `backup` and `restore` share.
-
-use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+//! Words that `backup` and `restore` share.
 
 use crate::vault::{CopyReport, NeededKey};
-
-/// A function that breaks once a signal has set `stop`.
-pub(super) fn go_on(stop: &AtomicBool) -> impl Fn() -> ControlFlow<()> {
-    || match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    }
-}
 
 /// The size of a copy, in words.
 pub(super) fn size(made: &CopyReport) -> String {
