@@ -8,6 +8,7 @@
 //! disk, and then rename it in one step that replaces nothing. They must never write to the
 //! original, nor leave a partial copy under the name of a complete one.
 
+mod memory;
 mod partial;
 mod report;
 mod target;
@@ -15,18 +16,16 @@ mod target;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::crypto::schedule::{VaultId, digest};
+use crate::crypto::schedule::VaultId;
 use crate::error::{Class, Error};
-use crate::keyring::{Event, EventKind, Header};
 use crate::kms::KeyUri;
 use crate::store::{self, CopyError, GoOn, Holder, Mode, SqliteStore};
 
 use super::check::check_records_while;
-use super::host::anchor::{Anchor, Anchors, hex};
-use super::host::apart::real_path;
-use super::node::Timestamp;
+use super::pause::pause;
 use super::{CheckReport, OpenOptions, Vault, VaultError};
 
+use memory::Memory;
 use partial::Partial;
 use target::Target;
 
@@ -34,6 +33,8 @@ pub use report::{CopyReport, NeededKey};
 
 /// Limit on the wait until the database of a copy holds all of it.
 const CLOSING: Duration = Duration::from_secs(120);
+/// Pause between two attempts at that.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
 
 /// Copies the vault in `path`, as of one commit, to `to`, which must not exist. Other processes may
 /// write the vault meanwhile.
@@ -47,9 +48,7 @@ pub fn backup(
     options: &OpenOptions,
     go_on: GoOn<'_>,
 ) -> Result<CopyReport, Error> {
-    let target = Target::of(to)?;
-    target.must_be_outside_of(&real_path(path))?;
-    target.must_be_safe(options.unsafe_filesystem)?;
+    let target = Target::of(to, path, options)?;
     // The check of the copy finds all defects, so the first one must not end this.
     let looking = OpenOptions {
         read_only: true,
@@ -77,13 +76,18 @@ pub fn backup(
     }
     let commit = copied.records().seen().commit;
     if commit < seen {
-        return Err(VaultError::went_back(seen, commit).into());
+        let why = format!(
+            "no backup was made: {shown} was at commit {seen}, and was put back to {commit} while \
+             it was copied; see who writes there"
+        );
+        return Err(Error::new(Class::Integrity, why));
     }
     let keyring = copied.keyring();
     let report = CopyReport::of(&target.path, commit, &found, &keyring, &options.kms);
     drop(copied);
     die_at!("copy-verified");
     partial.name(&target)?;
+    target.must_last()?;
     Ok(report)
 }
 
@@ -99,14 +103,12 @@ pub fn restore(
     options: &OpenOptions,
     go_on: GoOn<'_>,
 ) -> Result<CopyReport, Error> {
-    let target = Target::of(to)?;
-    target.must_be_outside_of(&real_path(path))?;
-    target.must_be_safe(options.unsafe_filesystem)?;
+    let target = Target::of(to, path, options)?;
     target.must_not_be_mounted()?;
     must_not_be_in_use(path)?;
     let memory = Memory::of(path, options)?;
-    let pins = memory.pins(options)?;
-    let looking = unremembered(options, None, pins);
+    memory.must_not_be_mounted()?;
+    let looking = unremembered(options, None, memory.pins(options)?);
     let (source, found) = checked(path, &looking, go_on)?;
     if let Some(problems) = problems(&found) {
         let shown = path.display();
@@ -115,11 +117,13 @@ pub fn restore(
         );
         return Err(Error::new(Class::Integrity, why));
     }
+    // Write nothing before this line, here or in this host's memory.
+    memory.must_be_writable()?;
     let partial = Partial::begin(&target)?;
     copy(source.records().store(), &partial, options, go_on)?;
     let pins = source.host().allowed_keys(memory.vault);
     let trusting = unremembered(options, Some(memory.vault), pins);
-    let restored = memory.restored(&partial, &trusting, &target, &source)?;
+    let restored = memory.restored(&partial.copy(), &trusting, &target.path, &source)?;
     die_at!("restore-recorded");
     partial.settle(true)?;
     die_at!("copy-settled");
@@ -142,11 +146,10 @@ pub fn restore(
     memory.take_over(&restored)?;
     die_at!("restore-remembered");
     if let Err(error) = partial.name(&target) {
-        if target.path.symlink_metadata().is_err() {
-            memory.put_back();
-        }
+        memory.put_back();
         return Err(error);
     }
+    target.must_last()?;
     Ok(report)
 }
 
@@ -182,9 +185,6 @@ fn copy(
     // Closing the store would report no failure, so empty the WAL first.
     let deadline = Instant::now() + CLOSING;
     while !to.truncate_wal().map_err(failed)? {
-        if go_on().is_break() {
-            return Err(interrupted());
-        }
         if Instant::now() > deadline {
             let why = format!(
                 "cannot finish {}: another program has it open",
@@ -193,7 +193,9 @@ fn copy(
             return Err(Error::new(Class::Failed, why));
         }
         // The store's own checkpoint thread may be at work.
-        std::thread::sleep(Duration::from_millis(10));
+        if pause(TRY_AGAIN, go_on).is_break() {
+            return Err(interrupted());
+        }
     }
     Ok(())
 }
@@ -263,127 +265,4 @@ fn must_not_be_in_use(path: &Path) -> Result<(), Error> {
             ),
         )),
     }
-}
-
-/// This host's memory of a vault that is being restored.
-struct Memory {
-    vault: VaultId,
-    anchors: Option<Anchors>,
-    /// The anchor as it was before.
-    anchor: Option<Anchor>,
-}
-
-impl Memory {
-    fn of(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
-        let vault = claimed_id(path, options)?;
-        let anchors = options.anchor_dir.as_ref().map(Anchors::at);
-        let mut anchor = None;
-        if let Some(anchors) = &anchors {
-            // Without a new anchor the next mount would be refused.
-            anchors.must_be_writable()?;
-            anchor = anchors.load(vault)?;
-        }
-        if anchor.is_none() && options.require_anchor {
-            let why = format!(
-                "this host has no anchor of vault {vault}, and require-anchor is set; restore it \
-                 once without, where you can trust the backup"
-            );
-            return Err(VaultError::Rollback(why).into());
-        }
-        Ok(Self {
-            vault,
-            anchors,
-            anchor,
-        })
-    }
-
-    /// The KMS keys that may be asked. If empty, those of the backup, which is then trusted on
-    /// first use.
-    fn pins(&self, options: &OpenOptions) -> Result<Vec<KeyUri>, Error> {
-        if !options.pinned_keys.is_empty() {
-            return Ok(options.pinned_keys.clone());
-        }
-        let known = self.anchor.iter().flat_map(|anchor| &anchor.kms_keys);
-        let parsed = known.map(|uri| uri.parse().map_err(|e| Error::new(Class::Integrity, e)));
-        parsed.collect()
-    }
-
-    /// Records in the history of the copy that an older state was accepted. Returns the anchor for
-    /// the copy.
-    fn restored(
-        &self,
-        partial: &Partial,
-        options: &OpenOptions,
-        target: &Target,
-        source: &Vault,
-    ) -> Result<Anchor, Error> {
-        let vault = Vault::open(&partial.copy(), options)?;
-        let anchor = self.anchor.as_ref();
-        let event = Event {
-            at: Timestamp::now().seconds,
-            late: false,
-            kind: EventKind::RollbackAccepted {
-                seen_keyring: anchor.map_or(0, |anchor| anchor.keyring_sequence),
-                accepted_keyring: source.keyring().body().sequence,
-                seen_commit: anchor.map_or(0, |anchor| anchor.commit_sequence),
-                accepted_commit: source.records().seen().commit,
-            },
-        };
-        vault
-            .transactions()
-            .change_keyring(|keyring| Ok(Some(keyring.record_event(&event))), |_| Ok(()))?;
-        vault.sync()?;
-        let pins = source.host().allowed_keys(self.vault);
-        let mut uris: Vec<String> = pins.iter().map(ToString::to_string).collect();
-        for known in anchor.iter().flat_map(|anchor| &anchor.kms_keys) {
-            if !uris.contains(known) {
-                uris.push(known.clone());
-            }
-        }
-        let keyring = vault.keyring();
-        let mut restored = Anchor::new(self.vault, &target.path, uris);
-        restored.keyring_sequence = keyring.body().sequence;
-        restored.keyring_digest = hex(&digest(&[&keyring.encode()]));
-        restored.commit_sequence = vault.records().seen().commit;
-        Ok(restored)
-    }
-
-    /// Stores the anchor of the restored vault, even if this host has seen a later state.
-    fn take_over(&self, restored: &Anchor) -> Result<(), Error> {
-        match &self.anchors {
-            Some(anchors) => Ok(anchors.take_over(restored)?),
-            None => Ok(()),
-        }
-    }
-
-    /// Stores the previous anchor again, since nothing was restored after all.
-    fn put_back(&self) {
-        match (&self.anchors, &self.anchor) {
-            (Some(anchors), Some(anchor)) => {
-                if let Err(error) = anchors.store(anchor, true) {
-                    tracing::warn!("{error}");
-                }
-            }
-            (Some(anchors), None) => anchors.forget(self.vault),
-            (None, _) => {}
-        }
-    }
-}
-
-/// The id that the vault in `path` claims. It is not authentic, since nothing is unlocked for it.
-fn claimed_id(path: &Path, options: &OpenOptions) -> Result<VaultId, Error> {
-    let store_options = store::OpenOptions {
-        unsafe_filesystem: options.unsafe_filesystem,
-    };
-    let header = SqliteStore::open(path, Mode::ReadStill, store_options)
-        .map_err(VaultError::Store)
-        .and_then(|store| {
-            store::read(&store, |records| {
-                records
-                    .header()?
-                    .ok_or_else(|| VaultError::tampered("the header", "is missing"))
-            })
-        })?;
-    let header = Header::decode(&header).map_err(VaultError::Keyring)?;
-    Ok(header.vault())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::kit::{backup, nothing_is_left, run, secrets_are_at, unmount, with_secrets};
+use crate::kit::{backup, go_on, nothing_is_left, run, secrets_are_at, unmount, with_secrets};
 use crate::support::load::Dice;
 use crate::support::process::{Place, Ran, kill, wait_for};
 
@@ -154,5 +154,28 @@ fn who_is_told_to_end_takes_away_what_was_begun() {
             assert!(!to.exists());
             nothing_is_left(&place);
         }
+    }
+}
+
+#[test]
+fn a_name_that_is_taken_meanwhile_is_left_and_the_host_remembers_what_it_did() {
+    let place = with_secrets();
+    let made = backup(&place, "backup");
+    go_on(&place, 3);
+    for (command, from) in [("backup", &place.vault()), ("restore", &made)] {
+        let to = place.path().join("copy");
+        let mut child = begin(&place, command, from, &to, "copy-made=sleep(2000)");
+        child.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = child.spawn().expect("it runs");
+        let partial = place.path().join(".copy.secretfs-partial/copy/vault.db");
+        wait_for("the copy", Duration::from_secs(60), || partial.exists());
+        fs::create_dir(&to).expect("made");
+        let ran = Ran(child.wait_with_output().expect("it ends"));
+        ran.failed(8, "cannot give the copy its name");
+        fs::remove_dir(&to).expect("still empty");
+        nothing_is_left(&place);
+        // The state that the backup has is still older than the last one seen.
+        let args = ["check".as_ref(), made.as_os_str()];
+        place.run(args).failed(6, "older");
     }
 }

@@ -74,6 +74,8 @@ fn a_mount_is_no_vault_and_no_place_for_one() {
     }
     // A vault that somebody writes is no backup.
     run(&place, "restore", &place.vault(), &dir.join("new")).failed(7, "a vault in use");
+    // This host would refuse the vault in use once it has gone back with another.
+    run(&place, "restore", &made, &dir.join("new")).failed(7, "unmount it first");
     // Nor is the path of one free that was only moved away.
     fs::rename(place.vault(), dir.join("moved")).expect("moved");
     run(&place, "restore", &made, &place.vault()).failed(7, "still mounted");
@@ -81,6 +83,8 @@ fn a_mount_is_no_vault_and_no_place_for_one() {
     unmount(&place);
     assert!(!dir.join("new").exists());
     nothing_is_left(&place);
+    let vault = place.vault();
+    place.run(["check".as_ref(), vault.as_os_str()]).succeeded();
 }
 
 #[test]
@@ -142,6 +146,41 @@ fn a_disk_that_is_full_read_only_or_unsafe_is_told_and_nothing_is_left_there() {
         assert_eq!(fs::read_dir(&below).expect("listed").count(), 0);
     }
     nothing_is_left(&place);
+}
+
+/// Whoever can exchange a directory on the way to a copy could have another vault be written, or named.
+#[test]
+fn a_place_where_others_could_exchange_a_directory_is_none_for_a_copy() {
+    let place = with_secrets();
+    let made = backup(&place, "backup");
+    let (outer, inner) = (place.path().join("outer"), place.path().join("outer/inner"));
+    fs::create_dir_all(&inner).expect("made");
+    let to = inner.join("new");
+    for (command, from) in [("backup", place.vault()), ("restore", made)] {
+        for directory in [&outer, &inner] {
+            let set = |owner, mode| {
+                std::os::unix::fs::chown(directory, Some(owner), None).expect("given");
+                let mode = fs::Permissions::from_mode(mode);
+                fs::set_permissions(directory, mode).expect("set");
+            };
+            for (owner, mode, why) in [
+                (0, 0o777, "all users can write there"),
+                (65534, 0o755, "user 65534 owns it"),
+                (65534, 0o1777, "user 65534 owns it"),
+            ] {
+                set(owner, mode);
+                let said = run(&place, command, &from, &to).failed(1, why);
+                let named = format!("{} is in reach", directory.display());
+                assert!(said.stderr().contains(&named), "{}", said.stderr());
+                assert_eq!(fs::read_dir(&inner).expect("listed").count(), 0);
+            }
+            // As it is in /tmp.
+            set(0, 0o1777);
+            run(&place, command, &from, &to).succeeded();
+            fs::remove_dir_all(&to).expect("removed");
+            set(0, 0o755);
+        }
+    }
 }
 
 #[test]
@@ -258,6 +297,8 @@ fn a_flipped_bit_in_any_record_of_a_backup_is_found_before_anything_is_written()
         );
         assert!(found, "{what}: {:?} {error}", error.class);
         assert_eq!(touched(), untouched, "{what}");
+        // Nor is anything written where this host keeps what it has seen.
+        assert!(!place.path().join("host").exists(), "{what}");
     };
     for (table, column, least) in [
         ("header", "value", 1),

@@ -143,10 +143,10 @@ impl Partial {
         })
     }
 
-    /// Renames the copy to the target, which must not exist, and makes that durable.
+    /// Renames the copy to the target, which must not exist. Call [`Target::must_last`] then.
     ///
     /// # Errors
-    /// When something has that name by now, or the disk fails.
+    /// When something has that name by now, or the disk fails; nothing is renamed then.
     pub(super) fn name(self, target: &Target) -> Result<(), Error> {
         let copy = self.copy();
         let flags = RenameFlags::RENAME_NOREPLACE;
@@ -165,15 +165,7 @@ impl Partial {
             Error::new(class, format!("cannot give the copy its name {shown}: {e}"))
         })?;
         die_at!("copy-named");
-        let synced = File::open(&target.parent).and_then(|parent| parent.sync_all());
-        synced.map_err(|e| {
-            let why = format!(
-                "{} is made, and a power cut may take it away: cannot sync {}: {e}",
-                target.path.display(),
-                target.parent.display()
-            );
-            Error::new(Class::Failed, why)
-        })
+        Ok(())
     }
 
     /// Removes the copy, but no file that a copy cannot contain.

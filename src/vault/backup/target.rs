@@ -1,15 +1,21 @@
 //! The target of a copy of a vault: a path that does not exist yet, at a place where a vault may
 //! be.
+//!
+//! The copy is made and named by paths, so no other user may be able to exchange a directory on the
+//! way to the target: paths could lead into another vault then.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Class, Error};
 use crate::os::mountinfo::{self, is_under};
+use crate::os::reach;
 use crate::store;
 
-use super::super::VaultError;
+use super::super::host::apart::real_path;
+use super::super::{OpenOptions, VaultError};
 
 /// The target of a copy, as the module describes.
 pub(super) struct Target {
@@ -20,11 +26,19 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The target at `path`.
+    /// The target at `path` for a copy of the vault in `source`.
     ///
     /// # Errors
-    /// When something exists there, even a link, or the parent is not a directory.
-    pub(super) fn of(path: &Path) -> Result<Self, Error> {
+    /// When something exists there, even a link, or it is no place for a copy of this vault.
+    pub(super) fn of(path: &Path, source: &Path, options: &OpenOptions) -> Result<Self, Error> {
+        let target = Self::at(path)?;
+        target.must_be_outside_of(&real_path(source))?;
+        target.must_be_safe(options.unsafe_filesystem)?;
+        target.must_be_out_of_reach()?;
+        Ok(target)
+    }
+
+    fn at(path: &Path) -> Result<Self, Error> {
         let fail = |class, why: &dyn std::fmt::Display| {
             Error::new(class, format!("cannot make {}: {why}", path.display()))
         };
@@ -75,7 +89,7 @@ impl Target {
     ///
     /// # Errors
     /// When it is inside one, or the mounts cannot be read.
-    pub(super) fn must_be_outside_of(&self, directory: &Path) -> Result<(), Error> {
+    fn must_be_outside_of(&self, directory: &Path) -> Result<(), Error> {
         let shown = self.path.display();
         if is_under(&self.path, directory) {
             let why = format!(
@@ -128,7 +142,7 @@ impl Target {
     ///
     /// # Errors
     /// With the name of the file system.
-    pub(super) fn must_be_safe(&self, unsafe_filesystem: bool) -> Result<(), Error> {
+    fn must_be_safe(&self, unsafe_filesystem: bool) -> Result<(), Error> {
         match unsafe_filesystem {
             true => Ok(()),
             false => {
@@ -136,5 +150,46 @@ impl Target {
                 safe.map_err(|error| VaultError::Store(error).into())
             }
         }
+    }
+
+    /// Refuses a path on which another user could exchange a directory.
+    ///
+    /// # Errors
+    /// With that directory, or when one cannot be examined.
+    fn must_be_out_of_reach(&self) -> Result<(), Error> {
+        let shown = self.path.display();
+        let found = reach::exchangeable(&self.parent).map_err(|e| {
+            let why = format!("cannot tell who can write on the way to {shown}: {e}");
+            Error::new(Class::Failed, why)
+        })?;
+        match found {
+            None => Ok(()),
+            Some(found) => Err(Error::new(
+                Class::Failed,
+                format!(
+                    "cannot make {shown}: others could exchange it for something else while it is \
+                     made ({} is in reach: {}); choose a directory where only you and root can \
+                     write",
+                    found.directory.display(),
+                    found.by
+                ),
+            )),
+        }
+    }
+
+    /// Makes the entry of the copy, which has its name now, durable.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub(super) fn must_last(&self) -> Result<(), Error> {
+        let synced = File::open(&self.parent).and_then(|parent| parent.sync_all());
+        synced.map_err(|e| {
+            let why = format!(
+                "{} is made, and a power cut may take it away: cannot sync {}: {e}",
+                self.path.display(),
+                self.parent.display()
+            );
+            Error::new(Class::Failed, why)
+        })
     }
 }
