@@ -20,8 +20,8 @@ use super::output;
 /// this was accepted, and this host remembers the restored state, so the next mount here needs no
 /// --accept-rollback. Other hosts that have seen a later state refuse the vault with exit code 6,
 /// until it is mounted there once for writing with --accept-rollback. The vault that it replaces
-/// must not be mounted any more, on any host. To look at a backup only, mount it with -o ro and an
-/// empty --anchor-dir.
+/// must not be mounted any more, on any host, and this host may refuse it from then on. To look at
+/// a backup only, mount it with -o ro and an empty --anchor-dir.
 #[derive(Debug, clap::Args)]
 pub(super) struct Restore {
     /// The directory that `secretfs backup` created

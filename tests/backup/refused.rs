@@ -74,7 +74,7 @@ fn a_mount_is_no_vault_and_no_place_for_one() {
     }
     // A vault that somebody writes is no backup.
     run(&place, "restore", &place.vault(), &dir.join("new")).failed(7, "a vault in use");
-    // This host would refuse the vault in use once it has gone back with another.
+    // This host could refuse the vault in use once it has gone back with another.
     run(&place, "restore", &made, &dir.join("new")).failed(7, "unmount it first");
     // Nor is the path of one free that was only moved away.
     fs::rename(place.vault(), dir.join("moved")).expect("moved");

@@ -49,7 +49,7 @@ impl Memory {
     }
 
     /// Refuses to go back while this host has the vault mounted for writing: it would remember the
-    /// restored vault from then on, and refuse the mounted one the next time.
+    /// restored vault from then on, and could refuse either the next time.
     ///
     /// # Errors
     /// When it has, or the mounts cannot be read.
@@ -64,7 +64,7 @@ impl Memory {
             Some(mount) => Err(Error::new(
                 Class::Busy,
                 format!(
-                    "vault {} is mounted on {}, and this host would refuse it once an older state \
+                    "vault {} is mounted on {}, and this host could refuse it once an older state \
                      is restored: unmount it first; to look at the backup only, mount that with \
                      -o ro and an empty --anchor-dir",
                     self.vault,
