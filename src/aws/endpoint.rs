@@ -299,11 +299,14 @@ mod tests {
     #[test]
     fn user_names_and_passwords_are_not_shown() {
         for url in ["https://user:s3cret@kms.example:8443/x", "http://s3cret@h"] {
-            let told = match judge(url, false) {
+            let shown = match judge(url, false) {
                 Ok(endpoint) => endpoint.place("eu-central-1"),
                 Err(why) => why,
             };
-            assert!(!told.contains("s3cret") && told.contains("://"), "{told}");
+            assert!(
+                !shown.contains("s3cret") && shown.contains("://"),
+                "{shown}"
+            );
         }
     }
 

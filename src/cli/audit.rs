@@ -47,8 +47,8 @@ impl Audit {
         let history = match ask_daemon(&self.vault, DaemonClient::audit) {
             Ok(Some(Answer::Audit(events))) => events,
             // A daemon that has found tampering shows no history.
-            told => match read(&self.vault, &options) {
-                Err(error) => return Err(told.err().unwrap_or(error)),
+            asked => match read(&self.vault, &options) {
+                Err(error) => return Err(asked.err().unwrap_or(error)),
                 read => read?,
             },
         };

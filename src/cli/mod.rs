@@ -26,6 +26,7 @@ mod mount_helper;
 mod output;
 mod progress;
 mod reencrypt;
+mod replacing;
 mod restore;
 mod rewrap;
 mod rotate;

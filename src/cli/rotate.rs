@@ -1,12 +1,12 @@
 //! `secretfs rotate`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::error::Error;
 use crate::keyring::RotationKind;
-use crate::vault::{OpenOptions, Request};
+use crate::vault::Request;
 
-use super::flags::{Flags, ForOpen};
+use super::replacing::Replacing;
 
 /// Replace the master key
 ///
@@ -25,33 +25,13 @@ use super::flags::{Flags, ForOpen};
 /// `reencrypt`, which leaves none of that.
 #[derive(Debug, clap::Args)]
 pub(super) struct Rotate {
-    /// The vault's directory, or its mount point
-    path: PathBuf,
-
-    /// Return when it is done, not as soon as it is certain to be done
-    #[arg(long)]
-    wait: bool,
-
-    /// Remove the old master key even if records do not open
-    ///
-    /// Use it if damaged records keep alive a key that must go, and `check --repair` is not an
-    /// option: the records under the old key never open again. The history names them. Continues a
-    /// blocked rotation, or begins one.
-    #[arg(long)]
-    retire_despite: bool,
-
     #[command(flatten)]
-    flags: Flags<ForOpen>,
+    replacing: Replacing,
 }
 
 impl Rotate {
     pub(super) fn run(self, config: Option<&Path>) -> Result<(), Error> {
-        let (settings, _) = self.flags.load(config)?;
-        let options = OpenOptions::to_look(&settings);
-        let request = match self.retire_despite {
-            true => Request::Despite(RotationKind::Rotate),
-            false => Request::Rotate,
-        };
-        super::rotation::run(&self.path, &request, options, self.wait)
+        self.replacing
+            .run(config, Request::Rotate, RotationKind::Rotate)
     }
 }

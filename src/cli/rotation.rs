@@ -213,7 +213,7 @@ fn ask(
             Some(trouble) => progress.say(trouble),
         }
         if let (Some(trouble), true) = (trouble, rotation["blocked"] == true) {
-            return fail(Class::Integrity, blocked_as_told(rotation, trouble));
+            return fail(Class::Integrity, blocked_by_status(rotation, trouble));
         }
         std::thread::sleep(LOOK_EVERY);
     };
@@ -260,8 +260,8 @@ fn running(status: &Value) -> Option<String> {
     let rotation = &status["rotation"];
     let change = rotation["change"].as_str()?;
     if let (Some(trouble), true) = (rotation["trouble"].as_str(), rotation["blocked"] == true) {
-        let told = blocked_as_told(rotation, trouble);
-        return Some(format!("{change} is under way; {told}"));
+        let why = blocked_by_status(rotation, trouble);
+        return Some(format!("{change} is under way; {why}"));
     }
     let now = std::time::UNIX_EPOCH
         .elapsed()
@@ -277,7 +277,7 @@ fn running(status: &Value) -> Option<String> {
 }
 
 /// Describes what blocks a mount's rotation, from its status.
-fn blocked_as_told(rotation: &Value, trouble: &str) -> String {
+fn blocked_by_status(rotation: &Value, trouble: &str) -> String {
     let records = rotation["records"].as_array().into_iter().flatten();
     let records: Vec<_> = records
         .filter_map(|r| r.as_str().map(str::to_owned))

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,6 +9,7 @@ use serde_json::Value;
 use crate::control::{Answer, DaemonClient, Holder, ask_daemon};
 use crate::daemon::MountInfo;
 use crate::error::{Class, Error};
+use crate::os::asking::answer_within;
 use crate::vault;
 
 use super::flags::{Flags, ForOpen};
@@ -74,15 +74,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
     let shown = mount.point.display();
     let file = mount.point.join(".secretfs/status");
-    let (tell, told) = mpsc::channel();
-    // A read that hangs cannot be cancelled; its thread ends with the process.
-    let asked = std::thread::Builder::new()
-        .name("ask".to_owned())
-        .spawn(move || drop(tell.send(std::fs::read_to_string(file))));
-    asked.map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
-    let text = match told.recv_timeout(PATIENCE) {
-        Ok(Ok(text)) => text,
-        Ok(Err(e)) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => {
+    let asked = answer_within(PATIENCE, move || std::fs::read_to_string(file));
+    let asked =
+        asked.map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
+    let text = match asked {
+        Some(Ok(text)) => text,
+        Some(Err(e)) if e.raw_os_error() == Some(nix::libc::ENOTCONN) => {
             return Err(Error::new(
                 Class::Failed,
                 format!(
@@ -90,14 +87,14 @@ fn of_mount(mount: &MountInfo) -> Result<Value, Error> {
                 ),
             ));
         }
-        Ok(Err(e)) if e.kind() == ErrorKind::NotFound => return of_part(mount),
-        Ok(Err(e)) => {
+        Some(Err(e)) if e.kind() == ErrorKind::NotFound => return of_part(mount),
+        Some(Err(e)) => {
             return Err(Error::new(
                 Class::Failed,
                 format!("cannot read {shown}/.secretfs/status: {e}"),
             ));
         }
-        Err(_) => {
+        None => {
             return Err(Error::new(
                 Class::Failed,
                 format!(

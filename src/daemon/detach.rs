@@ -8,13 +8,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use crate::error::{Class, Error};
+use crate::os::asking::answer_within;
 use crate::os::{mountinfo, sys};
+
+use super::point::Point;
 
 /// The state of a mount at its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +120,7 @@ impl Child {
             Heard::Report(report) => match report.as_slice() {
                 [b'+', ..] => match point.map_or(Ok(()), answers) {
                     Ok(()) => return Ok(Ready::Served),
-                    Err(e) => e,
+                    Err(e) => short_of_memory(e),
                 },
                 [b'*', ..] => return Ok(Ready::Counting),
                 [b'-', class, message @ ..] => {
@@ -127,7 +131,7 @@ impl Child {
                         String::from_utf8_lossy(message),
                     ));
                 }
-                _ => self.died(),
+                _ => short_of_memory(self.died()),
             },
             Heard::Interrupted => Error::new(Class::Interrupted, "interrupted; nothing is mounted"),
             Heard::Nothing => Error::new(
@@ -139,7 +143,10 @@ impl Child {
             ),
         };
         self.stop();
-        Err(error)
+        Err(match point.map_or(Ok(()), take_dead_mount_away) {
+            Ok(()) => error,
+            Err(left) => Error::new(error.class, format!("{error}; {left}")),
+        })
     }
 
     fn listen(&self, patience: Duration) -> Result<Heard, Error> {
@@ -214,6 +221,30 @@ impl Child {
     }
 }
 
+/// Removes the mount of a daemon that has died, if it is on `point`.
+fn take_dead_mount_away(point: &Path) -> Result<(), Error> {
+    match Point::open(point) {
+        Ok(point) if point.is_dead() => point.detach_dead(),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Names the limit on memory, if there is one, in the error of a daemon that ended by itself: an
+/// allocation that fails ends the process at once.
+fn short_of_memory(error: Error) -> Error {
+    match getrlimit(Resource::RLIMIT_AS) {
+        Ok((limit, _)) if limit != RLIM_INFINITY => Error::new(
+            error.class,
+            format!(
+                "{error}; it may have no more than {} MiB of memory, which may be too little: raise the \
+                 limit (`ulimit -v`, LimitAS= of a systemd unit)",
+                limit >> 20
+            ),
+        ),
+        Ok(_) | Err(_) => error,
+    }
+}
+
 /// The time that a mount has for its first answer. On a busy machine, while it continues a
 /// rotation, that has taken more than ten seconds.
 const TO_ANSWER: Duration = Duration::from_secs(30);
@@ -223,7 +254,6 @@ const TO_ANSWER: Duration = Duration::from_secs(30);
 /// # Errors
 /// When the mount answers with an error, or not in time.
 pub(crate) fn answers(point: &Path) -> Result<(), Error> {
-    let (tell, told) = std::sync::mpsc::channel();
     let path = point.to_owned();
     let fail = |why: String| {
         Error::new(
@@ -231,22 +261,15 @@ pub(crate) fn answers(point: &Path) -> Result<(), Error> {
             format!("the mount on {} does not answer: {why}", point.display()),
         )
     };
-    // A hanging stat cannot be cancelled; its thread ends with the process.
-    std::thread::Builder::new()
-        .name("ask".to_owned())
-        .spawn(move || {
-            let mounted = mountinfo::mount_at(&path)
-                .and_then(|m| {
-                    m.filter(mountinfo::Mount::is_secretfs)
-                        .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))
-                })
-                .and_then(|_| std::fs::metadata(&path).map(drop));
-            let _ = tell.send(mounted);
-        })
-        .map_err(|e| fail(e.to_string()))?;
-    match told.recv_timeout(TO_ANSWER) {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(e)) => Err(fail(e.to_string())),
-        Err(_) => Err(fail(format!("no answer within {} s", TO_ANSWER.as_secs()))),
+    let ask = move || {
+        mountinfo::mount_at(&path)?
+            .filter(mountinfo::Mount::is_secretfs)
+            .ok_or_else(|| io::Error::other("it is not a mount of secretfs"))?;
+        std::fs::metadata(&path).map(drop)
+    };
+    match answer_within(TO_ANSWER, ask) {
+        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Err(e))) | Err(e) => Err(fail(e.to_string())),
+        Ok(None) => Err(fail(format!("no answer within {} s", TO_ANSWER.as_secs()))),
     }
 }

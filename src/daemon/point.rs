@@ -14,6 +14,7 @@ use nix::libc;
 use nix::mount::MntFlags;
 
 use crate::error::{Class, Error};
+use crate::os::asking::answer_within;
 use crate::os::mountinfo::{self, Mount};
 use crate::os::sys::{self, MountId};
 
@@ -187,19 +188,13 @@ fn unmount_at(path: &Path, id: MountId, flags: MntFlags) -> nix::Result<bool> {
     nix::mount::umount2(path, flags | MntFlags::UMOUNT_NOFOLLOW).map(|()| true)
 }
 
-/// Whether a mount's daemon is gone. It opens the root, because the kernel caches attributes; in a
-/// thread, because a daemon that hangs would block the open, too.
+/// Whether a mount's daemon is gone. It opens the root, because the kernel caches attributes; a
+/// daemon that hangs would block the open, too.
 fn is_dead(open: impl FnOnce() -> io::Result<fs::ReadDir> + Send + 'static) -> bool {
-    let (tell, told) = std::sync::mpsc::channel();
-    let Ok(asking) = std::thread::Builder::new().spawn(move || drop(tell.send(open()))) else {
-        return false;
-    };
-    let Ok(answer) = told.recv_timeout(Duration::from_secs(2)) else {
-        return false;
-    };
-    // Join it: a fork may come next.
-    let _ = asking.join();
-    answer.is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    match answer_within(Duration::from_secs(2), open) {
+        Ok(Some(Err(e))) => e.raw_os_error() == Some(libc::ENOTCONN),
+        Ok(Some(Ok(_)) | None) | Err(_) => false,
+    }
 }
 
 /// Opens a directory with O_PATH; refuses a symlink as the last component.

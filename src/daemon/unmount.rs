@@ -149,7 +149,7 @@ impl Held {
     /// The holder according to the mount's own status.
     fn by_daemon(mount: &mountinfo::Mount) -> Self {
         let status = match status_of(mount) {
-            Status::Told(status) => status,
+            Status::Shown(status) => status,
             Status::Failed => return Self::unless_dead(mount),
             // A bind that is read-only may be one of a mount for writing.
             Status::Silent => return Self::ByWhoever { writes: true },
@@ -207,7 +207,7 @@ impl Held {
     }
 
     /// The holder and the remedy, in words.
-    fn told(&self, holders: &Holders) -> String {
+    fn describe(&self, holders: &Holders) -> String {
         let daemon = match self {
             Self::ByWriter(holder) | Self::ByWriterPerhaps(holder) => process(holder),
             Self::ByDaemon(daemon, _) => format!("process {}", daemon.id),
@@ -243,14 +243,14 @@ impl Held {
                 (false, Self::ByWriterPerhaps(_)) => {
                     Unmounted::Unknown(self.doubt(mount).unwrap_or_default())
                 }
-                (false, _) => Unmounted::Held(self.told(&Holders::of(mount))),
+                (false, _) => Unmounted::Held(self.describe(&Holders::of(mount))),
             });
         };
         let begun = Instant::now();
         // The time since which some holder, or no holder, keeps the daemon alive.
         let (mut since, mut is_anybody) = (begun, None);
         let mut look_at = begun + TO_END.min(wait);
-        let mut is_told = false;
+        let mut is_reported = false;
         while !self.is_over(mount) {
             let now = Instant::now();
             if now >= look_at {
@@ -266,23 +266,23 @@ impl Held {
                 // A daemon without holders is still writing.
                 let patience = if seen { wait } else { wait.max(TO_WRITE) };
                 if now >= since + patience && !self.is_over(mount) {
-                    let (after, told) = (patience.as_secs_f32(), self.told(&holders));
+                    let (after, holder) = (patience.as_secs_f32(), self.describe(&holders));
                     let message = match self.doubt(mount) {
                         Some(doubt) if !seen => format!(
                             "{shown} is unmounted; whether its vault {vault} is still held cannot be \
-                             told after {after} s: {doubt}, and {told}"
+                             told after {after} s: {doubt}, and {holder}"
                         ),
                         _ => format!(
-                            "{shown} is unmounted, but its vault {vault} is still held after {after} s: {told}"
+                            "{shown} is unmounted, but its vault {vault} is still held after {after} s: {holder}"
                         ),
                     };
                     return Err(Error::new(Class::Busy, message));
                 }
-                if !is_told && (seen || now >= begun + TO_END_ALONE) {
-                    is_told = true;
+                if !is_reported && (seen || now >= begun + TO_END_ALONE) {
+                    is_reported = true;
                     tell(&format!(
                         "{shown} is unmounted, but its vault {vault} is still held: {}; waiting for that",
-                        self.told(&holders)
+                        self.describe(&holders)
                     ));
                 }
                 if seen {
@@ -330,7 +330,7 @@ fn process(holder: &store::Holder) -> String {
 
 /// The status that a mount shows.
 enum Status {
-    Told(serde_json::Value),
+    Shown(serde_json::Value),
     /// The question failed, or the mount answered at once with an error.
     Failed,
     /// The mount did not answer. Another question would keep it busy.
@@ -345,18 +345,18 @@ const TO_DIE: Duration = Duration::from_secs(2);
 /// busy.
 fn status_of(mount: &mountinfo::Mount) -> Status {
     // The file takes an answer of any length without a reader.
-    let told = memfd_create("status", MFdFlags::MFD_CLOEXEC).map(File::from);
-    let asking = told.map_err(io::Error::from).and_then(|told| {
+    let answer = memfd_create("status", MFdFlags::MFD_CLOEXEC).map(File::from);
+    let asking = answer.map_err(io::Error::from).and_then(|answer| {
         let asking = Command::new(std::env::current_exe()?)
             .args(["status", "--json"])
             .arg(&mount.point)
             .stdin(Stdio::null())
-            .stdout(told.try_clone()?)
+            .stdout(answer.try_clone()?)
             .stderr(Stdio::null())
             .spawn()?;
-        Ok((asking, told))
+        Ok((asking, answer))
     });
-    let Ok((mut asking, mut told)) = asking else {
+    let Ok((mut asking, mut answer)) = asking else {
         return Status::Failed;
     };
     if !has_ended(&mut asking, TO_SHOW) {
@@ -365,9 +365,9 @@ fn status_of(mount: &mountinfo::Mount) -> Status {
         return Status::Silent;
     }
     let mut text = Vec::new();
-    let read = told.rewind().and_then(|()| told.read_to_end(&mut text));
+    let read = answer.rewind().and_then(|()| answer.read_to_end(&mut text));
     match read.map(|_| serde_json::from_slice(&text)) {
-        Ok(Ok(status)) => Status::Told(status),
+        Ok(Ok(status)) => Status::Shown(status),
         Ok(Err(_)) | Err(_) => Status::Failed,
     }
 }

@@ -52,6 +52,13 @@ impl Beside {
         };
         match found {
             Ok(node) => Ok(self.attributes.attr_of(&node)),
+            // Reading the directory again would only find the damage again.
+            Err(error) if error.is_damage() => {
+                if asking {
+                    self.askers.looked_up(thread, None);
+                }
+                Err(self.failures.errno(&error))
+            }
             // The directory itself may be gone.
             Err(error) => match self.nodes.stored(parent) {
                 Err(stale @ Errno(libc::ESTALE)) if !self.askers.holds(thread, parent) => {

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::store::NodeId;
+use crate::sync::MutexGuard;
 
 use super::commits::Commits;
 use super::counters::Counters;
-use super::handles::{Handle, NodeState};
+use super::handles::{Handle, NodeState, OpenNode};
 use super::kernel::Kernel;
 use super::publish::{Awaited, Pending, Publisher, RETRIES, Source, spoiled};
 use super::reaping::Reaping;
@@ -71,7 +72,6 @@ impl Closing {
         own.flushed = true;
         let wrote = own.wrote;
         let by_owner = own.owners.contains(&lock_owner);
-        let whose = own.whose;
         if state.mapped().is_spoiled(fh) {
             drop(state);
             return done(Err(spoiled(handle.node.id)));
@@ -90,14 +90,22 @@ impl Closing {
         let Some(pending) = state.draft_of(fh).map(|draft| Pending::of(draft)) else {
             return done(Ok(()));
         };
+        self.publish(fh, &handle.node, state, pending, done);
+    }
+
+    /// Publishes what a program waits for.
+    fn publish(
+        &self,
+        fh: FileHandle,
+        node: &Arc<OpenNode>,
+        state: MutexGuard<'_, NodeState>,
+        pending: Pending,
+        done: Done<()>,
+    ) {
         let source = source_of(&state, fh);
-        self.publisher.publish(
-            &handle.node,
-            state,
-            pending,
-            (source, Awaited::Yes(whose)),
-            done,
-        );
+        let awaited = Awaited::Yes(state.user_of(fh));
+        self.publisher
+            .publish(node, state, pending, (source, awaited), done);
     }
 
     /// `fsync`: publishes the handle's draft, and makes everything durable.
@@ -115,24 +123,15 @@ impl Closing {
             drop(state);
             return done(Err(spoiled(handle.node.id)));
         }
-        let whose = state.user_of(fh);
         let draft = state.draft_of(fh).filter(|draft| draft.is_unpublished());
         match draft.map(|draft| Pending::of(draft)) {
             Some(_) if turn == Turn::Asked && state.somebody_waits() => {
                 let closing = Arc::clone(self);
                 state.wait(move || closing.fsync_in_turn(fh, Turn::Come, done));
             }
-            Some(pending) => {
-                let source = source_of(&state, fh);
-                self.publisher.publish(
-                    &handle.node,
-                    state,
-                    pending,
-                    (source, Awaited::Yes(whose)),
-                    done,
-                );
-            }
+            Some(pending) => self.publish(fh, &handle.node, state, pending, done),
             None => {
+                let whose = state.user_of(fh);
                 drop(state);
                 self.commits
                     .barrier(Ticket::awaited(whose).on(handle.node.id), done);

@@ -59,6 +59,7 @@ impl From<&VaultError> for Errno {
                 | KeyringError::Seal(_) => libc::EIO,
             },
             VaultError::Integrity(_)
+            | VaultError::Damaged(_)
             | VaultError::Rollback(_)
             | VaultError::Anchor(_)
             | VaultError::Closed

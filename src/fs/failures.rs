@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn a_failure_is_counted_where_it_is_noted_and_nowhere_else() {
         let failures = Failures::default();
-        let damage = VaultError::Integrity("node 7 does not authenticate".into());
+        let damage = VaultError::Damaged("node 7 does not authenticate".into());
         assert_eq!(Errno::from(&damage), Errno(libc::EIO));
         failures.log(&damage);
         assert_eq!(failures.unauthentic(), 0);

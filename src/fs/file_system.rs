@@ -26,6 +26,7 @@ use super::names::Names;
 use super::nodes::Nodes;
 use super::open::Opens;
 use super::page_cache::PageCache;
+use super::publication_wait::PublicationWait;
 use super::publish::Publisher;
 use super::read::Reads;
 use super::reaping::Reaping;
@@ -34,7 +35,6 @@ use super::routine::Routine;
 use super::set_id::SetIdBits;
 use super::setattr::AttributeChanges;
 use super::settings::Settings;
-use super::settling::Settling;
 use super::table::Table;
 use super::touch::Touches;
 use super::truncation::Truncation;
@@ -131,7 +131,7 @@ impl FileSystem {
             askers: Arc::clone(&askers),
             kernel: Arc::clone(&kernel),
         });
-        let settling = Arc::new(Settling {
+        let publications = Arc::new(PublicationWait {
             table: Arc::clone(&table),
             kernel: Arc::clone(&kernel),
         });
@@ -142,7 +142,7 @@ impl FileSystem {
             table: Arc::clone(&table),
             nodes: Arc::clone(&nodes),
             loader: Arc::clone(&loader),
-            settling: Arc::clone(&settling),
+            publications: Arc::clone(&publications),
             kernel: Arc::clone(&kernel),
             device: Arc::clone(&device),
         });
@@ -224,7 +224,7 @@ impl FileSystem {
             nodes: Arc::clone(&nodes),
             loader: Arc::clone(&loader),
             page_cache: Arc::clone(&page_cache),
-            settling: Arc::clone(&settling),
+            publications: Arc::clone(&publications),
             budget: Arc::clone(&budget),
             device: Arc::clone(&device),
         });
@@ -232,7 +232,7 @@ impl FileSystem {
             table: Arc::clone(&table),
             drafts: Arc::clone(&drafts),
             set_id: Arc::clone(&set_id),
-            settling: Arc::clone(&settling),
+            publications: Arc::clone(&publications),
             closing: Arc::clone(&closing),
         });
         let truncation = Arc::new(Truncation {
@@ -241,7 +241,7 @@ impl FileSystem {
             drafts: Arc::clone(&drafts),
             publisher: Arc::clone(&publisher),
             closing: Arc::clone(&closing),
-            settling: Arc::clone(&settling),
+            publications: Arc::clone(&publications),
         });
         let changes = Arc::new(AttributeChanges {
             is_read_only: vault.is_read_only(),
@@ -282,7 +282,7 @@ impl FileSystem {
             beside: Arc::clone(&beside),
             drafts: Arc::clone(&drafts),
             truncation: Arc::clone(&truncation),
-            settling: Arc::clone(&settling),
+            publications: Arc::clone(&publications),
             set_id: Arc::clone(&set_id),
             reaping: Arc::clone(&reaping),
             room: Arc::clone(&room),

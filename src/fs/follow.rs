@@ -34,13 +34,13 @@ use names::{Listed, Names};
 const BATCH: usize = 256;
 /// Wait between a write of the writer and the look for its commit, since it writes before it
 /// commits.
-const SETTLED: Duration = Duration::from_millis(30);
+const COMMIT_DELAY: Duration = Duration::from_millis(30);
 /// Number of looks after a write, with pauses that double each time.
 const LOOKS: u32 = 4;
 /// Interval of looks without a write, in milliseconds: if the system reports writes, and if it does
 /// not.
-const TOLD: u16 = 1000;
-const UNTOLD: u16 = 200;
+const PAUSE_NOTIFIED: u16 = 1000;
+const PAUSE_UNNOTIFIED: u16 = 200;
 
 /// The thread that wakes watchers, as the module describes. `stop` ends it.
 pub(super) struct Follower {
@@ -150,7 +150,7 @@ impl Comparing {
                 return;
             }
             let wait = match looks {
-                0 => TOLD,
+                0 => PAUSE_NOTIFIED,
                 _ => 0,
             };
             looks = match self.await_write(wait) {
@@ -159,7 +159,7 @@ impl Comparing {
                 Some(false) if looks == 0 => continue,
                 Some(false) => looks - 1,
             };
-            if !self.sleep(SETTLED * (1 << (LOOKS - looks))) {
+            if !self.sleep(COMMIT_DELAY * (1 << (LOOKS - looks))) {
                 return;
             }
         }
@@ -179,7 +179,7 @@ impl Comparing {
     /// `None` at the end.
     fn await_write(&self, wait: u16) -> Option<bool> {
         let Some(writes) = &self.writes else {
-            let pause = Duration::from_millis(wait.min(UNTOLD).into());
+            let pause = Duration::from_millis(wait.min(PAUSE_UNNOTIFIED).into());
             return self.sleep(pause).then_some(false);
         };
         let mut polled = [

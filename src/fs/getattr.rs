@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, Node, ROOT};
+use crate::vault::{Kind, Node, NodeBody, ROOT};
 
 use super::authors::Place;
 use super::draft::Draft;
@@ -19,8 +19,8 @@ use super::kernel::{Device, Kernel};
 use super::loaded::Shown;
 use super::loading::Loader;
 use super::nodes::Nodes;
-use super::readings::Told;
-use super::settling::Settling;
+use super::publication_wait::PublicationWait;
+use super::readings::LastSeen;
 use super::table::Table;
 use super::{Attr, Caller, Done, Errno, FileHandle};
 
@@ -38,7 +38,7 @@ pub(super) struct Attributes {
     pub(super) table: Arc<Table>,
     pub(super) nodes: Arc<Nodes>,
     pub(super) loader: Arc<Loader>,
-    pub(super) settling: Arc<Settling>,
+    pub(super) publications: Arc<PublicationWait>,
     pub(super) kernel: Arc<Kernel>,
     pub(super) device: Arc<Device>,
 }
@@ -71,10 +71,10 @@ impl Attributes {
             version: 0,
         };
         match &a.body {
-            Body::File(file) => (attr.size, attr.version) = (file.size, file.version),
-            Body::Directory(directory) => attr.size = directory.entries,
-            Body::Symlink(target) => attr.size = target.len() as u64,
-            Body::Special(device) => attr.device = *device,
+            NodeBody::File(file) => (attr.size, attr.version) = (file.size, file.version),
+            NodeBody::Directory(directory) => attr.size = directory.entries,
+            NodeBody::Symlink(target) => attr.size = target.len() as u64,
+            NodeBody::Special(device) => attr.device = *device,
         }
         attr
     }
@@ -87,7 +87,7 @@ impl Attributes {
             && let Some(open) = self.table.node(node.id)
         {
             let mut state = open.lock();
-            self.mark_unsettled(&mut attr, &mut state);
+            self.limit_caching(&mut attr, &mut state);
             match state.authors().sizing_draft() {
                 Some(draft) if !state.shows_draft(attr.version) => attr.size = draft.len(),
                 _ => show_first_draft(&mut attr, &state),
@@ -99,7 +99,7 @@ impl Attributes {
 
     /// Keeps the kernel from storing attributes that may change with the next request, or without
     /// one, or differ between processes.
-    fn mark_unsettled(&self, attr: &mut Attr, state: &mut NodeState) {
+    fn limit_caching(&self, attr: &mut Attr, state: &mut NodeState) {
         if state.has_writers()
             || state.shared.is_some()
             || state.publishing > 0
@@ -118,7 +118,7 @@ impl Attributes {
         done: Done<Attr>,
     ) {
         match ino {
-            ROOT => self.settled_attr(ino, done),
+            ROOT => self.attr_when_stored(ino, done),
             _ => self.attr_for(caller, ino, fh, done),
         }
     }
@@ -141,8 +141,8 @@ impl Attributes {
             }));
         }
         let attributes = Arc::clone(self);
-        self.settling
-            .when_settled(ino, move || match attributes.answer(caller, ino, fh) {
+        self.publications
+            .when_stored(ino, move || match attributes.answer(caller, ino, fh) {
                 Ok(Some(answer)) => {
                     match answer.for_all {
                         true => attributes.note_remembered(&answer.attr),
@@ -157,9 +157,9 @@ impl Attributes {
     }
 
     /// The attributes of a node, after pending publications.
-    pub(super) fn settled_attr(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
+    pub(super) fn attr_when_stored(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         let attributes = Arc::clone(self);
-        self.settling.when_settled(id, move || {
+        self.publications.when_stored(id, move || {
             done(
                 attributes
                     .nodes
@@ -242,7 +242,7 @@ impl Attributes {
         let Ok(file) = node.file() else {
             return Ok(Some(for_all(attr)));
         };
-        self.mark_unsettled(&mut attr, &mut state);
+        self.limit_caching(&mut attr, &mut state);
         if state.shows_draft(file.version) {
             show_first_draft(&mut attr, &state);
             state.believed = Some(attr.size);
@@ -250,7 +250,7 @@ impl Attributes {
         }
         if let Some(fh) = fh {
             let mut end = Shown::of(file).pin();
-            if self.is_beside_writer && state.readers().settles_elsewhere(fh, file) {
+            if self.is_beside_writer && state.readers().moves_at_end(fh, file) {
                 drop(state);
                 let handle = self.table.get(fh);
                 let user = handle.map_or(caller.uid, |handle| handle.user);
@@ -307,13 +307,13 @@ impl Attributes {
             }
             if let Some(pin) = pin {
                 (attr.size, attr.version) = (pin.length, pin.version);
-                state.told.note(caller.pid, pin);
+                state.last_seen.note(caller.pid, pin);
             }
         } else if self.is_beside_writer {
             // No process is going to read another version.
-            state.told = Told::default();
+            state.last_seen = LastSeen::default();
         } else if state.readers().may_read_again(caller.pid) {
-            state.told.note(caller.pid, Shown::of(file).pin());
+            state.last_seen.note(caller.pid, Shown::of(file).pin());
         }
         let sizing = state.authors().sizing_draft().map(Draft::len);
         let believed_by_all = sizing.is_none_or(|length| length == attr.size);
@@ -364,14 +364,14 @@ impl Attributes {
         let Some(fresh) = own.reading.fresh else {
             return pinned;
         };
-        let Some(told) = state.readers().told_since(fh, fresh, thread) else {
+        let Some(seen) = state.readers().seen_since(fh, fresh, thread) else {
             return Some(fresh.length);
         };
-        let length = told.length;
+        let length = seen.length;
         if let Some(own) = state.handles.get_mut(&fh) {
-            own.reading.fresh = Some(Shown::of_pin(&told));
+            own.reading.fresh = Some(Shown::of_pin(&seen));
             // Only beside a writer is there a pin so early.
-            own.pin = own.pin.take().map(|_| told);
+            own.pin = own.pin.take().map(|_| seen);
         }
         Some(length)
     }

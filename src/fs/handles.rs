@@ -15,7 +15,7 @@ use super::loaded::{InMemory, Pin};
 use super::mapped::Mapped;
 use super::pages::{Pages, Source};
 use super::readers::Readers;
-use super::readings::Told;
+use super::readings::LastSeen;
 use super::{Access, FileHandle};
 
 /// Limit on the extended attributes that are held for a file open beside a writer, in bytes.
@@ -41,7 +41,7 @@ pub(super) struct NodeState {
     pub(super) paged: bool,
     pub(super) pages: Pages,
     /// The versions that processes have seen, while one may still read another version.
-    pub(super) told: Told,
+    pub(super) last_seen: LastSeen,
     /// The length that the kernel uses, if it came from here.
     pub(super) believed: Option<u64>,
     /// The store may have versions besides the current one.
@@ -62,7 +62,7 @@ impl NodeState {
 
     /// Those who read it.
     pub(super) fn readers(&mut self) -> Readers<'_> {
-        Readers::new(&mut self.handles, &mut self.told)
+        Readers::new(&mut self.handles, &mut self.last_seen)
     }
 
     /// The node's pages in the kernel's cache, with their sources.

@@ -17,9 +17,9 @@
 //!
 //! Below them: `truncation` and `drafts` edit; `publish` stores a draft as a version, `appended`
 //! one that is only appended to; `commits` is the way to the vault's queue; `reaping` deletes;
-//! `loading` takes contents into memory; `settling` waits for publications; `nodes` and `table`
-//! find what is there and what is open; `kernel` makes the kernel forget. A failure of the vault
-//! passes `failures` on its way to an errno.
+//! `loading` takes contents into memory; `publication_wait` waits for publications; `nodes` and
+//! `table` find what is there and what is open; `kernel` makes the kernel forget. A failure of the
+//! vault passes `failures` on its way to an errno.
 
 mod appended;
 mod appends;
@@ -57,6 +57,7 @@ mod open;
 mod opened;
 mod page_cache;
 mod pages;
+mod publication_wait;
 mod publish;
 mod read;
 mod readers;
@@ -69,7 +70,6 @@ mod set_attributes;
 mod set_id;
 mod setattr;
 mod settings;
-mod settling;
 mod table;
 mod touch;
 mod transport;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::store::NodeId;
-use crate::vault::{Body, Kind, NewNode, RenameMode, Ticket, Vault};
+use crate::vault::{Kind, NewNode, NodeBody, RenameMode, Ticket, Vault};
 
 use super::beside::Beside;
 use super::commits::Commits;
@@ -60,8 +60,10 @@ impl Names {
                     Err(Errno(libc::ENOENT)) => names.lookup(parent, &name, done),
                     attr => done(attr),
                 });
-                self.attributes.settled_attr(node.id, then);
+                self.attributes.attr_when_stored(node.id, then);
             }
+            // Reading the directory again would only find the damage again.
+            Err(error) if error.is_damage() => done(Err(self.failures.errno(&error))),
             // The directory itself may be gone.
             Err(error) => done(Err(match self.nodes.stored_or_held(parent) {
                 Err(stale @ Errno(libc::ESTALE)) => stale,
@@ -75,7 +77,7 @@ impl Names {
     fn lookup_number(self: &Arc<Self>, id: NodeId, done: Done<Attr>) {
         match self.nodes.stored(id) {
             Ok(node) if node.attributes.links > 0 && node.kind != Kind::System => {
-                self.attributes.settled_attr(id, done);
+                self.attributes.attr_when_stored(id, done);
             }
             Ok(_) | Err(Errno(libc::ESTALE)) => done(Err(Errno(libc::ENOENT))),
             Err(error) => done(Err(error)),
@@ -255,7 +257,7 @@ impl Names {
     pub(super) fn read_link(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         let node = self.nodes.stored_or_held(ino)?;
         match (&node.attributes.body, node.kind) {
-            (Body::Symlink(target), Kind::Symlink) => Ok(target.clone()),
+            (NodeBody::Symlink(target), Kind::Symlink) => Ok(target.clone()),
             _ => Err(Errno(libc::EINVAL)),
         }
     }

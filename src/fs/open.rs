@@ -18,10 +18,10 @@ use super::loading::Loader;
 use super::names::Names;
 use super::nodes::Nodes;
 use super::opened::Opened;
+use super::publication_wait::PublicationWait;
 use super::reaping::Reaping;
 use super::room::DiskRoom;
 use super::set_id::SetIdBits;
-use super::settling::Settling;
 use super::table::Table;
 use super::truncation::Truncation;
 use super::{Access, Attr, Caller, Done, Errno, FileHandle};
@@ -35,7 +35,7 @@ pub(super) struct Opens {
     pub(super) beside: Arc<Beside>,
     pub(super) drafts: Arc<Drafts>,
     pub(super) truncation: Arc<Truncation>,
-    pub(super) settling: Arc<Settling>,
+    pub(super) publications: Arc<PublicationWait>,
     pub(super) set_id: Arc<SetIdBits>,
     pub(super) reaping: Arc<Reaping>,
     pub(super) room: Arc<DiskRoom>,
@@ -63,14 +63,14 @@ impl Opens {
             let then = self.set_id.cleared_by(caller, ino, then);
             return self.truncation.by_path(caller.uid, ino, 0, then);
         }
-        self.settling.when_settled(ino, move || {
+        self.publications.when_stored(ino, move || {
             // Only a writer's process matters.
             let opener = access
                 .write
                 .then(|| process::thread_group(caller.pid))
                 .flatten();
             let truncate = flags & libc::O_TRUNC != 0;
-            let opened = match opens.open_settled(ino, access, (caller, opener), truncate) {
+            let opened = match opens.try_open(ino, access, (caller, opener), truncate) {
                 // A new publication has begun since.
                 Ok(None) => return opens.open(caller, ino, flags, done),
                 Ok(Some(opened)) => Ok(opened),
@@ -86,7 +86,7 @@ impl Opens {
         });
     }
 
-    fn open_settled(
+    fn try_open(
         self: &Arc<Self>,
         ino: NodeId,
         access: Access,
@@ -128,8 +128,8 @@ impl Opens {
         let mut state = handle.node.lock();
         // Read this under the lock: a version may just have been published, or be about to go.
         let file = *file_of(&*self.nodes.stored_or_held(ino)?)?;
-        let settled = state.publishing == 0;
-        if !settled && !handle.access.write {
+        let is_stored = state.publishing == 0;
+        if !is_stored && !handle.access.write {
             return Ok(false);
         }
         if let Some(own) = state.handles.get_mut(&fh) {
@@ -141,7 +141,7 @@ impl Opens {
         } else {
             state.believed.get_or_insert(file.size);
         }
-        if truncate && (!settled || file.version > 0) {
+        if truncate && (!is_stored || file.version > 0) {
             let empty = Blocks::zeroed(0, &self.budget.of(handle.user))?;
             let mut own = self.drafts.begin(empty, Publication::Replacement);
             own.touch();
@@ -185,7 +185,7 @@ impl Opens {
                 Ok(attr) => {
                     let opener = process::thread_group(caller.pid);
                     let access = Access::from_flags(flags);
-                    match opens.open_settled(attr.ino, access, (caller, opener), false) {
+                    match opens.try_open(attr.ino, access, (caller, opener), false) {
                         // Another process has created the file, and publishes it.
                         Ok(None) => {
                             let flags = flags & !libc::O_EXCL;

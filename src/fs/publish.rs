@@ -2,7 +2,7 @@
 //! result to waiting programs.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::store::NodeId;
@@ -163,6 +163,9 @@ impl Publisher {
         let in_pieces = if pieces > 1 { bytes } else { 0 };
         let all = &self.counters.in_pieces;
         all.fetch_add(in_pieces, Ordering::Relaxed);
+        // Whether the store may have some of several pieces.
+        let is_staged = (pieces > 1).then(Arc::<AtomicBool>::default);
+        let has_staged = is_staged.clone();
         let job = pending.clone();
         let publisher = Arc::clone(self);
         let published_of = Arc::clone(node);
@@ -177,6 +180,9 @@ impl Publisher {
             let parts = job.image.parts();
             let (publication, modified) = (job.publication, job.modified);
             if piece + 1 < pieces {
+                if let Some(is_staged) = &is_staged {
+                    is_staged.store(true, Ordering::Relaxed);
+                }
                 stage_piece(tx, id, &parts, piece)?;
                 return Ok(None);
             }
@@ -193,7 +199,8 @@ impl Publisher {
         let done = move |outcome: Result<Option<u64>, VaultError>| {
             let node = published_of;
             let published = matches!(outcome, Ok(Some(_)));
-            let is_left = outcome.is_err() && pieces > 1;
+            let is_left = outcome.is_err()
+                && has_staged.is_some_and(|has_staged| has_staged.load(Ordering::Relaxed));
             let all = &publisher.counters.in_pieces;
             all.fetch_sub(in_pieces, Ordering::Relaxed);
             match outcome {

@@ -17,7 +17,7 @@ use super::loaded::{LastRead, Loaded, Pin, Shown};
 use super::loading::Loader;
 use super::nodes::Nodes;
 use super::page_cache::PageCache;
-use super::settling::Settling;
+use super::publication_wait::PublicationWait;
 use super::table::Table;
 use super::{Errno, FileHandle, ReadDone, Transfer, window};
 
@@ -33,7 +33,7 @@ enum View {
     /// In a version.
     Version(Pin),
     /// Unknown: the read must wait for a publication.
-    Unsettled,
+    Awaited,
 }
 
 /// The version that a read uses.
@@ -55,7 +55,7 @@ pub(super) struct Reads {
     pub(super) nodes: Arc<Nodes>,
     pub(super) loader: Arc<Loader>,
     pub(super) page_cache: Arc<PageCache>,
-    pub(super) settling: Arc<Settling>,
+    pub(super) publications: Arc<PublicationWait>,
     pub(super) budget: Arc<Budget>,
     pub(super) device: Arc<Device>,
 }
@@ -85,9 +85,9 @@ impl Reads {
             let content = match view {
                 View::Version(pin) => Some(pin.since),
                 View::Draft(_) | View::Nothing => None,
-                View::Unsettled => Some(0),
+                View::Awaited => Some(0),
             };
-            if !matches!(view, View::Unsettled)
+            if !matches!(view, View::Awaited)
                 && let Err(error) = self.page_cache.admit(&handle.node, fh, content)
             {
                 // Nothing was read, so the kernel tries again.
@@ -103,10 +103,10 @@ impl Reads {
             Ok(View::Draft(window)) => window.give(done),
             Ok(View::Nothing) => done(Ok(&[])),
             Ok(View::Version(pin)) => self.read_version(fh, &handle, pin, offset, size, done),
-            Ok(View::Unsettled) => {
+            Ok(View::Awaited) => {
                 let reads = Arc::clone(self);
                 let again = move || reads.read(fh, offset, size, transfer, done);
-                self.settling.when_settled(handle.node.id, again);
+                self.publications.when_stored(handle.node.id, again);
             }
             Err(error) => done(Err(error)),
         }
@@ -143,14 +143,14 @@ impl Reads {
                 drop(state);
                 let loaded = self.loader.load_current_of(&handle.node, handle.user);
                 state = handle.node.lock();
-                let settled = state.handles.get(&fh).and_then(|own| own.pin.clone());
+                let pinned = state.handles.get(&fh).and_then(|own| own.pin.clone());
                 let pin = match loaded {
                     Ok((node, pin)) => {
                         state.remember_opened(node);
                         pin
                     }
                     // The file was removed meanwhile.
-                    Err(Errno(libc::ESTALE)) => settled,
+                    Err(Errno(libc::ESTALE)) => pinned,
                     Err(error) => return Err(error),
                 };
                 let Some(pin) = pin else {
@@ -158,7 +158,7 @@ impl Reads {
                 };
                 pin
             }
-            Next::Current if state.publishing > 0 => return Ok(View::Unsettled),
+            Next::Current if state.publishing > 0 => return Ok(View::Awaited),
             Next::Current => match &file {
                 Some(file) => Shown::of(file).pin(),
                 None => return Ok(View::Nothing),
@@ -166,12 +166,12 @@ impl Reads {
         };
         let mut locked = state;
         let state = &mut *locked;
-        state.readers().forget_told(fh, transfer.pid);
+        state.readers().forget_seen(fh, transfer.pid);
         let Some(own) = state.handles.get_mut(&fh) else {
             return Ok(View::Version(pin));
         };
-        let settled = own.pin.as_ref().is_some_and(|p| p.version == pin.version);
-        if !settled {
+        let is_pinned = own.pin.as_ref().is_some_and(|p| p.version == pin.version);
+        if !is_pinned {
             let user = self.holder(handle);
             let known = || state.loaded.get(pin.version, user);
             let loaded = pin.loaded.clone().or_else(known);
@@ -184,7 +184,7 @@ impl Reads {
         // Set both in one step: other threads see neither or both.
         own.paged |= transfer.lock_owner.is_none();
         drop(locked);
-        if beside_writer && !settled {
+        if beside_writer && !is_pinned {
             // The kernel may have stored the attributes of a version in between.
             let ino = handle.node.id;
             self.loader.forget_other_versions(ino, pin.version);
@@ -212,8 +212,8 @@ impl Reads {
             // The file is removed: use the version that its process has seen since, or the opened
             // one.
             let fresh = reading.fresh;
-            let told = fresh.and_then(|fresh| state.readers().told_since(fh, fresh, transfer.pid));
-            return told.or(pin).map_or(Next::Current, Next::Pinned);
+            let seen = fresh.and_then(|fresh| state.readers().seen_since(fh, fresh, transfer.pid));
+            return seen.or(pin).map_or(Next::Current, Next::Pinned);
         };
         if let Some(fresh) = reading.fresh {
             if fresh.version == file.version {
@@ -222,8 +222,8 @@ impl Reads {
                     .map_or(Next::Current, Next::Pinned);
             }
             // The file was replaced since it was opened.
-            return match state.readers().told_since(fh, fresh, transfer.pid) {
-                Some(told) => Next::Pinned(told),
+            return match state.readers().seen_since(fh, fresh, transfer.pid) {
+                Some(seen) => Next::Pinned(seen),
                 None if self.is_locked(handle.node.id) => Next::Current,
                 None => Next::Pinned(pin.unwrap_or_else(|| fresh.pin())),
             };
@@ -243,11 +243,11 @@ impl Reads {
             // The reader begins again: use the version last seen, or the newest. A page may be
             // missing from a mapping of the previous version, so for pages only a version that was
             // seen counts.
-            let told = state
+            let seen = state
                 .readers()
-                .told_again(Shown::of_pin(&pin), transfer.pid);
-            return match told.filter(|_| !self.is_locked(handle.node.id)) {
-                Some(told) => Next::Pinned(told),
+                .seen_again(Shown::of_pin(&pin), transfer.pid);
+            return match seen.filter(|_| !self.is_locked(handle.node.id)) {
+                Some(seen) => Next::Pinned(seen),
                 None if by_page => Next::Pinned(pin),
                 None => Next::Current,
             };

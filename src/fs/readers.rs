@@ -8,7 +8,7 @@ use super::authors::Place;
 use super::descriptors::{self, For};
 use super::handle_state::{HandleState, Handles};
 use super::loaded::{Pin, Shown};
-use super::readings::{Told, same_process};
+use super::readings::{LastSeen, same_process};
 use crate::os::process;
 
 impl HandleState {
@@ -39,22 +39,22 @@ impl HandleState {
 /// were given.
 pub(super) struct Readers<'a> {
     handles: &'a mut Handles,
-    told: &'a mut Told,
+    last_seen: &'a mut LastSeen,
 }
 
 impl<'a> Readers<'a> {
-    pub(super) fn new(handles: &'a mut Handles, told: &'a mut Told) -> Self {
-        Self { handles, told }
+    pub(super) fn new(handles: &'a mut Handles, last_seen: &'a mut LastSeen) -> Self {
+        Self { handles, last_seen }
     }
 
     /// Adds the versions that a process has seen, and may read first.
     pub(super) fn add_promised(&mut self, versions: &mut Vec<u64>) {
         if !self.handles.values().any(|own| !own.write) {
-            self.told.0.clear();
+            self.last_seen.0.clear();
         }
         let fresh = self.handles.values().filter_map(|h| h.reading.fresh);
         versions.extend(fresh.map(|fresh| fresh.version));
-        versions.extend(self.told.0.iter().map(|(_, pin)| pin.version));
+        versions.extend(self.last_seen.0.iter().map(|(_, pin)| pin.version));
     }
 
     /// Whether any reader is going to read another version than the current one.
@@ -84,24 +84,26 @@ impl<'a> Readers<'a> {
 
     /// The version for the first read of a handle opened at `fresh`, if others were published
     /// since: the one that its process saw last.
-    pub(super) fn told_since(&self, fh: FileHandle, fresh: Shown, thread: u32) -> Option<Pin> {
+    pub(super) fn seen_since(&self, fh: FileHandle, fresh: Shown, thread: u32) -> Option<Pin> {
         let opener = self.handles.get(&fh).map(|own| own.reading.thread);
-        let told = self.told.to_process_of(thread, opener == Some(thread))?;
-        (told.version > fresh.version).then(|| told.clone())
+        let seen = self
+            .last_seen
+            .by_process_of(thread, opener == Some(thread))?;
+        (seen.version > fresh.version).then(|| seen.clone())
     }
 
     /// Notes a read by a thread: versions that it saw before do not count for later reads, except
     /// through a handle that it has not read from yet. The kernel may have read ahead through
     /// another.
-    pub(super) fn forget_told(&mut self, fh: FileHandle, thread: u32) {
-        if thread == 0 || self.told.0.is_empty() {
+    pub(super) fn forget_seen(&mut self, fh: FileHandle, thread: u32) {
+        if thread == 0 || self.last_seen.0.is_empty() {
             return;
         }
         let is_fresh =
             |own: &HandleState| own.reading.thread == thread && own.reading.fresh.is_some();
         let mut others = self.handles.iter().filter(|(other, _)| **other != fh);
         if !others.any(|(_, own)| is_fresh(own)) {
-            self.told.0.retain(|(known, _)| *known != thread);
+            self.last_seen.0.retain(|(known, _)| *known != thread);
         }
     }
 
@@ -120,10 +122,10 @@ impl<'a> Readers<'a> {
 
     /// The version that a thread has seen since its last read, if it is not older than its pinned
     /// one.
-    pub(super) fn told_again(&self, pinned: Shown, thread: u32) -> Option<Pin> {
-        let mut told = self.told.0.iter();
-        let (_, told) = told.find(|(known, _)| *known == thread && thread != 0)?;
-        (told.version >= pinned.version).then(|| told.clone())
+    pub(super) fn seen_again(&self, pinned: Shown, thread: u32) -> Option<Pin> {
+        let mut seen = self.last_seen.0.iter();
+        let (_, seen) = seen.find(|(known, _)| *known == thread && thread != 0)?;
+        (seen.version >= pinned.version).then(|| seen.clone())
     }
 
     /// Whether a thread has a handle that it may read again from the start.
@@ -139,7 +141,7 @@ impl<'a> Readers<'a> {
     }
 
     /// Whether a handle must move to the current version when a program asks for its end.
-    pub(super) fn settles_elsewhere(&self, fh: FileHandle, file: &FileBody) -> bool {
+    pub(super) fn moves_at_end(&self, fh: FileHandle, file: &FileBody) -> bool {
         self.handles.get(&fh).is_some_and(|own| {
             let pinned = own.pin.as_ref().map(|pin| pin.version);
             !own.write && !Self::reads_on(own, file) && pinned != Some(file.version)
@@ -149,17 +151,17 @@ impl<'a> Readers<'a> {
     /// The length of the version that a handle without a draft is going to read: the one it is in
     /// the middle of, or the current one, to which `end` pins it.
     pub(super) fn seek_in_version(&mut self, fh: FileHandle, file: &FileBody, end: Pin) -> u64 {
-        let moves = self.settles_elsewhere(fh, file);
+        let moves = self.moves_at_end(fh, file);
         let Some(own) = self.handles.get_mut(&fh).filter(|own| !own.write) else {
             return file.size;
         };
-        let is_settled = own.pin.is_some();
+        let is_pinned = own.pin.is_some();
         if let Some(fresh) = &mut own.reading.fresh {
             (fresh.version, fresh.length) = (end.version, end.length);
         } else {
             own.reading.held = true;
         }
-        if moves && is_settled {
+        if moves && is_pinned {
             own.pin_to(Some(end));
             own.reading.read_to = 0;
         }

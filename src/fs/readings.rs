@@ -39,9 +39,9 @@ impl Reading {
 /// The version that each thread saw last. Threads are stored by the kernel's number; their process
 /// is looked up only when it matters.
 #[derive(Debug, Default)]
-pub(super) struct Told(pub(super) Vec<(u32, Pin)>);
+pub(super) struct LastSeen(pub(super) Vec<(u32, Pin)>);
 
-impl Told {
+impl LastSeen {
     pub(super) fn note(&mut self, thread: u32, pin: Pin) {
         self.0.retain(|(known, _)| *known != thread);
         if self.0.len() == MOST {
@@ -57,7 +57,7 @@ impl Told {
 
     /// The version that the process of `thread` saw last; with `alone`, the one that the thread
     /// itself saw. Threads that are not visible count as one.
-    pub(super) fn to_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
+    pub(super) fn by_process_of(&self, thread: u32, alone: bool) -> Option<&Pin> {
         let own = self.0.iter().find(|(known, _)| *known == thread);
         if self.0.is_empty() || alone {
             return own.map(|(_, pin)| pin);

@@ -114,7 +114,7 @@ impl AttributeChanges {
             }
         }
         if change == AttributeChange::default() {
-            return self.attributes.settled_attr(ino, done);
+            return self.attributes.attr_when_stored(ino, done);
         }
         let queue = match self.commits.queue() {
             Ok(queue) => queue,
@@ -125,7 +125,7 @@ impl AttributeChanges {
             Ticket::quick(caller.whose()).on(ino),
             move |tx| tx.set_attributes(ino, &change),
             move |outcome| match changes.failures.to_errno(outcome) {
-                Ok(()) => changes.attributes.settled_attr(ino, done),
+                Ok(()) => changes.attributes.attr_when_stored(ino, done),
                 Err(error) => done(Err(error)),
             },
         );

@@ -8,8 +8,8 @@ use super::closing::Closing;
 use super::drafts::{Base, Drafts};
 use super::errno::file_of;
 use super::nodes::Nodes;
+use super::publication_wait::PublicationWait;
 use super::publish::Publisher;
-use super::settling::Settling;
 use super::table::Table;
 use super::{Access, Done, Errno, FileHandle};
 
@@ -20,7 +20,7 @@ pub(super) struct Truncation {
     pub(super) drafts: Arc<Drafts>,
     pub(super) publisher: Arc<Publisher>,
     pub(super) closing: Arc<Closing>,
-    pub(super) settling: Arc<Settling>,
+    pub(super) publications: Arc<PublicationWait>,
 }
 
 impl Truncation {
@@ -40,7 +40,7 @@ impl Truncation {
             None => {
                 let truncation = Arc::clone(self);
                 let again = move || truncation.by_handle(fh, size, done);
-                self.settling.when_settled(handle.node.id, again);
+                self.publications.when_stored(handle.node.id, again);
             }
         }
     }
@@ -48,7 +48,7 @@ impl Truncation {
     /// truncate(2): there is no handle whose close would publish, so it publishes at once.
     pub(super) fn by_path(self: &Arc<Self>, user: u32, ino: u64, size: u64, done: Done<()>) {
         let truncation = Arc::clone(self);
-        self.settling.when_settled(ino, move || {
+        self.publications.when_stored(ino, move || {
             // A temporary handle keeps the node in the table while its draft is published.
             let access = Access {
                 read: false,

@@ -11,8 +11,8 @@ use crate::vault::Whose;
 use super::closing::Closing;
 use super::drafts::{Base, Drafts};
 use super::handles::Handle;
+use super::publication_wait::PublicationWait;
 use super::set_id::SetIdBits;
-use super::settling::Settling;
 use super::table::Table;
 use super::{Done, Errno, FileHandle, Transfer};
 
@@ -24,7 +24,7 @@ pub(super) struct Writes {
     pub(super) table: Arc<Table>,
     pub(super) drafts: Arc<Drafts>,
     pub(super) set_id: Arc<SetIdBits>,
-    pub(super) settling: Arc<Settling>,
+    pub(super) publications: Arc<PublicationWait>,
     pub(super) closing: Arc<Closing>,
 }
 
@@ -85,7 +85,7 @@ impl Writes {
                     return done(Err(Errno(libc::ENOMEM)));
                 };
                 let again = move || writes.write(fh, offset, &data, transfer, done);
-                self.settling.when_settled(handle.node.id, again);
+                self.publications.when_stored(handle.node.id, again);
             }
         }
     }
@@ -186,7 +186,7 @@ impl Writes {
             None => {
                 let writes = Arc::clone(self);
                 let again = move || writes.allocate(fh, offset, length, mode, done);
-                self.settling.when_settled(handle.node.id, again);
+                self.publications.when_stored(handle.node.id, again);
             }
         }
     }
@@ -201,7 +201,7 @@ fn note_writer(handle: &Handle, fh: FileHandle, transfer: Transfer, end: u64) {
     };
     state.note_reach(end);
     // The version that it saw before is not the one it reads next.
-    state.told.forget(transfer.pid);
+    state.last_seen.forget(transfer.pid);
     let Some(own) = state.handles.get_mut(&fh) else {
         return;
     };

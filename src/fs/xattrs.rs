@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::vault::{Body, Node, Ticket, Timestamp, Tx, VaultError};
+use crate::vault::{Node, NodeBody, Ticket, Timestamp, Tx, VaultError};
 
 use super::commits::Commits;
 use super::failures::Failures;
@@ -108,7 +108,7 @@ impl Xattrs {
 /// The value of a computed attribute.
 fn virtual_xattr(node: &Node, name: &[u8]) -> Option<Vec<u8>> {
     let text = match (name, &node.attributes.body) {
-        (b"version", Body::File(file)) => file.version.to_string(),
+        (b"version", NodeBody::File(file)) => file.version.to_string(),
         (b"generation", _) => node.generation.to_string(),
         (b"modified", _) => {
             let Timestamp {

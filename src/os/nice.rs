@@ -52,6 +52,13 @@ pub fn permit_return() {
     }
 }
 
+/// Lets threads run that wait for this thread's processor. Long work for one user calls this about
+/// every 0.1 ms: the kernel may look for such threads only once a tick, which is 4 ms on many
+/// systems, and requests of other users would wait that long.
+pub fn let_others_run() {
+    std::thread::yield_now();
+}
+
 /// Lowers the priority of this thread, and of those that it starts later: they use mostly processor
 /// time that no other thread needs. The thread must never hold a lock that others wait for.
 pub fn lower_priority() {

@@ -8,12 +8,13 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::crypto::padding::padded_content;
 use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, VersionKey};
-use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
+use crate::crypto::{Nonces, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
+use crate::os::nice::let_others_run;
 use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
 
 use super::VaultError;
-use super::error::{CUT_OUT, UNAUTHENTIC};
+use super::keys::RecordId;
 
 /// Plain bytes in a chunk; the last chunk may have fewer.
 pub const CHUNK: usize = 64 * 1024;
@@ -153,7 +154,8 @@ pub(super) fn rewrap(
     version: u64,
     record: &KeyedRecord,
 ) -> Result<KeyedRecord, VaultError> {
-    let bad = |why| VaultError::tampered(format_args!("version {version} of node {node}"), why);
+    let id = RecordId::Version(node, version);
+    let bad = |why| VaultError::tampered(id, why);
     let mut stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
     let role = Role::Content { version };
@@ -161,10 +163,7 @@ pub(super) fn rewrap(
     let context = Context::Version { node, version };
     VersionKey::derive(&key)
         .open(keyring.vault(), context, &stored.sealed)
-        .map_err(|error| match error {
-            OpenFailure::Open(_) => bad("does not authenticate"),
-            OpenFailure::Memory(error) => error.into(),
-        })?;
+        .map_err(|failure| VaultError::unopened(id, failure))?;
     let (generation, wrapped) = keyring.wrap_anew(nonces, node, role, &key.0)?;
     stored.wrapped = wrapped[..]
         .try_into()
@@ -194,12 +193,21 @@ pub(super) fn must_unwrap(
     version: u64,
     record: &KeyedRecord,
 ) -> Result<(), VaultError> {
-    let bad = |why| VaultError::tampered(format_args!("version {version} of node {node}"), why);
+    let bad = |why| VaultError::tampered(RecordId::Version(node, version), why);
     let stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
     let role = Role::Content { version };
     keyring.unwrap(record.generation, node, role, &stored.wrapped)?;
     Ok(())
+}
+
+/// The snapshot that a chunk is read from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Snapshot {
+    /// The one that has the version's record: a chunk that is missing in it was cut out.
+    OfRecord,
+    /// A later one, from which a writer may have removed the whole version.
+    Later,
 }
 
 /// An open version, which can be read chunk by chunk.
@@ -221,7 +229,8 @@ impl Version {
         number: u64,
         record: &KeyedRecord,
     ) -> Result<Self, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("version {number} of node {node}"), why);
+        let id = RecordId::Version(node, number);
+        let bad = |why| VaultError::tampered(id, why);
         let stored: Stored =
             codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
         let role = Role::Content { version: number };
@@ -232,10 +241,7 @@ impl Version {
         };
         let plain = VersionKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|error| match error {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(id, failure))?;
         let extent: Extent =
             codec::decode(&plain, "extent").map_err(|_| bad("has an unknown extent"))?;
         // Later code computes with the length, so it must match the number of chunks.
@@ -278,9 +284,13 @@ impl Version {
         parts: &[&[u8]],
         chunks: std::ops::Range<u32>,
     ) -> Result<Vec<Vec<u8>>, VaultError> {
-        let mut rest = Rest::from(parts, chunks.start as usize * CHUNK);
+        let first = chunks.start;
+        let mut rest = Rest::from(parts, first as usize * CHUNK);
         chunks
             .map(|index| {
+                if index > first {
+                    let_others_run();
+                }
                 let length = self.plain_len(index);
                 let context = Context::Chunk {
                     node: self.node,
@@ -310,40 +320,20 @@ impl Version {
         &self,
         records: &mut dyn Read,
         index: u32,
+        snapshot: Snapshot,
         plain: &mut [u8],
     ) -> Result<(), VaultError> {
-        match self.find_chunk(records, index, plain)? {
-            true => Ok(()),
-            false => Err(self.bad(index, "is missing")),
-        }
-    }
-
-    /// Like [`read_chunk`](Self::read_chunk), from the snapshot that has the version's record: a
-    /// chunk that is missing there counts as cut out.
-    pub(super) fn read_chunk_beside(
-        &self,
-        records: &mut dyn Read,
-        index: u32,
-        plain: &mut [u8],
-    ) -> Result<(), VaultError> {
-        match self.find_chunk(records, index, plain)? {
-            true => Ok(()),
-            false => Err(self.bad(index, CUT_OUT)),
-        }
-    }
-
-    /// False when there is no such chunk.
-    fn find_chunk(
-        &self,
-        records: &mut dyn Read,
-        index: u32,
-        plain: &mut [u8],
-    ) -> Result<bool, VaultError> {
         let mut opened = None;
         records.with_chunk((self.node, self.number, index), &mut |sealed| {
             opened = Some(self.open_chunk(index, sealed, plain));
         })?;
-        opened.transpose().map(|opened| opened.is_some())
+        opened.unwrap_or_else(|| {
+            let chunk = self.chunk_id(index);
+            Err(match snapshot {
+                Snapshot::OfRecord => VaultError::cut_out(chunk),
+                Snapshot::Later => VaultError::tampered(chunk, "is missing"),
+            })
+        })
     }
 
     pub(super) fn open_chunk(
@@ -361,15 +351,13 @@ impl Version {
         };
         self.key
             .open_into(self.vault, context, sealed, plain)
-            .map_err(|_| self.bad(index, UNAUTHENTIC))
+            .map_err(|_| VaultError::unauthentic(self.chunk_id(index)))
     }
 
-    fn bad(&self, index: u32, why: &str) -> VaultError {
-        let (number, node) = (self.number, self.node);
-        VaultError::tampered(
-            format_args!("chunk {index} of version {number} of node {node}"),
-            why,
-        )
+    /// A chunk in words.
+    fn chunk_id(&self, index: u32) -> String {
+        let version = RecordId::Version(self.node, self.number);
+        format!("chunk {index} of {version}")
     }
 
     /// Whether the last chunk, which is stored last, is there.
@@ -390,7 +378,7 @@ impl Version {
         index: u32,
     ) -> Result<SecretBytes, VaultError> {
         let mut plain = SecretBytes::zeroed(self.plain_len(index))?;
-        self.read_chunk(records, index, &mut plain)?;
+        self.read_chunk(records, index, Snapshot::Later, &mut plain)?;
         Ok(plain)
     }
 
@@ -403,7 +391,7 @@ impl Version {
     ) -> Result<SecretBytes, VaultError> {
         self.assemble(|index, plain| match (index, first) {
             (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
-            _ => self.read_chunk_beside(records, index, plain),
+            _ => self.read_chunk(records, index, Snapshot::OfRecord, plain),
         })
     }
 
@@ -411,7 +399,7 @@ impl Version {
     pub(super) fn only(&self, first: Option<&[u8]>) -> Result<SecretBytes, VaultError> {
         self.assemble(|index, plain| match (index, first) {
             (0, Some(sealed)) => self.open_chunk(0, sealed, plain),
-            _ => Err(self.bad(index, "is missing")),
+            _ => Err(VaultError::tampered(self.chunk_id(index), "is missing")),
         })
     }
 

@@ -78,24 +78,12 @@ type Work<'w> = &'w (dyn Fn(Piece) -> Found + Sync);
 
 /// Counts the records of a vault, as the module describes.
 pub(super) struct Counter {
-    records: Arc<Records>,
-    transactions: Arc<Transactions>,
-    guard: Arc<Guard>,
+    pub(super) records: Arc<Records>,
+    pub(super) transactions: Arc<Transactions>,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl Counter {
-    pub(super) fn new(
-        records: &Arc<Records>,
-        transactions: &Arc<Transactions>,
-        guard: &Arc<Guard>,
-    ) -> Self {
-        Self {
-            records: Arc::clone(records),
-            transactions: Arc::clone(transactions),
-            guard: Arc::clone(guard),
-        }
-    }
-
     /// Counts a vault again that another process may have written. If it does not match its sums,
     /// the mount serves nothing more.
     ///
@@ -230,7 +218,7 @@ impl Counter {
                 marks.for_each(|mark| directory.names.add(mark));
                 directory.pieces -= 1;
                 if directory.is_done() {
-                    self.settle_names(id, counting.remove(&id))?;
+                    self.accept_names(id, counting.remove(&id))?;
                 }
             }
             Ok::<_, VaultError>(true)
@@ -294,7 +282,7 @@ impl Counter {
     }
 
     /// Accepts the names of a directory if they match its sum.
-    fn settle_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
+    fn accept_names(&self, id: NodeId, counted: Option<Counting>) -> Result<(), VaultError> {
         let Some(counted) = counted else {
             return Ok(());
         };

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bincode::{Decode, Encode};
 
 use crate::codec;
-use crate::crypto::OpenFailure;
 use crate::crypto::schedule::{Context, VaultId};
 use crate::store::{NameTag, NodeId, Read};
 
 use super::VaultError;
+use super::current::Place;
 use super::node::{DirectoryBody, Kind, NameKeys, Node};
 
 /// Longest name in bytes.
@@ -195,12 +195,8 @@ impl DirectoryKeys {
 
     /// Opens a record that is filed under `tag`.
     pub(super) fn open(&self, tag: &NameTag, record: &[u8]) -> Result<Entry, VaultError> {
-        let bad = |why| {
-            VaultError::tampered(
-                format_args!("an entry of directory {}", self.directory),
-                why,
-            )
-        };
+        let id = Place::Entry(self.directory, *tag);
+        let bad = |why| VaultError::tampered(id, why);
         let stored: Stored =
             codec::decode(record, "entry").map_err(|_| bad("is not encoded as one"))?;
         let keys = self.of_epoch(stored.epoch);
@@ -213,10 +209,7 @@ impl DirectoryKeys {
         let plain = keys
             .entry
             .open(self.vault, context, &stored.sealed)
-            .map_err(|e| match e {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(id, failure))?;
         let plain: Plain =
             codec::decode(&plain, "entry").map_err(|_| bad("has an unknown content"))?;
         let kind = Kind::from_number(plain.kind).ok_or_else(|| bad("has an unknown kind"))?;

@@ -1,6 +1,6 @@
 //! Errors of a vault, and the class of each for a caller's exit code.
 
-use crate::crypto::{MemoryError, RandomError, SealError};
+use crate::crypto::{MemoryError, OpenFailure, RandomError, SealError};
 use crate::error::Error;
 use crate::keyring::KeyringError;
 use crate::kms::{KmsError, KmsErrorKind};
@@ -18,9 +18,13 @@ pub enum VaultError {
     /// The keyring failed.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
-    /// A record was changed or damaged. The text identifies records by number, never by name.
+    /// A record was changed or damaged, or it is missing since a writer removed it meanwhile. The
+    /// text identifies records by number, never by name.
     #[error("integrity failure: {0}")]
     Integrity(String),
+    /// A record is certainly damaged: no writer leaves it like this. The text is of the same kind.
+    #[error("integrity failure: {0}")]
+    Damaged(String),
     /// The state of the vault is older than one that this host has seen, or belongs to another
     /// vault.
     #[error("integrity failure: {0}")]
@@ -87,11 +91,6 @@ pub enum VaultError {
     OutOfNodes,
 }
 
-/// The reason for a record that was not sealed under its key in its place.
-pub(crate) const UNAUTHENTIC: &str = "does not authenticate";
-/// The reason for a chunk that is missing in a snapshot that has its version.
-pub(super) const CUT_OUT: &str = "is missing, though its version is there";
-
 impl VaultError {
     /// The class.
     pub fn failure(&self) -> Failure {
@@ -131,7 +130,9 @@ impl VaultError {
                 | KeyringError::Memory(_)
                 | KeyringError::Seal(_) => Failure::Failed,
             },
-            VaultError::Integrity(_) | VaultError::Rollback(_) => Failure::Integrity,
+            VaultError::Integrity(_) | VaultError::Damaged(_) | VaultError::Rollback(_) => {
+                Failure::Integrity
+            }
             VaultError::Busy(_) => Failure::Busy,
             VaultError::Anchor(_)
             | VaultError::Setting(_)
@@ -159,7 +160,7 @@ impl VaultError {
     /// not pinned does not.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            VaultError::Integrity(_) | VaultError::Rollback(_) => true,
+            VaultError::Integrity(_) | VaultError::Damaged(_) | VaultError::Rollback(_) => true,
             VaultError::Store(error) => error.kind == StoreErrorKind::Corrupt,
             VaultError::Keyring(error) => matches!(error, KeyringError::Integrity(_)),
             _ => false,
@@ -177,7 +178,7 @@ impl VaultError {
     /// since the reader asked for it.
     pub(super) fn is_certain_damage(&self) -> bool {
         match self {
-            Self::Integrity(what) => what.ends_with(UNAUTHENTIC) || what.ends_with(CUT_OUT),
+            Self::Damaged(_) => true,
             Self::Store(error) => error.kind == StoreErrorKind::Corrupt,
             _ => false,
         }
@@ -186,6 +187,24 @@ impl VaultError {
     /// An integrity failure of a record, named by kind and number.
     pub(crate) fn tampered(record: impl std::fmt::Display, why: &str) -> Self {
         Self::Integrity(format!("{record} {why}"))
+    }
+
+    /// The failure of a record that was not sealed under its key in its place.
+    pub(super) fn unauthentic(record: impl std::fmt::Display) -> Self {
+        Self::Damaged(format!("{record} does not authenticate"))
+    }
+
+    /// The failure of a chunk that is missing in a snapshot that has its version.
+    pub(super) fn cut_out(chunk: impl std::fmt::Display) -> Self {
+        Self::Damaged(format!("{chunk} is missing, though its version is there"))
+    }
+
+    /// The failure of a record whose sealed part could not be opened.
+    pub(super) fn unopened(record: impl std::fmt::Display, failure: OpenFailure) -> Self {
+        match failure {
+            OpenFailure::Open(_) => Self::unauthentic(record),
+            OpenFailure::Memory(error) => error.into(),
+        }
     }
 }
 

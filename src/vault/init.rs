@@ -12,7 +12,7 @@ use super::VaultError;
 use super::cache::RecordCache;
 use super::host::anchor::{Anchor, Anchors};
 use super::host::apart::{self, must_be_apart};
-use super::node::{Attributes, Body, DirectoryBody, Kind, Node, ROOT, SYSTEM, Timestamp};
+use super::node::{Attributes, DirectoryBody, Kind, Node, NodeBody, ROOT, SYSTEM, Timestamp};
 use super::options::InitOptions;
 use super::state::{State, SystemKeys};
 use super::tx::Tx;
@@ -74,7 +74,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
 
     let mut failure = None;
     let made = SqliteStore::create(&path, &mut |records| {
-        let mut found = || -> Result<(), VaultError> {
+        let mut store_all = || -> Result<(), VaultError> {
             records.put_header(keyring.header_bytes())?;
             let (system, root) = first_nodes(&keyring, options, now)?;
             let keys = SystemKeys::of(&system);
@@ -93,7 +93,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             anchor.commit_sequence = commit;
             anchors.take_over(&anchor)
         };
-        found().map_err(|error| {
+        store_all().map_err(|error| {
             failure = Some(error);
             store::Abort
         })
@@ -139,9 +139,12 @@ fn first_nodes(
         keyring,
         SYSTEM,
         Kind::System,
-        attributes(Body::Special(0), 0),
+        attributes(NodeBody::Special(0), 0),
     )?;
-    let root = attributes(Body::Directory(DirectoryBody::new(ROOT, [0; 32])), 0o755);
+    let root = attributes(
+        NodeBody::Directory(DirectoryBody::new(ROOT, [0; 32])),
+        0o755,
+    );
     Ok((system, root))
 }
 

@@ -177,9 +177,9 @@ impl Guard {
         }
         match &*integrity {
             Integrity::Condemned { why, .. } => {
-                let told = self.failure.lock().clone();
+                let failure = self.failure.lock().clone();
                 Some(Err(
-                    told.unwrap_or_else(|| VaultError::Integrity(why.clone()))
+                    failure.unwrap_or_else(|| VaultError::Integrity(why.clone()))
                 ))
             }
             Integrity::Counting | Integrity::Verified { .. } => Some(Ok(())),
@@ -290,7 +290,7 @@ impl Guard {
 
     /// Notes that a record is certainly not as it should be. The finding stays, whatever happens to
     /// the record.
-    pub(super) fn found(&self, doubt: &Doubt) -> VaultError {
+    pub(super) fn note_doubt(&self, doubt: &Doubt) -> VaultError {
         let what = format!("{doubt}: it was replayed, inserted or deleted");
         if self.note_finding(what.clone()) {
             tracing::error!("integrity failure: {what}");

@@ -8,7 +8,7 @@ use crate::store::{Durability, NodeId, Read};
 use super::VaultError;
 use super::commit::transact::Transactions;
 use super::integrity::Guard;
-use super::node::{Body, Node, ROOT};
+use super::node::{Node, NodeBody, ROOT};
 use super::ops::NothingOpen;
 use super::records::Records;
 use super::tx::Tx;
@@ -18,24 +18,12 @@ const BATCH: usize = 256;
 
 /// The remains in a vault, as the module describes.
 pub(super) struct Leftovers {
-    records: Arc<Records>,
-    transactions: Arc<Transactions>,
-    guard: Arc<Guard>,
+    pub(super) records: Arc<Records>,
+    pub(super) transactions: Arc<Transactions>,
+    pub(super) guard: Arc<Guard>,
 }
 
 impl Leftovers {
-    pub(super) fn new(
-        records: &Arc<Records>,
-        transactions: &Arc<Transactions>,
-        guard: &Arc<Guard>,
-    ) -> Self {
-        Self {
-            records: Arc::clone(records),
-            transactions: Arc::clone(transactions),
-            guard: Arc::clone(guard),
-        }
-    }
-
     /// At most `limit` nodes registered for reaping, after `after`.
     ///
     /// # Errors
@@ -121,7 +109,7 @@ fn is_left_over(records: &mut dyn Read, node: &Node) -> Result<bool, VaultError>
     if node.attributes.links == 0 {
         return Ok(true);
     }
-    let Body::File(file) = &node.attributes.body else {
+    let NodeBody::File(file) = &node.attributes.body else {
         return Ok(false);
     };
     let versions = records.versions_of(node.id)?;

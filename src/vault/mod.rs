@@ -67,7 +67,7 @@ pub use host::memory::AnchorSummary;
 pub use init::{Created, init};
 pub use integrity::{Finding, Findings, Integrity};
 pub use node::{
-    Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, Remainder, SYSTEM, Timestamp,
+    Attributes, DirectoryBody, FileBody, Kind, Node, NodeBody, ROOT, Remainder, SYSTEM, Timestamp,
 };
 pub use ops::{
     AttributeChange, MAX_LINKS, MAX_XATTRS, NewNode, NothingOpen, OpenFiles, Publication,

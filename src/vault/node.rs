@@ -13,13 +13,14 @@ use crate::crypto::padding::padded_attributes;
 use crate::crypto::schedule::{
     AttributesKey, Context, EntryKey, MetadataKey, NameTagKey, Role, SetKey, VaultId,
 };
-use crate::crypto::{Nonces, OpenFailure, SecretBytes, SecretKey};
+use crate::crypto::{Nonces, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
+use super::keys::RecordId;
 pub use attributes::{Attributes, Kind, Timestamp};
-pub use body::{Body, DirectoryBody, FileBody, Remainder};
+pub use body::{DirectoryBody, FileBody, NodeBody, Remainder};
 
 /// The vault's own node, which is not a file.
 pub const SYSTEM: NodeId = 0;
@@ -202,7 +203,7 @@ impl Node {
         id: NodeId,
         record: &KeyedRecord,
     ) -> Result<Self, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
         let not_one = |_| bad("is not encoded as a node");
         let (stored, used) =
             codec::decode_prefix::<Stored>(&record.value, "node").map_err(not_one)?;
@@ -231,16 +232,15 @@ impl Node {
         };
         let plain = AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|error| match error {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
         let attributes = decode_attributes(&plain).ok_or_else(|| bad("has unknown attributes"))?;
         let (fits, two_keys) = match &attributes.body {
-            Body::File(_) => (kind == Kind::File, false),
-            Body::Directory(directory) => (kind == Kind::Directory, directory.remainder.is_some()),
-            Body::Symlink(_) => (kind == Kind::Symlink, false),
-            Body::Special(_) => {
+            NodeBody::File(_) => (kind == Kind::File, false),
+            NodeBody::Directory(directory) => {
+                (kind == Kind::Directory, directory.remainder.is_some())
+            }
+            NodeBody::Symlink(_) => (kind == Kind::Symlink, false),
+            NodeBody::Special(_) => {
                 let others = [Kind::File, Kind::Directory, Kind::Symlink];
                 // The state says whether the system node has two keys.
                 let has_two = kind == Kind::System && previous.is_some();
@@ -340,7 +340,7 @@ impl Node {
         id: NodeId,
         record: &KeyedRecord,
     ) -> Result<(), VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
         let (stored, _): (Head, _) = codec::decode_prefix(&record.value, "node")
             .map_err(|_| bad("is not encoded as a node"))?;
         keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
@@ -355,7 +355,7 @@ impl Node {
         id: NodeId,
         record: &KeyedRecord,
     ) -> Result<KeyedRecord, VaultError> {
-        let bad = |why| VaultError::tampered(format_args!("node {id}"), why);
+        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
         let mut stored: Stored =
             codec::decode(&record.value, "node").map_err(|_| bad("is not encoded as a node"))?;
         let role = Role::Metadata;
@@ -367,10 +367,7 @@ impl Node {
         };
         AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|error| match error {
-                OpenFailure::Open(_) => bad("does not authenticate"),
-                OpenFailure::Memory(error) => error.into(),
-            })?;
+            .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
         let (generation, wrapped) = keyring.wrap_anew(nonces, id, role, &key.0)?;
         stored.wrapped = wrapped[..]
             .try_into()
@@ -421,9 +418,9 @@ impl Node {
     /// When the node is not a regular file.
     pub fn file(&self) -> Result<&FileBody, VaultError> {
         match &self.attributes.body {
-            Body::File(file) => Ok(file),
-            Body::Directory(_) => Err(VaultError::IsADirectory),
-            Body::Symlink(_) | Body::Special(_) => Err(VaultError::Invalid),
+            NodeBody::File(file) => Ok(file),
+            NodeBody::Directory(_) => Err(VaultError::IsADirectory),
+            NodeBody::Symlink(_) | NodeBody::Special(_) => Err(VaultError::Invalid),
         }
     }
 
@@ -433,24 +430,30 @@ impl Node {
     /// When the node is not a directory.
     pub fn directory(&self) -> Result<&DirectoryBody, VaultError> {
         match &self.attributes.body {
-            Body::Directory(directory) => Ok(directory),
-            Body::File(_) | Body::Symlink(_) | Body::Special(_) => Err(VaultError::NotADirectory),
+            NodeBody::Directory(directory) => Ok(directory),
+            NodeBody::File(_) | NodeBody::Symlink(_) | NodeBody::Special(_) => {
+                Err(VaultError::NotADirectory)
+            }
         }
     }
 
     pub(super) fn directory_mut(&mut self) -> Result<&mut DirectoryBody, VaultError> {
         match &mut self.attributes.body {
-            Body::Directory(directory) => Ok(directory),
-            Body::File(_) | Body::Symlink(_) | Body::Special(_) => Err(VaultError::NotADirectory),
+            NodeBody::Directory(directory) => Ok(directory),
+            NodeBody::File(_) | NodeBody::Symlink(_) | NodeBody::Special(_) => {
+                Err(VaultError::NotADirectory)
+            }
         }
     }
 
     /// The number of links that `stat` shows.
     pub fn visible_links(&self) -> u32 {
         match &self.attributes.body {
-            Body::Directory(_) if self.attributes.links == 0 => 0,
-            Body::Directory(directory) => directory.subdirectories.saturating_add(2),
-            Body::File(_) | Body::Symlink(_) | Body::Special(_) => self.attributes.links,
+            NodeBody::Directory(_) if self.attributes.links == 0 => 0,
+            NodeBody::Directory(directory) => directory.subdirectories.saturating_add(2),
+            NodeBody::File(_) | NodeBody::Symlink(_) | NodeBody::Special(_) => {
+                self.attributes.links
+            }
         }
     }
 }

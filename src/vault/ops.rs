@@ -7,7 +7,7 @@ use crate::store::NodeId;
 
 use super::VaultError;
 use super::content;
-use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, ROOT, Timestamp};
+use super::node::{Attributes, DirectoryBody, FileBody, Kind, NodeBody, ROOT, Timestamp};
 use super::tx::Tx;
 
 mod request;
@@ -52,14 +52,14 @@ impl Tx<'_> {
             created: self.now,
             xattrs: Vec::new(),
             body: match new.kind {
-                Kind::File => Body::File(FileBody::default()),
+                Kind::File => NodeBody::File(FileBody::default()),
                 Kind::Directory => {
                     let tag = self.directory_keys(parent)?.tag(name)?;
-                    Body::Directory(DirectoryBody::new(parent, tag))
+                    NodeBody::Directory(DirectoryBody::new(parent, tag))
                 }
-                Kind::Symlink => Body::Symlink(new.target.clone()),
-                Kind::CharDevice | Kind::BlockDevice => Body::Special(new.device),
-                Kind::Fifo | Kind::Socket => Body::Special(0),
+                Kind::Symlink => NodeBody::Symlink(new.target.clone()),
+                Kind::CharDevice | Kind::BlockDevice => NodeBody::Special(new.device),
+                Kind::Fifo | Kind::Socket => NodeBody::Special(0),
                 Kind::System => return Err(VaultError::Invalid),
             },
         };
@@ -185,7 +185,7 @@ impl Tx<'_> {
         let now = self.now;
         let moved = self.change(node)?;
         moved.attributes.changed = now;
-        if let Body::Directory(directory) = &mut moved.attributes.body {
+        if let NodeBody::Directory(directory) = &mut moved.attributes.body {
             directory.parent = parent;
             directory.tag = tag;
         }
@@ -346,7 +346,7 @@ impl Tx<'_> {
     ) -> Result<(), VaultError> {
         let now = self.now;
         let attributes = &mut self.change(node)?.attributes;
-        if let Body::File(file) = &mut attributes.body {
+        if let NodeBody::File(file) = &mut attributes.body {
             file.version = version;
             file.size = size;
             if publication == Publication::Replacement {

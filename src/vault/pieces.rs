@@ -3,7 +3,7 @@
 use crate::crypto::SecretBytes;
 use crate::store::Read;
 
-use super::content::{CHUNK, Version};
+use super::content::{CHUNK, Snapshot, Version};
 use super::records::Records;
 use super::{Failure, VaultError};
 
@@ -85,13 +85,17 @@ fn chunk_into(
     index: u32,
     plain: &mut [u8],
 ) -> Result<(), VaultError> {
-    match version.read_chunk(records, index, plain) {
+    match version.read_chunk(records, index, Snapshot::Later, plain) {
         // The same content may be under another key by now.
         Err(error) if error.failure() == Failure::Integrity => {
             let (node, number) = (version.node(), version.number());
             let record = records.version(node, number)?.ok_or(error)?;
-            Version::open(&from.keyring(), node, number, &record)?
-                .read_chunk_beside(records, index, plain)
+            Version::open(&from.keyring(), node, number, &record)?.read_chunk(
+                records,
+                index,
+                Snapshot::OfRecord,
+                plain,
+            )
         }
         other => other,
     }

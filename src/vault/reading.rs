@@ -11,7 +11,7 @@ use super::content::Version;
 use super::entry::{DirectoryKeys, Entry};
 use super::integrity::Guard;
 use super::node::{FileBody, Node};
-use super::records::Records;
+use super::records::{Failed, Records};
 use super::{Failure, VaultError};
 
 /// A look-up also fetches contents up to this many bytes.
@@ -127,26 +127,30 @@ impl Reader {
             return found;
         }
         let epoch = self.records.cache().epoch();
-        let found = self.records.read(|records| {
+        let found = self.records.try_read(|records| {
             let node = self.lookup_in(records, &keys, tag, name, epoch)?;
             self.fetch_small(records, &node);
             Ok(node)
         });
-        match found {
-            Err(error)
-                if (may_move || self.records.keyring().renews_data_keys())
-                    && (matches!(error, VaultError::NotFound)
-                        || error.failure() == Failure::Integrity) =>
-            {
-                // Use the key in the snapshot.
-                self.records.read(|records| {
-                    let parent = self.read_node(records, directory)?;
-                    let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
-                    self.lookup_in(records, &keys, keys.tag(name)?, name, epoch)
-                })
-            }
-            found => found,
+        let may_be_moved = |error: &VaultError| {
+            (may_move || self.records.keyring().renews_data_keys())
+                && (matches!(error, VaultError::NotFound) || error.failure() == Failure::Integrity)
+        };
+        let first = match found {
+            Err(failed) if may_be_moved(&failed.error) => failed,
+            found => return found.map_err(|failed| self.records.note(failed)),
+        };
+        // Use the key in the snapshot.
+        let found = self.records.try_read(|records| {
+            let parent = self.read_node(records, directory)?;
+            let keys = DirectoryKeys::of(self.records.keyring().vault(), &parent)?;
+            self.lookup_in(records, &keys, keys.tag(name)?, name, epoch)
+        });
+        // Both have met the same record, which is one finding.
+        if !found.as_ref().is_err_and(Failed::is_finding) {
+            self.records.note(first);
         }
+        found.map_err(|failed| self.records.note(failed))
     }
 
     /// As [`lookup`](Self::lookup), with the content of the node, from one snapshot. `whole` gets

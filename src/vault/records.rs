@@ -35,6 +35,38 @@ pub(super) struct Sources {
     pub(super) follower: Option<Arc<Follower>>,
 }
 
+/// A read that failed.
+pub(super) struct Failed {
+    pub(super) error: VaultError,
+    evidence: Evidence,
+}
+
+/// What a failed read has found out about the vault.
+enum Evidence {
+    /// Nothing.
+    None,
+    /// A record is damaged, as the error says.
+    Damage,
+    /// A record is not the current one.
+    Doubt(Doubt),
+}
+
+impl Failed {
+    /// Whether it is a finding.
+    pub(super) fn is_finding(&self) -> bool {
+        !matches!(self.evidence, Evidence::None)
+    }
+}
+
+impl From<VaultError> for Failed {
+    fn from(error: VaultError) -> Self {
+        Self {
+            error,
+            evidence: Evidence::None,
+        }
+    }
+}
+
 /// The stored records of an open vault.
 pub(super) struct Records {
     from: Sources,
@@ -125,18 +157,38 @@ impl Records {
     /// retired since the snapshot, or that this process does not have yet.
     pub(super) fn read<T>(
         &self,
-        mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
+        body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
     ) -> Result<T, VaultError> {
+        self.try_read(body).map_err(|failed| self.note(failed))
+    }
+
+    /// The same, without noting what it has found, for a caller that tries another way first.
+    pub(super) fn try_read<T>(
+        &self,
+        mut body: impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
+    ) -> Result<T, Failed> {
         self.from.guard.must_serve()?;
         loop {
             let before = self.keyring().body().sequence;
-            let result = self.read_current(&mut body);
-            match result {
-                Err(VaultError::Keyring(KeyringError::UnknownGeneration(..)))
-                    if self.has_newer_keyring(before)? => {}
+            match self.read_current(&mut body) {
+                Err(Failed {
+                    error: VaultError::Keyring(KeyringError::UnknownGeneration(..)),
+                    ..
+                }) if self.has_newer_keyring(before)? => {}
                 other => return other,
             }
         }
+    }
+
+    /// Notes what a failed read has found; returns its error.
+    pub(super) fn note(&self, failed: Failed) -> VaultError {
+        let Failed { error, evidence } = failed;
+        match evidence {
+            Evidence::None => {}
+            Evidence::Damage => self.from.guard.note_damage(&error),
+            Evidence::Doubt(doubt) => return self.from.guard.note_doubt(&doubt),
+        }
+        error
     }
 
     /// Whether a later keyring than the one with sequence `before` exists and is in use now.
@@ -152,13 +204,12 @@ impl Records {
     fn read_current<T>(
         &self,
         body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
-    ) -> Result<T, VaultError> {
-        let guard = &self.from.guard;
+    ) -> Result<T, Failed> {
         loop {
             let commits = self.current.commits();
-            let doubt = match self.read_once(body, false) {
-                (Err(_), Some(doubt)) => doubt,
-                (result, _) => return guard.noted(result),
+            let failed = match self.read_once(body, false) {
+                Err(failed) if matches!(failed.evidence, Evidence::Doubt(_)) => failed,
+                result => return result,
             };
             if self.is_read_only() {
                 break;
@@ -166,28 +217,24 @@ impl Records {
             // This takes no lock: a reader may hold a lock that a job waits for.
             let now = self.current.commits();
             match (now.is_multiple_of(2), now == commits) {
-                (true, true) => return Err(guard.found(&doubt)),
+                (true, true) => return Err(failed),
                 (true, false) => {}
                 (false, _) => std::thread::sleep(Duration::from_micros(50)),
             }
         }
         let _no_other = self.current.alone();
-        match self.read_once(body, true) {
-            (Err(_), Some(doubt)) => Err(guard.found(&doubt)),
-            (result, _) => guard.noted(result),
-        }
+        self.read_once(body, true)
     }
 
     fn read_once<T>(
         &self,
         body: &mut impl FnMut(&mut dyn Read) -> Result<T, VaultError>,
         alone: bool,
-    ) -> (Result<T, VaultError>, Option<Doubt>) {
-        let mut doubt = None;
+    ) -> Result<T, Failed> {
+        let (mut doubt, mut is_miscounted) = (None, false);
         let count_names = |records: &mut dyn Read, directory, record: &_| {
             let names = names_in(records, (&self.keyring(), &self.current), directory, record);
-            let names = names.inspect_err(|error| self.from.guard.note_damage(error))?;
-            self.current.adopt(directory, record, names, alone);
+            self.current.adopt(directory, record, names?, alone);
             Ok(())
         };
         let following = Following {
@@ -202,12 +249,22 @@ impl Records {
             };
             let result = body(&mut checked);
             doubt = checked.doubt.take();
-            match (result, checked.failure.take()) {
+            let failure = checked.failure.take();
+            is_miscounted = failure.is_some();
+            match (result, failure) {
                 (Err(_), Some(failure)) => Err(failure),
                 (result, _) => result,
             }
         });
-        (result, doubt)
+        result.map_err(|error| {
+            let is_certain = !self.salvage && error.is_certain_damage();
+            let evidence = match doubt {
+                Some(doubt) => Evidence::Doubt(doubt),
+                None if is_miscounted || is_certain => Evidence::Damage,
+                None => Evidence::None,
+            };
+            Failed { error, evidence }
+        })
     }
 
     fn is_authentic(&self, place: &Place, record: &KeyedRecord) -> bool {
@@ -312,7 +369,9 @@ impl Records {
                     "the keyring record"
                 }
                 (_, Ok(stored)) if stored == commit => return Ok(()),
-                (_, Ok(_) | Err(VaultError::Integrity(_))) => "the state record",
+                (_, Ok(_) | Err(VaultError::Integrity(_) | VaultError::Damaged(_))) => {
+                    "the state record"
+                }
                 (_, Err(error)) => return Err(error),
             };
             let now = self.current.commits();

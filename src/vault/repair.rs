@@ -22,7 +22,7 @@ use super::check::check_records;
 use super::commit::transact::Transactions;
 use super::content::{CHUNK, Version};
 use super::entry::MAX_NAME;
-use super::node::{Attributes, Body, DirectoryBody, Kind, ROOT, Timestamp};
+use super::node::{Attributes, DirectoryBody, Kind, NodeBody, ROOT, Timestamp};
 use super::records::Records;
 use super::tx::repair_tx;
 use super::{OpenOptions, Tx, Vault, VaultError};
@@ -163,7 +163,7 @@ impl<'a> Repair<'a> {
                 Ok(())
             })??;
         }
-        tx.run(&mut |tx| repair_tx::found_root(tx))??;
+        tx.run(&mut |tx| repair_tx::replace_root(tx))??;
         self.did("made the root directory anew; what was in it is in lost+found");
         let root = Seen {
             kind: Kind::Directory,
@@ -236,7 +236,7 @@ impl<'a> Repair<'a> {
                     self.quarantine_version(tx, id, version, &left.missing)?;
                     tx.delete_version(id, version);
                     let parts = missing(&left.missing);
-                    let name = self.found(tx, id, version, &left.content)?;
+                    let name = self.keep_stray_content(tx, id, version, &left.content)?;
                     self.did(format_args!(
                         "moved version {version} of node {id}, which is not its content{parts}, to \
                          {name}"
@@ -326,7 +326,7 @@ impl<'a> Repair<'a> {
     }
 
     /// Makes a new file of a content that belongs to no node.
-    fn found(
+    fn keep_stray_content(
         &mut self,
         tx: &mut Tx<'_>,
         id: NodeId,
@@ -338,7 +338,7 @@ impl<'a> Repair<'a> {
             0o600,
             (0, 0),
             now,
-            Body::File(super::FileBody {
+            NodeBody::File(super::FileBody {
                 version: 1,
                 replaced: 1,
                 size: content.len() as u64,
@@ -450,7 +450,7 @@ impl<'a> Repair<'a> {
                     0o700,
                     (0, 0),
                     now,
-                    Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
+                    NodeBody::Directory(DirectoryBody::new(ROOT, [0; 32])),
                 );
                 let id = tx.create_node(Kind::Directory, attributes)?;
                 let tag = tx.put_entry(ROOT, name.as_bytes(), id, Kind::Directory)?;

@@ -9,7 +9,7 @@ use bincode::{Decode, Encode};
 use crate::codec;
 use crate::crypto::padding::padded_attributes;
 use crate::crypto::schedule::{Context, RecordDigest, RecordHash, SetKey, StateKey, VaultId};
-use crate::crypto::{OpenFailure, SecretBytes, SetSum};
+use crate::crypto::{SecretBytes, SetSum};
 use crate::store::{KeyedRecord, NodeId};
 
 use super::VaultError;
@@ -345,14 +345,12 @@ impl SystemKeys {
     }
 
     pub(super) fn open(&self, vault: VaultId, sealed: &[u8]) -> Result<State, VaultError> {
-        let bad = |why| VaultError::tampered("the state record", why);
-        let plain =
-            self.state
-                .open(vault, Context::State, sealed)
-                .map_err(|error| match error {
-                    OpenFailure::Open(_) => bad("does not authenticate"),
-                    OpenFailure::Memory(error) => error.into(),
-                })?;
+        let id = "the state record";
+        let bad = |why| VaultError::tampered(id, why);
+        let plain = self
+            .state
+            .open(vault, Context::State, sealed)
+            .map_err(|failure| VaultError::unopened(id, failure))?;
         let (state, _): (State, _) =
             codec::decode_prefix(&plain, "state").map_err(|_| bad("is not encoded as one"))?;
         if state.renewal.is_some() != self.renewed.is_some() {

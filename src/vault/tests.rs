@@ -20,7 +20,7 @@ use crate::store::{self, KeyedRecord, SqliteStore};
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
 use super::keys::RecordId;
-use super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT, SYSTEM, Timestamp};
+use super::node::{Attributes, DirectoryBody, FileBody, Kind, Node, NodeBody, ROOT, SYSTEM};
 use super::state::{Element, State, SystemKeys};
 
 const FILE: u64 = 2;
@@ -81,8 +81,8 @@ fn record(value: &[u8]) -> KeyedRecord {
     }
 }
 
-fn attributes(mode: u32, body: Body) -> Attributes {
-    let at = |n: u32| Timestamp {
+fn attributes(mode: u32, body: NodeBody) -> Attributes {
+    let at = |n: u32| super::Timestamp {
         seconds: 1000 + i64::from(n),
         nanoseconds: n,
     };
@@ -251,7 +251,7 @@ fn nodes_are_pinned() {
     let v = vectors();
     let system = open(SYSTEM, &v["system"]);
     assert_eq!((system.kind, system.revision), (Kind::System, 1));
-    assert_eq!(system.attributes, attributes(0, Body::Special(0)));
+    assert_eq!(system.attributes, attributes(0, NodeBody::Special(0)));
     let file = open(FILE, &v["file"]);
     assert_eq!((file.kind, file.revision), (Kind::File, 5));
     let body = FileBody {
@@ -259,7 +259,7 @@ fn nodes_are_pinned() {
         replaced: 2,
         size: TEXT.len() as u64,
     };
-    assert_eq!(file.attributes, attributes(0o640, Body::File(body)));
+    assert_eq!(file.attributes, attributes(0o640, NodeBody::File(body)));
     // Kind, revision, wrapped key, and sealed attributes padded to 256.
     assert_eq!(v["file"].len(), 1 + 8 + 72 + 8 + (24 + 256 + 16));
     let mut again = file.clone();
@@ -282,7 +282,8 @@ fn names_and_the_sums_over_them_are_pinned() {
     assert_eq!(keys.seal(&password(tag)).unwrap().len(), v["entry"].len());
     let mut body = DirectoryBody::new(ROOT, [0; 32]);
     keys.count(&mut body, &tag, &v["entry"], false);
-    assert_eq!(root.attributes, attributes(0o755, Body::Directory(body)));
+    let expected = attributes(0o755, NodeBody::Directory(body));
+    assert_eq!(root.attributes, expected);
 }
 
 #[test]
@@ -315,10 +316,8 @@ fn a_directory_whose_names_are_being_moved_is_pinned() {
     let remainder = counted.remainder.as_ref().unwrap();
     assert_eq!((counted.epoch, remainder.epoch), (2, 1));
     assert_eq!((counted.entries, remainder.entries), (2, 1));
-    assert_eq!(
-        directory.attributes,
-        attributes(0o700, Body::Directory(counted.clone()))
-    );
+    let expected = attributes(0o700, NodeBody::Directory(counted.clone()));
+    assert_eq!(directory.attributes, expected);
     let mut again = directory.clone();
     let sealed = again.seal(keyring().vault()).unwrap();
     assert_eq!(

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::crypto::Nonces;
 use crate::keyring::{EventRow, Keyring};
-use crate::store::{NameTag, NodeId, StoreErrorKind, Write};
+use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
 
 use super::VaultError;
 use super::cache::{Changes, RecordCache};
@@ -357,8 +357,19 @@ impl<'a> Tx<'a> {
             });
             return Ok(());
         }
-        let (new, chunks) =
-            content::reencrypt(self.keyring, self.ledger.records(), node, version, &old)?;
+        let sealed = content::reencrypt(self.keyring, self.ledger.records(), node, version, &old)?;
+        self.replace_version(node, version, old, sealed);
+        Ok(())
+    }
+
+    /// Replaces a version by the same number, sealed again as a record and its chunks.
+    fn replace_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        old: KeyedRecord,
+        (new, chunks): (KeyedRecord, Vec<Vec<u8>>),
+    ) {
         self.push(Op::ReplaceVersion {
             node,
             version,
@@ -366,7 +377,6 @@ impl<'a> Tx<'a> {
             new,
             chunks,
         });
-        Ok(())
     }
 
     fn rewrap_version(&mut self, node: NodeId, version: u64) -> Result<(), VaultError> {

@@ -2,16 +2,16 @@
 //! to be seen, and whatever comes in between leaves it whole, or nothing of it.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use crate::support::failing_disk::Disk;
 use crate::support::layer::{Layer, Served};
 use crate::support::process::{Place, detach, wait_for};
 use crate::support::rotating::{json, reencrypt};
-use secretfs::fs::Errno;
+use secretfs::fs::{Ending, Errno};
 use secretfs::vault::{Request, VaultError};
 use serde_json::Value;
 
@@ -348,4 +348,37 @@ fn what_nobody_waits_for_and_does_not_fit_leaves_no_pieces_either() {
     disk.free();
     served.finish();
     is_clean(&layer);
+}
+
+/// A log that is kept.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("unharmed").write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn no_pieces_are_said_to_be_left_of_a_content_that_comes_after_the_end() {
+    let _alone = alone();
+    let layer = Layer::new();
+    let served = layer.open();
+    let (_, fh) = replaced(&served, b"secret", &content(1, 9), &content(2, LARGE));
+    served.0.finish(Ending::Aborted).expect("closed");
+    let log = Log::default();
+    let kept = log.clone();
+    let logging = tracing_subscriber::fmt().with_writer(move || kept.clone());
+    tracing::subscriber::with_default(logging.finish(), || {
+        assert_eq!(served.fsync(fh), Err(Errno(libc::EIO)));
+    });
+    let logged = log.0.lock().expect("unharmed");
+    let logged = String::from_utf8_lossy(&logged);
+    assert!(logged.contains("the mount is ending"), "{logged}");
+    assert!(!logged.contains("left-overs"), "{logged}");
 }

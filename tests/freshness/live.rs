@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use crate::support::damaged::World;
 use crate::support::evil::{copy, database, execute};
+use crate::support::layer::Layer;
 use crate::support::process::{Place, Server, status, system, wait_for};
 use crate::support::put_back::{
     all_as_it_was, keep, large_with_an_older_part, newest, node_as_it_was, tables_as_they_were,
     unmount, write_once,
 };
 use crate::support::rotating::secret;
+use rusqlite::Connection;
+use secretfs::fs::{Ending, Errno};
+use secretfs::vault::ROOT;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -326,6 +330,54 @@ fn damage_to_a_content_is_a_finding_and_whoever_reads_it_again_and_again_fills_n
         assert!((1..10).contains(&lines.count()), "{logged}");
         let audit = world.run(&["audit"]).succeeded().stdout();
         assert_eq!(audit.contains("tampering-found"), mode == "rw", "{audit}");
+    }
+}
+
+/// Without a kernel, and without a thread that looks for what watchers are told of.
+#[test]
+fn one_look_up_of_a_damaged_name_is_one_finding() {
+    const DAMAGES: [(&str, &str, usize); 4] = [
+        ("entry", "directory = ROOT", 60),
+        ("", "DELETE FROM entry WHERE directory = ROOT", 0),
+        ("node", "id = FILE", 150),
+        ("node", "id = ROOT", 150),
+    ];
+    for (is_beside, (table, which, at)) in DAMAGES.iter().flat_map(|of| [(true, of), (false, of)]) {
+        let layer = Layer::new();
+        let writer = layer.open();
+        let (file, fh) = writer.create(ROOT, b"secret", 0o600);
+        writer.release(fh);
+        writer.finish();
+        let served = match is_beside {
+            true => layer.open_beside(),
+            false => layer.open(),
+        };
+        let database = Connection::open(layer.vault().join("vault.db")).expect("open");
+        let which = which.replace("ROOT", &ROOT.to_string());
+        let which = which.replace("FILE", &file.to_string());
+        if table.is_empty() {
+            database.execute(&which, []).expect("deleted");
+        } else {
+            let select = format!("SELECT value FROM {table} WHERE {which}");
+            let value = database.query_row(&select, [], |row| row.get(0));
+            let mut value: Vec<u8> = value.expect("one");
+            value[*at] ^= 1;
+            let update = format!("UPDATE {table} SET value = ?1 WHERE {which}");
+            database.execute(&update, [value]).expect("changed");
+        }
+        let found = served.lookup_for(7, ROOT, b"secret").err();
+        assert_eq!(
+            found,
+            Some(Errno(libc::EIO)),
+            "{is_beside}: {table} {which}"
+        );
+        let findings = served.0.vault().findings();
+        assert_eq!(
+            findings.count, 1,
+            "{is_beside}: {table} {which}: {findings:#?}"
+        );
+        // The writer may find the damage again.
+        let _ = served.0.finish(Ending::Aborted);
     }
 }
 

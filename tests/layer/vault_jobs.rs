@@ -8,7 +8,7 @@ use proptest::sample::select;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use secretfs::store::Durability;
 use secretfs::vault::{
-    AttributeChange, Body, Content, Job, Kind, NothingOpen, OpenFiles, Publication, ROOT,
+    AttributeChange, Content, Job, Kind, NodeBody, NothingOpen, OpenFiles, Publication, ROOT,
     RenameMode, Tx, Vault, VaultError,
 };
 
@@ -183,14 +183,14 @@ fn view(vault: &Vault, directory: u64, path: &str, seen: &mut Vec<String>) {
         let a = &node.attributes;
         let xattrs: Vec<_> = a.xattrs.iter().map(|(n, v)| (n, v.len())).collect();
         let body = match &a.body {
-            Body::File(file) => {
+            NodeBody::File(file) => {
                 let content = match vault.content(node.id, u64::MAX).unwrap().1 {
                     Content::Whole { bytes, .. } => Some((bytes.len(), bytes.first().copied())),
                     _ => None,
                 };
                 format!("{file:?} {content:?}")
             }
-            Body::Directory(directory) => format!("{}", directory.entries),
+            NodeBody::Directory(directory) => format!("{}", directory.entries),
             other => format!("{other:?}"),
         };
         let links = node.visible_links();

@@ -9,7 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::process::{Place, Server, abort, kill, system, types_at, wait_for};
+use crate::support::child::limited;
+use crate::support::process::{Place, Server, abort, detach, kill, system, types_at, wait_for};
+use nix::sys::resource::Resource;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -411,4 +413,27 @@ fn a_reader_that_leaves_early_is_no_failure() {
         .expect("it runs");
     crate::support::process::Ran(output).failed(1, "standard output");
     std::io::stdout().flush().expect("flushed");
+}
+
+#[test]
+fn a_daemon_that_runs_out_of_address_space_leaves_no_mount_and_the_limit_is_named() {
+    let place = Place::with_vault();
+    let mut dead = 0;
+    for mib in (40..=400).step_by(20) {
+        let mut command = place.command();
+        command.arg("mount").arg(place.vault()).arg(place.point());
+        limited(&mut command, Resource::RLIMIT_AS, mib << 20);
+        let ran = command.output().expect("the program runs");
+        if ran.status.success() {
+            detach(&place.point());
+        } else {
+            assert_eq!(types_at(&place.point()), [""; 0], "{mib} MiB");
+            let said = String::from_utf8_lossy(&ran.stderr);
+            let has_died = said.contains("SIGABRT") || said.contains("does not answer");
+            assert_eq!(has_died, said.contains("ulimit -v"), "{mib} MiB: {said}");
+            dead += u32::from(has_died);
+        }
+        wait_for("the daemon's end", SOON, || place.daemons().is_empty());
+    }
+    assert!(dead > 0, "the least limit is enough");
 }

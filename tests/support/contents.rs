@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use secretfs::vault::{Body, Content, ROOT, Vault, VaultError};
+use secretfs::vault::{Content, NodeBody, ROOT, Vault, VaultError};
 
 /// Paths, and what is there: kind and owner, extended attributes, content or target.
 pub type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -55,14 +55,14 @@ impl Reading {
         let owner = (attributes.mode, attributes.uid, attributes.links);
         let mut told = format!("{:?} {owner:?} {:?} ", node.kind, attributes.xattrs).into_bytes();
         match &attributes.body {
-            Body::File(_) => match vault.content(node.id, u64::MAX)?.1 {
+            NodeBody::File(_) => match vault.content(node.id, u64::MAX)?.1 {
                 Content::Whole { bytes, .. } => told.extend_from_slice(&bytes),
                 Content::Unpublished => {}
                 Content::Pieces(_) => unreachable!("all was asked for"),
             },
-            Body::Directory(_) => self.directory(vault, node.id, path, depth + 1),
-            Body::Symlink(target) => told.extend(target),
-            Body::Special(number) => told.extend(number.to_le_bytes()),
+            NodeBody::Directory(_) => self.directory(vault, node.id, path, depth + 1),
+            NodeBody::Symlink(target) => told.extend(target),
+            NodeBody::Special(number) => told.extend(number.to_le_bytes()),
         }
         self.contents.insert(path.to_vec(), told);
         Ok(())

@@ -28,7 +28,7 @@ impl fuser::Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _at_work = self.begin(request);
         let caller = self.caller_if(self.door.depends_on_caller(parent.0), request);
-        let done = replies::found(&self.door, self.by_number(request, parent), reply);
+        let done = replies::named_entry(&self.door, self.by_number(request, parent), reply);
         self.door
             .lookup_for(caller, parent.0, name.as_bytes(), done);
     }

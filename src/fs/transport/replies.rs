@@ -49,7 +49,7 @@ pub(super) fn entry(door: &Arc<FrontDoor>, reply: ReplyEntry) -> Done<Attr> {
 }
 
 /// The same for a name in the directory of `asked`.
-pub(super) fn found(door: &Arc<FrontDoor>, asked: ByNumber, reply: ReplyEntry) -> Done<Attr> {
+pub(super) fn named_entry(door: &Arc<FrontDoor>, asked: ByNumber, reply: ReplyEntry) -> Done<Attr> {
     let door = Arc::clone(door);
     Box::new(move |found| match found {
         // The directory itself is gone.

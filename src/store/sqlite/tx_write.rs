@@ -4,6 +4,7 @@
 
 use rusqlite::Params;
 
+use crate::os::nice::let_others_run;
 use crate::store::{
     KeyedRecord, MAX_ID, NameTag, NodeId, StoreError, StoreErrorKind as Kind, Write,
 };
@@ -86,6 +87,9 @@ impl Tx {
         let (node, version) = (key(node)?, key(version)?);
         let mut at = index;
         for chunk in chunks {
+            if at > index {
+                let_others_run();
+            }
             let sealed = fits(&chunk, schema::MAX_CHUNK)?;
             let id = first.saturating_add(u64::from(at));
             if id > MAX_ID {

@@ -2,7 +2,7 @@
 
 use crate::store::{NameTag, NodeId};
 
-use super::super::node::{Body, Kind, Node};
+use super::super::node::{Kind, Node, NodeBody};
 
 /// Facts about a node that must match other records.
 #[derive(Default)]
@@ -32,9 +32,11 @@ impl Seen {
             ..Self::default()
         };
         match &node.attributes.body {
-            Body::File(file) => (seen.version, seen.size) = (file.version, file.size),
-            Body::Directory(directory) => seen.said_at = Some((directory.parent, directory.tag)),
-            Body::Symlink(_) | Body::Special(_) => {}
+            NodeBody::File(file) => (seen.version, seen.size) = (file.version, file.size),
+            NodeBody::Directory(directory) => {
+                seen.said_at = Some((directory.parent, directory.tag))
+            }
+            NodeBody::Symlink(_) | NodeBody::Special(_) => {}
         }
         seen
     }

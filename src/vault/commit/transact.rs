@@ -149,7 +149,7 @@ impl Transactions {
         };
         drop(committing);
         if let Some(doubt) = doubt {
-            self.guard.found(&doubt);
+            self.guard.note_doubt(&doubt);
         }
         finished
     }
@@ -270,7 +270,7 @@ impl Transactions {
             Ok::<_, VaultError>(step)
         });
         if let Some(doubt) = doubt {
-            self.guard.found(&doubt);
+            self.guard.note_doubt(&doubt);
         }
         die_at!("system-stored");
         let (changed, done) = match step {

@@ -174,9 +174,9 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
             ..Checked::new(self.current, &mut *self.records)
         };
         (following.count_names)(&mut raw, directory, &record).map_err(|error| {
-            let told = StoreError::new(StoreErrorKind::Corrupt, &error);
+            let corrupt = StoreError::new(StoreErrorKind::Corrupt, &error);
             self.failure.get_or_insert(error);
-            told
+            corrupt
         })
     }
 

@@ -300,8 +300,16 @@ impl Vault {
         ));
         Ok(Self {
             reader: Reader::new(&records, &guard),
-            counter: Counter::new(&records, &transactions, &guard),
-            leftovers: Leftovers::new(&records, &transactions, &guard),
+            counter: Counter {
+                records: Arc::clone(&records),
+                transactions: Arc::clone(&transactions),
+                guard: Arc::clone(&guard),
+            },
+            leftovers: Leftovers {
+                records: Arc::clone(&records),
+                transactions: Arc::clone(&transactions),
+                guard: Arc::clone(&guard),
+            },
             rotation: Rotation::new(rotation::Parts {
                 records: Arc::clone(&records),
                 transactions: Arc::clone(&transactions),

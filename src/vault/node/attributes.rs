@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bincode::{Decode, Encode};
 
-use super::body::Body;
+use super::body::NodeBody;
 
 /// A point in time with nanoseconds, even before 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
@@ -109,7 +109,7 @@ pub struct Attributes {
     /// Extended attributes, ordered by name.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// The part that depends on the kind.
-    pub body: Body,
+    pub body: NodeBody,
 }
 
 impl Attributes {
@@ -118,7 +118,7 @@ impl Attributes {
         mode: u32,
         (uid, gid): (u32, u32),
         now: Timestamp,
-        body: Body,
+        body: NodeBody,
     ) -> Self {
         Self {
             mode,

@@ -10,7 +10,7 @@ use crate::store::{NameTag, NodeId};
 
 /// The part of a node that depends on its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
+pub enum NodeBody {
     /// A regular file.
     File(FileBody),
     /// A directory.
@@ -173,11 +173,11 @@ const SYMLINK: u32 = 2;
 const SPECIAL: u32 = 3;
 const DIRECTORY_UNDER_WAY: u32 = 4;
 
-impl Encode for Body {
+impl Encode for NodeBody {
     fn encode<E: Encoder>(&self, to: &mut E) -> Result<(), EncodeError> {
         match self {
-            Body::File(file) => (FILE, file).encode(to),
-            Body::Directory(directory) => {
+            NodeBody::File(file) => (FILE, file).encode(to),
+            NodeBody::Directory(directory) => {
                 let number = match directory.remainder {
                     None => DIRECTORY,
                     Some(_) => DIRECTORY_UNDER_WAY,
@@ -190,17 +190,17 @@ impl Encode for Body {
                     Some(remainder) => remainder.encode(to),
                 }
             }
-            Body::Symlink(target) => (SYMLINK, target).encode(to),
-            Body::Special(device) => (SPECIAL, device).encode(to),
+            NodeBody::Symlink(target) => (SYMLINK, target).encode(to),
+            NodeBody::Special(device) => (SPECIAL, device).encode(to),
         }
     }
 }
 
-impl<Context> Decode<Context> for Body {
+impl<Context> Decode<Context> for NodeBody {
     fn decode<D: Decoder<Context = Context>>(from: &mut D) -> Result<Self, DecodeError> {
         Ok(match u32::decode(from)? {
-            FILE => Body::File(FileBody::decode(from)?),
-            number @ (DIRECTORY | DIRECTORY_UNDER_WAY) => Body::Directory(DirectoryBody {
+            FILE => NodeBody::File(FileBody::decode(from)?),
+            number @ (DIRECTORY | DIRECTORY_UNDER_WAY) => NodeBody::Directory(DirectoryBody {
                 parent: NodeId::decode(from)?,
                 tag: NameTag::decode(from)?,
                 entries: u64::decode(from)?,
@@ -212,11 +212,11 @@ impl<Context> Decode<Context> for Body {
                     _ => Some(Remainder::decode(from)?),
                 },
             }),
-            SYMLINK => Body::Symlink(Vec::decode(from)?),
-            SPECIAL => Body::Special(u32::decode(from)?),
+            SYMLINK => NodeBody::Symlink(Vec::decode(from)?),
+            SPECIAL => NodeBody::Special(u32::decode(from)?),
             _ => return Err(DecodeError::Other("no body has this number")),
         })
     }
 }
 
-bincode::impl_borrow_decode!(Body);
+bincode::impl_borrow_decode!(NodeBody);

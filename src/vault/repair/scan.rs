@@ -6,7 +6,7 @@ use crate::store::{NameTag, NodeId, Read};
 use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
 use super::super::leftovers::is_listed;
-use super::super::node::{Body, Kind, Node, SYSTEM};
+use super::super::node::{Kind, Node, NodeBody, SYSTEM};
 use super::super::tx::repair_tx;
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
@@ -16,7 +16,7 @@ const BATCH: usize = 256;
 impl Seen {
     fn of(node: &Node) -> Self {
         let (version, size) = match &node.attributes.body {
-            Body::File(file) => (file.version, file.size),
+            NodeBody::File(file) => (file.version, file.size),
             _ => (0, 0),
         };
         Self {

@@ -247,13 +247,13 @@ impl Migration<'_> {
             die_at!("migrate-before");
             let outcomes = self.transactions.transact(Durability::Soon, &mut jobs)?;
             die_at!("migrate-after");
-            let mut told = false;
+            let mut is_logged = false;
             for (key, outcome) in rest.iter().zip(outcomes) {
                 match outcome {
                     Ok(()) => {}
                     Err(error) if error.failure() == Failure::Integrity => {
                         // Log once in a batch: an attacker may have forged them all.
-                        if !std::mem::replace(&mut told, true) {
+                        if !std::mem::replace(&mut is_logged, true) {
                             tracing::error!("a key cannot be replaced: {error}");
                         }
                         damage.leave(*key, error);

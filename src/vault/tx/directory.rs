@@ -153,7 +153,7 @@ fn move_name(
         match tell_child(tx, entry.node, (directory, row.tag), entry.tag) {
             // Only the damaged subdirectory stays behind.
             Err(error) if despite && error.failure() == Failure::Integrity => {}
-            told => told?,
+            other => other?,
         }
     }
     let record = keys.seal(&entry)?;

@@ -6,7 +6,7 @@ use crate::store::{KeyedRecord, NameTag, NodeId};
 
 use super::super::VaultError;
 use super::super::content;
-use super::super::node::{Attributes, Body, DirectoryBody, FileBody, Kind, Node, ROOT};
+use super::super::node::{Attributes, DirectoryBody, FileBody, Kind, Node, NodeBody, ROOT};
 use super::Tx;
 use super::op::Op;
 
@@ -31,13 +31,13 @@ pub(in crate::vault) fn set_directory(
 }
 
 /// Replaces a lost root directory by an empty one under a new key.
-pub(in crate::vault) fn found_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
+pub(in crate::vault) fn replace_root(tx: &mut Tx<'_>) -> Result<(), VaultError> {
     let now = tx.now;
     let attributes = Attributes::of_new(
         0o755,
         (0, 0),
         now,
-        Body::Directory(DirectoryBody::new(ROOT, [0; 32])),
+        NodeBody::Directory(DirectoryBody::new(ROOT, [0; 32])),
     );
     let root = Node::create(tx.keyring, ROOT, Kind::Directory, attributes)?;
     tx.insert_node(root);
@@ -52,14 +52,8 @@ pub(in crate::vault) fn replace_content(
     old: KeyedRecord,
     content: &SecretBytes,
 ) -> Result<(), VaultError> {
-    let (new, chunks) = content::seal(tx.keyring, node, version, &[content])?;
-    tx.push(Op::ReplaceVersion {
-        node,
-        version,
-        old,
-        new,
-        chunks,
-    });
+    let sealed = content::seal(tx.keyring, node, version, &[content])?;
+    tx.replace_version(node, version, old, sealed);
     Ok(())
 }
 
@@ -70,7 +64,7 @@ pub(in crate::vault) fn set_file(
     version: u64,
     size: u64,
 ) -> Result<(), VaultError> {
-    tx.change(node)?.attributes.body = Body::File(FileBody {
+    tx.change(node)?.attributes.body = NodeBody::File(FileBody {
         version,
         replaced: version,
         size,

@@ -8,14 +8,14 @@ use super::kernel::Kernel;
 use super::table::Table;
 
 /// Waits for publications.
-pub(super) struct Settling {
+pub(super) struct PublicationWait {
     pub(super) table: Arc<Table>,
     pub(super) kernel: Arc<Kernel>,
 }
 
-impl Settling {
+impl PublicationWait {
     /// Runs `then` now, or after the publications of `node` under way.
-    pub(super) fn when_settled(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
+    pub(super) fn when_stored(&self, node: NodeId, then: impl FnOnce() + Send + 'static) {
         if let Some(open) = self.table.node(node) {
             let mut state = open.lock();
             if state.may_be_closed()
