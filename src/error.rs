@@ -30,7 +30,7 @@ pub enum Class {
     Internal = 10,
     /// The user interrupted it.
     Interrupted = 11,
-    /// A vault exists already.
+    /// A vault, or something else, exists already where one is to be made.
     Exists = 12,
 }
 

@@ -13,8 +13,10 @@ use crate::daemon;
 use crate::error::{Class, Error};
 
 mod audit;
+mod backup;
 mod check;
 mod completions;
+mod copying;
 mod flags;
 mod init;
 mod man;
@@ -25,6 +27,7 @@ mod output;
 mod progress;
 mod reencrypt;
 mod replacing;
+mod restore;
 mod rewrap;
 mod rotate;
 mod rotation;
@@ -58,6 +61,8 @@ enum Command {
     Rewrap(rewrap::Rewrap),
     Reencrypt(reencrypt::Reencrypt),
     Audit(audit::Audit),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -120,6 +125,8 @@ fn run(args: Vec<OsString>) -> Result<(), Error> {
         Command::Rewrap(command) => command.run(config),
         Command::Reencrypt(command) => command.run(config),
         Command::Audit(command) => command.run(config),
+        Command::Backup(command) => command.run(config),
+        Command::Restore(command) => command.run(config),
         Command::Completions(one) => one.run(&mut command()),
         Command::Man(one) => one.run(command()),
     }

@@ -1,7 +1,6 @@
 //! The part that `rotate`, `reencrypt` and `rewrap` share: they ask the daemon that has the vault,
 //! or do the work.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -110,10 +109,7 @@ fn tell(request: &Request, outcome: &str) -> Result<(), Error> {
 }
 
 fn follow(vault: &Vault, shown: &mut Shown, stop: &AtomicBool) -> Result<(), Error> {
-    let go_on = || match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
+    let go_on = daemon::go_on(stop);
     let ended = std::thread::scope(|scope| {
         let drive = scope.spawn(|| vault.drive(&go_on));
         while !drive.is_finished() {

@@ -28,6 +28,6 @@ pub use harden::{Locked, Protection};
 pub use panics::{caught, install_hook};
 pub(crate) use patience::patiently;
 pub use plan::{Request, Target, check as plan};
-pub(crate) use signals::interruptions;
+pub(crate) use signals::{go_on, interruptions};
 pub use start::mount;
 pub use unmount::{Unmounted, unmount};

@@ -2,6 +2,7 @@
 //! that none ever interrupts a system call. That thread obeys a second request to end at once,
 //! whatever the rest of the process waits for.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock, Weak};
@@ -62,6 +63,14 @@ pub(crate) fn interruptions() -> Result<Arc<AtomicBool>, Error> {
         .spawn(watch)
         .map_err(|e| Error::new(Class::System, format!("cannot start a thread: {e}")))?;
     Ok(stop)
+}
+
+/// A function for operations that ask again and again whether to go on: until `stop` is set.
+pub(crate) fn go_on(stop: &AtomicBool) -> impl Fn() -> ControlFlow<()> {
+    || match stop.load(Ordering::Relaxed) {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
 }
 
 /// The thread that takes signals, by what it must know of the daemon's state.

@@ -77,12 +77,20 @@ impl LocalKms {
     /// The directory that has a file for the key `name`: that of the credentials, or that of the
     /// local KMS; `None` if neither has.
     pub fn directory_of(&self, name: &str) -> Option<&Path> {
+        self.place_of(name).map(|(directory, _)| directory)
+    }
+
+    /// The file of the key `name` in that directory.
+    pub fn file_of(&self, name: &str) -> Option<PathBuf> {
+        self.place_of(name).map(|(_, file)| file)
+    }
+
+    /// The directory and the file of the key `name`; `None` if neither directory has one.
+    fn place_of(&self, name: &str) -> Option<(&Path, PathBuf)> {
         let credential = self.credentials.as_ref().map(|c| (c.path(), c.file(name)));
         let own = (self.dir(), self.dir.join(dir::file_name(name)));
         let mut places = credential.into_iter().chain([own]);
-        places
-            .find(|(_, file)| file.symlink_metadata().is_ok())
-            .map(|(directory, _)| directory)
+        places.find(|(_, file)| file.symlink_metadata().is_ok())
     }
 
     /// Creates the key `name`, and the directory, unless they exist. Returns whether it created the

@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod mountinfo;
 pub mod nice;
 pub mod process;
+pub mod reach;
 pub mod stdio;
 pub mod sys;
 pub mod user;

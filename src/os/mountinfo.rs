@@ -61,6 +61,12 @@ pub fn mount_at(path: &Path) -> io::Result<Option<Mount>> {
         .find(|m| m.id == id.id && m.point == path))
 }
 
+/// The mount on which `path` lies, at any depth.
+pub(crate) fn mount_over(path: &Path) -> io::Result<Option<Mount>> {
+    let id = super::sys::mount_id(path)?;
+    Ok(mounts()?.into_iter().find(|m| m.id == id.id))
+}
+
 /// Makes `path` absolute and resolves links in all components but the last. It sends no request to
 /// the file system mounted on `path`, which may be dead.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {

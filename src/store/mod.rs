@@ -4,16 +4,19 @@
 //! use. A replicated store would implement the same trait; so far [`sqlite`] is the only
 //! implementation.
 
+mod copy;
 mod error;
 mod lock;
 mod place;
 pub mod sqlite;
 mod strangers;
 
+pub use copy::{CopyError, GoOn, copy};
 pub use error::{StoreError, StoreErrorKind};
 pub use lock::{Holder, holder};
 pub use place::Footprint;
 pub use place::SOCKET;
+pub use place::refuse_unsafe_filesystem;
 pub use sqlite::{Mode, OpenOptions, SqliteStore, is_left_over};
 
 /// A node's id, which is the inode number for the kernel. Never reused. 0 is the vault's own system

@@ -150,6 +150,23 @@ impl Place {
         self.is_on_read_only_medium() && self.wal_len() == 0
     }
 
+    /// Refuses a vault whose WAL holds commits: reading those would create files beside the
+    /// database.
+    pub(super) fn must_be_in_one_file(&self) -> Result<(), StoreError> {
+        match self.wal_len() {
+            0 => Ok(()),
+            _ => Err(StoreError::new(
+                Kind::NotAVault,
+                format!(
+                    "{} is no backup: vault.db-wal beside vault.db holds what is not in vault.db \
+                     yet, as in a vault in use or a copy of one; make a backup of it with \
+                     `secretfs backup`",
+                    self.directory.display()
+                ),
+            )),
+        }
+    }
+
     /// Explains an error of opening the database if the cause is a WAL on a read-only medium.
     pub(super) fn explain(&self, error: StoreError) -> StoreError {
         if error.kind != Kind::Io || self.wal_len() == 0 || !self.is_on_read_only_medium() {
@@ -299,7 +316,11 @@ fn file_of_its_own(path: &Path) -> Result<Option<Metadata>, StoreError> {
     }
 }
 
-fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
+/// Refuses a directory on a file system that cannot keep the promises a vault needs.
+///
+/// # Errors
+/// [`UnsafeFilesystem`](Kind::UnsafeFilesystem) with the name of the file system.
+pub fn refuse_unsafe_filesystem(directory: &Path) -> Result<(), StoreError> {
     let status = statfs(directory).map_err(|error| {
         StoreError::of_file(
             "cannot look at the file system of",

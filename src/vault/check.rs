@@ -2,22 +2,26 @@
 //! records state. It uses one snapshot, so a vault can be checked while it is mounted and written.
 
 mod report;
+mod seen;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{History, Keyring, KeyringError, UnverifiedKeyring};
-use crate::store::{self, NodeId, Read};
+use crate::store::{self, GoOn, NodeId, Read};
 
 use super::content::Version;
 use super::entry::DirectoryKeys;
-use super::node::{Kind, Node, NodeBody, ROOT, SYSTEM};
+use super::node::{Kind, Node, ROOT, SYSTEM};
 use super::records::Records;
 use super::state::{State, SystemKeys};
 use super::{OpenOptions, Vault, VaultError};
 
 pub use report::{CheckReport, Problem};
+
+use seen::Seen;
 
 const BATCH: usize = 256;
 
@@ -39,6 +43,17 @@ pub fn check(path: &Path, options: &OpenOptions) -> Result<CheckReport, VaultErr
 /// # Errors
 /// As for [`check`].
 pub(super) fn check_records(vault: &Records) -> Result<CheckReport, VaultError> {
+    check_records_while(vault, &|| ControlFlow::Continue(()))
+}
+
+/// Checks all records, and ends early once `go_on` breaks; the report says nothing then.
+///
+/// # Errors
+/// As for [`check`].
+pub(super) fn check_records_while(
+    vault: &Records,
+    go_on: GoOn<'_>,
+) -> Result<CheckReport, VaultError> {
     vault.read(|records| {
         let keyring = vault.keyring();
         must_be_current(records, &keyring)?;
@@ -52,6 +67,7 @@ pub(super) fn check_records(vault: &Records) -> Result<CheckReport, VaultError> 
         let mut check = Check {
             system: &system,
             keyring: &keyring,
+            go_on,
             report: CheckReport::default(),
             nodes: HashMap::new(),
             recount,
@@ -75,28 +91,10 @@ fn must_be_current(records: &mut dyn Read, keyring: &Keyring) -> Result<(), Vaul
     }
 }
 
-/// Facts about a node that must match other records.
-#[derive(Default)]
-struct Seen {
-    kind: Option<Kind>,
-    links: u32,
-    /// Number of names found; and the place where a directory was found.
-    found: u32,
-    found_at: Option<(NodeId, store::NameTag)>,
-    said_at: Option<(NodeId, store::NameTag)>,
-    version: u64,
-    size: u64,
-    version_found: bool,
-    older_versions: bool,
-    /// A version after the current one was begun, and is incomplete.
-    begun: bool,
-    chunks: u64,
-    is_orphan: bool,
-}
-
 struct Check<'a> {
     system: &'a SystemKeys,
     keyring: &'a Keyring,
+    go_on: GoOn<'a>,
     report: CheckReport,
     nodes: HashMap<NodeId, Seen>,
     recount: State,
@@ -116,6 +114,11 @@ impl Check<'_> {
         self.chunks(records)?;
         self.compare();
         self.state(records)
+    }
+
+    /// Whether the caller wants the check to end early.
+    fn is_to_end(&self) -> bool {
+        (self.go_on)().is_break()
     }
 
     /// Notes an integrity failure and goes on; stops after any other error.
@@ -168,10 +171,11 @@ impl Check<'_> {
                     Some(node) => Seen::of(&node),
                     None => Seen::default(),
                 };
+                self.report.files += u64::from(seen.kind == Some(Kind::File) && seen.links > 0);
                 self.nodes.insert(*id, seen);
             }
             after = batch.last().map(|(id, _)| *id);
-            if batch.len() < BATCH {
+            if batch.len() < BATCH || self.is_to_end() {
                 return Ok(());
             }
         }
@@ -188,6 +192,9 @@ impl Check<'_> {
         };
         let mut counted = 0;
         for directory in directories {
+            if self.is_to_end() {
+                return Ok(());
+            }
             counted += self.directory(records, directory)?;
         }
         // Counting all entries finds those of directories that do not exist.
@@ -283,6 +290,9 @@ impl Check<'_> {
                     continue;
                 };
                 self.version(records, *id, &version)?;
+                if self.is_to_end() {
+                    return Ok(());
+                }
             }
             after = batch.last().map(|(key, _)| *key);
             if batch.len() < BATCH {
@@ -473,23 +483,5 @@ impl Check<'_> {
                 .add(None, "the next node number was given out already");
         }
         Ok(())
-    }
-}
-
-impl Seen {
-    fn of(node: &Node) -> Self {
-        let mut seen = Self {
-            kind: Some(node.kind),
-            links: node.attributes.links,
-            ..Self::default()
-        };
-        match &node.attributes.body {
-            NodeBody::File(file) => (seen.version, seen.size) = (file.version, file.size),
-            NodeBody::Directory(directory) => {
-                seen.said_at = Some((directory.parent, directory.tag))
-            }
-            NodeBody::Symlink(_) | NodeBody::Special(_) => {}
-        }
-        seen
     }
 }

@@ -35,6 +35,7 @@ use super::rotation::{Outcome, Progress, Request, Rotation};
 use super::state::State;
 use super::summary::{self, Summary};
 use super::tx::Job;
+pub(super) use open::claimed_id;
 pub use open::{Verify, id_at};
 
 /// An open, unlocked vault.
@@ -70,6 +71,11 @@ impl Vault {
     /// The write transactions.
     pub(super) fn transactions(&self) -> &Transactions {
         &self.transactions
+    }
+
+    /// This host's memory of the vault.
+    pub(super) fn host(&self) -> &HostMemory {
+        &self.host
     }
 
     // --- what it is --------------------------------------------------------------------------

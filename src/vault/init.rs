@@ -10,7 +10,7 @@ use crate::store::{self, SqliteStore};
 
 use super::VaultError;
 use super::cache::RecordCache;
-use super::host::anchor::{Anchor, Anchors, hex};
+use super::host::anchor::{Anchor, Anchors};
 use super::host::apart::{self, must_be_apart};
 use super::node::{Attributes, DirectoryBody, Kind, Node, NodeBody, ROOT, SYSTEM, Timestamp};
 use super::options::InitOptions;
@@ -89,8 +89,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
             };
             let path = path.canonicalize().unwrap_or_else(|_| path.clone());
             let mut anchor = Anchor::new(vault, &path, uris.clone());
-            anchor.keyring_sequence = keyring.body().sequence;
-            anchor.keyring_digest = hex(&crate::crypto::schedule::digest(&[&keyring.encode()]));
+            anchor.note_keyring(&keyring);
             anchor.commit_sequence = commit;
             anchors.take_over(&anchor)
         };

@@ -11,6 +11,7 @@ macro_rules! die_at {
     };
 }
 
+mod backup;
 mod cache;
 mod check;
 mod chronicle;
@@ -50,6 +51,7 @@ mod tx;
 mod unlocked;
 
 pub use crate::store::Footprint;
+pub use backup::{CopyReport, NeededKey, backup, restore};
 pub use check::{CheckReport, Problem, check};
 pub use chronicle::RetiredGeneration;
 pub(crate) use commit::{Committer, Ticket, Whose};

@@ -40,6 +40,9 @@ pub struct OpenOptions {
     /// Open for reading although nodes or versions were replayed, inserted or deleted: to find out
     /// which, or to save the rest.
     pub salvage: bool,
+    /// If opened for reading: nobody changes the vault's files meanwhile, and opening creates none
+    /// beside them.
+    pub still: bool,
     /// Accept a network or FUSE file system below the vault.
     pub unsafe_filesystem: bool,
     /// Time limits and locations for KMS calls.
@@ -61,6 +64,7 @@ impl OpenOptions {
             require_anchor: settings.require_anchor,
             min_commit: settings.min_commit,
             salvage: settings.salvage,
+            still: false,
             unsafe_filesystem: settings.unsafe_filesystem,
             kms: settings.kms.clone(),
             anchor_dir: settings.anchor_dir.clone(),

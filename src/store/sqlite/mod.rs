@@ -55,6 +55,9 @@ pub enum Mode {
     Write(Holder),
     /// Reading, beside any other process. Takes no lock.
     ReadOnly,
+    /// Reading files that nobody changes, such as a backup. Creates no file beside them, not even
+    /// for a moment.
+    ReadStill,
 }
 
 /// Options for opening a vault.
@@ -157,6 +160,10 @@ impl SqliteStore {
         place.look()?;
         let (lock, purpose) = match &mode {
             Mode::Write(_) => (Some(Lock::acquire(&place.lock)?), Purpose::Write),
+            Mode::ReadStill => {
+                place.must_be_in_one_file()?;
+                (None, Purpose::ReadStill)
+            }
             Mode::ReadOnly if place.is_still() => (None, Purpose::ReadStill),
             Mode::ReadOnly => (None, Purpose::Read),
         };

@@ -14,6 +14,9 @@ pub struct CheckReport {
     pub vault: String,
     /// Nodes opened, including the vault's own.
     pub nodes: u64,
+    /// Files that have a name.
+    #[serde(skip)]
+    pub files: u64,
     /// Names opened.
     pub entries: u64,
     /// Versions opened.

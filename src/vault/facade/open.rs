@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::crypto::schedule::VaultId;
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, Kms, Provider};
 use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore};
@@ -54,13 +55,21 @@ struct Opening {
 /// # Errors
 /// When there is no vault, or no valid header.
 pub fn id_at(path: &Path) -> Result<String, VaultError> {
+    Ok(claimed_id(path, Mode::ReadOnly)?.to_string())
+}
+
+/// The id that the vault at `path` claims, read in a `mode` for reading.
+///
+/// # Errors
+/// As for [`id_at`].
+pub(in crate::vault) fn claimed_id(path: &Path, mode: Mode) -> Result<VaultId, VaultError> {
     let anywhere = store::OpenOptions {
         unsafe_filesystem: true,
     };
-    let store = SqliteStore::open(path, Mode::ReadOnly, anywhere)?;
+    let store = SqliteStore::open(path, mode, anywhere)?;
     let header = store::read(&store, |records| Ok::<_, VaultError>(records.header()?))?;
     let header = header.ok_or_else(|| VaultError::tampered("the header", "is missing"))?;
-    Ok(Header::decode(&header)?.vault().to_string())
+    Ok(Header::decode(&header)?.vault())
 }
 
 /// The records with which opening begins, from one snapshot, all unverified.
@@ -194,9 +203,10 @@ impl Vault {
                 ),
             ))
         })?;
-        let mode = match options.read_only {
-            true => Mode::ReadOnly,
-            false => Mode::Write(Holder::current(options.mountpoint.as_deref())),
+        let mode = match (options.read_only, options.still) {
+            (true, true) => Mode::ReadStill,
+            (true, false) => Mode::ReadOnly,
+            (false, _) => Mode::Write(Holder::current(options.mountpoint.as_deref())),
         };
         let store_options = store::OpenOptions {
             unsafe_filesystem: options.unsafe_filesystem,

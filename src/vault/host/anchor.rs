@@ -17,6 +17,8 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::crypto::schedule::{VaultId, digest};
+use crate::keyring::Keyring;
+use crate::kms::KeyUri;
 
 use super::super::VaultError;
 
@@ -56,6 +58,29 @@ impl Anchor {
             keyring_digest: String::new(),
             commit_sequence: 0,
         }
+    }
+
+    /// The KMS keys for a new anchor of a vault that may use `pins`. Pins for this time only do not
+    /// make the host forget keys that it has `known`.
+    pub(in crate::vault) fn keys_of(pins: &[KeyUri], known: Option<&Self>) -> Vec<String> {
+        let mut uris: Vec<String> = pins.iter().map(ToString::to_string).collect();
+        for known in known.iter().flat_map(|anchor| &anchor.kms_keys) {
+            if !uris.contains(known) {
+                uris.push(known.clone());
+            }
+        }
+        uris
+    }
+
+    /// Whether the vault was last seen at `path`.
+    pub(in crate::vault) fn is_at(&self, path: &Path) -> bool {
+        self.path == path_text(path)
+    }
+
+    /// Notes `keyring` as the newest one seen.
+    pub(in crate::vault) fn note_keyring(&mut self, keyring: &Keyring) {
+        self.keyring_sequence = keyring.body().sequence;
+        self.keyring_digest = hex(&digest(&[&keyring.encode()]));
     }
 }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::crypto::schedule::{VaultId, digest};
+use crate::crypto::schedule::VaultId;
 use crate::keyring::Keyring;
 use crate::kms::KeyUri;
 use crate::sync::{Mutex, MutexGuard, Rank};
 
 use super::super::VaultError;
 use super::super::node::Timestamp;
-use super::anchor::{Anchor, Anchors, hex};
+use super::anchor::{Anchor, Anchors};
 use super::guard::RollbackGuard;
 
 /// The anchor of an open vault, and the outcome of storing it.
@@ -106,13 +106,7 @@ impl HostMemory {
                 false => Ok(()),
             };
         };
-        let mut uris: Vec<String> = guard.pins.iter().map(ToString::to_string).collect();
-        // Pins for this mount only do not make the host forget other keys.
-        for known in guard.anchor.iter().flat_map(|anchor| &anchor.kms_keys) {
-            if !uris.contains(known) {
-                uris.push(known.clone());
-            }
-        }
+        let uris = Anchor::keys_of(&guard.pins, guard.anchor.as_ref());
         let mut anchor = Anchor::new(guard.vault, &guard.path, uris);
         // Reading a copy does not move the vault: the anchor keeps its path.
         if seen.read_only
@@ -120,8 +114,7 @@ impl HostMemory {
         {
             anchor.path.clone_from(&old.path);
         }
-        anchor.keyring_sequence = seen.keyring.body().sequence;
-        anchor.keyring_digest = hex(&digest(&[&seen.keyring.encode()]));
+        anchor.note_keyring(seen.keyring);
         let old = guard.anchor.as_ref().filter(|_| !lower);
         let old = old.map_or(0, |old| old.commit_sequence);
         // The commit before the sync below, and never less than another mount has stored.
@@ -245,8 +238,7 @@ impl HostMemory {
         };
         let keyring = newest();
         let anchor = &mut kept.anchor;
-        anchor.keyring_sequence = keyring.body().sequence;
-        anchor.keyring_digest = hex(&digest(&[&keyring.encode()]));
+        anchor.note_keyring(&keyring);
         // After the rotation, the previous KMS keys are no longer needed.
         if keyring.body().change.is_none()
             && let Ok(keys) = keyring.kms_keys()

@@ -1,5 +1,6 @@
 //! The promises of the store, on real files.
 
+mod copying;
 mod creation;
 mod disk;
 mod hostility;
