@@ -5,6 +5,7 @@ mod forged;
 mod insider;
 mod make;
 mod open;
+mod past;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

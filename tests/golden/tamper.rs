@@ -78,7 +78,7 @@ impl List {
     }
 
     /// Rows of the vault as it is.
-    fn rows(&self, sql: &str) -> Vec<Vec<Value>> {
+    pub fn rows(&self, sql: &str) -> Vec<Vec<Value>> {
         let (_place, database) = self.database();
         let mut statement = database.prepare(sql).expect(sql);
         let columns = statement.column_count();
@@ -117,12 +117,17 @@ impl List {
         });
     }
 
-    fn one(&mut self, record: &str, field: &str, how: &str, sql: &str) {
+    pub fn one(&mut self, record: &str, field: &str, how: &str, sql: &str) {
         self.case(record, field, how, &[sql.to_owned()]);
     }
 
     /// A bit of each field is flipped; the value is cut off and made longer.
-    fn value(&mut self, record: &str, (table, column, row): (&str, &str, &str), fields: &[Field]) {
+    pub fn value(
+        &mut self,
+        record: &str,
+        (table, column, row): (&str, &str, &str),
+        fields: &[Field],
+    ) {
         let value = self.blob(&format!("SELECT {column} FROM {table} WHERE {row}"));
         let set = |to: String| format!("UPDATE {table} SET {column} = {to} WHERE {row}");
         for (field, at) in fields {
@@ -328,36 +333,13 @@ impl List {
         }
     }
 
-    fn events(&mut self) {
-        for (sequence, what) in [(1, "created"), (2, "change-started"), (10, "rewrapped")] {
-            let record = format!("event {sequence}, {what}");
-            let row = format!("sequence = {sequence}");
-            let fields = [("at", 0), ("late", 8), ("kind", 9), ("the last field", -1)];
-            self.value(&record, ("event", "value", &row), &fields);
-            let delete = format!("DELETE FROM event WHERE {row}");
-            self.one(&record, "the row", "delete", &delete);
-            let later = format!("UPDATE event SET sequence = 1000 WHERE {row}");
-            self.one(&record, "sequence", "set", &later);
-        }
-        let last = "sequence = (SELECT max(sequence) FROM event)";
-        self.one(
-            "the last event",
-            "the row",
-            "delete",
-            &format!("DELETE FROM event WHERE {last}"),
-        );
-        let again = format!("INSERT INTO event SELECT sequence + 1, value FROM event WHERE {last}");
-        self.one("the last event", "the row", "insert", &again);
-        self.swap(
-            "events 2 and 3",
-            ("event", "value"),
-            ("sequence = 2", "sequence = 3"),
-        );
-        self.one("all events", "the rows", "delete", "DELETE FROM event");
-    }
-
     /// Two rows have each other's value.
-    fn swap(&mut self, records: &str, (table, column): (&str, &str), (one, other): (&str, &str)) {
+    pub fn swap(
+        &mut self,
+        records: &str,
+        (table, column): (&str, &str),
+        (one, other): (&str, &str),
+    ) {
         let value = |row: &str| self.blob(&format!("SELECT {column} FROM {table} WHERE {row}"));
         let values = [(one, value(other)), (other, value(one))];
         let sql: Vec<String> = values
@@ -365,50 +347,6 @@ impl List {
             .map(|(row, value)| format!("UPDATE {table} SET {column} = {} WHERE {row}", hex(value)))
             .collect();
         self.case(records, column, "swap", &sql);
-    }
-
-    /// Rows of an earlier copy of the vault in the place of the newer ones.
-    fn replays(&mut self) {
-        let columns = [
-            ("keyring", "id", "value"),
-            ("state", "id", "value"),
-            ("node", "id", "value"),
-            ("entry", "hex(tag)", "value"),
-            ("version", "node", "value"),
-        ];
-        for (table, key, value) in columns {
-            let earlier = Earlier::of(table, key, value);
-            let mut done = 0;
-            for (key_is, old) in earlier.rows {
-                let row = format!("{key} = {key_is}");
-                let sql = format!("SELECT {value} FROM {table} WHERE {row}");
-                let is_other = |row: &Vec<Value>| row[0] != Value::Blob(old.clone());
-                if done < 3 && self.rows(&sql).first().is_some_and(is_other) {
-                    done += 1;
-                    let put = format!("UPDATE {table} SET {value} = {} WHERE {row}", hex(&old));
-                    let record = format!("{table} {}", key_is.trim_matches('\''));
-                    self.one(&record, value, "replay", &put);
-                }
-            }
-        }
-    }
-}
-
-/// The rows of a table in the earlier copy, with their keys as SQL.
-struct Earlier {
-    rows: Vec<(String, Vec<u8>)>,
-}
-
-impl Earlier {
-    fn of(table: &str, key: &str, value: &str) -> Self {
-        let place = copied("early");
-        let early = Connection::open(place.vault().join("vault.db")).expect("a database");
-        let sql = format!("SELECT quote({key}), {value} FROM {table} ORDER BY 1");
-        let mut statement = early.prepare(&sql).expect(&sql);
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
-        Self {
-            rows: rows.expect("rows").map(|row| row.expect("a row")).collect(),
-        }
     }
 }
 
