@@ -15,6 +15,7 @@ const SECTIONS: &str = include_str!("man/secretfs.1.in");
 const MOUNT_SECTIONS: &str = include_str!("man/secretfs-mount.1.in");
 const STATUS_SECTIONS: &str = include_str!("man/secretfs-status.1.in");
 const MOUNT_HELPER: &str = include_str!("man/mount.secretfs.8.in");
+const VAULT_FORMAT: &str = include_str!("man/secretfs-vault.5.in");
 
 /// Write the man pages
 #[derive(Debug, clap::Args)]
@@ -54,10 +55,12 @@ pub(super) fn pages(mut command: clap::Command) -> std::io::Result<Vec<(String, 
         let page = render(sub.clone(), sections)?;
         pages.push((format!("{name}.1"), page));
     }
-    pages.push((
-        "mount.secretfs.8".to_owned(),
-        filled_in(MOUNT_HELPER).into_bytes(),
-    ));
+    for (name, page) in [
+        ("mount.secretfs.8", MOUNT_HELPER),
+        ("secretfs-vault.5", VAULT_FORMAT),
+    ] {
+        pages.push((name.to_owned(), filled_in(page).into_bytes()));
+    }
     Ok(pages)
 }
 

@@ -141,6 +141,11 @@ impl Hand {
         Some(SecretKey::from_slice(&key).expect("32 bytes"))
     }
 
+    /// The master key itself.
+    pub fn master_key(&self) -> [u8; 32] {
+        *self.master.0.expose()
+    }
+
     /// The key of a node's metadata, if it is wrapped by this master key.
     pub fn metadata_key(&self, database: &Connection, node: u64) -> Option<MetadataKey> {
         let stored = Stored::of(database, node);
