@@ -179,9 +179,14 @@ impl Held {
         match self {
             Self::Free => true,
             // A different holder by now does not matter. If the holder cannot be read, nothing is
-            // known.
+            // known, and nothing either while none is named: a writer removes its name before it
+            // releases the lock.
             Self::ByWriter(before) | Self::ByWriterPerhaps(before) => {
-                store::holder(&mount.source).is_ok_and(|now| now.as_ref() != Some(before))
+                match store::holder(&mount.source) {
+                    Ok(None) => true,
+                    Ok(Some(now)) => now.is_named() && now != *before,
+                    Err(_) => false,
+                }
             }
             Self::ByDaemon(daemon, _) => !daemon.is_alive(),
             Self::ByWhoever { .. } => !Holders::of(mount).is_anybody(),

@@ -56,11 +56,16 @@ impl Holder {
             since: 0,
         }
     }
+
+    /// Whether the process has announced itself.
+    pub fn is_named(&self) -> bool {
+        self.pid != 0
+    }
 }
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.pid == 0 {
+        if !self.is_named() {
             return f.write_str("an unknown process");
         }
         write!(f, "process {}", self.pid)?;

@@ -156,6 +156,23 @@ fn umount_waits_for_a_bind_tells_of_it_and_what_it_says_helps() {
     }
 }
 
+/// As a daemon does at its end, which takes a moment more.
+#[test]
+fn umount_waits_for_a_daemon_that_has_taken_its_name_out_of_the_lock() {
+    let place = Place::with_vault();
+    place.mount(&[]).succeeded();
+    let bind = Bind::of(&place);
+    let mut waiting = Waiting::begin(&place);
+    waiting.told();
+    fs::write(place.vault().join("lock"), "").expect("emptied");
+    // It looks a hundred times a second.
+    std::thread::sleep(Duration::from_millis(300));
+    let ended = waiting.child.try_wait().expect("a child");
+    assert_eq!(ended, None, "the vault is held");
+    drop(bind);
+    waiting.ends_well();
+}
+
 #[test]
 fn umount_waits_for_another_mount_namespace_and_names_a_process_in_it() {
     for options in ["-orw", "-oro"] {

@@ -21,8 +21,6 @@ use std::sync::OnceLock;
 
 use rusqlite::{Connection, ffi};
 
-use crate::os::nice::let_others_run;
-
 /// Bytes of a frame's header (<https://www.sqlite.org/fileformat2.html#walformat>). Its second four
 /// bytes are the size of the database after the commit; they are zero in a frame that does not
 /// commit.
@@ -230,7 +228,8 @@ fn let_go(file: *mut ffi::sqlite3_file, held: &mut Held) -> c_int {
     let (mut at, mut code) = (held.at, ffi::SQLITE_OK);
     for piece in held.frames.chunks(LONGEST) {
         if at > held.at {
-            let_others_run();
+            // Let threads run that wait for this processor.
+            std::thread::yield_now();
         }
         code = write_through(file, piece, at);
         if code != ffi::SQLITE_OK {
