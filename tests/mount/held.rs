@@ -165,8 +165,8 @@ fn umount_waits_for_a_daemon_that_has_taken_its_name_out_of_the_lock() {
     let mut waiting = Waiting::begin(&place);
     waiting.told();
     fs::write(place.vault().join("lock"), "").expect("emptied");
-    // It looks a hundred times a second.
-    std::thread::sleep(Duration::from_millis(300));
+    // It looks a hundred times a second, and waits two seconds for a last word of the daemon.
+    std::thread::sleep(Duration::from_secs(3));
     let ended = waiting.child.try_wait().expect("a child");
     assert_eq!(ended, None, "the vault is held");
     drop(bind);
