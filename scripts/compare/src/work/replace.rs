@@ -170,7 +170,18 @@ struct Trace {
 }
 
 impl Trace {
+    /// Attaches strace once the processes rest: it stops their threads one by one, and never ends
+    /// with a thread that waits for an answer from one that it has stopped.
     fn start(pids: &[Pid], output: PathBuf) -> Result<Self, Failure> {
+        let mut rests = 0;
+        while rests < 10 {
+            rests = if pids.iter().all(|pid| rests_now(*pid)) {
+                rests + 1
+            } else {
+                0
+            };
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let mut command = Command::new("strace");
         command.args(["-f", "-c", "-e", &format!("trace={SYNCS}"), "-o"]);
         command.arg(&output);
@@ -217,11 +228,20 @@ impl Drop for Trace {
     }
 }
 
+/// Whether all threads of a process sleep until something wakes them.
+fn rests_now(pid: Pid) -> bool {
+    every_task(pid, |status| status.contains("State:\tS"))
+}
+
 /// Whether all threads of a process are traced.
 fn is_traced(pid: Pid) -> bool {
+    every_task(pid, |status| !status.contains("TracerPid:\t0\n"))
+}
+
+/// Whether `holds` of the `/proc/PID/task/TID/status` of each thread.
+fn every_task(pid: Pid, holds: impl Fn(&str) -> bool) -> bool {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     tasks.into_iter().flatten().flatten().all(|task| {
-        fs::read_to_string(task.path().join("status"))
-            .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+        fs::read_to_string(task.path().join("status")).is_ok_and(|status| holds(&status))
     })
 }
