@@ -244,13 +244,14 @@ fn a_repair_leaves_nothing_that_no_writer_makes() {
         let place = copied(&case.vault);
         let vault = place.vault();
         apply(&vault, &case.sql);
+        let what = format!("{}: {} of {}", case.number, case.field, case.record);
+        assert_eq!(checked(&place).0, 6, "{what}");
         let ran = place.run([
             "check".as_ref(),
             "--repair".as_ref(),
             vault.as_os_str(),
             "--json".as_ref(),
         ]);
-        let what = format!("{}: {} of {}", case.number, case.field, case.record);
         assert_eq!(ran.0.status.code(), Some(0), "{what}: {}", ran.stdout());
         assert_eq!(checked(&place), (0, vec![]), "{what}");
     }
