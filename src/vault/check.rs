@@ -328,6 +328,8 @@ impl Check<'_> {
                     None
                 } else if version.number() > seen.version {
                     Some("is newer than its node says")
+                } else if version.number() == 0 {
+                    Some("belongs to a file without a content")
                 } else {
                     seen.version_found = true;
                     (version.length() != seen.size)
@@ -427,34 +429,14 @@ impl Check<'_> {
     fn compare(&mut self) {
         let mut nodes: Vec<_> = std::mem::take(&mut self.nodes).into_iter().collect();
         nodes.sort_unstable_by_key(|(id, _)| *id);
+        let root = nodes.iter().find(|(id, _)| *id == ROOT);
+        if root.is_none_or(|(_, seen)| seen.kind.is_some_and(|kind| kind != Kind::Directory)) {
+            self.report.add(Some(ROOT), "the root directory is missing");
+        }
         for (id, seen) in nodes.into_iter().filter(|(id, _)| *id > SYSTEM) {
-            let mut problem = |what: std::fmt::Arguments<'_>| {
-                self.report.add(Some(id), format_args!("node {id} {what}"));
-            };
-            let Some(kind) = seen.kind else { continue };
-            let links = if id == ROOT {
-                seen.links - seen.links.min(1)
-            } else {
-                seen.links
-            };
-            if links != seen.found {
-                problem(format_args!(
-                    "should have {links} names and has {}",
-                    seen.found
-                ));
-            }
-            if kind == Kind::Directory && id != ROOT && links > 0 && seen.said_at != seen.found_at {
-                problem(format_args!("is a directory in another place than it says"));
-            }
-            if seen.version > 0 && !seen.version_found {
-                problem(format_args!(
-                    "has lost version {}, its content",
-                    seen.version
-                ));
-            }
-            let left_overs = seen.older_versions || seen.begun || (seen.links == 0 && id != ROOT);
-            if left_overs && !seen.is_orphan {
-                problem(format_args!("has left-overs that nobody is going to reap"));
+            for problem in seen.problems(id) {
+                self.report
+                    .add(Some(id), format_args!("node {id} {problem}"));
             }
         }
     }

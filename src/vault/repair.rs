@@ -199,10 +199,10 @@ impl<'a> Repair<'a> {
 
     /// Handles a file with damaged versions, or versions of a node that is not a file.
     fn troubled_file(&mut self, tx: &mut Tx<'_>, id: NodeId) -> Result<(), VaultError> {
-        let (current, size, whole) = match self.nodes.get(&id) {
-            Some(seen) if seen.kind == Kind::File => (seen.version, seen.size, seen.whole),
-            _ => (0, 0, true),
-        };
+        let seen = self.nodes.get(&id).filter(|seen| seen.kind == Kind::File);
+        let (size, whole) = seen.map_or((0, true), |seen| (seen.size, seen.whole));
+        // A file of version 0 has no content.
+        let current = seen.map(|seen| seen.version).filter(|version| *version > 0);
         let mut content = None;
         let versions = tx.records().versions_of(id)?;
         for version in &versions {
@@ -210,14 +210,14 @@ impl<'a> Repair<'a> {
             let Some(record) = tx.records().version(id, version)? else {
                 continue;
             };
-            if version == current && whole {
+            if Some(version) == current && whole {
                 continue;
             }
             let left = self.left_of(tx, id, version)?;
             // An old version of a file whose current version is whole: reaping removes it.
-            let replaced = version < current && whole;
+            let replaced = Some(version) < current && whole;
             match left {
-                Some(left) if version == current => {
+                Some(left) if Some(version) == current => {
                     let complete = left.missing.is_empty();
                     if complete && left.content.len() as u64 == size {
                         repair_tx::replace_content(tx, id, version, record, &left.content)?;
@@ -266,9 +266,14 @@ impl<'a> Repair<'a> {
             }
             None => {
                 repair_tx::set_file(tx, id, 0, 0)?;
-                self.did(format_args!(
-                    "node {id} has lost its content, version {current}"
-                ));
+                match current {
+                    Some(current) => self.did(format_args!(
+                        "node {id} has lost its content, version {current}"
+                    )),
+                    None => self.did(format_args!(
+                        "node {id} has no content, and says so now; it said that it has {size} bytes"
+                    )),
+                }
             }
         }
         Ok(())
@@ -364,6 +369,10 @@ impl<'a> Repair<'a> {
         };
         let (kind, links, found) = (seen.kind, seen.links, seen.found);
         if id <= ROOT {
+            if links > 1 {
+                tx.change(id)?.attributes.links = 1;
+                self.did("the root directory has no name, and says so now");
+            }
             return Ok(());
         }
         let dead = links == 0 && found == 0;

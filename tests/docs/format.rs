@@ -34,3 +34,23 @@ fn the_examples_of_the_format_are_the_vectors_that_the_program_opens() {
     }
     assert_eq!(shown, 9);
 }
+
+#[test]
+fn the_page_names_every_kind_of_check_that_the_golden_list_names() {
+    let page = text("src/cli/man/secretfs-vault.5.in");
+    let (_, table) = page.split_once(".SS Kinds of checks").expect("the table");
+    let (table, _) = table.split_once(".EE").expect("its end");
+    let table = table.replace('\\', "");
+    let list: serde_json::Value =
+        serde_json::from_str(&text("tests/golden/tampered.json")).expect("JSON");
+    let cases = list.as_array().expect("a list").iter();
+    let kinds = cases.flat_map(|case| case["found_by"].as_array().expect("kinds"));
+    let mut kinds: Vec<_> = kinds.map(|kind| kind.as_str().expect("a name")).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    assert!(kinds.len() >= 27);
+    for kind in kinds {
+        let row = format!("{kind}  ");
+        assert!(table.lines().any(|line| line.starts_with(&row)), "{kind}");
+    }
+}

@@ -250,6 +250,37 @@ impl Forger {
         self.sum_names(directory);
     }
 
+    /// Adds a name to a directory.
+    pub fn add_entry(&mut self, directory: u64, node: u64, kind: u8, name: &[u8]) {
+        let mut plain = [&node.to_le_bytes()[..], &[kind, name.len() as u8], name].concat();
+        plain.resize(265, 0);
+        let tag = self.tag(directory, name);
+        let insert = format!(
+            "INSERT INTO entry VALUES ({directory}, {}, x'00')",
+            hex(&tag)
+        );
+        self.put(insert);
+        self.put_entry(directory, (&tag, &tag), 1, &plain);
+        self.say(directory, |plain| {
+            let at = body_at(plain);
+            plain[at + 52] += u8::from(kind == 2);
+        });
+    }
+
+    /// Adds a version of one chunk to a node.
+    pub fn put_content(&mut self, (node, version): (u64, u64), length: u8) {
+        let extent = [length, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+        let value = hex(&self.version(node, version, &[9; 32], &extent));
+        self.put(format!(
+            "INSERT INTO version VALUES ({node}, {version}, 1, 5000, {value})"
+        ));
+        let sealed = hex(&self.chunk((node, version), 0, true, &[0; 256]));
+        self.put(format!(
+            "INSERT INTO chunk VALUES (5000, {node}, {version}, 0, {sealed})"
+        ));
+        self.count();
+    }
+
     pub fn tag(&self, directory: u64, name: &[u8]) -> Key {
         hmac(
             &expand(&self.metadata_key(directory), "metadata name-tag"),

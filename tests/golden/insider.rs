@@ -42,9 +42,16 @@ impl Nodes {
 
 impl List {
     fn forge(&mut self, record: &str, field: &str, forge: impl FnOnce(&mut Forger, &Nodes)) {
+        self.forge_in(record, field, |forger| {
+            let nodes = Nodes::of(forger);
+            forge(forger, &nodes);
+        });
+    }
+
+    /// The same in a vault of which the nodes do not matter.
+    fn forge_in(&mut self, record: &str, field: &str, forge: impl FnOnce(&mut Forger)) {
         let mut forger = Forger::of(self.vault);
-        let nodes = Nodes::of(&forger);
-        forge(&mut forger, &nodes);
+        forge(&mut forger);
         let sql = std::mem::take(&mut forger.sql);
         self.case(record, field, "forge", &sql);
     }
@@ -210,22 +217,7 @@ impl List {
                     true => (nodes.file, nodes.version + 1),
                     false => (nodes.directory, 1),
                 };
-                let value = forger.version(
-                    node,
-                    number,
-                    &[9; 32],
-                    &[3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0],
-                );
-                let value = hex(&value);
-                forger.put(format!(
-                    "INSERT INTO version VALUES ({node}, {number}, 1, 5000, {value})"
-                ));
-                let sealed = forger.chunk((node, number), 0, true, &[0; 256]);
-                let sealed = hex(&sealed);
-                forger.put(format!(
-                    "INSERT INTO chunk VALUES (5000, {node}, {number}, 0, {sealed})"
-                ));
-                forger.count();
+                forger.put_content((node, number), 3);
             });
         }
         for (field, last, length) in [("last", false, 256), ("ciphertext: shorter", true, 255)] {
@@ -238,6 +230,46 @@ impl List {
                 ));
             });
         }
+    }
+
+    /// Records that no writer makes, each of which fits its neighbours.
+    pub fn forged_places(&mut self) {
+        let empty = |forger: &Forger| {
+            forger.id(
+                "SELECT min(id) FROM node WHERE substr(value, 1, 1) = x'01' \
+                 AND id NOT IN (SELECT node FROM version)",
+            )
+        };
+        let record = "a file without a content";
+        self.forge(record, "body: size", |forger, _| {
+            let id = empty(forger);
+            forger.say(id, |plain| {
+                let at = body_at(plain);
+                raise(plain, at + 20, 3);
+            });
+        });
+        self.forge(record, "version: 0", |forger, _| {
+            let id = empty(forger);
+            forger.put_content((id, 0), 0);
+        });
+        self.forge("a directory", "links: two names", |forger, nodes| {
+            let id = nodes.directory;
+            forger.add_entry(1, id, 2, b"again");
+            forger.say(id, |plain| plain[12] += 1);
+        });
+        self.forge("the root", "links: a name", |forger, _| {
+            forger.add_entry(1, 1, 2, b"again");
+            forger.say(1, |plain| plain[12] += 1);
+        });
+    }
+
+    /// A vault without a root directory.
+    pub fn forged_root(&mut self) {
+        let delete = "DELETE FROM node WHERE id = 1";
+        self.forge_in("the root", "the row", |forger| {
+            forger.put(delete.into());
+            forger.count();
+        });
     }
 
     pub fn forged_state(&mut self) {

@@ -431,6 +431,10 @@ fn the_list_of_ways_to_tamper() {
             &format!("DELETE FROM orphan WHERE {row}"),
         );
     }
+    list.vault = "tree";
+    list.forged_places();
+    list.vault = "new";
+    list.forged_root();
     let cases = serde_json::to_string_pretty(&list.cases).expect("JSON");
     std::fs::write(here().join("tampered.json"), cases + "\n").expect("written");
     println!("{} cases", list.cases.len());

@@ -58,6 +58,7 @@ const CHECKS: &[(&str, &[&str])] = &[
             "keyring record is missing",
             "state record is missing",
             "system node is missing",
+            "root directory is missing",
         ],
     ),
     (
@@ -111,6 +112,7 @@ const CHECKS: &[(&str, &[&str])] = &[
         &[
             "names and has",
             "names a node that is missing",
+            "is a directory, and says that it has",
             "in another place than it says",
         ],
     ),
@@ -126,6 +128,7 @@ const CHECKS: &[(&str, &[&str])] = &[
             "is no file",
             "names are in no directory",
             "is newer than its node says",
+            "belongs to a file without a content",
         ],
     ),
     (
@@ -137,7 +140,7 @@ const CHECKS: &[(&str, &[&str])] = &[
         "sum of a directory",
         &["names were removed, replayed or inserted"],
     ),
-    ("content", &["has lost version"]),
+    ("content", &["has lost version", "has no content, and says"]),
     ("left-overs", &["left-overs", "orphan list"]),
 ];
 
@@ -220,5 +223,36 @@ fn every_tampered_vault_is_refused_for_the_reason_that_is_its_own() {
     for (check, _) in CHECKS {
         let first = |case: &Case| case.found_by.iter().any(|by| by == check);
         assert!(cases.iter().any(first), "nothing is found by: {check}");
+    }
+}
+
+#[test]
+fn a_repair_leaves_nothing_that_no_writer_makes() {
+    let no_writer_makes = [
+        ("a file without a content", "body: size"),
+        ("a file without a content", "version: 0"),
+        ("a directory", "links: two names"),
+        ("the root", "links: a name"),
+        ("the root", "the row"),
+    ];
+    let is_one =
+        |case: &&Case| no_writer_makes.contains(&(case.record.as_str(), case.field.as_str()));
+    let cases = cases();
+    let cases: Vec<_> = cases.iter().filter(is_one).collect();
+    assert_eq!(cases.len(), no_writer_makes.len());
+    for case in cases {
+        let place = copied(&case.vault);
+        let vault = place.vault();
+        apply(&vault, &case.sql);
+        let what = format!("{}: {} of {}", case.number, case.field, case.record);
+        assert_eq!(checked(&place).0, 6, "{what}");
+        let ran = place.run([
+            "check".as_ref(),
+            "--repair".as_ref(),
+            vault.as_os_str(),
+            "--json".as_ref(),
+        ]);
+        assert_eq!(ran.0.status.code(), Some(0), "{what}: {}", ran.stdout());
+        assert_eq!(checked(&place), (0, vec![]), "{what}");
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::store::{NameTag, NodeId};
 
-use super::super::node::{Kind, Node, NodeBody};
+use super::super::node::{Kind, Node, NodeBody, ROOT};
 
 /// Facts about a node that must match other records.
 #[derive(Default)]
@@ -39,5 +39,45 @@ impl Seen {
             NodeBody::Symlink(_) | NodeBody::Special(_) => {}
         }
         seen
+    }
+
+    /// What does not fit together in these facts of node `id`: nothing, if its record does not open.
+    pub(super) fn problems(&self, id: NodeId) -> Vec<String> {
+        let Some(kind) = self.kind else {
+            return Vec::new();
+        };
+        let mut problems = Vec::new();
+        // The root has a link, and no name.
+        let (names, most) = match id {
+            ROOT => (self.links.saturating_sub(1), 0),
+            _ => (self.links, 1),
+        };
+        if names != self.found {
+            let found = self.found;
+            problems.push(format!("should have {names} names and has {found}"));
+        }
+        if kind == Kind::Directory && names > most {
+            problems.push(format!(
+                "is a directory, and says that it has {names} names"
+            ));
+        }
+        // Of several places, which was found last is chance.
+        let is_named = id != ROOT && names == 1 && self.found < 2;
+        if kind == Kind::Directory && is_named && self.said_at != self.found_at {
+            problems.push("is a directory in another place than it says".into());
+        }
+        if self.version > 0 && !self.version_found {
+            let version = self.version;
+            problems.push(format!("has lost version {version}, its content"));
+        }
+        if self.version == 0 && self.size > 0 {
+            let size = self.size;
+            problems.push(format!("has no content, and says that it has {size} bytes"));
+        }
+        let left_overs = self.older_versions || self.begun || (self.links == 0 && id != ROOT);
+        if left_overs && !self.is_orphan {
+            problems.push("has left-overs that nobody is going to reap".into());
+        }
+        problems
     }
 }

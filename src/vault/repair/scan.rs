@@ -6,7 +6,7 @@ use crate::store::{NameTag, NodeId, Read};
 use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};
 use super::super::leftovers::is_listed;
-use super::super::node::{Kind, Node, NodeBody, SYSTEM};
+use super::super::node::{Kind, Node, NodeBody, ROOT, SYSTEM};
 use super::super::tx::repair_tx;
 use super::super::{Tx, VaultError};
 use super::{Repair, Seen, opened};
@@ -27,7 +27,7 @@ impl Seen {
             found_at: None,
             version,
             size,
-            whole: version == 0,
+            whole: version == 0 && size == 0,
             left_overs: false,
             is_orphan: false,
         }
@@ -84,7 +84,10 @@ impl Repair<'_> {
                             self.troubled.insert(*id);
                         }
                     }
-                    Some(seen) if seen.kind == Kind::File && *number == seen.version => {
+                    // A file of version 0 has no content.
+                    Some(seen)
+                        if seen.kind == Kind::File && *number == seen.version && *number > 0 =>
+                    {
                         seen.whole = length == Some(seen.size);
                     }
                     _ => drop(self.troubled.insert(*id)),
@@ -191,6 +194,7 @@ impl Repair<'_> {
             return Ok(Some("a name that is there twice"));
         }
         let damaged = match self.nodes.get(&entry.node) {
+            _ if entry.node == ROOT => return Ok(Some("a name of the root directory")),
             None => Some("the name of a node that is missing or does not open"),
             Some(seen) if seen.kind != entry.kind => Some("the name of a node of another kind"),
             Some(seen) if !seen.whole && !self.is_all_there(tx, entry.node)? => {
