@@ -1,4 +1,5 @@
 # Shared by the scripts beside it; sourced, never run. Needs bash.
+# shellcheck shell=bash
 
 say() { printf '%s\n' "$*"; }
 
@@ -32,7 +33,7 @@ install_missing() {
         as_root=(sudo)
     fi
     say "Installing with apt-get: ${missing[*]}"
-    local log policy= failed=
+    local log policy='' failed=''
     log=$(mktemp)
     local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=120)
     # Programs are wanted, not the services that come with some of them (invoke-rc.d(8)).
@@ -80,6 +81,35 @@ need_cargo() {
     if [ "$(printf '%s\n' "$rust" "${version%%-*}" | sort -V | head -n 1)" != "$rust" ]; then
         die "Rust $version is installed, and secretfs needs $rust or later; update it, then try again"
     fi
+}
+
+# The directory of builds, as an absolute path. A relative CARGO_TARGET_DIR is one below the sources, from
+# where these scripts call cargo.
+target_dir() {
+    local target=${CARGO_TARGET_DIR:-target}
+    case $target in
+        /*) printf '%s\n' "$target" ;;
+        *) printf '%s\n' "$root/$target" ;;
+    esac
+}
+
+# Makes the Python environment DIR, in which pip has installed what the further arguments name, unless it was
+# made for the same WANTED. Whoever makes one at the same time waits.
+make_venv() {
+    local venv=$1 wanted=$2
+    shift 2
+    mkdir -p "$(dirname "$venv")"
+    exec 9>>"$venv.lock"
+    flock 9
+    if [ "$(cat "$venv/complete" 2>/dev/null)" != "$wanted" ]; then
+        say "Installing into $venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv" || die "python3 -m venv failed; see above"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+            die "pip could not install $wanted; is there a network?"
+        printf '%s' "$wanted" >"$venv/complete"
+    fi
+    exec 9>&-
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

