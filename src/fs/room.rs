@@ -70,7 +70,7 @@ impl DiskRoom {
         }
     }
 
-    /// Whether there is space for a content of `bytes`, in the WAL and in the database, beside the
+    /// Whether there is space for a content of `bytes`, twice, as a store may need it, beside the
     /// contents that are being stored, and some more: a content stored in pieces must not use up
     /// the disk.
     pub(super) fn has_for(&self, bytes: u64) -> bool {

@@ -5,8 +5,9 @@
 
 use std::ops::ControlFlow;
 
+use super::kinds::{ReadRecords as _, WriteRecords as _};
 use super::{
-    Abort, ChunkKey, Durability, KeyedRecord, NameTag, NodeId, Read, Store, StoreError,
+    Abort, ChunkKey, Durability, NameTag, NodeId, Read, Record, Store, StoreError,
     StoreErrorKind as Kind, Write,
 };
 
@@ -33,7 +34,7 @@ pub type GoOn<'a> = &'a dyn Fn() -> ControlFlow<()>;
 /// keyring and the state come last, in one transaction: until then nobody can open the copy.
 ///
 /// The copy holds a snapshot of `from`, as any long read does: a writer goes on meanwhile, but
-/// cannot start its WAL from the beginning. The copy needs memory for some megabytes of records.
+/// cannot drop what it has replaced since. The copy needs memory for some megabytes of records.
 ///
 /// Of an incomplete version it copies the chunks that exist: the sums count its record, too.
 ///
@@ -163,10 +164,7 @@ impl Copy<'_> {
         }
     }
 
-    fn whole_versions(
-        &self,
-        versions: &[(VersionKey, &KeyedRecord, Piece)],
-    ) -> Result<(), CopyError> {
+    fn whole_versions(&self, versions: &[(VersionKey, &Record, Piece)]) -> Result<(), CopyError> {
         self.put(|to| {
             for ((node, version), record, piece) in versions {
                 to.insert_version(*node, *version, record, &mut piece.chunks.iter().cloned())?;
@@ -180,7 +178,7 @@ impl Copy<'_> {
     fn in_pieces(
         &self,
         from: &mut dyn Read,
-        ((node, version), record): (VersionKey, &KeyedRecord),
+        ((node, version), record): (VersionKey, &Record),
         first: Piece,
     ) -> Result<(), CopyError> {
         // The number of its chunks is not known yet, and no version has more than this.

@@ -50,6 +50,12 @@ impl StoreError {
         }
     }
 
+    /// The error of a write to a vault in `directory` that was opened for reading.
+    pub(super) fn of_reader(directory: &Path) -> Self {
+        let message = format!("{} was opened for reading only", directory.display());
+        Self::new(StoreErrorKind::ReadOnly, message)
+    }
+
     /// The error that `what` failed on the file at `path`.
     pub(super) fn of_file(what: &str, path: &Path, error: &io::Error) -> Self {
         let kind = match error.raw_os_error() {

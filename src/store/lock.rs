@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -118,7 +119,7 @@ pub(super) struct Lock {
     /// The directory, which is locked too: an operator may remove the file as a stale one, and then
     /// the lock does not cover its replacement.
     directory: File,
-    announced: bool,
+    announced: AtomicBool,
 }
 
 /// Never follow a symlink, never wait for the other end of a FIFO.
@@ -183,7 +184,7 @@ impl Lock {
                 return Ok(Self {
                     file,
                     directory: held,
-                    announced: false,
+                    announced: AtomicBool::new(false),
                 });
             }
         }
@@ -194,9 +195,9 @@ impl Lock {
     }
 
     /// Writes the holder into the file.
-    pub(super) fn announce(&mut self, holder: &Holder) -> io::Result<()> {
+    pub(super) fn announce(&self, holder: &Holder) -> io::Result<()> {
         let text = serde_json::to_vec(holder)?;
-        self.announced = true;
+        self.announced.store(true, Ordering::Relaxed);
         self.file.set_len(0)?;
         self.file.write_all_at(&text, 0)
     }
@@ -218,7 +219,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        if self.announced {
+        if *self.announced.get_mut() {
             // A failure is harmless: the free lock disproves the holder that the file names.
             let _ = self.file.set_len(0);
         }

@@ -1,29 +1,43 @@
 //! The store: opaque records in transactions. It knows nothing of cryptography.
 //!
 //! Everything that it returns is hostile input: the layer above authenticates every byte before
-//! use. A replicated store would implement the same trait; so far [`sqlite`] is the only
-//! implementation.
+//! use. Callers hold a [`Store`] and, beside it, the [`LocalPlace`] of its files on this host; only
+//! [`open()`] knows what is behind them. An implementor writes what the three traits here require;
+//! [`ReadRecords`] and [`WriteRecords`] are made of that.
+//!
+//! A store must never show a part of a transaction, nor a later commit without all earlier ones, not
+//! even after a crash.
 
+mod bounds;
 mod copy;
 mod error;
+mod kinds;
+mod local;
 mod lock;
+#[cfg(test)]
+pub(crate) mod memory;
+mod open;
+mod options;
 mod place;
-pub mod sqlite;
+mod sqlite;
 mod strangers;
+#[cfg(test)]
+mod tests;
 
 pub use copy::{CopyError, GoOn, copy};
 pub use error::{StoreError, StoreErrorKind};
+pub use kinds::{EntryRow, MANY_BYTES, ReadRecords, WriteRecords};
+pub use local::LocalPlace;
 pub use lock::{Holder, holder};
-pub use place::Footprint;
-pub use place::SOCKET;
-pub use place::refuse_unsafe_filesystem;
-pub use sqlite::{Mode, OpenOptions, SqliteStore, is_left_over};
+pub use open::{create, is_left_over, open};
+pub use options::{Mode, OpenOptions};
+pub use place::{FILES, Footprint, SOCKET, refuse_unsafe_filesystem};
 
 /// A node's id, which is the inode number for the kernel. Never reused. 0 is the vault's own system
 /// node, 1 the root directory. At most [`MAX_ID`].
 pub type NodeId = u64;
 
-/// Largest id, version number or sequence in the store: SQLite's integers are signed, and the
+/// Largest id, version number or sequence in the store: databases have signed integers, and the
 /// control directory needs some inode numbers above.
 pub const MAX_ID: u64 = (1 << 62) - 1;
 
@@ -39,183 +53,175 @@ pub enum Durability {
     Now,
 }
 
-/// A node or a version as stored. The generation is in the clear, so that a rotation finds the
-/// records that are left.
+/// Identifies a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RecordId {
+    /// The header.
+    Header,
+    /// The keyring record.
+    Keyring,
+    /// The sealed state record.
+    State,
+    /// A node.
+    Node(NodeId),
+    /// An entry: its directory, and the name's tag.
+    Entry(NodeId, NameTag),
+    /// A version of a node's content. It owns chunks.
+    Version(NodeId, u64),
+    /// A node registered for reaping. The record has no value.
+    Orphan(NodeId),
+    /// An event of the key-management history, by its sequence.
+    Event(u64),
+}
+
+/// A record as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyedRecord {
-    /// The generation of the master key that wraps the record's key.
+pub struct Record {
+    /// Of a node or a version: the generation of the master key that wraps its data key, in the
+    /// clear, so that a rotation finds the records that are left. 0 for all others.
     pub generation: u64,
     /// The opaque rest of the record.
     pub value: Vec<u8>,
 }
 
-/// One row of a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryRow {
-    /// The directory.
-    pub directory: NodeId,
-    /// The name's tag.
-    pub tag: NameTag,
-    /// The opaque entry.
-    pub value: Vec<u8>,
-}
-
-/// Soft limit on the bytes of records that one scan returns.
-pub const MANY_BYTES: usize = 512 << 10;
-
 /// Identifies a chunk: node, version, index.
 pub type ChunkKey = (NodeId, u64, u32);
 
+/// The records that a scan goes through, in the order of their ids: those after the given id, or all
+/// of them.
+#[derive(Clone, Copy, Debug)]
+pub enum Range {
+    /// All nodes.
+    Nodes(Option<NodeId>),
+    /// All entries.
+    Entries(Option<(NodeId, NameTag)>),
+    /// The entries of one directory.
+    EntriesOf(NodeId, Option<NameTag>),
+    /// All versions.
+    Versions(Option<(NodeId, u64)>),
+    /// The versions of one node.
+    VersionsOf(NodeId),
+    /// The nodes registered for reaping.
+    Orphans(Option<NodeId>),
+    /// The key-management history.
+    Events(Option<u64>),
+}
+
+impl Range {
+    /// The id after which it begins.
+    pub fn after(&self) -> Option<RecordId> {
+        match *self {
+            Self::Nodes(after) => after.map(RecordId::Node),
+            Self::Entries(after) => after.map(|(directory, tag)| RecordId::Entry(directory, tag)),
+            Self::EntriesOf(directory, after) => after.map(|tag| RecordId::Entry(directory, tag)),
+            Self::Versions(after) => after.map(|(node, version)| RecordId::Version(node, version)),
+            Self::VersionsOf(_) => None,
+            Self::Orphans(after) => after.map(RecordId::Orphan),
+            Self::Events(after) => after.map(RecordId::Event),
+        }
+    }
+}
+
+/// One scan.
+#[derive(Clone, Copy, Debug)]
+pub struct Scan {
+    /// The records to go through.
+    pub range: Range,
+    /// Skips nodes and versions under this generation.
+    pub but: Option<u64>,
+    /// Limit on the number of records.
+    pub limit: usize,
+    /// The scan ends with the record with which the values have this many bytes together.
+    pub bytes: usize,
+    /// Whether the caller needs generations and values. Otherwise a store may leave them out, and
+    /// must not fail because of them.
+    pub with_values: bool,
+}
+
+impl Scan {
+    /// At most `limit` whole records.
+    pub fn of(range: Range, limit: usize) -> Self {
+        Self {
+            range,
+            but: None,
+            limit,
+            bytes: usize::MAX,
+            with_values: true,
+        }
+    }
+}
+
 /// Reading in one transaction, which sees the state of one commit.
-///
-/// Scans return at most `limit` rows after the given key, in key order, and never use a secondary
-/// index.
 pub trait Read {
-    /// The header; `None` if there is none.
-    fn header(&mut self) -> Result<Option<Vec<u8>>, StoreError>;
-    /// The keyring record.
-    fn keyring(&mut self) -> Result<Option<Vec<u8>>, StoreError>;
-    /// The sealed state record.
-    fn state(&mut self) -> Result<Option<Vec<u8>>, StoreError>;
-    /// One node.
-    fn node(&mut self, id: NodeId) -> Result<Option<KeyedRecord>, StoreError>;
-    /// One entry of a directory.
-    fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError>;
-    /// A directory's entries with a tag greater than `after`, ordered by tag.
-    fn entries(
-        &mut self,
-        directory: NodeId,
-        after: Option<&NameTag>,
-        limit: usize,
-    ) -> Result<Vec<EntryRow>, StoreError>;
-    /// One version of a node's content.
-    fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError>;
-    /// A version with its first chunk, in one look-up: enough to read a small secret.
-    #[allow(clippy::type_complexity)]
-    fn version_and_first_chunk(
-        &mut self,
-        node: NodeId,
-        version: u64,
-    ) -> Result<Option<(KeyedRecord, Option<Vec<u8>>)>, StoreError>;
-    /// The version numbers stored for a node, ascending.
-    fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError>;
+    /// One record.
+    fn get(&mut self, id: RecordId) -> Result<Option<Record>, StoreError>;
+
+    /// Several records, as [`Scan`] says, without a secondary index.
+    fn scan(&mut self, scan: &Scan) -> Result<Vec<(RecordId, Record)>, StoreError>;
+
     /// Passes one sealed chunk to `take`; returns whether it exists.
     fn with_chunk(
         &mut self,
         key: ChunkKey,
         take: &mut dyn FnMut(&[u8]),
     ) -> Result<bool, StoreError>;
-    /// A copy of one sealed chunk.
-    fn chunk(&mut self, key: ChunkKey) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut copy = None;
-        self.with_chunk(key, &mut |sealed| copy = Some(sealed.to_vec()))?;
-        Ok(copy)
+
+    /// A version with its first chunk. A store that can find both in one look-up does so: it is
+    /// enough to read a small secret.
+    #[allow(clippy::type_complexity)]
+    fn version_and_first_chunk(
+        &mut self,
+        node: NodeId,
+        version: u64,
+    ) -> Result<Option<(Record, Option<Vec<u8>>)>, StoreError> {
+        let Some(record) = self.get(RecordId::Version(node, version))? else {
+            return Ok(None);
+        };
+        let mut first = None;
+        self.with_chunk((node, version, 0), &mut |sealed| {
+            first = Some(sealed.to_vec());
+        })?;
+        Ok(Some((record, first)))
     }
-    /// Every row that claims to be this chunk, wherever it is. Scans all chunks: for repairs.
-    fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError>;
-    /// Nodes registered for reaping that are greater than `after`, ascending.
-    fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError>;
-    /// Events in order, beginning with sequence `from`.
-    fn events(&mut self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError>;
-    /// All nodes.
-    fn scan_nodes(
-        &mut self,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError>;
-    /// All versions.
-    #[allow(clippy::type_complexity)]
-    fn scan_versions(
-        &mut self,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError>;
-    /// All entries.
-    fn scan_entries(
-        &mut self,
-        after: Option<(NodeId, &NameTag)>,
-        limit: usize,
-    ) -> Result<Vec<EntryRow>, StoreError>;
-    /// The keys of all chunks, in the store's own order, including chunks that no version owns.
-    /// `after` is the cursor that the previous call returned.
-    fn scan_chunk_keys(
-        &mut self,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError>;
+
     /// The number of nodes and versions under `generation`, and their number under all generations.
-    fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError>;
-    /// Nodes under other generations than `generation`.
-    fn nodes_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<NodeId>, StoreError>;
-    /// The same with their records. Ends before `limit` once they have [`MANY_BYTES`].
-    fn node_records_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError>;
-    /// Versions under other generations than `generation`.
-    fn versions_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, u64)>, StoreError>;
-    /// The same with their records. Ends before `limit` once they have [`MANY_BYTES`].
-    #[allow(clippy::type_complexity)]
-    fn version_records_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError>;
+    fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError> {
+        let (mut under, mut total) = (0, 0);
+        for range in [Range::Nodes(None), Range::Versions(None)] {
+            for (_, record) in self.scan(&Scan::of(range, usize::MAX))? {
+                under += u64::from(record.generation == generation);
+                total += 1;
+            }
+        }
+        Ok((under, total))
+    }
+
+    /// What is left of damage to the medium; `None` if a store cannot have any.
+    fn salvage(&mut self) -> Option<&mut dyn Salvage>;
 }
 
 /// Writing in one transaction.
 pub trait Write: Read {
-    /// Replaces the header.
-    fn put_header(&mut self, value: &[u8]) -> Result<(), StoreError>;
-    /// Replaces the keyring record.
-    fn put_keyring(&mut self, value: &[u8]) -> Result<(), StoreError>;
-    /// Replaces the state record.
-    fn put_state(&mut self, value: &[u8]) -> Result<(), StoreError>;
-    /// Inserts or replaces a node.
-    fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), StoreError>;
-    /// Removes a node, if it exists.
-    fn delete_node(&mut self, id: NodeId) -> Result<(), StoreError>;
-    /// Inserts or replaces an entry.
-    fn put_entry(
-        &mut self,
-        directory: NodeId,
-        tag: &NameTag,
-        value: &[u8],
-    ) -> Result<(), StoreError>;
-    /// Removes an entry, if it exists.
-    fn delete_entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<(), StoreError>;
-    /// Inserts a version with all its chunks. The key must be new: only
-    /// [`rewrap_version`](Self::rewrap_version) changes a version.
-    fn insert_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        record: &KeyedRecord,
-        chunks: &mut dyn Iterator<Item = Vec<u8>>,
-    ) -> Result<(), StoreError>;
-    /// Inserts a version without its chunks, and reserves numbers for `chunks` of them.
+    /// Stores a record. A node, an entry, an orphan and the three single records are inserted or
+    /// replaced. A version must exist: its record is replaced, and its chunks stay. An event must be
+    /// new.
+    fn put(&mut self, id: RecordId, generation: u64, value: &[u8]) -> Result<(), StoreError>;
+
+    /// Removes a node, an entry, an orphan, or a version with all its chunks, if it exists. Nothing
+    /// else is ever removed.
+    fn delete(&mut self, id: RecordId) -> Result<(), StoreError>;
+
+    /// Inserts a version without its chunks, and makes room for `chunks` of them.
     /// [`put_chunks`](Self::put_chunks) adds them, in this or later transactions of this store.
     /// Until the last chunk is there, callers may only remove the version.
     fn begin_version(
         &mut self,
         node: NodeId,
         version: u64,
-        record: &KeyedRecord,
+        record: &Record,
         chunks: u32,
     ) -> Result<(), StoreError>;
+
     /// Adds chunks, from `index` on, to a version that was begun and has all chunks before `index`.
     fn put_chunks(
         &mut self,
@@ -224,51 +230,65 @@ pub trait Write: Read {
         index: u32,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError>;
-    /// Replaces a version's record, but not its chunks.
-    fn rewrap_version(
+
+    /// Removes a version and overwrites its chunks, instead of only freeing them: they may hold a
+    /// content that stays, under a key that an attacker has.
+    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
+
+    /// Inserts a version with all its chunks. The version must be new.
+    fn insert_version(
         &mut self,
         node: NodeId,
         version: u64,
-        record: &KeyedRecord,
-    ) -> Result<(), StoreError>;
-    /// Replaces a node's record by `new` if it is `old`; returns whether it was.
-    fn exchange_node(
-        &mut self,
-        id: NodeId,
-        old: &KeyedRecord,
-        new: &KeyedRecord,
-    ) -> Result<bool, StoreError>;
-    /// Replaces a version's record, but not its chunks, by `new` if it is `old`; returns whether it
-    /// was.
-    fn exchange_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        old: &KeyedRecord,
-        new: &KeyedRecord,
-    ) -> Result<bool, StoreError>;
-    /// Replaces a version and its chunks. The old chunks are overwritten, not only freed: they may
-    /// hold the same content under a key that an attacker has.
+        record: &Record,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        let chunks: Vec<_> = chunks.collect();
+        let count = u32::try_from(chunks.len())
+            .map_err(|_| StoreError::new(StoreErrorKind::Io, "a version has too many chunks"))?;
+        self.begin_version(node, version, record, count)?;
+        self.put_chunks(node, version, 0, &mut chunks.into_iter())
+    }
+
+    /// Replaces a version and its chunks. The old chunks are erased, as
+    /// [`erase_version`](Self::erase_version) does it.
     fn replace_version(
         &mut self,
         node: NodeId,
         version: u64,
-        record: &KeyedRecord,
+        record: &Record,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
-    ) -> Result<(), StoreError>;
-    /// Removes a version and all its chunks, if it exists.
-    fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
-    /// Removes a version and overwrites its chunks, as [`replace_version`](Self::replace_version)
-    /// does.
-    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError>;
-    /// Removes the chunks that no version owns; returns their number.
+    ) -> Result<(), StoreError> {
+        self.erase_version(node, version)?;
+        self.insert_version(node, version, record, chunks)
+    }
+
+    /// Replaces the record of a node or a version, but not its chunks, by `new` if it is `old`;
+    /// returns whether it was.
+    fn exchange(&mut self, id: RecordId, old: &Record, new: &Record) -> Result<bool, StoreError> {
+        let is_same = self.get(id)?.as_ref() == Some(old);
+        if is_same {
+            self.put(id, new.generation, &new.value)?;
+        }
+        Ok(is_same)
+    }
+}
+
+/// What a damaged medium still holds. Only checks and repairs need it.
+pub trait Salvage {
+    /// Every chunk that claims to be this one, wherever it is. Goes through all chunks.
+    fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError>;
+
+    /// The keys of all chunks, in the store's own order, including chunks that no version owns.
+    /// `after` is the cursor that the previous call returned.
+    fn scan_chunk_keys(
+        &mut self,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError>;
+
+    /// Removes the chunks that no version owns, in a transaction for writing; returns their number.
     fn delete_stray_chunks(&mut self) -> Result<u64, StoreError>;
-    /// Registers a node for reaping.
-    fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError>;
-    /// Removes a node from the list for reaping.
-    fn delete_orphan(&mut self, id: NodeId) -> Result<(), StoreError>;
-    /// Appends an event; the sequence must be new.
-    fn insert_event(&mut self, sequence: u64, value: &[u8]) -> Result<(), StoreError>;
 }
 
 /// The body of a transaction gave up. The caller keeps the body's own error.
@@ -277,6 +297,15 @@ pub struct Abort;
 
 /// The body of a transaction, for [`Store::read`] and [`Store::write`].
 pub type TxFn<'a, T> = &'a mut dyn FnMut(&mut T) -> Result<(), Abort>;
+
+/// The outcome of [`Store::scrub`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scrub {
+    /// The medium holds no earlier state of any record.
+    Scrubbed,
+    /// A reader of an earlier state was in the way; a later attempt may succeed.
+    ReaderInTheWay,
+}
 
 /// A store of records.
 ///
@@ -288,7 +317,8 @@ pub trait Store: Send + Sync + 'static {
     fn read(&self, body: TxFn<'_, dyn Read>) -> Result<Result<(), Abort>, StoreError>;
 
     /// Runs `body` in a write transaction and commits, unless the body aborts. After `Ok(Ok(()))`
-    /// the transaction is as durable as requested; after an error nothing of it remains.
+    /// the transaction is as durable as requested; after an error nothing of it remains. Callers
+    /// must not be inside the body of another `write`.
     fn write(
         &self,
         durability: Durability,
@@ -298,12 +328,18 @@ pub trait Store: Send + Sync + 'static {
     /// Makes all commits so far durable.
     fn sync(&self) -> Result<(), StoreError>;
 
+    /// Makes all commits durable, and overwrites what they have replaced and removed.
+    fn scrub(&self) -> Result<Scrub, StoreError>;
+
     /// A number that changes whenever another process commits. Cheap.
     fn foreign_changes(&self) -> Result<u64, StoreError>;
 
     /// Whether the store refuses to write until the vault is reopened, because a failure left
     /// unknown what is on disk. Cheap.
     fn has_stopped_writing(&self) -> bool;
+
+    /// Makes later reads go to the medium, not to what the store keeps of it in memory.
+    fn drop_caches(&self);
 }
 
 /// Runs `body` in a read transaction of `store`.

@@ -18,6 +18,18 @@ use super::{StoreError, StoreErrorKind as Kind};
 
 const DATABASE: &str = "vault.db";
 const LOCK: &str = "lock";
+/// All files that a vault without a mount can have.
+pub const FILES: [&str; 9] = [
+    DATABASE,
+    "vault.db-wal",
+    "vault.db-shm",
+    "vault.db-journal",
+    "vault.db.new",
+    "vault.db.new-wal",
+    "vault.db.new-shm",
+    "vault.db.new-journal",
+    LOCK,
+];
 /// The name of the socket on which a mount for writing answers. The store knows only the name.
 pub const SOCKET: &str = "control.sock";
 
@@ -55,6 +67,17 @@ pub struct Footprint {
     changes: u64,
     database: Option<[i64; 5]>,
     wal: Option<[i64; 5]>,
+}
+
+impl Footprint {
+    /// That of a store without files here.
+    pub(super) fn of_changes(changes: u64) -> Self {
+        Self {
+            changes,
+            database: None,
+            wal: None,
+        }
+    }
 }
 
 /// A vault's directory, whose path was resolved once.
@@ -125,6 +148,7 @@ impl Place {
             database: identity(&database),
             changed: changed(&database),
             still: AtomicBool::new(false),
+            taken_over: AtomicBool::new(false),
             wal: OnceLock::new(),
             wal_existed: file_of_its_own(&self.wal)?.is_some(),
         })
@@ -189,7 +213,7 @@ impl Place {
         self.wal_len() > 0 || found.is_ok_and(|found| changed(&found) != opened.changed)
     }
 
-    /// The state of the files, together with SQLite's number of `changes`.
+    /// The state of the files, together with the store's number of `changes`.
     pub(super) fn footprint(&self, changes: u64) -> Result<Footprint, StoreError> {
         let of = |path: &Path| match fs::symlink_metadata(path) {
             Ok(found) => Ok(Some([
@@ -248,6 +272,8 @@ pub(super) struct Opened {
     changed: Changed,
     /// The database is read as a file that nobody changes.
     still: AtomicBool,
+    /// Closing tidies what a killed writer left in the WAL.
+    taken_over: AtomicBool,
     wal: OnceLock<Identity>,
     /// A WAL existed, perhaps an empty one.
     pub(super) wal_existed: bool,
@@ -262,6 +288,16 @@ impl Opened {
     /// Sets whether it is read so from now on.
     pub(super) fn set_still(&self, still: bool) {
         self.still.store(still, Ordering::Release);
+    }
+
+    /// Takes over the WAL that a killed writer left.
+    pub(super) fn take_over(&self) {
+        self.taken_over.store(true, Ordering::Release);
+    }
+
+    /// Whether that was done.
+    pub(super) fn is_taken_over(&self) -> bool {
+        self.taken_over.load(Ordering::Acquire)
     }
 
     /// Whether `found` is the WAL.

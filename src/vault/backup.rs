@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::crypto::schedule::VaultId;
 use crate::error::{Class, Error};
 use crate::kms::KeyUri;
-use crate::store::{self, CopyError, GoOn, Holder, Mode, SqliteStore};
+use crate::store::{self, CopyError, GoOn, Holder, Mode, Scrub, Store};
 
 use super::check::check_records_while;
 use super::pause::pause;
@@ -155,7 +155,7 @@ pub fn restore(
 
 /// Copies all of `from` into a new store in `partial`, and closes that store.
 fn copy(
-    from: &SqliteStore,
+    from: &dyn Store,
     partial: &Partial,
     options: &OpenOptions,
     go_on: GoOn<'_>,
@@ -166,25 +166,25 @@ fn copy(
     };
     let copy = partial.copy();
     die_at!("copy-begun");
-    let made = SqliteStore::create_with(&copy, store_options, &mut |_| Ok(()));
+    let made = store::create(&copy, store_options, &mut |_| Ok(()));
     if made.map_err(failed)?.is_err() {
         return Err(Error::new(Class::Internal, "the copy was not begun"));
     }
     die_at!("copy-made");
     let mode = Mode::Write(Holder::unknown());
-    let to = SqliteStore::open(&copy, mode, store_options).map_err(failed)?;
+    let (to, _place) = store::open(&copy, mode, store_options).map_err(failed)?;
     let go_on_or_die = || {
         die_at!("copy-part");
         go_on()
     };
-    store::copy(from, &to, &go_on_or_die).map_err(|error| match error {
+    store::copy(from, &*to, &go_on_or_die).map_err(|error| match error {
         CopyError::Store(error) => failed(error),
         CopyError::Interrupted => interrupted(),
     })?;
     die_at!("copy-copied");
-    // Closing the store would report no failure, so empty the WAL first.
+    // Closing the store would report no failure, so have it tidy up first.
     let deadline = Instant::now() + CLOSING;
-    while !to.truncate_wal().map_err(failed)? {
+    while to.scrub().map_err(failed)? == Scrub::ReaderInTheWay {
         if Instant::now() > deadline {
             let why = format!(
                 "cannot finish {}: another program has it open",

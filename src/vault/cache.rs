@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::store::{KeyedRecord, NameTag, NodeId};
+use crate::store::{NameTag, NodeId, Record};
 use crate::sync::{Rank, RwLock};
 
 use super::node::Node;
@@ -161,7 +161,7 @@ fn drop_an_eighth<K: Copy + Eq + std::hash::Hash, V>(kept: &mut HashMap<K, V>) {
 
 /// A small version as stored: its record and its first chunk.
 pub(super) struct SealedVersion {
-    pub(super) record: KeyedRecord,
+    pub(super) record: Record,
     pub(super) first: Option<Vec<u8>>,
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{History, Keyring, KeyringError, UnverifiedKeyring};
-use crate::store::{self, GoOn, NodeId, Read};
+use crate::store::{self, GoOn, NodeId, Read, ReadRecords as _};
 
 use super::content::Version;
 use super::entry::DirectoryKeys;
@@ -404,8 +404,11 @@ impl Check<'_> {
     fn chunks(&mut self, records: &mut dyn Read) -> Result<(), VaultError> {
         let mut found: HashMap<NodeId, u64> = HashMap::new();
         let mut cursor = None;
+        let Some(salvage) = records.salvage() else {
+            return Ok(());
+        };
         loop {
-            let (batch, next) = records.scan_chunk_keys(cursor, BATCH)?;
+            let (batch, next) = salvage.scan_chunk_keys(cursor, BATCH)?;
             for (node, _, _) in batch {
                 *found.entry(node).or_default() += 1;
             }

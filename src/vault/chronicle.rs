@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::keyring::{EventKind, EventRow, History, HistoryHead, PastEvent, RotationKind};
-use crate::store::Read;
+use crate::store::{Read, ReadRecords as _};
 
 use super::VaultError;
 

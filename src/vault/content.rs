@@ -11,10 +11,10 @@ use crate::crypto::schedule::{ChunkKey, ContentKey, Context, Role, VaultId, Vers
 use crate::crypto::{Nonces, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
 use crate::os::nice::let_others_run;
-use crate::store::{KeyedRecord, NodeId, Read, StoreErrorKind};
+use crate::store::{NodeId, Read, ReadRecords as _, Record, StoreErrorKind};
 
 use super::VaultError;
-use super::keys::RecordId;
+use super::keys::KeyedId;
 
 /// Plain bytes in a chunk; the last chunk may have fewer.
 pub const CHUNK: usize = 64 * 1024;
@@ -99,7 +99,7 @@ pub(super) fn seal(
     node: NodeId,
     version: u64,
     parts: &[&[u8]],
-) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
+) -> Result<(Record, Vec<Vec<u8>>), VaultError> {
     let (record, version) = begin(keyring, node, version, length_of(parts))?;
     let chunks = version.seal_chunks(parts, 0..version.chunks)?;
     Ok((record, chunks))
@@ -117,7 +117,7 @@ pub(super) fn begin(
     node: NodeId,
     version: u64,
     length: u64,
-) -> Result<(KeyedRecord, Version), VaultError> {
+) -> Result<(Record, Version), VaultError> {
     let vault = keyring.vault();
     let key = SecretKey::generate()?;
     let (generation, wrapped) = keyring.wrap(node, Role::Content { version }, &key)?;
@@ -129,7 +129,7 @@ pub(super) fn begin(
     let wrapped = wrapped[..]
         .try_into()
         .map_err(|_| VaultError::Integrity("a wrapped key has a wrong length".into()))?;
-    let record = KeyedRecord {
+    let record = Record {
         generation,
         value: codec::encode(&Stored { wrapped, sealed }),
     };
@@ -152,9 +152,9 @@ pub(super) fn rewrap(
     nonces: &mut Nonces,
     node: NodeId,
     version: u64,
-    record: &KeyedRecord,
-) -> Result<KeyedRecord, VaultError> {
-    let id = RecordId::Version(node, version);
+    record: &Record,
+) -> Result<Record, VaultError> {
+    let id = KeyedId::Version(node, version);
     let bad = |why| VaultError::tampered(id, why);
     let mut stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
@@ -168,7 +168,7 @@ pub(super) fn rewrap(
     stored.wrapped = wrapped[..]
         .try_into()
         .map_err(|_| bad("was wrapped to a wrong length"))?;
-    Ok(KeyedRecord {
+    Ok(Record {
         generation,
         value: codec::encode(&stored),
     })
@@ -180,8 +180,8 @@ pub(super) fn reencrypt(
     records: &mut dyn Read,
     node: NodeId,
     version: u64,
-    record: &KeyedRecord,
-) -> Result<(KeyedRecord, Vec<Vec<u8>>), VaultError> {
+    record: &Record,
+) -> Result<(Record, Vec<Vec<u8>>), VaultError> {
     let content = Version::open(keyring, node, version, record)?.whole(records, None)?;
     seal(keyring, node, version, &[&content])
 }
@@ -191,9 +191,9 @@ pub(super) fn must_unwrap(
     keyring: &Keyring,
     node: NodeId,
     version: u64,
-    record: &KeyedRecord,
+    record: &Record,
 ) -> Result<(), VaultError> {
-    let bad = |why| VaultError::tampered(RecordId::Version(node, version), why);
+    let bad = |why| VaultError::tampered(KeyedId::Version(node, version), why);
     let stored: Stored =
         codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
     let role = Role::Content { version };
@@ -227,9 +227,9 @@ impl Version {
         keyring: &Keyring,
         node: NodeId,
         number: u64,
-        record: &KeyedRecord,
+        record: &Record,
     ) -> Result<Self, VaultError> {
-        let id = RecordId::Version(node, number);
+        let id = KeyedId::Version(node, number);
         let bad = |why| VaultError::tampered(id, why);
         let stored: Stored =
             codec::decode(&record.value, "version").map_err(|_| bad("is not encoded as one"))?;
@@ -356,7 +356,7 @@ impl Version {
 
     /// A chunk in words.
     fn chunk_id(&self, index: u32) -> String {
-        let version = RecordId::Version(self.node, self.number);
+        let version = KeyedId::Version(self.node, self.number);
         format!("chunk {index} of {version}")
     }
 

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::keyring::KeyringError;
-use crate::store::{self, EntryRow, KeyedRecord, NodeId, Read};
+use crate::store::{self, EntryRow, NodeId, Read, ReadRecords as _, Record};
 
 use super::VaultError;
 use super::commit::transact::Transactions;
@@ -17,7 +17,7 @@ use super::crew::{Crew, MOST};
 use super::current::{Current, Names};
 use super::entry::DirectoryKeys;
 use super::integrity::Guard;
-use super::keys::{BATCH, RecordId, keys_after};
+use super::keys::{BATCH, KeyedId, keys_after};
 use super::node::{DirectoryBody, Node};
 use super::records::Records;
 use super::state::{State, SystemKeys};
@@ -46,7 +46,7 @@ struct CountedNames {
 
 /// A piece of work for any free thread.
 enum Piece {
-    Records(Vec<(RecordId, KeyedRecord)>),
+    Records(Vec<(KeyedId, Record)>),
     Names(Vec<SomeNames>),
 }
 
@@ -58,7 +58,7 @@ enum Found {
 
 /// A directory whose names are being counted.
 struct Counting {
-    record: KeyedRecord,
+    record: Record,
     said: DirectoryBody,
     found: DirectoryBody,
     names: Names,
@@ -91,7 +91,7 @@ impl Counter {
     /// When it is not, or could not be counted.
     pub(super) fn count_afresh(&self) -> Result<(), VaultError> {
         // The cached pages may differ from the files.
-        self.records.store().forget_pages();
+        self.records.store().drop_caches();
         match self.count(&|| self.guard.go_on()) {
             Ok(counted) => {
                 if let Some(state) = counted.continue_value() {
@@ -329,7 +329,7 @@ fn count_records(
     current: &Current,
     system: &SystemKeys,
     mut sums: State,
-    batch: &[(RecordId, KeyedRecord)],
+    batch: &[(KeyedId, Record)],
 ) -> Result<(State, Vec<NodeId>), VaultError> {
     let taken = current.counted(batch);
     taken.map_err(|doubt| VaultError::Integrity(doubt.to_string()))?;
@@ -337,7 +337,7 @@ fn count_records(
     let mut directories = Vec::new();
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
-        if let RecordId::Node(id) = key
+        if let KeyedId::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);

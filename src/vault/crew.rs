@@ -45,7 +45,7 @@ impl<T: Send, U: Send> Crew<T, U> {
         work: &(dyn Fn(T) -> U + Sync),
         drive: impl FnOnce(&Self, &(dyn Fn(T) -> U + Sync)) -> R,
     ) -> R {
-        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        let threads = processors();
         let crew = Self {
             queue: Mutex::new(
                 Rank::Crew,
@@ -134,6 +134,13 @@ impl<T: Send, U: Send> Crew<T, U> {
     fn queue(&self) -> MutexGuard<'_, WorkQueue<T, U>> {
         self.queue.lock()
     }
+}
+
+fn processors() -> usize {
+    fail::fail_point!("crew", |number| {
+        number.and_then(|number| number.parse().ok()).unwrap_or(1)
+    });
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// A piece under work, which returns its result, or `None` after a panic.

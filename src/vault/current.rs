@@ -22,10 +22,10 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::store::{EntryRow, KeyedRecord, NameTag, NodeId};
+use crate::store::{EntryRow, NameTag, NodeId, Record};
 use crate::sync::{Mutex, Rank, RwLock, RwLockWriteGuard};
 
-use super::keys::RecordId;
+use super::keys::KeyedId;
 use super::node::Node;
 pub(super) use checked::{Checked, Following};
 use mark::{Age, Mark, SEEN};
@@ -139,12 +139,17 @@ impl Current {
         self.hashing.hash_one(&value[from..])
     }
 
-    fn mark_of(&self, place: &Place, record: &KeyedRecord) -> Mark {
+    fn mark_of(&self, place: &Place, record: &Record) -> Mark {
+        self.mark_of_value(place, record.generation, &record.value)
+    }
+
+    fn mark_of_value(&self, place: &Place, generation: u64, value: &[u8]) -> Mark {
         let revision = match place {
-            Place::Node(_) => Node::revision_of(record),
-            Place::Version(..) | Place::Entry(..) => 0,
+            Place::Node(_) => Node::revision_in(value),
+            Place::Version(..) => 0,
+            Place::Entry(..) => return self.mark_of_entry(value),
         };
-        Mark::aged(revision, record.generation, self.hash_of(&record.value))
+        Mark::aged(revision, generation, self.hash_of(value))
     }
 
     fn mark_of_entry(&self, value: &[u8]) -> Mark {
@@ -152,10 +157,10 @@ impl Current {
     }
 
     /// The place of a record's mark: the part, and its key there.
-    fn at(&self, key: RecordId) -> (usize, u64) {
+    fn at(&self, key: KeyedId) -> (usize, u64) {
         let hash = match key {
-            RecordId::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
-            RecordId::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
+            KeyedId::Node(node) => self.hashing.hash_one((0u8, node, 0u64)),
+            KeyedId::Version(node, version) => self.hashing.hash_one((1u8, node, version)),
         };
         // The table uses the highest bits.
         ((hash % PARTS as u64) as usize, hash.max(1))
@@ -247,7 +252,7 @@ impl Current {
     ///
     /// # Errors
     /// When a record differs from the known one of the same age.
-    pub(super) fn counted(&self, records: &[(RecordId, KeyedRecord)]) -> Result<(), Doubt> {
+    pub(super) fn counted(&self, records: &[(KeyedId, Record)]) -> Result<(), Doubt> {
         if self.is_off() {
             return Ok(());
         }
@@ -289,7 +294,7 @@ impl Current {
 
     /// Takes up the marks of all names of a directory, which were counted against the sum in
     /// `record`. Does nothing if a newer record of the directory is known by now.
-    pub(super) fn adopt(&self, directory: NodeId, record: &KeyedRecord, names: Names, alone: bool) {
+    pub(super) fn adopt(&self, directory: NodeId, record: &Record, names: Names, alone: bool) {
         if self.is_off() {
             return;
         }

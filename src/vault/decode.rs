@@ -3,7 +3,7 @@
 
 use crate::crypto::SecretBytes;
 use crate::keyring::Keyring;
-use crate::store::{KeyedRecord, NameTag, NodeId};
+use crate::store::{NameTag, NodeId, Record};
 
 use super::entry::DirectoryKeys;
 use super::state::SystemKeys;
@@ -13,7 +13,7 @@ use super::{Entry, Node, State, VaultError, Version};
 ///
 /// # Errors
 /// When it is not the record of this node.
-pub fn node(keyring: &Keyring, id: NodeId, record: &KeyedRecord) -> Result<Node, VaultError> {
+pub fn node(keyring: &Keyring, id: NodeId, record: &Record) -> Result<Node, VaultError> {
     Node::open(keyring, id, record)
 }
 
@@ -38,7 +38,7 @@ pub fn version(
     keyring: &Keyring,
     node: NodeId,
     number: u64,
-    record: &KeyedRecord,
+    record: &Record,
 ) -> Result<Version, VaultError> {
     Version::open(keyring, node, number, record)
 }

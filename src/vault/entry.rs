@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 
 use crate::codec;
 use crate::crypto::schedule::{Context, VaultId};
-use crate::store::{NameTag, NodeId, Read};
+use crate::store::{NameTag, NodeId, Read, ReadRecords as _};
 
 use super::VaultError;
 use super::current::Place;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::keyring::{HistoryHead, Keyring};
 use crate::kms::{KeyUri, Kms};
-use crate::store::{Durability, Footprint, NameTag, NodeId, Store as _};
+use crate::store::{Durability, Footprint, NameTag, NodeId};
 use crate::sync::Mutex;
 
 use super::VaultError;
@@ -91,7 +91,7 @@ impl Vault {
     /// # Errors
     /// The store's.
     pub fn locked_directory(&self) -> Result<std::fs::File, VaultError> {
-        Ok(self.records.store().locked_directory()?)
+        Ok(self.records.place().locked_directory()?)
     }
 
     /// Fails if this vault is no longer at its path.
@@ -99,7 +99,7 @@ impl Vault {
     /// # Errors
     /// The store's.
     pub fn check_unmoved(&self) -> Result<(), VaultError> {
-        Ok(self.records.store().check_unmoved()?)
+        Ok(self.records.place().check_unmoved()?)
     }
 
     /// Whether the vault was opened for reading only.
@@ -253,7 +253,8 @@ impl Vault {
     /// # Errors
     /// When the files cannot be examined.
     pub fn footprint(&self) -> Result<Footprint, VaultError> {
-        Ok(self.records.store().footprint()?)
+        let changes = self.records.store().foreign_changes()?;
+        Ok(self.records.place().footprint(changes)?)
     }
 
     /// Follows the writer's keyring until `go_on` breaks. It needs a thread of its own.

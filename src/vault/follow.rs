@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::kms::Kms;
-use crate::store::{self, SqliteStore};
+use crate::store::{self, Store};
 use crate::sync::{Condvar, Mutex, Rank};
 
 use super::VaultError;
@@ -25,7 +25,7 @@ const FOLLOW_AT_LEAST: Duration = Duration::from_secs(30);
 
 /// The parts that a follower needs.
 pub(super) struct Sources {
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Store>,
     pub(super) keys: Arc<Unlocked>,
     pub(super) cache: Arc<RecordCache>,
     pub(super) chronicle: Arc<Mutex<Chronicle>>,
@@ -60,7 +60,7 @@ impl Follower {
         if self.sequence() != before {
             return Ok(true);
         }
-        let stored = stored_keyring(&self.from.store)?;
+        let stored = stored_keyring(&*self.from.store)?;
         if stored.sequence() == before {
             return Ok(false);
         }
@@ -119,7 +119,7 @@ impl Follower {
 
     fn follow_once(&self) -> Result<(), VaultError> {
         let from = &self.from;
-        let stored = stored_keyring(&from.store)?;
+        let stored = stored_keyring(&*from.store)?;
         let known = from.keys.keyring();
         if stored.sequence() == known.body().sequence {
             return Ok(());

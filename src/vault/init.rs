@@ -6,7 +6,7 @@ use crate::crypto::schedule::VaultId;
 use crate::crypto::secret::fill_random;
 use crate::keyring::{Event, EventKind, Header, Keyring};
 use crate::kms::{self, KeyUri, Provider};
-use crate::store::{self, SqliteStore};
+use crate::store::{self, WriteRecords as _};
 
 use super::VaultError;
 use super::cache::RecordCache;
@@ -73,7 +73,7 @@ pub fn init(path: &Path, options: &InitOptions) -> Result<Created, VaultError> {
     });
 
     let mut failure = None;
-    let made = SqliteStore::create(&path, &mut |records| {
+    let made = store::create(&path, store::OpenOptions::default(), &mut |records| {
         let mut store_all = || -> Result<(), VaultError> {
             records.put_header(keyring.header_bytes())?;
             let (system, root) = first_nodes(&keyring, options, now)?;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::store::{Durability, NodeId, Read};
+use crate::store::{Durability, NodeId, Read, ReadRecords as _};
 
 use super::VaultError;
 use super::commit::transact::Transactions;

@@ -15,10 +15,10 @@ use crate::crypto::schedule::{
 };
 use crate::crypto::{Nonces, SecretBytes, SecretKey};
 use crate::keyring::{Keyring, WRAPPED_LEN};
-use crate::store::{KeyedRecord, NodeId};
+use crate::store::{NodeId, Record};
 
 use super::VaultError;
-use super::keys::RecordId;
+use super::keys::KeyedId;
 pub use attributes::{Attributes, Kind, Timestamp};
 pub use body::{DirectoryBody, FileBody, NodeBody, Remainder};
 
@@ -198,12 +198,8 @@ impl Node {
     }
 
     /// Opens a stored node.
-    pub(super) fn open(
-        keyring: &Keyring,
-        id: NodeId,
-        record: &KeyedRecord,
-    ) -> Result<Self, VaultError> {
-        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
+    pub(super) fn open(keyring: &Keyring, id: NodeId, record: &Record) -> Result<Self, VaultError> {
+        let bad = |why| VaultError::tampered(KeyedId::Node(id), why);
         let not_one = |_| bad("is not encoded as a node");
         let (stored, used) =
             codec::decode_prefix::<Stored>(&record.value, "node").map_err(not_one)?;
@@ -232,7 +228,7 @@ impl Node {
         };
         let plain = AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
+            .map_err(|failure| VaultError::unopened(KeyedId::Node(id), failure))?;
         let attributes = decode_attributes(&plain).ok_or_else(|| bad("has unknown attributes"))?;
         let (fits, two_keys) = match &attributes.body {
             NodeBody::File(_) => (kind == Kind::File, false),
@@ -263,18 +259,18 @@ impl Node {
     }
 
     /// Whether a record claims to be a directory. Opening it verifies that.
-    pub(super) fn says_directory(record: &KeyedRecord) -> bool {
+    pub(super) fn says_directory(record: &Record) -> bool {
         record.value.first() == Some(&(Kind::Directory as u8))
     }
 
     /// The revision that a record claims. Opening it verifies that.
-    pub(super) fn revision_of(record: &KeyedRecord) -> u64 {
-        let bytes = record.value.get(1..9).and_then(|b| b.try_into().ok());
+    pub(super) fn revision_in(value: &[u8]) -> u64 {
+        let bytes = value.get(1..9).and_then(|b| b.try_into().ok());
         bytes.map_or(0, u64::from_le_bytes)
     }
 
     /// Raises the revision and seals the node; returns its record.
-    pub(super) fn seal(&mut self, vault: VaultId) -> Result<KeyedRecord, VaultError> {
+    pub(super) fn seal(&mut self, vault: VaultId) -> Result<Record, VaultError> {
         self.revision += 1;
         let plain = encode_attributes(&self.attributes)?;
         let context = Context::Attributes {
@@ -301,7 +297,7 @@ impl Node {
                 wrapped: fixed(new)?,
             }));
         }
-        Ok(KeyedRecord { generation, value })
+        Ok(Record { generation, value })
     }
 
     /// The generation under which its record is filed.
@@ -338,9 +334,9 @@ impl Node {
     pub(super) fn must_unwrap(
         keyring: &Keyring,
         id: NodeId,
-        record: &KeyedRecord,
+        record: &Record,
     ) -> Result<(), VaultError> {
-        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
+        let bad = |why| VaultError::tampered(KeyedId::Node(id), why);
         let (stored, _): (Head, _) = codec::decode_prefix(&record.value, "node")
             .map_err(|_| bad("is not encoded as a node"))?;
         keyring.unwrap(record.generation, id, Role::Metadata, &stored.wrapped)?;
@@ -353,9 +349,9 @@ impl Node {
         keyring: &Keyring,
         nonces: &mut Nonces,
         id: NodeId,
-        record: &KeyedRecord,
-    ) -> Result<KeyedRecord, VaultError> {
-        let bad = |why| VaultError::tampered(RecordId::Node(id), why);
+        record: &Record,
+    ) -> Result<Record, VaultError> {
+        let bad = |why| VaultError::tampered(KeyedId::Node(id), why);
         let mut stored: Stored =
             codec::decode(&record.value, "node").map_err(|_| bad("is not encoded as a node"))?;
         let role = Role::Metadata;
@@ -367,12 +363,12 @@ impl Node {
         };
         AttributesKey::derive(&key)
             .open(keyring.vault(), context, &stored.sealed)
-            .map_err(|failure| VaultError::unopened(RecordId::Node(id), failure))?;
+            .map_err(|failure| VaultError::unopened(KeyedId::Node(id), failure))?;
         let (generation, wrapped) = keyring.wrap_anew(nonces, id, role, &key.0)?;
         stored.wrapped = wrapped[..]
             .try_into()
             .map_err(|_| bad("was wrapped to a wrong length"))?;
-        Ok(KeyedRecord {
+        Ok(Record {
             generation,
             value: codec::encode(&stored),
         })

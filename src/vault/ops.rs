@@ -3,7 +3,7 @@
 //! The kernel checks permissions (`default_permissions`); this module enforces everything that
 //! keeps the tree a tree.
 
-use crate::store::NodeId;
+use crate::store::{NodeId, ReadRecords as _};
 
 use super::VaultError;
 use super::content;

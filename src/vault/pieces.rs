@@ -1,7 +1,7 @@
 //! Reads part of a content: the needed part of each chunk, from one snapshot, opened and verified.
 
 use crate::crypto::SecretBytes;
-use crate::store::Read;
+use crate::store::{Read, ReadRecords as _};
 
 use super::content::{CHUNK, Snapshot, Version};
 use super::records::Records;

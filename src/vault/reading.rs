@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::crypto::{SecretBytes, SetSum};
 use crate::keyring::Keyring;
-use crate::store::{NameTag, NodeId, Read};
+use crate::store::{NameTag, NodeId, Read, ReadRecords as _};
 
 use super::cache::SealedVersion;
 use super::content::Version;
@@ -414,7 +414,7 @@ impl Reader {
             nodes
                 .map(|(id, revision)| match records.node(*id)? {
                     None => Ok(Since::Gone),
-                    Some(record) if Some(Node::revision_of(&record)) == *revision => {
+                    Some(record) if Some(Node::revision_in(&record.value)) == *revision => {
                         Ok(Since::Same)
                     }
                     Some(record) => {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::keyring::{Keyring, KeyringError, UnverifiedKeyring};
-use crate::store::{self, KeyedRecord, Read, SqliteStore, Store as _};
+use crate::store::{self, LocalPlace, Read, ReadRecords as _, Record, Store};
 
 use super::VaultError;
 use super::cache::{RecordCache, SealedCache};
@@ -25,7 +25,8 @@ use super::unlocked::{Unlocked, stored_keyring};
 
 /// The parts that a vault's records come from.
 pub(super) struct Sources {
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) place: LocalPlace,
     pub(super) keys: Arc<Unlocked>,
     pub(super) cache: Arc<RecordCache>,
     pub(super) guard: Arc<Guard>,
@@ -99,7 +100,7 @@ impl Records {
 
     /// The vault's directory.
     pub(super) fn path(&self) -> &Path {
-        self.from.store.directory()
+        self.from.place.directory()
     }
 
     /// Whether the vault was opened for reading only.
@@ -112,8 +113,13 @@ impl Records {
         self.salvage
     }
 
-    pub(super) fn store(&self) -> &SqliteStore {
-        &self.from.store
+    pub(super) fn store(&self) -> &dyn Store {
+        &*self.from.store
+    }
+
+    /// The vault's place on this host.
+    pub(super) fn place(&self) -> &LocalPlace {
+        &self.from.place
     }
 
     pub(super) fn cache(&self) -> &RecordCache {
@@ -267,7 +273,7 @@ impl Records {
         })
     }
 
-    fn is_authentic(&self, place: &Place, record: &KeyedRecord) -> bool {
+    fn is_authentic(&self, place: &Place, record: &Record) -> bool {
         let keyring = self.keyring();
         match *place {
             Place::Node(id) => Node::open(&keyring, id, record).is_ok(),
@@ -399,7 +405,7 @@ impl Records {
         let record = records
             .node(SYSTEM)?
             .ok_or_else(|| VaultError::tampered("the system node", "is missing"))?;
-        if known.record == (record.generation, Node::revision_of(&record)) {
+        if known.record == (record.generation, Node::revision_in(&record.value)) {
             return Ok(known);
         }
         let keys = Arc::new(SystemKeys::of(&Node::open(

@@ -1,7 +1,7 @@
 //! A transaction on the system node and the state, which stand under each other's keys.
 
 use crate::keyring::Keyring;
-use crate::store::Write;
+use crate::store::{ReadRecords as _, Write, WriteRecords as _};
 
 use super::VaultError;
 use super::node::{Node, SYSTEM};

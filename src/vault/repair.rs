@@ -16,7 +16,7 @@ use std::path::Path;
 
 use crate::crypto::SecretBytes;
 use crate::keyring::{Event, EventKind};
-use crate::store::NodeId;
+use crate::store::{NodeId, ReadRecords as _};
 
 use super::check::check_records;
 use super::commit::transact::Transactions;
@@ -132,7 +132,8 @@ impl<'a> Repair<'a> {
         for id in ids {
             tx.run(&mut |tx| self.place(tx, id))??;
         }
-        let strays = tx.records().delete_stray_chunks()?;
+        let salvage = tx.records().salvage();
+        let strays = salvage.map_or(Ok(0), |salvage| salvage.delete_stray_chunks())?;
         if strays > 0 {
             self.did(format_args!(
                 "removed {strays} chunks that belonged to no version"

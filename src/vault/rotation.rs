@@ -21,6 +21,7 @@ use std::time::Duration;
 use crate::crypto::schedule::digest;
 use crate::keyring::{self, Keyring, RotationKind, RotationPhase, is_final};
 use crate::kms::{KeyUri, Kms, Provider};
+use crate::store::Scrub;
 use crate::sync::{Mutex, Rank};
 
 use super::chronicle::Chronicle;
@@ -346,7 +347,7 @@ impl Rotation {
             }
             Err(error) => return Err(error.into()),
         };
-        if self.records.store().has_readers() && pause(offer(), go_on).is_break() {
+        if self.records.place().has_readers() && pause(offer(), go_on).is_break() {
             return Ok(ControlFlow::Break(()));
         }
         let activate = |keyring: &mut Keyring| Ok(Some(keyring.activate(proved, now())?));
@@ -412,12 +413,12 @@ impl Rotation {
         // Readers may be in the way, and an attempt blocks writers, so attempts get rarer and
         // rarer.
         let mut wait = TRY_AGAIN;
-        let truncate = || {
+        let scrub = || {
             // Hold the turn, because no other thread can write meanwhile.
             let _turn = self.transactions.queue().turn_to_write()?;
-            Ok::<_, VaultError>(self.records.store().truncate_wal()?)
+            Ok::<_, VaultError>(self.records.store().scrub()?)
         };
-        while !truncate()? {
+        while scrub()? == Scrub::ReaderInTheWay {
             self.standing.figures().trouble =
                 Some("waits for readers of older states to come to their end".into());
             if pause(wait, go_on).is_break() {

@@ -10,10 +10,10 @@ use crate::codec;
 use crate::crypto::padding::padded_attributes;
 use crate::crypto::schedule::{Context, RecordDigest, RecordHash, SetKey, StateKey, VaultId};
 use crate::crypto::{SecretBytes, SetSum};
-use crate::store::{KeyedRecord, NodeId};
+use crate::store::{NodeId, Record};
 
 use super::VaultError;
-use super::keys::RecordId;
+use super::keys::KeyedId;
 use super::node::Node;
 
 /// The contents of the state record.
@@ -61,7 +61,7 @@ bincode::impl_borrow_decode!(Counting);
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 struct Renewal {
     /// The last record that was counted.
-    upto: Option<RecordId>,
+    upto: Option<KeyedId>,
     nodes: u64,
     versions: u64,
     /// Sum over these records under the old key; at the end it must equal the sum of the state.
@@ -71,7 +71,7 @@ struct Renewal {
 }
 
 impl Renewal {
-    fn begun_at(upto: Option<RecordId>) -> Self {
+    fn begun_at(upto: Option<KeyedId>) -> Self {
         Self {
             upto,
             nodes: 0,
@@ -83,8 +83,8 @@ impl Renewal {
 
     fn count(&mut self, element: &Element, present: bool) {
         let number = match element.key {
-            RecordId::Node(_) => &mut self.nodes,
-            RecordId::Version(..) => &mut self.versions,
+            KeyedId::Node(_) => &mut self.nodes,
+            KeyedId::Version(..) => &mut self.versions,
         };
         // Among the changes since the recount began, more records may go than come.
         *number = match present {
@@ -106,10 +106,10 @@ impl Renewal {
     }
 }
 
-fn change_number(nodes: &mut u64, versions: &mut u64, key: RecordId, present: bool) {
+fn change_number(nodes: &mut u64, versions: &mut u64, key: KeyedId, present: bool) {
     let counter = match key {
-        RecordId::Node(_) => nodes,
-        RecordId::Version(..) => versions,
+        KeyedId::Node(_) => nodes,
+        KeyedId::Version(..) => versions,
     };
     *counter = match present {
         true => counter.saturating_add(1),
@@ -180,7 +180,7 @@ impl State {
     }
 
     /// The last record that was counted again.
-    pub(super) fn renewed_upto(&self) -> Option<RecordId> {
+    pub(super) fn renewed_upto(&self) -> Option<KeyedId> {
         self.renewal.as_ref().and_then(|renewal| renewal.upto)
     }
 
@@ -258,7 +258,7 @@ impl State {
 
 /// A record's part in the sum.
 pub(super) struct Element {
-    key: RecordId,
+    key: KeyedId,
     hash: [u8; 32],
     /// The same under the new key, while the sum is recomputed.
     renewed: Option<[u8; 32]>,
@@ -271,11 +271,11 @@ pub(super) struct Elements {
 }
 
 impl Elements {
-    pub(super) fn of(&self, key: RecordId, record: &KeyedRecord) -> Element {
+    pub(super) fn of(&self, key: KeyedId, record: &Record) -> Element {
         let record = RecordDigest::of(record.generation, &record.value);
         let hash = |hash: &RecordHash| match key {
-            RecordId::Node(id) => hash.node(id, &record),
-            RecordId::Version(node, version) => hash.version(node, version, &record),
+            KeyedId::Node(id) => hash.node(id, &record),
+            KeyedId::Version(node, version) => hash.version(node, version, &record),
         };
         Element {
             key,
@@ -325,16 +325,16 @@ impl SystemKeys {
     }
 
     /// A record's part in the sum.
-    pub(super) fn element(&self, key: RecordId, record: &KeyedRecord) -> Element {
+    pub(super) fn element(&self, key: KeyedId, record: &Record) -> Element {
         self.elements().of(key, record)
     }
 
-    pub(super) fn node(&self, id: NodeId, record: &KeyedRecord) -> Element {
-        self.element(RecordId::Node(id), record)
+    pub(super) fn node(&self, id: NodeId, record: &Record) -> Element {
+        self.element(KeyedId::Node(id), record)
     }
 
-    pub(super) fn version(&self, node: NodeId, version: u64, record: &KeyedRecord) -> Element {
-        self.element(RecordId::Version(node, version), record)
+    pub(super) fn version(&self, node: NodeId, version: u64, record: &Record) -> Element {
+        self.element(KeyedId::Version(node, version), record)
     }
 
     pub(super) fn seal(&self, vault: VaultId, state: &State) -> Result<Vec<u8>, VaultError> {

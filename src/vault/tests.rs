@@ -3,6 +3,9 @@
 //! `tests/vectors/format1.py` computes the records in `format1.txt` beside it, with none of the code
 //! here. A change of them makes every existing vault unreadable.
 
+mod crash;
+pub(super) mod stored;
+
 use std::collections::HashMap;
 
 use crate::codec;
@@ -15,13 +18,14 @@ use crate::keyring::{
 use crate::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsErrorKind, Wrapped,
 };
-use crate::store::{self, KeyedRecord, SqliteStore};
+use crate::store::Record;
 
 use super::content::{self, Version};
 use super::entry::{DirectoryKeys, Entry};
-use super::keys::RecordId;
+use super::keys::KeyedId;
 use super::node::{Attributes, DirectoryBody, Kind, Node, NodeBody as Body, ROOT, SYSTEM};
 use super::state::{Element, State, SystemKeys};
+use stored::whole;
 
 const FILE: u64 = 2;
 const TEXT: &[u8] = b"correct horse";
@@ -74,8 +78,8 @@ fn keyring() -> Keyring {
     unlocked(&v["header"], &v["keyring"], [7; 32]).unwrap()
 }
 
-fn record(value: &[u8]) -> KeyedRecord {
-    KeyedRecord {
+fn record(value: &[u8]) -> Record {
+    Record {
         generation: 1,
         value: value.to_vec(),
     }
@@ -111,26 +115,6 @@ fn password(tag: [u8; 32]) -> Entry {
         kind: Kind::File,
         name: b"password".to_vec(),
     }
-}
-
-/// A store that holds one version and its chunks.
-fn stored(
-    number: u64,
-    version: &KeyedRecord,
-    chunks: &[Vec<u8>],
-) -> (tempfile::TempDir, SqliteStore) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("v");
-    SqliteStore::create(&path, &mut |records| {
-        records
-            .insert_version(FILE, number, version, &mut chunks.iter().cloned())
-            .map_err(|_| store::Abort)
-    })
-    .unwrap()
-    .unwrap();
-    let store =
-        SqliteStore::open(&path, store::Mode::ReadOnly, store::OpenOptions::default()).unwrap();
-    (dir, store)
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -381,9 +365,8 @@ fn contents_are_pinned() {
     assert_eq!((version.length(), version.chunks()), (TEXT.len() as u64, 1));
     assert_eq!(v["version"].len(), 72 + 8 + (24 + 12 + 16));
     assert_eq!(v["chunk"].len(), 24 + 256 + 16);
-    let (_dir, store) = stored(4, &record, &[v["chunk"].clone()]);
-    let content = store::read(&store, |records| version.whole(records, None)).unwrap();
-    assert_eq!(&content[..], TEXT);
+    let content = whole(&version, &record, &[v["chunk"].clone()]).unwrap();
+    assert_eq!(content, TEXT);
 }
 
 #[test]
@@ -422,7 +405,7 @@ fn a_state_whose_sums_are_being_made_anew_is_pinned() {
     };
     elements().for_each(|element| recount.count(&element, true));
     assert_eq!(state, recount);
-    assert_eq!(state.renewed_upto(), Some(RecordId::Node(ROOT)));
+    assert_eq!(state.renewed_upto(), Some(KeyedId::Node(ROOT)));
     // Everything is counted under both keys, beside a write meanwhile: here the version.
     let counted = |elements: &mut dyn Iterator<Item = Element>| {
         let mut counted = state.uncounted();
@@ -522,14 +505,14 @@ fn every_bit_of_header_and_keyring_counts() {
 fn a_node_opens_in_its_own_place_only() {
     let v = vectors();
     let file = &v["file"];
-    let fails = |id, record: &KeyedRecord| Node::open(&keyring(), id, record).is_err();
+    let fails = |id, record: &Record| Node::open(&keyring(), id, record).is_err();
     assert!(!fails(FILE, &record(file)));
     for id in [SYSTEM, ROOT, 3, FILE | 1 << 40] {
         assert!(fails(id, &record(file)), "node {id}");
     }
     for generation in [0, 2] {
         let value = file.clone();
-        assert!(fails(FILE, &KeyedRecord { generation, value }));
+        assert!(fails(FILE, &Record { generation, value }));
     }
     for kind in (0..=255).filter(|kind| *kind != 1) {
         let mut other = file.clone();
@@ -591,9 +574,8 @@ fn an_entry_opens_in_its_own_place_only() {
 fn a_version_opens_in_its_own_place_only() {
     let v = vectors();
     let version = &v["version"];
-    let fails = |node, number, record: &KeyedRecord| {
-        Version::open(&keyring(), node, number, record).is_err()
-    };
+    let fails =
+        |node, number, record: &Record| Version::open(&keyring(), node, number, record).is_err();
     assert!(!fails(FILE, 4, &record(version)));
     assert!(fails(3, 4, &record(version)));
     assert!(fails(FILE, 3, &record(version)));
@@ -602,7 +584,7 @@ fn a_version_opens_in_its_own_place_only() {
     assert!(fails(
         FILE,
         4,
-        &KeyedRecord {
+        &Record {
             generation: 2,
             value
         }
@@ -621,8 +603,7 @@ fn a_chunk_opens_in_its_own_place_only() {
     let (_, others) = content::seal(&keyring, FILE, 2, &[&text]).unwrap();
     let reads = |chunks: &[Vec<u8>]| {
         let version = Version::open(&keyring, FILE, 1, &record).unwrap();
-        let (_dir, store) = stored(1, &record, chunks);
-        store::read(&store, |records| version.whole(records, None)).map(|whole| whole.to_vec())
+        whole(&version, &record, chunks)
     };
     assert_eq!(reads(&chunks).unwrap(), text);
     let with = |at: usize, chunk: &Vec<u8>| {
@@ -638,7 +619,7 @@ fn a_chunk_opens_in_its_own_place_only() {
     assert!(reads(&chunks[..2]).is_err());
     // A length that was cut off: the extent is another version's.
     let (short, _) = content::seal(&keyring, FILE, 1, &[&text[..100]]).unwrap();
-    let cut = KeyedRecord {
+    let cut = Record {
         generation: 1,
         value: [&record.value[..72], &short.value[72..]].concat(),
     };
@@ -672,9 +653,8 @@ fn a_content_that_lies_in_several_places_is_sealed_as_one() {
         }
         let (record, chunks) = content::seal(&keyring, FILE, 1, &parts).unwrap();
         let version = Version::open(&keyring, FILE, 1, &record).unwrap();
-        let (_dir, store) = stored(1, &record, &chunks);
-        let whole = store::read(&store, |records| version.whole(records, None)).unwrap();
-        assert!(whole[..] == text, "{ends:?}");
+        let whole = whole(&version, &record, &chunks).unwrap();
+        assert!(whole == text, "{ends:?}");
     }
 }
 
@@ -697,7 +677,7 @@ fn the_state_opens_in_its_own_vault_only() {
         let mut moved = state.clone();
         moved.count(&keys.node(FILE, &record(&v["file"])), false);
         let value = v["file"].clone();
-        moved.count(&keys.node(id, &KeyedRecord { generation, value }), true);
+        moved.count(&keys.node(id, &Record { generation, value }), true);
         assert!(!moved.agrees_with(&state));
     }
 }

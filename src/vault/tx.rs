@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use crate::crypto::Nonces;
 use crate::keyring::{EventRow, Keyring};
-use crate::store::{KeyedRecord, NameTag, NodeId, StoreErrorKind, Write};
+use crate::store::{
+    NameTag, NodeId, ReadRecords as _, Record, StoreErrorKind, Write, WriteRecords as _,
+};
 
 use super::VaultError;
 use super::cache::{Changes, RecordCache};
@@ -367,8 +369,8 @@ impl<'a> Tx<'a> {
         &mut self,
         node: NodeId,
         version: u64,
-        old: KeyedRecord,
-        (new, chunks): (KeyedRecord, Vec<Vec<u8>>),
+        old: Record,
+        (new, chunks): (Record, Vec<Vec<u8>>),
     ) {
         self.push(Op::ReplaceVersion {
             node,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::keyring::{Keyring, UnverifiedKeyring};
-use crate::store::{self, SqliteStore};
+use crate::store::{self, ReadRecords as _, Store};
 use crate::sync::{Rank, RwLock};
 
 use super::VaultError;
@@ -49,7 +49,7 @@ impl Unlocked {
 ///
 /// # Errors
 /// When it is missing, or no keyring record.
-pub(super) fn stored_keyring(store: &SqliteStore) -> Result<UnverifiedKeyring, VaultError> {
+pub(super) fn stored_keyring(store: &dyn Store) -> Result<UnverifiedKeyring, VaultError> {
     let missing = || VaultError::tampered("the header or the keyring record", "is missing");
     let (header, keyring) = store::read(store, |records| {
         let header = records.header()?.ok_or_else(missing)?;

@@ -155,7 +155,7 @@ pub(super) fn waiting<T>(
 /// costs nothing, because the page is written anyway. Only for large chunks, whose key is removed
 /// with them, it is relaxed (see `tx_write`). So a rotation that must show that an old keyring is
 /// gone from the raw files rewrites nothing itself: it replaces the record with `put_keyring`,
-/// calls `SqliteStore::truncate_wal`, and looks.
+/// calls `Store::scrub`, and looks.
 pub(super) fn set_pragmas(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA temp_store = MEMORY; \

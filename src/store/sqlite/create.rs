@@ -13,7 +13,7 @@ use rusqlite::wal::CheckpointMode;
 
 use crate::store::lock::Lock;
 use crate::store::place::{Place, SOCKET};
-use crate::store::{Abort, StoreError, StoreErrorKind as Kind, Write};
+use crate::store::{Abort, OpenOptions, StoreError, StoreErrorKind as Kind, Write};
 
 use super::connection::Purpose;
 use super::tx::Tx;
@@ -32,7 +32,7 @@ type Init<'a> = &'a mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>;
 
 pub(super) fn create(
     directory: &Path,
-    unsafe_filesystem: bool,
+    options: OpenOptions,
     init: Init<'_>,
 ) -> Result<Result<(), Abort>, StoreError> {
     let mut undo = Undo::default();
@@ -50,7 +50,7 @@ pub(super) fn create(
     if made {
         undo.directory = Some(directory.to_owned());
     }
-    let place = Place::locate(directory, unsafe_filesystem)?;
+    let place = Place::locate(directory, options.unsafe_filesystem)?;
     if made {
         undo.directory = Some(place.directory.clone());
     }

@@ -6,7 +6,7 @@
 use rusqlite::Row;
 use rusqlite::types::ValueRef;
 
-use crate::store::{MAX_ID, NameTag};
+use crate::store::{MAX_ID, NameTag, Record};
 
 /// Why a row could not be read.
 #[derive(Debug)]
@@ -63,6 +63,22 @@ pub(super) fn bytes<'a>(row: &'a Row<'_>, column: usize, max: usize) -> Result<&
         ))),
         _ => Err(Fault::corrupt("a value is not stored as bytes")),
     }
+}
+
+/// The record in a row that has generation and value from column `at` on.
+pub(super) fn keyed(row: &Row<'_>, at: usize, max: usize) -> Result<Record, Fault> {
+    Ok(Record {
+        generation: id(row, at)?,
+        value: blob(row, at + 1, max)?,
+    })
+}
+
+/// The record in a row that has the value in column `at`, and no generation.
+pub(super) fn plain(row: &Row<'_>, at: usize, max: usize) -> Result<Record, Fault> {
+    Ok(Record {
+        generation: 0,
+        value: blob(row, at, max)?,
+    })
 }
 
 /// A name's tag: exactly 32 bytes.

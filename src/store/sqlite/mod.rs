@@ -29,6 +29,8 @@ mod schema;
 mod tests;
 mod tx;
 mod tx_read;
+mod tx_salvage;
+mod tx_scan;
 mod tx_write;
 mod vfs;
 mod wal;
@@ -44,33 +46,18 @@ use writer::{WriteConnection, data_version, truncate};
 
 use crate::sync::{Mutex, Rank};
 
+use super::local::LocalPlace;
 use super::lock::{self, Holder, Lock};
-use super::place::{Footprint, Opened, Place};
-use super::{Abort, Durability, Read, Store, StoreError, StoreErrorKind as Kind, TxFn, Write};
-
-/// The mode in which a vault is opened.
-#[derive(Clone, Debug)]
-pub enum Mode {
-    /// Reading and writing; [`Holder`] names this process in the lock.
-    Write(Holder),
-    /// Reading, beside any other process. Takes no lock.
-    ReadOnly,
-    /// Reading files that nobody changes, such as a backup. Creates no file beside them, not even
-    /// for a moment.
-    ReadStill,
-}
-
-/// Options for opening a vault.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OpenOptions {
-    /// Accepts a network or FUSE file system.
-    pub unsafe_filesystem: bool,
-}
+use super::options::{Mode, OpenOptions};
+use super::place::{Opened, Place};
+use super::{
+    Abort, Durability, Read, Scrub, Store, StoreError, StoreErrorKind as Kind, TxFn, Write,
+};
 
 /// An open vault. Dropping it closes it, and moves the WAL into the database if this store has
-/// written or [adopted](Self::adopt_wal) it.
+/// written it or [taken it over](LocalPlace::take_over).
 #[derive(Debug)]
-pub struct SqliteStore {
+pub(super) struct SqliteStore {
     place: Arc<Place>,
     opened: Arc<Opened>,
     pool: Pool,
@@ -91,6 +78,7 @@ struct ForeignChanges {
 #[derive(Debug)]
 enum Side {
     Write {
+        lock: Arc<Lock>,
         holder: Holder,
         /// Only one write transaction runs at a time; the lock is for threads that sync beside it.
         /// After a panic in a body it has no connection, and returns errors.
@@ -118,43 +106,21 @@ impl SqliteStore {
 }
 
 impl SqliteStore {
-    /// Creates a vault in `directory` with the records that `init` writes, or nothing at all.
-    ///
-    /// The directory must be empty, or not exist; then it is created with mode 0700 in an existing
-    /// parent.
-    ///
-    /// # Errors
-    /// [`Exists`](Kind::Exists) when there is a vault in the directory,
-    /// [`Occupied`](Kind::Occupied) when there is anything else, [`Busy`](Kind::Busy) when another
-    /// process is creating a vault there. `Ok(Err(Abort))` when `init` gave up. In all these cases
-    /// everything stays as it was.
-    pub fn create(
-        directory: &Path,
-        init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
-    ) -> Result<Result<(), Abort>, StoreError> {
-        create::create(directory, false, init)
-    }
-
-    /// [`create`](Self::create) with options.
-    ///
-    /// # Errors
-    /// As for [`create`](Self::create).
-    pub fn create_with(
+    /// Creates a vault, as [`create`](super::create()) promises.
+    pub(super) fn create(
         directory: &Path,
         options: OpenOptions,
         init: &mut dyn FnMut(&mut dyn Write) -> Result<(), Abort>,
     ) -> Result<Result<(), Abort>, StoreError> {
-        create::create(directory, options.unsafe_filesystem, init)
+        create::create(directory, options, init)
     }
 
-    /// Opens the vault in `directory`.
-    ///
-    /// # Errors
-    /// [`NotAVault`](Kind::NotAVault), [`Busy`](Kind::Busy) with the name of the holder,
-    /// [`Corrupt`](Kind::Corrupt) when the schema differs in any letter from that of
-    /// [`create`](Self::create), [`UnsafeFilesystem`](Kind::UnsafeFilesystem), and the kinds for
-    /// files that cannot be opened.
-    pub fn open(directory: &Path, mode: Mode, options: OpenOptions) -> Result<Self, StoreError> {
+    /// Opens a vault, as [`open`](super::open()) promises.
+    pub(super) fn open(
+        directory: &Path,
+        mode: Mode,
+        options: OpenOptions,
+    ) -> Result<Self, StoreError> {
         let place = Place::locate(directory, options.unsafe_filesystem)?;
         // Check first that there is a vault: taking the lock creates the lock's file.
         place.look()?;
@@ -188,9 +154,11 @@ impl SqliteStore {
                 let unsynced = place.wal_len() > 0;
                 let wal = Arc::new(Wal::new(Arc::clone(&place), Arc::clone(&opened), unsynced));
                 wal.open_early();
-                let writer =
-                    WriteConnection::new(connection, cookie, Arc::clone(&wal), lock, thread)?;
+                let lock = Arc::new(lock);
+                let (held, log) = (Arc::clone(&lock), Arc::clone(&wal));
+                let writer = WriteConnection::new(connection, cookie, log, held, thread)?;
                 Side::Write {
+                    lock,
                     holder,
                     writer: Mutex::new(Rank::WriteConnection, writer),
                     wal,
@@ -220,97 +188,17 @@ impl SqliteStore {
         })
     }
 
-    /// Writes the holder into the lock. The caller does this after it has verified the vault: until
-    /// then nothing in the vault may change. Does nothing in a store opened for reading.
-    ///
-    /// # Errors
-    /// When the lock's file cannot be written.
-    pub fn announce(&self) -> Result<(), StoreError> {
-        let Side::Write { holder, writer, .. } = &self.side else {
-            return Ok(());
+    /// The vault's place on this host.
+    pub(super) fn local_place(&self) -> LocalPlace {
+        let lock = match &self.side {
+            Side::Write { lock, holder, .. } => Some((Arc::clone(lock), holder.clone())),
+            Side::Read { .. } => None,
         };
-        writer.lock().lock.announce(holder).map_err(|error| {
-            StoreError::of_file("cannot write into the lock", &self.place.lock, &error)
-        })
-    }
-
-    /// Makes closing this store move the commits that a killed writer left in the WAL into the
-    /// database, like its own. The caller does this after it has verified the vault.
-    pub fn adopt_wal(&self) {
-        if let Side::Write { writer, .. } = &self.side {
-            writer.lock().owns_wal |= self.place.wal_len() > 0;
-        }
-    }
-
-    /// The vault's directory, absolute and without symlinks.
-    pub fn directory(&self) -> &Path {
-        &self.place.directory
-    }
-
-    /// The vault's directory, even if it was moved. No other store writes to it while this one is
-    /// open.
-    ///
-    /// # Errors
-    /// When the store was opened for reading, or the system has no descriptor left.
-    pub fn locked_directory(&self) -> Result<File, StoreError> {
-        let Side::Write { writer, .. } = &self.side else {
-            return Err(self.read_only());
-        };
-        let cloned = writer.lock().lock.directory();
-        cloned.map_err(|error| {
-            StoreError::of_file("cannot use the directory", &self.place.directory, &error)
-        })
-    }
-
-    /// Fails if the vault no longer is at its path: other processes would find other files there
-    /// than this store reads and writes.
-    ///
-    /// # Errors
-    /// [`Moved`](Kind::Moved).
-    pub fn check_unmoved(&self) -> Result<(), StoreError> {
-        self.place.check_unmoved(&self.opened)
-    }
-
-    /// Moves everything into the database and truncates the WAL, so that the raw files hold no
-    /// earlier state of any record: in the database, replaced and removed records are overwritten.
-    /// Returns false if a reader was in the way for more than a second.
-    ///
-    /// # Errors
-    /// As for a durable commit.
-    pub fn truncate_wal(&self) -> Result<bool, StoreError> {
-        let Side::Write { writer, .. } = &self.side else {
-            return Err(self.read_only());
-        };
-        writer.lock().truncate_wal(&self.place, &self.opened)
-    }
-
-    /// The present state of the files. Every change of a file changes it, whether through SQLite or
-    /// not.
-    ///
-    /// # Errors
-    /// When the files cannot be examined.
-    pub fn footprint(&self) -> Result<Footprint, StoreError> {
-        self.place.footprint(self.foreign_changes()?)
-    }
-
-    /// Makes later reads go to the files, not to cached pages.
-    pub fn forget_pages(&self) {
-        self.pool.clear();
-    }
-
-    /// Whether another process reads the vault beside this writer. True if that is unknown.
-    pub fn has_readers(&self) -> bool {
-        lock::has_readers(&self.place.lock)
+        LocalPlace::of_files(&self.place, &self.opened, lock)
     }
 
     fn read_only(&self) -> StoreError {
-        StoreError::new(
-            Kind::ReadOnly,
-            format!(
-                "{} was opened for reading only",
-                self.place.directory.display()
-            ),
-        )
+        StoreError::of_reader(&self.place.directory)
     }
 }
 
@@ -320,7 +208,6 @@ impl Store for SqliteStore {
         self.pool.read(body)
     }
 
-    /// Callers must not be inside the body of another `write`.
     fn write(
         &self,
         durability: Durability,
@@ -356,8 +243,24 @@ impl Store for SqliteStore {
         writer.lock().synced(&self.place, &self.opened, synced)
     }
 
+    /// Moves everything into the database and truncates the WAL: in the database, replaced and
+    /// removed records are overwritten.
+    fn scrub(&self) -> Result<Scrub, StoreError> {
+        let Side::Write { writer, .. } = &self.side else {
+            return Err(self.read_only());
+        };
+        match writer.lock().truncate_wal(&self.place, &self.opened)? {
+            true => Ok(Scrub::Scrubbed),
+            false => Ok(Scrub::ReaderInTheWay),
+        }
+    }
+
     fn has_stopped_writing(&self) -> bool {
         self.gate.has_stopped_writing()
+    }
+
+    fn drop_caches(&self) {
+        self.pool.clear();
     }
 
     fn foreign_changes(&self) -> Result<u64, StoreError> {
@@ -404,7 +307,8 @@ impl Drop for SqliteStore {
             Side::Write { writer, wal, .. } => {
                 let mut writer = writer.lock();
                 writer.checkpointer.stop();
-                let synced = match writer.owns_wal {
+                let owns_wal = writer.owns_wal || self.opened.is_taken_over();
+                let synced = match owns_wal {
                     true => writer
                         .may_sync(&self.place, &self.opened)
                         .and_then(|()| wal.sync())
@@ -414,7 +318,7 @@ impl Drop for SqliteStore {
                 if let Err(error) = &synced {
                     tracing::error!(%error, "the last changes may not be on disk");
                 }
-                let mut tidy = writer.owns_wal && synced.is_ok();
+                let mut tidy = owns_wal && synced.is_ok();
                 if let Some(connection) = writer.take() {
                     if tidy && let Err(error) = truncate(&connection) {
                         // Everything is in the WAL, where the next writer finds it. SQLite would

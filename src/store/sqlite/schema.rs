@@ -1,4 +1,4 @@
-//! The schema of a vault's database, to the letter, and the bounds of all its values.
+//! The schema of a vault's database, to the letter.
 //!
 //! Opening a file compares its schema with the texts below. They must never change under one
 //! [`USER_VERSION`]: a changed comma makes every existing vault unreadable.
@@ -15,30 +15,9 @@ pub(super) const USER_VERSION: i64 = 1;
 /// One page of the file system, so that crashes tear as few pages as possible.
 pub(super) const PAGE_SIZE: i64 = 4096;
 
-// Bounds of the values, in bytes, in both directions: nothing longer is written, and nothing longer
-// is returned, whatever the file says.
-
-/// The header is a few fixed fields.
-pub(super) const MAX_HEADER: usize = 4 << 10;
-/// Many generations, each with many wraps.
-pub(super) const MAX_KEYRING: usize = 1 << 20;
-/// The state is a few sums.
-pub(super) const MAX_STATE: usize = 64 << 10;
-/// Attributes of up to 1 MiB, sealed, and a wrapped key.
-pub(super) const MAX_NODE: usize = (1 << 20) + (4 << 10);
-/// A padded name of up to 512 bytes, sealed, and a few numbers.
-pub(super) const MAX_ENTRY: usize = 16 << 10;
-/// A wrapped key and sealed numbers.
-pub(super) const MAX_VERSION: usize = 16 << 10;
-/// 64 KiB of content, sealed.
-pub(super) const MAX_CHUNK: usize = (64 << 10) + 64;
-/// One event of the key-management history.
-pub(super) const MAX_EVENT: usize = 64 << 10;
 /// Limit on one row that SQLite loads. It is more than the longest record, so that our own check
 /// reports a longer one, and small enough that a forged length costs little.
 pub(super) const MAX_ROW: i32 = 2 << 20;
-/// Versions of one node that [`Read::versions_of`](crate::store::Read::versions_of) lists.
-pub(super) const MAX_VERSIONS: usize = 1 << 20;
 
 /// The tables in the order in which they are created.
 ///

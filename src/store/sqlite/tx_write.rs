@@ -5,12 +5,10 @@
 use rusqlite::Params;
 
 use crate::os::nice::let_others_run;
-use crate::store::{
-    KeyedRecord, MAX_ID, NameTag, NodeId, StoreError, StoreErrorKind as Kind, Write,
-};
+use crate::store::bounds::{self, MAX_CHUNK, MAX_NODE, MAX_VERSION};
+use crate::store::{MAX_ID, NodeId, Record, RecordId, StoreError, StoreErrorKind as Kind, Write};
 
 use super::hostile::{self, Fault};
-use super::schema;
 use super::tx::{Tx, key, one};
 
 /// Chunks longer than this many bytes are outside the B-tree's leaf, on pages of their own.
@@ -18,7 +16,7 @@ const INLINE: i64 = 3 << 10;
 
 impl Tx {
     /// Runs one change; any failure ends the transaction.
-    fn change<T>(
+    pub(super) fn change<T>(
         &mut self,
         what: &str,
         change: impl FnOnce(&mut Self) -> Result<T, Refused>,
@@ -34,7 +32,7 @@ impl Tx {
         })
     }
 
-    fn execute(&self, sql: &str, params: impl Params) -> Result<usize, Refused> {
+    pub(super) fn execute(&self, sql: &str, params: impl Params) -> Result<usize, Refused> {
         let mut statement = self.connection.prepare_cached(sql)?;
         Ok(statement.execute(params)?)
     }
@@ -90,7 +88,7 @@ impl Tx {
             if at > index {
                 let_others_run();
             }
-            let sealed = fits(&chunk, schema::MAX_CHUNK)?;
+            let sealed = fits(&chunk, MAX_CHUNK)?;
             let id = first.saturating_add(u64::from(at));
             if id > MAX_ID {
                 // Only a forged row can use up the numbers.
@@ -110,7 +108,7 @@ impl Tx {
     fn insert_record(
         &self,
         (node, version): (NodeId, u64),
-        record: &KeyedRecord,
+        record: &Record,
         first: u64,
     ) -> Result<(), Refused> {
         self.execute(
@@ -121,7 +119,7 @@ impl Tx {
                 key(version)?,
                 key(record.generation)?,
                 key(first)?,
-                fits(&record.value, schema::MAX_VERSION)?,
+                fits(&record.value, MAX_VERSION)?,
             ),
         )
         .map(drop)
@@ -174,7 +172,7 @@ impl Tx {
 }
 
 /// Why a change was refused.
-enum Refused {
+pub(super) enum Refused {
     /// The store failed, or its content is corrupt.
     Fault(Fault),
     /// The request itself is invalid.
@@ -203,91 +201,101 @@ fn fits(value: &[u8], max: usize) -> Result<&[u8], Refused> {
 }
 
 impl Write for Tx {
-    fn put_header(&mut self, value: &[u8]) -> Result<(), StoreError> {
-        self.change("cannot write the header", |tx| {
-            let sql = "INSERT INTO header (id, value) VALUES (0, ?1) \
-                       ON CONFLICT (id) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, [fits(value, schema::MAX_HEADER)?])
-                .map(drop)
+    fn put(&mut self, id: RecordId, generation: u64, value: &[u8]) -> Result<(), StoreError> {
+        let what = match id {
+            RecordId::Header => "cannot write the header",
+            RecordId::Keyring => "cannot write the keyring",
+            RecordId::State => "cannot write the state record",
+            RecordId::Node(_) => "cannot write a node",
+            RecordId::Entry(..) => "cannot write an entry",
+            RecordId::Version(..) => "cannot rewrite a version's record",
+            RecordId::Orphan(_) => "cannot register an orphan",
+            RecordId::Event(_) => "cannot write an event",
+        };
+        self.change(what, |tx| {
+            let value = fits(value, bounds::of(&id))?;
+            let changed = match id {
+                RecordId::Header => {
+                    let sql = "INSERT INTO header (id, value) VALUES (0, ?1) \
+                               ON CONFLICT (id) DO UPDATE SET value = excluded.value";
+                    tx.execute(sql, [value])?
+                }
+                RecordId::Keyring => {
+                    let sql = "INSERT INTO keyring (id, value) VALUES (0, ?1) \
+                               ON CONFLICT (id) DO UPDATE SET value = excluded.value";
+                    tx.execute(sql, [value])?
+                }
+                RecordId::State => {
+                    let sql = "INSERT INTO state (id, value) VALUES (0, ?1) \
+                               ON CONFLICT (id) DO UPDATE SET value = excluded.value";
+                    tx.execute(sql, [value])?
+                }
+                RecordId::Node(id) => {
+                    let sql = "INSERT INTO node (id, generation, value) VALUES (?1, ?2, ?3) \
+                               ON CONFLICT (id) DO UPDATE SET \
+                               generation = excluded.generation, value = excluded.value";
+                    tx.execute(sql, (key(id)?, key(generation)?, value))?
+                }
+                RecordId::Entry(directory, tag) => {
+                    let sql = "INSERT INTO entry (directory, tag, value) VALUES (?1, ?2, ?3) \
+                               ON CONFLICT (directory, tag) DO UPDATE SET value = excluded.value";
+                    tx.execute(sql, (key(directory)?, tag, value))?
+                }
+                RecordId::Version(node, version) => {
+                    let sql = "UPDATE version SET generation = ?3, value = ?4 \
+                               WHERE node = ?1 AND version = ?2";
+                    let (node, version) = (key(node)?, key(version)?);
+                    tx.execute(sql, (node, version, key(generation)?, value))?
+                }
+                RecordId::Orphan(id) => {
+                    let sql = "INSERT INTO orphan (id) VALUES (?1) ON CONFLICT (id) DO NOTHING";
+                    tx.execute(sql, [key(id)?])?
+                }
+                RecordId::Event(sequence) => {
+                    let sql = "INSERT INTO event (sequence, value) VALUES (?1, ?2)";
+                    tx.execute(sql, (key(sequence)?, value))?
+                }
+            };
+            match id {
+                RecordId::Version(node, version) if changed != 1 => {
+                    let why = format!("there is no version {version} of node {node}");
+                    Err(Fault::corrupt(why).into())
+                }
+                _ => Ok(()),
+            }
         })
     }
 
-    fn put_keyring(&mut self, value: &[u8]) -> Result<(), StoreError> {
-        self.change("cannot write the keyring", |tx| {
-            let sql = "INSERT INTO keyring (id, value) VALUES (0, ?1) \
-                       ON CONFLICT (id) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, [fits(value, schema::MAX_KEYRING)?])
-                .map(drop)
-        })
-    }
-
-    fn put_state(&mut self, value: &[u8]) -> Result<(), StoreError> {
-        self.change("cannot write the state record", |tx| {
-            let sql = "INSERT INTO state (id, value) VALUES (0, ?1) \
-                       ON CONFLICT (id) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, [fits(value, schema::MAX_STATE)?]).map(drop)
-        })
-    }
-
-    fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), StoreError> {
-        self.change("cannot write a node", |tx| {
-            let sql = "INSERT INTO node (id, generation, value) VALUES (?1, ?2, ?3) \
-                       ON CONFLICT (id) DO UPDATE SET \
-                       generation = excluded.generation, value = excluded.value";
-            let value = fits(&record.value, schema::MAX_NODE)?;
-            tx.execute(sql, (key(id)?, key(record.generation)?, value))
-                .map(drop)
-        })
-    }
-
-    fn delete_node(&mut self, id: NodeId) -> Result<(), StoreError> {
-        self.change("cannot remove a node", |tx| {
-            tx.execute("DELETE FROM node WHERE id = ?1", [key(id)?])
-                .map(drop)
-        })
-    }
-
-    fn put_entry(
-        &mut self,
-        directory: NodeId,
-        tag: &NameTag,
-        value: &[u8],
-    ) -> Result<(), StoreError> {
-        self.change("cannot write an entry", |tx| {
-            let sql = "INSERT INTO entry (directory, tag, value) VALUES (?1, ?2, ?3) \
-                       ON CONFLICT (directory, tag) DO UPDATE SET value = excluded.value";
-            tx.execute(sql, (key(directory)?, tag, fits(value, schema::MAX_ENTRY)?))
-                .map(drop)
-        })
-    }
-
-    fn delete_entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<(), StoreError> {
-        self.change("cannot remove an entry", |tx| {
-            let sql = "DELETE FROM entry WHERE directory = ?1 AND tag = ?2";
-            tx.execute(sql, (key(directory)?, tag)).map(drop)
-        })
-    }
-
-    fn insert_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        record: &KeyedRecord,
-        chunks: &mut dyn Iterator<Item = Vec<u8>>,
-    ) -> Result<(), StoreError> {
-        self.change("cannot write a version", |tx| {
-            let first = tx.free_chunk()?;
-            let count = tx.insert_chunks((node, version), (first, 0), chunks)?;
-            let first = if count == 0 { 0 } else { first };
-            tx.insert_record((node, version), record, first)
-        })
+    fn delete(&mut self, id: RecordId) -> Result<(), StoreError> {
+        match id {
+            RecordId::Node(id) => self.change("cannot remove a node", |tx| {
+                tx.execute("DELETE FROM node WHERE id = ?1", [key(id)?])
+                    .map(drop)
+            }),
+            RecordId::Entry(directory, tag) => self.change("cannot remove an entry", |tx| {
+                let sql = "DELETE FROM entry WHERE directory = ?1 AND tag = ?2";
+                tx.execute(sql, (key(directory)?, tag)).map(drop)
+            }),
+            RecordId::Version(node, version) => self.change("cannot remove a version", |tx| {
+                tx.remove_version(key(node)?, key(version)?, false)
+            }),
+            RecordId::Orphan(id) => self.change("cannot remove an orphan", |tx| {
+                tx.execute("DELETE FROM orphan WHERE id = ?1", [key(id)?])
+                    .map(drop)
+            }),
+            RecordId::Header | RecordId::Keyring | RecordId::State | RecordId::Event(_) => self
+                .change("cannot remove a record", |_| {
+                    let why = "records of this kind are never removed";
+                    Err(StoreError::new(Kind::Io, why).into())
+                }),
+        }
     }
 
     fn begin_version(
         &mut self,
         node: NodeId,
         version: u64,
-        record: &KeyedRecord,
+        record: &Record,
         chunks: u32,
     ) -> Result<(), StoreError> {
         self.change("cannot begin a version", |tx| {
@@ -297,6 +305,7 @@ impl Write for Tx {
                 return Err(Fault::corrupt("the numbers of chunks are used up").into());
             }
             tx.chunks_from = next;
+            let first = if chunks == 0 { 0 } else { first };
             tx.insert_record((node, version), record, first)
         })
     }
@@ -321,114 +330,52 @@ impl Write for Tx {
         })
     }
 
-    fn rewrap_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        record: &KeyedRecord,
-    ) -> Result<(), StoreError> {
-        self.change("cannot rewrite a version's record", |tx| {
-            let sql = "UPDATE version SET generation = ?3, value = ?4 \
-                       WHERE node = ?1 AND version = ?2";
-            let value = fits(&record.value, schema::MAX_VERSION)?;
-            let changed = tx.execute(
-                sql,
-                (key(node)?, key(version)?, key(record.generation)?, value),
-            )?;
-            if changed == 1 {
-                return Ok(());
-            }
-            let why = format!("there is no version {version} of node {node}");
-            Err(Fault::corrupt(why).into())
-        })
-    }
-
-    fn exchange_node(
-        &mut self,
-        id: NodeId,
-        old: &KeyedRecord,
-        new: &KeyedRecord,
-    ) -> Result<bool, StoreError> {
-        self.change("cannot rewrite a node", |tx| {
-            let sql = "UPDATE node SET generation = ?2, value = ?3 \
-                       WHERE id = ?1 AND generation = ?4 AND value = ?5";
-            let [was, is] = [&old.value, &new.value];
-            let (id, value) = (key(id)?, fits(is, schema::MAX_NODE)?);
-            let (before, after) = (key(old.generation)?, key(new.generation)?);
-            Ok(tx.execute(sql, (id, after, value, before, was))? == 1)
-        })
-    }
-
-    fn exchange_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        old: &KeyedRecord,
-        new: &KeyedRecord,
-    ) -> Result<bool, StoreError> {
-        self.change("cannot rewrite a version's record", |tx| {
-            let sql = "UPDATE version SET generation = ?3, value = ?4 \
-                       WHERE node = ?1 AND version = ?2 AND generation = ?5 AND value = ?6";
-            let [was, is] = [&old.value, &new.value];
-            let (node, version) = (key(node)?, key(version)?);
-            let value = fits(is, schema::MAX_VERSION)?;
-            let (before, after) = (key(old.generation)?, key(new.generation)?);
-            Ok(tx.execute(sql, (node, version, after, value, before, was))? == 1)
-        })
-    }
-
-    fn replace_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        record: &KeyedRecord,
-        chunks: &mut dyn Iterator<Item = Vec<u8>>,
-    ) -> Result<(), StoreError> {
-        self.erase_version(node, version)?;
-        self.insert_version(node, version, record, chunks)
-    }
-
-    fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
-        self.change("cannot remove a version", |tx| {
-            tx.remove_version(key(node)?, key(version)?, false)
-        })
-    }
-
     fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
         self.change("cannot remove a version", |tx| {
             tx.remove_version(key(node)?, key(version)?, true)
         })
     }
 
-    fn delete_stray_chunks(&mut self) -> Result<u64, StoreError> {
-        self.change("cannot remove chunks", |tx| {
-            // Match chunks to versions by the same numbers as reading does.
-            let sql = "DELETE FROM chunk WHERE NOT EXISTS (SELECT 1 FROM version AS v \
-                       WHERE v.node = chunk.node AND v.version = chunk.version \
-                       AND v.first_chunk > 0 AND chunk.id - v.first_chunk = chunk.idx)";
-            Ok(tx.execute(sql, [])? as u64)
+    fn insert_version(
+        &mut self,
+        node: NodeId,
+        version: u64,
+        record: &Record,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.change("cannot write a version", |tx| {
+            let first = tx.free_chunk()?;
+            let count = tx.insert_chunks((node, version), (first, 0), chunks)?;
+            let first = if count == 0 { 0 } else { first };
+            tx.insert_record((node, version), record, first)
         })
     }
 
-    fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
-        self.change("cannot register an orphan", |tx| {
-            let sql = "INSERT INTO orphan (id) VALUES (?1) ON CONFLICT (id) DO NOTHING";
-            tx.execute(sql, [key(id)?]).map(drop)
-        })
-    }
-
-    fn delete_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
-        self.change("cannot remove an orphan", |tx| {
-            tx.execute("DELETE FROM orphan WHERE id = ?1", [key(id)?])
-                .map(drop)
-        })
-    }
-
-    fn insert_event(&mut self, sequence: u64, value: &[u8]) -> Result<(), StoreError> {
-        self.change("cannot write an event", |tx| {
-            let sql = "INSERT INTO event (sequence, value) VALUES (?1, ?2)";
-            tx.execute(sql, (key(sequence)?, fits(value, schema::MAX_EVENT)?))
-                .map(drop)
-        })
+    fn exchange(&mut self, id: RecordId, old: &Record, new: &Record) -> Result<bool, StoreError> {
+        let [was, is] = [&old.value, &new.value];
+        let [before, after] = [old.generation, new.generation];
+        match id {
+            RecordId::Node(id) => self.change("cannot rewrite a node", |tx| {
+                let sql = "UPDATE node SET generation = ?2, value = ?3 \
+                           WHERE id = ?1 AND generation = ?4 AND value = ?5";
+                let (id, value) = (key(id)?, fits(is, MAX_NODE)?);
+                let (before, after) = (key(before)?, key(after)?);
+                Ok(tx.execute(sql, (id, after, value, before, was))? == 1)
+            }),
+            RecordId::Version(node, version) => {
+                self.change("cannot rewrite a version's record", |tx| {
+                    let sql = "UPDATE version SET generation = ?3, value = ?4 \
+                               WHERE node = ?1 AND version = ?2 AND generation = ?5 AND value = ?6";
+                    let (node, version) = (key(node)?, key(version)?);
+                    let value = fits(is, MAX_VERSION)?;
+                    let (before, after) = (key(before)?, key(after)?);
+                    Ok(tx.execute(sql, (node, version, after, value, before, was))? == 1)
+                })
+            }
+            _ => self.change("cannot exchange a record", |_| {
+                let why = "only nodes and versions are exchanged";
+                Err(StoreError::new(Kind::Io, why).into())
+            }),
+        }
     }
 }

@@ -27,7 +27,7 @@ const TRIES: usize = 3;
 pub(super) struct WriteConnection {
     /// `None` after a panic in a body, which closed it, and after [`take`](Self::take).
     connection: Option<Connection>,
-    pub(super) lock: Lock,
+    lock: Arc<Lock>,
     pub(super) checkpointer: Checkpointer,
     /// The schema cookie of the verified schema.
     cookie: i64,
@@ -49,7 +49,7 @@ impl WriteConnection {
         mut connection: Connection,
         cookie: i64,
         wal: Arc<Wal>,
-        lock: Lock,
+        lock: Arc<Lock>,
         checkpointer: Checkpointer,
     ) -> Result<Self, StoreError> {
         let pages = Arc::new(AtomicI32::new(0));

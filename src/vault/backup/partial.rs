@@ -18,6 +18,7 @@ use nix::fcntl::{
 };
 
 use crate::error::{Class, Error};
+use crate::store;
 
 use super::target::Target;
 
@@ -27,18 +28,6 @@ const SUFFIX: &str = ".secretfs-partial";
 const MAX_NAME: usize = 200;
 /// The name of the copy in the directory.
 const COPY: &str = "copy";
-/// All files that a copy can contain.
-const FILES: [&str; 9] = [
-    "vault.db",
-    "vault.db-wal",
-    "vault.db-shm",
-    "vault.db-journal",
-    "vault.db.new",
-    "vault.db.new-wal",
-    "vault.db.new-shm",
-    "vault.db.new-journal",
-    "lock",
-];
 
 /// A partial copy, as the module describes. Dropping it removes it.
 pub(super) struct Partial {
@@ -180,7 +169,7 @@ impl Partial {
             Ok(_) => return Err(io::Error::other("it holds what no run has made")),
             Err(e) => return gone(Err(e)),
         }
-        for file in FILES {
+        for file in store::FILES {
             gone(fs::remove_file(copy.join(file)))?;
         }
         gone(fs::remove_dir(&copy))

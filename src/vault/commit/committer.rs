@@ -149,7 +149,7 @@ impl Shared {
     }
 
     fn submit(&self, job: Job) {
-        // A rotation fills the WAL: the thread that takes requests would wait for its checkpoints.
+        // A rotation writes much: the thread that takes requests would wait for the store to tidy up.
         let may_run_here = job.ticket.is_quick() && !self.on.is_rotating();
         if may_run_here && let Some(turn) = self.turn_before_all(&job.ticket) {
             let committed = commit(&self.on, vec![job], turn);

@@ -8,6 +8,7 @@ use crate::kms::{KeyUri, KmsSettings};
 use crate::vault::{InitOptions, OpenOptions, Tx, Vault};
 
 use super::super::node::ROOT;
+use super::super::tests::stored::opened_in_each;
 use super::waiting::Thread;
 use super::*;
 
@@ -160,8 +161,8 @@ fn who_has_the_turn_and_asks_for_another_panics_and_does_not_wait_for_ever() {
     assert!(again.is_err());
 }
 
-/// A vault in a directory of its own.
-fn vault(dir: &std::path::Path) -> Vault {
+/// A vault in a directory of its own, and one in memory.
+fn vaults(dir: &std::path::Path) -> [Vault; 2] {
     let kms = KmsSettings {
         local_dir: Some(dir.join("kms")),
         ..KmsSettings::default()
@@ -178,51 +179,53 @@ fn vault(dir: &std::path::Path) -> Vault {
         kms,
         ..OpenOptions::default()
     };
-    Vault::open(&dir.join("v"), &open).expect("opened")
+    opened_in_each(&dir.join("v"), &open)
 }
 
 #[test]
 fn the_end_waits_for_whoever_has_the_turn() {
     let dir = tempfile::tempdir().expect("a directory");
-    let vault = vault(dir.path());
-    let committer = vault.start_committer(|| {}).expect("started");
-    let queue = vault.transactions().queue();
-    // As a quick job has it on the thread of its caller.
-    let turn = queue.turn();
-    std::thread::scope(|scope| {
-        let end = scope.spawn(|| committer.close());
-        let thread = loop {
-            match queue.lock().thread {
-                Thread::Resting | Thread::Asleep | Thread::Busy => {}
-                thread => break thread,
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
-        assert!(thread == Thread::InLine);
-        drop(turn);
-        end.join().expect("no panic");
-    });
+    for vault in vaults(dir.path()) {
+        let committer = vault.start_committer(|| {}).expect("started");
+        let queue = vault.transactions().queue();
+        // As a quick job has it on the thread of its caller.
+        let turn = queue.turn();
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| committer.close());
+            let thread = loop {
+                match queue.lock().thread {
+                    Thread::Resting | Thread::Asleep | Thread::Busy => {}
+                    thread => break thread,
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            assert!(thread == Thread::InLine);
+            drop(turn);
+            end.join().expect("no panic");
+        });
+    }
 }
 
 #[test]
 fn nothing_that_was_queued_is_written_once_the_committer_has_failed() {
     let dir = tempfile::tempdir().expect("a directory");
-    let vault = vault(dir.path());
-    let transactions = vault.transactions();
-    let queue = transactions.queue();
-    assert!(queue.lock().take_if_free());
-    // It was taken from those who wait before the failure was noted.
-    let mut turn = queue.taken();
-    queue.fail(&mut queue.lock());
-    let mut has_run = false;
-    let mut job = |_: &mut Tx<'_>| {
-        has_run = true;
-        Ok(())
-    };
-    assert!(
-        transactions
-            .transact_in(&mut turn, &mut [&mut job])
-            .is_err()
-    );
-    assert!(!has_run);
+    for vault in vaults(dir.path()) {
+        let transactions = vault.transactions();
+        let queue = transactions.queue();
+        assert!(queue.lock().take_if_free());
+        // It was taken from those who wait before the failure was noted.
+        let mut turn = queue.taken();
+        queue.fail(&mut queue.lock());
+        let mut has_run = false;
+        let mut job = |_: &mut Tx<'_>| {
+            has_run = true;
+            Ok(())
+        };
+        assert!(
+            transactions
+                .transact_in(&mut turn, &mut [&mut job])
+                .is_err()
+        );
+        assert!(!has_run);
+    }
 }

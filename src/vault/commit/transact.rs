@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::keyring::{Event, EventRow, Keyring, KeyringError};
-use crate::store::{self, Durability, Read, Store as _};
+use crate::store::{self, Durability, Read, ReadRecords as _};
 use crate::sync::Mutex;
 
 use super::super::VaultError;

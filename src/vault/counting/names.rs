@@ -1,7 +1,7 @@
 //! Counts the names of one directory and compares them with the sum in the directory's record.
 
 use crate::keyring::Keyring;
-use crate::store::{KeyedRecord, NodeId, Read};
+use crate::store::{NodeId, Read, ReadRecords as _, Record};
 
 use super::super::VaultError;
 use super::super::current::{Current, Names};
@@ -24,7 +24,7 @@ pub(in crate::vault) fn names_in(
     records: &mut dyn Read,
     (keyring, current): (&Keyring, &Current),
     id: NodeId,
-    record: &KeyedRecord,
+    record: &Record,
 ) -> Result<Names, VaultError> {
     let node = Node::open(keyring, id, record)?;
     let keys = DirectoryKeys::of(keyring.vault(), &node)?;

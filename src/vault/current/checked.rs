@@ -6,20 +6,20 @@ mod records;
 
 use std::collections::HashMap;
 
-use crate::store::{KeyedRecord, NodeId, Read, StoreError, StoreErrorKind};
+use crate::store::{NodeId, Read, ReadRecords as _, Record, StoreError, StoreErrorKind};
 
 use super::super::VaultError;
 use super::mark::{Age, Mark};
 use super::place::{Doubt, Place};
 use super::{Changed, Current};
 
-type CountNames<'a> = &'a dyn Fn(&mut dyn Read, NodeId, &KeyedRecord) -> Result<(), VaultError>;
+type CountNames<'a> = &'a dyn Fn(&mut dyn Read, NodeId, &Record) -> Result<(), VaultError>;
 
 /// The means by which a read-only mount accepts a record that it does not know.
 #[derive(Clone, Copy)]
 pub(in crate::vault) struct Following<'a> {
     /// Whether a node or a version is authentic. Its own fields are not trusted before.
-    pub(in crate::vault) is_authentic: &'a dyn Fn(&Place, &KeyedRecord) -> bool,
+    pub(in crate::vault) is_authentic: &'a dyn Fn(&Place, &Record) -> bool,
     /// Counts the names of a directory against the sum in its record, and takes up their marks.
     pub(in crate::vault) count_names: CountNames<'a>,
     /// No other thread takes up marks during the transaction.
@@ -90,11 +90,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         error
     }
 
-    fn compare_keyed(
-        &mut self,
-        place: Place,
-        found: Option<&KeyedRecord>,
-    ) -> Result<(), StoreError> {
+    fn compare_keyed(&mut self, place: Place, found: Option<&Record>) -> Result<(), StoreError> {
         if !self.compares() {
             return Ok(());
         }
@@ -106,7 +102,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         &mut self,
         place: Place,
         found: Option<Mark>,
-        record: Option<&KeyedRecord>,
+        record: Option<&Record>,
     ) -> Result<(), StoreError> {
         let known = self.known(&place);
         let why = match (known, found) {
@@ -128,7 +124,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         following: Following<'a>,
         place: Place,
         (known, found): (Option<Mark>, Option<Mark>),
-        record: Option<&KeyedRecord>,
+        record: Option<&Record>,
     ) -> Result<(), StoreError> {
         if let Place::Entry(directory, _) = place {
             return self.count_names(following, directory);
@@ -202,7 +198,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
         }
     }
 
-    fn note_keyed(&mut self, place: Place, record: &KeyedRecord) {
+    fn note_keyed(&mut self, place: Place, record: &Record) {
         let mark = self.current.mark_of(&place, record);
         self.note(place, Some(mark));
     }
@@ -212,7 +208,7 @@ impl<'a, R: Read + ?Sized> Checked<'a, R> {
     ///
     /// # Errors
     /// When it is in its place, but is stale.
-    fn may_exchange(&mut self, place: Place, old: &KeyedRecord) -> Result<bool, StoreError> {
+    fn may_exchange(&mut self, place: Place, old: &Record) -> Result<bool, StoreError> {
         if !self.compares() {
             return Ok(true);
         }

@@ -1,10 +1,10 @@
 //! Places of records, and doubts about records.
 
-use crate::store::{NameTag, NodeId, StoreError, StoreErrorKind};
+use crate::store::{NameTag, NodeId, RecordId, StoreError, StoreErrorKind};
 
-use super::super::keys::RecordId;
+use super::super::keys::KeyedId;
 
-/// A record's place in the store.
+/// The place of a record that has a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::vault) enum Place {
     Node(NodeId),
@@ -12,11 +12,27 @@ pub(in crate::vault) enum Place {
     Entry(NodeId, NameTag),
 }
 
-impl From<RecordId> for Place {
-    fn from(key: RecordId) -> Self {
+impl Place {
+    /// The place of the record with this id; `None` if such records have no mark.
+    pub(super) fn of(id: RecordId) -> Option<Self> {
+        match id {
+            RecordId::Node(node) => Some(Self::Node(node)),
+            RecordId::Version(node, version) => Some(Self::Version(node, version)),
+            RecordId::Entry(directory, tag) => Some(Self::Entry(directory, tag)),
+            RecordId::Header
+            | RecordId::Keyring
+            | RecordId::State
+            | RecordId::Orphan(_)
+            | RecordId::Event(_) => None,
+        }
+    }
+}
+
+impl From<KeyedId> for Place {
+    fn from(key: KeyedId) -> Self {
         match key {
-            RecordId::Node(node) => Place::Node(node),
-            RecordId::Version(node, version) => Place::Version(node, version),
+            KeyedId::Node(node) => Place::Node(node),
+            KeyedId::Version(node, version) => Place::Version(node, version),
         }
     }
 }
@@ -32,10 +48,10 @@ impl std::fmt::Display for Place {
 }
 
 /// The key of a node or a version; the error is the directory and tag of an entry.
-pub(super) fn key_of(place: &Place) -> Result<RecordId, (NodeId, NameTag)> {
+pub(super) fn key_of(place: &Place) -> Result<KeyedId, (NodeId, NameTag)> {
     match *place {
-        Place::Node(node) => Ok(RecordId::Node(node)),
-        Place::Version(node, version) => Ok(RecordId::Version(node, version)),
+        Place::Node(node) => Ok(KeyedId::Node(node)),
+        Place::Version(node, version) => Ok(KeyedId::Version(node, version)),
         Place::Entry(directory, tag) => Err((directory, tag)),
     }
 }

@@ -1,11 +1,11 @@
 use super::mark::REVISION_BITS;
 use super::*;
 
-fn record(revision: u64, generation: u64, end: u8) -> KeyedRecord {
+fn record(revision: u64, generation: u64, end: u8) -> Record {
     let mut value = vec![1];
     value.extend(revision.to_le_bytes());
     value.extend([end; 200]);
-    KeyedRecord { generation, value }
+    Record { generation, value }
 }
 
 /// A record sealed before, but wrapped by a later master key, is authentic and not newer.
@@ -14,7 +14,7 @@ fn who_follows_takes_up_only_what_is_older_in_no_way() {
     let current = Current::new();
     current.begin();
     current
-        .counted(&[(RecordId::Node(5), record(6, 2, 1))])
+        .counted(&[(KeyedId::Node(5), record(6, 2, 1))])
         .expect("nothing was known");
     current.confirm(9, 6);
     let place = Place::Node(5);
@@ -59,7 +59,7 @@ fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
     current.commit(3, changed(&old));
     current.commit(4, changed(&new));
     current
-        .counted(&[(RecordId::Node(5), old)])
+        .counted(&[(KeyedId::Node(5), old)])
         .expect("nothing was known");
     current.confirm(3, 6);
     assert_eq!(
@@ -72,7 +72,7 @@ fn what_was_committed_while_a_count_was_under_way_is_current_at_its_end() {
     let other = Current::new();
     other.begin();
     other
-        .counted(&[(RecordId::Node(5), new)])
+        .counted(&[(KeyedId::Node(5), new)])
         .expect("nothing was known");
     other.give_up();
     assert!(other.known(&place).is_none() && other.is_off());
@@ -85,7 +85,7 @@ fn what_a_count_does_not_find_any_more_is_forgotten() {
         current.begin();
         for id in round {
             current
-                .counted(&[(RecordId::Node(*id), record(1, 1, 1))])
+                .counted(&[(KeyedId::Node(*id), record(1, 1, 1))])
                 .expect("as before");
         }
         current.confirm(1, 8);

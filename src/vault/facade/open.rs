@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::crypto::schedule::VaultId;
 use crate::keyring::{Event, EventKind, Header, Keyring, UnverifiedKeyring};
 use crate::kms::{self, Kms, Provider};
-use crate::store::{self, Holder, KeyedRecord, Mode, SqliteStore};
+use crate::store::{self, Holder, LocalPlace, Mode, ReadRecords as _, Record, Store};
 use crate::sync::{Mutex, Rank};
 
 use super::super::VaultError;
@@ -66,8 +66,8 @@ pub(in crate::vault) fn claimed_id(path: &Path, mode: Mode) -> Result<VaultId, V
     let anywhere = store::OpenOptions {
         unsafe_filesystem: true,
     };
-    let store = SqliteStore::open(path, mode, anywhere)?;
-    let header = store::read(&store, |records| Ok::<_, VaultError>(records.header()?))?;
+    let (store, _) = store::open(path, mode, anywhere)?;
+    let header = store::read(&*store, |records| Ok::<_, VaultError>(records.header()?))?;
     let header = header.ok_or_else(|| VaultError::tampered("the header", "is missing"))?;
     Ok(Header::decode(&header)?.vault())
 }
@@ -77,11 +77,11 @@ struct Stored {
     header: Vec<u8>,
     keyring: Vec<u8>,
     state: Vec<u8>,
-    system: KeyedRecord,
+    system: Record,
 }
 
 impl Stored {
-    fn read(store: &SqliteStore) -> Result<Self, VaultError> {
+    fn read(store: &dyn Store) -> Result<Self, VaultError> {
         let missing = |what| VaultError::tampered(what, "is missing");
         store::read(store, |records| {
             Ok(Self {
@@ -122,6 +122,17 @@ impl Vault {
             ..options.clone()
         };
         Self::open_as(path, &options)
+    }
+
+    /// Opens and unlocks the vault in an open store.
+    #[cfg(test)]
+    pub(in crate::vault) fn open_in(
+        opened: (Arc<dyn Store>, LocalPlace),
+        options: &OpenOptions,
+    ) -> Result<Self, VaultError> {
+        let (vault, opening) = Self::unlock_in(opened, options)?;
+        vault.verify_and_adopt(Some(opening))?;
+        Ok(vault)
     }
 
     fn open_as(path: &Path, options: &OpenOptions) -> Result<Self, VaultError> {
@@ -211,18 +222,26 @@ impl Vault {
         let store_options = store::OpenOptions {
             unsafe_filesystem: options.unsafe_filesystem,
         };
-        let store = SqliteStore::open(&path, mode, store_options)?;
-        let stored = Stored::read(&store)?;
+        Self::unlock_in(store::open(&path, mode, store_options)?, options)
+    }
+
+    /// Unlocks the vault in an open store, which has its place on this host.
+    fn unlock_in(
+        (store, place): (Arc<dyn Store>, LocalPlace),
+        options: &OpenOptions,
+    ) -> Result<(Self, Opening), VaultError> {
+        let path = place.directory();
+        let stored = Stored::read(&*store)?;
 
         let unverified = UnverifiedKeyring::parse(&stored.header, &stored.keyring)?;
-        let guard = RollbackGuard::begin(&path, &unverified, options)?;
+        let guard = RollbackGuard::begin(path, &unverified, options)?;
         let kms = kms::connect(&options.kms);
         if guard
             .pins
             .iter()
             .any(|pin| pin.provider() == Provider::Local)
         {
-            must_be_apart(kms.local()?.dir(), &path)?;
+            must_be_apart(kms.local()?.dir(), path)?;
         }
         let keyring = unverified.unlock(&guard.pins, &kms)?;
 
@@ -247,7 +266,7 @@ impl Vault {
 
         let unlocked = Unlocked::new(keyring, system);
         let host = HostMemory::new(guard.pins.clone(), options.pinned_keys.clone());
-        let vault = Self::assemble(store, unlocked, state, (host, kms), options)?;
+        let vault = Self::assemble((store, place), unlocked, state, (host, kms), options)?;
         // `check` reports defects of the history, too.
         match vault.read_history() {
             Err(_) if options.salvage && options.read_only => {}
@@ -259,13 +278,13 @@ impl Vault {
     /// Assembles the parts of an unlocked, verified vault; each gets the earlier parts that it
     /// needs.
     fn assemble(
-        store: SqliteStore,
+        (store, place): (Arc<dyn Store>, LocalPlace),
         unlocked: Unlocked,
         state: State,
         (host, kms): (HostMemory, Kms),
         options: &OpenOptions,
     ) -> Result<Self, VaultError> {
-        let (store, keys) = (Arc::new(store), Arc::new(unlocked));
+        let keys = Arc::new(unlocked);
         let (host, kms) = (Arc::new(host), Arc::new(kms));
         let cache = Arc::new(RecordCache::default());
         let guard = Arc::new(Guard::new(options.salvage));
@@ -284,6 +303,7 @@ impl Vault {
         let queue = Arc::new(CommitQueue::new(state));
         let sources = records::Sources {
             store,
+            place,
             keys,
             cache,
             guard: Arc::clone(&guard),
@@ -363,7 +383,7 @@ impl Vault {
 
     /// The first steps of a writer: announces itself, and finishes what the last one left.
     fn adopt_as_writer(&self, rollback: Option<EventKind>) -> Result<(), VaultError> {
-        self.records.store().announce()?;
+        self.records.place().announce()?;
         if let Some(kind) = rollback {
             let event = Event {
                 at: Timestamp::now().seconds,
@@ -377,7 +397,7 @@ impl Vault {
         match self.is_salvage() {
             true => self.sync(),
             false => {
-                self.records.store().adopt_wal();
+                self.records.place().take_over();
                 self.reap_orphans()
             }
         }

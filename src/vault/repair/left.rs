@@ -1,7 +1,7 @@
 //! The remains of a damaged content.
 
 use crate::crypto::SecretBytes;
-use crate::store::Read;
+use crate::store::{Read, ReadRecords as _};
 
 use super::super::content::Version;
 use super::super::{Failure, VaultError};
@@ -36,7 +36,9 @@ pub(super) fn found_chunk(
     {
         return Ok(true);
     }
-    for sealed in records.chunk_copies(key)? {
+    let salvage = records.salvage();
+    let copies = salvage.map_or(Ok(Vec::new()), |salvage| salvage.chunk_copies(key))?;
+    for sealed in copies {
         if version.open_chunk(index, &sealed, plain).is_ok() {
             return Ok(true);
         }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::store::KeyedRecord;
+use crate::store::Record;
 
 use super::super::VaultError;
 use super::super::host::anchor::hex;
@@ -34,7 +34,7 @@ impl Quarantine {
         &mut self,
         table: &str,
         key: &[u64],
-        record: &KeyedRecord,
+        record: &Record,
     ) -> Result<(), VaultError> {
         self.write(json!({
             "table": table,

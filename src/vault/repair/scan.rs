@@ -1,7 +1,7 @@
 //! Finds the records of the vault, and those that are as they should be.
 
 use crate::crypto::SecretBytes;
-use crate::store::{NameTag, NodeId, Read};
+use crate::store::{NameTag, NodeId, Read, ReadRecords as _};
 
 use super::super::content::Version;
 use super::super::entry::{DirectoryKeys, Entry};

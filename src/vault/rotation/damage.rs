@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use crate::store::Read;
+use crate::store::{Read, ReadRecords as _};
 
 use super::super::VaultError;
-use super::super::keys::RecordId;
+use super::super::keys::KeyedId;
 
 /// Limit on named records; more are only counted.
 const MAX_NAMED: usize = 100;
@@ -17,7 +17,7 @@ pub(super) struct Damage {
     /// run: in this one, whole directories wait for an entry that does not open.
     pub(super) despite: bool,
     /// Keys that stay under the old master key.
-    left: BTreeSet<RecordId>,
+    left: BTreeSet<KeyedId>,
     /// Number of damaged records and sums.
     pub(super) count: u64,
     /// Some of them, by number.
@@ -37,7 +37,7 @@ impl Damage {
     }
 
     /// Notes a key that cannot be moved to the new master key.
-    pub(super) fn leave(&mut self, key: RecordId, error: VaultError) {
+    pub(super) fn leave(&mut self, key: KeyedId, error: VaultError) {
         if self.left.insert(key) {
             self.note(key, error);
         }
@@ -69,7 +69,7 @@ impl Damage {
         let mut after = None;
         loop {
             let nodes = records.nodes_not_under(to, after, BATCH)?;
-            nodes.iter().for_each(|node| known(RecordId::Node(*node)));
+            nodes.iter().for_each(|node| known(KeyedId::Node(*node)));
             after = nodes.last().copied();
             if after.is_none() {
                 break;
@@ -78,7 +78,7 @@ impl Damage {
         let mut after = None;
         loop {
             let versions = records.versions_not_under(to, after, BATCH)?;
-            let keys = versions.iter().map(|(n, v)| RecordId::Version(*n, *v));
+            let keys = versions.iter().map(|(n, v)| KeyedId::Version(*n, *v));
             keys.for_each(&mut known);
             after = versions.last().copied();
             if after.is_none() {

@@ -11,7 +11,7 @@ use crate::store::Durability;
 use super::super::cache::Changes;
 use super::super::commit::transact::Transactions;
 use super::super::crew::Crew;
-use super::super::keys::RecordId;
+use super::super::keys::KeyedId;
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
 use super::super::tx::directory::{Migrated, migrate_node};
@@ -21,9 +21,9 @@ use super::damage::Damage;
 use super::names::move_names;
 use super::prepare::{Keyed, prepare};
 use super::progress::Standing;
-use super::search::{BATCH, SLICE, Search};
+use super::search::{BATCH, Search, slice};
 
-impl RecordId {
+impl KeyedId {
     fn migrate(
         self,
         tx: &mut Tx<'_>,
@@ -31,8 +31,8 @@ impl RecordId {
         until: Instant,
     ) -> Result<Migrated, VaultError> {
         match self {
-            RecordId::Node(node) => migrate_node(tx, node, despite, until),
-            RecordId::Version(node, version) => {
+            KeyedId::Node(node) => migrate_node(tx, node, despite, until),
+            KeyedId::Version(node, version) => {
                 tx.migrate_version(node, version).map(|()| Migrated::Done)
             }
         }
@@ -134,7 +134,7 @@ impl Migration<'_> {
     fn next_batch(
         &self,
         search: &mut Search,
-    ) -> Result<Option<(Vec<Keyed>, Vec<RecordId>)>, VaultError> {
+    ) -> Result<Option<(Vec<Keyed>, Vec<KeyedId>)>, VaultError> {
         let found = match self.records.read(|records| search.with_records(records)) {
             // A record that cannot be read must not block the others.
             Err(error) if error.failure() == Failure::Integrity => {
@@ -153,12 +153,10 @@ impl Migration<'_> {
         for (key, record) in found {
             match (key, record) {
                 // The sums of the vault are under the system node's key, which is replaced last.
-                (RecordId::Node(SYSTEM), _) => {}
+                (KeyedId::Node(SYSTEM), _) => {}
                 (_, None) => slow.push(key),
                 // The directory's names are under its key.
-                (RecordId::Node(_), Some(record)) if Node::says_directory(&record) => {
-                    slow.push(key)
-                }
+                (KeyedId::Node(_), Some(record)) if Node::says_directory(&record) => slow.push(key),
                 (_, Some(record)) => fast.push((key, record)),
             }
         }
@@ -181,7 +179,7 @@ impl Migration<'_> {
                 let begun = Instant::now();
                 taken = 0;
                 for exchange in rest {
-                    if taken > 0 && begun.elapsed() > SLICE {
+                    if taken > 0 && begun.elapsed() > slice() {
                         break;
                     }
                     die_at!("migrate-within");
@@ -209,7 +207,7 @@ impl Migration<'_> {
     /// names them.
     fn rewrap_all(
         &self,
-        keys: &[RecordId],
+        keys: &[KeyedId],
         damage: &mut Damage,
     ) -> Result<ControlFlow<()>, VaultError> {
         let mut rest = keys;
@@ -230,12 +228,12 @@ impl Migration<'_> {
                         if at == 0 {
                             begun.set(Instant::now());
                             unfinished.borrow_mut().clear();
-                        } else if begun.get().elapsed() > SLICE {
+                        } else if begun.get().elapsed() > slice() {
                             return Ok(());
                         }
                         taken.set(at + 1);
                         die_at!("migrate-within");
-                        match key.migrate(tx, despite, begun.get() + SLICE)? {
+                        match key.migrate(tx, despite, begun.get() + slice())? {
                             Migrated::Done => {}
                             migrated => unfinished.borrow_mut().push((*key, migrated)),
                         }

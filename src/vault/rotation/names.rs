@@ -7,17 +7,17 @@ use std::time::Instant;
 use crate::store::Durability;
 
 use super::super::commit::transact::Transactions;
-use super::super::keys::RecordId;
+use super::super::keys::KeyedId;
 use super::super::tx::Tx;
 use super::super::tx::directory::{self, Migrated};
 use super::super::{Failure, VaultError};
 use super::damage::Damage;
-use super::search::SLICE;
+use super::search::slice;
 
 /// Finishes a directory that was begun. `damage` names it if it keeps its previous key.
 pub(super) fn move_names(
     transactions: &Transactions,
-    key: RecordId,
+    key: KeyedId,
     begun: Migrated,
     damage: &mut Damage,
     go_on: &dyn Fn() -> ControlFlow<()>,
@@ -36,7 +36,7 @@ pub(super) fn move_names(
                 damage.note(&what, error);
                 return Ok(ControlFlow::Continue(()));
             }
-            (Migrated::GoOn(after, trouble), RecordId::Node(node)) => (after, trouble, node),
+            (Migrated::GoOn(after, trouble), KeyedId::Node(node)) => (after, trouble, node),
             (Migrated::Done | Migrated::GoOn(..), _) => return Ok(ControlFlow::Continue(())),
         };
         if go_on().is_break() {
@@ -46,7 +46,7 @@ pub(super) fn move_names(
         let mut job = |tx: &mut Tx<'_>| {
             die_at!("names-within");
             let from = (Some(&after), trouble.clone());
-            moved = directory::move_names(tx, node, from, despite, Instant::now() + SLICE)?;
+            moved = directory::move_names(tx, node, from, despite, Instant::now() + slice())?;
             Ok(())
         };
         die_at!("names-before");

@@ -2,11 +2,11 @@
 
 use crate::crypto::Nonces;
 use crate::keyring::Keyring;
-use crate::store::{KeyedRecord, NodeId, Read};
+use crate::store::{NodeId, Read, Record};
 
 use super::super::VaultError;
 use super::super::content::{self, Version};
-use super::super::keys::RecordId;
+use super::super::keys::KeyedId;
 use super::super::node::Node;
 use super::super::records::Records;
 use super::super::state::SystemKeys;
@@ -16,14 +16,14 @@ use super::super::tx::Exchange;
 const CONTENTS: u64 = 1 << 20;
 
 /// A record, and its owner.
-pub(super) type Keyed = (RecordId, KeyedRecord);
+pub(super) type Keyed = (KeyedId, Record);
 
 /// The outcome of preparing some records.
 #[derive(Default)]
 pub(super) struct Prepared {
     pub(super) exchanges: Vec<Exchange>,
     /// Records for a transaction to handle itself: it finds their defect, or they are large.
-    pub(super) rest: Vec<RecordId>,
+    pub(super) rest: Vec<KeyedId>,
     /// Records that did not fit here.
     pub(super) left: Vec<Keyed>,
 }
@@ -46,9 +46,9 @@ pub(super) fn prepare(
     };
     for (key, old) in batch {
         let new = match (key, keyring.renews_data_keys()) {
-            (RecordId::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
-            (RecordId::Node(id), true) => renewed(keyring, id, &old),
-            (RecordId::Version(node, version), _) => {
+            (KeyedId::Node(id), false) => Node::rewrapped(keyring, &mut nonces, id, &old),
+            (KeyedId::Node(id), true) => renewed(keyring, id, &old),
+            (KeyedId::Version(node, version), _) => {
                 content::rewrap(keyring, &mut nonces, node, version, &old)
             }
         };
@@ -75,7 +75,7 @@ fn seal_anew(
         let mut prepared = Prepared::default();
         let mut bytes = 0;
         for (key, old) in &versions {
-            let RecordId::Version(node, version) = *key else {
+            let KeyedId::Version(node, version) = *key else {
                 prepared.rest.push(*key);
                 continue;
             };
@@ -102,7 +102,7 @@ fn seal_anew(
 }
 
 /// A node's record under a new metadata key.
-fn renewed(keyring: &Keyring, id: NodeId, old: &KeyedRecord) -> Result<KeyedRecord, VaultError> {
+fn renewed(keyring: &Keyring, id: NodeId, old: &Record) -> Result<Record, VaultError> {
     let mut node = Node::open(keyring, id, old)?;
     node.renew_key(keyring)?;
     let new = node.seal(keyring.vault())?;
@@ -118,8 +118,8 @@ fn content_anew(
     keyring: &Keyring,
     records: &mut dyn Read,
     (node, number): (NodeId, u64),
-    old: &KeyedRecord,
-) -> Result<Option<(u64, KeyedRecord, Vec<Vec<u8>>)>, VaultError> {
+    old: &Record,
+) -> Result<Option<(u64, Record, Vec<Vec<u8>>)>, VaultError> {
     let Some((record, first)) = records.version_and_first_chunk(node, number)? else {
         return Ok(None);
     };

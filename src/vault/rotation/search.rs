@@ -2,22 +2,27 @@
 
 use std::time::Duration;
 
-use crate::store::{KeyedRecord, Read};
+use crate::store::{Read, ReadRecords as _, Record};
 
 use super::super::VaultError;
-use super::super::keys::RecordId;
+use super::super::keys::KeyedId;
 
 /// Limit on keys in one read, and in one transaction if it does not take too long.
 pub(super) const BATCH: usize = 256;
 
 /// Limit on the time that a transaction keeps others from writing.
-pub(super) const SLICE: Duration = Duration::from_millis(20);
+const SLICE: Duration = Duration::from_millis(20);
+
+pub(super) fn slice() -> Duration {
+    fail::fail_point!("slice", |_| Duration::from_secs(3600));
+    SLICE
+}
 
 /// A search through the nodes, and then the versions.
 pub(super) struct Search {
     /// Skip records under this generation.
     but: u64,
-    after: Option<RecordId>,
+    after: Option<KeyedId>,
     /// All nodes are done.
     past_nodes: bool,
     /// All records are done.
@@ -36,7 +41,7 @@ impl Search {
     }
 
     /// Continues after `key`.
-    pub(super) fn after(&mut self, key: RecordId) {
+    pub(super) fn after(&mut self, key: KeyedId) {
         self.past_nodes |= key.node().is_none();
         self.after = Some(key);
     }
@@ -45,7 +50,7 @@ impl Search {
     pub(super) fn with_records(
         &mut self,
         records: &mut dyn Read,
-    ) -> Result<Vec<(RecordId, Option<KeyedRecord>)>, VaultError> {
+    ) -> Result<Vec<(KeyedId, Option<Record>)>, VaultError> {
         if self.ended {
             return Ok(Vec::new());
         }
@@ -53,13 +58,13 @@ impl Search {
             let nodes = records.node_records_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
             if !self.past_nodes {
-                let keyed = |(id, record)| (RecordId::Node(id), Some(record));
+                let keyed = |(id, record)| (KeyedId::Node(id), Some(record));
                 return Ok(nodes.into_iter().map(keyed).collect());
             }
         }
         let versions = records.version_records_not_under(self.but, self.version(), BATCH)?;
         self.ended = versions.is_empty();
-        let keyed = |((node, version), record)| (RecordId::Version(node, version), Some(record));
+        let keyed = |((node, version), record)| (KeyedId::Version(node, version), Some(record));
         Ok(versions.into_iter().map(keyed).collect())
     }
 
@@ -67,30 +72,30 @@ impl Search {
     pub(super) fn without_records(
         &mut self,
         records: &mut dyn Read,
-    ) -> Result<Vec<RecordId>, VaultError> {
+    ) -> Result<Vec<KeyedId>, VaultError> {
         if !self.past_nodes {
             let nodes = records.nodes_not_under(self.but, self.node(), BATCH)?;
             self.past_nodes = nodes.is_empty();
             if !self.past_nodes {
-                return Ok(nodes.into_iter().map(RecordId::Node).collect());
+                return Ok(nodes.into_iter().map(KeyedId::Node).collect());
             }
         }
         let versions = records.versions_not_under(self.but, self.version(), BATCH)?;
         self.ended = versions.is_empty();
-        let key = |(node, version)| RecordId::Version(node, version);
+        let key = |(node, version)| KeyedId::Version(node, version);
         Ok(versions.into_iter().map(key).collect())
     }
 
     fn node(&self) -> Option<u64> {
         match self.after {
-            Some(RecordId::Node(node)) => Some(node),
+            Some(KeyedId::Node(node)) => Some(node),
             _ => None,
         }
     }
 
     fn version(&self) -> Option<(u64, u64)> {
         match self.after {
-            Some(RecordId::Version(node, version)) => Some((node, version)),
+            Some(KeyedId::Version(node, version)) => Some((node, version)),
             _ => None,
         }
     }

@@ -14,7 +14,7 @@ use super::super::content::{self, Version};
 use super::super::counting::names::recount_names;
 use super::super::crew::Crew;
 use super::super::integrity::Guard;
-use super::super::keys::{RecordId, keys_after};
+use super::super::keys::{KeyedId, keys_after};
 use super::super::node::{Node, SYSTEM};
 use super::super::records::Records;
 use super::super::state::{State, SystemKeys};
@@ -34,7 +34,7 @@ enum Found {
         sums: Box<State>,
         directories: Vec<NodeId>,
         /// Records that do not open.
-        failed: Vec<(RecordId, VaultError)>,
+        failed: Vec<(KeyedId, VaultError)>,
     },
     Names(Result<(), VaultError>),
 }
@@ -119,7 +119,7 @@ impl Verification<'_> {
         for (key, error) in &broken {
             self.standing.verified(key, Err(error.clone()))?;
         }
-        let named = |key: &RecordId| broken.contains_key(key);
+        let named = |key: &KeyedId| broken.contains_key(key);
         let search = || self.name_what_does_not_open(&keyring, &named, go_on);
         if sums.is_err() && search()?.is_break() {
             return Ok(ControlFlow::Break(()));
@@ -166,7 +166,7 @@ impl Verification<'_> {
     fn name_what_does_not_open(
         &self,
         keyring: &Keyring,
-        named: &dyn Fn(&RecordId) -> bool,
+        named: &dyn Fn(&KeyedId) -> bool,
         go_on: &dyn Fn() -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, VaultError> {
         let (mut after, mut limit) = (None, BATCH);
@@ -181,8 +181,8 @@ impl Verification<'_> {
                     continue;
                 }
                 let (key, opened) = match *key {
-                    RecordId::Node(id) => (*key, Node::open(keyring, id, record).map(drop)),
-                    RecordId::Version(node, version) => {
+                    KeyedId::Node(id) => (*key, Node::open(keyring, id, record).map(drop)),
+                    KeyedId::Version(node, version) => {
                         let opened = Version::open(keyring, node, version, record);
                         (*key, opened.map(drop))
                     }
@@ -236,7 +236,7 @@ fn counted(
     for (key, record) in batch {
         sums.count(&elements.of(*key, record), true);
         let mut is_whole = false;
-        if let RecordId::Node(id) = key
+        if let KeyedId::Node(id) = key
             && Node::says_directory(record)
         {
             directories.push(*id);
@@ -247,13 +247,11 @@ fn counted(
         }
         let unwrapped = match *key {
             // Transactions made these records, and did not open them again.
-            RecordId::Node(id) if is_whole || id == SYSTEM => {
+            KeyedId::Node(id) if is_whole || id == SYSTEM => {
                 Node::open(keyring, id, record).map(drop)
             }
-            RecordId::Node(id) => Node::must_unwrap(keyring, id, record),
-            RecordId::Version(node, version) => {
-                content::must_unwrap(keyring, node, version, record)
-            }
+            KeyedId::Node(id) => Node::must_unwrap(keyring, id, record),
+            KeyedId::Version(node, version) => content::must_unwrap(keyring, node, version, record),
         };
         if let Err(error) = unwrapped {
             failed.push((*key, error));

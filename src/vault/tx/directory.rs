@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use crate::store::{EntryRow, NameTag, NodeId};
+use crate::store::{EntryRow, NameTag, NodeId, ReadRecords as _};
 
 use super::super::entry::DirectoryKeys;
 use super::super::node::Kind;

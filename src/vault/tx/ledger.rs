@@ -1,11 +1,11 @@
 //! The ledger of a transaction: it counts each record that comes or goes in the state.
 
 use crate::keyring::Keyring;
-use crate::store::{KeyedRecord, MAX_ID, NodeId, Write};
+use crate::store::{MAX_ID, NodeId, ReadRecords as _, Record, Write, WriteRecords as _};
 
 use super::super::VaultError;
 use super::super::cache::{ChangedEntry, Changes};
-use super::super::keys::{RecordId, for_each_key};
+use super::super::keys::{KeyedId, for_each_key};
 use super::super::state::{State, SystemKeys};
 use super::exchange::Exchange;
 use super::op::Op;
@@ -172,7 +172,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// Stores and counts a node's record; none must be counted for the node.
-    pub(super) fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), VaultError> {
+    pub(super) fn put_node(&mut self, id: NodeId, record: &Record) -> Result<(), VaultError> {
         self.state.count(&self.system.node(id, record), true);
         self.records.put_node(id, record)?;
         Ok(())
@@ -191,7 +191,7 @@ impl<'a> Ledger<'a> {
             let [old, new] = exchange.elements();
             self.state.count(old, false);
             self.state.count(new, true);
-            if let RecordId::Node(id) = exchange.key {
+            if let KeyedId::Node(id) = exchange.key {
                 self.exchanged.push(id);
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::store::{KeyedRecord, NameTag, NodeId};
+use crate::store::{NameTag, NodeId, Record};
 
 use super::super::node::Node;
 
@@ -40,14 +40,14 @@ pub(super) enum Op {
     PutVersion {
         node: NodeId,
         version: u64,
-        record: KeyedRecord,
+        record: Record,
         chunks: Vec<Vec<u8>>,
     },
     /// A version whose chunks follow later.
     BeginVersion {
         node: NodeId,
         version: u64,
-        record: KeyedRecord,
+        record: Record,
         chunks: u32,
     },
     PutChunks {
@@ -59,14 +59,14 @@ pub(super) enum Op {
     RewrapVersion {
         node: NodeId,
         version: u64,
-        old: KeyedRecord,
-        new: KeyedRecord,
+        old: Record,
+        new: Record,
     },
     ReplaceVersion {
         node: NodeId,
         version: u64,
-        old: KeyedRecord,
-        new: KeyedRecord,
+        old: Record,
+        new: Record,
         chunks: Vec<Vec<u8>>,
     },
     DeleteVersion {

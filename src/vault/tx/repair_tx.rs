@@ -2,7 +2,7 @@
 //! numbers, and putting others in their places.
 
 use crate::crypto::SecretBytes;
-use crate::store::{KeyedRecord, NameTag, NodeId};
+use crate::store::{NameTag, NodeId, Record};
 
 use super::super::VaultError;
 use super::super::content;
@@ -49,7 +49,7 @@ pub(in crate::vault) fn replace_content(
     tx: &mut Tx<'_>,
     node: NodeId,
     version: u64,
-    old: KeyedRecord,
+    old: Record,
     content: &SecretBytes,
 ) -> Result<(), VaultError> {
     let sealed = content::seal(tx.keyring, node, version, &[content])?;

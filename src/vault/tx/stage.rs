@@ -10,7 +10,7 @@
 //! Only one content of a node may be under way at a time: the caller keeps them in order.
 
 use crate::crypto::padding::padded_content;
-use crate::store::NodeId;
+use crate::store::{NodeId, ReadRecords as _};
 
 use super::super::VaultError;
 use super::super::content::{self, CHUNK, Version};

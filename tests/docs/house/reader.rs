@@ -18,6 +18,8 @@ type Module = Vec<String>;
 struct File {
     path: String,
     lines: usize,
+    /// Its words, in small letters, those of its comments among them.
+    words: BTreeSet<String>,
     /// The items at its top.
     defined: BTreeSet<String>,
     uses: Vec<Use>,
@@ -104,6 +106,13 @@ impl House {
             .collect();
         files.sort_unstable();
         files
+    }
+
+    /// The files in which a word for which `is_wanted` holds stands anywhere, tests among them.
+    pub fn saying(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<&str> {
+        let says = |file: &&File| file.words.iter().any(|word| is_wanted(word));
+        let files = self.files.values().filter(says);
+        files.map(|file| &*file.path).collect()
     }
 
     /// Every type that has functions of its own, by the path of its module and its name, with the files
@@ -271,6 +280,10 @@ impl File {
         let mut file = Self {
             path: path.to_owned(),
             lines: text.lines().count(),
+            words: text
+                .split(|c: char| !c.is_alphanumeric())
+                .map(str::to_lowercase)
+                .collect(),
             ..Self::default()
         };
         for item in &syntax.items {

@@ -1,10 +1,10 @@
 //! What a host remembers of a vault, and what the holder of the writer's lock tells of itself.
 
 use std::fs;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use secretfs::kms::KeyUri;
-use secretfs::store::{Holder, Mode, OpenOptions, SqliteStore, holder};
+use secretfs::store::{self, Holder, LocalPlace, Mode, OpenOptions, Store, holder};
 use secretfs::vault::decode_anchor;
 use sha2::{Digest, Sha256};
 
@@ -34,18 +34,21 @@ fn decode(text: &[u8]) {
     }
 }
 
+/// An open vault.
+type Held = (Arc<dyn Store>, LocalPlace);
+
 /// A vault that is open for writing, whose lock says `content`.
 fn lock(content: &[u8]) {
-    static HELD: OnceLock<(tempfile::TempDir, SqliteStore)> = OnceLock::new();
-    let (directory, _store) = HELD.get_or_init(|| {
+    static HELD: OnceLock<(tempfile::TempDir, Held)> = OnceLock::new();
+    let (directory, _held) = HELD.get_or_init(|| {
         let directory = super::directory();
         let path = directory.path().join("vault");
-        SqliteStore::create(&path, &mut |_| Ok(()))
+        store::create(&path, OpenOptions::default(), &mut |_| Ok(()))
             .expect("a store")
             .expect("a store");
         let mode = Mode::Write(Holder::unknown());
-        let store = SqliteStore::open(&path, mode, OpenOptions::default()).expect("a store");
-        (directory, store)
+        let held = store::open(&path, mode, OpenOptions::default()).expect("a store");
+        (directory, held)
     });
     let path = directory.path().join("vault");
     fs::write(path.join("lock"), content).expect("written");

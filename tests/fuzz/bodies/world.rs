@@ -9,7 +9,7 @@ use secretfs::keyring::{Keyring, KeyringError, UnverifiedKeyring};
 use secretfs::kms::{
     EncryptionContext, KeyDescription, KeyService, KeyUri, KmsError, KmsErrorKind, Wrapped,
 };
-use secretfs::store::KeyedRecord;
+use secretfs::store::Record;
 use secretfs::vault::{Node, ROOT, SYSTEM, decode};
 
 /// The file in it.
@@ -62,8 +62,8 @@ pub(super) struct World {
     pub(super) summing: Node,
 }
 
-pub(super) fn keyed(generation: u64, value: &[u8]) -> KeyedRecord {
-    KeyedRecord {
+pub(super) fn keyed(generation: u64, value: &[u8]) -> Record {
+    Record {
         generation,
         value: value.to_vec(),
     }

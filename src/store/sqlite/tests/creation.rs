@@ -64,14 +64,14 @@ fn a_directory_in_use_is_not_touched() {
 fn a_creation_that_is_given_up_leaves_nothing() {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join("vault");
-    let outcome = SqliteStore::create(&directory, &mut |tx| {
+    let outcome = SqliteStore::create(&directory, OpenOptions::default(), &mut |tx| {
         tx.put_header(b"header").unwrap();
         Err(Abort)
     });
     assert!(outcome.unwrap().is_err());
     assert!(!directory.exists());
 
-    let swallowed = SqliteStore::create(&directory, &mut |tx| {
+    let swallowed = SqliteStore::create(&directory, OpenOptions::default(), &mut |tx| {
         let _ = tx.put_node(u64::MAX, &record(1, b""));
         Ok(())
     });
@@ -81,7 +81,7 @@ fn a_creation_that_is_given_up_leaves_nothing() {
     fs::create_dir(&directory).unwrap();
     fs::set_permissions(&directory, PermissionsExt::from_mode(0o750)).unwrap();
     assert!(
-        SqliteStore::create(&directory, &mut |_| Err(Abort))
+        SqliteStore::create(&directory, OpenOptions::default(), &mut |_| Err(Abort))
             .unwrap()
             .is_err()
     );
@@ -94,7 +94,7 @@ fn a_creation_that_is_given_up_leaves_nothing() {
 fn two_creations_at_once_make_one_vault() {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join("vault");
-    SqliteStore::create(&directory, &mut |tx| {
+    SqliteStore::create(&directory, OpenOptions::default(), &mut |tx| {
         assert_eq!(create(&directory).unwrap_err().kind, StoreErrorKind::Busy);
         tx.put_header(b"first").unwrap();
         Ok(())
@@ -139,7 +139,7 @@ fn child_dies_in_create() {
     let Some(directory) = std::env::var_os("SECRETFS_TEST_VAULT") else {
         return;
     };
-    let _ = SqliteStore::create(Path::new(&directory), &mut |tx| {
+    let _ = SqliteStore::create(Path::new(&directory), OpenOptions::default(), &mut |tx| {
         tx.put_keyring(&[1; 1000]).unwrap();
         std::process::abort();
     });

@@ -6,7 +6,7 @@ use nix::mount::{MsFlags, mount, umount};
 
 use super::super::checkpoint;
 use super::*;
-use crate::store::Store;
+use crate::store::{Scrub, Store};
 
 /// A tmpfs of limited size, for root only.
 struct Small {
@@ -101,7 +101,7 @@ fn a_full_disk_leaves_no_half_vault() {
         return;
     };
     let directory = small.home.path().join("vault");
-    let error = SqliteStore::create(&directory, &mut |tx| {
+    let error = SqliteStore::create(&directory, OpenOptions::default(), &mut |tx| {
         tx.put_keyring(&vec![1; 1 << 20]).unwrap();
         Ok(())
     });
@@ -339,7 +339,7 @@ fn after_a_checkpoint_that_failed_the_wal_is_kept() {
     assert_eq!(get(&store, |tx| tx.node(40)).unwrap(), Some(value));
 
     // Even if nothing is left to sync.
-    store.adopt_wal();
+    store.local_place().take_over();
     store.sync().unwrap();
     let failed = StoreError::new(StoreErrorKind::Io, "cannot sync the database");
     checkpoint::fail(&store.gate, failed);
@@ -363,7 +363,7 @@ fn replaced_and_removed_records_are_gone_from_the_raw_files() {
         Ok(())
     })
     .unwrap();
-    assert!(store.truncate_wal().unwrap());
+    assert_eq!(store.scrub().unwrap(), Scrub::Scrubbed);
     let contains = |i: u8| {
         vault.snapshot().values().any(|bytes| {
             bytes
@@ -384,7 +384,7 @@ fn replaced_and_removed_records_are_gone_from_the_raw_files() {
     })
     .unwrap();
     assert!(contains(1));
-    assert!(store.truncate_wal().unwrap());
+    assert_eq!(store.scrub().unwrap(), Scrub::Scrubbed);
     for i in 1..=4 {
         assert!(!contains(i), "{i}");
     }

@@ -141,7 +141,7 @@ fn a_forged_first_chunk_shows_and_deletes_nothing_of_others() {
         assert_eq!(tx.chunk((2, 2, 2))?.unwrap(), vec![2; 10]);
         // The version's own chunk is left over, for a check to find.
         assert_eq!(
-            tx.scan_chunk_keys(None, 10)?.0,
+            tx.salvage().unwrap().scan_chunk_keys(None, 10)?.0,
             [(2, 1, 0), (2, 2, 0), (2, 2, 1), (2, 2, 2)]
         );
         Ok(())
@@ -164,7 +164,7 @@ fn forged_first_chunks_out_of_range_are_harmless() {
         );
         put(&store, |tx| tx.delete_version(2, 2)).unwrap();
         assert_eq!(
-            get(&store, |tx| tx.scan_chunk_keys(None, 10))
+            get(&store, |tx| tx.salvage().unwrap().scan_chunk_keys(None, 10))
                 .unwrap()
                 .0
                 .len(),
@@ -213,7 +213,7 @@ fn ids_out_of_range_are_corrupt_wherever_they_stand() {
             0 => tx.scan_nodes(None, 100).map(drop),
             1 => tx.scan_versions(None, 100).map(drop),
             2 => tx.scan_entries(None, 100).map(drop),
-            3 => tx.scan_chunk_keys(None, 100).map(drop),
+            3 => tx.salvage().unwrap().scan_chunk_keys(None, 100).map(drop),
             _ => tx.orphans(None, 100).map(drop),
         });
         assert_eq!(kind(scanned), StoreErrorKind::Corrupt, "{sql}");
@@ -301,7 +301,7 @@ fn use_everything(directory: &Path) {
             tx.scan_nodes(None, 100),
         );
         let _ = (tx.scan_versions(None, 100), tx.scan_entries(None, 100));
-        tx.scan_chunk_keys(None, 100)
+        tx.salvage().unwrap().scan_chunk_keys(None, 100)
     });
     let _ = put(&store, |tx| {
         tx.insert_version(2, 9, &record(1, b"x"), &mut chunks(&[5000, 5000]))?;

@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::SqliteStore;
+use crate::store::tests::{chunks, fill, get, kind, put, record, tag};
 use crate::store::{
-    Durability, Holder, KeyedRecord, Mode, NameTag, OpenOptions, Read, SqliteStore, StoreError,
-    StoreErrorKind, Write, read, write,
+    Durability, Holder, Mode, OpenOptions, ReadRecords as _, StoreError, StoreErrorKind, Write,
+    WriteRecords as _, write,
 };
 
 /// A vault in a directory of its own.
@@ -116,67 +118,11 @@ pub(super) fn snapshot(directory: &Path) -> BTreeMap<String, Bytes> {
 }
 
 pub(super) fn create(directory: &Path) -> Result<(), StoreError> {
-    SqliteStore::create(directory, &mut |tx| {
+    SqliteStore::create(directory, OpenOptions::default(), &mut |tx| {
         tx.put_header(b"header").unwrap();
         tx.put_keyring(b"keyring").unwrap();
         tx.put_state(b"state").unwrap();
         Ok(())
     })
     .map(Result::unwrap)
-}
-
-pub(super) fn fill(store: &SqliteStore) {
-    put(store, |tx| {
-        tx.put_node(1, &record(1, b"root"))?;
-        tx.put_node(2, &record(1, b"file"))?;
-        tx.put_entry(1, &tag(7), b"entry")?;
-        tx.insert_version(2, 1, &record(1, b"one"), &mut chunks(&[100]))?;
-        tx.insert_version(2, 2, &record(1, b"two"), &mut chunks(&[65_576, 65_576, 10]))?;
-        tx.insert_version(2, 3, &record(2, b"three"), &mut chunks(&[]))?;
-        tx.put_orphan(9)?;
-        tx.insert_event(1, b"event")
-    })
-    .unwrap();
-}
-
-pub(super) fn get<T>(
-    store: &SqliteStore,
-    body: impl FnMut(&mut dyn Read) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    read(store, body)
-}
-
-pub(super) fn put<T>(
-    store: &SqliteStore,
-    body: impl FnMut(&mut dyn Write) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    write(store, Durability::Now, body)
-}
-
-pub(super) fn record(generation: u64, value: &[u8]) -> KeyedRecord {
-    KeyedRecord {
-        generation,
-        value: value.to_vec(),
-    }
-}
-
-pub(super) fn tag(byte: u8) -> NameTag {
-    [byte; 32]
-}
-
-/// Chunks of these lengths; chunk `i` consists of bytes `i`.
-pub(super) fn chunks(lengths: &[usize]) -> impl Iterator<Item = Vec<u8>> {
-    lengths
-        .iter()
-        .enumerate()
-        .map(|(i, length)| vec![i as u8; *length])
-        .collect::<Vec<_>>()
-        .into_iter()
-}
-
-pub(super) fn kind<T>(result: Result<T, StoreError>) -> StoreErrorKind {
-    match result {
-        Ok(_) => panic!("it succeeded"),
-        Err(error) => error.kind,
-    }
 }

@@ -61,22 +61,22 @@ impl Process {
 fn a_writer_knows_whether_somebody_reads_beside_it() {
     let vault = Vault::filled();
     let writer = vault.writer();
-    assert!(!writer.has_readers());
+    assert!(!writer.local_place().has_readers());
     let reader = Process::start(&vault, "hold a read transaction and hang");
     let here = SqliteStore::open(&vault.directory, Mode::ReadOnly, OpenOptions::default()).unwrap();
-    assert!(writer.has_readers());
+    assert!(writer.local_place().has_readers());
     reader.kill();
-    assert!(writer.has_readers());
+    assert!(writer.local_place().has_readers());
     drop(here);
-    assert!(!writer.has_readers());
+    assert!(!writer.local_place().has_readers());
     // A writer does not block readers, nor they a writer.
     let reader = Process::start(&vault, "hold a read transaction and hang");
     drop(writer);
     let writer = vault.writer();
-    assert!(writer.has_readers());
+    assert!(writer.local_place().has_readers());
     put(&writer, |tx| tx.put_node(41, &record(4, b"x"))).unwrap();
     reader.kill();
-    assert!(!writer.has_readers());
+    assert!(!writer.local_place().has_readers());
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn child() {
     match std::env::var(ROLE).unwrap().as_str() {
         "commit and hang" => {
             let store = open(Mode::Write(Holder::current(Some(Path::new("/mnt/x"))))).unwrap();
-            store.announce().unwrap();
+            store.local_place().announce().unwrap();
             put(&store, |tx| tx.put_node(40, &record(4, b"durable"))).unwrap();
             ready();
             forever()
@@ -199,7 +199,7 @@ fn a_second_writer_is_refused_and_told_who_the_first_one_is() {
     assert_eq!(error.kind, StoreErrorKind::Busy);
     assert!(error.message.contains("unknown"), "{error}");
 
-    first.announce().unwrap();
+    first.local_place().announce().unwrap();
     assert_eq!(holder(&vault.directory).unwrap(), Some(me));
     let error = vault.open(Mode::Write(Holder::current(None))).unwrap_err();
     assert!(
@@ -289,7 +289,7 @@ fn what_a_killed_writer_left_goes_into_the_database_with_one_that_adopts_it() {
     let vault = Vault::filled();
     Process::start(&vault, "commit and hang").kill();
     let store = vault.writer();
-    store.adopt_wal();
+    store.local_place().take_over();
     drop(store);
     must_be_in_the_database(&vault);
 }

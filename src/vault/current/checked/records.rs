@@ -1,101 +1,88 @@
 //! The traits of a transaction: reads compare, writes note, and other calls are passed on.
 
-use crate::store::{ChunkKey, EntryRow, KeyedRecord, NameTag, NodeId, Read, StoreError, Write};
+use crate::store::{
+    ChunkKey, NodeId, Range, Read, Record, RecordId, Salvage, Scan, StoreError, Write,
+};
 
 use super::super::Place;
 use super::Checked;
 
-impl<R: Read + ?Sized> Read for Checked<'_, R> {
-    fn header(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        self.records.header()
-    }
-
-    fn keyring(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        self.records.keyring()
-    }
-
-    fn state(&mut self) -> Result<Option<Vec<u8>>, StoreError> {
-        self.records.state()
-    }
-
-    fn node(&mut self, id: NodeId) -> Result<Option<KeyedRecord>, StoreError> {
-        let found = self.records.node(id)?;
-        self.compare_keyed(Place::Node(id), found.as_ref())?;
-        Ok(found)
-    }
-
-    fn entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.records.entry(directory, tag)?;
-        let place = Place::Entry(directory, *tag);
-        if !self.compares() || self.is_current(&place, found.as_deref()) {
+impl<R: Read + ?Sized> Checked<'_, R> {
+    /// Compares an entry with its mark; returns the one to serve.
+    fn compare_entry(
+        &mut self,
+        (id, place): (RecordId, Place),
+        found: Option<Record>,
+    ) -> Result<Option<Record>, StoreError> {
+        let value = found.as_ref().map(|entry| &entry.value[..]);
+        if !self.compares() || self.is_current(&place, value) {
             return Ok(found);
         }
-        let mark = found
-            .as_ref()
-            .map(|value| self.current.mark_of_entry(value));
+        let mark = value.map(|value| self.current.mark_of_entry(value));
         self.compare(place, mark, None)?;
-        // All names were counted, but an attacker may have replaced this one since, past SQLite.
-        let found = self.records.entry(directory, tag)?;
-        self.must_be_counted(place, found.as_deref())?;
+        // All names were counted, but an attacker may have replaced this one since, past the store.
+        let found = self.records.get(id)?;
+        let value = found.as_ref().map(|entry| &entry.value[..]);
+        self.must_be_counted(place, value)?;
         Ok(found)
     }
 
-    fn entries(
+    /// The same for rows of one directory.
+    fn compare_entries(
         &mut self,
-        directory: NodeId,
-        after: Option<&NameTag>,
-        limit: usize,
-    ) -> Result<Vec<EntryRow>, StoreError> {
-        let mut rows = self.records.entries(directory, after, limit)?;
-        if !self.compares() {
-            return Ok(rows);
-        }
-        for row in &mut rows {
-            let place = Place::Entry(directory, row.tag);
-            let mark = self.current.mark_of_entry(&row.value);
+        scan: &Scan,
+        mut rows: Vec<(RecordId, Record)>,
+    ) -> Result<Vec<(RecordId, Record)>, StoreError> {
+        for (id, entry) in &mut rows {
+            let Some(place) = Place::of(*id) else {
+                continue;
+            };
+            let mark = self.current.mark_of_entry(&entry.value);
             if self.known(&place).is_some_and(|known| known.is(mark)) {
                 continue;
             }
             let compared = self.compare(place, Some(mark), None);
             if self.following.is_some() {
                 compared?;
-                // All names were counted, but an attacker may have replaced some since, past
-                // SQLite.
-                let rows = self.records.entries(directory, after, limit)?;
-                for row in &rows {
-                    let place = Place::Entry(directory, row.tag);
-                    self.must_be_counted(place, Some(&row.value))?;
+                // All names were counted, but an attacker may have replaced some since, past the
+                // store.
+                let rows = self.records.scan(scan)?;
+                for (id, entry) in &rows {
+                    if let Some(place) = Place::of(*id) {
+                        self.must_be_counted(place, Some(&entry.value))?;
+                    }
                 }
                 return Ok(rows);
             }
             // A caller that needs the entry gets the error; one that goes through all finds an
             // entry that does not open.
             if compared.is_err() {
-                row.value.clear();
+                entry.value.clear();
             }
         }
         Ok(rows)
     }
+}
 
-    fn version(&mut self, node: NodeId, version: u64) -> Result<Option<KeyedRecord>, StoreError> {
-        let found = self.records.version(node, version)?;
-        self.compare_keyed(Place::Version(node, version), found.as_ref())?;
-        Ok(found)
+impl<R: Read + ?Sized> Read for Checked<'_, R> {
+    fn get(&mut self, id: RecordId) -> Result<Option<Record>, StoreError> {
+        let found = self.records.get(id)?;
+        match Place::of(id) {
+            None => Ok(found),
+            Some(place @ Place::Entry(..)) => self.compare_entry((id, place), found),
+            Some(place @ (Place::Node(_) | Place::Version(..))) => {
+                self.compare_keyed(place, found.as_ref())?;
+                Ok(found)
+            }
+        }
     }
 
-    fn version_and_first_chunk(
-        &mut self,
-        node: NodeId,
-        version: u64,
-    ) -> Result<Option<(KeyedRecord, Option<Vec<u8>>)>, StoreError> {
-        let found = self.records.version_and_first_chunk(node, version)?;
-        let record = found.as_ref().map(|(record, _)| record);
-        self.compare_keyed(Place::Version(node, version), record)?;
-        Ok(found)
-    }
-
-    fn versions_of(&mut self, node: NodeId) -> Result<Vec<u64>, StoreError> {
-        self.records.versions_of(node)
+    fn scan(&mut self, scan: &Scan) -> Result<Vec<(RecordId, Record)>, StoreError> {
+        let rows = self.records.scan(scan)?;
+        match scan.range {
+            Range::EntriesOf(..) if self.compares() => self.compare_entries(scan, rows),
+            _ => Ok(rows),
+        }
     }
 
     fn with_chunk(
@@ -106,145 +93,41 @@ impl<R: Read + ?Sized> Read for Checked<'_, R> {
         self.records.with_chunk(key, take)
     }
 
-    fn chunk_copies(&mut self, key: ChunkKey) -> Result<Vec<Vec<u8>>, StoreError> {
-        self.records.chunk_copies(key)
-    }
-
-    fn orphans(&mut self, after: Option<NodeId>, limit: usize) -> Result<Vec<NodeId>, StoreError> {
-        self.records.orphans(after, limit)
-    }
-
-    fn events(&mut self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        self.records.events(from, limit)
-    }
-
-    fn scan_nodes(
+    fn version_and_first_chunk(
         &mut self,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError> {
-        self.records.scan_nodes(after, limit)
-    }
-
-    fn scan_versions(
-        &mut self,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError> {
-        self.records.scan_versions(after, limit)
-    }
-
-    fn scan_entries(
-        &mut self,
-        after: Option<(NodeId, &NameTag)>,
-        limit: usize,
-    ) -> Result<Vec<EntryRow>, StoreError> {
-        self.records.scan_entries(after, limit)
-    }
-
-    fn scan_chunk_keys(
-        &mut self,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<(Vec<ChunkKey>, Option<u64>), StoreError> {
-        self.records.scan_chunk_keys(after, limit)
+        node: NodeId,
+        version: u64,
+    ) -> Result<Option<(Record, Option<Vec<u8>>)>, StoreError> {
+        let found = self.records.version_and_first_chunk(node, version)?;
+        let record = found.as_ref().map(|(record, _)| record);
+        self.compare_keyed(Place::Version(node, version), record)?;
+        Ok(found)
     }
 
     fn keys_under(&mut self, generation: u64) -> Result<(u64, u64), StoreError> {
         self.records.keys_under(generation)
     }
 
-    fn nodes_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<NodeId>, StoreError> {
-        self.records.nodes_not_under(generation, after, limit)
-    }
-
-    fn node_records_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<NodeId>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, KeyedRecord)>, StoreError> {
-        self.records
-            .node_records_not_under(generation, after, limit)
-    }
-
-    fn versions_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<(NodeId, u64)>, StoreError> {
-        self.records.versions_not_under(generation, after, limit)
-    }
-
-    fn version_records_not_under(
-        &mut self,
-        generation: u64,
-        after: Option<(NodeId, u64)>,
-        limit: usize,
-    ) -> Result<Vec<((NodeId, u64), KeyedRecord)>, StoreError> {
-        self.records
-            .version_records_not_under(generation, after, limit)
+    fn salvage(&mut self) -> Option<&mut dyn Salvage> {
+        self.records.salvage()
     }
 }
 
 impl<W: Write + ?Sized> Write for Checked<'_, W> {
-    fn put_header(&mut self, value: &[u8]) -> Result<(), StoreError> {
-        self.records.put_header(value)
-    }
-
-    fn put_keyring(&mut self, value: &[u8]) -> Result<(), StoreError> {
-        self.records.put_keyring(value)
-    }
-
-    fn put_state(&mut self, value: &[u8]) -> Result<(), StoreError> {
-        self.records.put_state(value)
-    }
-
-    fn put_node(&mut self, id: NodeId, record: &KeyedRecord) -> Result<(), StoreError> {
-        self.records.put_node(id, record)?;
-        self.note_keyed(Place::Node(id), record);
+    fn put(&mut self, id: RecordId, generation: u64, value: &[u8]) -> Result<(), StoreError> {
+        self.records.put(id, generation, value)?;
+        if let Some(place) = Place::of(id) {
+            let mark = self.current.mark_of_value(&place, generation, value);
+            self.note(place, Some(mark));
+        }
         Ok(())
     }
 
-    fn delete_node(&mut self, id: NodeId) -> Result<(), StoreError> {
-        self.records.delete_node(id)?;
-        self.note(Place::Node(id), None);
-        Ok(())
-    }
-
-    fn put_entry(
-        &mut self,
-        directory: NodeId,
-        tag: &NameTag,
-        value: &[u8],
-    ) -> Result<(), StoreError> {
-        self.records.put_entry(directory, tag, value)?;
-        let mark = self.current.mark_of_entry(value);
-        self.note(Place::Entry(directory, *tag), Some(mark));
-        Ok(())
-    }
-
-    fn delete_entry(&mut self, directory: NodeId, tag: &NameTag) -> Result<(), StoreError> {
-        self.records.delete_entry(directory, tag)?;
-        self.note(Place::Entry(directory, *tag), None);
-        Ok(())
-    }
-
-    fn insert_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        record: &KeyedRecord,
-        chunks: &mut dyn Iterator<Item = Vec<u8>>,
-    ) -> Result<(), StoreError> {
-        self.records.insert_version(node, version, record, chunks)?;
-        self.note_keyed(Place::Version(node, version), record);
+    fn delete(&mut self, id: RecordId) -> Result<(), StoreError> {
+        self.records.delete(id)?;
+        if let Some(place) = Place::of(id) {
+            self.note(place, None);
+        }
         Ok(())
     }
 
@@ -252,7 +135,7 @@ impl<W: Write + ?Sized> Write for Checked<'_, W> {
         &mut self,
         node: NodeId,
         version: u64,
-        record: &KeyedRecord,
+        record: &Record,
         chunks: u32,
     ) -> Result<(), StoreError> {
         self.records.begin_version(node, version, record, chunks)?;
@@ -270,52 +153,29 @@ impl<W: Write + ?Sized> Write for Checked<'_, W> {
         self.records.put_chunks(node, version, index, chunks)
     }
 
-    fn rewrap_version(
-        &mut self,
-        node: NodeId,
-        version: u64,
-        record: &KeyedRecord,
-    ) -> Result<(), StoreError> {
-        self.records.rewrap_version(node, version, record)?;
-        self.note_keyed(Place::Version(node, version), record);
+    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
+        self.records.erase_version(node, version)?;
+        self.note(Place::Version(node, version), None);
         Ok(())
     }
 
-    fn exchange_node(
-        &mut self,
-        id: NodeId,
-        old: &KeyedRecord,
-        new: &KeyedRecord,
-    ) -> Result<bool, StoreError> {
-        let place = Place::Node(id);
-        let done = self.may_exchange(place, old)? && self.records.exchange_node(id, old, new)?;
-        if done {
-            self.note_keyed(place, new);
-        }
-        Ok(done)
-    }
-
-    fn exchange_version(
+    fn insert_version(
         &mut self,
         node: NodeId,
         version: u64,
-        old: &KeyedRecord,
-        new: &KeyedRecord,
-    ) -> Result<bool, StoreError> {
-        let place = Place::Version(node, version);
-        let done = self.may_exchange(place, old)?
-            && self.records.exchange_version(node, version, old, new)?;
-        if done {
-            self.note_keyed(place, new);
-        }
-        Ok(done)
+        record: &Record,
+        chunks: &mut dyn Iterator<Item = Vec<u8>>,
+    ) -> Result<(), StoreError> {
+        self.records.insert_version(node, version, record, chunks)?;
+        self.note_keyed(Place::Version(node, version), record);
+        Ok(())
     }
 
     fn replace_version(
         &mut self,
         node: NodeId,
         version: u64,
-        record: &KeyedRecord,
+        record: &Record,
         chunks: &mut dyn Iterator<Item = Vec<u8>>,
     ) -> Result<(), StoreError> {
         self.records
@@ -324,31 +184,14 @@ impl<W: Write + ?Sized> Write for Checked<'_, W> {
         Ok(())
     }
 
-    fn delete_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
-        self.records.delete_version(node, version)?;
-        self.note(Place::Version(node, version), None);
-        Ok(())
-    }
-
-    fn erase_version(&mut self, node: NodeId, version: u64) -> Result<(), StoreError> {
-        self.records.erase_version(node, version)?;
-        self.note(Place::Version(node, version), None);
-        Ok(())
-    }
-
-    fn delete_stray_chunks(&mut self) -> Result<u64, StoreError> {
-        self.records.delete_stray_chunks()
-    }
-
-    fn put_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
-        self.records.put_orphan(id)
-    }
-
-    fn delete_orphan(&mut self, id: NodeId) -> Result<(), StoreError> {
-        self.records.delete_orphan(id)
-    }
-
-    fn insert_event(&mut self, sequence: u64, value: &[u8]) -> Result<(), StoreError> {
-        self.records.insert_event(sequence, value)
+    fn exchange(&mut self, id: RecordId, old: &Record, new: &Record) -> Result<bool, StoreError> {
+        let Some(place) = Place::of(id) else {
+            return self.records.exchange(id, old, new);
+        };
+        let done = self.may_exchange(place, old)? && self.records.exchange(id, old, new)?;
+        if done {
+            self.note_keyed(place, new);
+        }
+        Ok(done)
     }
 }
