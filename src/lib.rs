@@ -9,6 +9,8 @@
 //!                                     |         `-----> crypto
 //!                                     `-> store
 //! ```
+//!
+//! [`manual`] says why the parts are as they are.
 #![deny(unsafe_code)]
 #![warn(missing_docs, rust_2018_idioms, unreachable_pub)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
@@ -24,6 +26,7 @@ pub mod error;
 pub mod fs;
 pub mod keyring;
 pub mod kms;
+pub mod manual;
 pub mod os;
 pub mod store;
 mod sync;

@@ -1,5 +1,5 @@
-//! `secretfs man`: generates the man pages from the command line and the table of settings. The
-//! same input gives the same bytes: the pages are committed, and a test compares them.
+//! `secretfs man`: generates the man pages from the command line, the table of settings and the list
+//! of promises. The same input gives the same bytes: the pages are committed, and a test compares them.
 
 use std::path::PathBuf;
 
@@ -7,15 +7,52 @@ use crate::error::{Class, Error};
 
 use super::output;
 
+mod promises;
+mod roff;
+mod settings;
+
 /// The date of the release, not of the build.
 const DATE: &str = "2026-11-22";
 const MANUAL: &str = "secretfs manual";
 
-const SECTIONS: &str = include_str!("man/secretfs.1.in");
-const MOUNT_SECTIONS: &str = include_str!("man/secretfs-mount.1.in");
-const STATUS_SECTIONS: &str = include_str!("man/secretfs-status.1.in");
-const MOUNT_HELPER: &str = include_str!("man/mount.secretfs.8.in");
-const VAULT_FORMAT: &str = include_str!("man/secretfs-vault.5.in");
+/// The parts of pages of commands that the command line does not know. Every command has at least
+/// EXAMPLES.
+const SECTIONS: &[(&str, &str)] = &[
+    ("secretfs", include_str!("man/secretfs.1.in")),
+    ("audit", include_str!("man/secretfs-audit.1.in")),
+    ("backup", include_str!("man/secretfs-backup.1.in")),
+    ("check", include_str!("man/secretfs-check.1.in")),
+    ("completions", include_str!("man/secretfs-completions.1.in")),
+    ("init", include_str!("man/secretfs-init.1.in")),
+    ("mount", include_str!("man/secretfs-mount.1.in")),
+    ("reencrypt", include_str!("man/secretfs-reencrypt.1.in")),
+    ("restore", include_str!("man/secretfs-restore.1.in")),
+    ("rewrap", include_str!("man/secretfs-rewrap.1.in")),
+    ("rotate", include_str!("man/secretfs-rotate.1.in")),
+    ("status", include_str!("man/secretfs-status.1.in")),
+    ("umount", include_str!("man/secretfs-umount.1.in")),
+];
+
+/// Pages that are no command's, whole.
+const PAGES: &[(&str, &str)] = &[
+    ("mount.secretfs.8", include_str!("man/mount.secretfs.8.in")),
+    ("secretfs-kms.7", include_str!("man/secretfs-kms.7.in")),
+    (
+        "secretfs-messages.7",
+        include_str!("man/secretfs-messages.7.in"),
+    ),
+    (
+        "secretfs-rotation.7",
+        include_str!("man/secretfs-rotation.7.in"),
+    ),
+    (
+        "secretfs-security.7",
+        include_str!("man/secretfs-security.7.in"),
+    ),
+    ("secretfs-vault.5", include_str!("man/secretfs-vault.5.in")),
+    ("secretfs.7", include_str!("man/secretfs.7.in")),
+    ("secretfs.toml.5", include_str!("man/secretfs.toml.5.in")),
+];
 
 /// Write the man pages
 #[derive(Debug, clap::Args)]
@@ -44,22 +81,16 @@ impl Man {
 /// All pages, with their file names.
 pub(super) fn pages(mut command: clap::Command) -> std::io::Result<Vec<(String, Vec<u8>)>> {
     command.build();
-    let mut pages = vec![("secretfs.1".to_owned(), render(command.clone(), SECTIONS)?)];
+    let mut pages = vec![(
+        "secretfs.1".to_owned(),
+        render(command.clone(), "secretfs")?,
+    )];
     for sub in command.get_subcommands().filter(|c| !c.is_hide_set()) {
-        let name = format!("secretfs-{}", sub.get_name());
-        let sections = match sub.get_name() {
-            "mount" => MOUNT_SECTIONS,
-            "status" => STATUS_SECTIONS,
-            _ => "",
-        };
-        let page = render(sub.clone(), sections)?;
-        pages.push((format!("{name}.1"), page));
+        let name = format!("secretfs-{}.1", sub.get_name());
+        pages.push((name, render(sub.clone(), sub.get_name())?));
     }
-    for (name, page) in [
-        ("mount.secretfs.8", MOUNT_HELPER),
-        ("secretfs-vault.5", VAULT_FORMAT),
-    ] {
-        pages.push((name.to_owned(), filled_in(page).into_bytes()));
+    for (name, page) in PAGES {
+        pages.push(((*name).to_owned(), filled_in(page).into_bytes()));
     }
     Ok(pages)
 }
@@ -80,7 +111,8 @@ fn synopsis(command: &clap::Command) -> String {
     text
 }
 
-fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
+/// The page of a command; `name` finds its sections.
+fn render(command: clap::Command, name: &str) -> std::io::Result<Vec<u8>> {
     let synopsis = synopsis(&command);
     let page = clap_mangen::Man::new(command)
         .date(DATE)
@@ -92,11 +124,15 @@ fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
     bytes.extend_from_slice(synopsis.as_bytes());
     page.render_description_section(&mut bytes)?;
     page.render_options_section(&mut bytes)?;
-    if sections == SECTIONS {
+    let is_whole = name == "secretfs";
+    if is_whole {
         page.render_subcommands_section(&mut bytes)?;
     }
-    bytes.extend_from_slice(filled_in(sections).as_bytes());
-    if sections != SECTIONS {
+    let sections = SECTIONS.iter().filter(|(of, _)| *of == name);
+    for (_, sections) in sections {
+        bytes.extend_from_slice(filled_in(sections).as_bytes());
+    }
+    if !is_whole {
         bytes.extend_from_slice(b".SH SEE ALSO\n.BR secretfs (1)\n");
     }
     Ok(bytes)
@@ -105,4 +141,7 @@ fn render(command: clap::Command, sections: &str) -> std::io::Result<Vec<u8>> {
 fn filled_in(text: &str) -> String {
     text.replace("@DATE@", DATE)
         .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+        .replace("@SETTINGS@\n", &settings::section())
+        .replace("@PROMISED@\n", &promises::section("Promised"))
+        .replace("@NOT_PROMISED@\n", &promises::section("Not promised"))
 }

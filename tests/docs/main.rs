@@ -5,6 +5,8 @@ mod support;
 
 mod bad_input;
 mod cli_usage;
+mod commands;
 mod format;
 mod fresh;
 mod house;
+mod messages;

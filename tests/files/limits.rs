@@ -1,5 +1,5 @@
 //! What is not promised, shown: each test is one limit as it is, so that nobody hopes for more, and
-//! so that README changes when a limit does.
+//! so that secretfs-security(7) changes when a limit does.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -96,7 +96,7 @@ fn what_there_is_not_is_not_pretended() {
     tree.ends_sound();
 }
 
-/// Declared in the README.
+/// Declared in secretfs(7).
 #[test]
 fn whiteouts_flags_of_files_and_birth_times_are_not_there() {
     let tree = Tree::new();

@@ -1,4 +1,4 @@
-//! What cannot be found, as README says.
+//! What cannot be found, as secretfs-security(7) says.
 
 use rusqlite::types::Value;
 

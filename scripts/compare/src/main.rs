@@ -8,6 +8,7 @@ mod floor;
 mod kind;
 mod mounted;
 mod noise;
+mod page;
 mod report;
 mod signals;
 mod stats;
@@ -62,9 +63,11 @@ struct Arguments {
     /// Rounds of each row
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Print the table in Markdown
-    #[arg(long)]
-    markdown: bool,
+    /// Write the table of a whole run into a page in Markdown, in the place of the one that is there; if no
+    /// FILE is given, into scripts/compare/RESULTS.md
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+          default_missing_value = page::PAGE, conflicts_with_all = ["quick", "only"])]
+    markdown: Option<PathBuf>,
     /// Write every sample as JSON to FILE, or to standard output in place of the table
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -198,10 +201,17 @@ fn is_family(name: &str, only: &str) -> bool {
 }
 
 fn tell(arguments: &Arguments, bench: &Bench, points: &[scale::Point]) -> Result<(), Failure> {
-    let mut table = match (arguments.scale, arguments.markdown) {
-        (true, _) => report::scale(points),
-        (false, true) => report::markdown(bench),
-        (false, false) => report::text(bench),
+    if let Some(file) = &arguments.markdown {
+        let (part, table) = match arguments.scale {
+            true => ("growth", report::scale(points)),
+            false => ("table", report::markdown(bench)),
+        };
+        let origin = page::origin(bench, &arguments.secretfs)?;
+        page::replace(file, part, &origin, &table)?;
+    }
+    let mut table = match arguments.scale {
+        true => report::scale(points),
+        false => report::text(bench),
     };
     table.push_str(&format!("\n{}\n", bench.noise.words()?));
     let seconds = bench.started.elapsed().as_secs();

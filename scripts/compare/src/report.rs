@@ -88,7 +88,7 @@ fn has_ratio(row: &Row, kind: Kind) -> bool {
     kind != Kind::Secretfs && !matches!(row.unit, Calls | Megabytes | Times)
 }
 
-/// For the README.
+/// For the page of results.
 pub fn markdown(bench: &Bench) -> String {
     let shown: Vec<Kind> = Kind::ALL
         .into_iter()
@@ -116,7 +116,7 @@ pub fn markdown(bench: &Bench) -> String {
     out
 }
 
-/// The growth with the number of secrets, for people and for the README.
+/// The growth with the number of secrets, for people and for the page of results.
 pub fn scale(points: &[Point]) -> String {
     let mut out = String::from("| |");
     for point in points {

@@ -193,7 +193,7 @@ fn without_memfd_secret_master_keys_are_in_locked_pages_that_no_core_file_has() 
     mount.ended();
 }
 
-/// The limit of it, as README has it.
+/// The limit of it, as secretfs-security(7) has it.
 #[test]
 fn what_an_ordinary_user_cannot_lock_is_told() {
     let mount = Mount::of(Who::Nobody);
@@ -234,7 +234,7 @@ fn root_can_read_what_is_in_use_in_the_memory_of_the_daemon() {
     mount.ended();
 }
 
-/// The limit of it, as README has it: fuser's buffer is read into again, and not wiped.
+/// The limit of it, as secretfs-security(7) has it: fuser's buffer is read into again, and not wiped.
 #[test]
 fn the_last_request_stays_in_locked_memory_until_the_next() {
     let mount = Mount::of(Who::Nobody);
