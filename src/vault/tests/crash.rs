@@ -116,6 +116,18 @@ fn a_store_that_breaks_a_promise_is_found_within_a_minute() {
 }
 
 #[test]
+fn writers_and_a_rotation_leave_in_files_what_they_leave_in_memory() {
+    let _scenario = only_the_seed_decides();
+    for seed in 0..10 {
+        let schedule = Schedule::run_in_files(&Template::new(), seed).expect("no broken promise");
+        assert!(
+            schedule.changes == 24 && schedule.has_rotated,
+            "{schedule:?}"
+        );
+    }
+}
+
+#[test]
 fn a_seed_gives_the_same_schedule_each_time() {
     let _scenario = only_the_seed_decides();
     let template = Template::new();

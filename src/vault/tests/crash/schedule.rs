@@ -23,8 +23,10 @@ use super::turns::{Numbers, Turns, own_number};
 const WRITERS: usize = 2;
 /// The number of the thread that drives the rotation.
 const ROTATION: usize = WRITERS;
-/// Limit on the deeds of a writer.
+/// Limit on the deeds of a writer before a power cut.
 const MOST: usize = 100;
+/// The deeds of a writer without one.
+const ENOUGH: usize = 12;
 
 /// A vault with a directory for each writer, and how to open it.
 pub(super) struct Template {
@@ -66,15 +68,36 @@ impl Template {
         }
     }
 
-    /// Opens the vault on `medium`.
+    /// Opens the vault on `ground`.
     fn open(
         &self,
-        medium: &Medium,
+        ground: &Ground,
         hook: impl Fn(Moment) -> Result<(), StoreError> + Send + Sync + 'static,
     ) -> Result<Vault, VaultError> {
+        let medium = match ground {
+            Ground::Memory(medium) => medium,
+            Ground::Files => return Vault::open(&self.home.path().join("vault"), &self.options),
+        };
         let store = MemoryStore::writer(medium, Arc::new(hook))?;
         let place = LocalPlace::elsewhere(&self.home.path().join("memory"));
         Vault::open_in((Arc::new(store), place), &self.options)
+    }
+}
+
+/// Where the vault of a schedule is.
+enum Ground {
+    Memory(Medium),
+    /// In the files of the template. There is no power cut.
+    Files,
+}
+
+impl Ground {
+    /// Cuts the power, as [`Medium::cut_power`] does.
+    fn cut_power(&self, survivors: impl FnOnce(usize) -> usize) {
+        match self {
+            Self::Memory(medium) => medium.cut_power(survivors),
+            Self::Files => {}
+        }
     }
 }
 
@@ -114,14 +137,31 @@ impl Schedule {
     /// Runs the schedule of a seed. An error describes the broken promise.
     pub(super) fn run(template: &Template, seed: u64, flaw: Option<Flaw>) -> Result<Self, String> {
         let mut numbers = Numbers::of(seed);
-        let medium = template.medium.copy(flaw);
+        let ground = Ground::Memory(template.medium.copy(flaw));
+        let cut_after = 10 + numbers.below(16);
+        Self::run_on(template, ground, (cut_after, MOST), numbers)
+    }
+
+    /// Runs writers and a rotation on the store in the template's files, without a power cut.
+    pub(super) fn run_in_files(template: &Template, seed: u64) -> Result<Self, String> {
+        let of_all = WRITERS * ENOUGH;
+        Self::run_on(template, Ground::Files, (of_all, ENOUGH), Numbers::of(seed))
+    }
+
+    fn run_on(
+        template: &Template,
+        ground: Ground,
+        (cut_after, most): (usize, usize),
+        mut numbers: Numbers,
+    ) -> Result<Self, String> {
         let shares = vec![2, 2, 1 + numbers.below(4)];
         let witness = Arc::new(Witness {
             turns: Turns::new(Numbers::of(numbers.next()), shares),
             is_cut: AtomicBool::new(false),
-            medium: medium.clone(),
+            ground,
+            most,
             seen: Mutex::new(Seen {
-                cut_after: 10 + numbers.below(16),
+                cut_after,
                 moments_left: numbers.below(16),
                 numbers: Numbers::of(numbers.next()),
                 ..Seen::default()
@@ -129,7 +169,7 @@ impl Schedule {
         });
         let watching = Arc::clone(&witness);
         let vault = template
-            .open(&medium, move |moment| {
+            .open(&witness.ground, move |moment| {
                 watching.at(moment);
                 Ok(())
             })
@@ -185,8 +225,10 @@ fn must_find_nothing(vault: &Vault) -> Result<(), String> {
 /// Sees what the threads of a schedule do, and cuts the power.
 struct Witness {
     turns: Turns,
-    medium: Medium,
+    ground: Ground,
     is_cut: AtomicBool,
+    /// Limit on the deeds of a writer.
+    most: usize,
     seen: Mutex<Seen>,
 }
 
@@ -223,7 +265,7 @@ impl Witness {
         self.is_cut.store(true, Ordering::Release);
         let numbers = &mut seen.numbers;
         let mut survivors = 0;
-        self.medium.cut_power(|pending| {
+        self.ground.cut_power(|pending| {
             survivors = numbers.below(pending + 1);
             survivors
         });
@@ -273,7 +315,7 @@ impl Witness {
     ) -> Result<(), String> {
         let mut files = Files::default();
         self.seen().files[writer].push(files.clone());
-        for number in 1..MOST {
+        for number in 1..=self.most {
             self.turns.pass();
             let deed = Deed::choose(&files, &mut numbers);
             files = deed.done(&files);
@@ -325,6 +367,10 @@ impl Witness {
         let done = vault.transact(durability, &mut [&mut end]);
         self.seen().ending[writer] = None;
         done?.into_iter().collect::<Result<(), VaultError>>()?;
+        // A store in files calls no hook, and no other thread has run since the commit.
+        if matches!(self.ground, Ground::Files) {
+            self.seen().order.push(writer);
+        }
         if durability == Durability::Now {
             let seen = self.seen();
             let own = seen.order.iter().rposition(|of| *of == writer);
@@ -378,7 +424,7 @@ impl Witness {
     fn must_recover(&self, template: &Template, request: &Request) -> Result<(), String> {
         let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
         let open = |what: &str| {
-            let opened = template.open(&self.medium, |_| Ok(()));
+            let opened = template.open(&self.ground, |_| Ok(()));
             opened.map_err(|error| failed(what, &error))
         };
         let vault = open("the vault cannot be opened after the power cut")?;
@@ -398,7 +444,7 @@ impl Witness {
             .sync()
             .map_err(|error| failed("the vault cannot be synced", &error))?;
         drop(vault);
-        self.medium.cut_power(|_| 0);
+        self.ground.cut_power(|_| 0);
         let vault = open("the vault cannot be opened after the rotation")?;
         self.must_be_whole(&vault, template)
     }
