@@ -93,6 +93,41 @@ target_dir() {
     esac
 }
 
+# Builds what is installed, in a way that whoever builds the same sources with the same compilers gets the
+# same bytes (scripts/reproduce shows it): of where and when it was built nothing is in it. The program is
+# $(target_dir)/release/secretfs afterwards.
+build_release() (
+    say "Building secretfs (cargo build --release; the first time takes minutes, most of them for the AWS SDK)"
+    cd -P "$root" || die "cannot enter $root"
+    home=${CARGO_HOME:-${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}/.cargo}
+    library=$(rustc --print sysroot)/lib/rustlib/src/rust
+    compiler=$(rustc -vV | sed -n 's/^commit-hash: //p')
+    # Of the prefixes of a path the last one counts. The standard library names its sources so by itself where
+    # they are not installed.
+    prefixes=("$PWD=/secretfs" "$(target_dir)=/target" "$home=/cargo" "$library=/rustc/$compiler")
+    if [ -n "${CARGO_ENCODED_RUSTFLAGS:-}" ]; then
+        IFS=$'\037' read -ra rust_flags <<<"$CARGO_ENCODED_RUSTFLAGS"
+    else
+        read -ra rust_flags <<<"${RUSTFLAGS:-}"
+    fi
+    c_flags=${CFLAGS:-}
+    for prefix in "${prefixes[@]}"; do
+        rust_flags+=("--remap-path-prefix=$prefix")
+        # Blanks separate CFLAGS: they cannot hold a path that has some.
+        [[ $prefix == *[[:space:]]* ]] || c_flags+=" -ffile-prefix-map=$prefix"
+    done
+    CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\037' && printf '%s' "${rust_flags[*]}")
+    export CARGO_ENCODED_RUSTFLAGS CFLAGS=$c_flags
+    export_source_date
+    cargo build --release --locked --quiet ||
+        die "the build failed; its output stands above. The first build needs the network"
+)
+
+# The time that stands in what is built is that of the last commit (reproducible-builds.org), or what is set.
+export_source_date() {
+    export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git -C "$root" log -1 --format=%ct 2>/dev/null || echo 0)}
+}
+
 # Makes the Python environment DIR, in which pip has installed what the further arguments name, unless it was
 # made for the same WANTED. Whoever makes one at the same time waits.
 make_venv() {
