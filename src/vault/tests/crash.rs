@@ -10,6 +10,7 @@
 //! `SECRETFS_CRASH_SEED` runs one schedule, `SECRETFS_CRASH_SCHEDULES` so many.
 
 mod deeds;
+mod ground;
 mod schedule;
 mod turns;
 
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use crate::store::memory::Flaw;
 
-use schedule::{Schedule, Template};
+use ground::Template;
+use schedule::Schedule;
 
 /// Schedules of a normal run, in all parts together.
 const SCHEDULES: u64 = 2_000;

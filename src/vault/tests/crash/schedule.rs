@@ -6,119 +6,21 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::kms::{KeyUri, KmsSettings};
-use crate::store::memory::{Flaw, Medium, MemoryStore, Moment};
-use crate::store::{self, Durability, LocalPlace, NodeId, Range, RecordId, Scan, StoreError};
+use crate::store::memory::{Flaw, Moment};
+use crate::store::{Durability, NodeId};
 
 use super::super::super::check::check_records;
-use super::super::super::node::ROOT;
-use super::super::super::{
-    InitOptions, Kind, NewNode, OpenOptions, Outcome, Request, Tx, Vault, VaultError, init,
-};
-use super::super::stored::medium_of;
+use super::super::super::{Outcome, Request, Tx, Vault, VaultError};
 use super::deeds::{Deed, Files, found};
+use super::ground::{Ground, Template, WRITERS, must_be_under};
 use super::turns::{Numbers, Turns, own_number};
 
-/// The number of writers.
-const WRITERS: usize = 2;
 /// The number of the thread that drives the rotation.
 const ROTATION: usize = WRITERS;
 /// Limit on the deeds of a writer before a power cut.
 const MOST: usize = 100;
 /// The deeds of a writer without one.
 const ENOUGH: usize = 12;
-
-/// A vault with a directory for each writer, and how to open it.
-pub(super) struct Template {
-    medium: Medium,
-    directories: [NodeId; WRITERS],
-    options: OpenOptions,
-    home: tempfile::TempDir,
-}
-
-impl Template {
-    pub(super) fn new() -> Self {
-        let home = tempfile::tempdir().expect("a directory");
-        let kms = KmsSettings {
-            local_dir: Some(home.path().join("kms")),
-            ..KmsSettings::default()
-        };
-        let options = OpenOptions {
-            kms: kms.clone(),
-            ..OpenOptions::default()
-        };
-        let path = home.path().join("vault");
-        let new = InitOptions {
-            kms_keys: vec![KeyUri::default_local()],
-            uid: 0,
-            gid: 0,
-            kms,
-            anchor_dir: None,
-        };
-        init(&path, &new).expect("a vault");
-        let vault = Vault::open(&path, &options).expect("opened");
-        let directories = std::array::from_fn(|writer| make_directory(&vault, writer));
-        drop(vault);
-        let medium = medium_of(&path);
-        Self {
-            medium,
-            directories,
-            options,
-            home,
-        }
-    }
-
-    /// Opens the vault on `ground`.
-    fn open(
-        &self,
-        ground: &Ground,
-        hook: impl Fn(Moment) -> Result<(), StoreError> + Send + Sync + 'static,
-    ) -> Result<Vault, VaultError> {
-        let medium = match ground {
-            Ground::Memory(medium) => medium,
-            Ground::Files => return Vault::open(&self.home.path().join("vault"), &self.options),
-        };
-        let store = MemoryStore::writer(medium, Arc::new(hook))?;
-        let place = LocalPlace::elsewhere(&self.home.path().join("memory"));
-        Vault::open_in((Arc::new(store), place), &self.options)
-    }
-}
-
-/// Where the vault of a schedule is.
-enum Ground {
-    Memory(Medium),
-    /// In the files of the template. There is no power cut.
-    Files,
-}
-
-impl Ground {
-    /// Cuts the power, as [`Medium::cut_power`] does.
-    fn cut_power(&self, survivors: impl FnOnce(usize) -> usize) {
-        match self {
-            Self::Memory(medium) => medium.cut_power(survivors),
-            Self::Files => {}
-        }
-    }
-}
-
-fn make_directory(vault: &Vault, writer: usize) -> NodeId {
-    let new = NewNode {
-        kind: Kind::Directory,
-        mode: 0o700,
-        uid: 0,
-        gid: 0,
-        device: 0,
-        target: Vec::new(),
-    };
-    let mut made = 0;
-    let mut job = |tx: &mut Tx<'_>| {
-        made = tx.create(ROOT, format!("of {writer}").as_bytes(), &new)?;
-        Ok(())
-    };
-    let done = vault.transact(Durability::Now, &mut [&mut job]);
-    done.expect("stored").remove(0).expect("made");
-    made
-}
 
 /// What a schedule was.
 #[derive(Debug)]
@@ -483,25 +385,5 @@ impl Witness {
         }
         drop(seen);
         must_find_nothing(vault)
-    }
-}
-
-/// Fails if a record is under another generation.
-fn must_be_under(vault: &Vault, generation: u64) -> Result<(), String> {
-    let left = store::read(vault.records().store(), |records| {
-        let mut left: Vec<RecordId> = Vec::new();
-        for range in [Range::Nodes(None), Range::Versions(None)] {
-            let others = Scan {
-                but: Some(generation),
-                ..Scan::of(range, usize::MAX)
-            };
-            left.extend(records.scan(&others)?.into_iter().map(|(id, _)| id));
-        }
-        Ok::<_, VaultError>(left)
-    });
-    match left {
-        Ok(left) if left.is_empty() => Ok(()),
-        Ok(left) => Err(format!("{left:?} are left under the old master key")),
-        Err(error) => Err(format!("the records cannot be read: {error}")),
     }
 }
