@@ -21,7 +21,7 @@ use super::super::commit::transact::Transactions;
 use super::super::counting::{Counter, FEW};
 use super::super::follow::{self, Follower};
 use super::super::host::apart::must_be_apart;
-use super::super::host::guard::RollbackGuard;
+use super::super::host::guard::{Remembered, RollbackGuard};
 use super::super::host::memory::{HostMemory, Seen};
 use super::super::integrity::Guard;
 use super::super::leftovers::Leftovers;
@@ -67,7 +67,12 @@ pub(in crate::vault) fn claimed_id(path: &Path, mode: Mode) -> Result<VaultId, V
         unsafe_filesystem: true,
     };
     let (store, _) = store::open(path, mode, anywhere)?;
-    let header = store::read(&*store, |records| Ok::<_, VaultError>(records.header()?))?;
+    claimed_by(&*store)
+}
+
+/// The id that the vault in `store` claims.
+fn claimed_by(store: &dyn Store) -> Result<VaultId, VaultError> {
+    let header = store::read(store, |records| Ok::<_, VaultError>(records.header()?))?;
     let header = header.ok_or_else(|| VaultError::tampered("the header", "is missing"))?;
     Ok(Header::decode(&header)?.vault())
 }
@@ -231,10 +236,12 @@ impl Vault {
         options: &OpenOptions,
     ) -> Result<(Self, Opening), VaultError> {
         let path = place.directory();
+        let remembered = Remembered::load(path, claimed_by(&*store)?, options)?;
+        fail::fail_point!("memory-loaded");
         let stored = Stored::read(&*store)?;
 
         let unverified = UnverifiedKeyring::parse(&stored.header, &stored.keyring)?;
-        let guard = RollbackGuard::begin(path, &unverified, options)?;
+        let guard = RollbackGuard::begin(remembered, &unverified, options)?;
         let kms = kms::connect(&options.kms);
         if guard
             .pins

@@ -12,28 +12,25 @@ use super::super::options::OpenOptions;
 use super::super::state::State;
 use super::anchor::{Anchor, Anchors, hex};
 
-/// The comparison of a vault with this host's memory of it.
-pub(in crate::vault) struct RollbackGuard {
-    pub(in crate::vault) anchors: Option<Anchors>,
-    pub(super) anchor: Option<Anchor>,
-    pub(in crate::vault) pins: Vec<KeyUri>,
-    pub(super) vault: VaultId,
-    pub(super) path: PathBuf,
-    /// The host must be able to store an anchor.
-    pub(super) required: bool,
+/// What this host remembers of a vault, loaded before the records that are compared with it:
+/// another process may commit and remember at any time, and records from before that would look
+/// like a rollback.
+pub(in crate::vault) struct Remembered {
+    anchors: Option<Anchors>,
+    anchor: Option<Anchor>,
+    vault: VaultId,
+    path: PathBuf,
     other_vault: bool,
-    /// The keyring differs from the known one of the same sequence.
-    forked: bool,
 }
 
-impl RollbackGuard {
-    /// Checks the id that the vault claims, before any key is touched.
-    pub(in crate::vault) fn begin(
+impl Remembered {
+    /// Loads what this host remembers of the vault with the id that `path` claims, and checks that
+    /// id.
+    pub(in crate::vault) fn load(
         path: &Path,
-        unverified: &UnverifiedKeyring,
+        vault: VaultId,
         options: &OpenOptions,
     ) -> Result<Self, VaultError> {
-        let vault = unverified.vault();
         if let Some(pinned) = &options.pinned_vault_id
             && *pinned != vault.to_string()
         {
@@ -64,6 +61,48 @@ impl RollbackGuard {
                  once without, where you can trust it"
             )));
         }
+        Ok(Self {
+            anchors,
+            anchor,
+            vault,
+            path: path.to_owned(),
+            other_vault,
+        })
+    }
+}
+
+/// The comparison of a vault with this host's memory of it.
+pub(in crate::vault) struct RollbackGuard {
+    pub(in crate::vault) anchors: Option<Anchors>,
+    pub(super) anchor: Option<Anchor>,
+    pub(in crate::vault) pins: Vec<KeyUri>,
+    pub(super) vault: VaultId,
+    pub(super) path: PathBuf,
+    /// The host must be able to store an anchor.
+    pub(super) required: bool,
+    other_vault: bool,
+    /// The keyring differs from the known one of the same sequence.
+    forked: bool,
+}
+
+impl RollbackGuard {
+    /// Compares the keyring record with what is remembered, before any key is touched.
+    pub(in crate::vault) fn begin(
+        remembered: Remembered,
+        unverified: &UnverifiedKeyring,
+        options: &OpenOptions,
+    ) -> Result<Self, VaultError> {
+        let Remembered {
+            anchors,
+            anchor,
+            vault,
+            path,
+            other_vault,
+        } = remembered;
+        if unverified.vault() != vault {
+            let why = "names another vault than a moment ago";
+            return Err(VaultError::tampered("the header", why));
+        }
         let keyring_digest = hex(&unverified.digest());
         let forked = anchor.as_ref().is_some_and(|anchor| {
             unverified.sequence() == anchor.keyring_sequence
@@ -86,7 +125,7 @@ impl RollbackGuard {
             anchor,
             pins,
             vault,
-            path: path.to_owned(),
+            path,
             required: options.require_anchor,
             other_vault,
             forked,
