@@ -1,4 +1,4 @@
-"""Holds reader.py to the golden vaults"""
+"""Holds reader.py to the golden vaults: test_reader.py [GOLDEN]"""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ import tempfile
 import reader
 
 HERE = pathlib.Path(__file__).resolve().parent
-GOLDEN = HERE.parent
+GOLDEN = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE.parent / "golden"
 
 
 def copy_of(name, target):
