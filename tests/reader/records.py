@@ -156,10 +156,10 @@ class Keys(SimpleNamespace):
         plain = self.open(record, b"metadata attributes", keys[-1], 2, fields, row.sealed)
         node = decoded("encoding", record, plain, "attributes")
         right = len(plain) % 256 == 0 and len(node.padding) < 256 and not any(node.padding)
-        demand(right and len(plain) <= 1 << 20, "encoding", f"{record}: padding or length")
+        right = right and len(plain) - len(node.padding) <= 1 << 20
+        demand(right, "encoding", f"{record}: padding or length")
         for name in ("accessed", "modified", "changed", "created"):
             time = getattr(node, name)
-            demand(time.nanoseconds < 10**9, "encoding", f"{record}: nanoseconds of {name}")
             setattr(node, name, time.seconds * 10**9 + time.nanoseconds)
         right = node.body.variant in BODIES.get(row.kind, ("special",))
         number_of_keys = 1 + (node.body.variant == "moving")
