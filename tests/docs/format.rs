@@ -24,7 +24,8 @@ fn the_examples_of_the_format_are_the_vectors_that_the_program_opens() {
     let mut shown = 0;
     for (name, digits) in vectors {
         if [
-            "header", "keyring", "event", "root", "tag", "entry", "version", "chunk", "state",
+            "header", "keyring", "event", "system", "root", "file", "tag", "entry", "version",
+            "chunk", "state",
         ]
         .contains(&name)
         {
@@ -32,7 +33,7 @@ fn the_examples_of_the_format_are_the_vectors_that_the_program_opens() {
             shown += 1;
         }
     }
-    assert_eq!(shown, 9);
+    assert_eq!(shown, 11);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod insider;
 mod make;
 mod open;
 mod past;
+mod reader;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;

@@ -33,5 +33,6 @@ pub mod reference;
 pub mod rotating;
 pub mod socket;
 pub mod tree;
+pub mod venv;
 pub mod versions;
 pub mod watching;

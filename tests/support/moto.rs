@@ -3,7 +3,6 @@
 //!
 //! Never skips: if the server cannot be made, the test fails and says why.
 
-use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -11,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use super::venv;
 
 /// Pinned exactly: moto's faults, which the tests know, change between versions.
 const PACKAGES: [&str; 4] = [
@@ -184,45 +185,7 @@ pub fn free_address() -> SocketAddr {
         .unwrap()
 }
 
-/// The Python of a virtual environment with moto in it, which the first caller makes.
+/// The Python of a virtual environment with moto in it.
 pub fn python() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target directory");
-    let venv = target.join("moto-venv");
-    let stamp = venv.join("complete");
-    let wanted = PACKAGES.join("\n");
-    // Test binaries run at once; the first makes it, the others wait.
-    let lock = File::create(target.join("moto-venv.lock")).unwrap();
-    lock.lock().unwrap();
-    if fs::read_to_string(&stamp).ok().as_deref() != Some(&wanted) {
-        if venv.exists() {
-            fs::remove_dir_all(&venv).unwrap();
-        }
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-        let pip = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-        ];
-        run(Command::new(venv.join("bin/python"))
-            .args(pip)
-            .args(PACKAGES));
-        fs::write(&stamp, wanted).unwrap();
-    }
-    venv.join("bin/python")
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|e| {
-        panic!("AWS tests need python3 with its venv module; cannot run {command:?}: {e}")
-    });
-    assert!(
-        output.status.success(),
-        "AWS tests need a virtual environment with moto; {command:?} failed:\n{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    venv::python("moto", &PACKAGES)
 }
