@@ -3,7 +3,6 @@
 //! `tests/vectors/format1.py` computes the records in `format1.txt` beside it, with none of the code
 //! here. A change of them makes every existing vault unreadable.
 
-mod beside;
 mod crash;
 pub(super) mod stored;
 

@@ -2,6 +2,9 @@
 //! is trusted before the line that verifies it, nothing is sent to a KMS key that is not pinned,
 //! and nothing is written before everything is verified.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;

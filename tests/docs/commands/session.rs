@@ -19,6 +19,8 @@ const TOLD: char = '\x1e';
 /// Makes the places. `$PLACE` is an empty directory, and hidden at the end.
 const PLACES: &str = r#"
 set -e
+# Vaults of other tests, which their `umount` would find to be still held from here.
+umount --all --lazy --types fuse.secretfs || :
 hostname web1
 cd "$PLACE"
 mkdir root srv run tmp lib sbin local local/bin

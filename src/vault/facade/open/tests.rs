@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::kms::{KeyUri, KmsSettings};
 
-use super::super::{InitOptions, OpenOptions, Outcome, Request, Vault, init};
+use super::super::super::{InitOptions, OpenOptions, Outcome, Request, Vault, init};
 
 #[test]
 fn what_another_process_remembers_while_a_vault_is_opened_is_no_rollback() {
